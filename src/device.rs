@@ -1,0 +1,102 @@
+//! The seam between protocol and storage: what a block device can be asked.
+//!
+//! `nbd/` sees only this; `volume/` is one implementation, [`crate::device::memory`] (tests) another.
+//! The caller has checked that `offset + len` lies inside the device; any alignment down to one byte is
+//! served. All methods may run concurrently; a change is visible to every read that starts after it returned.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub mod memory;
+
+/// Why a request failed, by what the client is told.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Data could not be read, or not be proven right (NBD_EIO).
+    #[error("{0}")]
+    Io(String),
+    /// Another server took the volume: nothing is accepted any more (NBD_EIO; the text says who).
+    #[error("{0}")]
+    Fenced(String),
+    /// The device is read-only (NBD_EPERM).
+    #[error("the volume is read-only: {0}")]
+    ReadOnly(String),
+    /// The device is closing (NBD_ESHUTDOWN).
+    #[error("the volume is closing")]
+    ShuttingDown,
+}
+
+/// What a client is told of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Bytes.
+    pub size: u64,
+    /// The unit of mapping in bytes: I/O in multiples of it needs no completing of partial blocks.
+    pub block_size: u32,
+    /// Whether changes are refused.
+    pub read_only: bool,
+}
+
+/// The bytes of a READ, in order, in as many pieces as the device had them.
+pub type Pieces = Vec<Bytes>;
+
+/// A block device.
+#[async_trait]
+pub trait Device: Send + Sync {
+    /// Size and block size; the same for the life of a connection.
+    fn info(&self) -> DeviceInfo;
+
+    /// The bytes `offset .. offset + len`; the pieces' lengths sum to `len`.
+    async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError>;
+
+    /// Accepts `data` at `offset`; with `fua` returns once it is stable.
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError>;
+
+    /// Gives up the blocks that lie wholly inside the range; they read as zero afterwards, nothing else changes.
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError>;
+
+    /// Zeroes exactly the range. With `no_hole` the whole blocks stay allocated ("allocated zero").
+    async fn write_zeroes(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> Result<(), DeviceError>;
+
+    /// Returns once every change that had returned before the call is stable.
+    async fn flush(&self) -> Result<(), DeviceError>;
+
+    /// Asks for the range to be near; a hint.
+    async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
+}
+
+/// One line of the list of exports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportEntry {
+    /// The name that a client asks for.
+    pub name: String,
+    /// For people; may be empty.
+    pub description: String,
+}
+
+/// Why an export cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ExportError {
+    /// There is none of that name (NBD_REP_ERR_UNKNOWN).
+    #[error("no export named {0:?}; see the list of exports")]
+    Unknown(String),
+    /// There is one, but it cannot be served now (NBD_REP_ERR_POLICY); the text says why and the way out.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The server is closing (NBD_REP_ERR_SHUTDOWN).
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// What a server serves: the names, and the devices behind them.
+#[async_trait]
+pub trait Exports: Send + Sync {
+    /// All exports, by name.
+    async fn list(&self) -> Result<Vec<ExportEntry>, ExportError>;
+
+    /// The device of that name. The empty name asks for the default export
+    /// (proto.md, NBD_OPT_EXPORT_NAME). Connections of one export share one device.
+    async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError>;
+}

@@ -1,0 +1,49 @@
+//! Local files: the one door to the server's own disk (journal, and later the disk cache).
+//!
+//! [`local`] is the real one; [`crash`] is a disk in memory that forgets, in part and torn, what was not synced.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub mod crash;
+pub mod local;
+
+/// A directory of the local disk. Names are plain file names or relative paths with `/`.
+#[async_trait]
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Where this is, for people.
+    fn path(&self) -> String;
+
+    /// Names of the files directly in `dir` ("" is the directory itself), in order; empty if there is no such directory.
+    async fn list(&self, dir: &str) -> io::Result<Vec<String>>;
+
+    /// Creates a new, empty file (its directories too) and makes its name durable. `AlreadyExists` if there is one.
+    async fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens an existing file for reading and writing.
+    async fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Removes a file, durably; one that is not there counts as removed.
+    async fn remove(&self, name: &str) -> io::Result<()>;
+}
+
+/// An open file.
+#[async_trait]
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Its length in bytes.
+    async fn len(&self) -> io::Result<u64>;
+
+    /// Up to `len` bytes at `offset`; fewer only at the end of the file.
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes>;
+
+    /// Writes the parts, joined, at `offset`. Returns once the operating system has them: they survive the death of
+    /// this process, not that of the host.
+    async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()>;
+
+    /// Makes everything written before the call durable (fdatasync).
+    async fn sync(&self) -> io::Result<()>;
+}

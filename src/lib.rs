@@ -1,0 +1,21 @@
+//! ashlar turns object storage into block devices: volumes whose data lives in a log of immutable objects, served
+//! over NBD. `ARCHITECTURE.md` is the map; modules stand here in the order that a newcomer should read them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
+
+pub mod units;
+pub mod change;
+pub mod device;
+pub mod nbd;
+pub mod volume;
+pub mod map;
+pub mod segment;
+pub mod codec;
+pub mod cache;
+pub mod journal;
+pub mod store;
+pub mod disk;
+pub mod outside;
+pub mod check;
+pub mod config;
+pub mod cli;

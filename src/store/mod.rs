@@ -1,0 +1,143 @@
+//! Objects: created once, read in ranges, listed in order, deleted (rule R1). The one door to the object store.
+//!
+//! Backends (`file`, `memory`, `s3`) implement [`Store`]; wrappers (`retry`, `limit`, `meter`, `faults`)
+//! implement it around another store. [`open`] assembles the tower, bottom to top, on one page.
+//! Nothing here knows a format of ours.
+
+use std::fmt;
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// A relative path of an object: segments of `[A-Za-z0-9._-]` joined by `/`, none of them empty, `.` or `..`.
+/// The same on every backend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// Checks a key.
+    pub fn new(path: impl Into<String>) -> Result<Key> {
+        let path = path.into();
+        let good = |part: &str| {
+            !part.is_empty()
+                && part != "."
+                && part != ".."
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        match path.split('/').all(good) {
+            true => Ok(Key(path)),
+            false => Err(StoreError::invalid(format!("{path:?} is not a key of an object"))),
+        }
+    }
+
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectEntry {
+    /// Its key.
+    pub key: Key,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// What may be done about a failure (one kind, one action).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such object.
+    NotFound,
+    /// A create-only PUT found the key taken. After an ambiguous failure this may be our own object: read it back.
+    AlreadyExists,
+    /// Time-out, throttling, a 5xx, a broken connection: try again. What was asked may or may not have happened.
+    Retryable,
+    /// Refused: credentials or permissions. Worth trying again only because somebody may mend them.
+    Denied,
+    /// The request, the address or the configuration is wrong: bucket missing, bad URL, bad key, bad range.
+    Invalid,
+}
+
+/// A failure of a store, with the store's own words in `message`; never a secret.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    /// What may be done about it.
+    pub kind: ErrorKind,
+    /// One sentence that names the object and the cause.
+    pub message: String,
+}
+
+impl StoreError {
+    /// A failure of the given kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> StoreError {
+        StoreError { kind, message: message.into() }
+    }
+
+    /// [`ErrorKind::Invalid`].
+    pub fn invalid(message: impl Into<String>) -> StoreError {
+        StoreError::new(ErrorKind::Invalid, message)
+    }
+
+    /// [`ErrorKind::NotFound`] of that key.
+    pub fn not_found(key: &Key) -> StoreError {
+        StoreError::new(ErrorKind::NotFound, format!("there is no object {key}"))
+    }
+
+    /// [`ErrorKind::AlreadyExists`] of that key.
+    pub fn already_exists(key: &Key) -> StoreError {
+        StoreError::new(ErrorKind::AlreadyExists, format!("object {key} exists already"))
+    }
+}
+
+/// The result of a store operation.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A place that keeps objects. All methods may run concurrently. A completed PUT or DELETE is visible to every
+/// later GET and LIST (read-after-write and list-after-write consistency).
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Where this is, for people: a URL without secrets.
+    fn url(&self) -> String;
+
+    /// Creates the object from `body`'s parts joined; `AlreadyExists` if there is one of that key, which is then
+    /// unchanged. Returns once the object is durable. Readers see all of it or nothing.
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()>;
+
+    /// The bytes `range` of the object, cut at its end; an empty result if `range.start` is at or beyond the end.
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes>;
+
+    /// The whole object.
+    async fn get(&self, key: &Key) -> Result<Bytes>;
+
+    /// All objects whose key begins with `prefix` (a plain string prefix; "" is everything), in byte order of
+    /// keys, after `start_after` if given. At most one page; an empty page means the end.
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>>;
+
+    /// The distinct first path segments of all keys ("directories" at the top), in order.
+    async fn list_top(&self) -> Result<Vec<String>>;
+
+    /// Deletes the objects, in batches where the store has them; one that does not exist counts as deleted.
+    async fn delete(&self, keys: &[Key]) -> Result<()>;
+}
+
+/// All pages of a listing.
+pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectEntry>> {
+    let mut all: Vec<ObjectEntry> = Vec::new();
+    loop {
+        let page = store.list(prefix, all.last().map(|entry| &entry.key)).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
