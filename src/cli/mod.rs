@@ -11,7 +11,10 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Effective, Flag, Inputs};
 
+mod attach;
 mod config_command;
+mod drain;
+mod exports;
 mod failure;
 mod logging;
 mod output;
