@@ -1,5 +1,8 @@
 //! The extent map: block → frame and position, or zero, or hole. Pure; knows no I/O and no time (rule R13).
 
+pub mod page_format;
+pub mod placement;
+
 use crate::units::{Extent, Location, Seq};
 
 /// What a mapped extent holds. A hole is the absence of a mapping.

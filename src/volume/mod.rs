@@ -1,1 +1,4 @@
 //! Volumes.
+
+pub mod meta;
+pub mod root;
