@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 pub mod memory;
 pub mod file;
+pub mod s3;
 pub mod faults;
 pub mod options;
 
