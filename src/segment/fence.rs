@@ -45,6 +45,9 @@ pub struct Fence {
     pub durability: Durability,
     /// The last change that the log before it contains.
     pub covers: ChangeNo,
+    /// Whether it displaced a server that may still be alive. Such a fence stays for as long as the volume: the
+    /// displaced server learns of it by failing to create the very same object, however late it wakes up.
+    pub displaces: bool,
 }
 
 impl Fence {
@@ -72,6 +75,7 @@ impl Fence {
         w.varint(self.continues_at.0);
         w.u8(self.durability as u8);
         w.varint(self.covers.0);
+        w.u8(u8::from(self.displaces));
     }
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Fence, Malformed> {
@@ -89,6 +93,11 @@ impl Fence {
                 _ => return Err(r.bad("a durability that is unknown")),
             },
             covers: ChangeNo(r.varint()?),
+            displaces: match r.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(r.bad("neither true nor false")),
+            },
         })
     }
 }
