@@ -120,3 +120,12 @@ impl EncodeError {
         EncodeError(reason.into())
     }
 }
+
+/// `Ok` if `have` bytes are what is needed.
+pub(crate) fn expect_len(have: usize, need: u64) -> Result<(), CorruptError> {
+    match have as u64 {
+        have if have < need => Err(CorruptError::Truncated { have, need }),
+        have if have > need => Err(CorruptError::Overlong { have, need }),
+        _ => Ok(()),
+    }
+}

@@ -252,6 +252,7 @@ fn check_prefix(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     const ALL: [ObjectKind; 4] = [ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close, ObjectKind::Checkpoint];
@@ -294,6 +295,16 @@ mod tests {
             let sealed = bytes.slice(offset as usize..(offset + len) as usize);
             let body = decoded.key.open_frame(offset, &sealed).unwrap();
             assert_eq!(super::super::frame::decompress(&body, raw).unwrap().len(), raw as usize);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..120), kind in 0u8..6, len in 0u8..80) {
+            let front = [&MAGIC[..], &[1, 0, kind, 0, len, 0, 0, 0]].concat();
+            for bytes in [bytes.clone(), [front, bytes].concat()] {
+                prop_assert!(bytes.is_empty() || decode(&bytes.into()).is_err());
+            }
         }
     }
 

@@ -1,7 +1,22 @@
 //! The extent map: block → frame and position, or zero, or hole. Pure; knows no I/O and no time (rule R13).
+//!
+//! The volume is cut into fixed ranges of [`PAGE_BLOCKS`] blocks; each range with anything in it owns a [`Page`] of
+//! sorted extents. [`ExtentMap`] keeps the pages that are in memory, knows where the others lie in the store, and says
+//! which it needs instead of fetching them. Whole pages of allocated zero are a range set, so that zeroing or trimming
+//! 16 TiB costs what is there, not what could be. [`Usage`] counts, with each change, the live blocks of every segment.
 
+pub mod extent_map;
+pub mod page;
 pub mod page_format;
 pub mod placement;
+pub mod runs;
+pub mod usage;
+
+pub use extent_map::{ExtentMap, MapSnapshot, NeedPages};
+pub use page::Page;
+pub use placement::Placement;
+pub use runs::Runs;
+pub use usage::Usage;
 
 use crate::units::{Extent, Location, Seq};
 
@@ -12,6 +27,16 @@ pub enum Content {
     Data(Location),
     /// Allocated zero.
     Zero,
+}
+
+impl Content {
+    /// The content `blocks` further on in the same extent.
+    pub fn skip(self, blocks: crate::units::BlockCount) -> Content {
+        match self {
+            Content::Data(location) => Content::Data(location.skip(blocks)),
+            Content::Zero => Content::Zero,
+        }
+    }
 }
 
 /// An extent and what it holds.

@@ -7,7 +7,7 @@
 use super::{Content, Mapped, PAGE_BLOCKS, PageIndex};
 use crate::codec::EncodeError;
 use crate::codec::cursor::{Malformed, Reader, Writer};
-use crate::units::{BlockCount, BlockIndex, BlockSize, Extent, FRAME_BYTES_MAX, FrameAddr, Location, Seq};
+use crate::units::{BlockCount, BlockIndex, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX};
 
 /// The most bytes that an encoded page can have; [`encode_page`] of the worst page stays far below.
 pub const PAGE_BYTES_MAX: u32 = 4 << 20;
@@ -19,27 +19,18 @@ const DATA: u64 = 1;
 /// Data that begins further on.
 const DATA_WITHIN: u64 = 2;
 
-/// The most blocks that a frame can have: 64 KiB of the smallest.
-const FRAME_BLOCKS_MAX: u64 = (FRAME_BYTES_MAX / BlockSize::MIN) as u64;
+/// Pages of the largest volume.
+pub const PAGES_MAX: u64 = VOLUME_BLOCKS_MAX.div_ceil(PAGE_BLOCKS);
 
 /// The fewest bytes that an extent, or a segment of the table, takes.
 const EXTENT_BYTES_MIN: usize = 2;
 const SEGMENT_BYTES_MIN: usize = 1;
 
-impl PageIndex {
-    /// The page that owns `block`.
-    pub fn of(block: BlockIndex) -> PageIndex {
-        PageIndex(block.0 / PAGE_BLOCKS)
-    }
-
-    /// The blocks that it owns.
-    pub fn extent(self) -> Extent {
-        Extent::new(self.0 * PAGE_BLOCKS, PAGE_BLOCKS)
-    }
-}
-
 /// The bytes of `page`; `mapped` is sorted by block, not overlapping, inside the page, none empty.
 pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, EncodeError> {
+    if page.0 >= PAGES_MAX {
+        return Err(EncodeError::new(format!("page {} is beyond the end of any volume", page.0)));
+    }
     let segments = segments_of(mapped);
     let mut w = Writer::with_capacity(16 + segments.len() * 4 + mapped.len() * 12);
     w.varint(segments.len() as u64);
@@ -50,7 +41,7 @@ pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, Encode
     }
     w.varint(mapped.len() as u64);
     let mut ends = vec![0; segments.len()];
-    let mut end = page.extent().start;
+    let mut end = extent_of(page).start;
     for m in mapped {
         if m.extent.start < end || !fits(page, m) {
             return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
@@ -90,9 +81,14 @@ fn segments_of(mapped: &[Mapped]) -> Vec<Seq> {
     segments
 }
 
+/// The blocks that a page below [`PAGES_MAX`] owns.
+fn extent_of(page: PageIndex) -> Extent {
+    Extent::new(page.0 * PAGE_BLOCKS, PAGE_BLOCKS)
+}
+
 /// Whether an extent can be one of `page`. Encoding and decoding ask the same.
 fn fits(page: PageIndex, m: &Mapped) -> bool {
-    let Extent { start, count } = page.extent();
+    let Extent { start, count } = extent_of(page);
     let Extent { start: first, count: blocks } = m.extent;
     let inside = first >= start && (first - start) < count && blocks.0 >= 1 && blocks.0 <= count.0 - (first - start).0;
     match m.content {
@@ -106,11 +102,14 @@ fn fits(page: PageIndex, m: &Mapped) -> bool {
 /// The mapped extents of `page` from its bytes; sorted by block, not overlapping, inside the page.
 pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malformed> {
     let mut r = Reader::new(bytes);
+    if page.0 >= PAGES_MAX {
+        return Err(r.bad("a page beyond the end of any volume"));
+    }
     let segments = decode_segments(&mut r)?;
     let count = r.count(EXTENT_BYTES_MIN)?;
     let mut ends = vec![0; segments.len()];
     let mut mapped = Vec::with_capacity(count);
-    let mut end = page.extent().start;
+    let mut end = extent_of(page).start;
     for _ in 0..count {
         let m = decode_extent(&mut r, end, &segments, &mut ends)?;
         if !fits(page, &m) {
@@ -138,8 +137,8 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
 fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Mapped, Malformed> {
     let first = r.varint()?;
     let count_less_one = r.varint_up_to(PAGE_BLOCKS - 1)?;
-    // The gap is at most 2^62 and the page's start below 2^63, as `fits` then judges.
-    let start = BlockIndex(end.0.checked_add(first >> 2).ok_or_else(|| r.bad("an extent outside its page or frame"))?);
+    // No overflow: the gap is below 2^62, and the page ends below 2^54. Whether the extent lies in the page, `fits` judges.
+    let start = BlockIndex(end.0 + (first >> 2));
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
     let content = match first & 3 {
         ZERO => Content::Zero,
@@ -167,4 +166,127 @@ fn decode_location(r: &mut Reader<'_>, kind: u64, segments: &[Seq], ends: &mut [
         },
     };
     Ok(Location { frame: FrameAddr { seq, offset, len }, block })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page() -> impl Strategy<Value = (PageIndex, Vec<Mapped>)> {
+        let location = (0u64..5, 0u32..1000, 0u32..70_000, prop_oneof![Just(0u16), 0u16..128]);
+        let content = prop_oneof![
+            1 => Just(None),
+            4 => location.prop_map(|(seq, offset, len, block)| {
+                let frame = FrameAddr { seq: Seq(seq * 1_000_003), offset: offset * 4_000_000, len };
+                Some(Location { frame, block })
+            }),
+        ];
+        let gap = prop_oneof![Just(0u64), 0u64..600];
+        let item = (gap, 1u64..=128, content);
+        (0u64..PAGES_MAX, prop::collection::vec(item, 0..60)).prop_map(|(page, items)| {
+            let page = PageIndex(page);
+            let mut end = extent_of(page).start;
+            let mut mapped = Vec::new();
+            for (gap, count, content) in items {
+                let start = end + BlockCount(gap);
+                let count = content.map_or(count, |location| count.min(128 - u64::from(location.block)));
+                if start + BlockCount(count) <= extent_of(page).end() {
+                    let extent = Extent::new(start.0, count);
+                    mapped.push(Mapped { extent, content: content.map_or(Content::Zero, Content::Data) });
+                    end = extent.end();
+                }
+            }
+            (page, mapped)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_comes_back((page, mapped) in page()) {
+            let bytes = encode_page(page, &mapped).unwrap();
+            prop_assert_eq!(decode_page(page, &bytes), Ok(mapped));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_page(bytes in prop::collection::vec(any::<u8>(), 0..60), segments in 0u8..4) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = segments;
+            }
+            let page = PageIndex(3);
+            if let Ok(mapped) = decode_page(page, &bytes) {
+                let again = encode_page(page, &mapped).unwrap();
+                prop_assert_eq!(decode_page(page, &again), Ok(mapped));
+            }
+        }
+
+        #[test]
+        fn a_harmed_page_is_refused_or_in_order((page, mapped) in page(), at: prop::sample::Index, flip in 1u8..) {
+            let mut bytes = encode_page(page, &mapped).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            if let Ok(mapped) = decode_page(page, &bytes) {
+                prop_assert!(mapped.is_sorted_by(|a, b| a.extent.end() <= b.extent.start));
+                prop_assert!(mapped.iter().all(|m| fits(page, m)));
+            }
+        }
+    }
+
+    fn data(start: u64, count: u64, offset: u32, block: u16) -> Mapped {
+        let frame = FrameAddr { seq: Seq(1), offset, len: 100 };
+        Mapped { extent: Extent::new(start, count), content: Content::Data(Location { frame, block }) }
+    }
+
+    #[test]
+    fn what_is_no_page_is_not_written() {
+        let page = PageIndex(1);
+        let at = PAGE_BLOCKS;
+        assert!(encode_page(page, &[data(at, 128, 50, 0), data(at + 128, 1, 150, 127)]).is_ok());
+        for bad in [
+            vec![data(at - 1, 2, 50, 0)],
+            vec![data(at + PAGE_BLOCKS - 1, 2, 50, 0)],
+            vec![data(at, 2, 50, 0), data(at + 1, 2, 50, 0)],
+            vec![data(at, 0, 50, 0)],
+            vec![data(at, 1, 50, 128)],
+            vec![data(at, 129, 50, 0)],
+            vec![data(at, 1, u32::MAX - 99, 0)],
+        ] {
+            assert!(encode_page(page, &bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_place_keeps_its_order_but_not_its_blocks() {
+        let bytes = encode_page(PageIndex(1), &[data(PAGE_BLOCKS + 5, 1, 50, 0)]).unwrap();
+        assert_eq!(decode_page(PageIndex(2), &bytes).unwrap()[0].extent.start, BlockIndex(2 * PAGE_BLOCKS + 5));
+        assert!(decode_page(PageIndex(PAGES_MAX - 1), &bytes).is_ok());
+        assert!(
+            decode_page(PageIndex(PAGES_MAX), &bytes).is_err() && decode_page(PageIndex(u64::MAX), &bytes).is_err()
+        );
+        assert!(encode_page(PageIndex(PAGES_MAX), &[]).is_err());
+    }
+
+    #[test]
+    fn sequential_data_costs_eight_bytes_an_extent_and_random_blocks_eleven() {
+        let page = |step: u32, blocks: u64| -> Vec<Mapped> {
+            let extent = |i| data(i * blocks, blocks, (48 + i as u32 * 100).wrapping_mul(step) % 8_000_000, 0);
+            (0..PAGE_BLOCKS / blocks).map(extent).collect()
+        };
+        let cost = |mapped: &[Mapped]| encode_page(PageIndex(0), mapped).unwrap().len() as f64 / mapped.len() as f64;
+        assert!(cost(&page(1, 16)) <= 8.0);
+        assert!(cost(&page(2_654_435_761, 1)) <= 11.0);
+    }
+
+    #[test]
+    fn the_worst_page_stays_below_the_bound() {
+        let worst = |i: u64| {
+            let offset = if i.is_multiple_of(2) { 0 } else { u32::MAX - 70_000 };
+            let frame = FrameAddr { seq: Seq(i << 49), offset, len: 65_556 };
+            Mapped { extent: Extent::new(i, 1), content: Content::Data(Location { frame, block: 127 }) }
+        };
+        let mapped: Vec<Mapped> = (0..PAGE_BLOCKS).map(worst).collect();
+        let bytes = encode_page(PageIndex(0), &mapped).unwrap().len();
+        assert!(bytes < PAGE_BYTES_MAX as usize / 4, "{bytes} bytes");
+    }
 }

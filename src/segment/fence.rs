@@ -45,6 +45,9 @@ pub struct Fence {
     pub durability: Durability,
     /// The last change that the log before it contains.
     pub covers: ChangeNo,
+    /// Whether it displaced a server that may still be alive. Such a fence stays for as long as the volume: the
+    /// displaced server learns of it by failing to create the very same object, however late it wakes up.
+    pub displaces: bool,
 }
 
 impl Fence {
@@ -72,6 +75,7 @@ impl Fence {
         w.varint(self.continues_at.0);
         w.u8(self.durability as u8);
         w.varint(self.covers.0);
+        w.u8(u8::from(self.displaces));
     }
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Fence, Malformed> {
@@ -89,6 +93,11 @@ impl Fence {
                 _ => return Err(r.bad("a durability that is unknown")),
             },
             covers: ChangeNo(r.varint()?),
+            displaces: match r.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(r.bad("neither true nor false")),
+            },
         })
     }
 }
@@ -109,12 +118,16 @@ pub struct Close {
 impl Close {
     /// As an object.
     pub fn encode(&self, sealer: &Sealer, seq: Seq, salt: Salt) -> Result<Encoded, EncodeError> {
+        encode(sealer, ObjectKind::Close, seq, salt, &self.write(), Frames::with_capacity(0, 0))
+    }
+
+    fn write(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.varint(self.epoch.0);
         w.uuid(self.server);
         w.varint(self.covers.0);
         w.varint(self.time_unix_millis);
-        encode(sealer, ObjectKind::Close, seq, salt, &w.finish(), Frames::with_capacity(0, 0))
+        w.finish()
     }
 
     pub(super) fn decode(head: &[u8]) -> Result<Close, Malformed> {
@@ -126,5 +139,81 @@ impl Close {
             time_unix_millis: r.varint()?,
         };
         r.finish().map(|()| close)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn fence()(a: [u64; 5], ids: [u128; 2], window: u32, name in "\\PC{0,60}", journal: bool) -> Fence {
+            Fence {
+                epoch: Epoch(a[0]),
+                server: Uuid::from_u128(ids[0]),
+                server_name: name,
+                time_unix_millis: a[1],
+                journal: Uuid::from_u128(ids[1]),
+                window,
+                continues_at: Seq(a[2]),
+                durability: if journal { Durability::Journal } else { Durability::Store },
+                covers: ChangeNo(a[3]),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_fence_comes_back(fence in fence()) {
+            let mut w = Writer::new();
+            fence.write(&mut w);
+            prop_assert_eq!(Fence::decode(&w.finish()), Ok(fence));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_fence(bytes in prop::collection::vec(0u8..0x90, 0..90)) {
+            if let Ok(fence) = Fence::decode(&bytes) {
+                let mut w = Writer::new();
+                fence.write(&mut w);
+                prop_assert_eq!(w.finish(), bytes);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_close(bytes in prop::collection::vec(0u8..0x90, 18..26)) {
+            if let Ok(close) = Close::decode(&bytes) {
+                prop_assert_eq!(close.write(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_an_unknown_durability_refused() {
+        let mut w = Writer::new();
+        let long = Fence { server_name: "é".repeat(200), ..sample() };
+        long.write(&mut w);
+        assert_eq!(Fence::decode(&w.finish()).unwrap().server_name, "é".repeat(127));
+
+        let mut w = Writer::new();
+        sample().write(&mut w);
+        let mut bytes = w.finish();
+        let at = bytes.len() - 2;
+        bytes[at] = 2;
+        assert_eq!(Fence::decode(&bytes).unwrap_err().what, "a durability that is unknown");
+    }
+
+    fn sample() -> Fence {
+        Fence {
+            epoch: Epoch(1),
+            server: Uuid::nil(),
+            server_name: "here".into(),
+            time_unix_millis: 1,
+            journal: Uuid::nil(),
+            window: 8,
+            continues_at: Seq(1),
+            durability: Durability::Store,
+            covers: ChangeNo(0),
+        }
     }
 }

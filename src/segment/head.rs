@@ -12,8 +12,7 @@ use crate::codec::seal::Salt;
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
 use crate::units::{
-    BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, FrameAddr, Location, Seq,
-    VOLUME_BYTES_MAX,
+    BlockCount, BlockIndex, ChangeNo, Epoch, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX,
 };
 
 /// The head of a segment.
@@ -56,12 +55,6 @@ pub enum EntryKind {
 const DATA: u64 = 0;
 const ZERO: u64 = 1;
 const HOLE: u64 = 2;
-
-/// The block after the last that any volume can have.
-pub(crate) const END_MAX: u64 = VOLUME_BYTES_MAX / BlockSize::MIN as u64;
-
-/// The most blocks that a frame can have: 64 KiB of the smallest.
-pub(crate) const FRAME_BLOCKS_MAX: u64 = (FRAME_BYTES_MAX / BlockSize::MIN) as u64;
 
 /// The fewest bytes that an entry takes.
 const ENTRY_BYTES_MIN: usize = 2;
@@ -162,7 +155,7 @@ fn decode_entry(r: &mut Reader<'_>, end: BlockIndex) -> Result<Entry, Malformed>
     let first = r.varint()?;
     let start = BlockIndex(end.0 + (first >> 2));
     let count_less_one = r.varint()?;
-    if start.0 >= END_MAX || count_less_one >= END_MAX - start.0 {
+    if start.0 >= VOLUME_BLOCKS_MAX || count_less_one >= VOLUME_BLOCKS_MAX - start.0 {
         return Err(r.bad("an extent beyond the end of any volume"));
     }
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
@@ -258,9 +251,9 @@ mod tests {
         assert_eq!(decode_one(DATA, 0, 65557), Err("a frame of a length that cannot be"));
         assert_eq!(decode_one(DATA, 128, 21), Err("a frame of more than 64 KiB of data"));
         assert_eq!(decode_one(3, 0, 0), Err("an entry of unknown kind"));
-        assert!(decode_one(HOLE, END_MAX - 1, 0).is_ok());
-        assert_eq!(decode_one(HOLE, END_MAX, 0), Err("an extent beyond the end of any volume"));
-        assert_eq!(decode_one((END_MAX << 2) | ZERO, 0, 0), Err("an extent beyond the end of any volume"));
+        assert!(decode_one(HOLE, VOLUME_BLOCKS_MAX - 1, 0).is_ok());
+        assert_eq!(decode_one(HOLE, VOLUME_BLOCKS_MAX, 0), Err("an extent beyond the end of any volume"));
+        assert_eq!(decode_one((VOLUME_BLOCKS_MAX << 2) | ZERO, 0, 0), Err("an extent beyond the end of any volume"));
         assert_eq!(decode_one(u64::MAX - 2, u64::MAX, 0), Err("an extent beyond the end of any volume"));
     }
 

@@ -23,10 +23,10 @@ pub use encode::{EncodedSegment, Payload, Stamp, encode_segment};
 pub use fence::{Close, Durability, Fence};
 pub use head::{Entry, EntryKind, SegmentHead};
 
-use crate::codec::CorruptError;
 use crate::codec::frame;
 use crate::codec::object::{Decoded, Found, ObjectKind, decode_head};
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
+use crate::codec::{CorruptError, expect_len};
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
 use crate::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Seq};
@@ -131,15 +131,6 @@ pub fn verify_log_object(
         open_frame_with(&read.key, addr, data_len, &sealed)?;
     }
     Ok(read.object)
-}
-
-/// `Ok` if `have` bytes are what is needed.
-fn expect_len(have: usize, need: u64) -> Result<(), CorruptError> {
-    match have as u64 {
-        have if have < need => Err(CorruptError::Truncated { have, need }),
-        have if have > need => Err(CorruptError::Overlong { have, need }),
-        _ => Ok(()),
-    }
 }
 
 /// What the segment at `seq` does to the map, in the order of its blocks: what recovery applies.

@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 pub mod memory;
 pub mod file;
-pub mod s3;
 pub mod faults;
 pub mod options;
 

@@ -279,3 +279,115 @@ pub enum BadName {
         len: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> VolumeName {
+        VolumeName::new(name).unwrap()
+    }
+
+    fn sample() -> Meta {
+        Meta {
+            name: name("disk0"),
+            uuid: Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8),
+            size: 10 << 30,
+            block_size: BlockSize::default(),
+            created_unix_millis: 1_700_000_000_000,
+            deleted: false,
+        }
+    }
+
+    /// The sample with a text in its JSON replaced, and the hash made right again.
+    fn rewritten(from: &str, to: &str) -> Vec<u8> {
+        let bytes = sample().encode();
+        let text = String::from_utf8(bytes).unwrap();
+        let json = &text[..text.len() - HASH_HEX_BYTES - 1];
+        assert!(json.contains(from), "{json}");
+        let json = json.replace(from, to);
+        format!("{json}{}\n", blake3::hash(json.as_bytes()).to_hex()).into_bytes()
+    }
+
+    fn error_of(from: &str, to: &str) -> String {
+        Meta::decode(&name("disk0"), &rewritten(from, to)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_description_comes_back() {
+        for meta in [sample(), Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
+            assert_eq!(Meta::decode(&name("disk0"), &meta.encode()), Ok(meta));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        let bytes = sample().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut harmed = bytes.clone();
+            harmed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Meta::decode(&name("disk0"), &harmed), Err(MetaError::Harmed), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert_eq!(Meta::decode(&name("disk0"), &bytes[..len]), Err(MetaError::Harmed), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
+        assert_eq!(
+            error_of("\"format\": 1", "\"format\": 2, \"news\": true"),
+            "its format 2 is unknown (this ashlar reads up to 1): a newer ashlar is needed"
+        );
+        assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
+        assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");
+        assert_eq!(error_of("[]", "[{}]"), "it uses encryption, which this ashlar does not support");
+        assert_eq!(error_of("null", "\"base\""), "it uses a parent volume, which this ashlar does not support");
+        assert!(error_of("\"codec\"", "\"kodek\"").starts_with("it is malformed: unknown field `kodek`"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused() {
+        assert_eq!(
+            error_of("10737418240", "0"),
+            "it is malformed: a volume of size 0 cannot be: give it at least one block"
+        );
+        assert!(error_of("4096", "4095").contains("block size 4095 is not a power of two"));
+        assert!(error_of("\"disk0\"", "\".disk\"").contains("must begin with a letter or a digit"));
+        assert_eq!(
+            error_of("\"disk0\"", "\"disk1\""),
+            "it describes the volume disk1: its folder was copied or renamed; move it back under that name"
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        let check = |size| Meta::check_size(size, BlockSize::default()).map_err(|e| e.to_string());
+        assert_eq!(check(4096), Ok(()));
+        assert_eq!(check(0), Err("a volume of size 0 cannot be: give it at least one block".into()));
+        assert_eq!(
+            check(5000),
+            Err("size 5000 is not a multiple of the block size 4096; the next that is would be 8192".into())
+        );
+        assert_eq!(
+            check(1 << 63),
+            Err("size 9223372036854775808 is more than a volume can have: the most is 8 EiB less 64 KiB \
+                 (9223372036854710272 bytes)"
+                .into())
+        );
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "0", "disk0", "Web-1.prod_x", &"x".repeat(64)] {
+            assert!(VolumeName::new(good).is_ok(), "{good}");
+        }
+        let error = |name: &str| VolumeName::new(name).unwrap_err().to_string();
+        assert_eq!(error(""), "a volume needs a name");
+        assert_eq!(error(".probe"), "volume name \".probe\" must begin with a letter or a digit (A-Z, a-z, 0-9)");
+        assert_eq!(error("-x"), "volume name \"-x\" must begin with a letter or a digit (A-Z, a-z, 0-9)");
+        assert_eq!(error("a/b"), "volume name \"a/b\" contains '/'; letters, digits, '.', '_' and '-' are accepted");
+        assert_eq!(error("aé"), "volume name \"aé\" contains 'é'; letters, digits, '.', '_' and '-' are accepted");
+        assert_eq!(error(&"x".repeat(65)), "a volume name of 65 bytes is too long; at most 64 are accepted");
+    }
+}

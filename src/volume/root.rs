@@ -13,8 +13,8 @@ use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
 use crate::codec::object::{Decoded, Encoded, Found, ObjectKind, PREFIX_BYTES, decode_head, encode};
 use crate::codec::seal::{Salt, Sealer};
-use crate::codec::{CorruptError, EncodeError};
-use crate::map::page_format::{PAGE_BYTES_MAX, decode_page, encode_page};
+use crate::codec::{CorruptError, EncodeError, expect_len};
+use crate::map::page_format::{PAGE_BYTES_MAX, PAGES_MAX, decode_page, encode_page};
 use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
 use crate::segment::Fence;
 use crate::units::{ChangeNo, Seq};
@@ -70,6 +70,10 @@ pub fn encode_checkpoint(
     root: Root,
     changed: &[(PageIndex, Vec<Mapped>)],
 ) -> Result<EncodedCheckpoint, EncodeError> {
+    if root.pages.iter().any(|(_, at)| at.checkpoint >= root.seq) {
+        let what = "a page is in a checkpoint that is not before it";
+        return Err(EncodeError::new(format!("checkpoint {}: {what}", root.seq)));
+    }
     let mut frames = Frames::with_capacity(changed.len(), changed.iter().map(|(_, mapped)| mapped.len() * 12).sum());
     let mut own = Vec::with_capacity(changed.len());
     for (page, mapped) in changed {
@@ -97,7 +101,7 @@ fn with_pages(mut root: Root, salt: Salt, changed: &[(PageIndex, Vec<Mapped>)], 
     }
     let needed: BTreeSet<Seq> = pages.values().map(|at| at.checkpoint).collect();
     root.pages = pages.into_iter().collect();
-    root.checkpoints.retain(|(seq, _)| needed.contains(seq) && *seq != root.seq);
+    root.checkpoints.retain(|(seq, _)| needed.contains(seq));
     if !own.is_empty() {
         let page_bytes = own.iter().map(|(_, len)| u64::from(*len)).sum();
         root.checkpoints.push((root.seq, CheckpointInfo { salt, page_bytes }));
@@ -120,6 +124,20 @@ pub fn decode_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Fou
     decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.and_then(|decoded| Ok(decode_root(seq, &decoded)?))
 }
 
+/// Proves a whole checkpoint object, every page of it, and that nothing follows.
+pub fn verify_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Root, CorruptError> {
+    let decoded = decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.whole(bytes.len())?;
+    let root = decode_root(seq, &decoded)?;
+    let own = || root.pages.iter().filter(|(_, at)| at.checkpoint == seq);
+    let total = own().map(|(_, at)| u64::from(at.len)).sum::<u64>() + u64::from(decoded.frames_at);
+    expect_len(bytes.len(), total)?;
+    for (page, at) in own() {
+        let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
+        open_page(sealer, &decoded.salt, *page, *at, &sealed)?;
+    }
+    Ok(root)
+}
+
 /// Opens the page that was read from where `at` says, in a checkpoint whose encoding had `salt`.
 pub fn open_page(
     sealer: &Sealer,
@@ -128,11 +146,7 @@ pub fn open_page(
     at: PageRef,
     sealed: &Bytes,
 ) -> Result<Vec<Mapped>, CorruptError> {
-    match sealed.len() as u64 {
-        have if have < u64::from(at.len) => return Err(CorruptError::Truncated { have, need: u64::from(at.len) }),
-        have if have > u64::from(at.len) => return Err(CorruptError::Overlong { have, need: u64::from(at.len) }),
-        _ => {}
-    }
+    expect_len(sealed.len(), u64::from(at.len))?;
     let key = sealer.object_key(ObjectKind::Checkpoint, at.checkpoint, salt);
     let bytes = decompress_up_to(&key.open_frame(at.offset, sealed)?, PAGE_BYTES_MAX)?;
     Ok(decode_page(page, &bytes)?)
@@ -148,7 +162,8 @@ fn check(root: &Root) -> Result<(), &'static str> {
     ensure(root.checkpoints.is_sorted_by(|a, b| a.0 < b.0), "its checkpoints are out of order")?;
     ensure(root.checkpoints.last().is_none_or(|(last, _)| *last <= root.seq), "it names a checkpoint after itself")?;
     ensure(root.pages.is_sorted_by(|a, b| a.0 < b.0), "its pages are out of order")?;
-    ensure(zeroed_is_sorted(root), "its zeroed pages are out of order")?;
+    ensure(root.pages.last().is_none_or(|(last, _)| last.0 < PAGES_MAX), "a page is beyond the end of any volume")?;
+    ensure(zeroed_is_sorted(root), "its zeroed pages are out of order, or beyond the end of any volume")?;
     let is_page = |(first, count): &(PageIndex, u64)| {
         let after = root.pages.partition_point(|(page, _)| page < first);
         root.pages.get(after).is_some_and(|(page, _)| page.0 - first.0 < *count)
@@ -163,7 +178,7 @@ fn check(root: &Root) -> Result<(), &'static str> {
 fn zeroed_is_sorted(root: &Root) -> bool {
     let mut end = 0u64;
     root.zeroed.iter().all(|(first, count)| {
-        let good = first.0 >= end && *count > 0 && first.0.checked_add(*count).is_some();
+        let good = first.0 >= end && *count > 0 && first.0 < PAGES_MAX && *count <= PAGES_MAX - first.0;
         end = first.0.saturating_add(*count);
         good
     })
@@ -354,4 +369,223 @@ fn read_list<T>(
         list.push(item(r)?);
     }
     Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::object::Found;
+    use crate::map::{Content, PAGE_BLOCKS};
+    use crate::segment::Durability;
+    use crate::units::{Epoch, Extent, FrameAddr, Location};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    fn sealer() -> Sealer {
+        Sealer::new(Uuid::from_u128(4))
+    }
+
+    fn mapped(page: u64, blocks: u64) -> (PageIndex, Vec<Mapped>) {
+        let frame = FrameAddr { seq: Seq(3), offset: 100, len: 200 };
+        let extent = |i| Mapped {
+            extent: Extent::new(page * PAGE_BLOCKS + i * 2, 1),
+            content: Content::Data(Location { frame, block: i as u16 }),
+        };
+        (PageIndex(page), (0..blocks).map(extent).collect())
+    }
+
+    fn info(salt: u8) -> SegmentInfo {
+        SegmentInfo { salt: [salt; 16], stored_bytes: 8 << 20, blocks: 2048, live_blocks: u32::from(salt) }
+    }
+
+    fn sample() -> Root {
+        let fence = Fence {
+            epoch: Epoch(4),
+            server: Uuid::from_u128(1),
+            server_name: "alpha".into(),
+            time_unix_millis: 1_700_000_000_000,
+            journal: Uuid::from_u128(2),
+            window: 8,
+            continues_at: Seq(30),
+            durability: Durability::Journal,
+            covers: ChangeNo(99),
+        };
+        Root {
+            seq: Seq(20),
+            covers: ChangeNo(99),
+            next_slot: Seq(30),
+            fence: Some((Seq(12), fence)),
+            closed: false,
+            zeroed: vec![(PageIndex(50), 3), (PageIndex(53), PAGES_MAX - 53)],
+            segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
+            checkpoints: Vec::new(),
+            pages: Vec::new(),
+        }
+    }
+
+    fn make(root: Root, changed: &[(PageIndex, Vec<Mapped>)]) -> (EncodedCheckpoint, Bytes) {
+        let encoded = encode_checkpoint(&sealer(), [root.seq.0 as u8; 16], root, changed).unwrap();
+        let bytes = Bytes::from(encoded.object.parts.concat());
+        (encoded, bytes)
+    }
+
+    fn decode(seq: u64, bytes: &Bytes) -> Result<Root, CorruptError> {
+        decode_checkpoint(&sealer(), Seq(seq), bytes)?.whole(bytes.len())
+    }
+
+    fn open(root: &Root, page: PageIndex, objects: &BTreeMap<Seq, Bytes>) -> Vec<Mapped> {
+        let (_, at) = root.pages[root.pages.binary_search_by_key(&page, |(page, _)| *page).unwrap()];
+        let (_, info) = root.checkpoints.iter().find(|(seq, _)| *seq == at.checkpoint).unwrap();
+        let sealed = objects[&at.checkpoint].slice(at.offset as usize..(at.offset + at.len) as usize);
+        open_page(&sealer(), &info.salt, page, at, &sealed).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_what_the_writer_holds() {
+        let (encoded, bytes) = make(sample(), &[mapped(2, 5), mapped(9, 1)]);
+        assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
+        assert_eq!(encoded.object.total, bytes.len() as u64);
+        assert_eq!(encoded.refs, encoded.root.pages);
+        let places: Vec<_> = encoded.refs.iter().map(|(_, at)| (at.offset, at.len)).collect();
+        assert_eq!(places, encoded.object.frames);
+        let (empty, bytes) = make(Root { next_slot: Seq(1), ..Root::default() }, &[]);
+        assert_eq!(decode(0, &bytes).unwrap(), empty.root);
+        assert!(empty.root.checkpoints.is_empty());
+    }
+
+    #[test]
+    fn pages_that_did_not_change_stay_where_they_are() {
+        let (first, bytes20) = make(sample(), &[mapped(2, 5), mapped(9, 1), mapped(11, 3)]);
+        let next = |root: Root, seq| Root { seq: Seq(seq), next_slot: Seq(seq + 1), ..root };
+        let (second, bytes40) = make(next(first.root, 40), &[mapped(9, 7), (PageIndex(11), vec![]), mapped(12, 2)]);
+        let (third, bytes50) = make(next(second.root.clone(), 50), &[]);
+        let objects = BTreeMap::from([(Seq(20), bytes20), (Seq(40), bytes40), (Seq(50), bytes50)]);
+        for (seq, root) in [(40, second.root), (50, third.root)] {
+            assert_eq!(decode(seq, &objects[&Seq(seq)]).unwrap(), root);
+            let places: Vec<_> = root.pages.iter().map(|(page, at)| (page.0, at.checkpoint.0)).collect();
+            assert_eq!(places, [(2, 20), (9, 40), (12, 40)]);
+            for (page, blocks) in [(2, 5), (9, 7), (12, 2)] {
+                assert_eq!(open(&root, PageIndex(page), &objects), mapped(page, blocks).1);
+            }
+            assert_eq!(root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [20, 40]);
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_to_which_no_page_refers_leaves_the_root() {
+        let (first, _) = make(sample(), &[mapped(2, 5)]);
+        let (second, bytes) = make(Root { seq: Seq(40), next_slot: Seq(41), ..first.root }, &[mapped(2, 6)]);
+        assert_eq!(second.root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [40]);
+        assert_eq!(decode(40, &bytes).unwrap(), second.root);
+    }
+
+    #[test]
+    fn a_page_opens_only_where_it_belongs() {
+        let (encoded, bytes) = make(sample(), &[mapped(2, 5), mapped(9, 5)]);
+        let (page, at) = encoded.refs[0];
+        let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
+        let open = |salt: u8, at: PageRef, sealed: &Bytes| open_page(&sealer(), &[salt; 16], page, at, sealed);
+        assert_eq!(open(20, at, &sealed), Ok(mapped(2, 5).1));
+        assert_eq!(open(21, at, &sealed), Err(CorruptError::TagMismatch));
+        assert_eq!(open(20, PageRef { checkpoint: Seq(21), ..at }, &sealed), Err(CorruptError::TagMismatch));
+        assert_eq!(open(20, PageRef { offset: at.offset + 1, ..at }, &sealed), Err(CorruptError::TagMismatch));
+        assert!(matches!(open(20, at, &sealed.slice(1..)), Err(CorruptError::Truncated { .. })));
+        let longer = PageRef { len: at.len - 1, ..at };
+        assert!(matches!(open(20, longer, &sealed), Err(CorruptError::Overlong { .. })));
+    }
+
+    #[test]
+    fn a_root_that_contradicts_itself_is_not_written() {
+        let page_at = |seq, len| (PageIndex(1), PageRef { checkpoint: Seq(seq), offset: 48, len });
+        let known = vec![(Seq(5), CheckpointInfo { salt: [0; 16], page_bytes: 1 })];
+        let with = |change: &dyn Fn(&mut Root)| {
+            let mut root = sample();
+            change(&mut root);
+            encode_checkpoint(&sealer(), [0; 16], root, &[mapped(60, 1)]).map(|_| ()).map_err(|e| e.to_string())
+        };
+        let says = |what: &str| Err(format!("cannot be encoded: checkpoint 20: {what}"));
+        assert_eq!(with(&|root| root.zeroed.clear()), Ok(()));
+        assert_eq!(with(&|_| ()), says("a page is zeroed and mapped"));
+        let refused = |what, change: &dyn Fn(&mut Root)| {
+            let both = |root: &mut Root| {
+                root.zeroed.clear();
+                change(root);
+            };
+            assert_eq!(with(&both), says(what));
+        };
+        refused("its next slot is not after it", &|root| root.next_slot = Seq(20));
+        refused("its segments are out of order", &|root| root.segments.swap(0, 1));
+        refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
+        refused("it names a segment after itself", &|root| root.segments[2].0 = Seq(21));
+        refused("a page is in a checkpoint that is not listed", &|root| root.pages = vec![page_at(5, 100)]);
+        refused("a page has a length that cannot be", &|root| {
+            root.pages = vec![page_at(5, 20)];
+            root.checkpoints = known.clone();
+        });
+        refused("a page is in a checkpoint that is not before it", &|root| root.pages = vec![page_at(20, 100)]);
+        let zeroed = "its zeroed pages are out of order, or beyond the end of any volume";
+        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 2), (PageIndex(4), 1)]);
+        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 0)]);
+        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), u64::MAX)]);
+    }
+
+    fn roots() -> impl Strategy<Value = Root> {
+        let segments = prop::collection::btree_map(0u64..1 << 30, (any::<[u8; 16]>(), any::<[u32; 3]>()), 0..20);
+        let pages = prop::collection::btree_map(0u64..1000, (0u64..6, 48u32..=u32::MAX, 21u32..4_000_000), 0..40);
+        let zeroed = prop::collection::btree_map(1000u64..2000, 1u64..100, 0..5);
+        (segments, pages, zeroed, any::<bool>(), any::<[u64; 2]>()).prop_map(|(segments, pages, zeroed, plain, n)| {
+            let segment = |(seq, (salt, [stored, a, b])): (u64, ([u8; 16], [u32; 3]))| {
+                let info =
+                    SegmentInfo { salt, stored_bytes: u64::from(stored), blocks: a.max(b), live_blocks: a.min(b) };
+                (Seq(seq), info)
+            };
+            let page = |(page, (seq, offset, len))| (PageIndex(page), PageRef { checkpoint: Seq(seq), offset, len });
+            let mut runs: Vec<(PageIndex, u64)> = Vec::new();
+            for (first, count) in zeroed {
+                if runs.last().is_none_or(|(last, count)| last.0 + count <= first) {
+                    runs.push((PageIndex(first), count));
+                }
+            }
+            let checkpoint = |seq| (Seq(seq), CheckpointInfo { salt: [seq as u8; 16], page_bytes: n[0] });
+            Root {
+                seq: Seq(1 << 30),
+                covers: ChangeNo(n[1]),
+                next_slot: Seq((1 << 30) + 1 + (n[0] >> 10)),
+                fence: if plain { None } else { sample().fence },
+                closed: plain,
+                zeroed: runs,
+                segments: segments.into_iter().map(segment).collect(),
+                checkpoints: (0..6).map(checkpoint).collect(),
+                pages: pages.into_iter().map(page).collect(),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_root_comes_back(root in roots(), changed in prop::collection::btree_map(0u64..1000, 0u64..30, 0..6)) {
+            let changed: Vec<_> = changed.into_iter().map(|(page, blocks)| mapped(page, blocks)).collect();
+            let (encoded, bytes) = make(root, &changed);
+            prop_assert_eq!(decode(1 << 30, &bytes).unwrap(), encoded.root.clone());
+            for (page, extents) in changed.iter().filter(|(_, extents)| !extents.is_empty()) {
+                let objects = BTreeMap::from([(Seq(1 << 30), bytes.clone())]);
+                prop_assert_eq!(&open(&encoded.root, *page, &objects), extents);
+            }
+        }
+
+        #[test]
+        fn a_harmed_root_with_a_good_tag_is_refused_or_consistent(root in roots(), at: prop::sample::Index, flip in 1u8..) {
+            let (encoded, _) = make(root, &[mapped(3, 2)]);
+            let mut head = encoded.object.parts[0][PREFIX_BYTES..].to_vec();
+            let at = at.index(head.len());
+            head[at] ^= flip;
+            let frames = Frames::with_capacity(0, 0);
+            let object = encode(&sealer(), ObjectKind::Checkpoint, Seq(1 << 30), [0; 16], &head, frames).unwrap();
+            match decode_checkpoint(&sealer(), Seq(1 << 30), &object.parts[0]) {
+                Ok(Found::Whole(root)) => prop_assert_eq!(check(&root), Ok(())),
+                Ok(Found::NeedMore { .. }) => prop_assert!(false, "the head was there"),
+                Err(e) => prop_assert!(matches!(e, CorruptError::Malformed(_)), "{e}"),
+            }
+        }
+    }
 }
