@@ -28,7 +28,7 @@ pub trait Volumes: Send + Sync + 'static {
     async fn names(&self) -> Result<Vec<String>, String>;
 
     /// Opens a volume.
-    async fn open(&self, name: &str) -> Result<Self::Volume, OpenFailure>;
+    async fn open(&self, name: &str) -> Result<Arc<Self::Volume>, OpenFailure>;
 
     /// Whether an open volume is of no use any more, because another server took it.
     fn lost(volume: &Self::Volume) -> bool;
@@ -124,7 +124,7 @@ impl<V: Volumes> VolumeExports<V> {
         match self.0.volumes.open(name).await {
             Ok(volume) => {
                 info!("volume {name} is open");
-                Ok(Arc::clone(place.insert(Arc::new(volume))))
+                Ok(Arc::clone(place.insert(volume)))
             }
             Err(failure) => {
                 self.forget(name, &slot);
@@ -187,10 +187,7 @@ impl<V: Volumes> VolumeExports<V> {
 fn export_error(name: &str, failure: OpenFailure) -> ExportError {
     match failure {
         OpenFailure::Unknown => ExportError::Unknown(name.to_owned()),
-        OpenFailure::Refused(why) => {
-            warn!("volume {name} does not open: {why}");
-            ExportError::Unavailable(why)
-        }
+        OpenFailure::Refused(why) => ExportError::Unavailable(why),
     }
 }
 
@@ -203,7 +200,11 @@ impl<V: Volumes> Exports for VolumeExports<V> {
 
     async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
         let name = if name.is_empty() { self.default_name().await? } else { name.to_owned() };
-        let volume = self.volume(&name).await?;
+        let volume = self.volume(&name).await.inspect_err(|error| {
+            if let ExportError::Unavailable(why) = error {
+                warn!("a client asked for volume {name}, which does not open: {why}");
+            }
+        })?;
         Ok((entry(name), volume))
     }
 }

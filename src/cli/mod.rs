@@ -8,16 +8,25 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::{self, Runtime};
 
 use crate::config::{self, Effective, Flag, Inputs};
 
-mod attach;
-mod config_command;
-mod drain;
+mod serve;
+mod start;
 mod exports;
-mod failure;
-mod logging;
+mod store_volumes;
+mod attach;
+mod drain;
+mod create;
+mod list;
+mod info;
+mod delete;
+mod config_command;
+mod outside;
 mod output;
+mod logging;
+mod failure;
 
 use failure::{Failure, Outcome};
 
@@ -42,7 +51,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Where the volumes live: file://PATH, s3://BUCKET/PREFIX or memory:// [key: store]
+    /// Where the volumes live: file://PATH, s3://BUCKET/PREFIX or memory:// [key: store.url]
     #[arg(long, global = true, value_name = "URL")]
     store: Option<String>,
 
@@ -73,7 +82,11 @@ Examples:
 /// The commands, in the order of the help.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the configuration in effect, and where each value was set
+    Serve(serve::Args),
+    Create(create::Args),
+    List(list::Args),
+    Info(info::Args),
+    Delete(delete::Args),
     Config(config_command::Args),
 }
 
@@ -82,20 +95,30 @@ impl Cli {
         let flags = self.flags();
         let config = effective(self.config, flags)?;
         match self.command {
+            Command::Serve(args) => serve::run(&args, &config),
+            Command::Create(args) => create::run(&args, &config),
+            Command::List(args) => list::run(&args, &config),
+            Command::Info(args) => info::run(&args, &config),
+            Command::Delete(args) => delete::run(&args, &config),
             Command::Config(args) => config_command::run(&args, &config),
         }
     }
 
     /// The flags that set a key of the configuration.
     fn flags(&self) -> Vec<Flag> {
-        let common = [("--store", "store", &self.store), ("--state", "state", &self.state)];
-        let common = common.into_iter().filter_map(|(name, key, value)| flag(name, key, value.as_ref()));
-        common.collect()
+        let common = [("--store", "store.url", &self.store), ("--state", "state", &self.state)];
+        let common = common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
+        let own = match &self.command {
+            Command::Serve(args) => args.flags(),
+            _ => Vec::new(),
+        };
+        common.chain(own).collect()
     }
 }
 
-fn flag(name: &'static str, key: &'static str, value: Option<&String>) -> Option<Flag> {
-    value.map(|value| Flag { name, key, value: value.clone() })
+/// Where commands run.
+fn runtime() -> Result<Runtime, Failure> {
+    runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)
 }
 
 fn effective(file: Option<PathBuf>, flags: Vec<Flag>) -> Result<Effective, Failure> {

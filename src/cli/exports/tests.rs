@@ -29,7 +29,7 @@ impl Volumes for Arc<Shelf> {
         Ok(self.names.lock().clone())
     }
 
-    async fn open(&self, name: &str) -> Result<Fake, OpenFailure> {
+    async fn open(&self, name: &str) -> Result<Arc<Fake>, OpenFailure> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();
@@ -39,7 +39,7 @@ impl Volumes for Arc<Shelf> {
         }
         match self.refusal.lock().clone() {
             Some(why) => Err(OpenFailure::Refused(why)),
-            None => Ok(Fake { lost: AtomicBool::new(false), closed: Arc::clone(&self.closed) }),
+            None => Ok(Arc::new(Fake { lost: AtomicBool::new(false), closed: Arc::clone(&self.closed) })),
         }
     }
 
