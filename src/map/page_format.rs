@@ -41,7 +41,7 @@ pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, Encode
     }
     w.varint(mapped.len() as u64);
     let mut ends = vec![0; segments.len()];
-    let mut end = extent_of(page).start;
+    let mut end = page.extent().start;
     for m in mapped {
         if m.extent.start < end || !fits(page, m) {
             return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
@@ -81,14 +81,9 @@ fn segments_of(mapped: &[Mapped]) -> Vec<Seq> {
     segments
 }
 
-/// The blocks that a page below [`PAGES_MAX`] owns.
-fn extent_of(page: PageIndex) -> Extent {
-    Extent::new(page.0 * PAGE_BLOCKS, PAGE_BLOCKS)
-}
-
 /// Whether an extent can be one of `page`. Encoding and decoding ask the same.
 fn fits(page: PageIndex, m: &Mapped) -> bool {
-    let Extent { start, count } = extent_of(page);
+    let Extent { start, count } = page.extent();
     let Extent { start: first, count: blocks } = m.extent;
     let inside = first >= start && (first - start) < count && blocks.0 >= 1 && blocks.0 <= count.0 - (first - start).0;
     match m.content {
@@ -109,7 +104,7 @@ pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malform
     let count = r.count(EXTENT_BYTES_MIN)?;
     let mut ends = vec![0; segments.len()];
     let mut mapped = Vec::with_capacity(count);
-    let mut end = extent_of(page).start;
+    let mut end = page.extent().start;
     for _ in 0..count {
         let m = decode_extent(&mut r, end, &segments, &mut ends)?;
         if !fits(page, &m) {
@@ -186,12 +181,12 @@ mod tests {
         let item = (gap, 1u64..=128, content);
         (0u64..PAGES_MAX, prop::collection::vec(item, 0..60)).prop_map(|(page, items)| {
             let page = PageIndex(page);
-            let mut end = extent_of(page).start;
+            let mut end = page.extent().start;
             let mut mapped = Vec::new();
             for (gap, count, content) in items {
                 let start = end + BlockCount(gap);
                 let count = content.map_or(count, |location| count.min(128 - u64::from(location.block)));
-                if start + BlockCount(count) <= extent_of(page).end() {
+                if start + BlockCount(count) <= page.extent().end() {
                     let extent = Extent::new(start.0, count);
                     mapped.push(Mapped { extent, content: content.map_or(Content::Zero, Content::Data) });
                     end = extent.end();

@@ -159,6 +159,7 @@ mod tests {
                 continues_at: Seq(a[2]),
                 durability: if journal { Durability::Journal } else { Durability::Store },
                 covers: ChangeNo(a[3]),
+                displaces: a[4] % 2 == 0,
             }
         }
     }
@@ -198,7 +199,7 @@ mod tests {
         let mut w = Writer::new();
         sample().write(&mut w);
         let mut bytes = w.finish();
-        let at = bytes.len() - 2;
+        let at = bytes.len() - 3;
         bytes[at] = 2;
         assert_eq!(Fence::decode(&bytes).unwrap_err().what, "a durability that is unknown");
     }
@@ -214,6 +215,7 @@ mod tests {
             continues_at: Seq(1),
             durability: Durability::Store,
             covers: ChangeNo(0),
+            displaces: true,
         }
     }
 }

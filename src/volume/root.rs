@@ -30,8 +30,6 @@ pub struct Root {
     pub next_slot: Seq,
     /// The newest fence, and where it stands.
     pub fence: Option<(Seq, Fence)>,
-    /// Whether the log ends with a close.
-    pub closed: bool,
     /// Runs of whole pages that are allocated zero (first page, number of pages); not listed in `pages`.
     pub zeroed: Vec<(PageIndex, u64)>,
     /// Segments that are in the store.
@@ -184,13 +182,12 @@ fn zeroed_is_sorted(root: &Root) -> bool {
     })
 }
 
-const CLOSED: u8 = 1;
-const FENCED: u8 = 2;
+const FENCED: u8 = 1;
 
 fn encode_root(root: &Root) -> Vec<u8> {
     let room = root.zeroed.len() * 6 + root.segments.len() * 28 + root.checkpoints.len() * 24 + root.pages.len() * 9;
     let mut w = Writer::with_capacity(512 + room);
-    w.u8(if root.closed { CLOSED } else { 0 } | if root.fence.is_some() { FENCED } else { 0 });
+    w.u8(if root.fence.is_some() { FENCED } else { 0 });
     w.varint(root.covers.0);
     w.varint(root.next_slot.0 - root.seq.0);
     if let Some((seq, fence)) = &root.fence {
@@ -208,7 +205,7 @@ fn encode_root(root: &Root) -> Vec<u8> {
 fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     let mut r = Reader::new(&decoded.head);
     let flags = r.u8()?;
-    if flags & !(CLOSED | FENCED) != 0 {
+    if flags & !FENCED != 0 {
         return Err(r.bad("flags that are unknown"));
     }
     let covers = ChangeNo(r.varint()?);
@@ -227,8 +224,7 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     if page_bytes > 0 {
         checkpoints.push((seq, CheckpointInfo { salt: decoded.salt, page_bytes }));
     }
-    let closed = flags & CLOSED != 0;
-    let root = Root { seq, covers, next_slot, fence, closed, zeroed, segments, checkpoints, pages };
+    let root = Root { seq, covers, next_slot, fence, zeroed, segments, checkpoints, pages };
     let end = r.clone();
     r.finish()?;
     check(&root).map_err(|what| end.bad(what))?;
@@ -409,13 +405,13 @@ mod tests {
             continues_at: Seq(30),
             durability: Durability::Journal,
             covers: ChangeNo(99),
+            displaces: false,
         };
         Root {
             seq: Seq(20),
             covers: ChangeNo(99),
             next_slot: Seq(30),
             fence: Some((Seq(12), fence)),
-            closed: false,
             zeroed: vec![(PageIndex(50), 3), (PageIndex(53), PAGES_MAX - 53)],
             segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
             checkpoints: Vec::new(),
@@ -552,7 +548,6 @@ mod tests {
                 covers: ChangeNo(n[1]),
                 next_slot: Seq((1 << 30) + 1 + (n[0] >> 10)),
                 fence: if plain { None } else { sample().fence },
-                closed: plain,
                 zeroed: runs,
                 segments: segments.into_iter().map(segment).collect(),
                 checkpoints: (0..6).map(checkpoint).collect(),
