@@ -1,8 +1,8 @@
 //! A page of the extent map as bytes: the mapped extents of [`PAGE_BLOCKS`] blocks.
 //!
-//! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is written as
-//! the distance from the end of the frame of the same segment that was named last, so that what was written in one go costs one
-//! byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
+//! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is
+//! written as the distance from the end of the frame of the same segment that was named last, so that what was written
+//! in one go costs one byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
 
 use super::{Content, Mapped, PAGE_BLOCKS, PageIndex};
 use crate::codec::EncodeError;
@@ -132,7 +132,7 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
 fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Mapped, Malformed> {
     let first = r.varint()?;
     let count_less_one = r.varint_up_to(PAGE_BLOCKS - 1)?;
-    // No overflow: the gap is below 2^62, and the page ends below 2^54. Whether the extent lies in the page, `fits` judges.
+    // No overflow: the gap is below 2^62, the page ends below 2^55. `fits` judges whether the extent lies in the page.
     let start = BlockIndex(end.0 + (first >> 2));
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
     let content = match first & 3 {

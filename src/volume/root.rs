@@ -1,7 +1,7 @@
-//! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds every page of the
-//! map, the live blocks of every segment, and the newest fence; behind it stand the pages that changed since the
-//! checkpoint before, as frames. Pages that did not change stay in the objects of older checkpoints, which live as long
-//! as a page in them is referred to.
+//! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds
+//! every page of the map, the live blocks of every segment, and the newest fence; behind it stand the pages that
+//! changed since the checkpoint before, as frames. Pages that did not change stay in the objects of older checkpoints,
+//! which live as long as a page in them is referred to.
 //!
 //! The root is written before the offsets of its own pages are known: it records their lengths, and readers sum up.
 
@@ -19,7 +19,8 @@ use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
 use crate::segment::Fence;
 use crate::units::{ChangeNo, Seq};
 
-/// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without doubles.
+/// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without
+/// doubles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Root {
     /// The last log object whose effect is in it; also its place among the checkpoints.
@@ -60,17 +61,21 @@ pub struct EncodedCheckpoint {
     pub root: Root,
 }
 
-/// Makes a checkpoint: `root` with the pages as they were, `changed` with the pages that take their place, sorted. A changed page without
-/// extents leaves the root. Checkpoints to which no page refers any more leave it too.
+/// Makes a checkpoint: `root` with the pages as they were, `changed` with the pages that take their place, sorted. A
+/// changed page without extents leaves the root. Checkpoints to which no page refers any more leave it too.
 pub fn encode_checkpoint(
     sealer: &Sealer,
     salt: Salt,
     root: Root,
     changed: &[(PageIndex, Vec<Mapped>)],
 ) -> Result<EncodedCheckpoint, EncodeError> {
+    let refuse = |what| EncodeError::new(format!("checkpoint {}: {what}", root.seq));
     if root.pages.iter().any(|(_, at)| at.checkpoint >= root.seq) {
-        let what = "a page is in a checkpoint that is not before it";
-        return Err(EncodeError::new(format!("checkpoint {}: {what}", root.seq)));
+        return Err(refuse("a page is in a checkpoint that is not before it"));
+    }
+    // Frames stand in the order of pages: readers count on it when they sum up.
+    if !changed.is_sorted_by(|a, b| a.0 < b.0) {
+        return Err(refuse("its changed pages are out of order"));
     }
     let mut frames = Frames::with_capacity(changed.len(), changed.iter().map(|(_, mapped)| mapped.len() * 12).sum());
     let mut own = Vec::with_capacity(changed.len());
@@ -117,7 +122,8 @@ fn place_own_pages(mut root: Root, frames_at: u32) -> Result<Root, &'static str>
     Ok(root)
 }
 
-/// Proves and decodes the root of the checkpoint at `seq`. `bytes` is the object or its beginning; the pages need not be there.
+/// Proves and decodes the root of the checkpoint at `seq`. `bytes` is the object or its beginning; the pages need not
+/// be there.
 pub fn decode_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Found<Root>, CorruptError> {
     decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.and_then(|decoded| Ok(decode_root(seq, &decoded)?))
 }
@@ -305,8 +311,8 @@ fn read_checkpoints(r: &mut Reader<'_>) -> Result<Vec<(Seq, CheckpointInfo)>, Ma
     })
 }
 
-/// Of each page: the gap to the one before; 0 for this object, or 1 and more for an older one and the distance from the end of the page
-/// of that object that was named last; the length.
+/// Of each page: the gap to the one before; 0 for this object, or 1 and more for an older one and the distance from
+/// the end of the page of that object that was named last; the length.
 fn write_pages(w: &mut Writer, root: &Root, older: &[(Seq, CheckpointInfo)]) {
     w.varint(root.pages.len() as u64);
     let mut next = 0;
@@ -405,7 +411,7 @@ mod tests {
             continues_at: Seq(30),
             durability: Durability::Journal,
             covers: ChangeNo(99),
-            displaces: false,
+            displaces: true,
         };
         Root {
             seq: Seq(20),
@@ -523,6 +529,14 @@ mod tests {
         refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 2), (PageIndex(4), 1)]);
         refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 0)]);
         refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), u64::MAX)]);
+    }
+
+    #[test]
+    fn changed_pages_out_of_order_are_refused() {
+        let unsorted = [mapped(9, 1), mapped(2, 5)];
+        let error = encode_checkpoint(&sealer(), [0; 16], sample(), &unsorted).unwrap_err();
+        assert_eq!(error.to_string(), "cannot be encoded: checkpoint 20: its changed pages are out of order");
+        assert!(encode_checkpoint(&sealer(), [0; 16], sample(), &[mapped(2, 1), mapped(2, 1)]).is_err());
     }
 
     fn roots() -> impl Strategy<Value = Root> {

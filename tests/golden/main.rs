@@ -72,7 +72,7 @@ fn block_size() -> BlockSize {
     BlockSize::new(512).unwrap()
 }
 
-/// Blocks 10…17 of text, 18 of zeros, 19 of noise; 20…23 zero; a far trim; and data on both sides of a 64 KiB boundary.
+/// Blocks 10…17 of text, 18 of zeros, 19 of noise; 20…23 zero; data on both sides of a 64 KiB boundary; a far trim.
 fn changes() -> Vec<(Extent, Payload)> {
     let text = b"ashlar: worked stone, laid in courses. ".repeat(8 * 512 / 39 + 1)[..8 * 512].to_vec();
     let mixed = [&text[..], &[0; 512], &noise(512)].concat();
@@ -125,7 +125,7 @@ fn sample_fence() -> Fence {
         continues_at: Seq(0x1240),
         durability: Durability::Journal,
         covers: ChangeNo(70_000),
-        displaces: false,
+        displaces: true,
     }
 }
 
