@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -16,11 +17,17 @@ pub type Flight<V> = Shared<BoxFuture<'static, V>>;
 ///
 /// A flight is driven by whoever waits for it: if the first waiter goes away, the next one drives it on.
 #[derive(Debug)]
-pub struct Flights<K, V>(Arc<Mutex<HashMap<K, (u64, Flight<V>)>>>, Arc<std::sync::atomic::AtomicU64>);
+pub struct Flights<K, V> {
+    under_way: UnderWay<K, V>,
+    /// Tells a flight from the one that brought the same thing before.
+    launched: AtomicU64,
+}
+
+type UnderWay<K, V> = Arc<Mutex<HashMap<K, (u64, Flight<V>)>>>;
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
-        Flights(Arc::default(), Arc::default())
+        Flights { under_way: Arc::default(), launched: AtomicU64::default() }
     }
 }
 
@@ -31,13 +38,13 @@ where
 {
     /// The flight that brings `key`, if one is under way.
     pub fn find(&self, key: K) -> Option<Flight<V>> {
-        self.0.lock().get(&key).map(|(_, flight)| flight.clone())
+        self.under_way.lock().get(&key).map(|(_, flight)| flight.clone())
     }
 
     /// Puts a fetch of `keys` under way. Nothing happens until somebody awaits it.
     pub fn launch(&self, keys: Vec<K>, fetch: impl Future<Output = V> + Send + 'static) -> Flight<V> {
-        let number = self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (table, landed) = (self.0.clone(), keys.clone());
+        let number = self.launched.fetch_add(1, Ordering::Relaxed);
+        let (table, landed) = (self.under_way.clone(), keys.clone());
         let flight = async move {
             let result = fetch.await;
             let mut table = table.lock();
@@ -50,7 +57,7 @@ where
         }
         .boxed()
         .shared();
-        let mut table = self.0.lock();
+        let mut table = self.under_way.lock();
         for key in keys {
             table.insert(key, (number, flight.clone()));
         }
@@ -61,7 +68,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[tokio::test]
     async fn many_waiters_share_one_fetch_and_a_later_one_starts_anew() {

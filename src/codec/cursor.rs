@@ -1,7 +1,8 @@
-//! Cursors over bytes: [`Writer`] appends, [`Reader`] takes, bounds-checked. A reader fails in one way only, [`Malformed`].
+//! Cursors over bytes: [`Writer`] appends, [`Reader`] takes, bounds-checked. A reader fails in one way only,
+//! [`Malformed`].
 //!
-//! Integers are little-endian. A varint is LEB128, seven bits a byte, least significant first; only the shortest form is
-//! accepted, so that equal values have equal bytes.
+//! Integers are little-endian. A varint is LEB128, seven bits a byte, least significant first; only the shortest form
+//! is accepted, so that equal values have equal bytes.
 
 use uuid::Uuid;
 
@@ -122,8 +123,8 @@ impl<'a> Reader<'a> {
         Ok((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
     }
 
-    /// A count of items to come, each of at least `item_bytes` bytes: one that the rest of the input cannot hold is refused, so
-    /// that the caller may allocate for it.
+    /// A count of items to come, each of at least `item_bytes` bytes: one that the rest of the input cannot hold is
+    /// refused, so that the caller may allocate for it.
     pub fn count(&mut self, item_bytes: usize) -> Result<usize, Malformed> {
         let count = self.varint()?;
         match usize::try_from(count) {

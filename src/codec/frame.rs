@@ -7,8 +7,9 @@
 //! | 17 | 3 | length of the data before compression |
 //! | 20 | … | the data, compressed or not |
 //!
-//! All frames of an object are written into one buffer: compression writes there, sealing fills in the tags there, and the store
-//! is handed the same bytes. Nothing is copied once more, and a segment costs one allocation instead of thousands.
+//! All frames of an object are written into one buffer: compression writes there, sealing fills in the tags there, and
+//! the store is handed the same bytes. Nothing is copied once more, and a segment costs one allocation instead of
+//! thousands.
 
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
@@ -144,7 +145,8 @@ impl Compressor {
         }
     }
 
-    /// Compresses into `self.output`; `None` if that saves less than a thirty-second (3 %), which is not worth the reader's time.
+    /// Compresses into `self.output`; `None` if that saves less than a thirty-second (3 %), which is not worth the
+    /// reader's time.
     fn compress(&mut self, parts: &[&[u8]], raw_len: usize) -> Option<usize> {
         let room = get_maximum_output_size(raw_len);
         if self.output.len() < room {

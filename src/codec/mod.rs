@@ -7,11 +7,11 @@
 //! | --- | --- |
 //! | [`cursor`] | numbers, strings and uuids in bytes, bounds-checked |
 //! | [`frame`] | up to 64 KiB of data, compressed if that helps, with its length |
-//! | [`seal`] | a tag that proves that a frame or head is unharmed and is *this* one: of this volume, kind, place in the log, encoding and byte offset (rule R9) |
+//! | [`seal`] | a tag that proves that a frame or head is unharmed and the one that belongs here (rule R9) |
 //! | [`object`] | magic, version, kind, head and frames in one object |
 //!
-//! Decoders treat what they are given as hostile: they never panic, never allocate more than a fixed bound or a small multiple of
-//! their input, and say in words what is wrong. The caller knows the object's name and adds it.
+//! Decoders treat what they are given as hostile: they never panic, never allocate more than a fixed bound or a small
+//! multiple of their input, and say in words what is wrong. The caller knows the object's name and adds it.
 //!
 //! Byte tables: `docs/format.md`.
 
@@ -108,8 +108,8 @@ pub enum CorruptError {
     Malformed(#[from] Malformed),
 }
 
-/// Why something cannot be encoded: it is beyond a bound of the format or contradicts itself. A bug of the caller, found before
-/// anything that could not be read back is written.
+/// Why something cannot be encoded: it is beyond a bound of the format or contradicts itself. A bug of the caller,
+/// found before anything that could not be read back is written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be encoded: {0}")]
 pub struct EncodeError(pub(crate) String);

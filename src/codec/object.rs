@@ -12,8 +12,8 @@
 //! | 48 | … | the head |
 //! | … | … | sealed frames, one behind the other |
 //!
-//! The head records the frames' lengths, not their offsets: it is made before its own length is known. Readers sum up from its
-//! end ([`Decoded::frames_at`]).
+//! The head records the frames' lengths, not their offsets: it is made before its own length is known. Readers sum up
+//! from its end ([`Decoded::frames_at`]).
 
 use std::fmt;
 
@@ -195,7 +195,8 @@ impl<T> Found<T> {
     }
 }
 
-/// Proves the head of the object at `seq`, which must be of one of the `expected` kinds. `bytes` is the object or its beginning.
+/// Proves the head of the object at `seq`, which must be of one of the `expected` kinds. `bytes` is the object or its
+/// beginning.
 pub fn decode_head(
     sealer: &Sealer,
     expected: &[ObjectKind],

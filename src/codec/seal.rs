@@ -1,13 +1,14 @@
-//! The seal: a tag before every frame and over every head that proves before use that the bytes are unharmed and are the ones
-//! that belong in this place (rule R9).
+//! The seal: a tag before every frame and over every head that proves before use that the bytes are unharmed and are
+//! the ones that belong in this place (rule R9).
 //!
-//! Each encoding of each object has its own key, derived from the volume's uuid, the kind, the place in the log, and the salt
-//! that was drawn for this encoding. A frame's tag covers its byte offset too. So an object that is copied to another place, kind or
-//! volume does not open, and neither does a frame at another offset.
+//! Each encoding of each object has its own key, derived from the volume's uuid, the kind, the place in the log, and
+//! the salt that was drawn for this encoding. A frame's tag covers its byte offset too. So an object that is copied to
+//! another place, kind or volume does not open, and neither does a frame at another offset.
 //!
-//! This is [`Seal::Blake3`]: it protects against decay, cut-off and mix-up, not against somebody who knows the uuid and wants to
-//! forge. An encrypted volume will derive the object keys from its data key instead and use [`Seal::ChaCha20Poly1305`]; that
-//! is why keys go through [`Sealer`] and why the layout has the room that the AEAD's tag needs.
+//! This is [`Seal::Blake3`]: it protects against decay, cut-off and mix-up, not against somebody who knows the uuid
+//! and wants to forge. An encrypted volume will derive the object keys from its data key instead and use
+//! [`Seal::ChaCha20Poly1305`]; that is why keys go through [`Sealer`] and why the layout has the room that the AEAD's
+//! tag needs.
 
 use std::fmt;
 

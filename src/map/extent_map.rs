@@ -373,3 +373,168 @@ fn parts(extent: Extent) -> impl Iterator<Item = (PageIndex, Extent)> {
     let end = extent.end().0.div_ceil(PAGE_BLOCKS);
     (first..end).filter_map(move |index| Some((PageIndex(index), PageIndex(index).extent().intersect(&extent)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::Mapped;
+    use crate::units::{FrameAddr, Location};
+    use proptest::prelude::*;
+
+    /// Three pages, the last of them cut short by the end of the volume.
+    const BLOCKS: u64 = 2 * PAGE_BLOCKS + 100;
+
+    /// Places where extents begin and end: page boundaries and their neighbours, so that cases meet.
+    fn place() -> impl Strategy<Value = u64> {
+        let near = |at: u64| (0..6u64).prop_map(move |d| (at + d).saturating_sub(3).min(BLOCKS));
+        prop_oneof![near(0), near(PAGE_BLOCKS), near(2 * PAGE_BLOCKS), near(BLOCKS), near(40), near(PAGE_BLOCKS + 60)]
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Set(u64, u64, u8),
+        /// Checkpoint: every changed page is stored.
+        Store,
+        /// Forget the clean pages, as eviction or reopening does.
+        Evict,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            8 => (place(), place(), 0u8..4).prop_map(|(a, b, kind)| Op::Set(a.min(b), a.max(b), kind)),
+            1 => Just(Op::Store),
+            1 => Just(Op::Evict),
+        ]
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Block {
+        Hole,
+        Zero,
+        /// Written by this segment.
+        Data(Seq),
+    }
+
+    /// The store side of the test: pages by place.
+    #[derive(Default)]
+    struct Stored(BTreeMap<(Seq, u32), Page>);
+
+    impl Stored {
+        fn load(&self, map: &mut ExtentMap, need: NeedPages) {
+            for (index, at) in need.0 {
+                map.page_loaded(index, at, self.0[&(at.checkpoint, at.offset)].clone());
+            }
+        }
+
+        fn checkpoint(&mut self, map: &mut ExtentMap, seq: Seq) {
+            for (_, at) in map.take_released() {
+                map.account_released(&self.0[&(at.checkpoint, at.offset)]);
+            }
+            let changed = map.snapshot().unwrap().changed;
+            let place = |(index, page): (PageIndex, Arc<Page>)| {
+                let at = PageRef { checkpoint: seq, offset: index.0 as u32, len: 1 };
+                (index, page.clone(), (!page.is_empty()).then_some(at))
+            };
+            let placed: Vec<_> = changed.into_iter().map(place).collect();
+            for (index, page, at) in &placed {
+                if at.is_some() {
+                    self.0.insert((seq, index.0 as u32), (**page).clone());
+                }
+            }
+            map.checkpointed(placed);
+        }
+    }
+
+    /// Frames hold at most 16 blocks here, as with blocks of 4 KiB.
+    fn changes(seq: Seq, start: u64, end: u64, kind: u8) -> Vec<(Extent, Placement)> {
+        match kind {
+            0 => vec![(Extent::new(start, end - start), Placement::Zero)],
+            1 => vec![(Extent::new(start, end - start), Placement::Hole)],
+            _ => (start..end.min(start + 48))
+                .step_by(16)
+                .map(|at| {
+                    let frame = FrameAddr { seq, offset: at as u32, len: 1 };
+                    let count = 16.min(end.min(start + 48) - at);
+                    (Extent::new(at, count), Placement::Data(Location { frame, block: 0 }))
+                })
+                .collect(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// The dumb model: one entry a block.
+        #[test]
+        fn the_map_equals_an_array(ops in prop::collection::vec(op(), 1..25)) {
+            let mut map = ExtentMap::new(BlockCount(BLOCKS));
+            let mut model = vec![Block::Hole; BLOCKS as usize];
+            let mut stored = Stored::default();
+            for (n, op) in ops.into_iter().enumerate() {
+                let seq = Seq(n as u64 + 1);
+                match op {
+                    Op::Set(start, end, _) if start == end => {}
+                    Op::Set(start, end, kind) => {
+                        let changes = changes(seq, start, end, kind);
+                        let blocks = match kind { 0 | 1 => 0, _ => end.min(start + 48) - start };
+                        let info = SegmentInfo { blocks: blocks as u32, live_blocks: blocks as u32, ..SegmentInfo::default() };
+                        while let Err(need) = map.apply(seq, info, &changes) {
+                            stored.load(&mut map, need);
+                        }
+                        for (extent, placement) in changes {
+                            let block = match placement {
+                                Placement::Data(_) => Block::Data(seq),
+                                Placement::Zero => Block::Zero,
+                                Placement::Hole => Block::Hole,
+                            };
+                            model[extent.start.0 as usize..extent.end().0 as usize].fill(block);
+                        }
+                    }
+                    Op::Store => stored.checkpoint(&mut map, seq),
+                    Op::Evict => map.evict(0),
+                }
+            }
+            stored.checkpoint(&mut map, Seq(1000));
+            map.evict(0);
+            prop_assert_eq!(map.memory(), 0);
+            let found = loop {
+                match map.lookup(Extent::new(0, BLOCKS)) {
+                    Ok(found) => break found,
+                    Err(need) => stored.load(&mut map, need),
+                }
+            };
+            let mut at = 0;
+            for (extent, placement) in found {
+                prop_assert_eq!(extent.start.0, at, "a gap or an overlap");
+                for block in extent.start.0..extent.end().0 {
+                    let have = match placement {
+                        Placement::Hole => Block::Hole,
+                        Placement::Zero => Block::Zero,
+                        Placement::Data(location) => {
+                            let position = location.skip(BlockCount(block - extent.start.0)).block;
+                            prop_assert_eq!(u64::from(location.frame.offset) + u64::from(position), block);
+                            Block::Data(location.frame.seq)
+                        }
+                    };
+                    prop_assert_eq!(have, model[block as usize], "block {}", block);
+                }
+                at = extent.end().0;
+            }
+            prop_assert_eq!(at, BLOCKS);
+            prop_assert_eq!(map.usage().inconsistencies, 0);
+            for (seq, info) in map.usage().iter() {
+                let live = model.iter().filter(|block| **block == Block::Data(seq)).count();
+                prop_assert_eq!(info.live_blocks as usize, live, "live blocks of segment {}", seq);
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_comes_in_too_late_changes_nothing() {
+        let mut map = ExtentMap::new(BlockCount(BLOCKS));
+        let at = PageRef { checkpoint: Seq(1), offset: 0, len: 1 };
+        let stale = [Mapped { extent: Extent::new(0, 4), content: Content::Zero }];
+        map.page_loaded(PageIndex(0), at, Page::from_mapped(&stale));
+        assert_eq!(map.lookup(Extent::new(0, 4)).unwrap(), [(Extent::new(0, 4), Placement::Hole)]);
+    }
+}

@@ -18,7 +18,7 @@ pub use placement::Placement;
 pub use runs::Runs;
 pub use usage::Usage;
 
-use crate::units::{Extent, Location, Seq};
+use crate::units::{BlockIndex, Extent, Location, Seq};
 
 /// What a mapped extent holds. A hole is the absence of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,18 @@ pub struct PageIndex(pub u64);
 
 /// Blocks in the range that a page owns: 64 MiB of 4 KiB blocks.
 pub const PAGE_BLOCKS: u64 = 1 << 14;
+
+impl PageIndex {
+    /// The page that owns `block`.
+    pub fn of(block: BlockIndex) -> PageIndex {
+        PageIndex(block.0 / PAGE_BLOCKS)
+    }
+
+    /// The blocks that the page owns (in the last page of a volume, some of them beyond its end).
+    pub fn extent(self) -> Extent {
+        Extent::new(self.0 * PAGE_BLOCKS, PAGE_BLOCKS)
+    }
+}
 
 /// Where a page lies in the store: a frame of a checkpoint object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

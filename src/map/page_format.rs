@@ -1,8 +1,8 @@
 //! A page of the extent map as bytes: the mapped extents of [`PAGE_BLOCKS`] blocks.
 //!
-//! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is written as
-//! the distance from the end of the frame of the same segment that was named last, so that what was written in one go costs one
-//! byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
+//! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is
+//! written as the distance from the end of the frame of the same segment that was named last, so that what was written
+//! in one go costs one byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
 
 use super::{Content, Mapped, PAGE_BLOCKS, PageIndex};
 use crate::codec::EncodeError;
@@ -41,7 +41,7 @@ pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, Encode
     }
     w.varint(mapped.len() as u64);
     let mut ends = vec![0; segments.len()];
-    let mut end = extent_of(page).start;
+    let mut end = page.extent().start;
     for m in mapped {
         if m.extent.start < end || !fits(page, m) {
             return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
@@ -81,14 +81,9 @@ fn segments_of(mapped: &[Mapped]) -> Vec<Seq> {
     segments
 }
 
-/// The blocks that a page below [`PAGES_MAX`] owns.
-fn extent_of(page: PageIndex) -> Extent {
-    Extent::new(page.0 * PAGE_BLOCKS, PAGE_BLOCKS)
-}
-
 /// Whether an extent can be one of `page`. Encoding and decoding ask the same.
 fn fits(page: PageIndex, m: &Mapped) -> bool {
-    let Extent { start, count } = extent_of(page);
+    let Extent { start, count } = page.extent();
     let Extent { start: first, count: blocks } = m.extent;
     let inside = first >= start && (first - start) < count && blocks.0 >= 1 && blocks.0 <= count.0 - (first - start).0;
     match m.content {
@@ -109,7 +104,7 @@ pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malform
     let count = r.count(EXTENT_BYTES_MIN)?;
     let mut ends = vec![0; segments.len()];
     let mut mapped = Vec::with_capacity(count);
-    let mut end = extent_of(page).start;
+    let mut end = page.extent().start;
     for _ in 0..count {
         let m = decode_extent(&mut r, end, &segments, &mut ends)?;
         if !fits(page, &m) {
@@ -137,7 +132,7 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
 fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Mapped, Malformed> {
     let first = r.varint()?;
     let count_less_one = r.varint_up_to(PAGE_BLOCKS - 1)?;
-    // No overflow: the gap is below 2^62, and the page ends below 2^54. Whether the extent lies in the page, `fits` judges.
+    // No overflow: the gap is below 2^62, the page ends below 2^55. `fits` judges whether the extent lies in the page.
     let start = BlockIndex(end.0 + (first >> 2));
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
     let content = match first & 3 {
@@ -186,12 +181,12 @@ mod tests {
         let item = (gap, 1u64..=128, content);
         (0u64..PAGES_MAX, prop::collection::vec(item, 0..60)).prop_map(|(page, items)| {
             let page = PageIndex(page);
-            let mut end = extent_of(page).start;
+            let mut end = page.extent().start;
             let mut mapped = Vec::new();
             for (gap, count, content) in items {
                 let start = end + BlockCount(gap);
                 let count = content.map_or(count, |location| count.min(128 - u64::from(location.block)));
-                if start + BlockCount(count) <= extent_of(page).end() {
+                if start + BlockCount(count) <= page.extent().end() {
                     let extent = Extent::new(start.0, count);
                     mapped.push(Mapped { extent, content: content.map_or(Content::Zero, Content::Data) });
                     end = extent.end();

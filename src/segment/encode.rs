@@ -1,10 +1,10 @@
-//! Sealing: a batch of changes becomes a segment object. This is the CPU-heavy part (comparing, compressing, hashing), to be called
-//! through [`crate::outside::Workers`].
+//! Sealing: a batch of changes becomes a segment object. This is the CPU-heavy part (comparing, compressing, hashing),
+//! to be called through [`crate::outside::Workers`].
 //!
 //! 1. Blocks that are all zero are mapped as zero instead of being stored (older kernels zero by writing zeros).
 //! 2. Neighbours of one kind are joined, across the changes that they came with.
-//! 3. Data is cut into frames at multiples of 64 KiB *of the volume*, so that an overwrite of a range lines up with the frames
-//!    of the earlier write and kills them whole.
+//! 3. Data is cut into frames at multiples of 64 KiB *of the volume*, so that an overwrite of a range lines up with
+//!    the frames of the earlier write and kills them whole.
 //! 4. Frames are compressed, then everything is sealed.
 
 use bytes::Bytes;

@@ -148,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn fence()(a: [u64; 5], ids: [u128; 2], window: u32, name in "\\PC{0,60}", journal: bool) -> Fence {
+        fn fence()(a: [u64; 5], ids: [u128; 2], window: u32, name in "\\PC{0,60}", journal: bool, displaces: bool) -> Fence {
             Fence {
                 epoch: Epoch(a[0]),
                 server: Uuid::from_u128(ids[0]),
@@ -159,6 +159,7 @@ mod tests {
                 continues_at: Seq(a[2]),
                 durability: if journal { Durability::Journal } else { Durability::Store },
                 covers: ChangeNo(a[3]),
+                displaces,
             }
         }
     }
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_is_cut_and_an_unknown_durability_refused() {
+    fn a_long_name_is_cut_and_values_out_of_range_are_refused() {
         let mut w = Writer::new();
         let long = Fence { server_name: "é".repeat(200), ..sample() };
         long.write(&mut w);
@@ -197,10 +198,13 @@ mod tests {
 
         let mut w = Writer::new();
         sample().write(&mut w);
-        let mut bytes = w.finish();
-        let at = bytes.len() - 2;
-        bytes[at] = 2;
-        assert_eq!(Fence::decode(&bytes).unwrap_err().what, "a durability that is unknown");
+        let bytes = w.finish();
+        for (from_end, what) in [(3, "a durability that is unknown"), (1, "neither true nor false")] {
+            let mut bytes = bytes.clone();
+            let at = bytes.len() - from_end;
+            bytes[at] = 2;
+            assert_eq!(Fence::decode(&bytes).unwrap_err().what, what);
+        }
     }
 
     fn sample() -> Fence {
@@ -214,6 +218,7 @@ mod tests {
             continues_at: Seq(1),
             durability: Durability::Store,
             covers: ChangeNo(0),
+            displaces: false,
         }
     }
 }

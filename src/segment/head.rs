@@ -1,8 +1,10 @@
-//! The head of a segment: who wrote it, which changes it completes, which extents it holds and how long their frames are.
+//! The head of a segment: who wrote it, which changes it completes, which extents it holds and how long their frames
+//! are.
 //!
-//! The entries are sorted by block and do not overlap: a segment is the *result* of its changes, so the order among them does not
-//! matter any more. Each data entry is one frame. In bytes an entry costs a varint for the gap to the entry before and its kind,
-//! one for its length, and one for its frame: about 7 bytes for a random 4 KiB block of a volume of some TiB.
+//! The entries are sorted by block and do not overlap: a segment is the *result* of its changes, so the order among
+//! them does not matter any more. Each data entry is one frame. In bytes an entry costs a varint for the gap to the
+//! entry before and its kind, one for its length, and one for its frame: about 7 bytes for a random 4 KiB block of a
+//! volume of some TiB.
 
 use uuid::Uuid;
 

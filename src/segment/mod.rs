@@ -8,7 +8,7 @@
 //! | fence ([`fence`]) | a server takes the volume: a new epoch begins |
 //! | close ([`fence`]) | the server gave the volume up and left nothing behind |
 //!
-//! Whoever finds one in its place, live, in recovery or in `check`, learns from it the same [`Placement`]s as
+//! Whoever finds one in its place, live, in recovery or in `check`, learns from it the same placements as
 //! the one who wrote it: [`encode::encode_segment`] itself goes through [`SegmentHead::placements`].
 //!
 //! Does not know: the extent map, the store, what is live.
@@ -27,9 +27,7 @@ use crate::codec::frame;
 use crate::codec::object::{Decoded, Found, ObjectKind, decode_head};
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len};
-use crate::map::SegmentInfo;
-use crate::map::placement::Placement;
-use crate::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Seq};
+use crate::units::{BlockSize, ChangeNo, Epoch, FrameAddr, Seq};
 
 /// The kinds of objects that the log has.
 pub const LOG_KINDS: &[ObjectKind] = &[ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close];
@@ -131,14 +129,4 @@ pub fn verify_log_object(
         open_frame_with(&read.key, addr, data_len, &sealed)?;
     }
     Ok(read.object)
-}
-
-/// What the segment at `seq` does to the map, in the order of its blocks: what recovery applies.
-pub fn placements(seq: Seq, frames_at: u32, head: &SegmentHead) -> Vec<(Extent, Placement)> {
-    head.placements(seq, frames_at)
-}
-
-/// What is known of a segment at its birth, when all that it brought is live.
-pub fn info_at_birth(salt: Salt, frames_at: u32, head: &SegmentHead) -> SegmentInfo {
-    head.info(salt, frames_at)
 }

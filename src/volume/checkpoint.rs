@@ -176,7 +176,6 @@ fn snapshot(shared: &Shared) -> Option<Snapshot> {
         covers: inner.state.covers(),
         next_slot: slot_after(shared, seq),
         fence: Some(shared.fence.clone()),
-        closed: false,
         zeroed: map.zeroed.iter().map(|run| (PageIndex(run.start), run.end - run.start)).collect(),
         segments: map.usage.iter().map(|(seq, info)| (seq, *info)).collect(),
         checkpoints: inner.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),

@@ -1,5 +1,5 @@
-//! The description of a volume, `meta/<n>`: JSON that a person can read, and a line with the BLAKE3 of all bytes before it.
-//! The highest `n` counts; a volume that is given up gets one that says so before its objects are deleted.
+//! The description of a volume, `meta/<n>`: JSON that a person can read, and a line with the BLAKE3 of all bytes
+//! before it. The highest `n` counts; a volume that is given up gets one that says so before its objects are deleted.
 //!
 //! A later format may add members or values; it has a higher `format`, and this ashlar then refuses the volume instead
 //! of misreading it.
@@ -35,8 +35,8 @@ pub struct Meta {
     pub deleted: bool,
 }
 
-/// The JSON. Codec, seal, key slots and parent have one value each in format 1; they stand there so that a person sees them
-/// and a later ashlar need not guess.
+/// The JSON. Codec, seal, key slots and parent have one value each in format 1; they stand there so that a person sees
+/// them and a later ashlar need not guess.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {

@@ -1,7 +1,7 @@
-//! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds every page of the
-//! map, the live blocks of every segment, and the newest fence; behind it stand the pages that changed since the
-//! checkpoint before, as frames. Pages that did not change stay in the objects of older checkpoints, which live as long
-//! as a page in them is referred to.
+//! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds
+//! every page of the map, the live blocks of every segment, and the newest fence; behind it stand the pages that
+//! changed since the checkpoint before, as frames. Pages that did not change stay in the objects of older checkpoints,
+//! which live as long as a page in them is referred to.
 //!
 //! The root is written before the offsets of its own pages are known: it records their lengths, and readers sum up.
 
@@ -19,7 +19,8 @@ use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
 use crate::segment::Fence;
 use crate::units::{ChangeNo, Seq};
 
-/// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without doubles.
+/// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without
+/// doubles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Root {
     /// The last log object whose effect is in it; also its place among the checkpoints.
@@ -30,8 +31,6 @@ pub struct Root {
     pub next_slot: Seq,
     /// The newest fence, and where it stands.
     pub fence: Option<(Seq, Fence)>,
-    /// Whether the log ends with a close.
-    pub closed: bool,
     /// Runs of whole pages that are allocated zero (first page, number of pages); not listed in `pages`.
     pub zeroed: Vec<(PageIndex, u64)>,
     /// Segments that are in the store.
@@ -62,17 +61,21 @@ pub struct EncodedCheckpoint {
     pub root: Root,
 }
 
-/// Makes a checkpoint: `root` with the pages as they were, `changed` with the pages that take their place, sorted. A changed page without
-/// extents leaves the root. Checkpoints to which no page refers any more leave it too.
+/// Makes a checkpoint: `root` with the pages as they were, `changed` with the pages that take their place, sorted. A
+/// changed page without extents leaves the root. Checkpoints to which no page refers any more leave it too.
 pub fn encode_checkpoint(
     sealer: &Sealer,
     salt: Salt,
     root: Root,
     changed: &[(PageIndex, Vec<Mapped>)],
 ) -> Result<EncodedCheckpoint, EncodeError> {
+    let refuse = |what| EncodeError::new(format!("checkpoint {}: {what}", root.seq));
     if root.pages.iter().any(|(_, at)| at.checkpoint >= root.seq) {
-        let what = "a page is in a checkpoint that is not before it";
-        return Err(EncodeError::new(format!("checkpoint {}: {what}", root.seq)));
+        return Err(refuse("a page is in a checkpoint that is not before it"));
+    }
+    // Frames stand in the order of pages: readers count on it when they sum up.
+    if !changed.is_sorted_by(|a, b| a.0 < b.0) {
+        return Err(refuse("its changed pages are out of order"));
     }
     let mut frames = Frames::with_capacity(changed.len(), changed.iter().map(|(_, mapped)| mapped.len() * 12).sum());
     let mut own = Vec::with_capacity(changed.len());
@@ -119,7 +122,8 @@ fn place_own_pages(mut root: Root, frames_at: u32) -> Result<Root, &'static str>
     Ok(root)
 }
 
-/// Proves and decodes the root of the checkpoint at `seq`. `bytes` is the object or its beginning; the pages need not be there.
+/// Proves and decodes the root of the checkpoint at `seq`. `bytes` is the object or its beginning; the pages need not
+/// be there.
 pub fn decode_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Found<Root>, CorruptError> {
     decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.and_then(|decoded| Ok(decode_root(seq, &decoded)?))
 }
@@ -184,13 +188,12 @@ fn zeroed_is_sorted(root: &Root) -> bool {
     })
 }
 
-const CLOSED: u8 = 1;
-const FENCED: u8 = 2;
+const FENCED: u8 = 1;
 
 fn encode_root(root: &Root) -> Vec<u8> {
     let room = root.zeroed.len() * 6 + root.segments.len() * 28 + root.checkpoints.len() * 24 + root.pages.len() * 9;
     let mut w = Writer::with_capacity(512 + room);
-    w.u8(if root.closed { CLOSED } else { 0 } | if root.fence.is_some() { FENCED } else { 0 });
+    w.u8(if root.fence.is_some() { FENCED } else { 0 });
     w.varint(root.covers.0);
     w.varint(root.next_slot.0 - root.seq.0);
     if let Some((seq, fence)) = &root.fence {
@@ -208,7 +211,7 @@ fn encode_root(root: &Root) -> Vec<u8> {
 fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     let mut r = Reader::new(&decoded.head);
     let flags = r.u8()?;
-    if flags & !(CLOSED | FENCED) != 0 {
+    if flags & !FENCED != 0 {
         return Err(r.bad("flags that are unknown"));
     }
     let covers = ChangeNo(r.varint()?);
@@ -227,8 +230,7 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     if page_bytes > 0 {
         checkpoints.push((seq, CheckpointInfo { salt: decoded.salt, page_bytes }));
     }
-    let closed = flags & CLOSED != 0;
-    let root = Root { seq, covers, next_slot, fence, closed, zeroed, segments, checkpoints, pages };
+    let root = Root { seq, covers, next_slot, fence, zeroed, segments, checkpoints, pages };
     let end = r.clone();
     r.finish()?;
     check(&root).map_err(|what| end.bad(what))?;
@@ -309,8 +311,8 @@ fn read_checkpoints(r: &mut Reader<'_>) -> Result<Vec<(Seq, CheckpointInfo)>, Ma
     })
 }
 
-/// Of each page: the gap to the one before; 0 for this object, or 1 and more for an older one and the distance from the end of the page
-/// of that object that was named last; the length.
+/// Of each page: the gap to the one before; 0 for this object, or 1 and more for an older one and the distance from
+/// the end of the page of that object that was named last; the length.
 fn write_pages(w: &mut Writer, root: &Root, older: &[(Seq, CheckpointInfo)]) {
     w.varint(root.pages.len() as u64);
     let mut next = 0;
@@ -409,13 +411,13 @@ mod tests {
             continues_at: Seq(30),
             durability: Durability::Journal,
             covers: ChangeNo(99),
+            displaces: true,
         };
         Root {
             seq: Seq(20),
             covers: ChangeNo(99),
             next_slot: Seq(30),
             fence: Some((Seq(12), fence)),
-            closed: false,
             zeroed: vec![(PageIndex(50), 3), (PageIndex(53), PAGES_MAX - 53)],
             segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
             checkpoints: Vec::new(),
@@ -529,6 +531,14 @@ mod tests {
         refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), u64::MAX)]);
     }
 
+    #[test]
+    fn changed_pages_out_of_order_are_refused() {
+        let unsorted = [mapped(9, 1), mapped(2, 5)];
+        let error = encode_checkpoint(&sealer(), [0; 16], sample(), &unsorted).unwrap_err();
+        assert_eq!(error.to_string(), "cannot be encoded: checkpoint 20: its changed pages are out of order");
+        assert!(encode_checkpoint(&sealer(), [0; 16], sample(), &[mapped(2, 1), mapped(2, 1)]).is_err());
+    }
+
     fn roots() -> impl Strategy<Value = Root> {
         let segments = prop::collection::btree_map(0u64..1 << 30, (any::<[u8; 16]>(), any::<[u32; 3]>()), 0..20);
         let pages = prop::collection::btree_map(0u64..1000, (0u64..6, 48u32..=u32::MAX, 21u32..4_000_000), 0..40);
@@ -552,7 +562,6 @@ mod tests {
                 covers: ChangeNo(n[1]),
                 next_slot: Seq((1 << 30) + 1 + (n[0] >> 10)),
                 fence: if plain { None } else { sample().fence },
-                closed: plain,
                 zeroed: runs,
                 segments: segments.into_iter().map(segment).collect(),
                 checkpoints: (0..6).map(checkpoint).collect(),

@@ -72,7 +72,7 @@ fn block_size() -> BlockSize {
     BlockSize::new(512).unwrap()
 }
 
-/// Blocks 10…17 of text, 18 of zeros, 19 of noise; 20…23 zero; a far trim; and data on both sides of a 64 KiB boundary.
+/// Blocks 10…17 of text, 18 of zeros, 19 of noise; 20…23 zero; data on both sides of a 64 KiB boundary; a far trim.
 fn changes() -> Vec<(Extent, Payload)> {
     let text = b"ashlar: worked stone, laid in courses. ".repeat(8 * 512 / 39 + 1)[..8 * 512].to_vec();
     let mixed = [&text[..], &[0; 512], &noise(512)].concat();
@@ -125,6 +125,7 @@ fn sample_fence() -> Fence {
         continues_at: Seq(0x1240),
         durability: Durability::Journal,
         covers: ChangeNo(70_000),
+        displaces: true,
     }
 }
 
@@ -169,7 +170,6 @@ fn checkpoint() -> EncodedCheckpoint {
         covers: ChangeNo(70_001),
         next_slot: Seq(0x1241),
         fence: Some((Seq(0x1235), sample_fence())),
-        closed: true,
         zeroed: vec![(PageIndex(1000), 1 << 20)],
         segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
         checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", page_bytes: 900 })],
@@ -185,7 +185,7 @@ fn checkpoint_and_page() {
     let bytes = golden("checkpoint", encoded.object.parts.concat());
     let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(root, encoded.root);
-    assert_eq!((root.closed, root.fence), (true, Some((Seq(0x1235), sample_fence()))));
+    assert_eq!(root.fence, Some((Seq(0x1235), sample_fence())));
     let places: Vec<_> = root.pages.iter().map(|(page, at)| (page.0, at.checkpoint.0)).collect();
     assert_eq!(places, [(2, 0x1000), (5, 0x1240)]);
     let (index, at) = root.pages[1];
