@@ -107,7 +107,8 @@ impl Cli {
     /// The flags that set a key of the configuration.
     fn flags(&self) -> Vec<Flag> {
         let common = [("--store", "store.url", &self.store), ("--state", "state", &self.state)];
-        let common = common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
+        let common =
+            common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
             _ => Vec::new(),

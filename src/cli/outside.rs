@@ -125,6 +125,11 @@ mod tests {
         let disk = CrashDisk::new(1);
         disk.create(IDENTITY).await.unwrap().write_at(0, vec![Bytes::from_static(b"nonsense")]).await.unwrap();
         let error = identity(&disk, &Random::seeded(1)).await.unwrap_err().to_string();
-        assert!(error.ends_with("holds \"nonsense\", which is not a uuid; restore it, or remove it to begin as a new server"), "{error}");
+        assert!(
+            error.ends_with(
+                "holds \"nonsense\", which is not a uuid; restore it, or remove it to begin as a new server"
+            ),
+            "{error}"
+        );
     }
 }

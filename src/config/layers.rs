@@ -55,7 +55,20 @@ pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
         figment = figment.merge(Layer::of_text(FLAG, flag.name, &path, &flag.value, &known));
     }
     let config = figment.extract().map_err(|error| ConfigError::of_value(&figment, &error))?;
-    Ok(Effective::new(config, figment))
+    let effective = Effective::new(config, figment);
+    check_bounds(&effective)?;
+    Ok(effective)
+}
+
+/// What a room says about its options as a whole.
+fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
+    if let Err(error) = config.nbd.check() {
+        return Err(config.refuse(&format!("nbd.{}", error.key), format!("accepted is {} to {}", error.min, error.max)));
+    }
+    if let Err(error) = config.volume.check() {
+        return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
+    }
+    Ok(())
 }
 
 /// The defaults as a tree: every key there is.

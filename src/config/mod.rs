@@ -4,7 +4,7 @@
 //! Nothing below the command line reads a file, a variable or a flag.
 //!
 //! - The file is `ashlar.toml` in the working directory, if there is one, or what `--config` names (which must exist).
-//! - A variable is `ASHLAR_` and the key in capitals, `__` between section and key: `ASHLAR_S3__ENDPOINT`. Lists are
+//! - A variable is `ASHLAR_` and the key in capitals, `__` between section and key: `ASHLAR_STORE__S3__ENDPOINT`. Lists are
 //!   separated by commas.
 //! - An unknown key, or a value that is not accepted, is an error that names where it was written, the key, the value
 //!   and what is accepted ([`ConfigError`]).
@@ -15,6 +15,9 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::store::open::StoreOptions;
+use crate::{cache, journal, nbd, volume};
 
 mod endpoint;
 mod error;
@@ -36,12 +39,20 @@ pub const ENVIRONMENT_PREFIX: &str = "ASHLAR_";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The store's URL: `file://PATH`, `s3://BUCKET/PREFIX` or `memory://`.
-    pub store: String,
     /// The directory for what this server keeps on its own disk: its identity and the journals.
     pub state: PathBuf,
+    /// Where the volumes live, and how the store is used.
+    pub store: StoreOptions,
     /// What is served, and where.
     pub serve: Serve,
+    /// Limits of the NBD server.
+    pub nbd: nbd::Options,
+    /// Volumes: durability, buffers, checkpoints.
+    pub volume: volume::Options,
+    /// The server's local log of what is not in the store yet.
+    pub journal: journal::Options,
+    /// Clean blocks near the reader.
+    pub cache: cache::Options,
     /// The log on standard error.
     pub log: Log,
 }
@@ -49,9 +60,13 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            store: "file://./ashlar-data".to_owned(),
             state: "./ashlar-state".into(),
+            store: StoreOptions::default(),
             serve: Serve::default(),
+            nbd: nbd::Options::default(),
+            volume: volume::Options::default(),
+            journal: journal::Options::default(),
+            cache: cache::Options::default(),
             log: Log::default(),
         }
     }
