@@ -62,6 +62,12 @@ impl World {
         Volume::open(self.outside(), &self.name, self.options.clone(), journal::Options::default(), flags).await
     }
 
+    /// After the volume was dropped or closed: it holds together, every frame of it.
+    async fn check(&self) {
+        let report = ashlar::check::check(&self.store, &self.name, true, &|_, _| {}).await.unwrap();
+        assert!(report.is_clean(), "{:#?}", report.problems);
+    }
+
     async fn objects(&self, prefix: &str) -> usize {
         list_all(&*self.store, &format!("v/{prefix}")).await.unwrap().len()
     }
@@ -93,6 +99,8 @@ async fn what_was_written_is_read_back_before_and_after_commit_and_reopening() {
     let volume = world.open().await;
     assert_eq!(read(&volume, 8192 + 100, 5000).await, data[100..5100]);
     assert_eq!(read(&volume, SIZE - 10, 10).await, vec![0; 10]);
+    drop(volume);
+    world.check().await;
 }
 
 #[tokio::test]
@@ -139,6 +147,7 @@ async fn a_killed_server_loses_no_acknowledged_write() {
         volume.write(12_345, data.clone(), false).await.unwrap();
         volume.trim(16_384, 4096, false).await.unwrap();
     }
+    world.check().await;
     let volume = world.open().await;
     let mut expected = data.to_vec();
     expected[16_384 - 12_345..20_480 - 12_345].fill(0);
@@ -177,6 +186,7 @@ async fn sixteen_tebibytes_open_trim_and_close_at_once() {
     volume.trim(4096, (16 << 40) - 4096, true).await.unwrap();
     assert_eq!(read(&volume, 5 << 40, 4096).await, vec![0; 4096]);
     volume.close().await.unwrap();
+    world.check().await;
 }
 
 #[tokio::test]
@@ -197,6 +207,7 @@ async fn a_volume_that_another_server_has_is_refused_and_the_displaced_one_can_w
     assert!(first.flush().await.is_err());
     assert_eq!(read(&second, 0, 4096).await, pattern(2, 4096));
     second.close().await.unwrap();
+    world.check().await;
     drop(first);
     // Back on the first host: its journal holds a write that was never committed and must not come back.
     world.disk = first_disk;
@@ -230,4 +241,74 @@ async fn an_idle_volume_makes_no_request() {
     tokio::time::sleep(std::time::Duration::from_secs(86_400)).await;
     assert_eq!((world.objects("").await, world.objects("checkpoints/").await), (objects, checkpoints));
     assert_eq!(volume.status().dirty_bytes, 0);
+}
+
+#[tokio::test]
+async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
+    let mut world = World::new().await;
+    let memory = Arc::new(MemoryStore::default());
+    for (key, body) in copy(&*world.store).await {
+        memory.put(&key, vec![body]).await.unwrap();
+    }
+    world.store = memory.clone();
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 128 << 10), false).await.unwrap();
+    volume.flush().await.unwrap();
+    let segment =
+        list_all(&*world.store, "v/segments/").await.unwrap().into_iter().max_by_key(|entry| entry.size).unwrap();
+    let mut body = world.store.get(&segment.key).await.unwrap().to_vec();
+    let last = body.len() - 1;
+    body[last] ^= 1;
+    memory.replace(&segment.key, body.into());
+    assert_eq!(read(&volume, 0, 64 << 10).await, pattern(1, 128 << 10)[..64 << 10], "the other frame is unharmed");
+    let error = volume.read(64 << 10, 4096).await.unwrap_err().to_string();
+    assert!(error.contains(segment.key.as_str()) && error.contains("its tag does not match"), "{error}");
+    volume.close().await.unwrap();
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    assert!(report.is_clean(), "without reading data nothing is found");
+    let report = ashlar::check::check(&world.store, &world.name, true, &|_, _| {}).await.unwrap();
+    assert_eq!(report.problems.len(), 1);
+    assert_eq!(report.problems[0].object, segment.key.to_string());
+
+    memory.remove(&segment.key);
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    assert_eq!(report.problems[0].what, "it is missing, and the map needs it");
+}
+
+#[tokio::test]
+async fn a_corrupt_checkpoint_is_refused_by_name() {
+    let world = World::new().await;
+    let memory = Arc::new(MemoryStore::default());
+    world.open().await.close().await.unwrap();
+    let all = copy(&*world.store).await;
+    let root = all
+        .iter()
+        .filter(|(key, _)| key.as_str().contains("checkpoints"))
+        .max_by_key(|(key, _)| key.clone())
+        .unwrap()
+        .0
+        .clone();
+    for (key, mut body) in all {
+        if key == root {
+            let mut bytes = body.to_vec();
+            bytes[60] ^= 4;
+            body = bytes.into();
+        }
+        memory.put(&key, vec![body]).await.unwrap();
+    }
+    let world = World { store: memory, ..world };
+    let error = world.try_open(OpenFlags::default()).await.unwrap_err().to_string();
+    let expected = format!(
+        "object {root} is corrupt: its tag does not match: bytes changed, or it was moved here from another place or volume; \
+         `ashlar check` reads the whole volume and names every damaged object"
+    );
+    assert_eq!(error, expected);
+}
+
+async fn copy(store: &dyn Store) -> Vec<(ashlar::store::Key, Bytes)> {
+    let mut all = Vec::new();
+    for entry in list_all(store, "").await.unwrap() {
+        all.push((entry.key.clone(), store.get(&entry.key).await.unwrap()));
+    }
+    all
 }

@@ -232,6 +232,11 @@ impl ExtentMap {
         self.pages.iter().filter_map(unloaded).collect()
     }
 
+    /// The pages in memory.
+    pub fn loaded(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
+        self.pages.iter().filter_map(|(&index, slot)| Some((index, &**slot.page.as_ref()?)))
+    }
+
     /// Blocks of allocated zero that are kept as whole pages.
     pub fn zeroed_blocks(&self) -> u64 {
         let whole =
