@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::MultiProgress;
 use tokio::runtime::{self, Runtime};
 
 use crate::config::{self, Effective, Flag, Inputs};
@@ -21,6 +22,7 @@ mod drain;
 mod create;
 mod list;
 mod info;
+mod check;
 mod delete;
 mod config_command;
 mod outside;
@@ -86,6 +88,7 @@ enum Command {
     Create(create::Args),
     List(list::Args),
     Info(info::Args),
+    Check(check::Args),
     Delete(delete::Args),
     Config(config_command::Args),
 }
@@ -94,11 +97,14 @@ impl Cli {
     fn run(self) -> Outcome {
         let flags = self.flags();
         let config = effective(self.config, flags)?;
+        let bars = MultiProgress::new();
+        logging::start(&config, &bars)?;
         match self.command {
-            Command::Serve(args) => serve::run(&args, &config),
+            Command::Serve(args) => serve::run(&args, &config, &bars),
             Command::Create(args) => create::run(&args, &config),
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
+            Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Config(args) => config_command::run(&args, &config),
         }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
 use super::start::{Running, start};
-use super::{drain, logging, output, runtime};
+use super::{drain, output, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::about_bytes;
 use crate::volume::{OpenFlags, VolumeName};
@@ -85,17 +85,15 @@ impl Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, config: &Effective) -> Outcome {
+pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(args, config));
+    let outcome = runtime.block_on(serve(args, config, bars));
     // Whatever is still under way is given up, so that a second signal does not wait for it.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: &Args, config: &Effective) -> Outcome {
-    let bars = MultiProgress::new();
-    logging::start(config, &bars)?;
+async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
         started = start(config, args.open_flags()) => started?,
@@ -109,7 +107,7 @@ async fn serve(args: &Args, config: &Effective) -> Outcome {
     notify(&[NotifyState::Stopping]);
     info!("stopping: bringing everything into the store; a second signal leaves at once");
     tokio::select! {
-        outcome = stop(&running, config, &bars) => outcome,
+        outcome = stop(&running, config, bars) => outcome,
         () = signals.next() => Err(leave_early(&running, config)),
     }
 }

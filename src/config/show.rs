@@ -157,7 +157,7 @@ const MASK: &str = "***";
 
 /// The value without what must not be shown: all of a secret, and user and password of a URL.
 fn mask(key: &str, value: &Value) -> Value {
-    const SECRET: [&str; 7] = ["secret", "password", "passphrase", "token", "credential", "access_key", "private"];
+    const SECRET: [&str; 6] = ["secret", "password", "passphrase", "token", "access_key", "private_key"];
     let secret = SECRET.iter().any(|word| key.contains(word));
     match value {
         Value::String(_, text) if text.is_empty() => value.clone(),

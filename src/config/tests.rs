@@ -52,10 +52,10 @@ fn the_reference_file_has_every_key() {
 
 #[test]
 fn each_layer_overrides_the_one_before() {
-    let toml = "store = \"file://a\"\n[serve]\nlisten = \"127.0.0.1:1\"\nsocket = \"/a\"\n";
+    let toml = "[store]\nurl = \"file://a\"\n[serve]\nlisten = \"127.0.0.1:1\"\nsocket = \"/a\"\n";
     let variables = [("ASHLAR_SERVE__LISTEN", "127.0.0.1:2"), ("ASHLAR_SERVE__SOCKET", "/b"), ("HOME", "/")];
     let effective = load_from(toml, &variables, &[("--listen", "serve.listen", "127.0.0.1:3")]).unwrap();
-    assert_eq!(effective.store, "file://a");
+    assert_eq!(effective.store.url, "file://a");
     assert_eq!(effective.serve.socket, Socket::Path("/b".into()));
     assert_eq!(effective.serve.listen, Listen::Address("127.0.0.1:3".into()));
     assert_eq!(effective.state, Config::default().state);
@@ -63,9 +63,9 @@ fn each_layer_overrides_the_one_before() {
 
 #[test]
 fn a_variable_is_read_as_the_type_of_its_key() {
-    let variables = [("ASHLAR_STORE", "2024"), ("ASHLAR_SERVE__VOLUMES", "a, b")];
+    let variables = [("ASHLAR_STORE__URL", "2024"), ("ASHLAR_SERVE__VOLUMES", "a, b")];
     let effective = load_from("", &variables, &[]).unwrap();
-    assert_eq!(effective.store, "2024");
+    assert_eq!(effective.store.url, "2024");
     assert_eq!(effective.serve.volumes, ["a", "b"]);
 }
 
@@ -96,7 +96,7 @@ fn a_bad_value_is_refused_by_place_key_value_and_what_is_accepted() {
         error_of("[log]\nformat = \"xml\"\n", &[], &[]),
         "test.toml: log.format = \"xml\": accepted is text or json"
     );
-    assert_eq!(error_of("store = 5\n", &[], &[]), "test.toml: store = 5: accepted is a text in quotes");
+    assert_eq!(error_of("state = 5\n", &[], &[]), "test.toml: state = 5: accepted is a text in quotes");
     assert_eq!(
         error_of("serve = 5\n", &[], &[]),
         "test.toml: serve = 5: serve is a section; its keys are listen, socket, volumes"
@@ -114,19 +114,55 @@ fn a_bad_value_is_refused_by_place_key_value_and_what_is_accepted() {
 }
 
 #[test]
+fn sizes_and_times_are_human_in_every_layer() {
+    let variables = [("ASHLAR_VOLUME__DIRTY_BYTES", "1G"), ("ASHLAR_NBD__STALL_TIMEOUT", "1m 30s")];
+    let toml = "[volume]\nsegment_size = \"16MiB\"\nread_gap = 4096\n";
+    let effective = load_from(toml, &variables, &[]).unwrap();
+    assert_eq!((effective.volume.segment_size, effective.volume.read_gap), (16 << 20, 4096));
+    assert_eq!(effective.volume.dirty_bytes, 1 << 30);
+    assert_eq!(effective.nbd.stall_timeout.as_secs(), 90);
+    assert_eq!(
+        error_of("[volume]\nsegment_size = \"8 potatoes\"\n", &[], &[]),
+        "test.toml: volume.segment_size = \"8 potatoes\": \"8 potatoes\" is not a size; accepted is a number with a unit, \
+         such as 4096, 64KiB, 8MiB, 10G or 1.5T (K, M, G, T count in 1024)"
+    );
+    assert_eq!(
+        error_of("[volume]\nwriteback_delay = 5\n", &[], &[]),
+        "test.toml: volume.writeback_delay = 5: accepted is a duration with its unit, such as 500ms, 5s, 1m 30s or 2h"
+    );
+    assert_eq!(
+        error_of("[nbd]\nmax_payload = \"5G\"\n", &[], &[]),
+        "test.toml: nbd.max_payload = \"5G\": 5 GiB is too large here"
+    );
+}
+
+#[test]
+fn what_a_room_refuses_is_told_with_the_place_where_it_was_written() {
+    assert_eq!(
+        error_of("", &[("ASHLAR_VOLUME__SEGMENT_SIZE", "1K")], &[]),
+        "environment variable ASHLAR_VOLUME__SEGMENT_SIZE = \"1K\": accepted is 64 KiB to 1 GiB"
+    );
+    assert_eq!(
+        error_of("[nbd]\nmax_payload = \"4K\"\n", &[], &[]),
+        "test.toml: nbd.max_payload = \"4K\": accepted is 1 MiB to 1 GiB"
+    );
+}
+
+#[test]
 fn a_file_that_is_missing_or_no_toml_is_refused_by_name() {
     let missing = load(Inputs { file: Some("/nowhere/x.toml".into()), ..Inputs::default() }).unwrap_err();
     assert_eq!(missing.to_string(), "configuration file /nowhere/x.toml: No such file or directory (os error 2)");
-    let broken = error_of("store = \n", &[], &[]);
+    let broken = error_of("state = \n", &[], &[]);
     assert!(broken.starts_with("configuration file test.toml: ") && broken.contains("line 1"), "{broken}");
 }
 
 #[test]
 fn the_effective_configuration_reads_back_and_says_where_each_value_came_from() {
     let toml = "[serve]\nvolumes = [\"a\"]\n";
-    let effective = load_from(toml, &[("ASHLAR_LOG__LEVEL", "debug")], &[("--store", "store", "file:///x")]).unwrap();
+    let effective =
+        load_from(toml, &[("ASHLAR_LOG__LEVEL", "debug")], &[("--store", "store.url", "file:///x")]).unwrap();
     let shown = effective.to_toml();
-    for line in ["store = \"file:///x\"  # --store", "level = \"debug\"  # ASHLAR_LOG__LEVEL", "socket = \"auto\""] {
+    for line in ["url = \"file:///x\"  # --store", "level = \"debug\"  # ASHLAR_LOG__LEVEL", "socket = \"auto\""] {
         assert!(shown.lines().any(|shown| shown == line), "no line {line:?} in:\n{shown}");
     }
     assert!(shown.contains("volumes = [\"a\"]  # ") && shown.contains("test.toml\n"), "{shown}");
