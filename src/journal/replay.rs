@@ -218,3 +218,175 @@ impl Chain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::Change;
+    use crate::units::{BlockSize, Extent};
+
+    const VOLUME: Uuid = Uuid::from_u128(5);
+
+    fn header(number: u64, first: u64) -> FileHeader {
+        FileHeader {
+            id: Uuid::from_u128(1),
+            volume: VOLUME,
+            number,
+            first: ChangeNo(first),
+            block_size: BlockSize::new(512).unwrap(),
+            salt: [number as u8; 16],
+        }
+    }
+
+    fn trim(no: u64) -> Numbered {
+        Numbered { no: ChangeNo(no), change: Change::Hole(Extent::new(no, 1)) }
+    }
+
+    /// A file that holds changes of an epoch.
+    fn file(number: u64, first: u64, nos: impl IntoIterator<Item = u64>, epoch: u64) -> FileBytes {
+        let (name, header) = (file_name(number, 7), header(number, first));
+        let mut bytes = BytesMut::from(&header.encode(&name)[..]);
+        for no in nos {
+            let mut head = [0; record::HEAD_BYTES];
+            record::encode_head(&header.key(), bytes.len() as u64, Epoch(epoch), &trim(no), &mut head);
+            bytes.extend_from_slice(&head);
+        }
+        FileBytes { name, bytes: bytes.freeze() }
+    }
+
+    fn identity() -> FileBytes {
+        file(0, 1, [], 0)
+    }
+
+    /// The numbers of the changes, the epoch, how many files are void, the note.
+    fn read(files: &[FileBytes]) -> (Vec<u64>, u64, usize, Option<String>) {
+        let replay = replay("/j", VOLUME, files).unwrap().unwrap();
+        let nos = replay.changes.iter().map(|change| change.no.0).collect();
+        (nos, replay.epoch.0, replay.void.len(), replay.note)
+    }
+
+    fn cut(mut file: FileBytes, bytes: usize) -> FileBytes {
+        file.bytes.truncate(file.bytes.len() - bytes);
+        file
+    }
+
+    #[test]
+    fn cases_a_and_c_whole_files_follow_each_other_in_order_of_their_numbers() {
+        let files = [file(3, 6, 6..8, 3), identity(), file(1, 1, 1..4, 2), file(2, 4, 4..6, 2)];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4, 5, 6, 7], 3, 0, None));
+    }
+
+    #[test]
+    fn case_b_a_torn_record_ends_its_file_and_the_next_may_go_on_from_there() {
+        let torn = || cut(file(1, 1, 1..4, 2), 1);
+        let note = "/j/0000000000000001-00000007.journal ends at byte 4224 of 4287: the record is cut off";
+        assert_eq!(read(&[identity(), torn()]), (vec![1, 2], 2, 0, Some(note.to_owned())));
+        assert_eq!(read(&[identity(), torn(), file(2, 3, 3..5, 4)]).0, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_record_out_of_order_ends_its_file() {
+        assert_eq!(read(&[identity(), file(1, 1, [1, 2, 4, 5], 2)]).0, [1, 2]);
+        assert_eq!(read(&[identity(), file(1, 1, [2, 3], 2)]).0, Vec::<u64>::new());
+        assert_eq!(read(&[identity(), file(1, 1, 1..3, 2), file(2, 3, 3..5, 1)]).0, [1, 2], "an epoch went back");
+    }
+
+    #[test]
+    fn case_d_a_newer_file_that_begins_earlier_counts_from_there() {
+        let files = [identity(), file(1, 1, 1..6, 2), file(2, 6, 6..8, 2), file(3, 4, 4..6, 5)];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4, 5], 5, 0, None));
+    }
+
+    #[test]
+    fn case_e_a_hole_ends_the_chain() {
+        let files = [identity(), file(1, 1, 1..3, 2), file(2, 4, 4..6, 2), file(3, 3, 3..9, 2)];
+        let note = "changes 3 to 3 are missing before /j/0000000000000002-00000007.journal";
+        assert_eq!(read(&files), (vec![1, 2], 2, 2, Some(note.to_owned())));
+    }
+
+    #[test]
+    fn case_f_a_file_without_a_header_is_void() {
+        let mut blank = file(2, 3, 3..5, 2);
+        blank.bytes = [&[0; 4096][..], &blank.bytes[4096..]].concat().into();
+        let empty = FileBytes { name: file_name(4, 7), bytes: Bytes::new() };
+        let files = [identity(), file(1, 1, 1..3, 2), blank, file(3, 3, 3..5, 2), empty];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4], 2, 2, None));
+    }
+
+    #[test]
+    fn nothing_and_a_creation_cut_short_are_no_journal() {
+        assert!(replay("/j", VOLUME, &[]).unwrap().is_none());
+        assert!(replay("/j", VOLUME, &[cut(identity(), 4090)]).unwrap().is_none());
+        assert_eq!(read(&[identity()]), (vec![], 0, 0, None));
+    }
+
+    #[test]
+    fn what_cannot_come_from_a_crash_is_an_error_that_says_so() {
+        let mut stranger = header(2, 1);
+        stranger.id = Uuid::from_u128(2);
+        let name = file_name(2, 7);
+        let stranger = FileBytes { bytes: stranger.encode(&name), name };
+        let mut newer = BytesMut::from(&identity().bytes[..]);
+        newer[8] = 9;
+        let newer = FileBytes { name: identity().name, bytes: newer.freeze() };
+        let tail =
+            "restore the directory, or drop the journal and with it the changes that only it holds; it was not touched";
+        let cases = [
+            (vec![file(1, 1, 1..3, 2)], format!("the identity file of the journal in /j is missing or does not verify: {tail}")),
+            (vec![cut(identity(), 4090), cut(file(1, 1, [], 2), 4090)], format!("no file of the journal in /j has a header that verifies: {tail}")),
+            (
+                vec![identity(), file(1, 1, 1..3, 2), stranger],
+                format!("0000000000000001-00000007.journal and 0000000000000002-00000007.journal in /j are of two different journals: {tail}"),
+            ),
+            (
+                vec![newer],
+                "journal file /j/0000000000000000-00000007.journal has format version 9, which this version of ashlar does not know: \
+                 open the volume with the version that wrote it; it was not touched".to_owned(),
+            ),
+        ];
+        for (files, expected) in cases {
+            assert_eq!(replay("/j", VOLUME, &files).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn doubt_holds_for_the_files_of_its_time() {
+        let mut doubted = identity();
+        doubted.bytes = [&doubted.bytes[..], &record::encode_doubt(&header(0, 1).key(), 2)].concat().into();
+        let doubtful =
+            |number| replay("/j", VOLUME, &[doubted.clone(), file(number, 1, 1..3, 2)]).unwrap().unwrap().doubtful;
+        assert_eq!([doubtful(1), doubtful(2), doubtful(3)], [true, true, false]);
+    }
+
+    #[test]
+    fn names_are_read_back_and_others_left_alone() {
+        assert_eq!(number_in_name(&file_name(u64::MAX, u32::MAX)), Some(u64::MAX));
+        let short = "1-2.journal";
+        for other in ["lock", short, "", "0000000000000001-00000007.journal~", "000000000000000g-00000007.journal"] {
+            assert_eq!(number_in_name(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_files_give_consecutive_changes(
+            starts in prop::collection::vec((1..30_u64, 0..8_u64, 0..200_usize), 0..8),
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut files = vec![identity()];
+            for (number, (first, count, lost)) in (1..).zip(starts) {
+                let mut file = file(number, first, first..first + count, 1);
+                file.bytes.truncate(file.bytes.len() - lost.min(file.bytes.len()));
+                file.bytes = [&file.bytes[..], &noise].concat().into();
+                files.push(file);
+            }
+            let (nos, ..) = read(&files);
+            for pair in nos.windows(2) {
+                prop_assert_eq!(pair[0] + 1, pair[1]);
+            }
+        }
+    }
+}
