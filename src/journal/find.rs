@@ -9,7 +9,7 @@ use crate::change::Numbered;
 use crate::disk::Disk;
 use crate::journal::JournalError;
 use crate::journal::record::FileHeader;
-use crate::journal::replay::{ChainFile, FileBytes, file_name, number_in_name, replay};
+use crate::journal::replay::{ChainFile, FileBytes, number_in_name, replay};
 use crate::units::{BlockSize, ChangeNo, Epoch};
 
 /// A journal that lies in the directory.
@@ -32,6 +32,7 @@ pub struct Found {
     pub(super) void: Vec<String>,
     pub(super) greatest: u64,
     pub(super) identity: FileHeader,
+    pub(super) identity_name: String,
 }
 
 impl Found {
@@ -71,6 +72,7 @@ pub async fn find(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<Option<Found>, J
         void: replay.void,
         greatest: replay.greatest,
         identity: replay.identity,
+        identity_name: replay.identity_name,
     }))
 }
 
@@ -83,7 +85,7 @@ pub async fn discard(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<(), JournalEr
             Ok(file) => file.read_at(0, 4096).await.map_err(|err| failed(disk, "read", name, &err))?,
             Err(err) => return Err(failed(disk, "open", name, &err)),
         };
-        if let Ok(header) = FileHeader::decode(&header)
+        if let Ok(header) = FileHeader::decode(name, &header)
             && header.volume != volume
         {
             return Err(JournalError::Foreign { dir: disk.path(), theirs: header.volume, ours: volume });
@@ -106,11 +108,6 @@ pub(super) async fn journal_files(disk: &Arc<dyn Disk>) -> Result<Vec<String>, J
     let mut names = disk.list("").await.map_err(|err| failed(disk, "list", "", &err))?;
     names.retain(|name| number_in_name(name).is_some());
     Ok(names)
-}
-
-/// The name of the identity file.
-pub(super) fn identity_name() -> String {
-    file_name(0)
 }
 
 /// The sentence for a failure of the disk.

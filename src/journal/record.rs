@@ -14,7 +14,7 @@
 //! | 48 | 8 | file number; 0 is the identity file, which holds no records |
 //! | 56 | 8 | number of the first change that the file may hold |
 //! | 64 | 16 | salt, drawn anew for each file begun |
-//! | 80 | 16 | tag over bytes 0..80 |
+//! | 80 | 16 | tag over bytes 0..80 and the name of the file |
 //! | 96 | 4000 | not used, not read |
 //!
 //! A record is a head of 64 bytes and the data of a write, which is whole blocks:
@@ -34,7 +34,9 @@
 //!
 //! The tag is BLAKE3, cut to 16 bytes, under a key derived from journal id, volume, file number and salt. So a record
 //! proves itself only in the file, at the place and in the use of that file for which it was written: what an earlier
-//! use of a recycled file, another journal or a stale disk block left there never passes.
+//! use of a recycled file, another journal or a stale disk block left there never passes. The header is bound to the
+//! file's name, half of which is drawn at random, for the same reason: blocks of a removed file may come to light in a
+//! new one after a crash, and must not pass for it.
 //!
 //! 64 zero bytes where a head would be are an end: a recycled file carries one behind its last record.
 
@@ -97,8 +99,8 @@ pub enum HeaderFault {
 }
 
 impl FileHeader {
-    /// The header's room, [`FIRST_RECORD`] bytes.
-    pub fn encode(&self) -> Bytes {
+    /// The header's room, [`FIRST_RECORD`] bytes, in the file of that name.
+    pub fn encode(&self, name: &str) -> Bytes {
         let mut out = BytesMut::zeroed(FIRST_RECORD as usize);
         out[0..8].copy_from_slice(MAGIC);
         out[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -109,13 +111,13 @@ impl FileHeader {
         out[48..56].copy_from_slice(&self.number.to_le_bytes());
         out[56..64].copy_from_slice(&self.first.0.to_le_bytes());
         out[64..80].copy_from_slice(&self.salt);
-        let tag = header_tag(&out[..HEADER_TAGGED]);
+        let tag = header_tag(&out[..HEADER_TAGGED], name);
         out[80..96].copy_from_slice(&tag);
         out.freeze()
     }
 
-    /// Reads the header at the beginning of `file`.
-    pub fn decode(file: &[u8]) -> Result<FileHeader, HeaderFault> {
+    /// Reads the header at the beginning of `file`, which has that name.
+    pub fn decode(name: &str, file: &[u8]) -> Result<FileHeader, HeaderFault> {
         let head = file.get(..HEADER_USED).ok_or(HeaderFault::Broken)?;
         if &head[0..8] != MAGIC {
             return Err(HeaderFault::Broken);
@@ -128,7 +130,7 @@ impl FileHeader {
         if head[10] != SEAL_BLAKE3 {
             return Err(HeaderFault::Unknown { what: "seal", value: u16::from(head[10]) });
         }
-        if header_tag(&head[..HEADER_TAGGED]) != head[80..96] || head[11] != 0 {
+        if header_tag(&head[..HEADER_TAGGED], name) != head[80..96] || head[11] != 0 {
             return Err(HeaderFault::Broken);
         }
         let block_size = u32::from_le_bytes(array(&head[12..16]));
@@ -258,8 +260,10 @@ pub fn decode_doubt(identity: &FileKey, file: &[u8]) -> Option<u64> {
     good.then(|| u64_at(note, 8))
 }
 
-fn header_tag(tagged: &[u8]) -> [u8; 16] {
-    array(&blake3::derive_key("ashlar 2026 journal file header", tagged)[..16])
+fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_derive_key("ashlar 2026 journal file header");
+    hasher.update(tagged).update(name.as_bytes());
+    array(&hasher.finalize().as_bytes()[..16])
 }
 
 fn record_tag(key: &FileKey, offset: u64, head: &[u8], data: &[u8]) -> [u8; 16] {

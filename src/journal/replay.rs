@@ -36,6 +36,8 @@ pub struct FileBytes {
 pub struct Replay {
     /// The header of the identity file.
     pub identity: FileHeader,
+    /// Its name.
+    pub identity_name: String,
     /// The epoch of the last record; 0 without one.
     pub epoch: Epoch,
     /// Consecutive changes.
@@ -63,15 +65,18 @@ pub struct ChainFile {
     pub end: u64,
 }
 
-/// The name of a file that is created with this number. A recycled file keeps its name; its header has the say.
-pub fn file_name(number: u64) -> String {
-    format!("{number:016x}{SUFFIX}")
+/// The name of a file that is created as number `number`. The random half keeps it from ever being used again, which
+/// the header relies on. A recycled file keeps its name; its header says which number it is now.
+pub fn file_name(number: u64, random: u32) -> String {
+    format!("{number:016x}-{random:08x}{SUFFIX}")
 }
 
 /// The number in a name made by [`file_name`].
 pub fn number_in_name(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(SUFFIX)?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    let (number, random) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    let hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let ours = number.len() == 16 && random.len() == 8 && hex(number) && hex(random);
+    ours.then(|| u64::from_str_radix(number, 16).ok()).flatten()
 }
 
 const SUFFIX: &str = ".journal";
@@ -81,7 +86,7 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
     let mut named = Vec::new();
     let mut void = Vec::new();
     for file in files {
-        match FileHeader::decode(&file.bytes) {
+        match FileHeader::decode(&file.name, &file.bytes) {
             Ok(header) => named.push((header, file)),
             Err(HeaderFault::Broken) => void.push(file.name.clone()),
             Err(HeaderFault::Unknown { what, value }) => {
@@ -109,6 +114,7 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
     let doubt = record::decode_doubt(&identity.key(), &identity_file.bytes);
     Ok(Some(Replay {
         identity: identity.clone(),
+        identity_name: identity_file.name.clone(),
         epoch: chain.epoch,
         changes: chain.changes,
         doubtful: chain.numbers.iter().any(|number| doubt.is_some_and(|doubt| *number <= doubt)),
@@ -138,7 +144,7 @@ fn check_identity(dir: &str, volume: Uuid, named: &[(FileHeader, &FileBytes)]) -
 
 /// Without any header: a creation that was cut short leaves the identity file alone; more is damage.
 fn no_header(dir: &str, void: &[String]) -> Result<Option<Replay>, JournalError> {
-    if void.iter().all(|name| *name == file_name(0)) {
+    if void.iter().all(|name| number_in_name(name) == Some(0)) {
         return Ok(None);
     }
     let what = format!("no file of the journal in {dir} has a header that verifies");

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::disk::DiskFile;
-use crate::journal::find::{Found, failed, failure, identity_name, journal_files, remove_files};
+use crate::journal::find::{Found, failed, failure, journal_files, remove_files};
 use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HEAD_BYTES};
 use crate::journal::replay::file_name;
 use crate::journal::state::{Phase, Promise, Queued, State};
@@ -40,8 +40,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     doors: Doors,
     options: Options,
-    identity: Arc<dyn DiskFile>,
-    identity_header: FileHeader,
+    identity: Identity,
     /// The last number given to a file.
     serial: u64,
     /// The file that records go to.
@@ -53,6 +52,13 @@ pub(super) struct Writer {
     writing: bool,
     syncing: bool,
     chore: bool,
+}
+
+/// The file that says whose journal this is.
+struct Identity {
+    name: String,
+    file: Arc<dyn DiskFile>,
+    header: FileHeader,
 }
 
 /// A file that is being filled.
@@ -117,12 +123,12 @@ pub(super) async fn create(
     }
     remove_files(disk, leftovers).await?;
     let header = FileHeader { id, volume, number: 0, first, block_size, salt: doors.random.bytes() };
-    let name = identity_name();
+    let name = new_name(&doors, 0);
     let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
-    identity.write_at(0, vec![header.encode()]).await.map_err(|err| failed(disk, "write", &name, &err))?;
+    identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
     identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
     let state = State::new(first, Epoch(0), first);
-    Ok(Writer::new(doors, options, identity, header, 0, state))
+    Ok(Writer::new(doors, options, Identity { name, file: identity, header }, 0, state))
 }
 
 /// See [`crate::journal::Journal::resume`].
@@ -138,7 +144,7 @@ pub(super) async fn resume(
     if !goes_on {
         remove_files(disk, found.chain.iter().map(|file| file.name.clone()).collect()).await?;
     }
-    let name = identity_name();
+    let name = found.identity_name.clone();
     let identity = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
     let epoch = if goes_on { found.epoch } else { Epoch(0) };
     let before_all = found.changes.first().filter(|_| goes_on).map_or(next, |first| first.no);
@@ -160,28 +166,21 @@ pub(super) async fn resume(
             state.suspend(&what);
         }
     }
-    let mut writer = Writer::new(doors, options, identity, found.identity.clone(), found.greatest, state);
+    let identity = Identity { name, file: identity, header: found.identity.clone() };
+    let mut writer = Writer::new(doors, options, identity, found.greatest, state);
     writer.full = full;
     writer.count_bytes();
     Ok(writer)
 }
 
 impl Writer {
-    fn new(
-        doors: Doors,
-        options: Options,
-        identity: Arc<dyn DiskFile>,
-        identity_header: FileHeader,
-        serial: u64,
-        state: State,
-    ) -> Writer {
+    fn new(doors: Doors, options: Options, identity: Identity, serial: u64, state: State) -> Writer {
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() });
         Writer {
             shared,
             doors,
             options,
             identity,
-            identity_header,
             serial,
             current: None,
             full: VecDeque::new(),
@@ -202,7 +201,7 @@ impl Writer {
     }
 
     pub(super) fn id(&self) -> Uuid {
-        self.identity_header.id
+        self.identity.header.id
     }
 
     /// The task. Ends once the journal is closed and nothing is left to do.
@@ -275,8 +274,8 @@ impl Writer {
             current.dirty = false;
             files.push((current.name.clone(), Arc::clone(&current.file)));
         }
-        let (doors, identity) = (self.doors.clone(), Arc::clone(&self.identity));
-        let doubt = record::encode_doubt(&self.identity_header.key(), self.serial);
+        let (doors, identity) = (self.doors.clone(), Arc::clone(&self.identity.file));
+        let doubt = record::encode_doubt(&self.identity.header.key(), self.serial);
         self.syncing = true;
         self.running.push(Box::pin(async move {
             for (name, file) in files {
@@ -311,14 +310,14 @@ impl Writer {
     }
 
     fn start_clear(&mut self) {
-        let doors = self.doors.clone();
+        let (doors, identity) = (self.doors.clone(), self.identity.name.clone());
         self.current = None;
         self.full.clear();
         self.spare = None;
         self.running.push(Box::pin(async move {
             let cleared = async {
                 let mut names = journal_files(&doors.disk).await?;
-                names.retain(|name| *name != identity_name());
+                names.retain(|name| *name != identity);
                 remove_files(&doors.disk, names).await
             };
             Event::Cleared(cleared.await.map_err(|err| err.to_string()))
@@ -388,7 +387,7 @@ impl Writer {
 
     fn next_header(&mut self, first: ChangeNo) -> FileHeader {
         let (number, salt) = (self.next_number(), self.doors.random.bytes());
-        FileHeader { number, first, salt, ..self.identity_header.clone() }
+        FileHeader { number, first, salt, ..self.identity.header.clone() }
     }
 
     fn next_number(&mut self) -> u64 {
@@ -404,7 +403,7 @@ async fn begin(doors: &Doors, header: FileHeader, spare: Option<Spare>, batch: V
         None => create_file(doors, header.number).await?,
     };
     let Spare { name, file, recycled } = spare;
-    let (key, room) = (header.key(), header.encode());
+    let (key, room) = (header.key(), header.encode(&name));
     let current = Current { name, file, header, key, end: FIRST_RECORD, recycled, dirty: false };
     write(doors, current, vec![room], batch).await
 }
@@ -474,8 +473,12 @@ async fn prepare(doors: &Doors, number: u64) -> Result<Option<Spare>, String> {
     create_file(doors, number).await.map(Some)
 }
 
+fn new_name(doors: &Doors, number: u64) -> String {
+    file_name(number, u32::from_le_bytes(doors.random.bytes()))
+}
+
 async fn create_file(doors: &Doors, number: u64) -> Result<Spare, String> {
-    let name = file_name(number);
+    let name = new_name(doors, number);
     let created = doors.disk.create(&name).await;
     let file = created.map_err(|err| failure(&doors.disk, "create", &name, &err))?;
     Ok(Spare { name, file, recycled: false })

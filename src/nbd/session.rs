@@ -18,6 +18,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -251,15 +252,22 @@ impl<R: AsyncRead + Unpin> Session<R> {
             _ => Bytes::new(),
         };
         let answer = Answer::new(cookie, self.replies.clone(), ticket);
-        let mut work: Pin<Box<dyn Future<Output = ()> + Send>> =
-            Box::pin(carry_out(self.client.clone(), request, payload, answer));
-        if poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await.is_pending() {
-            let waits_for_nobody = request.is_change() || request == Request::Flush;
-            let tasks = if waits_for_nobody { &mut self.changes } else { &mut self.reads };
+        self.start(request, Box::pin(carry_out(self.client.clone(), request, payload, answer))).await;
+        Ok(())
+    }
+
+    /// Begins the work here, and hands it to a task if it has to wait. If the device panics, the work is dropped, and
+    /// its [`Answer`] tells the client.
+    async fn start(&mut self, request: Request, mut work: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let begun = poll_fn(|context| {
+            Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(())))
+        });
+        if begun.await.is_pending() {
+            let goes_on_alone = request.is_change() || request == Request::Flush;
+            let tasks = if goes_on_alone { &mut self.changes } else { &mut self.reads };
             while tasks.try_join_next().is_some() {}
             tasks.spawn(work);
         }
-        Ok(())
     }
 }
 

@@ -7,33 +7,37 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::error::Error;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::{Instant, sleep_until};
+use tower_service::Service;
 
 use super::super::{ErrorKind, Result, StoreError};
 use super::options::S3Options;
 
 /// A pool of connections; clones share it.
-pub type Http = Client<HttpsConnector<HttpConnector>, PartsBody>;
+pub type Http = Client<HttpsConnector<HttpConnector<Names>>, PartsBody>;
 
 /// Makes a pool. Certificates are checked against the system's roots, or those of `SSL_CERT_FILE`; a host without any
 /// can still reach stores of `http://`.
 pub fn connect(options: &S3Options, needs_tls: bool) -> Result<Http> {
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(Names);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEPALIVE));
@@ -69,6 +73,31 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Shorter than the time after which stores close idle connections, so that we rarely meet a closed one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The system's names, and `*.localhost` as RFC 6761 wants it (glibc alone knows only `localhost`), so that the
+/// bucket can stand in the host of a server on the loopback.
+#[derive(Clone, Debug)]
+pub struct Names;
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, std::io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = match name.as_str().ends_with(".localhost") {
+                true => vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
+                false => GaiResolver::new().call(name).await?.collect(),
+            };
+            Ok(addresses.into_iter())
+        })
+    }
+}
 
 /// Sends a request and waits for the head of the response, for as long as there is progress.
 pub async fn send(http: &Http, request: Request<PartsBody>, stall: Duration) -> Result<(Response<Incoming>, Progress)> {
