@@ -3,6 +3,8 @@
 //! With `ASHLAR_TEST_S3_ENDPOINT`, `…_BUCKET`, `…_ACCESS` and `…_SECRET` set, the cases of `external_s3` run against
 //! that server (`scripts/s3/conformance` starts one); without, they run against the server in this process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
 mod support;
 
 use std::collections::HashMap;

@@ -206,9 +206,10 @@ impl CrashDisk {
             };
             (fate, world.delay())
         };
-        wait(delay).await;
-        // Whoever died while the operation was on its way did not get it done, unless it is the one that was cut.
+        // What the cut leaves of its operation it leaves now: the next life may begin at once.
         if !matches!(fate, Fate::Cut(_)) {
+            wait(delay).await;
+            // Whoever died while the operation was on its way did not get it done.
             self.alive(&self.world.lock())?;
         }
         Ok(fate)
@@ -504,5 +505,120 @@ impl fmt::Debug for CrashDisk {
 impl fmt::Debug for CrashFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CrashFile(life {})", self.disk.life)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(byte: u8, len: usize) -> Bytes {
+        Bytes::from(vec![byte; len])
+    }
+
+    /// For each seed: writes `a`, syncs or fails to, writes `b` over a part of it, ends the life; what is read then?
+    async fn survivors(sync_fails: bool, end: fn(&CrashDisk) -> CrashDisk) -> Vec<Bytes> {
+        let mut survivors = Vec::new();
+        for seed in 0..60 {
+            let disk = CrashDisk::new(seed);
+            let file = disk.create("f").await.unwrap();
+            file.write_at(0, vec![data(b'a', 2048)]).await.unwrap();
+            disk.set_faults(DiskFaults { sync: if sync_fails { 1000 } else { 0 }, ..DiskFaults::default() });
+            assert_eq!(file.sync().await.is_err(), sync_fails);
+            disk.set_faults(DiskFaults::default());
+            file.write_at(1000, vec![data(b'b', 1500)]).await.unwrap();
+            assert_eq!(file.read_at(999, 3).await.unwrap(), "abb", "read back at once");
+            let disk = end(&disk);
+            assert!(file.read_at(0, 1).await.is_err() && file.sync().await.is_err(), "an old handle");
+            survivors.push(disk.open("f").await.unwrap().read_at(0, 9999).await.unwrap());
+        }
+        survivors
+    }
+
+    #[tokio::test]
+    async fn a_kill_loses_nothing_and_a_crash_only_what_was_not_synced() {
+        for file in survivors(false, CrashDisk::kill).await {
+            assert_eq!(file, [data(b'a', 1000), data(b'b', 1500)].concat());
+        }
+        let files = survivors(false, CrashDisk::crash).await;
+        for file in &files {
+            assert!(file.len() >= 2048 && file[..512] == data(b'a', 512), "{file:?}");
+        }
+        let torn = |file: &&Bytes| file[1000..1024] == data(b'a', 24) && file[1024..1536] == data(b'b', 512);
+        assert!(files.iter().filter(torn).count() > 2, "a later sector without an earlier one");
+        assert!(files.iter().any(|file| file.len() == 2048) && files.iter().any(|file| file.len() == 2500));
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_sync_was_about_may_be_lost_for_ever() {
+        let files = survivors(true, |disk| disk.crash()).await;
+        assert!(files.iter().any(|file| !file.starts_with(&data(b'a', 512))));
+    }
+
+    #[tokio::test]
+    async fn a_sync_after_a_failed_one_does_not_bring_it_back() {
+        let mut lost = 0;
+        for seed in 0..60 {
+            let disk = CrashDisk::new(seed);
+            let file = disk.create("f").await.unwrap();
+            file.write_at(0, vec![data(b'a', 512)]).await.unwrap();
+            disk.set_faults(DiskFaults { sync: 1000, ..DiskFaults::default() });
+            file.sync().await.unwrap_err();
+            disk.set_faults(DiskFaults::default());
+            file.sync().await.unwrap();
+            assert_eq!(file.read_at(0, 512).await.unwrap(), data(b'a', 512), "the page cache has it");
+            let file = disk.crash().open("f").await.unwrap();
+            lost += u32::from(file.read_at(0, 512).await.unwrap() != data(b'a', 512));
+        }
+        assert!((10..60).contains(&lost), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_takes_what_fits_and_says_so() {
+        let disk = CrashDisk::new(1);
+        disk.limit_bytes(100);
+        let file = disk.create("f").await.unwrap();
+        let full = file.write_at(0, vec![data(1, 60), data(2, 60)]).await.unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(file.len().await.unwrap(), 100);
+        file.write_at(0, vec![data(3, 100)]).await.unwrap();
+        disk.remove("f").await.unwrap();
+        assert_eq!(disk.stored_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_works_after_the_cut_until_the_next_life() {
+        let mut lens = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let disk = CrashDisk::new(seed);
+            let file = disk.create("f").await.unwrap();
+            disk.cut_at(2);
+            file.write_at(0, vec![data(1, 10)]).await.unwrap_err();
+            assert!(disk.is_cut() && disk.operations() == 2);
+            disk.create("g").await.unwrap_err();
+            assert_eq!(disk.operations(), 2);
+            let disk = disk.kill();
+            assert_eq!(disk.list("").await.unwrap(), ["f"]);
+            lens.insert(disk.open("f").await.unwrap().len().await.unwrap());
+        }
+        assert!(lens.contains(&0) && lens.contains(&10) && lens.len() > 2, "{lens:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_seed_gives_the_same_run() {
+        let run = async |seed| {
+            let disk = CrashDisk::new(seed);
+            disk.set_faults(DiskFaults { write: 300, delay_max: Duration::from_millis(5), ..DiskFaults::default() });
+            let begun = tokio::time::Instant::now();
+            let file = disk.create("f").await.unwrap();
+            for at in 0..20 {
+                let _ = file.write_at(at * 300, vec![data(at as u8, 700)]).await;
+            }
+            disk.set_faults(DiskFaults::default());
+            let file = disk.crash().open("f").await.unwrap();
+            (begun.elapsed(), file.read_at(0, 99999).await.unwrap())
+        };
+        assert_eq!(run(5).await, run(5).await);
+        assert_ne!(run(5).await, run(6).await);
     }
 }

@@ -25,9 +25,6 @@ pub struct Found {
     pub changes: Vec<Numbered>,
     /// Where and why reading stopped before the end, for people: torn tail, missing file.
     pub note: Option<String>,
-    /// A sync had failed before: the files may hold more in the page cache than on the disk. Going on with such a
-    /// journal begins suspended.
-    pub doubtful: bool,
     pub(super) chain: Vec<ChainFile>,
     pub(super) void: Vec<String>,
     pub(super) greatest: u64,
@@ -67,7 +64,6 @@ pub async fn find(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<Option<Found>, J
         epoch: replay.epoch,
         changes: replay.changes,
         note: replay.note,
-        doubtful: replay.doubtful,
         chain: replay.chain,
         void: replay.void,
         greatest: replay.greatest,

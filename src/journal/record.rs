@@ -60,8 +60,6 @@ const HEADER_USED: usize = 96;
 const HEADER_TAGGED: usize = 80;
 const RECORD_MAGIC: &[u8; 4] = b"AJR1";
 const HEAD_TAGGED: usize = 48;
-const DOUBT_MAGIC: &[u8; 8] = b"ASHLDOUB";
-const DOUBT_TAGGED: usize = 16;
 
 /// What a file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,11 +117,12 @@ impl FileHeader {
     /// Reads the header at the beginning of `file`, which has that name.
     pub fn decode(name: &str, file: &[u8]) -> Result<FileHeader, HeaderFault> {
         let head = file.get(..HEADER_USED).ok_or(HeaderFault::Broken)?;
-        if &head[0..8] != MAGIC {
+        // Version and seal come before the tag: another version may well compute its tag differently. There is no
+        // version 0: a write was cut short behind the magic.
+        let version = u16::from_le_bytes(array(&head[8..10]));
+        if &head[0..8] != MAGIC || version == 0 {
             return Err(HeaderFault::Broken);
         }
-        // Version and seal come before the tag: another version may well compute its tag differently.
-        let version = u16::from_le_bytes(array(&head[8..10]));
         if version != VERSION {
             return Err(HeaderFault::Unknown { what: "format version", value: version });
         }
@@ -240,26 +239,6 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     Ok((record, offset + data_end as u64))
 }
 
-/// A note in the identity file, at [`FIRST_RECORD`]: a sync failed while files up to `number` were in use. It is not
-/// synced itself (that would hardly work): it is for a successor that reads the same page cache, where the
-/// operating system has marked those files' pages clean although they never reached the disk.
-pub fn encode_doubt(identity: &FileKey, number: u64) -> Bytes {
-    let mut out = BytesMut::zeroed(HEAD_BYTES);
-    out[0..8].copy_from_slice(DOUBT_MAGIC);
-    out[8..16].copy_from_slice(&number.to_le_bytes());
-    let tag = record_tag(identity, FIRST_RECORD, &out[..DOUBT_TAGGED], &[]);
-    out[16..32].copy_from_slice(&tag);
-    out.freeze()
-}
-
-/// The number in the note of [`encode_doubt`], if there is one.
-pub fn decode_doubt(identity: &FileKey, file: &[u8]) -> Option<u64> {
-    let note = file.get(FIRST_RECORD as usize..FIRST_RECORD as usize + 32)?;
-    let good =
-        &note[0..8] == DOUBT_MAGIC && record_tag(identity, FIRST_RECORD, &note[..DOUBT_TAGGED], &[]) == note[16..32];
-    good.then(|| u64_at(note, 8))
-}
-
 fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_derive_key("ashlar 2026 journal file header");
     hasher.update(tagged).update(name.as_bytes());
@@ -345,8 +324,7 @@ mod tests {
     #[test]
     fn the_format_is_what_it_always_was() {
         let identity = FileHeader { number: 0, ..header() };
-        let doubt = encode_doubt(&identity.key(), 6);
-        let identity = [identity.encode(NAME), doubt].concat();
+        let identity = identity.encode(NAME);
         for (name, encoded) in [("journal", &file()[..]), ("journal-identity", &identity[..])] {
             let path = format!("{}/tests/golden/v1/{name}", env!("CARGO_MANIFEST_DIR"));
             if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
@@ -458,16 +436,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_note_of_a_failed_sync_is_read_back_and_proves_itself() {
-        let mut file = BytesMut::from(&header().encode(NAME)[..]);
-        assert_eq!(decode_doubt(&header().key(), &file), None);
-        file.extend_from_slice(&encode_doubt(&header().key(), 6));
-        assert_eq!(decode_doubt(&header().key(), &file), Some(6));
-        file[FIRST_RECORD as usize + 9] ^= 1;
-        assert_eq!(decode_doubt(&header().key(), &file), None);
-    }
-
     proptest! {
         #[test]
         fn any_bytes_are_survived(noise in prop::collection::vec(any::<u8>(), 0..6000), keep in 0..5300_usize) {
@@ -475,7 +443,6 @@ mod tests {
             file.extend_from_slice(&noise);
             read(&file.freeze());
             read(&Bytes::from(noise.clone()));
-            decode_doubt(&header().key(), &noise);
         }
     }
 }

@@ -48,8 +48,6 @@ pub struct Replay {
     pub void: Vec<String>,
     /// The greatest number seen in a header or a name.
     pub greatest: u64,
-    /// A sync had failed while files of the chain were in use: what was read may not be on the disk.
-    pub doubtful: bool,
     /// Where and why the chain broke (cases B, E), for people.
     pub note: Option<String>,
 }
@@ -61,8 +59,8 @@ pub struct ChainFile {
     pub name: String,
     /// The number of its last good record, or the one before its first change.
     pub last: ChangeNo,
-    /// Where its last good record ends.
-    pub end: u64,
+    /// It, to the end of its last good record.
+    pub good: Bytes,
 }
 
 /// The name of a file that is created as number `number`. The random half keeps it from ever being used again, which
@@ -111,13 +109,11 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
     void.extend(chain.void);
     let in_names = files.iter().filter_map(|file| number_in_name(&file.name));
     let greatest = named.iter().map(|(header, _)| header.number).chain(in_names).max().unwrap_or_default();
-    let doubt = record::decode_doubt(&identity.key(), &identity_file.bytes);
     Ok(Some(Replay {
         identity: identity.clone(),
         identity_name: identity_file.name.clone(),
         epoch: chain.epoch,
         changes: chain.changes,
-        doubtful: chain.numbers.iter().any(|number| doubt.is_some_and(|doubt| *number <= doubt)),
         chain: chain.files,
         void,
         greatest,
@@ -157,7 +153,6 @@ struct Chain {
     changes: Vec<Numbered>,
     epochs: Vec<Epoch>,
     files: Vec<ChainFile>,
-    numbers: Vec<u64>,
     void: Vec<String>,
     note: Option<String>,
     broken: bool,
@@ -180,9 +175,9 @@ impl Chain {
         if fault != RecordFault::End {
             self.say(format!("{dir}/{} ends at byte {end} of {}: {fault}", file.name, file.bytes.len()));
         }
+        let good = file.bytes.slice(..usize::try_from(end).unwrap_or(usize::MAX).min(file.bytes.len()));
         let last = self.changes.last().map_or(ChangeNo(header.first.0.saturating_sub(1)), |change| change.no);
-        self.files.push(ChainFile { name: file.name.clone(), last, end });
-        self.numbers.push(header.number);
+        self.files.push(ChainFile { name: file.name.clone(), last, good });
     }
 
     /// Case D: a newer file begins at `first`.
@@ -356,15 +351,6 @@ mod tests {
         for (files, expected) in cases {
             assert_eq!(replay("/j", VOLUME, &files).unwrap_err().to_string(), expected);
         }
-    }
-
-    #[test]
-    fn doubt_holds_for_the_files_of_its_time() {
-        let mut doubted = identity();
-        doubted.bytes = [&doubted.bytes[..], &record::encode_doubt(&header(0, 1).key(), 2)].concat().into();
-        let doubtful =
-            |number| replay("/j", VOLUME, &[doubted.clone(), file(number, 1, 1..3, 2)]).unwrap().unwrap().doubtful;
-        assert_eq!([doubtful(1), doubtful(2), doubtful(3)], [true, true, false]);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! Order of things on the disk, where it matters:
 //!
 //! 1. The identity file is synced before any other file is created, and removed after all others.
-//! 2. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given.
-//! 3. Files of released records go one by one, oldest first, each durably before the next.
-//! 4. A spare's header is blank on the disk before the spare is used.
-//! 5. After a failure all old files are gone, durably, before a new one is begun.
+//! 2. What an earlier server left is written once more and synced before it counts as synced.
+//! 3. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given.
+//! 4. Files of released records go one by one, oldest first, each durably before the next.
+//! 5. A spare's header is blank on the disk before the spare is used.
+//! 6. After a failure all old files are gone, durably, before a new one is begun.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,10 +21,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::disk::DiskFile;
+use crate::disk::{Disk, DiskFile};
 use crate::journal::find::{Found, failed, failure, journal_files, remove_files};
 use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HEAD_BYTES};
-use crate::journal::replay::file_name;
+use crate::journal::replay::{ChainFile, file_name};
 use crate::journal::state::{Phase, Promise, Queued, State};
 use crate::journal::{Doors, JournalError, Options, Shared};
 use crate::units::{BlockSize, ChangeNo, Epoch};
@@ -57,7 +58,6 @@ pub(super) struct Writer {
 /// The file that says whose journal this is.
 struct Identity {
     name: String,
-    file: Arc<dyn DiskFile>,
     header: FileHeader,
 }
 
@@ -96,8 +96,10 @@ struct Spare {
 enum Event {
     Wrote(Result<Wrote, String>),
     Synced(Result<ChangeNo, String>),
-    /// A file is ready for use, or none is wanted.
-    Tidied(Result<Option<Spare>, String>),
+    /// A new file is ready for use.
+    Prepared(Result<Spare, String>),
+    /// The oldest file is no more, or has become the spare.
+    GivenUp(Result<Option<Spare>, String>),
     /// All old files are gone.
     Cleared(Result<(), String>),
 }
@@ -128,7 +130,7 @@ pub(super) async fn create(
     identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
     identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
     let state = State::new(first, Epoch(0), first);
-    Ok(Writer::new(doors, options, Identity { name, file: identity, header }, 0, state))
+    Ok(Writer::new(doors, options, Identity { name, header }, 0, state))
 }
 
 /// See [`crate::journal::Journal::resume`].
@@ -146,31 +148,35 @@ pub(super) async fn resume(
     }
     let name = found.identity_name.clone();
     let identity = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
+    redirty(disk, &name, &identity, found.identity.encode(&name)).await?;
+    identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
     let epoch = if goes_on { found.epoch } else { Epoch(0) };
     let before_all = found.changes.first().filter(|_| goes_on).map_or(next, |first| first.no);
-    let mut state = State::new(next, epoch, ChangeNo(before_all.0.saturating_sub(1)));
+    let state = State::new(next, epoch, ChangeNo(before_all.0.saturating_sub(1)));
     let mut full = VecDeque::new();
-    if goes_on {
-        for file in &found.chain {
-            let handle = disk.open(&file.name).await.map_err(|err| failed(disk, "open", &file.name, &err))?;
-            full.push_back(Full {
-                name: file.name.clone(),
-                file: handle,
-                last: file.last,
-                bytes: file.end,
-                dirty: true,
-            });
-        }
-        if found.doubtful {
-            let what = format!("an earlier sync failed, so what lies in {} may not be on the disk", disk.path());
-            state.suspend(&what);
-        }
+    for file in found.chain.iter().filter(|_| goes_on) {
+        full.push_back(adopt(disk, file).await?);
     }
-    let identity = Identity { name, file: identity, header: found.identity.clone() };
+    let identity = Identity { name, header: found.identity.clone() };
     let mut writer = Writer::new(doors, options, identity, found.greatest, state);
     writer.full = full;
     writer.count_bytes();
     Ok(writer)
+}
+
+/// A file of an earlier server, whose records still count.
+async fn adopt(disk: &Arc<dyn Disk>, found: &ChainFile) -> Result<Full, JournalError> {
+    let (name, bytes) = (found.name.clone(), found.good.len() as u64);
+    let file = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
+    redirty(disk, &name, &file, found.good.clone()).await?;
+    Ok(Full { name, file, last: found.last, bytes, dirty: true })
+}
+
+/// Writes what was read once more, so that the next sync is about it. The server before may have died of, or right
+/// after, a sync that failed: then its pages are clean in the page cache, never reached the disk, and a sync would
+/// succeed without them.
+async fn redirty(disk: &Arc<dyn Disk>, name: &str, file: &Arc<dyn DiskFile>, read: Bytes) -> Result<(), JournalError> {
+    file.write_at(0, vec![read]).await.map_err(|err| failed(disk, "write", name, &err))
 }
 
 impl Writer {
@@ -274,14 +280,11 @@ impl Writer {
             current.dirty = false;
             files.push((current.name.clone(), Arc::clone(&current.file)));
         }
-        let (doors, identity) = (self.doors.clone(), Arc::clone(&self.identity.file));
-        let doubt = record::encode_doubt(&self.identity.header.key(), self.serial);
+        let doors = self.doors.clone();
         self.syncing = true;
         self.running.push(Box::pin(async move {
             for (name, file) in files {
                 if let Err(err) = file.sync().await {
-                    // Best effort, for a successor that would find clean pages; see `encode_doubt`.
-                    let _ = identity.write_at(FIRST_RECORD, vec![doubt]).await;
                     return Event::Synced(Err(failure(&doors.disk, "sync", &name, &err)));
                 }
             }
@@ -293,19 +296,17 @@ impl Writer {
     fn start_chore(&mut self) {
         let released = self.shared.state.lock().released;
         let doors = self.doors.clone();
-        if self.full.front().is_some_and(|full| full.last <= released) {
-            let Some(full) = self.full.pop_front() else { return };
-            self.count_bytes();
-            let keep = self.spare.is_none();
+        if let Some(full) = self.full.front().filter(|full| full.last <= released) {
+            let (name, file, keep) = (full.name.clone(), Arc::clone(&full.file), self.spare.is_none());
             self.chore = true;
-            self.running.push(Box::pin(async move { Event::Tidied(give_up(&doors, full, keep).await) }));
+            self.running.push(Box::pin(async move { Event::GivenUp(give_up(&doors, name, file, keep).await) }));
             return;
         }
         let filled = self.current.as_ref().is_none_or(|current| current.end > self.options.file_bytes / 2);
         if self.spare.is_none() && filled && !self.writing && !self.shared.state.lock().closing {
             let number = self.next_number();
             self.chore = true;
-            self.running.push(Box::pin(async move { Event::Tidied(prepare(&doors, number).await) }));
+            self.running.push(Box::pin(async move { Event::Prepared(create_file(&doors, number).await) }));
         }
     }
 
@@ -334,9 +335,13 @@ impl Writer {
                 self.syncing = false;
                 result.map(|up_to| self.reached(Promise::Synced, up_to)).err()
             }
-            Event::Tidied(result) => {
+            Event::Prepared(result) => {
                 self.chore = false;
-                result.map(|spare| self.spare = self.spare.take().or(spare)).err()
+                result.map(|spare| self.spare = Some(spare)).err()
+            }
+            Event::GivenUp(result) => {
+                self.chore = false;
+                result.map(|spare| self.given_up(spare)).err()
             }
             Event::Cleared(result) => result.map(|()| self.cleared()).err(),
         };
@@ -361,6 +366,13 @@ impl Writer {
             _ => {}
         }
         self.reached(Promise::Written, wrote.last);
+    }
+
+    /// Only now: until a file is gone, or blank, durably, its records are part of the chain, and a sync that left
+    /// them out would promise records behind a hole.
+    fn given_up(&mut self, spare: Option<Spare>) {
+        self.full.pop_front();
+        self.spare = self.spare.take().or(spare);
     }
 
     fn reached(&self, promise: Promise, no: ChangeNo) {
@@ -454,23 +466,18 @@ fn encode(key: &FileKey, mut offset: u64, batch: Vec<Queued>) -> Vec<Bytes> {
 }
 
 /// Ends a file's use: removed, or blanked and kept as a spare.
-async fn give_up(doors: &Doors, full: Full, keep: bool) -> Result<Option<Spare>, String> {
+async fn give_up(doors: &Doors, name: String, file: Arc<dyn DiskFile>, keep: bool) -> Result<Option<Spare>, String> {
     if !keep {
-        let removed = doors.disk.remove(&full.name).await;
-        return removed.map(|()| None).map_err(|err| failure(&doors.disk, "remove", &full.name, &err));
+        let removed = doors.disk.remove(&name).await;
+        return removed.map(|()| None).map_err(|err| failure(&doors.disk, "remove", &name, &err));
     }
     let blanked: io::Result<()> = async {
-        full.file.write_at(0, vec![Bytes::from_static(&[0; FIRST_RECORD as usize])]).await?;
-        full.file.sync().await
+        file.write_at(0, vec![Bytes::from_static(&[0; FIRST_RECORD as usize])]).await?;
+        file.sync().await
     }
     .await;
-    blanked.map_err(|err| failure(&doors.disk, "blank", &full.name, &err))?;
-    Ok(Some(Spare { name: full.name, file: full.file, recycled: true }))
-}
-
-/// Makes a new, empty file ahead of need.
-async fn prepare(doors: &Doors, number: u64) -> Result<Option<Spare>, String> {
-    create_file(doors, number).await.map(Some)
+    blanked.map_err(|err| failure(&doors.disk, "blank", &name, &err))?;
+    Ok(Some(Spare { name, file, recycled: true }))
 }
 
 fn new_name(doors: &Doors, number: u64) -> String {

@@ -176,7 +176,12 @@ impl S3Store {
             encoding_type: Some("url".into()), // foreign keys may hold what XML cannot
             ..more
         };
-        Ok(self.request(Asked::List(prefix), self.client.list_objects_v2(request)).await?)
+        let asked = Asked::List(prefix);
+        let listed = self.request(asked, self.client.list_objects_v2(request)).await?;
+        match listed.is_truncated.is_some() || listed.contents.is_some() {
+            true => Ok(listed),
+            false => Err(self.unanswered(asked, &strange("a listing"))), // rusoto reads any page as an empty listing
+        }
     }
 
     async fn delete_batch(&self, keys: &[Key]) -> std::result::Result<(), Refused> {
@@ -243,8 +248,11 @@ impl Store for S3Store {
             content_length: Some(len as i64),
             ..PutObjectRequest::default()
         };
-        self.request(Asked::Put(key), self.client.put_object(request)).await?;
-        Ok(())
+        let asked = Asked::Put(key);
+        match self.request(asked, self.client.put_object(request)).await?.e_tag {
+            Some(_) => Ok(()),
+            None => Err(self.unanswered(asked, &strange("the ETag of an object"))),
+        }
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
@@ -337,6 +345,11 @@ impl From<Refused> for StoreError {
     fn from(refused: Refused) -> StoreError {
         refused.error
     }
+}
+
+/// Success of somebody else than the store: a proxy, a portal that wants a login.
+fn strange(expected: &str) -> StoreError {
+    StoreError::new(ErrorKind::Retryable, format!("the answer is no S3, it lacks {expected}; is a proxy in between?"))
 }
 
 /// An error that rusoto has a type for; everything else it hands on as it came.

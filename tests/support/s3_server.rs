@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::*;
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -91,7 +91,7 @@ impl S3Server {
         let behaviour: Arc<Mutex<Behaviour>> = Arc::default();
         let objects = Bucket { name: bucket.to_owned(), store, behaviour: behaviour.clone() };
         let mut builder = S3ServiceBuilder::new(objects);
-        builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        builder.set_auth(OneKey { access: access_key.to_owned(), secret: SecretKey::from(secret_key) });
         // Requests to `BUCKET.localhost:PORT` are of the virtual-host style, those to the address of the path style.
         builder.set_host(SingleDomain::new(&format!("localhost:{}", address.port())).unwrap());
         let accepting = tokio::spawn(accept(listener, builder.build(), behaviour.clone()));
@@ -136,6 +136,22 @@ async fn accept(listener: TcpListener, service: S3Service, behaviour: Arc<Mutex<
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer).await;
         });
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// One pair of keys; any other is unknown, in Amazon's words.
+struct OneKey {
+    access: String,
+    secret: SecretKey,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for OneKey {
+    async fn get_secret_key(&self, access: &str) -> S3Result<SecretKey> {
+        match access == self.access {
+            true => Ok(self.secret.clone()),
+            false => Err(s3_error!(InvalidAccessKeyId, "The access key id does not exist in our records.")),
+        }
     }
 }
 
@@ -265,7 +281,7 @@ impl S3 for Bucket {
             self.store.delete(std::slice::from_ref(&key)).await.map_err(failed)?;
         }
         self.store.put(&key, vec![body.freeze()]).await.map_err(failed)?;
-        Ok(S3Response::new(PutObjectOutput::default()))
+        Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong("x".into())), ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
@@ -309,7 +325,11 @@ impl S3 for Bucket {
             true => utf8_percent_encode(path, URL_ENCODED).to_string(),
             false => path.to_owned(),
         };
-        let mut output = ListObjectsV2Output { encoding_type: input.encoding_type.clone(), ..Default::default() };
+        let mut output = ListObjectsV2Output {
+            encoding_type: input.encoding_type.clone(),
+            is_truncated: Some(false),
+            ..ListObjectsV2Output::default()
+        };
         let (mut contents, mut prefixes, mut last): (Vec<Object>, Vec<CommonPrefix>, String) = Default::default();
         for (path, size) in self.entries(&prefix).await? {
             let end = input.delimiter.as_deref().and_then(|delimiter| path[prefix.len()..].find(delimiter));
