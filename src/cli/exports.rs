@@ -122,10 +122,7 @@ impl<V: Volumes> VolumeExports<V> {
             return Ok(Arc::clone(volume));
         }
         match self.0.volumes.open(name).await {
-            Ok(volume) => {
-                info!("volume {name} is open");
-                Ok(Arc::clone(place.insert(volume)))
-            }
+            Ok(volume) => Ok(Arc::clone(place.insert(volume))),
             Err(failure) => {
                 self.forget(name, &slot);
                 Err(export_error(name, failure))

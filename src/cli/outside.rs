@@ -38,7 +38,7 @@ impl State {
     /// Takes the directory that the configuration names; makes it if there is none.
     pub async fn take(config: &Effective, random: &Random) -> Result<State, Failure> {
         let disk = LocalDisk::new(&config.state, Workers::Threads);
-        let failed = |error| Failure::failed(format!("state directory {}: {error}", config.state.display()));
+        let failed = |error| Failure::failed(format!("state directory: {error}"));
         let lock = disk.lock().await.map_err(failed)?;
         let server = identity(&disk, random).await.map_err(failed)?;
         Ok(State { disk, server, _lock: lock })
