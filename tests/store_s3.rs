@@ -163,6 +163,9 @@ async fn the_page_of_a_proxy_never_means_that_there_is_no_object() {
     assert_eq!(store.get(&key("v/1")).await.unwrap_err().kind, ErrorKind::Retryable);
     server.answer_next("GET", Misanswer::Page(404));
     assert_eq!(store.list("", None).await.unwrap_err().kind, ErrorKind::Retryable);
+    // An error that is no XML leaves its status.
+    server.answer_next("GET", Misanswer::Page(502));
+    assert!(store.get(&key("v/1")).await.unwrap_err().message.ends_with(" with 502"));
     // And a page with status 200, as of a portal that wants a login, is neither an empty store nor a durable object.
     server.answer_next("GET", Misanswer::Page(200));
     assert_eq!(store.list("", None).await.unwrap_err().kind, ErrorKind::Retryable);
@@ -170,6 +173,22 @@ async fn the_page_of_a_proxy_never_means_that_there_is_no_object() {
     assert_eq!(store.list_top().await.unwrap_err().kind, ErrorKind::Retryable);
     server.answer_next("PUT", Misanswer::Page(200));
     assert_eq!(store.put(&key("v/2"), body()).await.unwrap_err().kind, ErrorKind::Retryable);
+}
+
+#[tokio::test]
+async fn a_listing_that_makes_no_sense_takes_no_task_with_it() {
+    let (_, server, store) = start().await;
+    for strange in [
+        "<ListBucketResult><IsTruncated>True</IsTruncated></ListBucketResult>",
+        "<ListBucketResult><Contents><Key>v/1</Key><Size>many</Size></Contents></ListBucketResult>",
+        "<ListBucketResult><Contents><Key>v/1</Key>",
+        "<ListBucketResult><IsTruncated>false</IsTruncated>",
+        "<ListBucketResult></ListBucketResult>",
+        "",
+    ] {
+        server.answer_next("GET", Misanswer::Xml(strange));
+        assert_eq!(store.list("", None).await.unwrap_err().kind, ErrorKind::Retryable, "{strange}");
+    }
 }
 
 #[tokio::test]

@@ -290,6 +290,6 @@ impl HttpSend for Web {
         let (response, _) = send(&self.0, request, SERVICE_STALL).await.map_err(failed)?;
         let (head, body) = response.into_parts();
         let body = whole(body, SERVICE_STALL, SERVICE_ANSWER_BYTES_MAX).await.map_err(failed)?;
-        Ok(http::Response::from_parts(head, body))
+        Ok(http::Response::from_parts(head, body.freeze()))
     }
 }

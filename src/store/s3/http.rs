@@ -126,7 +126,7 @@ pub async fn next_piece(body: &mut Incoming, stall: Duration) -> Option<Result<B
 }
 
 /// A whole response of at most `bytes_max`.
-pub async fn whole(mut body: Incoming, stall: Duration, bytes_max: usize) -> Result<Bytes> {
+pub async fn whole(mut body: Incoming, stall: Duration, bytes_max: usize) -> Result<BytesMut> {
     let mut whole = BytesMut::new();
     while let Some(piece) = next_piece(&mut body, stall).await {
         let piece = piece?;
@@ -135,7 +135,7 @@ pub async fn whole(mut body: Incoming, stall: Duration, bytes_max: usize) -> Res
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(whole.freeze())
+    Ok(whole)
 }
 
 fn stalled(stall: Duration) -> StoreError {
