@@ -156,6 +156,19 @@ async fn a_killed_server_loses_no_acknowledged_write() {
     assert!(world.disk.list("").await.unwrap().is_empty(), "a clean stop leaves no journal");
 }
 
+#[tokio::test]
+async fn a_killed_server_that_comes_back_and_has_nothing_to_do_closes_cleanly() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    drop(volume);
+    // Its checkpoint covers the fence, and names the slots after it that the fence voided.
+    world.open().await.close().await.unwrap();
+    world.check().await;
+    let volume = world.open().await;
+    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_volume_that_was_trimmed_whole_ends_with_no_segments() {
     let world = World::new().await;
