@@ -254,6 +254,12 @@ pub const FRAME_BYTES_MAX: u32 = 64 * 1024;
 /// A volume has at most this many bytes: 8 EiB less one block, the most that a Linux block device can have.
 pub const VOLUME_BYTES_MAX: u64 = (1 << 63) - BlockSize::MAX as u64;
 
+/// A frame has at most this many blocks: 64 KiB of the smallest.
+pub const FRAME_BLOCKS_MAX: u64 = (FRAME_BYTES_MAX / BlockSize::MIN) as u64;
+
+/// A volume has at most this many blocks, whatever their size.
+pub const VOLUME_BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BlockSize::MIN as u64;
+
 #[cfg(test)]
 mod tests {
     use super::*;

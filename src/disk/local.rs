@@ -1,1 +1,358 @@
-//! To come.
+//! The server's own disk: a directory with real files.
+//!
+//! **Durability.** [`DiskFile::sync`] is fdatasync. A created or removed name is durable when the call returns: the
+//! directory is synced, and so is every parent of a directory that had to be made.
+//!
+//! **Latency.** A write of some kilobytes into the page cache takes a few microseconds, less than handing it to
+//! another thread does, so small writes are done at once on the caller's task. The page cache can be slow, though
+//! (dirty limits, a filesystem busy with its own log), and a slow call holds up the reactor. So once such a write took
+//! longer than [`SLOW`], the next [`AWAY`] writes go to the workers, as all large writes, reads and syncs do.
+//!
+//! **Exclusion.** [`LocalDisk::lock`] keeps a second server out of the directory. It is advisory (flock), so it also
+//! works where the kernel forgets it with the process, however that died; it does not reach across hosts.
+
+use std::fs;
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use crate::disk::{Disk, DiskFile};
+use crate::outside::Workers;
+
+/// Writes of more than this many bytes always go to the workers.
+const INLINE_BYTES: usize = 128 << 10;
+/// A write that took longer than this was not a mere copy into the page cache.
+const SLOW: Duration = Duration::from_millis(1);
+/// So many writes go to the workers after a slow one.
+const AWAY: u32 = 256;
+/// Linux takes at most this many parts in one call.
+const PARTS_MAX: usize = 1024;
+
+/// A directory of the local filesystem. It is made when the first file is created in it, or at the lock.
+#[derive(Clone, Debug)]
+pub struct LocalDisk {
+    root: PathBuf,
+    workers: Workers,
+}
+
+/// Keeps other servers out of a directory until dropped.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: fs::File,
+}
+
+impl LocalDisk {
+    /// The directory `root`.
+    pub fn new(root: impl Into<PathBuf>, workers: Workers) -> LocalDisk {
+        LocalDisk { root: root.into(), workers }
+    }
+
+    /// A directory below this one.
+    pub fn below(&self, dir: &str) -> LocalDisk {
+        LocalDisk { root: self.root.join(dir), workers: self.workers }
+    }
+
+    /// Takes the directory for this process; `WouldBlock`, naming the other process, if another one has it. The lock is
+    /// a file called `lock` beside the others; it ends with the guard or the process and leaves the file behind.
+    pub async fn lock(&self) -> io::Result<DirLock> {
+        let root = self.root.clone();
+        self.workers.run(move || take_lock(&root)).await
+    }
+
+    fn find(&self, name: &str) -> io::Result<PathBuf> {
+        let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        match name.split('/').all(plain) {
+            true => Ok(self.root.join(name)),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a name of a file"))),
+        }
+    }
+
+    fn file(&self, file: fs::File) -> Arc<dyn DiskFile> {
+        Arc::new(LocalFile { file: Arc::new(file), workers: self.workers, away: AtomicU32::new(0) })
+    }
+}
+
+#[async_trait]
+impl Disk for LocalDisk {
+    fn path(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    async fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let path = if dir.is_empty() { self.root.clone() } else { self.find(dir)? };
+        self.workers.run(move || list_files(&path)).await
+    }
+
+    async fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let (path, root) = (self.find(name)?, self.root.clone());
+        let file = self.workers.run(move || create_file(&root, &path)).await?;
+        Ok(self.file(file))
+    }
+
+    async fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.find(name)?;
+        #[allow(clippy::disallowed_methods)] // this is the door
+        let file = self.workers.run(move || open_options().open(path)).await?;
+        Ok(self.file(file))
+    }
+
+    async fn remove(&self, name: &str) -> io::Result<()> {
+        let path = self.find(name)?;
+        self.workers.run(move || remove_file(&path)).await
+    }
+}
+
+#[derive(Debug)]
+struct LocalFile {
+    file: Arc<fs::File>,
+    workers: Workers,
+    /// So many more writes go to the workers.
+    away: AtomicU32,
+}
+
+#[async_trait]
+impl DiskFile for LocalFile {
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let file = Arc::clone(&self.file);
+        self.workers.run(move || read_up_to(&file, offset, len)).await
+    }
+
+    async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        let bytes: usize = parts.iter().map(Bytes::len).sum();
+        if bytes > INLINE_BYTES || self.away.load(Ordering::Relaxed) > 0 {
+            // Writers of one file take turns, and a lost count would only change where a write is done.
+            self.away.store(self.away.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+            let file = Arc::clone(&self.file);
+            return self.workers.run(move || write_all(&file, offset, &parts)).await;
+        }
+        let begun = Instant::now();
+        let written = write_all(&self.file, offset, &parts);
+        if begun.elapsed() > SLOW {
+            self.away.store(AWAY, Ordering::Relaxed);
+        }
+        written
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        self.workers.run(move || file.sync_data()).await
+    }
+}
+
+fn open_options() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true);
+    options
+}
+
+fn read_up_to(file: &fs::File, offset: u64, len: usize) -> io::Result<Bytes> {
+    // No more than there is: a length from a damaged header must not become an allocation.
+    let there = file.metadata()?.len().saturating_sub(offset);
+    let mut buffer = vec![0; len.min(usize::try_from(there).unwrap_or(usize::MAX))];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(Bytes::from(buffer))
+}
+
+/// Writes all parts, however many calls it takes.
+fn write_all(file: &fs::File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> =
+        parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
+    let mut rest = slices.as_mut_slice();
+    while !rest.is_empty() {
+        let now = rest.len().min(PARTS_MAX);
+        match rustix::io::pwritev(file, &rest[..now], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(())
+}
+
+fn list_files(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // A name that is not text is none of ours.
+        if let (true, Some(name)) = (entry.file_type()?.is_file(), entry.file_name().to_str()) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn create_file(root: &Path, path: &Path) -> io::Result<fs::File> {
+    let dir = path.parent().unwrap_or(root);
+    make_dir(dir)?;
+    #[allow(clippy::disallowed_methods)] // this is the door
+    let file = open_options().create_new(true).open(path)?;
+    sync_dir(dir)?;
+    Ok(file)
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        // Also when it was not there: an earlier attempt may have got as far as the removal, and not to the sync.
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        _ => match path.parent().map(sync_dir) {
+            Some(Err(err)) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Makes the directory and those above it that are missing, durably.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.as_os_str().is_empty() || dir.is_dir() {
+        return Ok(());
+    }
+    let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dir(above)?;
+    match fs::create_dir(dir) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
+        _ => sync_dir(above),
+    }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    #[allow(clippy::disallowed_methods)] // this is the door
+    fs::File::open(dir)?.sync_all()
+}
+
+fn take_lock(root: &Path) -> io::Result<DirLock> {
+    make_dir(root)?;
+    let path = root.join("lock");
+    #[allow(clippy::disallowed_methods)] // this is the door
+    let mut file = open_options().create(true).truncate(false).open(&path)?;
+    if let Err(err) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        return Err(match err {
+            Errno::WOULDBLOCK => taken(root, &file),
+            err => io::Error::new(io::Error::from(err).kind(), format!("could not lock {}: {err}", path.display())),
+        });
+    }
+    // For the sentence that the next one gets to read; the lock itself does not depend on it.
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(DirLock { _file: file })
+}
+
+fn taken(root: &Path, file: &fs::File) -> io::Error {
+    let pid = read_up_to(file, 0, 20).ok().and_then(|text| String::from_utf8(text.to_vec()).ok());
+    let holder = match pid.as_deref().map(str::trim) {
+        Some(pid) if !pid.is_empty() => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    };
+    let what = format!(
+        "{} is in use by {holder}: stop that server, or give this one a state directory of its own",
+        root.display()
+    );
+    io::Error::new(io::ErrorKind::WouldBlock, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> (tempfile::TempDir, LocalDisk) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = LocalDisk::new(dir.path().join("a/b"), Workers::Threads);
+        (dir, disk)
+    }
+
+    #[tokio::test]
+    async fn writes_of_many_parts_at_any_offset_read_back_joined() {
+        let (_dir, disk) = disk();
+        let file = disk.create("x/y").await.unwrap();
+        let parts: Vec<Bytes> = (0..3000_u32).map(|i| Bytes::from(vec![i as u8; (i % 7) as usize])).collect();
+        file.write_at(5, parts.clone()).await.unwrap();
+        file.sync().await.unwrap();
+        let joined = parts.concat();
+        assert_eq!(file.len().await.unwrap(), 5 + joined.len() as u64);
+        assert_eq!(file.read_at(5, joined.len()).await.unwrap(), joined);
+        assert_eq!(file.read_at(0, 5).await.unwrap(), vec![0; 5]);
+        assert_eq!(file.read_at(6, usize::MAX).await.unwrap(), joined[1..], "short at the end");
+        assert_eq!(file.read_at(1 << 40, 10).await.unwrap(), Bytes::new());
+    }
+
+    #[tokio::test]
+    async fn large_and_small_writes_take_different_ways_to_the_same_result() {
+        let (_dir, disk) = disk();
+        let file = disk.create("f").await.unwrap();
+        for len in [1, INLINE_BYTES, INLINE_BYTES + 1, 3 << 20] {
+            let data = Bytes::from(vec![len as u8 | 1; len]);
+            file.write_at(0, vec![data.clone()]).await.unwrap();
+            assert_eq!(disk.open("f").await.unwrap().read_at(0, len).await.unwrap(), data);
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_created_once_listed_in_order_and_removed() {
+        let (_dir, disk) = disk();
+        assert_eq!(disk.list("").await.unwrap(), Vec::<String>::new(), "no directory yet");
+        for name in ["b", "a", "sub/c"] {
+            disk.create(name).await.unwrap();
+        }
+        assert_eq!(disk.create("a").await.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(disk.list("").await.unwrap(), ["a", "b"]);
+        assert_eq!(disk.list("sub").await.unwrap(), ["c"]);
+        disk.remove("a").await.unwrap();
+        disk.remove("a").await.unwrap();
+        disk.remove("nowhere/a").await.unwrap();
+        assert_eq!(disk.open("a").await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(disk.list("").await.unwrap(), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_name_cannot_leave_the_directory() {
+        let (_dir, disk) = disk();
+        for name in ["../x", "/etc/x", "", "a/../../x", "."] {
+            assert_eq!(disk.create(name).await.unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_locked_once_and_the_refusal_names_the_holder() {
+        let (_dir, disk) = disk();
+        let lock = disk.lock().await.unwrap();
+        let refused = disk.lock().await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        let (path, pid) = (disk.path(), std::process::id());
+        let expected = format!(
+            "{path} is in use by process {pid}: stop that server, or give this one a state directory of its own"
+        );
+        assert_eq!(refused.to_string(), expected);
+        drop(lock);
+        disk.lock().await.unwrap();
+    }
+}

@@ -32,6 +32,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
 }
 
 /// An open file.
+#[allow(clippy::len_without_is_empty)] // nobody asks
 #[async_trait]
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Its length in bytes.

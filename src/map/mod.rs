@@ -1,6 +1,24 @@
 //! The extent map: block → frame and position, or zero, or hole. Pure; knows no I/O and no time (rule R13).
+//!
+//! The volume is cut into fixed ranges of [`PAGE_BLOCKS`] blocks; each range with anything in it owns a [`Page`] of
+//! sorted extents. [`ExtentMap`] keeps the pages that are in memory, knows where the others lie in the store, and says
+//! which it needs instead of fetching them. Whole pages of allocated zero are a range set, so that zeroing or trimming
+//! 16 TiB costs what is there, not what could be. [`Usage`] counts, with each change, the live blocks of every segment.
 
-use crate::units::{Extent, Location, Seq};
+pub mod extent_map;
+pub mod page;
+pub mod page_format;
+pub mod placement;
+pub mod runs;
+pub mod usage;
+
+pub use extent_map::{ExtentMap, MapSnapshot, NeedPages};
+pub use page::Page;
+pub use placement::Placement;
+pub use runs::Runs;
+pub use usage::Usage;
+
+use crate::units::{BlockIndex, Extent, Location, Seq};
 
 /// What a mapped extent holds. A hole is the absence of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +27,16 @@ pub enum Content {
     Data(Location),
     /// Allocated zero.
     Zero,
+}
+
+impl Content {
+    /// The content `blocks` further on in the same extent.
+    pub fn skip(self, blocks: crate::units::BlockCount) -> Content {
+        match self {
+            Content::Data(location) => Content::Data(location.skip(blocks)),
+            Content::Zero => Content::Zero,
+        }
+    }
 }
 
 /// An extent and what it holds.
@@ -26,6 +54,18 @@ pub struct PageIndex(pub u64);
 
 /// Blocks in the range that a page owns: 64 MiB of 4 KiB blocks.
 pub const PAGE_BLOCKS: u64 = 1 << 14;
+
+impl PageIndex {
+    /// The page that owns `block`.
+    pub fn of(block: BlockIndex) -> PageIndex {
+        PageIndex(block.0 / PAGE_BLOCKS)
+    }
+
+    /// The blocks that the page owns (in the last page of a volume, some of them beyond its end).
+    pub fn extent(self) -> Extent {
+        Extent::new(self.0 * PAGE_BLOCKS, PAGE_BLOCKS)
+    }
+}
 
 /// Where a page lies in the store: a frame of a checkpoint object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,1 +1,32 @@
-//! To come.
+//! The NBD server: what a client sees of a [`crate::device::Device`].
+//!
+//! It speaks fixed newstyle with simple replies (proto.md of the NetworkBlockDevice project; the rules that the code
+//! and its tests cite by id, such as R12, are those of the project's conformance list). It knows devices and exports
+//! by their traits only: nothing of volumes, stores or configuration files.
+//!
+//! The way of a connection:
+//!
+//! ```text
+//! server ── accept ──> handshake ── negotiate (no I/O) ──> session ─┬─ request: refuse, or a typed request
+//!                                                                   ├─ admission: wait for room, do not read
+//!                                                                   ├─ device: run, many at a time
+//!                                                                   └─ reply: batch, write, give room back
+//! ```
+
+pub mod options;
+pub mod server;
+pub mod listen;
+mod phase;
+mod handshake;
+pub mod negotiate;
+mod session;
+mod incoming;
+pub mod request;
+mod admission;
+mod reply;
+mod flusher;
+pub mod wire;
+
+pub use listen::ListenAddr;
+pub use options::Options;
+pub use server::Server;

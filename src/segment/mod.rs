@@ -1,1 +1,132 @@
-//! To come.
+//! The log of a volume: its objects under `segments/`, numbered by [`Seq`], and their formats. Pure (rule R13).
+//!
+//! Each place in the log holds one of three objects:
+//!
+//! | object | what it says |
+//! | --- | --- |
+//! | segment ([`head`], [`encode`]) | a batch of changes, each block at most once, with the data in frames |
+//! | fence ([`fence`]) | a server takes the volume: a new epoch begins |
+//! | close ([`fence`]) | the server gave the volume up and left nothing behind |
+//!
+//! Whoever finds one in its place, live, in recovery or in `check`, learns from it the same placements as
+//! the one who wrote it: [`encode::encode_segment`] itself goes through [`SegmentHead::placements`].
+//!
+//! Does not know: the extent map, the store, what is live.
+
+pub mod head;
+pub mod fence;
+pub mod encode;
+
+use bytes::Bytes;
+
+pub use encode::{EncodedSegment, Payload, Stamp, encode_segment};
+pub use fence::{Close, Durability, Fence};
+pub use head::{Entry, EntryKind, SegmentHead};
+
+use crate::codec::frame;
+use crate::codec::object::{Decoded, Found, ObjectKind, decode_head};
+use crate::codec::seal::{ObjectKey, Salt, Sealer};
+use crate::codec::{CorruptError, expect_len};
+use crate::units::{BlockSize, ChangeNo, Epoch, FrameAddr, Seq};
+
+/// The kinds of objects that the log has.
+pub const LOG_KINDS: &[ObjectKind] = &[ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close];
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogObject {
+    /// Changes.
+    Segment(SegmentHead),
+    /// A server took the volume.
+    Fence(Fence),
+    /// A server gave it up.
+    Close(Close),
+}
+
+impl LogObject {
+    /// The epoch that wrote it, or that begins with it.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            LogObject::Segment(head) => head.epoch,
+            LogObject::Fence(fence) => fence.epoch,
+            LogObject::Close(close) => close.epoch,
+        }
+    }
+
+    /// The last change that it and its predecessors contain.
+    pub fn covers(&self) -> ChangeNo {
+        match self {
+            LogObject::Segment(head) => head.covers,
+            LogObject::Fence(fence) => fence.covers,
+            LogObject::Close(close) => close.covers,
+        }
+    }
+}
+
+/// A proven log object, and what opens and places its frames.
+#[derive(Clone, Debug)]
+pub struct LogRead {
+    /// What it says.
+    pub object: LogObject,
+    /// The salt of its encoding.
+    pub salt: Salt,
+    /// Where its first frame begins, in bytes.
+    pub frames_at: u32,
+    /// What opens its frames.
+    pub key: ObjectKey,
+}
+
+/// Proves and decodes the log object at `seq`. `bytes` is the object or its beginning; the frames need not be there.
+pub fn decode_log_object(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Found<LogRead>, CorruptError> {
+    decode_head(sealer, LOG_KINDS, seq, bytes)?.and_then(|decoded| {
+        let object = decode_content(&decoded)?;
+        Ok(LogRead { object, salt: decoded.salt, frames_at: decoded.frames_at, key: decoded.key })
+    })
+}
+
+fn decode_content(decoded: &Decoded) -> Result<LogObject, CorruptError> {
+    match decoded.kind {
+        ObjectKind::Segment => Ok(LogObject::Segment(SegmentHead::decode(&decoded.head, decoded.frames_at)?)),
+        ObjectKind::Fence => Ok(LogObject::Fence(Fence::decode(&decoded.head)?)),
+        ObjectKind::Close => Ok(LogObject::Close(Close::decode(&decoded.head)?)),
+        found @ ObjectKind::Checkpoint => Err(CorruptError::WrongKind { found }),
+    }
+}
+
+/// Opens the frame at `addr` of the segment whose encoding had `salt`: the data of `data_len` bytes that it must hold.
+pub fn open_frame(
+    sealer: &Sealer,
+    salt: &Salt,
+    addr: FrameAddr,
+    data_len: u32,
+    sealed: &Bytes,
+) -> Result<Bytes, CorruptError> {
+    let key = sealer.object_key(ObjectKind::Segment, addr.seq, salt);
+    open_frame_with(&key, addr, data_len, sealed)
+}
+
+/// [`open_frame`] with the object's key at hand.
+pub fn open_frame_with(key: &ObjectKey, addr: FrameAddr, data_len: u32, sealed: &Bytes) -> Result<Bytes, CorruptError> {
+    expect_len(sealed.len(), u64::from(addr.len))?;
+    frame::decompress(&key.open_frame(addr.offset, sealed)?, data_len)
+}
+
+/// Proves a whole log object, every frame of it, and that nothing follows.
+pub fn verify_log_object(
+    sealer: &Sealer,
+    block_size: BlockSize,
+    seq: Seq,
+    bytes: &Bytes,
+) -> Result<LogObject, CorruptError> {
+    let read = decode_log_object(sealer, seq, bytes)?.whole(bytes.len())?;
+    let LogObject::Segment(head) = &read.object else {
+        return expect_len(bytes.len(), u64::from(read.frames_at)).map(|()| read.object);
+    };
+    expect_len(bytes.len(), head.info(read.salt, read.frames_at).stored_bytes)?;
+    for (extent, addr) in head.frames(seq, read.frames_at) {
+        let sealed = bytes.slice(addr.offset as usize..(addr.offset + addr.len) as usize);
+        let data_len = u32::try_from(block_size.bytes_in(extent.count)).unwrap_or(u32::MAX);
+        open_frame_with(&read.key, addr, data_len, &sealed)?;
+    }
+    Ok(read.object)
+}

@@ -10,6 +10,17 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub mod open;
+pub mod memory;
+pub mod file;
+pub mod s3;
+pub mod retry;
+pub mod limit;
+pub mod meter;
+pub mod faults;
+pub mod probe;
+pub mod options;
+
 /// A relative path of an object: segments of `[A-Za-z0-9._-]` joined by `/`, none of them empty, `.` or `..`.
 /// The same on every backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

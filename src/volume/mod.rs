@@ -1,1 +1,167 @@
-//! Volumes.
+//! Volumes: a virtual disk whose changes are gathered into a log of immutable objects (LSVD, EuroSys 2022).
+//!
+//! A WRITE is accepted into the write buffer and the journal, sealed with others into a segment, put into the next
+//! slot of the log, and committed in order; the extent map then says where each block lives. Everything that decides is
+//! plain data ([`state`], [`buffer`], [`fetch`], [`verdict`], `map/`); the tasks only wait and move bytes:
+//!
+//! | who | file | runs |
+//! | --- | --- | --- |
+//! | the client's request | [`write`], [`read`] | on the connection's task |
+//! | the log task | [`log`], with [`slot`] and [`checkpoint`] | one a volume, until it is closed or ends |
+//! | opening | [`scan`], [`verdict`], [`recover`] | before both |
+//!
+//! What is in the store is described in [`meta`], [`root`] and `segment/`; [`keys`] says where. The volume does not
+//! know NBD, nor configuration files.
+
+pub mod buffer;
+pub mod state;
+pub mod fetch;
+pub mod verdict;
+mod write;
+mod read;
+mod log;
+mod slot;
+mod checkpoint;
+mod recover;
+pub mod scan;
+mod shared;
+mod backoff;
+pub mod objects;
+pub mod lifecycle;
+pub mod meta;
+pub mod root;
+pub mod keys;
+pub mod options;
+pub mod error;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
+use crate::journal;
+
+pub use error::{Holder, VolumeError};
+pub use lifecycle::{CreateOptions, Info, create, delete, inspect, names};
+pub use meta::{Meta, VolumeName};
+pub use options::Options;
+pub use recover::{Outside, ServerIdentity};
+pub use verdict::OpenFlags;
+
+use shared::{End, Shared};
+
+/// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
+#[derive(Debug)]
+pub struct Volume {
+    shared: Arc<Shared>,
+    log: Mutex<Option<JoinHandle<Result<(), End>>>>,
+}
+
+/// What an open volume is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes accepted and not yet in the store.
+    pub dirty_bytes: u64,
+    /// The last accepted change.
+    pub accepted: u64,
+    /// The last committed change.
+    pub committed: u64,
+    /// The epoch that our fence began.
+    pub epoch: u64,
+    /// Bytes of the extent map in memory.
+    pub map_memory: u64,
+    /// Why the volume has ended, if it has.
+    pub ended: Option<String>,
+}
+
+impl Volume {
+    /// Takes the volume for this server and makes it ready: see [`recover`]. The caller holds the lock of the journal's
+    /// directory, and has probed that the store honours create-only PUT (rule R4).
+    pub async fn open(
+        outside: Outside,
+        name: &VolumeName,
+        options: Options,
+        journal_options: journal::Options,
+        flags: OpenFlags,
+    ) -> Result<Arc<Volume>, VolumeError> {
+        options.check()?;
+        let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
+        let log = tokio::spawn(log::run(shared.clone()));
+        Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)) }))
+    }
+
+    /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
+    /// long as the store takes; giving up on it loses nothing that was acknowledged.
+    pub async fn close(&self) -> Result<(), VolumeError> {
+        self.shared.begin_closing();
+        let log = self.log.lock().take();
+        let Some(log) = log else { return Ok(()) };
+        match log.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(end)) => Err(DeviceError::from(end).into()),
+            Err(_) => Err(DeviceError::Io("the log task has died".into()).into()),
+        }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        let inner = self.shared.inner.lock();
+        let ended = self.shared.progress.borrow().end.clone();
+        Status {
+            dirty_bytes: inner.state.dirty_bytes(),
+            accepted: inner.state.last().0,
+            committed: inner.state.covers().0,
+            epoch: self.shared.epoch.0,
+            map_memory: inner.state.map.memory() as u64,
+            ended: ended.map(|end| DeviceError::from(end).to_string()),
+        }
+    }
+
+    /// Its description.
+    pub fn meta(&self) -> &Meta {
+        &self.shared.meta
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if let Some(log) = self.log.lock().take() {
+            log.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl Device for Volume {
+    fn info(&self) -> DeviceInfo {
+        let meta = &self.shared.meta;
+        DeviceInfo { size: meta.size, block_size: meta.block_size.bytes(), read_only: false }
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
+        self.shared.read(offset, u64::from(len)).await
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        self.shared.write(offset, data, fua).await
+    }
+
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
+        self.shared.trim(offset, len, fua).await
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> Result<(), DeviceError> {
+        self.shared.write_zeroes(offset, len, no_hole, fua).await
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.shared.flush().await
+    }
+
+    async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.shared.prefetch(offset, len).await
+    }
+}

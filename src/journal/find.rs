@@ -1,0 +1,123 @@
+//! Reading what an earlier server left: [`find`], and removing it: [`discard`].
+
+use std::io;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::change::Numbered;
+use crate::disk::Disk;
+use crate::journal::JournalError;
+use crate::journal::record::FileHeader;
+use crate::journal::replay::{ChainFile, FileBytes, number_in_name, replay};
+use crate::units::{BlockSize, ChangeNo, Epoch};
+
+/// A journal that lies in the directory.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its id.
+    pub id: Uuid,
+    /// The volume's block size.
+    pub block_size: BlockSize,
+    /// The epoch of the last change; 0 without one.
+    pub epoch: Epoch,
+    /// Consecutive changes, the earliest of them perhaps covered by the store already: see [`Found::after`].
+    pub changes: Vec<Numbered>,
+    /// Where and why reading stopped before the end, for people: torn tail, missing file.
+    pub note: Option<String>,
+    pub(super) chain: Vec<ChainFile>,
+    pub(super) void: Vec<String>,
+    pub(super) greatest: u64,
+    pub(super) identity: FileHeader,
+    pub(super) identity_name: String,
+}
+
+impl Found {
+    /// The number of the last change, if there is any.
+    pub fn last(&self) -> Option<ChangeNo> {
+        self.changes.last().map(|change| change.no)
+    }
+
+    /// The changes after `covered`. Empty if the first of them is not here: what follows a hole is of no use.
+    pub fn after(&self, covered: ChangeNo) -> &[Numbered] {
+        match self.changes.first() {
+            Some(first) if first.no <= covered.next() => {
+                let skip = self.changes.partition_point(|change| change.no <= covered);
+                &self.changes[skip..]
+            }
+            _ => &[],
+        }
+    }
+}
+
+/// What lies in the directory: nothing, or a journal of this volume. Changes nothing.
+pub async fn find(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<Option<Found>, JournalError> {
+    let mut files = Vec::new();
+    for name in journal_files(disk).await? {
+        let bytes = read(disk, &name).await.map_err(|err| failed(disk, "read", &name, &err))?;
+        files.push(FileBytes { name, bytes });
+    }
+    let replayed = replay(&disk.path(), volume, &files)?;
+    Ok(replayed.map(|replay| Found {
+        id: replay.identity.id,
+        block_size: replay.identity.block_size,
+        epoch: replay.epoch,
+        changes: replay.changes,
+        note: replay.note,
+        chain: replay.chain,
+        void: replay.void,
+        greatest: replay.greatest,
+        identity: replay.identity,
+        identity_name: replay.identity_name,
+    }))
+}
+
+/// Removes the journal, durably. Newest files first and the identity file last, so that a crash on the way leaves a
+/// journal with fewer changes, or none.
+pub async fn discard(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<(), JournalError> {
+    let names = journal_files(disk).await?;
+    for name in &names {
+        let header = match disk.open(name).await {
+            Ok(file) => file.read_at(0, 4096).await.map_err(|err| failed(disk, "read", name, &err))?,
+            Err(err) => return Err(failed(disk, "open", name, &err)),
+        };
+        if let Ok(header) = FileHeader::decode(name, &header)
+            && header.volume != volume
+        {
+            return Err(JournalError::Foreign { dir: disk.path(), theirs: header.volume, ours: volume });
+        }
+    }
+    remove_files(disk, names).await
+}
+
+/// Removes files, the identity file last.
+pub(super) async fn remove_files(disk: &Arc<dyn Disk>, mut names: Vec<String>) -> Result<(), JournalError> {
+    names.sort();
+    for name in names.iter().rev() {
+        disk.remove(name).await.map_err(|err| failed(disk, "remove", name, &err))?;
+    }
+    Ok(())
+}
+
+/// The journal's files in the directory; others are none of its business.
+pub(super) async fn journal_files(disk: &Arc<dyn Disk>) -> Result<Vec<String>, JournalError> {
+    let mut names = disk.list("").await.map_err(|err| failed(disk, "list", "", &err))?;
+    names.retain(|name| number_in_name(name).is_some());
+    Ok(names)
+}
+
+/// The sentence for a failure of the disk.
+pub(super) fn failed(disk: &Arc<dyn Disk>, verb: &str, name: &str, err: &io::Error) -> JournalError {
+    JournalError::Disk { what: failure(disk, verb, name, err) }
+}
+
+/// The same as text.
+pub(super) fn failure(disk: &Arc<dyn Disk>, verb: &str, name: &str, err: &io::Error) -> String {
+    format!("could not {verb} {}/{name}: {err}", disk.path())
+}
+
+async fn read(disk: &Arc<dyn Disk>, name: &str) -> io::Result<bytes::Bytes> {
+    let file = disk.open(name).await?;
+    let len = file.len().await?;
+    file.read_at(0, usize::try_from(len).map_err(io::Error::other)?).await
+}

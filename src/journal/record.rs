@@ -1,0 +1,448 @@
+//! The bytes of a journal file: a header, then records one after another. Pure: bytes in, bytes out.
+//!
+//! All integers are little-endian. A file begins with its header, in one sector, so that it is written whole or not at all:
+//!
+//! | offset | bytes | header |
+//! | ---: | ---: | --- |
+//! | 0 | 8 | magic `ASHLJRNL` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | seal: 0 = BLAKE3 tags; 1 is kept for an AEAD and refused for now |
+//! | 11 | 1 | 0 |
+//! | 12 | 4 | block size of the volume in bytes |
+//! | 16 | 16 | journal id |
+//! | 32 | 16 | volume uuid |
+//! | 48 | 8 | file number; 0 is the identity file, which holds no records |
+//! | 56 | 8 | number of the first change that the file may hold |
+//! | 64 | 16 | salt, drawn anew for each file begun |
+//! | 80 | 16 | tag over bytes 0..80 and the name of the file |
+//! | 96 | 4000 | not used, not read |
+//!
+//! A record is a head of 64 bytes and the data of a write, which is whole blocks:
+//!
+//! | offset | bytes | record |
+//! | ---: | ---: | --- |
+//! | 0 | 4 | magic `AJR1` |
+//! | 4 | 1 | kind: 1 write, 2 zero, 3 hole |
+//! | 5 | 3 | 0 |
+//! | 8 | 8 | epoch |
+//! | 16 | 8 | change number |
+//! | 24 | 8 | first block |
+//! | 32 | 8 | blocks |
+//! | 40 | 8 | bytes of data that follow: all blocks' for a write, 0 otherwise |
+//! | 48 | 16 | tag over the record's offset in the file (8 bytes), head 0..48 and data |
+//! | 64 | … | data |
+//!
+//! The tag is BLAKE3, cut to 16 bytes, under a key derived from journal id, volume, file number and salt. So a record
+//! proves itself only in the file, at the place and in the use of that file for which it was written: what an earlier
+//! use of a recycled file, another journal or a stale disk block left there never passes. The header is bound to the
+//! file's name, half of which is drawn at random, for the same reason: blocks of a removed file may come to light in a
+//! new one after a crash, and must not pass for it.
+//!
+//! 64 zero bytes where a head would be are an end: a recycled file carries one behind its last record.
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::change::{Change, Numbered};
+use crate::units::{BlockSize, ChangeNo, Epoch, Extent};
+
+/// Where the first record of a file lies; the room before it is the header's.
+pub const FIRST_RECORD: u64 = 4096;
+
+/// Bytes of a record before its data.
+pub const HEAD_BYTES: usize = 64;
+
+const MAGIC: &[u8; 8] = b"ASHLJRNL";
+const VERSION: u16 = 1;
+const SEAL_BLAKE3: u8 = 0;
+const HEADER_USED: usize = 96;
+const HEADER_TAGGED: usize = 80;
+const RECORD_MAGIC: &[u8; 4] = b"AJR1";
+const HEAD_TAGGED: usize = 48;
+
+/// What a file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHeader {
+    /// The journal, drawn at its creation.
+    pub id: Uuid,
+    /// The volume whose changes it holds.
+    pub volume: Uuid,
+    /// Grows with every file begun; 0 is the identity file.
+    pub number: u64,
+    /// The number of the first change that the file may hold.
+    pub first: ChangeNo,
+    /// The volume's block size: the unit of the extents.
+    pub block_size: BlockSize,
+    /// Makes the keys of this use of the file its own.
+    pub salt: [u8; 16],
+}
+
+/// Why a header was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HeaderFault {
+    /// Cut, blank, torn or damaged: the file holds nothing that could be proven.
+    #[error("its header does not verify")]
+    Broken,
+    /// Whole, but of a format that this program does not know.
+    #[error(
+        "it has {what} {value}, which this version of ashlar does not know; open it with the version that wrote it"
+    )]
+    Unknown {
+        /// `format version` or `seal`.
+        what: &'static str,
+        /// The value found.
+        value: u16,
+    },
+}
+
+impl FileHeader {
+    /// The header's room, [`FIRST_RECORD`] bytes, in the file of that name.
+    pub fn encode(&self, name: &str) -> Bytes {
+        let mut out = BytesMut::zeroed(FIRST_RECORD as usize);
+        out[0..8].copy_from_slice(MAGIC);
+        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[10] = SEAL_BLAKE3;
+        out[12..16].copy_from_slice(&self.block_size.bytes().to_le_bytes());
+        out[16..32].copy_from_slice(self.id.as_bytes());
+        out[32..48].copy_from_slice(self.volume.as_bytes());
+        out[48..56].copy_from_slice(&self.number.to_le_bytes());
+        out[56..64].copy_from_slice(&self.first.0.to_le_bytes());
+        out[64..80].copy_from_slice(&self.salt);
+        let tag = header_tag(&out[..HEADER_TAGGED], name);
+        out[80..96].copy_from_slice(&tag);
+        out.freeze()
+    }
+
+    /// Reads the header at the beginning of `file`, which has that name.
+    pub fn decode(name: &str, file: &[u8]) -> Result<FileHeader, HeaderFault> {
+        let head = file.get(..HEADER_USED).ok_or(HeaderFault::Broken)?;
+        // Version and seal come before the tag: another version may well compute its tag differently. There is no
+        // version 0: a write was cut short behind the magic.
+        let version = u16::from_le_bytes(array(&head[8..10]));
+        if &head[0..8] != MAGIC || version == 0 {
+            return Err(HeaderFault::Broken);
+        }
+        if version != VERSION {
+            return Err(HeaderFault::Unknown { what: "format version", value: version });
+        }
+        if head[10] != SEAL_BLAKE3 {
+            return Err(HeaderFault::Unknown { what: "seal", value: u16::from(head[10]) });
+        }
+        if header_tag(&head[..HEADER_TAGGED], name) != head[80..96] || head[11] != 0 {
+            return Err(HeaderFault::Broken);
+        }
+        let block_size = u32::from_le_bytes(array(&head[12..16]));
+        Ok(FileHeader {
+            id: Uuid::from_bytes(array(&head[16..32])),
+            volume: Uuid::from_bytes(array(&head[32..48])),
+            number: u64_at(head, 48),
+            first: ChangeNo(u64_at(head, 56)),
+            block_size: BlockSize::new(u64::from(block_size)).map_err(|_| HeaderFault::Broken)?,
+            salt: array(&head[64..80]),
+        })
+    }
+
+    /// The key under which the file's records are tagged.
+    pub fn key(&self) -> FileKey {
+        let mut material = [0; 56];
+        material[0..16].copy_from_slice(self.id.as_bytes());
+        material[16..32].copy_from_slice(self.volume.as_bytes());
+        material[32..40].copy_from_slice(&self.number.to_le_bytes());
+        material[40..56].copy_from_slice(&self.salt);
+        FileKey(blake3::derive_key("ashlar 2026 journal records", &material))
+    }
+}
+
+/// The key of one use of one file.
+#[derive(Clone)]
+pub struct FileKey([u8; 32]);
+
+/// One record as read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The epoch in which the change was accepted.
+    pub epoch: Epoch,
+    /// The change.
+    pub numbered: Numbered,
+}
+
+/// Why no record was read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RecordFault {
+    /// The file ends here as it should.
+    #[error("the file ends")]
+    End,
+    /// There are bytes, but not a record that proves itself.
+    #[error("the record does not verify")]
+    Broken,
+    /// A head whose data lies beyond the end of the file.
+    #[error("the record is cut off")]
+    Cut,
+}
+
+/// Bytes that the record of `change` takes.
+pub fn record_len(change: &Change) -> u64 {
+    HEAD_BYTES as u64 + change.data_len()
+}
+
+/// Writes the head of the record that will stand at `offset`; the data follows it in the file.
+pub fn encode_head(key: &FileKey, offset: u64, epoch: Epoch, numbered: &Numbered, head: &mut [u8; HEAD_BYTES]) {
+    let (kind, data): (u8, &[u8]) = match &numbered.change {
+        Change::Write(_, data) => (1, data),
+        Change::Zero(_) => (2, &[]),
+        Change::Hole(_) => (3, &[]),
+    };
+    let extent = numbered.change.extent();
+    *head = [0; HEAD_BYTES];
+    head[0..4].copy_from_slice(RECORD_MAGIC);
+    head[4] = kind;
+    head[8..16].copy_from_slice(&epoch.0.to_le_bytes());
+    head[16..24].copy_from_slice(&numbered.no.0.to_le_bytes());
+    head[24..32].copy_from_slice(&extent.start.0.to_le_bytes());
+    head[32..40].copy_from_slice(&extent.count.0.to_le_bytes());
+    head[40..48].copy_from_slice(&(data.len() as u64).to_le_bytes());
+    let tag = record_tag(key, offset, &head[..HEAD_TAGGED], data);
+    head[48..64].copy_from_slice(&tag);
+}
+
+/// Reads the record at `offset` of `file`; its data is a slice of `file`, not a copy. Also says where the next begins.
+pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -> Result<(Record, u64), RecordFault> {
+    let rest = usize::try_from(offset).ok().and_then(|at| file.get(at..)).unwrap_or_default();
+    if rest.is_empty() || (rest.len() >= HEAD_BYTES && rest[..HEAD_BYTES].iter().all(|byte| *byte == 0)) {
+        return Err(RecordFault::End);
+    }
+    let head = rest.get(..HEAD_BYTES).ok_or(RecordFault::Cut)?;
+    if &head[0..4] != RECORD_MAGIC {
+        return Err(RecordFault::Broken);
+    }
+    let len = u64_at(head, 40);
+    let data_end = usize::try_from(len).ok().and_then(|len| HEAD_BYTES.checked_add(len)).ok_or(RecordFault::Cut)?;
+    let data = rest.get(HEAD_BYTES..data_end).ok_or(RecordFault::Cut)?;
+    if record_tag(key, offset, &head[..HEAD_TAGGED], data) != head[48..64] {
+        return Err(RecordFault::Broken);
+    }
+    let extent = Extent::new(u64_at(head, 24), u64_at(head, 32));
+    let change = match head[4] {
+        1 if Some(len) == extent.count.0.checked_mul(u64::from(block_size.bytes())) => {
+            Change::Write(extent, file.slice_ref(data))
+        }
+        2 if len == 0 => Change::Zero(extent),
+        3 if len == 0 => Change::Hole(extent),
+        _ => return Err(RecordFault::Broken),
+    };
+    if head[5..8] != [0; 3] || extent.start.0.checked_add(extent.count.0).is_none() {
+        return Err(RecordFault::Broken);
+    }
+    let numbered = Numbered { no: ChangeNo(u64_at(head, 16)), change };
+    let record = Record { epoch: Epoch(u64_at(head, 8)), numbered };
+    Ok((record, offset + data_end as u64))
+}
+
+fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_derive_key("ashlar 2026 journal file header");
+    hasher.update(tagged).update(name.as_bytes());
+    array(&hasher.finalize().as_bytes()[..16])
+}
+
+fn record_tag(key: &FileKey, offset: u64, head: &[u8], data: &[u8]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_keyed(&key.0);
+    hasher.update(&offset.to_le_bytes()).update(head).update(data);
+    array(&hasher.finalize().as_bytes()[..16])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array(&bytes[at..at + 8]))
+}
+
+/// The first `N` bytes; every caller passes a slice of constant, sufficient length.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[..N]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAME: &str = "0000000000000003-00c0ffee.journal";
+
+    fn header() -> FileHeader {
+        FileHeader {
+            id: Uuid::from_u128(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f),
+            volume: Uuid::from_u128(0x1011_1213_1415_1617_1819_1a1b_1c1d_1e1f),
+            number: 3,
+            first: ChangeNo(17),
+            block_size: BlockSize::new(512).unwrap(),
+            salt: *b"0123456789abcdef",
+        }
+    }
+
+    fn changes() -> [Change; 3] {
+        let data: Vec<u8> = (0..1024_u32).map(|i| (i * 7 / 3) as u8).collect();
+        [
+            Change::Write(Extent::new(5, 2), Bytes::from(data)),
+            Change::Zero(Extent::new(0, 1 << 40)),
+            Change::Hole(Extent::new(9, 1)),
+        ]
+    }
+
+    /// A file with one record of each kind.
+    fn file() -> Bytes {
+        let mut out = BytesMut::from(&header().encode(NAME)[..]);
+        for (no, change) in (17..).zip(changes()) {
+            let mut head = [0; HEAD_BYTES];
+            let numbered = Numbered { no: ChangeNo(no), change };
+            encode_head(&header().key(), out.len() as u64, Epoch(4), &numbered, &mut head);
+            out.extend_from_slice(&head);
+            if let Change::Write(_, data) = &numbered.change {
+                out.extend_from_slice(data);
+            }
+        }
+        out.freeze()
+    }
+
+    fn read(file: &Bytes) -> (Vec<Record>, RecordFault) {
+        let Ok(header) = FileHeader::decode(NAME, file) else { return (Vec::new(), RecordFault::Broken) };
+        let (mut records, mut offset) = (Vec::new(), FIRST_RECORD);
+        loop {
+            match decode(&header.key(), header.block_size, file, offset) {
+                Ok((record, next)) => {
+                    records.push(record);
+                    offset = next;
+                }
+                Err(fault) => return (records, fault),
+            }
+        }
+    }
+
+    /// Golden files are decoded for ever, and the encoder must still yield them byte for byte: a difference is a change
+    /// of format, which needs a new version. `ASHLAR_BLESS_GOLDEN=1` writes them anew.
+    #[test]
+    fn the_format_is_what_it_always_was() {
+        let identity = FileHeader { number: 0, ..header() };
+        let identity = identity.encode(NAME);
+        for (name, encoded) in [("journal", &file()[..]), ("journal-identity", &identity[..])] {
+            let path = format!("{}/tests/golden/v1/{name}", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
+                std::fs::create_dir_all(std::path::Path::new(&path).parent().unwrap()).unwrap();
+                std::fs::write(&path, encoded).unwrap();
+            }
+            let stored = std::fs::read(&path).unwrap();
+            let differs = stored.iter().zip(encoded).position(|(a, b)| a != b);
+            assert!(stored == encoded, "{name}: the encoder yields other bytes from {differs:?} on");
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let (records, fault) = read(&file());
+        assert_eq!(FileHeader::decode(NAME, &file()), Ok(header()));
+        assert_eq!(fault, RecordFault::End);
+        let expected: Vec<Record> = (17..)
+            .zip(changes())
+            .map(|(no, change)| Record { epoch: Epoch(4), numbered: Numbered { no: ChangeNo(no), change } })
+            .collect();
+        assert_eq!(records, expected);
+    }
+
+    #[test]
+    fn each_flipped_bit_is_noticed() {
+        let (good, file) = (read(&file()).0, file());
+        let unused = HEADER_USED..FIRST_RECORD as usize;
+        for byte in (0..file.len()).filter(|byte| !unused.contains(byte)) {
+            for bit in 0..8 {
+                let mut bad = BytesMut::from(&file[..]);
+                bad[byte] ^= 1 << bit;
+                let (records, fault) = read(&bad.freeze());
+                assert!(records.len() < good.len() && fault != RecordFault::End, "bit {bit} of byte {byte}");
+                assert_eq!(records, good[..records.len()], "what comes before is read");
+            }
+        }
+    }
+
+    #[test]
+    fn each_truncation_is_noticed_or_leaves_whole_records() {
+        let (good, file) = (read(&file()).0, file());
+        let ends = [FIRST_RECORD as usize, 5184, 5248, 5312];
+        for len in 0..=file.len() {
+            let (records, fault) = read(&file.slice(..len));
+            let whole = ends.iter().filter(|end| **end <= len).count().saturating_sub(1);
+            assert_eq!(records, good[..whole], "{len}");
+            assert_eq!(
+                fault == RecordFault::End,
+                ends.contains(&len) || (HEADER_USED..ends[0]).contains(&len),
+                "{len}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_passes_at_its_own_place_only() {
+        let record = file().slice(FIRST_RECORD as usize..5184);
+        let mut moved = BytesMut::from(&file()[..]);
+        moved.extend_from_slice(&record);
+        let (records, fault) = read(&moved.clone().freeze());
+        assert_eq!((records.len(), fault), (3, RecordFault::Broken), "elsewhere in the same file");
+        type Alter = fn(&mut FileHeader);
+        let others: [Alter; 4] = [
+            |header| header.number += 1,
+            |header| header.id = Uuid::nil(),
+            |header| header.volume = Uuid::nil(),
+            |header| header.salt[0] ^= 1,
+        ];
+        for alter in others {
+            let mut header = header();
+            alter(&mut header);
+            moved[..FIRST_RECORD as usize].copy_from_slice(&header.encode(NAME));
+            assert_eq!(read(&moved.clone().freeze()), (Vec::new(), RecordFault::Broken), "{header:?}");
+        }
+        assert_eq!(FileHeader::decode("0000000000000003-00c0ffef.journal", &file()), Err(HeaderFault::Broken));
+    }
+
+    #[test]
+    fn an_unknown_version_or_seal_is_not_taken_for_damage() {
+        let mut file = BytesMut::from(&file()[..]);
+        file[8] = 2;
+        let refused = FileHeader::decode(NAME, &file).unwrap_err();
+        assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 2 });
+        file[8] = 1;
+        file[10] = 1;
+        let refused = FileHeader::decode(NAME, &file).unwrap_err();
+        assert_eq!(refused, HeaderFault::Unknown { what: "seal", value: 1 });
+    }
+
+    #[test]
+    fn an_impossible_record_is_refused_even_if_its_tag_is_right() {
+        // A tag proves who wrote it, not that the writer was sane: lengths still must agree.
+        let bad = [
+            Change::Write(Extent::new(5, 2), Bytes::from(vec![1; 512])),
+            Change::Write(Extent::new(0, u64::MAX), Bytes::new()),
+            Change::Hole(Extent::new(2, u64::MAX)),
+        ];
+        for change in bad {
+            let numbered = Numbered { no: ChangeNo(17), change };
+            let mut head = [0; HEAD_BYTES];
+            encode_head(&header().key(), FIRST_RECORD, Epoch(4), &numbered, &mut head);
+            let mut file = BytesMut::from(&header().encode(NAME)[..]);
+            file.extend_from_slice(&head);
+            if let Change::Write(_, data) = &numbered.change {
+                file.extend_from_slice(data);
+            }
+            assert_eq!(read(&file.freeze()), (Vec::new(), RecordFault::Broken), "{numbered:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(noise in prop::collection::vec(any::<u8>(), 0..6000), keep in 0..5300_usize) {
+            let mut file = BytesMut::from(&file()[..keep]);
+            file.extend_from_slice(&noise);
+            read(&file.freeze());
+            read(&Bytes::from(noise.clone()));
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What the files of a journal directory mean together. Pure: the files' bytes in, the changes out.
+//!
+//! The identity file (number 0) says whose journal this is. The others, in order of their numbers, form a chain of
+//! records with consecutive change numbers. Reading goes on to the first place where the chain breaks:
+//!
+//! | case | found | meaning | done |
+//! | --- | --- | --- | --- |
+//! | A | the file ends after a whole record | it was left in good order, or what followed was never handed to the disk | go on with the next file |
+//! | B | something that is no record (torn, cut, stale) | the host died while it was written, or the disk damaged it | the file ends here; go on with the next file |
+//! | C | the next file begins with the change after the last one read | rotation, or a server that went on after case B | its records follow |
+//! | D | the next file begins earlier | a server that went on when less of the file before could be read | the newer file counts from its first change on |
+//! | E | the next file begins later | changes between are lost | stop: what follows is void |
+//! | F | a file whose header does not verify | begun and never synced, or given up as a spare | it is void |
+//!
+//! So the result is a run of consecutive changes, and all that was synced is in it unless the disk itself lost it.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::change::Numbered;
+use crate::journal::JournalError;
+use crate::journal::record::{self, FIRST_RECORD, FileHeader, HeaderFault, RecordFault};
+use crate::units::{ChangeNo, Epoch};
+
+/// A file as read from the directory.
+#[derive(Clone, Debug)]
+pub struct FileBytes {
+    /// Its name.
+    pub name: String,
+    /// All of it.
+    pub bytes: Bytes,
+}
+
+/// What the files say together.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// The header of the identity file.
+    pub identity: FileHeader,
+    /// Its name.
+    pub identity_name: String,
+    /// The epoch of the last record; 0 without one.
+    pub epoch: Epoch,
+    /// Consecutive changes.
+    pub changes: Vec<Numbered>,
+    /// The files that they come from, in order.
+    pub chain: Vec<ChainFile>,
+    /// Names of the files that count no more: to be removed before anything is appended.
+    pub void: Vec<String>,
+    /// The greatest number seen in a header or a name.
+    pub greatest: u64,
+    /// Where and why the chain broke (cases B, E), for people.
+    pub note: Option<String>,
+}
+
+/// One file of the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainFile {
+    /// Its name.
+    pub name: String,
+    /// The number of its last good record, or the one before its first change.
+    pub last: ChangeNo,
+    /// It, to the end of its last good record.
+    pub good: Bytes,
+}
+
+/// The name of a file that is created as number `number`. The random half keeps it from ever being used again, which
+/// the header relies on. A recycled file keeps its name; its header says which number it is now.
+pub fn file_name(number: u64, random: u32) -> String {
+    format!("{number:016x}-{random:08x}{SUFFIX}")
+}
+
+/// The number in a name made by [`file_name`].
+pub fn number_in_name(name: &str) -> Option<u64> {
+    let (number, random) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    let hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let ours = number.len() == 16 && random.len() == 8 && hex(number) && hex(random);
+    ours.then(|| u64::from_str_radix(number, 16).ok()).flatten()
+}
+
+const SUFFIX: &str = ".journal";
+
+/// Puts the files of directory `dir` together. `None` if there is no journal.
+pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Replay>, JournalError> {
+    let mut named = Vec::new();
+    let mut void = Vec::new();
+    for file in files {
+        match FileHeader::decode(&file.name, &file.bytes) {
+            Ok(header) => named.push((header, file)),
+            Err(HeaderFault::Broken) => void.push(file.name.clone()),
+            Err(HeaderFault::Unknown { what, value }) => {
+                let what = format!("journal file {dir}/{} has {what} {value}", file.name);
+                return Err(JournalError::Unknown { what });
+            }
+        }
+    }
+    named.sort_by_key(|(header, _)| header.number);
+    check_identity(dir, volume, &named)?;
+    let Some(((identity, identity_file), rest)) = named.split_first() else {
+        return no_header(dir, &void);
+    };
+    if identity.number != 0 {
+        let what = format!("the identity file of the journal in {dir} is missing or does not verify");
+        return Err(JournalError::Damaged { what });
+    }
+    let mut chain = Chain::default();
+    for (header, file) in rest {
+        chain.add(dir, header, file);
+    }
+    void.extend(chain.void);
+    let in_names = files.iter().filter_map(|file| number_in_name(&file.name));
+    let greatest = named.iter().map(|(header, _)| header.number).chain(in_names).max().unwrap_or_default();
+    Ok(Some(Replay {
+        identity: identity.clone(),
+        identity_name: identity_file.name.clone(),
+        epoch: chain.epoch,
+        changes: chain.changes,
+        chain: chain.files,
+        void,
+        greatest,
+        note: chain.note,
+    }))
+}
+
+/// All files belong to one journal, of this volume, and no two are the same.
+fn check_identity(dir: &str, volume: Uuid, named: &[(FileHeader, &FileBytes)]) -> Result<(), JournalError> {
+    for (header, _) in named {
+        if header.volume != volume {
+            return Err(JournalError::Foreign { dir: dir.to_owned(), theirs: header.volume, ours: volume });
+        }
+    }
+    for pair in named.windows(2) {
+        let [(a, file_a), (b, file_b)] = pair else { continue };
+        if a.id != b.id || a.number == b.number || a.block_size != b.block_size {
+            let what = format!("{} and {} in {dir} are of two different journals", file_a.name, file_b.name);
+            return Err(JournalError::Damaged { what });
+        }
+    }
+    Ok(())
+}
+
+/// Without any header: a creation that was cut short leaves the identity file alone; more is damage.
+fn no_header(dir: &str, void: &[String]) -> Result<Option<Replay>, JournalError> {
+    if void.iter().all(|name| number_in_name(name) == Some(0)) {
+        return Ok(None);
+    }
+    let what = format!("no file of the journal in {dir} has a header that verifies");
+    Err(JournalError::Damaged { what })
+}
+
+#[derive(Default)]
+struct Chain {
+    epoch: Epoch,
+    changes: Vec<Numbered>,
+    epochs: Vec<Epoch>,
+    files: Vec<ChainFile>,
+    void: Vec<String>,
+    note: Option<String>,
+    broken: bool,
+}
+
+impl Chain {
+    fn add(&mut self, dir: &str, header: &FileHeader, file: &FileBytes) {
+        let expected = self.files.last().map_or(header.first, |file| file.last.next());
+        if self.broken || header.first > expected {
+            if !self.broken {
+                let lost = ChangeNo(header.first.0 - 1);
+                self.say(format!("changes {expected} to {lost} are missing before {dir}/{}", file.name));
+            }
+            self.broken = true;
+            self.void.push(file.name.clone());
+            return;
+        }
+        self.forget_from(header.first);
+        let (end, fault) = self.read(header, file);
+        if fault != RecordFault::End {
+            self.say(format!("{dir}/{} ends at byte {end} of {}: {fault}", file.name, file.bytes.len()));
+        }
+        let good = file.bytes.slice(..usize::try_from(end).unwrap_or(usize::MAX).min(file.bytes.len()));
+        let last = self.changes.last().map_or(ChangeNo(header.first.0.saturating_sub(1)), |change| change.no);
+        self.files.push(ChainFile { name: file.name.clone(), last, good });
+    }
+
+    /// Case D: a newer file begins at `first`.
+    fn forget_from(&mut self, first: ChangeNo) {
+        let keep = self.changes.partition_point(|change| change.no < first);
+        self.changes.truncate(keep);
+        self.epochs.truncate(keep);
+        self.epoch = self.epochs.last().copied().unwrap_or_default();
+        for file in &mut self.files {
+            file.last = file.last.min(ChangeNo(first.0.saturating_sub(1)));
+        }
+    }
+
+    /// Takes the records of one file, up to the first that is none or does not follow.
+    fn read(&mut self, header: &FileHeader, file: &FileBytes) -> (u64, RecordFault) {
+        let key = header.key();
+        let mut expected = header.first;
+        let mut offset = FIRST_RECORD;
+        loop {
+            let (record, next) = match record::decode(&key, header.block_size, &file.bytes, offset) {
+                Ok(read) => read,
+                Err(fault) => return (offset, fault),
+            };
+            if record.numbered.no != expected || record.epoch < self.epoch {
+                return (offset, RecordFault::Broken);
+            }
+            self.epoch = record.epoch;
+            self.epochs.push(record.epoch);
+            self.changes.push(record.numbered);
+            expected = expected.next();
+            offset = next;
+        }
+    }
+
+    fn say(&mut self, note: String) {
+        match &mut self.note {
+            Some(notes) => *notes = format!("{notes}; {note}"),
+            None => self.note = Some(note),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::Change;
+    use crate::units::{BlockSize, Extent};
+
+    const VOLUME: Uuid = Uuid::from_u128(5);
+
+    fn header(number: u64, first: u64) -> FileHeader {
+        FileHeader {
+            id: Uuid::from_u128(1),
+            volume: VOLUME,
+            number,
+            first: ChangeNo(first),
+            block_size: BlockSize::new(512).unwrap(),
+            salt: [number as u8; 16],
+        }
+    }
+
+    fn trim(no: u64) -> Numbered {
+        Numbered { no: ChangeNo(no), change: Change::Hole(Extent::new(no, 1)) }
+    }
+
+    /// A file that holds changes of an epoch.
+    fn file(number: u64, first: u64, nos: impl IntoIterator<Item = u64>, epoch: u64) -> FileBytes {
+        let (name, header) = (file_name(number, 7), header(number, first));
+        let mut bytes = BytesMut::from(&header.encode(&name)[..]);
+        for no in nos {
+            let mut head = [0; record::HEAD_BYTES];
+            record::encode_head(&header.key(), bytes.len() as u64, Epoch(epoch), &trim(no), &mut head);
+            bytes.extend_from_slice(&head);
+        }
+        FileBytes { name, bytes: bytes.freeze() }
+    }
+
+    fn identity() -> FileBytes {
+        file(0, 1, [], 0)
+    }
+
+    /// The numbers of the changes, the epoch, how many files are void, the note.
+    fn read(files: &[FileBytes]) -> (Vec<u64>, u64, usize, Option<String>) {
+        let replay = replay("/j", VOLUME, files).unwrap().unwrap();
+        let nos = replay.changes.iter().map(|change| change.no.0).collect();
+        (nos, replay.epoch.0, replay.void.len(), replay.note)
+    }
+
+    fn cut(mut file: FileBytes, bytes: usize) -> FileBytes {
+        file.bytes.truncate(file.bytes.len() - bytes);
+        file
+    }
+
+    #[test]
+    fn cases_a_and_c_whole_files_follow_each_other_in_order_of_their_numbers() {
+        let files = [file(3, 6, 6..8, 3), identity(), file(1, 1, 1..4, 2), file(2, 4, 4..6, 2)];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4, 5, 6, 7], 3, 0, None));
+    }
+
+    #[test]
+    fn case_b_a_torn_record_ends_its_file_and_the_next_may_go_on_from_there() {
+        let torn = || cut(file(1, 1, 1..4, 2), 1);
+        let note = "/j/0000000000000001-00000007.journal ends at byte 4224 of 4287: the record is cut off";
+        assert_eq!(read(&[identity(), torn()]), (vec![1, 2], 2, 0, Some(note.to_owned())));
+        assert_eq!(read(&[identity(), torn(), file(2, 3, 3..5, 4)]).0, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_record_out_of_order_ends_its_file() {
+        assert_eq!(read(&[identity(), file(1, 1, [1, 2, 4, 5], 2)]).0, [1, 2]);
+        assert_eq!(read(&[identity(), file(1, 1, [2, 3], 2)]).0, Vec::<u64>::new());
+        assert_eq!(read(&[identity(), file(1, 1, 1..3, 2), file(2, 3, 3..5, 1)]).0, [1, 2], "an epoch went back");
+    }
+
+    #[test]
+    fn case_d_a_newer_file_that_begins_earlier_counts_from_there() {
+        let files = [identity(), file(1, 1, 1..6, 2), file(2, 6, 6..8, 2), file(3, 4, 4..6, 5)];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4, 5], 5, 0, None));
+    }
+
+    #[test]
+    fn case_e_a_hole_ends_the_chain() {
+        let files = [identity(), file(1, 1, 1..3, 2), file(2, 4, 4..6, 2), file(3, 3, 3..9, 2)];
+        let note = "changes 3 to 3 are missing before /j/0000000000000002-00000007.journal";
+        assert_eq!(read(&files), (vec![1, 2], 2, 2, Some(note.to_owned())));
+    }
+
+    #[test]
+    fn case_f_a_file_without_a_header_is_void() {
+        let mut blank = file(2, 3, 3..5, 2);
+        blank.bytes = [&[0; 4096][..], &blank.bytes[4096..]].concat().into();
+        let empty = FileBytes { name: file_name(4, 7), bytes: Bytes::new() };
+        let files = [identity(), file(1, 1, 1..3, 2), blank, file(3, 3, 3..5, 2), empty];
+        assert_eq!(read(&files), (vec![1, 2, 3, 4], 2, 2, None));
+    }
+
+    #[test]
+    fn nothing_and_a_creation_cut_short_are_no_journal() {
+        assert!(replay("/j", VOLUME, &[]).unwrap().is_none());
+        assert!(replay("/j", VOLUME, &[cut(identity(), 4090)]).unwrap().is_none());
+        assert_eq!(read(&[identity()]), (vec![], 0, 0, None));
+    }
+
+    #[test]
+    fn what_cannot_come_from_a_crash_is_an_error_that_says_so() {
+        let mut stranger = header(2, 1);
+        stranger.id = Uuid::from_u128(2);
+        let name = file_name(2, 7);
+        let stranger = FileBytes { bytes: stranger.encode(&name), name };
+        let mut newer = BytesMut::from(&identity().bytes[..]);
+        newer[8] = 9;
+        let newer = FileBytes { name: identity().name, bytes: newer.freeze() };
+        let tail =
+            "restore the directory, or drop the journal and with it the changes that only it holds; it was not touched";
+        let cases = [
+            (vec![file(1, 1, 1..3, 2)], format!("the identity file of the journal in /j is missing or does not verify: {tail}")),
+            (vec![cut(identity(), 4090), cut(file(1, 1, [], 2), 4090)], format!("no file of the journal in /j has a header that verifies: {tail}")),
+            (
+                vec![identity(), file(1, 1, 1..3, 2), stranger],
+                format!("0000000000000001-00000007.journal and 0000000000000002-00000007.journal in /j are of two different journals: {tail}"),
+            ),
+            (
+                vec![newer],
+                "journal file /j/0000000000000000-00000007.journal has format version 9, which this version of ashlar does not know: \
+                 open the volume with the version that wrote it; it was not touched".to_owned(),
+            ),
+        ];
+        for (files, expected) in cases {
+            assert_eq!(replay("/j", VOLUME, &files).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn names_are_read_back_and_others_left_alone() {
+        assert_eq!(number_in_name(&file_name(u64::MAX, u32::MAX)), Some(u64::MAX));
+        let short = "1-2.journal";
+        for other in ["lock", short, "", "0000000000000001-00000007.journal~", "000000000000000g-00000007.journal"] {
+            assert_eq!(number_in_name(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_files_give_consecutive_changes(
+            starts in prop::collection::vec((1..30_u64, 0..8_u64, 0..200_usize), 0..8),
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut files = vec![identity()];
+            for (number, (first, count, lost)) in (1..).zip(starts) {
+                let mut file = file(number, first, first..first + count, 1);
+                file.bytes.truncate(file.bytes.len() - lost.min(file.bytes.len()));
+                file.bytes = [&file.bytes[..], &noise].concat().into();
+                files.push(file);
+            }
+            let (nos, ..) = read(&files);
+            for pair in nos.windows(2) {
+                prop_assert_eq!(pair[0] + 1, pair[1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! The pages of a volume's map: those in memory, where the others lie, and what each change does to them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Placement;
+use super::{Content, PAGE_BLOCKS, Page, PageIndex, PageRef, Runs, SegmentInfo, Usage};
+use crate::units::{BlockCount, BlockIndex, Extent, Seq};
+
+/// The map of one volume.
+#[derive(Debug)]
+pub struct ExtentMap {
+    volume: Extent,
+    pages: BTreeMap<PageIndex, Slot>,
+    zeroed: Runs,
+    usage: Usage,
+    /// Pages that a trim or zero dropped without reading them: their blocks are dead, but still counted as live.
+    released: Vec<(PageIndex, PageRef)>,
+    memory: usize,
+    tick: u64,
+}
+
+/// A page's place in the table. A slot without `page` has a `stored` place to load it from.
+#[derive(Debug, Default)]
+struct Slot {
+    page: Option<Arc<Page>>,
+    /// Where its newest durable form lies; behind `page` while `dirty`.
+    stored: Option<PageRef>,
+    dirty: bool,
+    /// When it was last used, in ticks.
+    used: u64,
+}
+
+/// Pages that must be loaded before the operation can be done.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NeedPages(pub Vec<(PageIndex, PageRef)>);
+
+/// What a checkpoint writes: the map at one instant.
+#[derive(Debug)]
+pub struct MapSnapshot {
+    /// Pages that changed since they were last stored; an empty one is stored no more.
+    pub changed: Vec<(PageIndex, Arc<Page>)>,
+    /// Where the unchanged pages lie.
+    pub unchanged: Vec<(PageIndex, PageRef)>,
+    /// Runs of whole pages of allocated zero.
+    pub zeroed: Runs,
+    /// Live blocks by segment.
+    pub usage: Usage,
+}
+
+impl ExtentMap {
+    /// The empty map of a volume of `blocks`.
+    pub fn new(blocks: BlockCount) -> ExtentMap {
+        ExtentMap::restore(blocks, Vec::new(), Runs::default(), Usage::default())
+    }
+
+    /// The map of a checkpoint, no page loaded.
+    pub fn restore(
+        blocks: BlockCount,
+        pages: impl IntoIterator<Item = (PageIndex, PageRef)>,
+        zeroed: Runs,
+        usage: Usage,
+    ) -> ExtentMap {
+        let slot = |stored| Slot { stored: Some(stored), ..Slot::default() };
+        ExtentMap {
+            volume: Extent { start: BlockIndex(0), count: blocks },
+            pages: pages.into_iter().map(|(index, stored)| (index, slot(stored))).collect(),
+            zeroed,
+            usage,
+            released: Vec::new(),
+            memory: 0,
+            tick: 0,
+        }
+    }
+
+    /// What the blocks of `extent` hold, in order, without gaps; neighbours of one kind may be apart.
+    pub fn lookup(&mut self, extent: Extent) -> Result<Vec<(Extent, Placement)>, NeedPages> {
+        self.need(self.pages_missing(extent))?;
+        self.tick += 1;
+        let mut found = Vec::new();
+        for (index, part) in parts(extent) {
+            match self.pages.get_mut(&index) {
+                Some(Slot { page: Some(page), used, .. }) => {
+                    *used = self.tick;
+                    page.lookup(part, |extent, content| found.push((extent, placement(content))));
+                }
+                _ if self.zeroed.contains(index.0) => found.push((part, Placement::Zero)),
+                _ => found.push((part, Placement::Hole)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// A segment takes effect: live commit and recovery both come through here, in log order. Either all of it is
+    /// applied or, if pages are missing, nothing.
+    pub fn apply(&mut self, seq: Seq, info: SegmentInfo, changes: &[(Extent, Placement)]) -> Result<(), NeedPages> {
+        let missing = changes.iter().flat_map(|(extent, _)| self.pages_cut(*extent)).collect::<BTreeMap<_, _>>();
+        self.need(missing)?;
+        self.tick += 1;
+        self.usage.born(seq, info);
+        for &(extent, placement) in changes {
+            match placement {
+                Placement::Data(location) => self.set(extent, Some(Content::Data(location))),
+                Placement::Zero => self.clear(extent, true),
+                Placement::Hole => self.clear(extent, false),
+            }
+        }
+        Ok(())
+    }
+
+    /// A page that was asked for came in. Too late is fine: the page may have gone or changed meanwhile.
+    pub fn page_loaded(&mut self, index: PageIndex, from: PageRef, page: Page) {
+        if let Some(slot) = self.pages.get_mut(&index)
+            && slot.page.is_none()
+            && slot.stored == Some(from)
+        {
+            self.memory += page.memory();
+            slot.used = self.tick;
+            slot.page = Some(Arc::new(page));
+        }
+    }
+
+    /// Bytes of pages in memory, about.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Bytes of pages in memory that a checkpoint must write before they can leave, about.
+    pub fn dirty_memory(&self) -> usize {
+        self.pages.values().filter(|slot| slot.dirty).filter_map(|slot| slot.page.as_ref()).map(|p| p.memory()).sum()
+    }
+
+    /// Lets clean pages go, least recently used first, until at most `bound` bytes are left or none is clean.
+    pub fn evict(&mut self, bound: usize) {
+        if self.memory <= bound {
+            return;
+        }
+        let clean =
+            |(&index, slot): (&PageIndex, &Slot)| (!slot.dirty && slot.page.is_some()).then_some((slot.used, index));
+        let mut candidates: Vec<_> = self.pages.iter().filter_map(clean).collect();
+        candidates.sort_unstable();
+        for (_, index) in candidates {
+            if self.memory <= bound {
+                return;
+            }
+            if let Some(page) = self.pages.get_mut(&index).and_then(|slot| slot.page.take()) {
+                self.memory -= page.memory();
+            }
+        }
+    }
+
+    /// The accounting table.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// The accounting table, to forget objects that were deleted.
+    pub fn usage_mut(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+
+    /// Takes the list of pages that were dropped unread; each goes back through [`ExtentMap::account_released`].
+    pub fn take_released(&mut self) -> Vec<(PageIndex, PageRef)> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// Puts back released pages that could not be read.
+    pub fn put_back_released(&mut self, pages: Vec<(PageIndex, PageRef)>) {
+        self.released.extend(pages);
+    }
+
+    /// Counts the blocks of a released page as dead.
+    pub fn account_released(&mut self, page: &Page) {
+        self.usage.page_died(page);
+    }
+
+    /// The map as of now, for a checkpoint; nothing while released pages are not accounted, because the counts of live
+    /// blocks would be wrong for ever.
+    pub fn snapshot(&self) -> Option<MapSnapshot> {
+        if !self.released.is_empty() {
+            return None;
+        }
+        let mut snapshot = MapSnapshot {
+            changed: Vec::new(),
+            unchanged: Vec::new(),
+            zeroed: self.zeroed.clone(),
+            usage: self.usage.clone(),
+        };
+        for (&index, slot) in &self.pages {
+            match (&slot.page, slot.stored) {
+                (Some(page), _) if slot.dirty => snapshot.changed.push((index, page.clone())),
+                (_, Some(stored)) => snapshot.unchanged.push((index, stored)),
+                (_, None) => {}
+            }
+        }
+        Some(snapshot)
+    }
+
+    /// A checkpoint is durable: where the pages that it wrote lie now (`None`: the page was empty).
+    pub fn checkpointed(&mut self, pages: Vec<(PageIndex, Arc<Page>, Option<PageRef>)>) {
+        for (index, written, stored) in pages {
+            let Some(slot) = self.pages.get_mut(&index) else { continue };
+            slot.stored = stored;
+            // Unless it changed again meanwhile, the page in memory is the one in the store.
+            if slot.page.as_ref().is_some_and(|page| Arc::ptr_eq(page, &written)) {
+                slot.dirty = false;
+                if stored.is_none() {
+                    self.memory -= written.memory();
+                    self.pages.remove(&index);
+                }
+            }
+        }
+    }
+
+    /// Rewrites these pages with the next checkpoint, so that the objects which hold them now can go.
+    pub fn mark_for_rewrite(&mut self, index: PageIndex) {
+        if let Some(slot) = self.pages.get_mut(&index)
+            && slot.page.is_some()
+        {
+            slot.dirty = true;
+        }
+    }
+
+    /// Where every stored page lies, dirty ones too.
+    pub fn stored_pages(&self) -> impl Iterator<Item = (PageIndex, PageRef)> + '_ {
+        self.pages.iter().filter_map(|(&index, slot)| Some((index, slot.stored?)))
+    }
+
+    /// All pages that are not in memory.
+    pub fn unloaded(&self) -> Vec<(PageIndex, PageRef)> {
+        let unloaded = |(&index, slot): (&PageIndex, &Slot)| slot.page.is_none().then_some((index, slot.stored?));
+        self.pages.iter().filter_map(unloaded).collect()
+    }
+
+    /// The pages in memory.
+    pub fn loaded(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
+        self.pages.iter().filter_map(|(&index, slot)| Some((index, &**slot.page.as_ref()?)))
+    }
+
+    /// Blocks of allocated zero that are kept as whole pages.
+    pub fn zeroed_blocks(&self) -> u64 {
+        let whole =
+            |run: std::ops::Range<u64>| Extent::new(run.start * PAGE_BLOCKS, (run.end - run.start) * PAGE_BLOCKS);
+        self.zeroed.iter().filter_map(|run| whole(run).intersect(&self.volume)).map(|extent| extent.count.0).sum()
+    }
+
+    fn need(&self, missing: BTreeMap<PageIndex, PageRef>) -> Result<(), NeedPages> {
+        if missing.is_empty() { Ok(()) } else { Err(NeedPages(missing.into_iter().collect())) }
+    }
+
+    /// The pages under `extent` that are not in memory.
+    fn pages_missing(&self, extent: Extent) -> BTreeMap<PageIndex, PageRef> {
+        if extent.is_empty() {
+            return BTreeMap::new();
+        }
+        let last = PageIndex::of(BlockIndex(extent.end().0 - 1));
+        let missing = |(&index, slot): (&PageIndex, &Slot)| slot.page.is_none().then_some((index, slot.stored?));
+        self.pages.range(PageIndex::of(extent.start)..=last).filter_map(missing).collect()
+    }
+
+    /// The pages not in memory that `extent` changes in part: those it covers whole need not be read.
+    fn pages_cut(&self, extent: Extent) -> BTreeMap<PageIndex, PageRef> {
+        let mut missing = BTreeMap::new();
+        if extent.is_empty() {
+            return missing;
+        }
+        let edges = [PageIndex::of(extent.start), PageIndex::of(BlockIndex(extent.end().0 - 1))];
+        for index in edges {
+            if let Some(part) = index.extent().intersect(&extent)
+                && !self.is_whole(index, part)
+            {
+                missing.extend(self.pages_missing(part));
+            }
+        }
+        missing
+    }
+
+    /// Whether `part` is all that the volume has of that page.
+    fn is_whole(&self, index: PageIndex, part: Extent) -> bool {
+        index.extent().intersect(&self.volume) == Some(part)
+    }
+
+    /// Sets the content of an extent, page by page. The pages are in memory, or covered whole.
+    fn set(&mut self, extent: Extent, content: Option<Content>) {
+        for (index, part) in parts(extent) {
+            let skipped = part.start - extent.start;
+            self.set_part(index, part, content.map(|content| content.skip(skipped)));
+        }
+    }
+
+    fn set_part(&mut self, index: PageIndex, part: Extent, content: Option<Content>) {
+        if self.is_whole(index, part) {
+            self.drop_page(index);
+        }
+        let was_zeroed = self.zeroed.contains(index.0);
+        if was_zeroed {
+            self.zeroed.remove(index.0..index.0 + 1);
+        }
+        let slot = self.pages.entry(index).or_default();
+        let before = slot.page.as_ref().map_or(0, |page| page.memory());
+        slot.used = self.tick;
+        slot.dirty = true;
+        let page = Arc::make_mut(slot.page.get_or_insert_with(|| match was_zeroed {
+            true => Arc::new(Page::zeroed(index, self.volume)),
+            false => Arc::default(),
+        }));
+        page.set(part, content, |gone| self.usage.died(&gone));
+        self.memory = self.memory + page.memory() - before;
+    }
+
+    /// Makes an extent allocated zero or hole: its edges page by page, everything between at once.
+    fn clear(&mut self, extent: Extent, zero: bool) {
+        let content = zero.then_some(Content::Zero);
+        let whole = self.whole_pages(extent);
+        if whole.is_empty() {
+            return self.set_unless_hole(extent, content);
+        }
+        let indexes: Vec<_> = self.pages.range(PageIndex(whole.start)..PageIndex(whole.end)).map(|(&i, _)| i).collect();
+        indexes.into_iter().for_each(|index| self.drop_page(index));
+        match zero {
+            true => self.zeroed.insert(whole.clone()),
+            false => self.zeroed.remove(whole.clone()),
+        }
+        let inner = Extent::new(whole.start * PAGE_BLOCKS, (whole.end - whole.start) * PAGE_BLOCKS);
+        if extent.start < inner.start {
+            self.set_unless_hole(Extent::between(extent.start, inner.start), content);
+        }
+        if inner.end() < extent.end() {
+            self.set_unless_hole(Extent::between(inner.end(), extent.end()), content);
+        }
+    }
+
+    /// As [`ExtentMap::set`], but a hole in a page that is not there makes no page.
+    fn set_unless_hole(&mut self, extent: Extent, content: Option<Content>) {
+        for (index, part) in parts(extent) {
+            if content.is_some() || self.pages.contains_key(&index) || self.zeroed.contains(index.0) {
+                self.set_part(index, part, content);
+            }
+        }
+    }
+
+    /// The pages that `extent` covers whole (the volume's last page up to the volume's end).
+    fn whole_pages(&self, extent: Extent) -> std::ops::Range<u64> {
+        let first = extent.start.0.div_ceil(PAGE_BLOCKS);
+        let end = if extent.end() == self.volume.end() {
+            extent.end().0.div_ceil(PAGE_BLOCKS)
+        } else {
+            extent.end().0 / PAGE_BLOCKS
+        };
+        first..end.max(first)
+    }
+
+    /// Takes a page out of the table; its blocks are dead, now or when it has been read.
+    fn drop_page(&mut self, index: PageIndex) {
+        let Some(slot) = self.pages.remove(&index) else { return };
+        match (slot.page, slot.stored) {
+            (Some(page), _) => {
+                self.memory -= page.memory();
+                self.usage.page_died(&page);
+            }
+            (None, Some(stored)) => self.released.push((index, stored)),
+            (None, None) => {}
+        }
+    }
+}
+
+fn placement(content: Option<Content>) -> Placement {
+    match content {
+        Some(Content::Data(location)) => Placement::Data(location),
+        Some(Content::Zero) => Placement::Zero,
+        None => Placement::Hole,
+    }
+}
+
+/// `extent`, cut at page boundaries.
+fn parts(extent: Extent) -> impl Iterator<Item = (PageIndex, Extent)> {
+    let first = PageIndex::of(extent.start).0;
+    let end = extent.end().0.div_ceil(PAGE_BLOCKS);
+    (first..end).filter_map(move |index| Some((PageIndex(index), PageIndex(index).extent().intersect(&extent)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::Mapped;
+    use crate::units::{FrameAddr, Location};
+    use proptest::prelude::*;
+
+    /// Three pages, the last of them cut short by the end of the volume.
+    const BLOCKS: u64 = 2 * PAGE_BLOCKS + 100;
+
+    /// Places where extents begin and end: page boundaries and their neighbours, so that cases meet.
+    fn place() -> impl Strategy<Value = u64> {
+        let near = |at: u64| (0..6u64).prop_map(move |d| (at + d).saturating_sub(3).min(BLOCKS));
+        prop_oneof![near(0), near(PAGE_BLOCKS), near(2 * PAGE_BLOCKS), near(BLOCKS), near(40), near(PAGE_BLOCKS + 60)]
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Set(u64, u64, u8),
+        /// Checkpoint: every changed page is stored.
+        Store,
+        /// Forget the clean pages, as eviction or reopening does.
+        Evict,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            8 => (place(), place(), 0u8..4).prop_map(|(a, b, kind)| Op::Set(a.min(b), a.max(b), kind)),
+            1 => Just(Op::Store),
+            1 => Just(Op::Evict),
+        ]
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Block {
+        Hole,
+        Zero,
+        /// Written by this segment.
+        Data(Seq),
+    }
+
+    /// The store side of the test: pages by place.
+    #[derive(Default)]
+    struct Stored(BTreeMap<(Seq, u32), Page>);
+
+    impl Stored {
+        fn load(&self, map: &mut ExtentMap, need: NeedPages) {
+            for (index, at) in need.0 {
+                map.page_loaded(index, at, self.0[&(at.checkpoint, at.offset)].clone());
+            }
+        }
+
+        fn checkpoint(&mut self, map: &mut ExtentMap, seq: Seq) {
+            for (_, at) in map.take_released() {
+                map.account_released(&self.0[&(at.checkpoint, at.offset)]);
+            }
+            let changed = map.snapshot().unwrap().changed;
+            let place = |(index, page): (PageIndex, Arc<Page>)| {
+                let at = PageRef { checkpoint: seq, offset: index.0 as u32, len: 1 };
+                (index, page.clone(), (!page.is_empty()).then_some(at))
+            };
+            let placed: Vec<_> = changed.into_iter().map(place).collect();
+            for (index, page, at) in &placed {
+                if at.is_some() {
+                    self.0.insert((seq, index.0 as u32), (**page).clone());
+                }
+            }
+            map.checkpointed(placed);
+        }
+    }
+
+    /// Frames hold at most 16 blocks here, as with blocks of 4 KiB.
+    fn changes(seq: Seq, start: u64, end: u64, kind: u8) -> Vec<(Extent, Placement)> {
+        match kind {
+            0 => vec![(Extent::new(start, end - start), Placement::Zero)],
+            1 => vec![(Extent::new(start, end - start), Placement::Hole)],
+            _ => (start..end.min(start + 48))
+                .step_by(16)
+                .map(|at| {
+                    let frame = FrameAddr { seq, offset: at as u32, len: 1 };
+                    let count = 16.min(end.min(start + 48) - at);
+                    (Extent::new(at, count), Placement::Data(Location { frame, block: 0 }))
+                })
+                .collect(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// The dumb model: one entry a block.
+        #[test]
+        fn the_map_equals_an_array(ops in prop::collection::vec(op(), 1..25)) {
+            let mut map = ExtentMap::new(BlockCount(BLOCKS));
+            let mut model = vec![Block::Hole; BLOCKS as usize];
+            let mut stored = Stored::default();
+            for (n, op) in ops.into_iter().enumerate() {
+                let seq = Seq(n as u64 + 1);
+                match op {
+                    Op::Set(start, end, _) if start == end => {}
+                    Op::Set(start, end, kind) => {
+                        let changes = changes(seq, start, end, kind);
+                        let blocks = match kind { 0 | 1 => 0, _ => end.min(start + 48) - start };
+                        let info = SegmentInfo { blocks: blocks as u32, live_blocks: blocks as u32, ..SegmentInfo::default() };
+                        while let Err(need) = map.apply(seq, info, &changes) {
+                            stored.load(&mut map, need);
+                        }
+                        for (extent, placement) in changes {
+                            let block = match placement {
+                                Placement::Data(_) => Block::Data(seq),
+                                Placement::Zero => Block::Zero,
+                                Placement::Hole => Block::Hole,
+                            };
+                            model[extent.start.0 as usize..extent.end().0 as usize].fill(block);
+                        }
+                    }
+                    Op::Store => stored.checkpoint(&mut map, seq),
+                    Op::Evict => map.evict(0),
+                }
+            }
+            stored.checkpoint(&mut map, Seq(1000));
+            map.evict(0);
+            prop_assert_eq!(map.memory(), 0);
+            let found = loop {
+                match map.lookup(Extent::new(0, BLOCKS)) {
+                    Ok(found) => break found,
+                    Err(need) => stored.load(&mut map, need),
+                }
+            };
+            let mut at = 0;
+            for (extent, placement) in found {
+                prop_assert_eq!(extent.start.0, at, "a gap or an overlap");
+                for block in extent.start.0..extent.end().0 {
+                    let have = match placement {
+                        Placement::Hole => Block::Hole,
+                        Placement::Zero => Block::Zero,
+                        Placement::Data(location) => {
+                            let position = location.skip(BlockCount(block - extent.start.0)).block;
+                            prop_assert_eq!(u64::from(location.frame.offset) + u64::from(position), block);
+                            Block::Data(location.frame.seq)
+                        }
+                    };
+                    prop_assert_eq!(have, model[block as usize], "block {}", block);
+                }
+                at = extent.end().0;
+            }
+            prop_assert_eq!(at, BLOCKS);
+            prop_assert_eq!(map.usage().inconsistencies, 0);
+            for (seq, info) in map.usage().iter() {
+                let live = model.iter().filter(|block| **block == Block::Data(seq)).count();
+                prop_assert_eq!(info.live_blocks as usize, live, "live blocks of segment {}", seq);
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_comes_in_too_late_changes_nothing() {
+        let mut map = ExtentMap::new(BlockCount(BLOCKS));
+        let at = PageRef { checkpoint: Seq(1), offset: 0, len: 1 };
+        let stale = [Mapped { extent: Extent::new(0, 4), content: Content::Zero }];
+        map.page_loaded(PageIndex(0), at, Page::from_mapped(&stale));
+        assert_eq!(map.lookup(Extent::new(0, 4)).unwrap(), [(Extent::new(0, 4), Placement::Hole)]);
+    }
+}

@@ -1,0 +1,287 @@
+//! A page of the extent map as bytes: the mapped extents of [`PAGE_BLOCKS`] blocks.
+//!
+//! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is
+//! written as the distance from the end of the frame of the same segment that was named last, so that what was written
+//! in one go costs one byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
+
+use super::{Content, Mapped, PAGE_BLOCKS, PageIndex};
+use crate::codec::EncodeError;
+use crate::codec::cursor::{Malformed, Reader, Writer};
+use crate::units::{BlockCount, BlockIndex, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX};
+
+/// The most bytes that an encoded page can have; [`encode_page`] of the worst page stays far below.
+pub const PAGE_BYTES_MAX: u32 = 4 << 20;
+
+// The two low bits of an extent's first varint; 3 is free.
+const ZERO: u64 = 0;
+/// Data that begins at the first block of its frame.
+const DATA: u64 = 1;
+/// Data that begins further on.
+const DATA_WITHIN: u64 = 2;
+
+/// Pages of the largest volume.
+pub const PAGES_MAX: u64 = VOLUME_BLOCKS_MAX.div_ceil(PAGE_BLOCKS);
+
+/// The fewest bytes that an extent, or a segment of the table, takes.
+const EXTENT_BYTES_MIN: usize = 2;
+const SEGMENT_BYTES_MIN: usize = 1;
+
+/// The bytes of `page`; `mapped` is sorted by block, not overlapping, inside the page, none empty.
+pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, EncodeError> {
+    if page.0 >= PAGES_MAX {
+        return Err(EncodeError::new(format!("page {} is beyond the end of any volume", page.0)));
+    }
+    let segments = segments_of(mapped);
+    let mut w = Writer::with_capacity(16 + segments.len() * 4 + mapped.len() * 12);
+    w.varint(segments.len() as u64);
+    let mut last = 0;
+    for seq in &segments {
+        w.varint(seq.0 - last);
+        last = seq.0;
+    }
+    w.varint(mapped.len() as u64);
+    let mut ends = vec![0; segments.len()];
+    let mut end = page.extent().start;
+    for m in mapped {
+        if m.extent.start < end || !fits(page, m) {
+            return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
+        }
+        let gap = (m.extent.start - end).0 << 2;
+        match m.content {
+            Content::Zero => {
+                w.varint(gap | ZERO);
+                w.varint(m.extent.count.0 - 1);
+            }
+            Content::Data(Location { frame, block }) => {
+                w.varint(gap | if block == 0 { DATA } else { DATA_WITHIN });
+                w.varint(m.extent.count.0 - 1);
+                let i = segments.partition_point(|seq| *seq < frame.seq);
+                w.varint(i as u64);
+                w.varint_signed(i64::from(frame.offset) - ends[i]);
+                w.varint(u64::from(frame.len));
+                if block != 0 {
+                    w.varint(u64::from(block));
+                }
+                ends[i] = i64::from(frame.offset) + i64::from(frame.len);
+            }
+        }
+        end = m.extent.end();
+    }
+    Ok(w.finish())
+}
+
+fn segments_of(mapped: &[Mapped]) -> Vec<Seq> {
+    let seq = |m: &Mapped| match m.content {
+        Content::Data(location) => Some(location.frame.seq),
+        Content::Zero => None,
+    };
+    let mut segments: Vec<Seq> = mapped.iter().filter_map(seq).collect();
+    segments.sort_unstable();
+    segments.dedup();
+    segments
+}
+
+/// Whether an extent can be one of `page`. Encoding and decoding ask the same.
+fn fits(page: PageIndex, m: &Mapped) -> bool {
+    let Extent { start, count } = page.extent();
+    let Extent { start: first, count: blocks } = m.extent;
+    let inside = first >= start && (first - start) < count && blocks.0 >= 1 && blocks.0 <= count.0 - (first - start).0;
+    match m.content {
+        Content::Zero => inside,
+        Content::Data(Location { frame, block }) => {
+            inside && u64::from(block) + blocks.0 <= FRAME_BLOCKS_MAX && frame.offset.checked_add(frame.len).is_some()
+        }
+    }
+}
+
+/// The mapped extents of `page` from its bytes; sorted by block, not overlapping, inside the page.
+pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malformed> {
+    let mut r = Reader::new(bytes);
+    if page.0 >= PAGES_MAX {
+        return Err(r.bad("a page beyond the end of any volume"));
+    }
+    let segments = decode_segments(&mut r)?;
+    let count = r.count(EXTENT_BYTES_MIN)?;
+    let mut ends = vec![0; segments.len()];
+    let mut mapped = Vec::with_capacity(count);
+    let mut end = page.extent().start;
+    for _ in 0..count {
+        let m = decode_extent(&mut r, end, &segments, &mut ends)?;
+        if !fits(page, &m) {
+            return Err(r.bad("an extent outside its page or frame"));
+        }
+        end = m.extent.end();
+        mapped.push(m);
+    }
+    r.finish()?;
+    Ok(mapped)
+}
+
+fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
+    let count = r.count(SEGMENT_BYTES_MIN)?;
+    let mut segments = Vec::with_capacity(count);
+    let mut last = 0u64;
+    for i in 0..count {
+        let gap = r.varint()?;
+        last = last.checked_add(gap).filter(|_| gap > 0 || i == 0).ok_or_else(|| r.bad("a segment out of order"))?;
+        segments.push(Seq(last));
+    }
+    Ok(segments)
+}
+
+fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Mapped, Malformed> {
+    let first = r.varint()?;
+    let count_less_one = r.varint_up_to(PAGE_BLOCKS - 1)?;
+    // No overflow: the gap is below 2^62, the page ends below 2^55. `fits` judges whether the extent lies in the page.
+    let start = BlockIndex(end.0 + (first >> 2));
+    let extent = Extent { start, count: BlockCount(count_less_one + 1) };
+    let content = match first & 3 {
+        ZERO => Content::Zero,
+        kind @ (DATA | DATA_WITHIN) => Content::Data(decode_location(r, kind, segments, ends)?),
+        _ => return Err(r.bad("an extent of unknown kind")),
+    };
+    Ok(Mapped { extent, content })
+}
+
+fn decode_location(r: &mut Reader<'_>, kind: u64, segments: &[Seq], ends: &mut [i64]) -> Result<Location, Malformed> {
+    let i = r.varint()? as usize;
+    let (Some(&seq), Some(end)) = (segments.get(i), ends.get_mut(i)) else {
+        return Err(r.bad("a segment that is not in the page's table"));
+    };
+    let distance = r.varint_signed()?;
+    let offset = end.checked_add(distance).and_then(|offset| u32::try_from(offset).ok());
+    let offset = offset.ok_or_else(|| r.bad("a frame beyond 4 GiB"))?;
+    let len = r.varint_u32()?;
+    *end = i64::from(offset) + i64::from(len);
+    let block = match kind {
+        DATA => 0,
+        _ => match r.varint_up_to(FRAME_BLOCKS_MAX)? {
+            0 => return Err(r.bad("a position not in its shortest form")),
+            block => block as u16,
+        },
+    };
+    Ok(Location { frame: FrameAddr { seq, offset, len }, block })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page() -> impl Strategy<Value = (PageIndex, Vec<Mapped>)> {
+        let location = (0u64..5, 0u32..1000, 0u32..70_000, prop_oneof![Just(0u16), 0u16..128]);
+        let content = prop_oneof![
+            1 => Just(None),
+            4 => location.prop_map(|(seq, offset, len, block)| {
+                let frame = FrameAddr { seq: Seq(seq * 1_000_003), offset: offset * 4_000_000, len };
+                Some(Location { frame, block })
+            }),
+        ];
+        let gap = prop_oneof![Just(0u64), 0u64..600];
+        let item = (gap, 1u64..=128, content);
+        (0u64..PAGES_MAX, prop::collection::vec(item, 0..60)).prop_map(|(page, items)| {
+            let page = PageIndex(page);
+            let mut end = page.extent().start;
+            let mut mapped = Vec::new();
+            for (gap, count, content) in items {
+                let start = end + BlockCount(gap);
+                let count = content.map_or(count, |location| count.min(128 - u64::from(location.block)));
+                if start + BlockCount(count) <= page.extent().end() {
+                    let extent = Extent::new(start.0, count);
+                    mapped.push(Mapped { extent, content: content.map_or(Content::Zero, Content::Data) });
+                    end = extent.end();
+                }
+            }
+            (page, mapped)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_comes_back((page, mapped) in page()) {
+            let bytes = encode_page(page, &mapped).unwrap();
+            prop_assert_eq!(decode_page(page, &bytes), Ok(mapped));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_page(bytes in prop::collection::vec(any::<u8>(), 0..60), segments in 0u8..4) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = segments;
+            }
+            let page = PageIndex(3);
+            if let Ok(mapped) = decode_page(page, &bytes) {
+                let again = encode_page(page, &mapped).unwrap();
+                prop_assert_eq!(decode_page(page, &again), Ok(mapped));
+            }
+        }
+
+        #[test]
+        fn a_harmed_page_is_refused_or_in_order((page, mapped) in page(), at: prop::sample::Index, flip in 1u8..) {
+            let mut bytes = encode_page(page, &mapped).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            if let Ok(mapped) = decode_page(page, &bytes) {
+                prop_assert!(mapped.is_sorted_by(|a, b| a.extent.end() <= b.extent.start));
+                prop_assert!(mapped.iter().all(|m| fits(page, m)));
+            }
+        }
+    }
+
+    fn data(start: u64, count: u64, offset: u32, block: u16) -> Mapped {
+        let frame = FrameAddr { seq: Seq(1), offset, len: 100 };
+        Mapped { extent: Extent::new(start, count), content: Content::Data(Location { frame, block }) }
+    }
+
+    #[test]
+    fn what_is_no_page_is_not_written() {
+        let page = PageIndex(1);
+        let at = PAGE_BLOCKS;
+        assert!(encode_page(page, &[data(at, 128, 50, 0), data(at + 128, 1, 150, 127)]).is_ok());
+        for bad in [
+            vec![data(at - 1, 2, 50, 0)],
+            vec![data(at + PAGE_BLOCKS - 1, 2, 50, 0)],
+            vec![data(at, 2, 50, 0), data(at + 1, 2, 50, 0)],
+            vec![data(at, 0, 50, 0)],
+            vec![data(at, 1, 50, 128)],
+            vec![data(at, 129, 50, 0)],
+            vec![data(at, 1, u32::MAX - 99, 0)],
+        ] {
+            assert!(encode_page(page, &bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_place_keeps_its_order_but_not_its_blocks() {
+        let bytes = encode_page(PageIndex(1), &[data(PAGE_BLOCKS + 5, 1, 50, 0)]).unwrap();
+        assert_eq!(decode_page(PageIndex(2), &bytes).unwrap()[0].extent.start, BlockIndex(2 * PAGE_BLOCKS + 5));
+        assert!(decode_page(PageIndex(PAGES_MAX - 1), &bytes).is_ok());
+        assert!(
+            decode_page(PageIndex(PAGES_MAX), &bytes).is_err() && decode_page(PageIndex(u64::MAX), &bytes).is_err()
+        );
+        assert!(encode_page(PageIndex(PAGES_MAX), &[]).is_err());
+    }
+
+    #[test]
+    fn sequential_data_costs_eight_bytes_an_extent_and_random_blocks_eleven() {
+        let page = |step: u32, blocks: u64| -> Vec<Mapped> {
+            let extent = |i| data(i * blocks, blocks, (48 + i as u32 * 100).wrapping_mul(step) % 8_000_000, 0);
+            (0..PAGE_BLOCKS / blocks).map(extent).collect()
+        };
+        let cost = |mapped: &[Mapped]| encode_page(PageIndex(0), mapped).unwrap().len() as f64 / mapped.len() as f64;
+        assert!(cost(&page(1, 16)) <= 8.0);
+        assert!(cost(&page(2_654_435_761, 1)) <= 11.0);
+    }
+
+    #[test]
+    fn the_worst_page_stays_below_the_bound() {
+        let worst = |i: u64| {
+            let offset = if i.is_multiple_of(2) { 0 } else { u32::MAX - 70_000 };
+            let frame = FrameAddr { seq: Seq(i << 49), offset, len: 65_556 };
+            Mapped { extent: Extent::new(i, 1), content: Content::Data(Location { frame, block: 127 }) }
+        };
+        let mapped: Vec<Mapped> = (0..PAGE_BLOCKS).map(worst).collect();
+        let bytes = encode_page(PageIndex(0), &mapped).unwrap().len();
+        assert!(bytes < PAGE_BYTES_MAX as usize / 4, "{bytes} bytes");
+    }
+}

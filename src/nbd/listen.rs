@@ -1,0 +1,190 @@
+//! Where clients come in: TCP and Unix sockets.
+//!
+//! The file of a Unix socket outlives a server that was killed. It is replaced only if nobody listens on it any more,
+//! and removed at the end only if it is still the one that was made here.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAddr {
+    /// An IP address and a port; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddr::Tcp(address) => address.fmt(f),
+            ListenAddr::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket, and its file.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A connection, and who it is.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP, without Nagle's delay (rule C1).
+    Tcp(TcpStream, SocketAddr),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on an address; the error names it and the way out.
+    pub async fn bind(address: &ListenAddr) -> io::Result<Listener> {
+        let bound = match address {
+            ListenAddr::Tcp(address) => bind_tcp(*address),
+            ListenAddr::Unix(path) => bind_unix(path).await,
+        };
+        bound.map_err(|error| {
+            let way_out = match error.kind() {
+                io::ErrorKind::AddrInUse => "; stop the other server or choose another address",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{way_out}"))
+        })
+    }
+
+    /// The address that clients use: with the port that was taken.
+    pub fn address(&self) -> io::Result<ListenAddr> {
+        match self {
+            Listener::Tcp(listener) => Ok(ListenAddr::Tcp(listener.local_addr()?)),
+            Listener::Unix(_, file) => Ok(ListenAddr::Unix(file.path.clone())),
+        }
+    }
+
+    /// Waits for a connection.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream, peer))
+            }
+            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Stream {
+    /// Who it is, for the log.
+    pub fn peer(&self) -> String {
+        match self {
+            Stream::Tcp(_, peer) => peer.to_string(),
+            Stream::Unix(stream) => match stream.peer_cred() {
+                Ok(credentials) => match credentials.pid() {
+                    Some(pid) => format!("uid {} pid {pid}", credentials.uid()),
+                    None => format!("uid {}", credentials.uid()),
+                },
+                Err(_) => "unix socket".to_owned(),
+            },
+        }
+    }
+}
+
+/// Accepted sockets inherit keep-alive, so that clients whose host died are found out in the end.
+fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_keepalive(true)?;
+    socket.bind(address)?;
+    Ok(Listener::Tcp(socket.listen(BACKLOG)?))
+}
+
+async fn bind_unix(path: &Path) -> io::Result<Listener> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            remove_stale(path).await?;
+            UnixListener::bind(path)?
+        }
+        bound => bound?,
+    };
+    Ok(Listener::Unix(listener, SocketFile::new(path)?))
+}
+
+/// Removes the socket file of a server that is gone.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    let in_use = |text| Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return in_use("there is a file of that name, and it is not a socket");
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(error),
+        Ok(_) => in_use("another server listens there"),
+    }
+}
+
+/// The file of a Unix socket that listens; dropping it removes the file.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), device_and_inode: device_and_inode(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if device_and_inode(&self.path).is_ok_and(|now| now == self.device_and_inode) {
+            // If it cannot be removed, the next server finds it stale and replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn c1_accepted_tcp_sockets_have_no_delay() {
+        let listener = Listener::bind(&ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let Stream::Tcp(stream, peer) = accepted.unwrap() else { panic!("it is TCP") };
+        assert!(stream.nodelay().unwrap());
+        assert_eq!(peer, client.unwrap().local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_that_another_server_made_meanwhile_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nbd.sock");
+        let old = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
+        let _new = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        drop(old);
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,422 @@
+//! The handshake without I/O: bytes in, bytes and actions out (proto.md, "Newstyle negotiation", "Fixed newstyle
+//! negotiation", "Option types").
+//!
+//! The caller hands in what arrives with [`Negotiation::receive`], asks [`Negotiation::step`] what to do next, sends
+//! what [`Negotiation::take_output`] has, and answers the two questions that only the exports can answer:
+//!
+//! ```text
+//!            flags           option header        whole data            answer
+//! Flags ──────────────> Header ─────────────> Data ───────────> Asked ──────────> Header, or Ended(Enter)
+//!   │ unknown bit         │ bad magic          │ INFO, GO, LIST, EXPORT_NAME
+//!   v                     v                    v anything else: reply
+//! Ended(Close)          Ended(Close)         Header, or Ended(Finish) after ABORT
+//!                         │ too long, or not known
+//!                         v
+//!                        Skip ──(data thrown away)──> reply, Header
+//! ```
+//!
+//! What one client can make it hold is bounded by [`Limits`]: at most one option of `max_option_bytes` and what the
+//! caller reads ahead. Bytes after the option that begins transmission stay untouched ([`Negotiation::into_rest`]).
+//! Structured replies, metadata contexts, TLS and extended headers are not served: their options are declined as
+//! any unknown option is (rule H7 of the conformance list; O10 for STARTTLS with data).
+
+use bytes::{Buf, BufMut, BytesMut};
+
+use super::options::Options;
+use super::wire::{
+    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, client_flag, info, option, reply_type, transmission_flag,
+};
+use crate::device::{DeviceInfo, ExportEntry, ExportError};
+
+/// What to do next. Send the output first, whatever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read more from the client.
+    Read,
+    /// Ask for the list of exports, then call [`Negotiation::listed`].
+    List,
+    /// Open the export of that name, then call [`Negotiation::opened`].
+    Open(String),
+    /// The handshake is over: transmission begins, on the export that was opened last.
+    Enter,
+    /// The client said goodbye: wait until it closes.
+    Finish,
+    /// Close the connection, for this reason.
+    Close(CloseReason),
+}
+
+/// Why a handshake is ended by the server (rule C5: only for these).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The client set a flag that was not offered.
+    #[error("the client flags {0:#010x} have bits that were not offered")]
+    UnknownFlags(u32),
+    /// An option does not begin as an option must.
+    #[error("an option does not begin with IHAVEOPT")]
+    BadMagic,
+    /// EXPORT_NAME has no way to say no but this.
+    #[error("EXPORT_NAME asked for an export that cannot be served")]
+    NoSuchExport,
+    /// More options than the limit.
+    #[error("the client sent more than max_options options")]
+    TooManyOptions,
+    /// More bytes than the limit.
+    #[error("the client sent more than max_handshake_bytes bytes")]
+    TooManyBytes,
+}
+
+/// What a client may ask of a handshake; see [`Options`] for the meaning of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    max_options: u32,
+    max_option_bytes: u32,
+    max_handshake_bytes: u64,
+    max_payload: u32,
+    list_exports: bool,
+}
+
+impl From<&Options> for Limits {
+    fn from(options: &Options) -> Limits {
+        Limits {
+            max_options: options.max_options,
+            max_option_bytes: options.max_option_bytes,
+            max_handshake_bytes: options.max_handshake_bytes,
+            max_payload: options.max_payload,
+            list_exports: options.list_exports,
+        }
+    }
+}
+
+/// One client's handshake.
+#[derive(Debug)]
+pub struct Negotiation {
+    limits: Limits,
+    state: State,
+    input: BytesMut,
+    output: BytesMut,
+    pad_export_name: bool,
+    shutting_down: bool,
+    options_seen: u32,
+    bytes_seen: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Flags,
+    Header,
+    Data(OptionHeader),
+    Skip { option: u32, left: u32, reply: (u32, &'static str) },
+    Asked(Question),
+    Ended(Step),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Question {
+    List,
+    Open { option: u32, name: String, wanted: Wanted },
+}
+
+/// Information that INFO or GO asked for, beyond what is always sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    name: bool,
+    description: bool,
+}
+
+impl Negotiation {
+    /// Begins a handshake; the greeting is the first output.
+    pub fn new(limits: Limits) -> Negotiation {
+        let mut output = BytesMut::new();
+        wire::put_greeting(&mut output);
+        Negotiation {
+            limits,
+            state: State::Flags,
+            input: BytesMut::new(),
+            output,
+            pad_export_name: true,
+            shutting_down: false,
+            options_seen: 0,
+            bytes_seen: 0,
+        }
+    }
+
+    /// Takes what the client sent.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.bytes_seen += bytes.len() as u64;
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// What is to be sent before the next step is taken.
+    pub fn take_output(&mut self) -> BytesMut {
+        self.output.split()
+    }
+
+    /// From now on every option but ABORT is answered with ERR_SHUTDOWN (rule H11).
+    pub fn shut_down(&mut self) {
+        self.shutting_down = true;
+    }
+
+    /// What the client sent after the option that began transmission: it belongs to the transmission phase.
+    pub fn into_rest(self) -> BytesMut {
+        self.input
+    }
+
+    /// Goes on as far as the bytes allow and says what to do next. Asked again without an answer, it says the same.
+    pub fn step(&mut self) -> Step {
+        loop {
+            let ready = match &self.state {
+                State::Flags => self.take_flags(),
+                State::Header => self.take_header(),
+                &State::Data(header) => self.take_data(header),
+                &State::Skip { option, left, reply } => self.skip(option, left, reply),
+                State::Asked(Question::List) => return Step::List,
+                State::Asked(Question::Open { name, .. }) => return Step::Open(name.clone()),
+                State::Ended(step) => return step.clone(),
+            };
+            match ready {
+                Some(next) => self.state = next,
+                None if self.bytes_seen > self.limits.max_handshake_bytes => {
+                    self.state = close(CloseReason::TooManyBytes);
+                }
+                None => return Step::Read,
+            }
+        }
+    }
+
+    /// Answers [`Step::List`].
+    pub fn listed(&mut self, exports: Result<Vec<ExportEntry>, ExportError>) {
+        if self.state != State::Asked(Question::List) {
+            return;
+        }
+        self.state = State::Header;
+        match exports {
+            Ok(exports) => {
+                exports.iter().for_each(|export| self.put_server(export));
+                self.ack(option::LIST);
+            }
+            Err(error) => self.put_export_error(option::LIST, &error),
+        }
+    }
+
+    /// Answers [`Step::Open`]. If transmission begins, the next step is [`Step::Enter`].
+    pub fn opened(&mut self, export: Result<(ExportEntry, DeviceInfo), ExportError>) {
+        let State::Asked(Question::Open { option, wanted, .. }) = self.state else {
+            return;
+        };
+        self.state = match (option, export) {
+            (option::EXPORT_NAME, Ok((_, device))) => {
+                self.put_export_name(&device);
+                State::Ended(Step::Enter)
+            }
+            (option::EXPORT_NAME, Err(_)) => close(CloseReason::NoSuchExport),
+            (_, Ok((entry, device))) => {
+                self.put_infos(option, &entry, &device, wanted);
+                self.ack(option);
+                if option == option::GO { State::Ended(Step::Enter) } else { State::Header }
+            }
+            (_, Err(error)) => {
+                self.put_export_error(option, &error);
+                State::Header
+            }
+        };
+    }
+
+    fn take_flags(&mut self) -> Option<State> {
+        let flags = u32::from_be_bytes(*self.input.first_chunk()?);
+        self.input.advance(4);
+        if flags & !client_flag::KNOWN != 0 {
+            return Some(close(CloseReason::UnknownFlags(flags)));
+        }
+        // A client without FIXED_NEWSTYLE may only send EXPORT_NAME; if it sends more, it is served all the same (H3).
+        self.pad_export_name = flags & client_flag::NO_ZEROES == 0;
+        Some(State::Header)
+    }
+
+    fn take_header(&mut self) -> Option<State> {
+        let Some(header) = OptionHeader::decode(self.input.first_chunk()?) else {
+            return Some(close(CloseReason::BadMagic));
+        };
+        self.input.advance(OptionHeader::BYTES);
+        self.options_seen += 1;
+        if self.options_seen > self.limits.max_options {
+            return Some(close(CloseReason::TooManyOptions));
+        }
+        let OptionHeader { option, len } = header;
+        let skip = |reply_type, text| State::Skip { option, left: len, reply: (reply_type, text) };
+        Some(match option {
+            option::ABORT => skip(reply_type::ACK, ""),
+            option::EXPORT_NAME if self.shutting_down || len as usize > STRING_BYTES_MAX => {
+                close(CloseReason::NoSuchExport)
+            }
+            _ if self.shutting_down => skip(reply_type::ERR_SHUTDOWN, "the server is shutting down"),
+            option::STARTTLS if len > 0 => skip(reply_type::ERR_INVALID, "STARTTLS carries no data"),
+            option::STARTTLS => skip(reply_type::ERR_UNSUP, "this server does not offer TLS"),
+            option::LIST if len > 0 => skip(reply_type::ERR_INVALID, "LIST carries no data"),
+            option::LIST if !self.limits.list_exports => {
+                skip(reply_type::ERR_POLICY, "this server does not list its exports; ask for one by name")
+            }
+            option::EXPORT_NAME | option::LIST | option::INFO | option::GO if len <= self.limits.max_option_bytes => {
+                State::Data(header)
+            }
+            option::INFO | option::GO => skip(reply_type::ERR_TOO_BIG, "the option is longer than this server reads"),
+            _ => skip(reply_type::ERR_UNSUP, "the option is not known to this server"),
+        })
+    }
+
+    fn skip(&mut self, option: u32, left: u32, reply: (u32, &'static str)) -> Option<State> {
+        let here = self.input.len().min(left as usize);
+        self.input.advance(here);
+        let left = left - here as u32; // here is at most left
+        if left > 0 {
+            self.state = State::Skip { option, left, reply };
+            return None;
+        }
+        let (reply_type, text) = reply;
+        wire::put_option_reply(&mut self.output, option, reply_type, text.as_bytes());
+        Some(if option == option::ABORT { State::Ended(Step::Finish) } else { State::Header })
+    }
+
+    fn take_data(&mut self, header: OptionHeader) -> Option<State> {
+        if self.input.len() < header.len as usize {
+            return None;
+        }
+        let data = self.input.split_to(header.len as usize);
+        Some(match header.option {
+            option::LIST => State::Asked(Question::List),
+            option::EXPORT_NAME => match parse_string(&data) {
+                Some(name) => State::Asked(Question::Open { option: header.option, name, wanted: Wanted::default() }),
+                None => close(CloseReason::NoSuchExport),
+            },
+            option => match parse_info(&data) {
+                Ok((name, wanted)) => State::Asked(Question::Open { option, name, wanted }),
+                Err(text) => {
+                    wire::put_option_reply(&mut self.output, option, reply_type::ERR_INVALID, text.as_bytes());
+                    State::Header
+                }
+            },
+        })
+    }
+
+    fn ack(&mut self, option: u32) {
+        wire::put_option_reply(&mut self.output, option, reply_type::ACK, &[]);
+    }
+
+    fn put_server(&mut self, export: &ExportEntry) {
+        if !is_string(&export.name) {
+            tracing::warn!(export = export.name, "left out of the list: the name cannot be sent over NBD");
+            return;
+        }
+        let mut data = Vec::with_capacity(4 + export.name.len() + export.description.len());
+        data.put_u32(export.name.len() as u32); // at most STRING_BYTES_MAX
+        data.put_slice(export.name.as_bytes());
+        data.put_slice(fit_string(&export.description).as_bytes());
+        wire::put_option_reply(&mut self.output, option::LIST, reply_type::SERVER, &data);
+    }
+
+    fn put_export_name(&mut self, device: &DeviceInfo) {
+        self.output.put_u64(device.size);
+        self.output.put_u16(transmission_flags(device));
+        if self.pad_export_name {
+            self.output.put_bytes(0, EXPORT_NAME_PAD);
+        }
+    }
+
+    /// EXPORT as it must be, and BLOCK_SIZE even unasked: clients that know it profit, others ignore it (rule S10).
+    fn put_infos(&mut self, option: u32, entry: &ExportEntry, device: &DeviceInfo, wanted: Wanted) {
+        let mut data = Vec::new();
+        data.put_u16(info::EXPORT);
+        data.put_u64(device.size);
+        data.put_u16(transmission_flags(device));
+        wire::put_option_reply(&mut self.output, option, reply_type::INFO, &data);
+
+        data.clear();
+        data.put_u16(info::BLOCK_SIZE);
+        data.put_u32(1);
+        data.put_u32(preferred_block_size(device));
+        data.put_u32(self.limits.max_payload);
+        wire::put_option_reply(&mut self.output, option, reply_type::INFO, &data);
+
+        if wanted.name {
+            self.put_text_info(option, info::NAME, &entry.name);
+        }
+        if wanted.description && !entry.description.is_empty() {
+            self.put_text_info(option, info::DESCRIPTION, &entry.description);
+        }
+    }
+
+    fn put_text_info(&mut self, option: u32, info: u16, text: &str) {
+        let mut data = Vec::with_capacity(2 + text.len());
+        data.put_u16(info);
+        data.put_slice(fit_string(text).as_bytes());
+        wire::put_option_reply(&mut self.output, option, reply_type::INFO, &data);
+    }
+
+    fn put_export_error(&mut self, option: u32, error: &ExportError) {
+        let reply_type = match error {
+            ExportError::Unknown(_) => reply_type::ERR_UNKNOWN,
+            ExportError::Unavailable(_) => reply_type::ERR_POLICY,
+            ExportError::ShuttingDown => reply_type::ERR_SHUTDOWN,
+        };
+        let text = error.to_string();
+        wire::put_option_reply(&mut self.output, option, reply_type, fit_string(&text).as_bytes());
+    }
+}
+
+/// What the export can do, told to the client (proto.md, "Transmission flags").
+pub fn transmission_flags(device: &DeviceInfo) -> u16 {
+    use transmission_flag::*;
+    let changes = match device.read_only {
+        true => READ_ONLY,
+        false => SEND_TRIM | SEND_WRITE_ZEROES,
+    };
+    HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_CACHE | CAN_MULTI_CONN | changes
+}
+
+/// The unit of mapping, within what the protocol allows (proto.md, "Size constraints").
+fn preferred_block_size(device: &DeviceInfo) -> u32 {
+    device.block_size.clamp(512, 1 << 20).next_power_of_two()
+}
+
+fn close(reason: CloseReason) -> State {
+    State::Ended(Step::Close(reason))
+}
+
+/// Data of INFO and GO: u32 name length, name, u16 count, count times u16; the total must match (rule O12).
+fn parse_info(data: &[u8]) -> Result<(String, Wanted), &'static str> {
+    const BAD_LENGTH: &str = "the lengths inside the option do not add up to its length";
+    let (name_len, rest) = data.split_first_chunk().ok_or(BAD_LENGTH)?;
+    let name_len = u32::from_be_bytes(*name_len) as usize;
+    if name_len > rest.len() {
+        return Err(BAD_LENGTH);
+    }
+    let (name, rest) = rest.split_at(name_len);
+    let (count, rest) = rest.split_first_chunk().ok_or(BAD_LENGTH)?;
+    let (asked, []) = rest.as_chunks::<2>() else {
+        return Err(BAD_LENGTH);
+    };
+    if asked.len() != usize::from(u16::from_be_bytes(*count)) {
+        return Err(BAD_LENGTH);
+    }
+    let name = parse_string(name).ok_or("the name is not UTF-8, has a NUL, or is longer than 4096 bytes")?;
+    let asked_for = |info: u16| asked.contains(&info.to_be_bytes());
+    Ok((name, Wanted { name: asked_for(info::NAME), description: asked_for(info::DESCRIPTION) }))
+}
+
+fn parse_string(bytes: &[u8]) -> Option<String> {
+    str::from_utf8(bytes).ok().filter(|text| is_string(text)).map(str::to_owned)
+}
+
+/// Whether it may be sent as a string (proto.md, "Conventions"; rule C2).
+fn is_string(text: &str) -> bool {
+    text.len() <= STRING_BYTES_MAX && !text.contains('\0')
+}
+
+/// As much of a text as may be sent as a string.
+fn fit_string(text: &str) -> &str {
+    let text = text.split('\0').next().unwrap_or_default();
+    &text[..text.floor_char_boundary(STRING_BYTES_MAX)]
+}
+
+#[cfg(test)]
+#[path = "negotiate_tests.rs"]
+mod tests;

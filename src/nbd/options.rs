@@ -1,0 +1,183 @@
+//! The limits of the NBD server, by name. What a client may make the server hold is their sum (rules R6 and R11 of
+//! the design): a bound is met by waiting, by an error reply, or, in the handshake, by closing.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::human;
+
+/// Limits of an NBD server; the defaults suit a host with a few hundred MiB to spare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Connections at one time, over all listeners; more are closed as soon as they are accepted. At least 1.
+    pub max_connections: usize,
+
+    /// How long a client may keep the server waiting in the whole handshake before it is dropped. Time that the
+    /// server itself takes to open an export does not count. At least 1 ms.
+    #[serde(with = "human::duration")]
+    pub handshake_timeout: Duration,
+
+    /// Options that a client may send in one handshake before it is dropped. Tools that list exports send a few for
+    /// each. At least 1.
+    pub max_options: u32,
+
+    /// Bytes of data of one option that are looked at; a longer one is skipped and refused. From 8 KiB, so that the
+    /// longest export name fits, to 16 MiB.
+    #[serde(with = "human::bytes")]
+    pub max_option_bytes: u32,
+
+    /// Bytes that a client may send in one handshake, skipped data included, before it is dropped. At least
+    /// `max_option_bytes`.
+    #[serde(with = "human::bytes")]
+    pub max_handshake_bytes: u64,
+
+    /// Whether clients may list the exports (NBD_OPT_LIST); if not, they must know the name.
+    pub list_exports: bool,
+
+    /// Bytes that one READ or WRITE may move; a larger one is refused. From 1 MiB to 1 GiB. Clients that do not ask
+    /// take 32 MiB for granted.
+    #[serde(with = "human::bytes")]
+    pub max_payload: u32,
+
+    /// Requests of one connection that may be in flight: taken from the socket and not yet answered. At least 1.
+    pub requests_in_flight: usize,
+
+    /// Bytes of payload and read data that one connection may have in flight. At least `max_payload`.
+    #[serde(with = "human::bytes")]
+    pub bytes_in_flight: usize,
+
+    /// Requests of all connections together that may be in flight. At least 1.
+    pub total_requests_in_flight: usize,
+
+    /// Bytes of payload and read data that all connections together may have in flight. At least `max_payload`.
+    /// Beyond it each connection may still have one request of at most 1 MiB, so that clients which do not fetch
+    /// their replies cannot hold up the others.
+    #[serde(with = "human::bytes")]
+    pub total_bytes_in_flight: usize,
+
+    /// How long a client that other clients wait for may leave a request half sent, or a reply half fetched, before
+    /// it is dropped. At least 1 ms.
+    #[serde(with = "human::duration")]
+    pub stall_timeout: Duration,
+
+    /// How long a shutdown waits for requests in flight before it closes their connections. At least 1 ms.
+    #[serde(with = "human::duration")]
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            max_connections: 256,
+            handshake_timeout: Duration::from_secs(10),
+            max_options: 1024,
+            max_option_bytes: 64 << 10,
+            max_handshake_bytes: 32 << 20,
+            list_exports: true,
+            max_payload: 32 << 20,
+            requests_in_flight: 256,
+            bytes_in_flight: 64 << 20,
+            total_requests_in_flight: 4096,
+            total_bytes_in_flight: 512 << 20,
+            stall_timeout: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// More than this would overflow the counters that keep the bounds.
+const COUNT_MAX: usize = 1 << 30;
+/// More than this would overflow the counters that keep the bounds; also the most that a 32-bit size allows.
+const BYTES_MAX: usize = (usize::MAX >> 5) + 1;
+/// Beyond this a timer would not be a limit; it also keeps sums of times in range.
+const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl Options {
+    /// Checks each limit against its bounds; the error names the first that is wrong.
+    pub fn check(&self) -> Result<(), BadOptions> {
+        let payload = self.max_payload as usize;
+        within("max_connections", self.max_connections, 1, COUNT_MAX)?;
+        lasting("handshake_timeout", self.handshake_timeout)?;
+        within("max_options", self.max_options as usize, 1, COUNT_MAX)?;
+        sized("max_option_bytes", self.max_option_bytes as usize, 8 << 10, 16 << 20)?;
+        let handshake_bytes = usize::try_from(self.max_handshake_bytes).unwrap_or(usize::MAX);
+        sized("max_handshake_bytes", handshake_bytes, self.max_option_bytes as usize, BYTES_MAX)?;
+        sized("max_payload", payload, 1 << 20, 1 << 30)?;
+        within("requests_in_flight", self.requests_in_flight, 1, COUNT_MAX)?;
+        sized("bytes_in_flight", self.bytes_in_flight, payload, BYTES_MAX)?;
+        within("total_requests_in_flight", self.total_requests_in_flight, 1, COUNT_MAX)?;
+        sized("total_bytes_in_flight", self.total_bytes_in_flight, payload, BYTES_MAX)?;
+        lasting("stall_timeout", self.stall_timeout)?;
+        lasting("shutdown_timeout", self.shutdown_timeout)
+    }
+}
+
+/// An option out of its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nbd.{key} = {value} is out of bounds; accepted is {min} to {max}")]
+pub struct BadOptions {
+    /// The name of the option.
+    pub key: &'static str,
+    value: String,
+    /// The least that is accepted.
+    pub min: String,
+    /// The most that is accepted.
+    pub max: String,
+}
+
+fn within(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), BadOptions> {
+    bounded(key, value, min, max, |count| count.to_string())
+}
+
+fn sized(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), BadOptions> {
+    bounded(key, value, min, max, |bytes| human::exact_bytes(bytes as u64))
+}
+
+fn lasting(key: &'static str, value: Duration) -> Result<(), BadOptions> {
+    bounded(key, value, Duration::from_millis(1), DURATION_MAX, human::exact_duration)
+}
+
+fn bounded<T: Copy + PartialOrd>(
+    key: &'static str,
+    value: T,
+    min: T,
+    max: T,
+    text: fn(T) -> String,
+) -> Result<(), BadOptions> {
+    match (min..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(BadOptions { key, value: text(value), min: text(min), max: text(max) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_in_bounds() {
+        assert_eq!(Options::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn an_option_out_of_bounds_is_named_with_what_is_accepted() {
+        let options = Options { bytes_in_flight: 4096, ..Options::default() };
+        assert_eq!(
+            options.check().unwrap_err().to_string(),
+            "nbd.bytes_in_flight = 4 KiB is out of bounds; accepted is 32 MiB to 512 PiB"
+        );
+        let options = Options { stall_timeout: Duration::ZERO, ..Options::default() };
+        assert_eq!(
+            options.check().unwrap_err().to_string(),
+            "nbd.stall_timeout = 0s is out of bounds; accepted is 1ms to 30days"
+        );
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused() {
+        let error = toml::from_str::<Options>("max_conections = 3").unwrap_err().to_string();
+        assert!(error.contains("unknown field `max_conections`"), "{error}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Replies on their way out: one batch that requests add to in any order and that is written in few system calls.
+//!
+//! An [`Answer`] is the duty to reply to one request: it is fulfilled once by [`Answer::send`], and if it is
+//! dropped instead, because the work panicked or was given up, the client gets NBD_EIO. proto.md, "Simple reply message".
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::admission::Ticket;
+use super::wire::{self, Errno};
+use crate::device::{DeviceError, Pieces};
+
+/// The one place where a failure of a device becomes an error of the protocol (proto.md, "Error values").
+pub fn errno(error: &DeviceError) -> Errno {
+    match error {
+        DeviceError::Io(_) | DeviceError::Fenced(_) => Errno::Io,
+        DeviceError::ReadOnly(_) => Errno::Perm,
+        DeviceError::ShuttingDown => Errno::Shutdown,
+    }
+}
+
+/// The replies of one connection that are not written yet.
+#[derive(Debug, Default)]
+pub struct Replies {
+    queue: Mutex<Queue>,
+    added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    batch: Batch,
+    closed: bool,
+}
+
+impl Replies {
+    /// Waits for replies, and takes all there are into `batch`, which is empty.
+    pub async fn take(&self, batch: &mut Batch) {
+        loop {
+            std::mem::swap(batch, &mut self.queue.lock().batch);
+            if batch.has_remaining() {
+                return;
+            }
+            self.added.notified().await;
+        }
+    }
+
+    /// Throws away what is queued and whatever comes later: the client is gone.
+    pub fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        queue.batch = Batch::default();
+    }
+
+    fn push(&self, cookie: u64, result: Result<Pieces, Errno>, ticket: Ticket) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.batch.push(cookie, result, ticket);
+            drop(queue);
+            self.added.notify_one();
+        }
+    }
+}
+
+/// The duty to answer one request.
+#[derive(Debug)]
+pub struct Answer {
+    cookie: u64,
+    replies: Arc<Replies>,
+    ticket: Option<Ticket>,
+}
+
+impl Answer {
+    /// Takes on the duty for the request with that cookie.
+    pub fn new(cookie: u64, replies: Arc<Replies>, ticket: Ticket) -> Answer {
+        Answer { cookie, replies, ticket: Some(ticket) }
+    }
+
+    /// Fulfils it: with the data of a READ, with nothing, or with an error.
+    pub fn send(mut self, result: Result<Pieces, Errno>) {
+        self.fulfil(result);
+    }
+
+    fn fulfil(&mut self, result: Result<Pieces, Errno>) {
+        if let Some(mut ticket) = self.ticket.take() {
+            ticket.device_is_done(result.as_ref().is_ok_and(|pieces| !pieces.is_empty()));
+            self.replies.push(self.cookie, result, ticket);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.fulfil(Err(Errno::Io));
+    }
+}
+
+/// Replies in the order in which they will be written. As a [`Buf`] it is what remains to be written; a ticket is
+/// given back when the last byte of its reply has been.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Sealed bytes: runs of headers, and pieces of data between them.
+    chunks: VecDeque<Bytes>,
+    /// Headers after the last chunk.
+    heads: BytesMut,
+    /// Bytes not yet written.
+    remaining: usize,
+    /// Bytes written since the batch began.
+    written: u64,
+    /// For each reply: at which count of bytes written it is out, and what is given back then.
+    tickets: VecDeque<(u64, Ticket)>,
+}
+
+impl Batch {
+    /// Adds a reply.
+    pub fn push(&mut self, cookie: u64, result: Result<Pieces, Errno>, ticket: Ticket) {
+        wire::put_simple_reply(&mut self.heads, cookie, result.as_ref().err().copied());
+        self.remaining += wire::SIMPLE_REPLY_BYTES;
+        for piece in result.into_iter().flatten().filter(|piece| !piece.is_empty()) {
+            self.seal();
+            self.remaining += piece.len();
+            self.chunks.push_back(piece);
+        }
+        self.tickets.push_back((self.written + self.remaining as u64, ticket));
+    }
+
+    fn seal(&mut self) {
+        if !self.heads.is_empty() {
+            self.chunks.push_back(self.heads.split().freeze());
+        }
+    }
+}
+
+impl Buf for Batch {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunks.front().map_or(&self.heads, |chunk| chunk)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let all = self.chunks.iter().map(|chunk| &chunk[..]).chain([&self.heads[..]]).filter(|bytes| !bytes.is_empty());
+        slices.iter_mut().zip(all).map(|(slice, bytes)| *slice = IoSlice::new(bytes)).count()
+    }
+
+    fn advance(&mut self, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            let Some(chunk) = self.chunks.front_mut() else {
+                self.heads.advance(left);
+                break;
+            };
+            let here = left.min(chunk.len());
+            chunk.advance(here);
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+            left -= here;
+        }
+        self.remaining -= count;
+        self.written += count as u64;
+        while self.tickets.front().is_some_and(|&(end, _)| end <= self.written) {
+            self.tickets.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use proptest::prelude::*;
+
+    use super::super::admission::{Admission, Room};
+    use super::super::options::Options;
+    use super::*;
+
+    fn admission() -> Admission {
+        let options = Options::default();
+        Admission::new(&options, Arc::new(Room::new(&options)))
+    }
+
+    fn ticket(admission: &Admission) -> Ticket {
+        admission.slot().now_or_never().unwrap()
+    }
+
+    #[test]
+    fn errors_of_a_device_have_the_protocols_numbers() {
+        let number = |error: DeviceError| errno(&error) as u32;
+        assert_eq!(number(DeviceError::Io(String::new())), 5);
+        assert_eq!(number(DeviceError::Fenced(String::new())), 5);
+        assert_eq!(number(DeviceError::ReadOnly(String::new())), 1);
+        assert_eq!(number(DeviceError::ShuttingDown), 108);
+    }
+
+    #[test]
+    fn an_answer_that_is_dropped_is_an_io_error() {
+        let (admission, replies) = (admission(), Arc::new(Replies::default()));
+        drop(Answer::new(0x4241, replies.clone(), ticket(&admission)));
+        let mut batch = Batch::default();
+        replies.take(&mut batch).now_or_never().unwrap();
+        assert_eq!(&batch.copy_to_bytes(16)[..], b"\x67\x44\x66\x98\0\0\0\x05\0\0\0\0\0\0BA");
+        assert!(admission.all_answered().now_or_never().is_some());
+    }
+
+    #[test]
+    fn after_close_answers_are_thrown_away_and_give_back_their_tickets() {
+        let (admission, replies) = (admission(), Arc::new(Replies::default()));
+        Answer::new(1, replies.clone(), ticket(&admission)).send(Ok(vec![]));
+        let late = Answer::new(2, replies.clone(), ticket(&admission));
+        replies.close();
+        late.send(Ok(vec![Bytes::from_static(b"data")]));
+        assert!(admission.all_answered().now_or_never().is_some());
+        assert!(replies.take(&mut Batch::default()).now_or_never().is_none());
+    }
+
+    proptest! {
+        /// However the bytes are taken out, they are the replies one after the other, and the tickets come back with
+        /// the last byte of each.
+        #[test]
+        fn a_batch_is_its_replies_in_a_row(
+            replies in prop::collection::vec((any::<u64>(), prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..4)), 1..20),
+            steps in prop::collection::vec((1usize..40, any::<bool>()), 1..60),
+        ) {
+            let admission = admission();
+            let (mut batch, mut expected, mut ends) = (Batch::default(), Vec::new(), Vec::new());
+            for (cookie, pieces) in &replies {
+                expected.extend(0x6744_6698_u32.to_be_bytes().into_iter().chain([0; 4]).chain(cookie.to_be_bytes()));
+                expected.extend(pieces.iter().flatten());
+                ends.push(expected.len());
+                let pieces = pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect();
+                batch.push(*cookie, Ok(pieces), ticket(&admission));
+            }
+            let mut got = Vec::new();
+            for (count, vectored) in steps.into_iter().cycle() {
+                prop_assert_eq!(batch.remaining(), expected.len() - got.len());
+                prop_assert_eq!(batch.tickets.len(), ends.iter().filter(|&&end| end > got.len()).count());
+                if !batch.has_remaining() {
+                    break;
+                }
+                let mut slices = [IoSlice::new(&[]); 3];
+                let used = if vectored { batch.chunks_vectored(&mut slices) } else { 0 };
+                let seen: Vec<u8> = match vectored {
+                    true => slices[..used].iter().flat_map(|slice| slice.iter().copied()).collect(),
+                    false => batch.chunk().to_vec(),
+                };
+                let count = count.min(seen.len());
+                got.extend_from_slice(&seen[..count]);
+                batch.advance(count);
+            }
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The server: listens, counts connections, serves each in a task of its own, and shuts down in order.
+//!
+//! Shutdown goes through the phases of [`super::phase`]. *Draining*: the sockets stop listening, handshakes are
+//! answered with ERR_SHUTDOWN, requests in flight finish, later ones get ESHUTDOWN, and each connection closes when
+//! its last reply is written (rules C7, H11, E1). *Closed*, after `shutdown_timeout`: what is left is given up.
+//! Every task is counted, so that [`Server::shutdown`] returns when none is left.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::admission::Room;
+use super::flusher::Flusher;
+use super::handshake::{self, HandshakeError, Outcome};
+use super::listen::{ListenAddr, Listener, Stream};
+use super::options::Options;
+use super::phase::{Life, Phase, TaskGuard};
+use super::session::{self, Leftover, Setup};
+use crate::device::{Device, Exports};
+
+/// How long changes of a client that has gone may take until they are given up.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait when a connection cannot be accepted, for lack of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An NBD server. Dropping it closes every connection at once; [`Server::shutdown`] is the orderly way.
+pub struct Server {
+    core: Arc<Core>,
+    listeners: Mutex<Vec<Listener>>,
+    addresses: Vec<ListenAddr>,
+}
+
+impl Server {
+    /// Listens on the addresses; clients wait until [`Server::run`]. It fails if an option is out of bounds, or an
+    /// address cannot be had; the error names it.
+    pub async fn bind(options: Options, addresses: Vec<ListenAddr>, exports: Arc<dyn Exports>) -> io::Result<Server> {
+        options.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let mut listeners = Vec::with_capacity(addresses.len());
+        for address in &addresses {
+            listeners.push(Listener::bind(address).await?);
+        }
+        let addresses = listeners.iter().map(Listener::address).collect::<io::Result<_>>()?;
+        let core = Core {
+            room: Arc::new(Room::new(&options)),
+            places: Arc::new(Semaphore::new(options.max_connections)),
+            full: AtomicBool::new(false),
+            flusher: Flusher::default(),
+            life: Life::new(),
+            options,
+            exports,
+        };
+        Ok(Server { core: Arc::new(core), listeners: Mutex::new(listeners), addresses })
+    }
+
+    /// Where it listens: with the ports that were taken, in the order of the addresses that were asked for.
+    pub fn addresses(&self) -> &[ListenAddr] {
+        &self.addresses
+    }
+
+    /// Accepts clients, and returns when the server has shut down. Clients are served even if this is dropped.
+    pub async fn run(&self) {
+        for listener in std::mem::take(&mut *self.listeners.lock()) {
+            tokio::spawn(self.core.clone().accept(listener, self.core.life.task()));
+        }
+        self.core.life.phases().draining().await;
+        self.core.life.no_tasks().await;
+    }
+
+    /// Serves one client over any stream, until it has left or the server has shut down. `peer` says who it is, for
+    /// the log.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str) {
+        if let Some(connection) = self.core.admit() {
+            self.core.serve(Locked(stream), peer, connection).await;
+        }
+    }
+
+    /// Shuts down: stops listening, lets requests in flight finish for at most `shutdown_timeout`, and closes.
+    /// Returns when no connection and no flush is left; calling it twice does no harm.
+    pub async fn shutdown(&self) {
+        let Core { life, options, .. } = &*self.core;
+        life.reach(Phase::Draining);
+        drop(std::mem::take(&mut *self.listeners.lock()));
+        if tokio::time::timeout(options.shutdown_timeout, life.no_tasks()).await.is_err() {
+            let tasks = life.task_count();
+            tracing::warn!(tasks, "closing connections whose requests did not finish within nbd.shutdown_timeout");
+        }
+        life.reach(Phase::Closed);
+        life.no_tasks().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.core.life.reach(Phase::Closed);
+    }
+}
+
+/// What the tasks of a server share.
+struct Core {
+    options: Options,
+    exports: Arc<dyn Exports>,
+    room: Arc<Room>,
+    places: Arc<Semaphore>,
+    /// Whether the last client found no place; so that the log says it once.
+    full: AtomicBool,
+    flusher: Flusher,
+    life: Life,
+}
+
+/// A connection's place among `max_connections`, and its place among the tasks.
+type Place = (OwnedSemaphorePermit, TaskGuard);
+
+impl Core {
+    /// Accepts clients until the server drains.
+    async fn accept(self: Arc<Core>, listener: Listener, _task: TaskGuard) {
+        let mut phases = self.life.phases();
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = phases.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(stream) => {
+                    failing = false;
+                    if let Some(place) = self.admit() {
+                        tokio::spawn(self.clone().serve_stream(stream, place));
+                    }
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!("cannot accept connections, trying again: {error}");
+                    }
+                    failing = true;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A place for one more connection, unless there is none or the server drains.
+    fn admit(&self) -> Option<Place> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            if !self.full.swap(true, Ordering::Relaxed) {
+                let limit = self.options.max_connections;
+                tracing::warn!(limit, "nbd.max_connections is reached: more clients are turned away");
+            }
+            return None;
+        };
+        self.full.store(false, Ordering::Relaxed);
+        // First count, then look: so shutdown either sees the task or is seen.
+        let task = self.life.task();
+        (!self.life.phases().is_draining()).then_some((place, task))
+    }
+
+    async fn serve_stream(self: Arc<Core>, stream: Stream, place: Place) {
+        let peer = stream.peer();
+        match stream {
+            Stream::Tcp(stream, _) => self.serve(stream, &peer, place).await,
+            Stream::Unix(stream) => self.serve(stream, &peer, place).await,
+        }
+    }
+
+    async fn serve<S: Halves>(&self, stream: S, peer: &str, place: Place) {
+        let mut phases = self.life.phases();
+        tokio::select! {
+            biased;
+            () = phases.closed() => tracing::debug!(peer, "connection given up"),
+            () = self.talk(stream, peer) => {}
+        }
+        drop(place);
+    }
+
+    async fn talk<S: Halves>(&self, mut stream: S, peer: &str) {
+        let Some(setup) = self.shake_hands(&mut stream, peer).await else { return };
+        let (export, device) = (setup.export.clone(), setup.device.clone());
+        tracing::info!(peer, export, "client attached");
+        let (read, write) = stream.halves();
+        let leftover = session::run(setup, read, write).await;
+        drop(stream);
+        tracing::info!(peer, export, requests = leftover.requests, "client left: {}", leftover.end);
+        self.settle(leftover, export, device).await;
+    }
+
+    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str) -> Option<Setup<'_>> {
+        let mut phases = self.life.phases();
+        match handshake::run(stream.whole(), &*self.exports, &self.options, &mut phases).await {
+            Ok(Outcome::Enter { entry, device, rest }) => Some(Setup {
+                export: entry.name,
+                device,
+                options: &self.options,
+                room: self.room.clone(),
+                phases,
+                rest,
+            }),
+            Ok(Outcome::Left) | Err(HandshakeError::Lost(_)) => {
+                tracing::debug!(peer, "client left during the handshake");
+                None
+            }
+            Err(error) => {
+                tracing::info!(peer, "handshake broken off: {error}");
+                None
+            }
+        }
+    }
+
+    /// Sees to what a client left behind: its last changes, and a flush of what it had not flushed.
+    async fn settle(&self, leftover: Leftover, export: String, device: Arc<dyn Device>) {
+        let mut changes = leftover.changes;
+        let all = async { while changes.join_next().await.is_some() {} };
+        if tokio::time::timeout(LEFTOVER_TIMEOUT, all).await.is_err() {
+            tracing::warn!(
+                export,
+                changes = changes.len(),
+                "gave up requests of a client that left: they take too long"
+            );
+        }
+        drop(changes);
+        if leftover.unflushed {
+            self.flusher.start(&self.life, export, device);
+        }
+    }
+}
+
+/// A stream that can be read and written side by side.
+trait Halves: Send {
+    /// Both at once, for the handshake.
+    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send);
+
+    /// The reading and the writing half, for the session.
+    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send);
+}
+
+impl Halves for TcpStream {
+    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+        self
+    }
+
+    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
+        self.split()
+    }
+}
+
+impl Halves for UnixStream {
+    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+        self
+    }
+
+    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
+        self.split()
+    }
+}
+
+/// Any other stream: its halves take turns under a lock.
+struct Locked<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Halves for Locked<S> {
+    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+        &mut self.0
+    }
+
+    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
+        tokio::io::split(&mut self.0)
+    }
+}

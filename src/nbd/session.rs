@@ -1,0 +1,371 @@
+//! The transmission phase of one connection (proto.md, "Transmission", "Terminating the transmission phase").
+//!
+//! One task reads requests and writes replies; it polls each request once itself, so that what the device answers at
+//! once costs no task of its own, and hands a request that must wait to a task. So requests run concurrently and
+//! are answered in any order (rule R3). What is in flight is bounded by [`super::admission`]: without room the task does not read.
+//!
+//! How it ends:
+//!
+//! | end | requests in flight | replies |
+//! | --- | --- | --- |
+//! | DISC | finish | are written, then the socket closes (K9) |
+//! | shutdown of the server | finish; new ones get ESHUTDOWN | are written, then the socket closes (E1) |
+//! | client gone, or broke the protocol | reads are given up, the others go on ([`Leftover`]) | are thrown away |
+//!
+//! A change that a client sent in full is carried out even if the client leaves before the reply; a WRITE whose
+//! payload was cut short never reaches the device.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::admission::{Admission, Room};
+use super::incoming::{self, Incoming};
+use super::options::Options;
+use super::phase::Phases;
+use super::reply::{Answer, Batch, Replies, errno};
+use super::request::{self, Refused, Request, Terms};
+use super::wire::{Errno, RequestHeader};
+use crate::device::{Device, DeviceError, Pieces};
+
+/// How long a session that the server ended waits for the client to close, so that a reset does not overtake the
+/// last replies.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes of read data after which replies are written before more requests are taken: while they are still in the
+/// processor's cache, and before the client gets bored.
+const WRITE_AFTER: u64 = 256 << 10;
+
+/// What a session serves, and within which limits.
+pub struct Setup<'a> {
+    /// The export's name, for the log.
+    pub export: String,
+    /// The export.
+    pub device: Arc<dyn Device>,
+    /// The limits.
+    pub options: &'a Options,
+    /// The room that all connections share.
+    pub room: Arc<Room>,
+    /// When to end.
+    pub phases: Phases,
+    /// What the client sent ahead during the handshake.
+    pub rest: BytesMut,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client said DISC.
+    Disconnected,
+    /// The client closed without DISC, between requests.
+    Closed,
+    /// The server shut down.
+    ShutDown,
+    /// A request did not begin as a request must.
+    BadMagic,
+    /// The connection failed, or the client closed or stalled in the middle of something.
+    Lost(io::Error),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Disconnected => f.write_str("the client disconnected"),
+            End::Closed => f.write_str("the client closed the connection"),
+            End::ShutDown => f.write_str("the server shuts down"),
+            End::BadMagic => f.write_str("a request had the wrong magic number"),
+            End::Lost(error) => write!(f, "the connection was lost: {error}"),
+        }
+    }
+}
+
+/// What a session leaves behind.
+#[derive(Debug)]
+pub struct Leftover {
+    /// Why it ended.
+    pub end: End,
+    /// Requests that were served.
+    pub requests: u64,
+    /// Changes and flushes that are still being carried out.
+    pub changes: JoinSet<()>,
+    /// Whether the device may hold changes of this client that no flush of this client covers.
+    pub unflushed: bool,
+}
+
+/// Serves requests until the session ends. Dropping it gives up what is in flight.
+pub async fn run<R, W>(setup: Setup<'_>, read: R, write: W) -> Leftover
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let replies = Arc::new(Replies::default());
+    let mut writer = Writer {
+        io: write,
+        replies: replies.clone(),
+        stall_timeout: setup.options.stall_timeout,
+        room: setup.room.clone(),
+    };
+    let mut session = Session::new(setup, read, replies.clone());
+    let end = exchange(&mut session, &mut writer).await;
+    replies.close();
+    if matches!(end, End::Disconnected | End::ShutDown) {
+        let _ = timeout(LINGER, writer.io.shutdown()).await;
+    }
+    if matches!(end, End::ShutDown) {
+        let _ = timeout(LINGER, session.incoming.until_closed()).await;
+    }
+    while session.changes.try_join_next().is_some() {}
+    let unflushed = session.client.unflushed.load(Ordering::Acquire) || !session.changes.is_empty();
+    Leftover { end, requests: session.requests, changes: session.changes, unflushed }
+}
+
+/// Reads and writes side by side; writing goes first, so that a client with much to say still gets its replies.
+async fn exchange<R, W>(session: &mut Session<R>, writer: &mut Writer<W>) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut writing = pin!(writer.run());
+    let end = tokio::select! {
+        biased;
+        error = &mut writing => return End::Lost(error),
+        end = session.take_requests() => end,
+    };
+    if matches!(end, End::Disconnected | End::ShutDown) {
+        tokio::select! {
+            biased;
+            error = &mut writing => return End::Lost(error),
+            () = session.admission.all_answered() => {}
+        }
+    }
+    end
+}
+
+/// What the requests of one connection share.
+struct Client {
+    export: String,
+    device: Arc<dyn Device>,
+    failures: AtomicU64,
+    unflushed: AtomicBool,
+}
+
+struct Session<R> {
+    incoming: Incoming<R>,
+    terms: Terms,
+    admission: Admission,
+    replies: Arc<Replies>,
+    client: Arc<Client>,
+    phases: Phases,
+    shutting_down: bool,
+    /// Requests that change nothing: dropped with the session.
+    reads: JoinSet<()>,
+    /// Requests that are carried out even if the client leaves.
+    changes: JoinSet<()>,
+    requests: u64,
+    /// Bytes of read data that were answered here since the last chance to write.
+    unwritten: u64,
+}
+
+impl<R: AsyncRead + Unpin> Session<R> {
+    fn new(setup: Setup<'_>, read: R, replies: Arc<Replies>) -> Session<R> {
+        let info = setup.device.info();
+        let client = Client {
+            export: setup.export,
+            device: setup.device,
+            failures: AtomicU64::new(0),
+            unflushed: AtomicBool::new(false),
+        };
+        Session {
+            incoming: Incoming::new(read, setup.rest, setup.options.stall_timeout, setup.room.clone()),
+            terms: Terms { size: info.size, read_only: info.read_only, max_payload: setup.options.max_payload },
+            admission: Admission::new(setup.options, setup.room),
+            replies,
+            client: Arc::new(client),
+            phases: setup.phases,
+            shutting_down: false,
+            reads: JoinSet::new(),
+            changes: JoinSet::new(),
+            requests: 0,
+            unwritten: 0,
+        }
+    }
+
+    async fn take_requests(&mut self) -> End {
+        loop {
+            let header = match self.next_header().await {
+                Ok(header) => header,
+                Err(end) => return end,
+            };
+            let parsed = match self.shutting_down {
+                true => request::refuse_for_shutdown(&header),
+                false => request::parse(&header, &self.terms),
+            };
+            let done = match parsed {
+                Ok(Request::Disconnect) => return End::Disconnected,
+                Ok(request) => self.accept(header.cookie, request).await,
+                Err(refused) => self.refuse(&header, refused).await,
+            };
+            if let Err(error) = done {
+                return End::Lost(error);
+            }
+        }
+    }
+
+    /// The next request. While shutting down it ends as soon as all is answered and no request has arrived.
+    async fn next_header(&mut self) -> Result<RequestHeader, End> {
+        let bytes = loop {
+            if let Some(bytes) = self.incoming.buffered_header() {
+                break bytes;
+            }
+            tokio::select! {
+                biased;
+                () = self.phases.draining(), if !self.shutting_down => self.shutting_down = true,
+                header = self.incoming.header() => match header {
+                    Ok(Some(bytes)) => break bytes,
+                    Ok(None) => return Err(End::Closed),
+                    Err(error) => return Err(End::Lost(error)),
+                },
+                () = self.admission.all_answered(), if self.shutting_down => return Err(End::ShutDown),
+            }
+        };
+        RequestHeader::decode(&bytes).ok_or(End::BadMagic)
+    }
+
+    async fn refuse(&mut self, header: &RequestHeader, refused: Refused) -> io::Result<()> {
+        let Refused { errno, why, payload } = refused;
+        tracing::debug!(export = self.client.export, ?header, ?errno, why, "request refused");
+        let ticket = self.admission.slot().await;
+        self.incoming.skip(payload).await?;
+        Answer::new(header.cookie, self.replies.clone(), ticket).send(Err(errno));
+        Ok(())
+    }
+
+    async fn accept(&mut self, cookie: u64, request: Request) -> io::Result<()> {
+        self.requests += 1;
+        let ticket = self.admission.admit(request.payload()).await;
+        let payload = match request {
+            Request::Write { len, .. } => self.incoming.payload(len).await?,
+            _ => Bytes::new(),
+        };
+        let answer = Answer::new(cookie, self.replies.clone(), ticket);
+        self.start(request, Box::pin(carry_out(self.client.clone(), request, payload, answer))).await;
+        Ok(())
+    }
+
+    /// Begins the work here, and hands it to a task if it has to wait. If the device panics, the work is dropped, and
+    /// its [`Answer`] tells the client.
+    async fn start(&mut self, request: Request, mut work: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let begun = poll_fn(|context| {
+            Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(())))
+        });
+        if begun.await.is_pending() {
+            let goes_on_alone = request.is_change() || request == Request::Flush;
+            let tasks = if goes_on_alone { &mut self.changes } else { &mut self.reads };
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(work);
+        } else if let Request::Read { len, .. } = request {
+            self.unwritten += u64::from(len);
+        }
+        if self.unwritten >= WRITE_AFTER {
+            self.unwritten = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Carries out one request and answers it.
+async fn carry_out(client: Arc<Client>, request: Request, payload: Bytes, answer: Answer) {
+    let flush = request == Request::Flush;
+    // A change that is answered from here on counts as not flushed, even if this flush happens to cover it.
+    let covered = flush && client.unflushed.swap(false, Ordering::AcqRel);
+    let result = perform(&*client.device, request, payload).await;
+    match &result {
+        Ok(_) if request.is_change() => client.unflushed.store(true, Ordering::Release),
+        Err(_) if covered => client.unflushed.store(true, Ordering::Release),
+        _ => {}
+    }
+    answer.send(result.map_err(|error| client.failed(&request, &error)));
+}
+
+/// The device's part: nothing is checked here, see [`request::parse`].
+async fn perform(device: &dyn Device, request: Request, payload: Bytes) -> Result<Pieces, DeviceError> {
+    match request {
+        Request::Read { offset, len } => return whole(device.read(offset, len).await?, len),
+        Request::Write { offset, fua, .. } => device.write(offset, payload, fua).await?,
+        Request::Flush => device.flush().await?,
+        Request::Trim { offset, len, fua } => device.trim(offset, u64::from(len), fua).await?,
+        Request::Cache { offset, len } => device.cache(offset, u64::from(len)).await?,
+        Request::WriteZeroes { offset, len, no_hole, fua } => {
+            device.write_zeroes(offset, u64::from(len), no_hole, fua).await?;
+        }
+        Request::Nothing | Request::Disconnect => {}
+    }
+    Ok(Pieces::new())
+}
+
+/// A reply whose data is too short or too long would put the client out of step for ever.
+fn whole(pieces: Pieces, len: u32) -> Result<Pieces, DeviceError> {
+    match pieces.iter().map(Bytes::len).sum::<usize>() {
+        sum if sum == len as usize => Ok(pieces),
+        sum => Err(DeviceError::Io(format!("the device gave {sum} bytes where {len} were asked for"))),
+    }
+}
+
+impl Client {
+    /// Says what failed and how the client is told. In a long outage every request may fail: the 1st, 2nd, 4th, 8th …
+    /// failure of a connection is a warning.
+    fn failed(&self, request: &Request, error: &DeviceError) -> Errno {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let export = self.export.as_str();
+        match error {
+            DeviceError::Io(_) | DeviceError::Fenced(_) if failures.is_power_of_two() => {
+                tracing::warn!(export, ?request, failures, "request failed: {error}");
+            }
+            _ => tracing::debug!(export, ?request, failures, "request failed: {error}"),
+        }
+        errno(error)
+    }
+}
+
+struct Writer<W> {
+    io: W,
+    replies: Arc<Replies>,
+    stall_timeout: Duration,
+    room: Arc<Room>,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    /// Writes replies as they come, for ever: it returns only if that fails.
+    async fn run(&mut self) -> io::Error {
+        let mut batch = Batch::default();
+        loop {
+            self.replies.take(&mut batch).await;
+            if let Err(error) = self.write(&mut batch).await {
+                return error;
+            }
+        }
+    }
+
+    async fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        while batch.has_remaining() {
+            match timeout(self.stall_timeout, self.io.write_buf(batch)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(done) => drop(done?),
+                Err(_) if self.room.is_contended() => return Err(incoming::stalled("fetching its replies")),
+                Err(_) => {}
+            }
+        }
+        self.io.flush().await
+    }
+}

@@ -1,0 +1,224 @@
+//! Fences and closes: the log entries by which servers take a volume and give it up (rule R4).
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::codec::EncodeError;
+use crate::codec::cursor::{Malformed, Reader, Writer};
+use crate::codec::frame::Frames;
+use crate::codec::object::{Encoded, ObjectKind, encode};
+use crate::codec::seal::{Salt, Sealer};
+use crate::units::{ChangeNo, Epoch, Seq};
+
+/// The longest name of a server in bytes; a longer one is cut.
+pub const SERVER_NAME_MAX: usize = 255;
+
+/// When FLUSH and FUA are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When all earlier changes are committed in the store.
+    #[default]
+    Store = 0,
+    /// When they are on the server's local disk.
+    Journal = 1,
+}
+
+/// A server takes the volume: from here on an older one can commit nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The epoch that begins.
+    pub epoch: Epoch,
+    /// The server, for this start of it.
+    pub server: Uuid,
+    /// Its name, for people; at most [`SERVER_NAME_MAX`] bytes.
+    pub server_name: String,
+    /// Its clock, for people: milliseconds since 1970.
+    pub time_unix_millis: u64,
+    /// The journal in which this epoch's changes are before they are committed.
+    pub journal: Uuid,
+    /// Segments that this epoch has in flight at most.
+    pub window: u32,
+    /// Where this epoch's first log object goes: beyond all that the epoch before can have in flight.
+    pub continues_at: Seq,
+    /// What FLUSH means to this epoch.
+    pub durability: Durability,
+    /// The last change that the log before it contains.
+    pub covers: ChangeNo,
+    /// Whether it displaced a server that may still be alive. Such a fence stays for as long as the volume: the
+    /// displaced server learns of it by failing to create the very same object, however late it wakes up.
+    pub displaces: bool,
+}
+
+impl Fence {
+    /// As an object.
+    pub fn encode(&self, sealer: &Sealer, seq: Seq, salt: Salt) -> Result<Encoded, EncodeError> {
+        let mut w = Writer::new();
+        self.write(&mut w);
+        encode(sealer, ObjectKind::Fence, seq, salt, &w.finish(), Frames::with_capacity(0, 0))
+    }
+
+    pub(super) fn decode(head: &[u8]) -> Result<Fence, Malformed> {
+        let mut r = Reader::new(head);
+        let fence = Fence::read(&mut r)?;
+        r.finish().map(|()| fence)
+    }
+
+    /// The fields, also as the checkpoint root repeats them.
+    pub(crate) fn write(&self, w: &mut Writer) {
+        w.varint(self.epoch.0);
+        w.uuid(self.server);
+        w.string(&self.server_name, SERVER_NAME_MAX);
+        w.varint(self.time_unix_millis);
+        w.uuid(self.journal);
+        w.varint(u64::from(self.window));
+        w.varint(self.continues_at.0);
+        w.u8(self.durability as u8);
+        w.varint(self.covers.0);
+        w.u8(u8::from(self.displaces));
+    }
+
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Fence, Malformed> {
+        Ok(Fence {
+            epoch: Epoch(r.varint()?),
+            server: r.uuid()?,
+            server_name: r.string(SERVER_NAME_MAX)?.to_owned(),
+            time_unix_millis: r.varint()?,
+            journal: r.uuid()?,
+            window: r.varint_u32()?,
+            continues_at: Seq(r.varint()?),
+            durability: match r.u8()? {
+                0 => Durability::Store,
+                1 => Durability::Journal,
+                _ => return Err(r.bad("a durability that is unknown")),
+            },
+            covers: ChangeNo(r.varint()?),
+            displaces: match r.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(r.bad("neither true nor false")),
+            },
+        })
+    }
+}
+
+/// A server gave the volume up: all that it accepted is in the log before this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// The server.
+    pub server: Uuid,
+    /// The last change that the log contains.
+    pub covers: ChangeNo,
+    /// The server's clock, for people: milliseconds since 1970.
+    pub time_unix_millis: u64,
+}
+
+impl Close {
+    /// As an object.
+    pub fn encode(&self, sealer: &Sealer, seq: Seq, salt: Salt) -> Result<Encoded, EncodeError> {
+        encode(sealer, ObjectKind::Close, seq, salt, &self.write(), Frames::with_capacity(0, 0))
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.varint(self.epoch.0);
+        w.uuid(self.server);
+        w.varint(self.covers.0);
+        w.varint(self.time_unix_millis);
+        w.finish()
+    }
+
+    pub(super) fn decode(head: &[u8]) -> Result<Close, Malformed> {
+        let mut r = Reader::new(head);
+        let close = Close {
+            epoch: Epoch(r.varint()?),
+            server: r.uuid()?,
+            covers: ChangeNo(r.varint()?),
+            time_unix_millis: r.varint()?,
+        };
+        r.finish().map(|()| close)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn fence()(a: [u64; 5], ids: [u128; 2], window: u32, name in "\\PC{0,60}", journal: bool, displaces: bool) -> Fence {
+            Fence {
+                epoch: Epoch(a[0]),
+                server: Uuid::from_u128(ids[0]),
+                server_name: name,
+                time_unix_millis: a[1],
+                journal: Uuid::from_u128(ids[1]),
+                window,
+                continues_at: Seq(a[2]),
+                durability: if journal { Durability::Journal } else { Durability::Store },
+                covers: ChangeNo(a[3]),
+                displaces,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_fence_comes_back(fence in fence()) {
+            let mut w = Writer::new();
+            fence.write(&mut w);
+            prop_assert_eq!(Fence::decode(&w.finish()), Ok(fence));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_fence(bytes in prop::collection::vec(0u8..0x90, 0..90)) {
+            if let Ok(fence) = Fence::decode(&bytes) {
+                let mut w = Writer::new();
+                fence.write(&mut w);
+                prop_assert_eq!(w.finish(), bytes);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_mean_one_close(bytes in prop::collection::vec(0u8..0x90, 18..26)) {
+            if let Ok(close) = Close::decode(&bytes) {
+                prop_assert_eq!(close.write(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_values_out_of_range_are_refused() {
+        let mut w = Writer::new();
+        let long = Fence { server_name: "é".repeat(200), ..sample() };
+        long.write(&mut w);
+        assert_eq!(Fence::decode(&w.finish()).unwrap().server_name, "é".repeat(127));
+
+        let mut w = Writer::new();
+        sample().write(&mut w);
+        let bytes = w.finish();
+        for (from_end, what) in [(3, "a durability that is unknown"), (1, "neither true nor false")] {
+            let mut bytes = bytes.clone();
+            let at = bytes.len() - from_end;
+            bytes[at] = 2;
+            assert_eq!(Fence::decode(&bytes).unwrap_err().what, what);
+        }
+    }
+
+    fn sample() -> Fence {
+        Fence {
+            epoch: Epoch(1),
+            server: Uuid::nil(),
+            server_name: "here".into(),
+            time_unix_millis: 1,
+            journal: Uuid::nil(),
+            window: 8,
+            continues_at: Seq(1),
+            durability: Durability::Store,
+            covers: ChangeNo(0),
+            displaces: false,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Objects as plain files: the key is the path below the root, so that a directory on a laptop, a parallel
+//! filesystem that many hosts mount, and a bucket served over that directory are the same store.
+//!
+//! What a PUT does, in this order (the order is the promise):
+//! 1. write the body to a file of a unique name in `.ashlar-tmp/` and fsync it;
+//! 2. make the directories of the key, and fsync each directory that leads there, once per process;
+//! 3. hard-link the file to the key's path. Linking fails if the path is taken, whoever took it on whatever host, so
+//!    that exactly one writer wins, and a reader sees the whole object or none. Where the filesystem has no hard
+//!    links, `renameat2(RENAME_NOREPLACE)` does the same;
+//! 4. fsync the directory, remove the temporary name.
+//!
+//! A crash before 3 leaves a temporary file, which no listing shows; opening the store removes those older than a
+//! day, by the filesystem's own clock. A crash between 3 and 4 leaves an object that is whole, but whose name may
+//! not be durable yet; therefore whoever finds an object in a directory for the first time fsyncs that directory
+//! before anything is built on what it read.
+//!
+//! Names outside the alphabet of [`Key`], symbolic links and special files are not objects: no listing shows them.
+//! A key cannot be an object and the directory of others at once (`a` and `a/b`).
+//!
+//! [`create`] makes files, [`walk`] lists them; this file joins them to the trait and keeps blocking calls off the
+//! reactor.
+
+#![allow(clippy::disallowed_methods)] // this is the door to the files of a store
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::memory::PAGE_OBJECTS;
+use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use crate::outside::{Random, Workers};
+
+mod create;
+mod walk;
+
+use create::Directories;
+
+/// Where temporary files live, below the root. Its name begins with `.`, so it is never a volume.
+const TEMPORARY: &str = ".ashlar-tmp";
+
+/// A store in a directory.
+#[derive(Clone, Debug)]
+pub struct FileStore {
+    root: Arc<Root>,
+    workers: Workers,
+    random: Random,
+}
+
+/// What the blocking side needs.
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    directories: Directories,
+}
+
+impl FileStore {
+    /// Opens the store at `path`, which need not exist yet: the first PUT makes it. Removes temporary files that
+    /// writers left behind more than a day ago. `Invalid` if `path` is something else than a directory.
+    pub async fn open(path: impl Into<PathBuf>, workers: Workers, random: Random) -> Result<FileStore> {
+        let path = path.into();
+        // From here on it does not matter what the current directory is.
+        let path = std::path::absolute(&path).map_err(|error| failure("open the store", &path, &error))?;
+        let root = Arc::new(Root { directories: Directories::new(path.clone()), path });
+        let marker = random.uuid().to_string();
+        let store = FileStore { root, workers, random };
+        store
+            .blocking(move |root| match fs::metadata(&root.path) {
+                Ok(found) if !found.is_dir() => Err(StoreError::invalid(format!(
+                    "the store {} is not a directory; name a directory, which may be a new one",
+                    root.path.display()
+                ))),
+                Ok(_) => {
+                    create::sweep(&root.path.join(TEMPORARY), &marker);
+                    Ok(())
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(failure("open the store", &root.path, &error)),
+            })
+            .await?;
+        Ok(store)
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
+        let root = self.root.clone();
+        self.workers.run(move || work(&root)).await
+    }
+}
+
+#[async_trait]
+impl Store for FileStore {
+    fn url(&self) -> String {
+        format!("file://{}", self.root.path.display())
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
+        let (key, temporary) = (key.clone(), format!("{TEMPORARY}/{}", self.random.uuid()));
+        self.blocking(move |root| {
+            let path = root.path_of(&key)?;
+            match create::create(&root.directories, &root.path.join(temporary), &path, &body) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::already_exists(&key)),
+                made => made.map_err(|error| failure("create", &path, &error)),
+            }
+        })
+        .await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+        let key = key.clone();
+        self.blocking(move |root| root.read(&key, range)).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes> {
+        self.get_range(key, 0..u64::MAX).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+        let (prefix, after) = (prefix.to_owned(), start_after.cloned());
+        self.blocking(move |root| {
+            walk::list(&root.path, &prefix, after.as_ref().map(Key::as_str), PAGE_OBJECTS)
+                .map_err(|error| failure("list", &root.path, &error))
+        })
+        .await
+    }
+
+    async fn list_top(&self) -> Result<Vec<String>> {
+        self.blocking(|root| walk::list_top(&root.path).map_err(|error| failure("list", &root.path, &error))).await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> Result<()> {
+        let keys = keys.to_vec();
+        self.blocking(move |root| root.delete(&keys)).await
+    }
+}
+
+impl Root {
+    /// The file of a key; `Invalid` for keys that no file can have.
+    fn path_of(&self, key: &Key) -> Result<PathBuf> {
+        let ours = key.as_str().split('/').next() == Some(TEMPORARY);
+        if ours || key.as_str().split('/').any(|part| part.len() > 255) {
+            return Err(StoreError::invalid(format!("{key} cannot be a key of a file store")));
+        }
+        Ok(self.path.join(key.as_str()))
+    }
+
+    fn read(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+        let path = self.path_of(key)?;
+        match self.read_path(&path, range) {
+            Ok(Some(body)) => Ok(body),
+            Ok(None) => Err(StoreError::not_found(key)),
+            Err(error) if is_absent(&error) => Err(StoreError::not_found(key)),
+            Err(error) => Err(failure("read", &path, &error)),
+        }
+    }
+
+    /// `None` if what is there is no plain file.
+    fn read_path(&self, path: &Path, range: Range<u64>) -> io::Result<Option<Bytes>> {
+        let file = File::open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Ok(None);
+        }
+        self.directories.settle_names_beside(path)?;
+        let start = range.start.min(found.len());
+        let end = range.end.clamp(start, found.len());
+        let mut body = vec![0; (end - start) as usize];
+        file.read_exact_at(&mut body, start)?;
+        Ok(Some(body.into()))
+    }
+
+    fn delete(&self, keys: &[Key]) -> Result<()> {
+        let mut parents: Vec<PathBuf> = Vec::new();
+        let mut tops: Vec<PathBuf> = Vec::new();
+        for key in keys {
+            let path = self.path_of(key)?;
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if is_absent(&error) => continue,
+                Err(error) => return Err(failure("delete", &path, &error)),
+            }
+            parents.extend(path.parent().map(Path::to_path_buf));
+            if let Some((top, _)) = key.as_str().split_once('/') {
+                tops.push(self.path.join(top));
+            }
+        }
+        for parent in distinct(parents) {
+            create::sync_directory(&parent).map_err(|error| failure("sync", &parent, &error))?;
+        }
+        for top in distinct(tops) {
+            self.directories.tidy(&top);
+        }
+        Ok(())
+    }
+}
+
+/// Whether an error says that there is no such object: also if a part of its path is a file, or all of it a directory.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
+}
+
+fn distinct(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+/// What an error of the filesystem means to who asked. A full disk counts as something that passes: data that is
+/// already acknowledged waits for room.
+fn failure(verb: &str, path: &Path, error: &io::Error) -> StoreError {
+    use io::ErrorKind as Io;
+    let kind = match error.kind() {
+        Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
+        Io::InvalidFilename | Io::NotADirectory | Io::IsADirectory | Io::Unsupported | Io::CrossesDevices => {
+            ErrorKind::Invalid
+        }
+        _ => ErrorKind::Retryable,
+    };
+    StoreError::new(kind, format!("cannot {verb} {}: {error}", path.display()))
+}

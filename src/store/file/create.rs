@@ -1,0 +1,299 @@
+//! Making files that are whole, durable and never overwritten, and the directories that lead to them.
+//! The order of steps is in the essay of the parent module.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::walk;
+
+/// A temporary file older than this was left behind by a writer that died.
+const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often a directory that vanishes under our hands (another host tidied it away) is made again.
+const PLACE_ATTEMPTS: usize = 5;
+
+/// Steps 1 to 4: `path` holds `body` durably, or is as it was. `AlreadyExists` if it was taken.
+pub fn create(directories: &Directories, temporary: &Path, path: &Path, body: &[Bytes]) -> io::Result<()> {
+    let written = write_temporary(directories, temporary, body);
+    let placed = written.and_then(|()| place(directories, temporary, path));
+    // After a rename it is gone already, and if this fails a later sweep takes it.
+    let _ = fs::remove_file(temporary);
+    placed
+}
+
+fn write_temporary(directories: &Directories, temporary: &Path, body: &[Bytes]) -> io::Result<()> {
+    let open = || OpenOptions::new().write(true).create_new(true).open(temporary);
+    let mut file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            directories.make_parent(temporary)?;
+            open()?
+        }
+        opened => opened?,
+    };
+    let mut slices: Vec<IoSlice<'_>> = body.iter().map(|part| IoSlice::new(part)).collect();
+    write_all_vectored(&mut file, &mut slices)?;
+    // If this fails, the pages may already count as clean: never again with the same file. A retry writes a new one.
+    file.sync_all()
+}
+
+fn write_all_vectored(file: &mut File, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0); // drops empty parts, which would look like a write of nothing
+    while !slices.is_empty() {
+        match file.write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut slices, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Gives the temporary file its final name, unless that is taken.
+fn place(directories: &Directories, temporary: &Path, path: &Path) -> io::Result<()> {
+    for _ in 0..PLACE_ATTEMPTS {
+        directories.make_parent(path)?;
+        match link_or_rename(temporary, path) {
+            Ok(()) => return sync_parent(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return taken(temporary, path, error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && temporary.try_exists()? => {
+                directories.forget_parent(path);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("its directory keeps being removed"))
+}
+
+/// The path is taken: by a directory, by us (the reply to our own link was lost on the way from a file server), or by
+/// another writer, whose name must be durable before anything is concluded from it.
+fn taken(temporary: &Path, path: &Path, error: io::Error) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is the directory of other objects"));
+    }
+    sync_parent(path)?;
+    match fs::metadata(temporary)?.nlink() {
+        2.. => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn link_or_rename(temporary: &Path, path: &Path) -> io::Result<()> {
+    let refused = match fs::hard_link(temporary, path) {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    match Errno::from_io_error(&refused) {
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
+        _ => return Err(refused),
+    }
+    rename(temporary, path)
+}
+
+/// For filesystems without hard links.
+fn rename(temporary: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this filesystem has neither hard links nor renameat2(RENAME_NOREPLACE), so that two servers could \
+             overwrite each other; put the store on another filesystem",
+        )),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// Makes the names in a directory durable. A filesystem that cannot sync directories is taken to keep them at once.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    match File::open(directory)?.sync_all() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Removes temporary files that nobody can be writing any more. Their age is measured against a file made just now,
+/// so that neither this host's clock nor another's matters. Whatever fails here is left for the next time.
+pub fn sweep(temporaries: &Path, marker: &str) {
+    let _ = sweep_older_than(temporaries, marker, TEMPORARY_AGE_MAX);
+}
+
+fn sweep_older_than(temporaries: &Path, marker: &str, age_max: Duration) -> io::Result<()> {
+    let entries = fs::read_dir(temporaries)?;
+    let marker = temporaries.join(marker);
+    let now = OpenOptions::new().write(true).create_new(true).open(&marker)?.metadata()?.modified()?;
+    for entry in entries.flatten() {
+        let modified = entry.metadata().and_then(|found| found.modified());
+        if modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > age_max)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    fs::remove_file(marker)
+}
+
+/// The directories of a store, and what this process knows to be durable about them.
+#[derive(Debug)]
+pub struct Directories {
+    root: PathBuf,
+    /// Directories that exist by a durable path.
+    made: Mutex<HashSet<PathBuf>>,
+    /// Directories in which every name that another process left is durable.
+    settled: Mutex<HashSet<PathBuf>>,
+}
+
+impl Directories {
+    /// Of the store at `root`.
+    pub fn new(root: PathBuf) -> Directories {
+        Directories { root, made: Mutex::default(), settled: Mutex::default() }
+    }
+
+    /// Makes the directory of `path`, and those above it, durably.
+    fn make_parent(&self, path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), |parent| self.make(parent))
+    }
+
+    fn make(&self, directory: &Path) -> io::Result<()> {
+        if directory.as_os_str().is_empty() || self.made.lock().contains(directory) {
+            return Ok(());
+        }
+        let is_new = match fs::create_dir(directory) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_parent(directory)?;
+                fs::create_dir(directory).or_else(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => Ok(()),
+                    _ => Err(error),
+                })?;
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        // Below the root another process may have made it a moment ago; above, only our own making is our business.
+        let is_below_root = directory != self.root && directory.starts_with(&self.root);
+        if is_below_root {
+            self.make_parent(directory)?;
+        }
+        if is_new || is_below_root {
+            sync_parent(directory)?;
+        }
+        self.made.lock().insert(directory.to_path_buf());
+        Ok(())
+    }
+
+    /// Another process removed the directory of `path`: the next [`Self::make_parent`] looks again.
+    fn forget_parent(&self, path: &Path) {
+        let mut made = self.made.lock();
+        for directory in path.ancestors().skip(1).take_while(|directory| directory.starts_with(&self.root)) {
+            made.remove(directory);
+        }
+    }
+
+    /// Once per process and directory: makes the names beside `path`, and the directories that lead there, durable,
+    /// before anything is concluded from an object found there. Who may not sync, does not write either.
+    pub fn settle_names_beside(&self, path: &Path) -> io::Result<()> {
+        let above = || path.ancestors().skip(1).take_while(|directory| directory.starts_with(&self.root));
+        for directory in above() {
+            if self.settled.lock().contains(directory) {
+                break;
+            }
+            match sync_directory(directory) {
+                Err(error) if is_not_a_writer(&error) => {}
+                synced => synced?,
+            }
+        }
+        self.settled.lock().extend(above().map(Path::to_path_buf));
+        Ok(())
+    }
+
+    /// Removes the tree below `top` if there is no object in it: a deleted volume leaves nothing behind.
+    /// A writer that is about to put something there makes its directories again.
+    pub fn tidy(&self, top: &Path) {
+        if walk::holds_object(top) {
+            return;
+        }
+        self.made.lock().retain(|directory| !directory.starts_with(top));
+        remove_empty_tree(top);
+    }
+}
+
+fn is_not_a_writer(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Removing a directory that is not empty fails, which is all the care that this takes.
+fn remove_empty_tree(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty_tree(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_removes_only_what_is_old() {
+        let root = tempfile::tempdir().unwrap();
+        let old = root.path().join("old");
+        fs::write(&old, "left behind").unwrap();
+        sweep(root.path(), "marker");
+        assert!(old.exists());
+        File::options().write(true).open(&old).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        fs::write(root.path().join("new"), "being written").unwrap();
+        sweep(root.path(), "marker");
+        let left: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["new"]);
+    }
+
+    #[test]
+    fn a_directory_that_vanished_is_made_again() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = Directories::new(root.path().to_path_buf());
+        let (temporary, path) = (root.path().join(".tmp/1"), root.path().join("v/segments/00/1"));
+        create(&directories, &temporary, &path, &[Bytes::from_static(b"one")]).unwrap();
+        fs::remove_dir_all(root.path().join("v")).unwrap(); // by another host
+        create(&directories, &temporary, &path, &[Bytes::from_static(b"two")]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_rename_does_not_replace_either() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, second, path] = ["first", "second", "object"].map(|name| root.path().join(name));
+        fs::write(&first, "first").unwrap();
+        fs::write(&second, "second").unwrap();
+        rename(&first, &path).unwrap();
+        assert_eq!(rename(&second, &path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn our_own_link_whose_reply_was_lost_counts_as_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let (temporary, path) = (root.path().join("temporary"), root.path().join("object"));
+        fs::write(&temporary, "mine").unwrap();
+        fs::hard_link(&temporary, &path).unwrap();
+        let directories = Directories::new(root.path().to_path_buf());
+        place(&directories, &temporary, &path).unwrap();
+
+        fs::write(root.path().join("other"), "not mine").unwrap();
+        let error = place(&directories, &root.path().join("other"), &path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+}

@@ -1,0 +1,337 @@
+//! Objects in a bucket of S3 or of a store that speaks its language.
+//!
+//! The typed API is rusoto's; everything that faces the network is ours and current. Read downwards:
+//! this file turns [`Store`] operations into requests and answers into results; [`dispatcher`] makes PUTs create-only,
+//! addresses, signs and sends; [`http`] owns connections and the watch over stalls; [`credentials`] finds the keys;
+//! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it.
+//!
+//! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
+
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use rusoto_core::{ByteStream, Client, Region, RusotoError};
+use rusoto_s3::{
+    Delete, DeleteObjectRequest, DeleteObjectsRequest, GetObjectError, GetObjectRequest, ListObjectsV2Output,
+    ListObjectsV2Request, ObjectIdentifier, PutObjectRequest, S3, S3Client,
+};
+use tracing::info;
+
+use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use crate::outside::Clock;
+
+pub mod options;
+pub mod address;
+mod ranges;
+pub mod errors;
+mod answers;
+pub mod http;
+pub mod credentials;
+pub mod dispatcher;
+
+use address::Address;
+use answers::{Refused, Typed, answer_of, strange};
+use credentials::{Credentials, Environment};
+use dispatcher::{Dispatcher, Settings, from_text};
+use errors::{Answer, Asked, Place, failure};
+use options::S3Options;
+use ranges::{collect, cut, header_of, start_of};
+
+/// A batch delete names at most this many keys.
+const BATCH_KEYS_MAX: usize = 1000;
+
+/// Single deletes, where there is no batch, that are under way at once.
+const SINGLE_DELETES: usize = 8;
+
+/// A store in a bucket, below a prefix.
+pub struct S3Store {
+    client: S3Client,
+    place: Place,
+    /// "" or ending in `/`.
+    prefix: String,
+    credentials: Arc<Credentials>,
+    request_timeout: Duration,
+    /// Cleared once the store said that it has no batch delete, or none for us.
+    batches: AtomicBool,
+}
+
+impl S3Store {
+    /// The store at `bucket`, below `prefix` ("" or a path without `/` at its ends). Sends nothing yet.
+    /// `Invalid` for names and endpoints that cannot be.
+    pub fn new(
+        bucket: &str,
+        prefix: &str,
+        options: &S3Options,
+        environment: &Environment,
+        clock: Clock,
+    ) -> Result<S3Store> {
+        let Address { place, prefix, bucket_in_host } = Address::new(bucket, prefix, options, environment)?;
+        let http = http::connect(options, place.endpoint.starts_with("https://"))?;
+        let credentials = Arc::new(Credentials::new(options, credentials::context(environment, &http), clock));
+        let dispatcher = Dispatcher::new(Settings {
+            http,
+            credentials: credentials.clone(),
+            bucket_in_host: bucket_in_host.then(|| place.bucket.clone()),
+            checksum: options.checksum,
+            sign_payload: options.sign_payload,
+            stall_timeout: options.stall_timeout,
+        });
+        let region = Region::Custom { name: place.region.clone(), endpoint: place.endpoint.clone() };
+        Ok(S3Store {
+            client: S3Client::new_with_client(Client::new_not_signing(dispatcher), region),
+            prefix,
+            place,
+            credentials,
+            request_timeout: options.request_timeout,
+            batches: AtomicBool::new(true),
+        })
+    }
+
+    fn path(&self, key: &Key) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Waits for one request, but not for ever, and reads what went wrong.
+    async fn request<T, E: Typed>(
+        &self,
+        asked: Asked<'_>,
+        work: impl Future<Output = std::result::Result<T, RusotoError<E>>>,
+    ) -> std::result::Result<T, Refused> {
+        let late = || {
+            let limit = humantime::format_duration(self.request_timeout);
+            StoreError::new(ErrorKind::Retryable, format!("no end after {limit}"))
+        };
+        // rusoto panics on a number that is none; a strange server must not take a task of ours with it.
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let error = match tokio::time::timeout(self.request_timeout, work).await {
+            Ok(Ok(Ok(done))) => return Ok(done),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_panic)) => return Err(Refused { answer: None, error: self.unanswered(asked, &strange("sense")) }),
+            Err(_) => return Err(Refused { answer: None, error: self.unanswered(asked, &late()) }),
+        };
+        match answer_of(error) {
+            Ok(answer) => {
+                if answer.doubts_credentials() {
+                    self.credentials.doubt();
+                }
+                Err(Refused { error: failure(&self.place, asked, &answer), answer: Some(answer) })
+            }
+            Err(text) => Err(Refused { answer: None, error: self.unanswered(asked, &from_text(&text)) }),
+        }
+    }
+
+    /// A request that got no answer, in a sentence.
+    fn unanswered(&self, asked: Asked<'_>, cause: &StoreError) -> StoreError {
+        let what = match asked {
+            Asked::Put(key) => format!("PUT of {key}"),
+            Asked::Get(key) => format!("GET of {key}"),
+            Asked::List(prefix) => format!("listing of {prefix:?}"),
+            Asked::Delete(key) => format!("DELETE of {key}"),
+            Asked::DeleteBatch(count) => format!("DELETE of {count} objects"),
+        };
+        StoreError::new(cause.kind, format!("{what} got no answer from {}: {}", self.place.endpoint, cause.message))
+    }
+
+    /// The bytes of `range`; `None` if it lies beyond the end.
+    async fn fetch(&self, key: &Key, range: Option<Range<u64>>) -> Result<Option<Bytes>> {
+        let asked = Asked::Get(key);
+        let request = GetObjectRequest {
+            bucket: self.place.bucket.clone(),
+            key: self.path(key),
+            range: range.as_ref().map(header_of),
+            ..GetObjectRequest::default()
+        };
+        let work = async {
+            let answer = self.client.get_object(request).await?;
+            let expected = answer.content_length.map(|len| len.max(0) as u64);
+            let start = answer.content_range.as_deref().and_then(start_of);
+            let body = collect(answer.body, expected).await.map_err(RusotoError::<GetObjectError>::from)?;
+            Ok((body, start))
+        };
+        match self.request(asked, work).await {
+            Ok((body, start)) => cut(key, body, start, range).map(Some),
+            Err(Refused { answer: Some(answer), .. }) if answer.status == 416 => Ok(None),
+            Err(refused) => Err(refused.error),
+        }
+    }
+
+    /// One page of a listing; `more` says where it begins, and with which delimiter.
+    async fn page(&self, prefix: &str, more: ListObjectsV2Request) -> Result<ListObjectsV2Output> {
+        let request = ListObjectsV2Request {
+            bucket: self.place.bucket.clone(),
+            prefix: Some(format!("{}{prefix}", self.prefix)),
+            encoding_type: Some("url".into()), // foreign keys may hold what XML cannot
+            ..more
+        };
+        let asked = Asked::List(prefix);
+        let listed = self.request(asked, self.client.list_objects_v2(request)).await?;
+        match listed.is_truncated.is_some() || listed.contents.is_some() {
+            true => Ok(listed),
+            false => Err(self.unanswered(asked, &strange("a listing"))), // rusoto reads any page as an empty listing
+        }
+    }
+
+    async fn delete_batch(&self, keys: &[Key]) -> std::result::Result<(), Refused> {
+        let objects = keys.iter().map(|key| ObjectIdentifier { key: self.path(key), version_id: None }).collect();
+        let request = DeleteObjectsRequest {
+            bucket: self.place.bucket.clone(),
+            delete: Delete { objects, quiet: Some(true) },
+            ..DeleteObjectsRequest::default()
+        };
+        let asked = Asked::DeleteBatch(keys.len());
+        let answer = self.request(asked, self.client.delete_objects(request)).await?;
+        let refusal =
+            answer.errors.unwrap_or_default().into_iter().find(|error| error.code.as_deref() != Some("NoSuchKey"));
+        let Some(refusal) = refusal else { return Ok(()) };
+        let code = refusal.code.unwrap_or_default();
+        // The batch as a whole was answered with 200; what each object's code would have been alone decides.
+        let status = if code == "AccessDenied" { 403 } else { 500 };
+        let answer = Answer { status, code, message: refusal.message.unwrap_or_default(), ..Answer::default() };
+        Err(Refused { error: failure(&self.place, asked, &answer), answer: None })
+    }
+
+    async fn delete_single(&self, key: &Key) -> Result<()> {
+        let request =
+            DeleteObjectRequest { bucket: self.place.bucket.clone(), key: self.path(key), ..Default::default() };
+        match self.request(Asked::Delete(key), self.client.delete_object(request)).await {
+            Ok(_) => Ok(()),
+            Err(Refused { answer: Some(answer), .. }) if answer.code == "NoSuchKey" => Ok(()),
+            Err(refused) => Err(refused.error),
+        }
+    }
+
+    async fn delete_singly(&self, keys: &[Key]) -> Result<()> {
+        let deletes: Vec<_> = keys.iter().map(|key| self.delete_single(key)).collect();
+        stream::iter(deletes).buffer_unordered(SINGLE_DELETES).try_collect().await
+    }
+
+    /// The key of a listed object; `None` if it is not one of ours.
+    fn key_of(&self, listed: &ListObjectsV2Output, path: &str) -> Option<Key> {
+        Key::new(decoded(listed, path)?.strip_prefix(&self.prefix)?).ok()
+    }
+
+    /// The first segment of keys that a listing by delimiter sums up as `top/`, or of an object at the top.
+    fn top_of(&self, listed: &ListObjectsV2Output, path: &str) -> Option<String> {
+        let path = decoded(listed, path)?;
+        let top = path.strip_prefix(&self.prefix)?;
+        let top = top.strip_suffix('/').unwrap_or(top);
+        Key::new(top).ok().map(|key| key.to_string())
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    fn url(&self) -> String {
+        format!("s3://{}/{}", self.place.bucket, self.prefix).trim_end_matches('/').to_owned()
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
+        let len = body.iter().map(Bytes::len).sum();
+        let body = stream::iter(body.into_iter().map(Ok));
+        let request = PutObjectRequest {
+            bucket: self.place.bucket.clone(),
+            key: self.path(key),
+            body: Some(ByteStream::new_with_size(body, len)),
+            content_length: Some(len as i64),
+            ..PutObjectRequest::default()
+        };
+        let asked = Asked::Put(key);
+        match self.request(asked, self.client.put_object(request)).await?.e_tag {
+            Some(_) => Ok(()),
+            None => Err(self.unanswered(asked, &strange("the ETag of an object"))),
+        }
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+        if range.is_empty() {
+            // No range header asks for nothing; one byte tells whether there is such an object.
+            self.fetch(key, Some(0..1)).await?;
+            return Ok(Bytes::new());
+        }
+        Ok(self.fetch(key, Some(range)).await?.unwrap_or_default())
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes> {
+        Ok(self.fetch(key, None).await?.unwrap_or_default())
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+        let mut after = start_after.map(|key| self.path(key));
+        loop {
+            let from = ListObjectsV2Request { start_after: after, ..ListObjectsV2Request::default() };
+            let listed = self.page(prefix, from).await?;
+            let entry = |object: &rusoto_s3::Object| {
+                let key = self.key_of(&listed, object.key.as_deref()?)?;
+                Some(ObjectEntry { key, size: object.size.unwrap_or_default().max(0) as u64 })
+            };
+            let objects = listed.contents.as_deref().unwrap_or_default();
+            let entries: Vec<ObjectEntry> = objects.iter().filter_map(entry).collect();
+            after = objects.last().and_then(|object| decoded(&listed, object.key.as_deref()?));
+            // A page of foreign objects only is not the end.
+            let is_last = !listed.is_truncated.unwrap_or_default() || after.is_none();
+            if is_last || !entries.is_empty() {
+                return Ok(entries);
+            }
+        }
+    }
+
+    async fn list_top(&self) -> Result<Vec<String>> {
+        let mut tops: Vec<String> = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let delimiter = Some("/".to_owned());
+            let from = ListObjectsV2Request { delimiter, continuation_token: token, ..ListObjectsV2Request::default() };
+            let listed = self.page("", from).await?;
+            let prefixes = listed.common_prefixes.as_deref().unwrap_or_default().iter();
+            let objects = listed.contents.as_deref().unwrap_or_default().iter();
+            let paths = prefixes.map(|found| found.prefix.as_deref()).chain(objects.map(|found| found.key.as_deref()));
+            tops.extend(paths.filter_map(|path| self.top_of(&listed, path?)));
+            token = listed.next_continuation_token.filter(|_| listed.is_truncated.unwrap_or_default());
+            if token.is_none() {
+                tops.sort_unstable();
+                tops.dedup();
+                return Ok(tops);
+            }
+        }
+    }
+
+    async fn delete(&self, keys: &[Key]) -> Result<()> {
+        for batch in keys.chunks(BATCH_KEYS_MAX) {
+            if batch.len() == 1 || !self.batches.load(Ordering::Relaxed) {
+                self.delete_singly(batch).await?;
+                continue;
+            }
+            match self.delete_batch(batch).await {
+                Ok(()) => {}
+                Err(Refused { answer: Some(answer), .. }) if answer.refuses_batch() => {
+                    self.delete_singly(batch).await?;
+                    if self.batches.swap(false, Ordering::Relaxed) {
+                        info!("{} answers batch deletes with {}: deleting one by one", self.url(), answer.status);
+                    }
+                }
+                Err(refused) => return Err(refused.error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Store").field("place", &self.place).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// A path out of a listing, as it is.
+fn decoded(listed: &ListObjectsV2Output, path: &str) -> Option<String> {
+    match listed.encoding_type.as_deref() {
+        Some("url") => percent_encoding::percent_decode_str(path).decode_utf8().ok().map(|path| path.into_owned()),
+        _ => Some(path.to_owned()),
+    }
+}

@@ -1,0 +1,285 @@
+//! Plain HTTP/1.1 and TLS under the S3 client: connections, bodies, and the watch over requests that stall.
+//!
+//! A total time limit alone is wrong twice: it kills a large upload on a slow link that is doing well, and it waits
+//! minutes for a connection that died at once. So every request reports progress ([`Progress`]), each piece sent and
+//! each piece received, and fails after a time *without* any.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::{Instant, sleep_until};
+use tower_service::Service;
+
+use super::super::{ErrorKind, Result, StoreError};
+use super::options::S3Options;
+
+/// A pool of connections; clones share it.
+pub type Http = Client<HttpsConnector<HttpConnector<Names>>, PartsBody>;
+
+/// Makes a pool. Certificates are checked against the system's roots, or those of `SSL_CERT_FILE`; a host without any
+/// can still reach stores of `http://`.
+pub fn connect(options: &S3Options, needs_tls: bool) -> Result<Http> {
+    let mut tcp = HttpConnector::new_with_resolver(Names);
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_connect_timeout(Some(options.connect_timeout));
+    let provider = rustls::crypto::ring::default_provider();
+    let builder = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
+        Ok(with_roots) => with_roots,
+        Err(error) if needs_tls => {
+            return Err(StoreError::invalid(format!(
+                "no root certificates to check the store's with ({error}); install the package ca-certificates, or \
+                 name a file of them in SSL_CERT_FILE"
+            )));
+        }
+        Err(_) => HttpsConnectorBuilder::new().with_tls_config(without_roots(provider)?),
+    };
+    let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(options.idle_connections_max)
+        .build(connector))
+}
+
+fn without_roots(provider: rustls::crypto::CryptoProvider) -> Result<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| StoreError::invalid(format!("TLS cannot be set up: {error}")))?;
+    Ok(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
+/// TCP notices a peer that vanished.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Shorter than the time after which stores close idle connections, so that we rarely meet a closed one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The system's names, and `*.localhost` as RFC 6761 wants it (glibc alone knows only `localhost`), so that the
+/// bucket can stand in the host of a server on the loopback.
+#[derive(Clone, Debug)]
+pub struct Names;
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, std::io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = match name.as_str().ends_with(".localhost") {
+                true => vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
+                false => GaiResolver::new().call(name).await?.collect(),
+            };
+            Ok(addresses.into_iter())
+        })
+    }
+}
+
+/// Sends a request and waits for the head of the response, for as long as there is progress.
+pub async fn send(http: &Http, request: Request<PartsBody>, stall: Duration) -> Result<(Response<Incoming>, Progress)> {
+    let progress = request.body().progress.clone();
+    match progress.watch(stall, http.request(request)).await {
+        None => Err(stalled(stall)),
+        Some(Err(error)) => Err(broken(&error)),
+        Some(Ok(response)) => Ok((response, progress)),
+    }
+}
+
+/// The next piece of a response, if one comes in time.
+pub async fn next_piece(body: &mut Incoming, stall: Duration) -> Option<Result<Bytes>> {
+    loop {
+        match tokio::time::timeout(stall, body.frame()).await {
+            Err(_) => return Some(Err(stalled(stall))),
+            Ok(None) => return None,
+            Ok(Some(Err(error))) => return Some(Err(broken(&error))),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(piece) = frame.into_data() {
+                    return Some(Ok(piece));
+                }
+            }
+        }
+    }
+}
+
+/// A whole response of at most `bytes_max`.
+pub async fn whole(mut body: Incoming, stall: Duration, bytes_max: usize) -> Result<BytesMut> {
+    let mut whole = BytesMut::new();
+    while let Some(piece) = next_piece(&mut body, stall).await {
+        let piece = piece?;
+        if whole.len() + piece.len() > bytes_max {
+            return Err(StoreError::invalid(format!("an answer of more than {bytes_max} bytes makes no sense here")));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole)
+}
+
+fn stalled(stall: Duration) -> StoreError {
+    let stall = humantime::format_duration(stall);
+    StoreError::new(ErrorKind::Retryable, format!("nothing sent or received for {stall}"))
+}
+
+/// A request that never got its answer. Waiting does not mend a certificate, somebody has to.
+fn broken(error: &(dyn Error + 'static)) -> StoreError {
+    let mut causes: Vec<String> = Vec::new();
+    let mut kind = ErrorKind::Retryable;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let shown = inner.map_or_else(|| error.to_string(), |inner| inner.to_string());
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).or_else(|| error.downcast_ref());
+        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+            kind = ErrorKind::Denied;
+        }
+        if causes.last().is_none_or(|last| !last.contains(&shown)) {
+            causes.push(shown);
+        }
+        next = error.source();
+    }
+    let advice = match kind {
+        ErrorKind::Denied => "; check the endpoint's name, or name a file with its root certificate in SSL_CERT_FILE",
+        _ => "",
+    };
+    StoreError::new(kind, format!("{}{advice}", causes.join(": ")))
+}
+
+/// When a request last moved.
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<Mutex<Instant>>);
+
+impl Progress {
+    fn new() -> Progress {
+        Progress(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn mark(&self) {
+        *self.0.lock() = Instant::now();
+    }
+
+    /// Runs `work` to its end; `None` if `stall` passes without a mark.
+    async fn watch<T>(&self, stall: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        self.mark();
+        loop {
+            let deadline = *self.0.lock() + stall;
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                () = sleep_until(deadline) => {
+                    if *self.0.lock() + stall <= Instant::now() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The body of a request: parts that are sent one after the other without being copied together, in pieces small
+/// enough that taking one means progress.
+#[derive(Debug)]
+pub struct PartsBody {
+    parts: VecDeque<Bytes>,
+    left: u64,
+    progress: Progress,
+}
+
+/// A piece of a body that is handed to the connection at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+impl PartsBody {
+    /// A body of these parts.
+    pub fn new(parts: Vec<Bytes>) -> PartsBody {
+        let left = parts.iter().map(|part| part.len() as u64).sum();
+        PartsBody { parts: parts.into(), left, progress: Progress::new() }
+    }
+}
+
+impl Body for PartsBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        this.progress.mark();
+        while let Some(part) = this.parts.front_mut() {
+            let piece = part.split_to(part.len().min(PIECE_BYTES));
+            if part.is_empty() {
+                this.parts.pop_front();
+            }
+            if !piece.is_empty() {
+                this.left -= piece.len() as u64;
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_its_parts_in_small_pieces() {
+        let parts = vec![Bytes::new(), Bytes::from(vec![1; PIECE_BYTES + 1]), Bytes::new(), Bytes::from_static(&[2])];
+        let mut body = PartsBody::new(parts);
+        let mut sizes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            sizes.push(frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!(sizes, [PIECE_BYTES, 1, 1]);
+        assert!(body.is_end_stream());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_long_but_not_stand_still() {
+        let (stall, step) = (Duration::from_secs(10), Duration::from_secs(7));
+        let progress = Progress::new();
+        let slow = async {
+            for _ in 0..100 {
+                tokio::time::sleep(step).await;
+                progress.mark();
+            }
+        };
+        assert_eq!(progress.watch(stall, slow).await, Some(()));
+        let before = Instant::now();
+        assert_eq!(progress.watch(stall, std::future::pending::<()>()).await, None);
+        assert_eq!(before.elapsed(), stall);
+    }
+}

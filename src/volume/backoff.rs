@@ -1,0 +1,37 @@
+//! Trying again for ever, with growing pauses: for what is already acknowledged (rule R10).
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+use crate::volume::shared::Shared;
+
+/// The first pause.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// The pauses of one operation that must succeed in the end.
+pub(super) struct Backoff {
+    volume: String,
+    random: crate::outside::Random,
+    max: Duration,
+    next: Duration,
+    tries: u64,
+}
+
+impl Backoff {
+    pub(super) fn new(shared: &Shared) -> Backoff {
+        let max = shared.options.retry_pause_max;
+        let volume = shared.meta.name.to_string();
+        Backoff { volume, random: shared.random.clone(), max, next: FIRST.min(max), tries: 0 }
+    }
+
+    /// Says what failed (the first time, and then as the pauses double) and waits, with jitter.
+    pub(super) async fn pause(&mut self, doing: &str, error: &StoreError) {
+        self.tries += 1;
+        if self.tries.is_power_of_two() {
+            tracing::warn!(volume = self.volume, tries = self.tries, "{doing}: {error}; trying again");
+        }
+        let spread = self.random.below(self.next.as_millis() as u64 / 2 + 1);
+        tokio::time::sleep(self.next - Duration::from_millis(spread)).await;
+        self.next = (self.next * 2).min(self.max);
+    }
+}

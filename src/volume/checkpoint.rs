@@ -1,0 +1,230 @@
+//! Checkpoints and what may be deleted after them. The order is the safety argument; the code follows the numbers.
+//!
+//! 1. Pages that were dropped unread are read and their blocks counted as dead, so that the counts are exact.
+//! 2. Under one lock: the changed pages, the table of segments, the last committed slot S and its change number.
+//! 3. One object, `checkpoints/S`, holds the changed pages and the root. When it is in the store, the checkpoint is
+//!    durable: opening needs no segment at or before S for its head any more.
+//! 4. The map learns where its pages lie now. Segments without live blocks *as of 2* are dead for ever: no later change
+//!    brings a block back to them. Checkpoint objects older than S without a page in the root of 3 are superseded.
+//! 5. Proof that no other server took the volume before 3 was durable (see [`slot::prove_unfenced`]): whoever takes it
+//!    from now on lists the checkpoints after putting its fence, and so starts from S or later.
+//! 6. Reads that were planned before 4 have ended.
+//! 7. DELETE, and then the table forgets them. A crash before that leaves them in the table, still dead: they are
+//!    deleted after the next checkpoint.
+//!
+//! Nothing here is urgent: whatever the store refuses is tried again with the next checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::map::{Page, PageIndex, PageRef};
+use crate::store::{ErrorKind, Key, StoreError};
+use crate::units::Seq;
+use crate::volume::backoff::Backoff;
+use crate::volume::objects::ReadError;
+use crate::volume::root::{self, CheckpointInfo, EncodedCheckpoint, Root};
+use crate::volume::shared::{End, Shared};
+use crate::volume::slot::{self, ProofError};
+
+/// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
+const MIN_LIVE_PERCENT: u64 = 50;
+
+/// Writes one checkpoint and deletes what it makes dead. Fails only if the volume cannot go on.
+pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
+    load_for_rewrite(&shared).await;
+    let snapshot = loop {
+        account_released(&shared).await?;
+        if let Some(snapshot) = snapshot(&shared) {
+            break snapshot;
+        }
+    };
+    let written = write(&shared, snapshot).await?;
+    delete_dead(&shared, written).await
+}
+
+/// What 2 and 3 leave for the deletion.
+struct Written {
+    seq: Seq,
+    dead: Vec<Seq>,
+    superseded: Vec<Seq>,
+    readers_line: u64,
+}
+
+/// Step 1.
+async fn account_released(shared: &Shared) -> Result<(), End> {
+    let mut backoff = Backoff::new(shared);
+    loop {
+        let released = shared.inner.lock().state.map.take_released();
+        if released.is_empty() {
+            return Ok(());
+        }
+        match load(shared, &released).await {
+            Ok(pages) => {
+                let mut inner = shared.inner.lock();
+                pages.iter().for_each(|page| inner.state.map.account_released(page));
+            }
+            Err(error) => {
+                shared.inner.lock().state.map.put_back_released(released);
+                match error {
+                    ReadError::Store { source, .. } if source.kind != ErrorKind::NotFound => {
+                        backoff.pause("reading dropped pages of the map", &source).await;
+                    }
+                    damaged => return Err(End::Failed(damaged.to_string())),
+                }
+            }
+        }
+    }
+}
+
+async fn load(shared: &Shared, released: &[(PageIndex, PageRef)]) -> Result<Vec<Arc<Page>>, ReadError> {
+    let wanted = {
+        let inner = shared.inner.lock();
+        released.iter().map(|&(index, at)| (index, at, inner.checkpoint_salt(at.checkpoint))).collect()
+    };
+    Ok(shared.objects.pages(wanted).await?.into_iter().map(|(_, _, page)| page).collect())
+}
+
+/// Brings in the pages of mostly superseded checkpoint objects, so that they are written anew and the objects can go.
+/// Failing is harmless: the objects stay a little longer.
+async fn load_for_rewrite(shared: &Shared) {
+    let (wanted, objects) = {
+        let inner = shared.inner.lock();
+        let mut live: BTreeMap<Seq, u64> = BTreeMap::new();
+        for (_, at) in inner.state.map.stored_pages() {
+            *live.entry(at.checkpoint).or_default() += u64::from(at.len);
+        }
+        let sparse = |(seq, info): (&Seq, &CheckpointInfo)| {
+            let live = live.get(seq).copied().unwrap_or(0);
+            (live > 0 && live * 100 < info.page_bytes * MIN_LIVE_PERCENT).then_some(*seq)
+        };
+        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter_map(sparse).collect();
+        let pages = inner.state.map.unloaded();
+        let wanted: Vec<_> = pages.into_iter().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
+        (wanted, objects)
+    };
+    if objects.is_empty() {
+        return;
+    }
+    let need = crate::map::NeedPages(wanted);
+    if let Err(error) = shared.load_pages(need).await {
+        tracing::warn!(volume = %shared.meta.name, "pages of older checkpoints are not rewritten this time: {error}");
+        return;
+    }
+    let mut inner = shared.inner.lock();
+    let pages: Vec<_> = inner.state.map.stored_pages().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
+    pages.into_iter().for_each(|(index, _)| inner.state.map.mark_for_rewrite(index));
+}
+
+/// Steps 2 to 4.
+async fn write(shared: &Shared, snapshot: Snapshot) -> Result<Written, End> {
+    let Snapshot { changed, root, dead, bytes, readers_line } = snapshot;
+    let seq = root.seq;
+    let (sealer, salt, pages) = (shared.sealer.clone(), shared.random.bytes(), changed.clone());
+    let encode = move || {
+        let mapped: Vec<_> = pages.iter().map(|(index, page)| (*index, page.iter().collect())).collect();
+        root::encode_checkpoint(&sealer, salt, root, &mapped)
+    };
+    let encoded = shared.workers.run(encode).await;
+    let EncodedCheckpoint { object, refs, root } = encoded.map_err(|error| End::Failed(error.to_string()))?;
+
+    let key = shared.keys.checkpoint(seq);
+    let mut backoff = Backoff::new(shared);
+    loop {
+        match slot::put(&*shared.store, &key, object.parts.clone()).await {
+            Ok(slot::PutSlot::Ours) => break,
+            // Only we can have committed slot S, so only we can have put this: an earlier try of this very server.
+            Ok(slot::PutSlot::Taken(_)) => {
+                return Err(End::Failed(format!("{key} is there already, but this server did not write it")));
+            }
+            Err(error) => backoff.pause(&format!("writing {key}"), &error).await,
+        }
+    }
+
+    let mut inner = shared.inner.lock();
+    let refs: BTreeMap<PageIndex, PageRef> = refs.into_iter().collect();
+    let pages = changed.into_iter().map(|(index, page)| (index, page, refs.get(&index).copied())).collect();
+    inner.state.map.checkpointed(pages);
+    let kept: BTreeMap<Seq, CheckpointInfo> = root.checkpoints.iter().copied().collect();
+    let before = std::mem::take(&mut inner.checkpoints).into_keys().chain([inner.state.checkpointed()]);
+    inner.superseded.extend(before.filter(|old| old.0 > 0 && !kept.contains_key(old)));
+    let superseded = inner.superseded.iter().copied().collect();
+    inner.checkpoints = kept;
+    inner.state.checkpoint_done(seq, bytes);
+    inner.uncheckpointed_since = None;
+    inner.note_commit();
+    tracing::debug!(volume = %shared.meta.name, %seq, dead = dead.len(), "checkpoint");
+    Ok(Written { seq, dead, superseded, readers_line })
+}
+
+/// The volume at one instant.
+struct Snapshot {
+    changed: Vec<(PageIndex, Arc<Page>)>,
+    root: Root,
+    dead: Vec<Seq>,
+    bytes: u64,
+    readers_line: u64,
+}
+
+/// Step 2; nothing if pages were dropped unread since step 1.
+fn snapshot(shared: &Shared) -> Option<Snapshot> {
+    let mut inner = shared.inner.lock();
+    let map = inner.state.map.snapshot()?;
+    let seq = inner.state.committed();
+    let dead = map.usage.dead(seq);
+    let root = Root {
+        seq,
+        covers: inner.state.covers(),
+        next_slot: slot_after(shared, seq),
+        fence: Some(shared.fence.clone()),
+        zeroed: map.zeroed.iter().map(|run| (PageIndex(run.start), run.end - run.start)).collect(),
+        segments: map.usage.iter().map(|(seq, info)| (seq, *info)).collect(),
+        checkpoints: inner.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
+        pages: map.unchanged,
+    };
+    let bytes = inner.state.bytes_since_checkpoint();
+    let readers_line = inner.state.readers().line();
+    Some(Snapshot { changed: map.changed, root, dead, bytes, readers_line })
+}
+
+/// Steps 5 to 7.
+async fn delete_dead(shared: &Shared, written: Written) -> Result<(), End> {
+    let keys: Vec<Key> = (written.dead.iter().map(|&seq| shared.keys.segment(seq)))
+        .chain(written.superseded.iter().map(|&seq| shared.keys.checkpoint(seq)))
+        .collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    match slot::prove_unfenced(shared, slot_after(shared, written.seq)).await {
+        Ok(()) => {}
+        Err(ProofError::Fenced(end)) => return Err(end),
+        Err(ProofError::Store(error)) => return postponed(shared, &written, &error),
+    }
+    loop {
+        let ended = shared.read_ended.notified();
+        if shared.inner.lock().state.readers().passed(written.readers_line) {
+            break;
+        }
+        ended.await;
+    }
+    match shared.store.delete(&keys).await {
+        Ok(()) => {
+            let mut inner = shared.inner.lock();
+            written.dead.iter().for_each(|&seq| inner.state.map.usage_mut().forget(seq));
+            inner.superseded.retain(|seq| !written.superseded.contains(seq));
+            Ok(())
+        }
+        Err(error) => postponed(shared, &written, &error),
+    }
+}
+
+/// The first slot after S that may hold a fence of somebody else.
+fn slot_after(shared: &Shared, seq: Seq) -> Seq {
+    if seq == shared.fence.0 { shared.fence.1.continues_at } else { seq.next() }
+}
+
+/// Deleting did not work: the objects cost money, nothing else, and the next checkpoint tries again.
+fn postponed(shared: &Shared, written: &Written, error: &StoreError) -> Result<(), End> {
+    let objects = written.dead.len() + written.superseded.len();
+    tracing::warn!(volume = %shared.meta.name, objects, "dead objects are not deleted yet: {error}");
+    Ok(())
+}

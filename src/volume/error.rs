@@ -1,0 +1,191 @@
+//! Why a volume cannot be had, by what the operator can do about it.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::codec::CorruptError;
+use crate::device::DeviceError;
+use crate::journal::JournalError;
+use crate::segment::Fence;
+use crate::store::{ErrorKind, Key, StoreError};
+use crate::units::Epoch;
+
+/// The result of an operation on a volume.
+pub type Result<T> = std::result::Result<T, VolumeError>;
+
+/// A failure, as one sentence that names the thing and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// There is no such volume.
+    #[error("there is no volume {name:?} in {store}; `ashlar list` shows what is there, `ashlar create` makes one")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+        /// The store's URL.
+        store: String,
+    },
+    /// The name is taken.
+    #[error("there is a volume {name:?} in {store} already; choose another name or delete it first")]
+    AlreadyExists {
+        /// The name asked for.
+        name: String,
+        /// The store's URL.
+        store: String,
+    },
+    /// A name, size or the like that cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store failed.
+    #[error("{doing}: {source}")]
+    Store {
+        /// What was being done.
+        doing: String,
+        /// The store's own words.
+        source: StoreError,
+    },
+    /// An object is there but is not what was written.
+    #[error("object {key} is corrupt: {why}; `ashlar check` reads the whole volume and names every damaged object")]
+    Corrupt {
+        /// The object.
+        key: Key,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The store lets two servers create the same object.
+    #[error(
+        "the store {store} does not honour create-only PUT, so two servers could write volume {name:?} at once and \
+         destroy it; use another store, or set `store.unsafe_no_fencing = true` if nothing else will ever write here"
+    )]
+    NoFencing {
+        /// The volume.
+        name: String,
+        /// The store's URL.
+        store: String,
+    },
+    /// Another server opened the volume and did not close it.
+    #[error(
+        "volume {name:?} was opened by {holder} and not closed; if that server is gone, open it with --takeover: from \
+         then on the other server can write no more"
+    )]
+    Held {
+        /// The volume.
+        name: String,
+        /// Who holds it.
+        holder: Holder,
+    },
+    /// The last writer may have acknowledged changes that only its journal holds, and that journal is not here.
+    #[error(
+        "volume {name:?} was served with durability \"journal\" by {holder}, which did not close it, and its journal \
+         is not in {journal_dir}: changes that it acknowledged since then may be missing; bring the journal here, or \
+         accept their loss with --accept-loss"
+    )]
+    Owed {
+        /// The volume.
+        name: String,
+        /// Who held it.
+        holder: Holder,
+        /// Where the journal was looked for.
+        journal_dir: String,
+    },
+    /// A journal is here that the newest fence does not name.
+    #[error(
+        "{journal_dir} holds a journal of volume {name:?} with {changes} changes from epoch {epoch} that the volume \
+         has moved on without: it was taken over by {holder}; keep the files if somebody may want them, and open with \
+         --drop-journal to go on without them"
+    )]
+    StaleJournal {
+        /// The volume.
+        name: String,
+        /// Where the journal is.
+        journal_dir: String,
+        /// How many changes it holds.
+        changes: usize,
+        /// The epoch they were accepted in.
+        epoch: Epoch,
+        /// Who took the volume since.
+        holder: Holder,
+    },
+    /// The journal continues beyond what the store has: the store lost something.
+    #[error(
+        "the journal in {journal_dir} begins at change {journal_first} of volume {name:?}, but the store ends at change \
+         {store_last}: the store has lost what was committed between; restore it, or open with --drop-journal to go \
+         on from what is there"
+    )]
+    StoreBehind {
+        /// The volume.
+        name: String,
+        /// Where the journal is.
+        journal_dir: String,
+        /// The first change in the journal.
+        journal_first: u64,
+        /// The last change in the store.
+        store_last: u64,
+    },
+    /// Somebody else took the volume while it was being opened.
+    #[error("volume {name:?} was taken by {holder} while it was being opened here; nothing was written")]
+    LostRace {
+        /// The volume.
+        name: String,
+        /// The winner.
+        holder: Holder,
+    },
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The open volume failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl VolumeError {
+    /// A store failure while `doing` something.
+    pub fn store(doing: impl Into<String>) -> impl FnOnce(StoreError) -> VolumeError {
+        let doing = doing.into();
+        move |source| VolumeError::Store { doing, source }
+    }
+
+    /// An object that does not decode.
+    pub fn corrupt(key: &Key) -> impl FnOnce(CorruptError) -> VolumeError {
+        let key = key.clone();
+        move |error| VolumeError::Corrupt { key, why: error.to_string() }
+    }
+
+    /// Whether this is the store saying that an object is missing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, VolumeError::Store { source, .. } if source.kind == ErrorKind::NotFound)
+    }
+}
+
+/// The server that has a volume, or had it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its identity.
+    pub server: Uuid,
+    /// Its host's name.
+    pub server_name: String,
+    /// The epoch that its fence began.
+    pub epoch: Epoch,
+    /// When it took the volume: milliseconds since 1970, by its own clock.
+    pub since_unix_millis: u64,
+}
+
+impl Holder {
+    /// The server that put a fence.
+    pub fn of(fence: &Fence) -> Holder {
+        Holder {
+            server: fence.server,
+            server_name: fence.server_name.clone(),
+            epoch: fence.epoch,
+            since_unix_millis: fence.time_unix_millis,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.since_unix_millis);
+        let since = humantime::format_rfc3339_seconds(since);
+        write!(f, "server {} ({}) in epoch {} since {since}", self.server_name, self.server, self.epoch)
+    }
+}

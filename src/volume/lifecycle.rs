@@ -1,0 +1,232 @@
+//! Volumes that need not be open: create, list, describe, delete.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::outside::{Clock, Random};
+use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
+use crate::units::{BlockSize, Epoch, Seq};
+use crate::volume::error::{Holder, Result, VolumeError};
+use crate::volume::keys::Keys;
+use crate::volume::meta::{Meta, VolumeName};
+use crate::volume::options::Options;
+use crate::volume::recover::ServerIdentity;
+use crate::volume::scan::{self, Source};
+use crate::volume::slot::{self, PutSlot};
+
+/// What a new volume is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateOptions {
+    /// Bytes; a multiple of the block size.
+    pub size: u64,
+    /// The unit of mapping.
+    pub block_size: BlockSize,
+}
+
+/// Creates a volume: one object.
+pub async fn create(
+    store: &dyn Store,
+    random: &Random,
+    clock: &Clock,
+    name: &VolumeName,
+    options: CreateOptions,
+) -> Result<Meta> {
+    Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
+    let taken = || VolumeError::AlreadyExists { name: name.to_string(), store: store.url() };
+    let keys = Keys::new(name);
+    if scan::newest_meta(store, &keys, name).await?.is_some() {
+        return Err(taken());
+    }
+    let meta = Meta {
+        name: name.clone(),
+        uuid: random.uuid(),
+        size: options.size,
+        block_size: options.block_size,
+        created_unix_millis: clock.unix_millis(),
+        deleted: false,
+    };
+    let key = keys.meta(1);
+    let encoded = Bytes::from(meta.encode());
+    match store.put(&key, vec![encoded.clone()]).await {
+        Ok(()) => Ok(meta),
+        // Perhaps an earlier try of ours whose answer was lost.
+        Err(error) if error.kind == ErrorKind::AlreadyExists => {
+            match store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))? == encoded {
+                true => Ok(meta),
+                false => Err(taken()),
+            }
+        }
+        Err(error) => Err(VolumeError::Store { doing: format!("creating volume {name}"), source: error }),
+    }
+}
+
+/// The names of all volumes of a store, in order. Folders that are no volumes are passed over.
+pub async fn names(store: &Arc<dyn Store>) -> Result<Vec<VolumeName>> {
+    let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
+    let mut names = Vec::new();
+    for name in tops.into_iter().filter_map(|top| VolumeName::new(top).ok()) {
+        match scan::load_meta(&**store, &Keys::new(&name), &name).await {
+            Ok(_) => names.push(name),
+            Err(VolumeError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(names)
+}
+
+/// A volume as it stands in the store.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// What its objects are bound to.
+    pub uuid: Uuid,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes.
+    pub block_size: u32,
+    /// When it was created: milliseconds since 1970.
+    pub created_unix_millis: u64,
+    /// Bytes that hold data, by the map: what the client wrote and did not give up, all-zero blocks aside.
+    pub mapped_bytes: u64,
+    /// Bytes of its objects in the store.
+    pub stored_bytes: u64,
+    /// Its objects in the store.
+    pub objects: u64,
+    /// Segments whose last live block is gone and that wait for a checkpoint to be deleted.
+    pub dead_objects: u64,
+    /// The newest fence's epoch; 0 if it was never opened.
+    pub epoch: u64,
+    /// The server that has it open or did not close it.
+    pub holder: Option<HolderInfo>,
+    /// The last slot of the log that took effect.
+    pub last_commit_seq: u64,
+    /// The last change that is in the store.
+    pub last_commit_change: u64,
+    /// The slot that the newest checkpoint covers.
+    pub checkpoint_seq: u64,
+}
+
+/// A [`Holder`] as data.
+#[derive(Clone, Debug, Serialize)]
+pub struct HolderInfo {
+    /// Its identity.
+    pub server: Uuid,
+    /// Its host's name.
+    pub server_name: String,
+    /// When it took the volume: milliseconds since 1970, by its own clock.
+    pub since_unix_millis: u64,
+}
+
+/// Describes a volume, be it open somewhere or not. Changes nothing.
+pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> {
+    let source = Source::of(store.clone(), name, &Options::default(), None).await?;
+    let scan = source.scan().await?;
+    let prefix = source.keys.all();
+    let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
+    let totals = scan.map.usage().totals();
+    let holder = scan.fence.as_ref().filter(|_| !scan.closed).map(|(_, fence)| HolderInfo {
+        server: fence.server,
+        server_name: fence.server_name.clone(),
+        since_unix_millis: fence.time_unix_millis,
+    });
+    Ok(Info {
+        name: name.to_string(),
+        uuid: source.meta.uuid,
+        size: source.meta.size,
+        block_size: source.meta.block_size.bytes(),
+        created_unix_millis: source.meta.created_unix_millis,
+        mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
+        stored_bytes: listed.iter().map(|entry| entry.size).sum(),
+        objects: listed.len() as u64,
+        dead_objects: totals.dead_objects,
+        epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
+        holder,
+        last_commit_seq: scan.committed.0,
+        last_commit_change: scan.covers.0,
+        checkpoint_seq: scan.checkpointed.0,
+    })
+}
+
+/// Deletes a volume and returns how many objects went. A volume that a server did not close is refused unless
+/// `takeover`: a fence then stops that server first. A tombstone is put before anything is deleted, so that what is left
+/// after a crash is never taken for a volume; deleting again finishes the work.
+pub async fn delete(
+    store: &Arc<dyn Store>,
+    random: &Random,
+    clock: &Clock,
+    server: &ServerIdentity,
+    name: &VolumeName,
+    takeover: bool,
+) -> Result<u64> {
+    let keys = Keys::new(name);
+    let Some((number, meta)) = scan::newest_meta(&**store, &keys, name).await? else {
+        return Err(VolumeError::NotFound { name: name.to_string(), store: store.url() });
+    };
+    let mut tombstone = number;
+    if !meta.deleted {
+        displace(store, random, clock, server, name, takeover).await?;
+        tombstone += 1;
+        let key = keys.meta(tombstone);
+        let put = store.put(&key, vec![Bytes::from(Meta { deleted: true, ..meta }.encode())]).await;
+        put.or_else(ignore_exists).map_err(VolumeError::store(format!("writing {key}")))?;
+    }
+    let failed = || VolumeError::store(format!("deleting volume {name}"));
+    let listed = list_all(&**store, &keys.all()).await.map_err(failed())?;
+    let last = keys.meta(tombstone);
+    let rest: Vec<Key> = listed.into_iter().map(|entry| entry.key).filter(|key| *key != last).collect();
+    store.delete(&rest).await.map_err(failed())?;
+    store.delete(std::slice::from_ref(&last)).await.map_err(failed())?;
+    Ok(rest.len() as u64 + 1)
+}
+
+/// Makes sure that no server goes on writing to a volume that is about to go.
+async fn displace(
+    store: &Arc<dyn Store>,
+    random: &Random,
+    clock: &Clock,
+    server: &ServerIdentity,
+    name: &VolumeName,
+    takeover: bool,
+) -> Result<()> {
+    let source = Source::of(store.clone(), name, &Options::default(), None).await?;
+    // A damaged volume can be deleted too, but then nothing is known of a server that may have it.
+    let scan = match source.scan().await {
+        Ok(scan) => scan,
+        Err(VolumeError::Corrupt { .. }) if takeover => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Some((_, fence)) = scan.fence.as_ref().filter(|_| !scan.closed) else { return Ok(()) };
+    if !takeover {
+        return Err(VolumeError::Held { name: name.to_string(), holder: Holder::of(fence) });
+    }
+    let fence = crate::segment::Fence {
+        epoch: fence.epoch.next(),
+        server: server.uuid,
+        server_name: server.name.clone(),
+        time_unix_millis: clock.unix_millis(),
+        journal: Uuid::nil(),
+        window: 1,
+        continues_at: Seq(scan.next.0 + u64::from(fence.window).max(1)),
+        durability: fence.durability,
+        covers: scan.covers,
+        displaces: true,
+    };
+    let key = source.keys.segment(scan.next);
+    let object = fence.encode(&source.sealer, scan.next, random.bytes());
+    let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
+    let put = slot::put(&**store, &key, object.parts).await.map_err(VolumeError::store(format!("writing {key}")))?;
+    match put {
+        PutSlot::Ours => Ok(()),
+        PutSlot::Taken(_) => Err(VolumeError::Invalid(format!(
+            "volume {name} is being written to right now; stop the server that has it, then delete it"
+        ))),
+    }
+}
+
+fn ignore_exists(error: StoreError) -> std::result::Result<(), StoreError> {
+    if error.kind == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+}

@@ -1,0 +1,257 @@
+//! The log task: the one owner of the log's head. It decides when a batch is sealed, keeps up to W uploads under way,
+//! commits them in order, and starts checkpoints. It only waits and reports; [`State`] decides.
+//!
+//! [`State`]: crate::volume::state::State
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, StreamExt};
+use tokio::time::Instant;
+
+use crate::journal;
+use crate::map::{NeedPages, Placement, SegmentInfo};
+use crate::segment::{self, Close, EncodedSegment, Stamp};
+use crate::store::ErrorKind;
+use crate::units::{Extent, Seq};
+use crate::volume::backoff::Backoff;
+use crate::volume::checkpoint;
+use crate::volume::objects::ReadError;
+use crate::volume::shared::{End, Shared};
+use crate::volume::slot;
+use crate::volume::state::Batch;
+
+/// A segment that is in the store.
+struct Uploaded {
+    seq: Seq,
+    info: SegmentInfo,
+    placements: Vec<(Extent, Placement)>,
+}
+
+struct Log {
+    shared: Arc<Shared>,
+    /// In the order of the log: the next to finish is the next to commit.
+    uploads: FuturesOrdered<BoxFuture<'static, Result<Uploaded, End>>>,
+    checkpoint: Option<BoxFuture<'static, Result<(), End>>>,
+}
+
+/// Runs until the volume is closed or ends. The owner of the volume holds the task's handle and aborts it when dropped.
+pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
+    let mut log = Log { shared: shared.clone(), uploads: FuturesOrdered::new(), checkpoint: None };
+    let result = log.serve().await;
+    match &result {
+        Ok(()) => shared.end(End::Closed),
+        Err(end) => {
+            tracing::error!(volume = %shared.meta.name, "the volume has ended: {}", crate::device::DeviceError::from(end.clone()));
+            shared.end(end.clone());
+        }
+    }
+    result
+}
+
+impl Log {
+    async fn serve(&mut self) -> Result<(), End> {
+        loop {
+            self.start_uploads();
+            self.start_checkpoint();
+            if self.is_drained() {
+                return self.close().await;
+            }
+            self.restart_journal().await;
+            let deadline = self.deadline();
+            let shared = self.shared.clone();
+            tokio::select! {
+                biased;
+                Some(uploaded) = self.uploads.next(), if !self.uploads.is_empty() => self.commit(uploaded?).await?,
+                done = running(&mut self.checkpoint) => {
+                    self.checkpoint = None;
+                    done?;
+                }
+                () = shared.wake.notified() => {}
+                () = sleep_until(deadline), if deadline.is_some() => {}
+            }
+        }
+    }
+
+    /// Seals what is due and puts it under way.
+    fn start_uploads(&mut self) {
+        loop {
+            let next = {
+                let mut inner = self.shared.inner.lock();
+                let window = self.shared.options.upload_window;
+                let slot_free = inner.state.uploading() < window as usize && inner.state.waiting() == 0;
+                if slot_free && self.is_due(&inner) {
+                    inner.state.freeze();
+                }
+                inner.note_age();
+                inner.state.next_upload(window)
+            };
+            let Some((seq, batch)) = next else { return };
+            self.uploads.push_back(Box::pin(upload(self.shared.clone(), seq, batch)));
+        }
+    }
+
+    /// Whether the buffer is to be sealed although it is not full.
+    fn is_due(&self, inner: &super::shared::Inner) -> bool {
+        let old = inner.active_since.is_some_and(|since| since.elapsed() >= self.shared.options.writeback_delay);
+        let asked = inner.state.is_wanted() || inner.paused || self.shared.is_short_of_room();
+        inner.state.has_active() && (old || asked || self.shared.is_closing())
+    }
+
+    /// The segment takes effect: every later read and FLUSH sees it as committed.
+    async fn commit(&mut self, uploaded: Uploaded) -> Result<(), End> {
+        let Uploaded { seq, info, placements } = uploaded;
+        let mut backoff = Backoff::new(&self.shared);
+        let shared = self.shared.clone();
+        let _reading = shared.begin_reading();
+        loop {
+            let need = {
+                let mut inner = self.shared.inner.lock();
+                match inner.state.commit(seq, info, &placements) {
+                    Ok(released) => {
+                        inner.note_commit();
+                        inner.state.map.evict(self.shared.options.map_memory as usize);
+                        let covers = inner.state.covers();
+                        drop(inner);
+                        self.shared.room.add_permits(released as usize);
+                        self.shared.journal.release(covers);
+                        self.shared.progress.send_modify(|progress| progress.covers = covers);
+                        return Ok(());
+                    }
+                    Err(need) => need,
+                }
+            };
+            load_pages(&shared, need, &mut backoff).await?;
+        }
+    }
+
+    fn start_checkpoint(&mut self) {
+        if self.checkpoint.is_some() {
+            return;
+        }
+        let due = {
+            let inner = self.shared.inner.lock();
+            let options = &self.shared.options;
+            let old = inner.uncheckpointed_since.is_some_and(|since| since.elapsed() >= options.checkpoint_interval);
+            let long = inner.state.bytes_since_checkpoint() >= options.checkpoint_bytes;
+            let crowded = inner.state.map.memory() as u64 > options.map_memory / 2
+                && inner.state.map.dirty_memory() as u64 > options.map_memory / 2;
+            let last = self.shared.is_closing() && self.uploads.is_empty() && !inner.state.has_active();
+            inner.state.needs_checkpoint() && (old || long || crowded || last)
+        };
+        if due {
+            self.checkpoint = Some(Box::pin(checkpoint::run(self.shared.clone())));
+        }
+    }
+
+    /// Begins a journal that failed anew, when its time has come: accepting pauses until everything is committed, so
+    /// that the new one has no gap.
+    async fn restart_journal(&mut self) {
+        let last = {
+            let mut inner = self.shared.inner.lock();
+            match inner.journal_retry {
+                Some(at) if Instant::now() >= at => inner.paused = true,
+                _ => return,
+            }
+            if inner.state.covers() < inner.state.last() {
+                return;
+            }
+            inner.state.last()
+        };
+        self.shared.journal.restart_from(last.next());
+        {
+            let mut inner = self.shared.inner.lock();
+            inner.paused = false;
+            inner.journal_retry = None;
+        }
+        self.shared.completed.notify_waiters();
+        tracing::info!(volume = %self.shared.meta.name, "the journal is tried again");
+    }
+
+    /// When something becomes due by time alone.
+    fn deadline(&self) -> Option<Instant> {
+        let inner = self.shared.inner.lock();
+        let options = &self.shared.options;
+        let slot_free = inner.state.uploading() < options.upload_window as usize;
+        let seal = inner.active_since.filter(|_| slot_free).map(|since| since + options.writeback_delay);
+        let checkpoint = inner.uncheckpointed_since.filter(|_| self.checkpoint.is_none());
+        let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
+        let journal = inner.journal_retry.filter(|_| !inner.paused);
+        [seal, checkpoint, journal].into_iter().flatten().min()
+    }
+
+    fn is_drained(&self) -> bool {
+        let inner = self.shared.inner.lock();
+        self.shared.is_closing()
+            && self.uploads.is_empty()
+            && self.checkpoint.is_none()
+            && !inner.state.has_active()
+            && !inner.state.needs_checkpoint()
+    }
+
+    /// The last entry of a clean stop: whoever opens next need not ask whether this server is alive.
+    async fn close(&mut self) -> Result<(), End> {
+        let (seq, covers) = {
+            let inner = self.shared.inner.lock();
+            (inner.state.next_seq(), inner.state.covers())
+        };
+        let close = Close {
+            epoch: self.shared.epoch,
+            server: self.shared.server,
+            covers,
+            time_unix_millis: self.shared.clock.unix_millis(),
+        };
+        let encoded = close.encode(&self.shared.sealer, seq, self.shared.random.bytes());
+        let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
+        slot::put_until_done(&self.shared, seq, object.parts).await?;
+        // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
+        let closed = self.shared.journal.close().await;
+        let removed = journal::discard(&self.shared.disk, self.shared.meta.uuid).await;
+        if let Err(error) = closed.and(removed) {
+            tracing::warn!(volume = %self.shared.meta.name, "the empty journal could not be removed: {error}");
+        }
+        Ok(())
+    }
+}
+
+/// Encodes a batch and creates its slot in the log, for as long as that takes.
+async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uploaded, End> {
+    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
+    let (epoch, server) = (shared.epoch, shared.server);
+    let encode = move || {
+        let changes: Vec<_> = batch.buffer.iter().map(|(extent, payload)| (extent, payload.clone())).collect();
+        let stamp = Stamp { epoch, server, covers: batch.covers };
+        segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes)
+    };
+    let encoded = shared.workers.run(encode).await;
+    let EncodedSegment { object, placements, info } =
+        encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
+    slot::put_until_done(&shared, seq, object.parts).await?;
+    Ok(Uploaded { seq, info, placements })
+}
+
+/// The result of the checkpoint under way; never, if there is none.
+async fn running(checkpoint: &mut Option<BoxFuture<'static, Result<(), End>>>) -> Result<(), End> {
+    match checkpoint {
+        Some(checkpoint) => checkpoint.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One try to bring pages into memory; fails only if they are damaged.
+async fn load_pages(shared: &Shared, need: NeedPages, backoff: &mut Backoff) -> Result<(), End> {
+    match shared.load_pages(need).await {
+        Ok(()) => Ok(()),
+        Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
+            backoff.pause("loading a page of the map", &source).await;
+            Ok(())
+        }
+        Err(damaged) => Err(End::Failed(damaged.to_string())),
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline).await;
+    }
+}

@@ -1,0 +1,393 @@
+//! The description of a volume, `meta/<n>`: JSON that a person can read, and a line with the BLAKE3 of all bytes
+//! before it. The highest `n` counts; a volume that is given up gets one that says so before its objects are deleted.
+//!
+//! A later format may add members or values; it has a higher `format`, and this ashlar then refuses the volume instead
+//! of misreading it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::units::{BlockSize, VOLUME_BYTES_MAX};
+
+/// The format that we write, and the newest that we read.
+pub const FORMAT: u32 = 1;
+
+/// The longest description that is read, in bytes.
+pub const META_BYTES_MAX: usize = 1 << 20;
+
+/// A description of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Its name, also the name of its folder in the store.
+    pub name: VolumeName,
+    /// What its objects are bound to.
+    pub uuid: Uuid,
+    /// Bytes; a multiple of the block size.
+    pub size: u64,
+    /// The unit of mapping.
+    pub block_size: BlockSize,
+    /// When it was created: milliseconds since 1970.
+    pub created_unix_millis: u64,
+    /// Whether it is given up: its objects are being deleted.
+    pub deleted: bool,
+}
+
+/// The JSON. Codec, seal, key slots and parent have one value each in format 1; they stand there so that a person sees
+/// them and a later ashlar need not guess.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    format: u32,
+    name: VolumeName,
+    uuid: Uuid,
+    size: u64,
+    block_size: BlockSize,
+    codec: String,
+    seal: String,
+    created_unix_millis: u64,
+    key_slots: Vec<serde_json::Value>,
+    parent: Option<serde_json::Value>,
+    deleted: bool,
+}
+
+/// The member that every format has.
+#[derive(Deserialize)]
+struct AnyFormat {
+    format: u32,
+}
+
+const CODEC: &str = "lz4";
+const SEAL: &str = "blake3";
+const HASH_HEX_BYTES: usize = 64;
+
+impl Meta {
+    /// Checks the size: at least one block, whole blocks, no more than a Linux block device can have.
+    pub fn check_size(size: u64, block_size: BlockSize) -> Result<(), BadSize> {
+        let block = block_size.bytes();
+        match size {
+            0 => Err(BadSize::Zero),
+            size if size > VOLUME_BYTES_MAX => Err(BadSize::TooLarge { size }),
+            size if !block_size.aligned(size) => {
+                Err(BadSize::NotBlocks { size, block, next: size.next_multiple_of(u64::from(block)) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let written = Written {
+            format: FORMAT,
+            name: self.name.clone(),
+            uuid: self.uuid,
+            size: self.size,
+            block_size: self.block_size,
+            codec: CODEC.to_owned(),
+            seal: SEAL.to_owned(),
+            created_unix_millis: self.created_unix_millis,
+            key_slots: Vec::new(),
+            parent: None,
+            deleted: self.deleted,
+        };
+        #[allow(clippy::expect_used)] // maps with string keys, numbers and strings always have a JSON form
+        let mut bytes = serde_json::to_vec_pretty(&written).expect("a description has a JSON form");
+        bytes.push(b'\n');
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes.extend_from_slice(hash.as_bytes());
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Proves and decodes a description that was read from the folder of the volume `name`.
+    pub fn decode(name: &VolumeName, bytes: &[u8]) -> Result<Meta, MetaError> {
+        let json = check_hash(bytes)?;
+        let malformed = |e: serde_json::Error| MetaError::Malformed(e.to_string());
+        let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
+        if format != FORMAT {
+            return Err(MetaError::UnknownFormat(format));
+        }
+        let written: Written = serde_json::from_slice(json).map_err(malformed)?;
+        check_support(&written)?;
+        if written.name != *name {
+            return Err(MetaError::OtherVolume { found: written.name });
+        }
+        Meta::check_size(written.size, written.block_size).map_err(|e| MetaError::Malformed(e.to_string()))?;
+        Ok(Meta {
+            name: written.name,
+            uuid: written.uuid,
+            size: written.size,
+            block_size: written.block_size,
+            created_unix_millis: written.created_unix_millis,
+            deleted: written.deleted,
+        })
+    }
+}
+
+/// The JSON, if the last line is the hash of it.
+fn check_hash(bytes: &[u8]) -> Result<&[u8], MetaError> {
+    let split = bytes.len().checked_sub(HASH_HEX_BYTES + 1).ok_or(MetaError::Harmed)?;
+    let (json, line) = bytes.split_at(split);
+    let hash = blake3::hash(json).to_hex();
+    match line.split_last() {
+        Some((b'\n', hex)) if hex == hash.as_bytes() => Ok(json),
+        _ => Err(MetaError::Harmed),
+    }
+}
+
+fn check_support(written: &Written) -> Result<(), MetaError> {
+    let unsupported = |what: String| Err(MetaError::Unsupported(what));
+    match written {
+        w if w.codec != CODEC => unsupported(format!("codec {:?}", w.codec)),
+        w if w.seal != SEAL => unsupported(format!("seal {:?}", w.seal)),
+        w if !w.key_slots.is_empty() => unsupported("encryption".to_owned()),
+        w if w.parent.is_some() => unsupported("a parent volume".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Why a description is not accepted. The text says what is wrong with "it"; the caller names the object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetaError {
+    /// The hash line is missing or does not agree.
+    #[error("its last line is not the BLAKE3 of the lines before: it was changed or cut off")]
+    Harmed,
+    /// A later format.
+    #[error("its format {0} is unknown (this ashlar reads up to {FORMAT}): a newer ashlar is needed")]
+    UnknownFormat(u32),
+    /// A feature of a later version.
+    #[error("it uses {0}, which this ashlar does not support")]
+    Unsupported(String),
+    /// The hash is good but the content makes no sense.
+    #[error("it is malformed: {0}")]
+    Malformed(String),
+    /// The folder was copied or renamed.
+    #[error("it describes the volume {found}: its folder was copied or renamed; move it back under that name")]
+    OtherVolume {
+        /// The volume that it describes.
+        found: VolumeName,
+    },
+}
+
+/// A size that a volume cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSize {
+    /// Nothing.
+    #[error("a volume of size 0 cannot be: give it at least one block")]
+    Zero,
+    /// Beyond what Linux can address.
+    #[error("size {size} is more than a volume can have: the most is 8 EiB less 64 KiB ({VOLUME_BYTES_MAX} bytes)")]
+    TooLarge {
+        /// Bytes.
+        size: u64,
+    },
+    /// A part of a block is left over.
+    #[error("size {size} is not a multiple of the block size {block}; the next that is would be {next}")]
+    NotBlocks {
+        /// Bytes.
+        size: u64,
+        /// Bytes of a block.
+        block: u32,
+        /// The next larger good size.
+        next: u64,
+    },
+}
+
+/// The name of a volume: 1 to 64 letters, digits, `.`, `_` and `-`, the first a letter or a digit. So it is a
+/// folder on every backend, never hidden, and needs no escaping in a URI.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// The longest name in bytes.
+    pub const MAX: usize = 64;
+
+    /// Checks a name.
+    pub fn new(name: impl Into<String>) -> Result<VolumeName, BadName> {
+        let name = name.into();
+        match name.bytes().next() {
+            None => return Err(BadName::Empty),
+            Some(_) if name.len() > Self::MAX => return Err(BadName::TooLong { len: name.len() }),
+            Some(first) if !first.is_ascii_alphanumeric() => return Err(BadName::First { name }),
+            Some(_) => {}
+        }
+        match name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
+            Some(found) => Err(BadName::Character { name, found }),
+            None => Ok(VolumeName(name)),
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = BadName;
+    fn from_str(name: &str) -> Result<Self, BadName> {
+        VolumeName::new(name)
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = BadName;
+    fn try_from(name: String) -> Result<Self, BadName> {
+        VolumeName::new(name)
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> String {
+        name.0
+    }
+}
+
+/// A name that a volume cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// Nothing.
+    #[error("a volume needs a name")]
+    Empty,
+    /// It would be hidden, or look like a flag.
+    #[error("volume name {name:?} must begin with a letter or a digit (A-Z, a-z, 0-9)")]
+    First {
+        /// The name.
+        name: String,
+    },
+    /// A character that not every backend can keep.
+    #[error("volume name {name:?} contains {found:?}; letters, digits, '.', '_' and '-' are accepted")]
+    Character {
+        /// The name.
+        name: String,
+        /// The first that is wrong.
+        found: char,
+    },
+    /// Too long; the name is not repeated.
+    #[error("a volume name of {len} bytes is too long; at most 64 are accepted")]
+    TooLong {
+        /// Bytes of the name.
+        len: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> VolumeName {
+        VolumeName::new(name).unwrap()
+    }
+
+    fn sample() -> Meta {
+        Meta {
+            name: name("disk0"),
+            uuid: Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8),
+            size: 10 << 30,
+            block_size: BlockSize::default(),
+            created_unix_millis: 1_700_000_000_000,
+            deleted: false,
+        }
+    }
+
+    /// The sample with a text in its JSON replaced, and the hash made right again.
+    fn rewritten(from: &str, to: &str) -> Vec<u8> {
+        let bytes = sample().encode();
+        let text = String::from_utf8(bytes).unwrap();
+        let json = &text[..text.len() - HASH_HEX_BYTES - 1];
+        assert!(json.contains(from), "{json}");
+        let json = json.replace(from, to);
+        format!("{json}{}\n", blake3::hash(json.as_bytes()).to_hex()).into_bytes()
+    }
+
+    fn error_of(from: &str, to: &str) -> String {
+        Meta::decode(&name("disk0"), &rewritten(from, to)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_description_comes_back() {
+        for meta in [sample(), Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
+            assert_eq!(Meta::decode(&name("disk0"), &meta.encode()), Ok(meta));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        let bytes = sample().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut harmed = bytes.clone();
+            harmed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Meta::decode(&name("disk0"), &harmed), Err(MetaError::Harmed), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert_eq!(Meta::decode(&name("disk0"), &bytes[..len]), Err(MetaError::Harmed), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
+        assert_eq!(
+            error_of("\"format\": 1", "\"format\": 2, \"news\": true"),
+            "its format 2 is unknown (this ashlar reads up to 1): a newer ashlar is needed"
+        );
+        assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
+        assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");
+        assert_eq!(error_of("[]", "[{}]"), "it uses encryption, which this ashlar does not support");
+        assert_eq!(error_of("null", "\"base\""), "it uses a parent volume, which this ashlar does not support");
+        assert!(error_of("\"codec\"", "\"kodek\"").starts_with("it is malformed: unknown field `kodek`"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused() {
+        assert_eq!(
+            error_of("10737418240", "0"),
+            "it is malformed: a volume of size 0 cannot be: give it at least one block"
+        );
+        assert!(error_of("4096", "4095").contains("block size 4095 is not a power of two"));
+        assert!(error_of("\"disk0\"", "\".disk\"").contains("must begin with a letter or a digit"));
+        assert_eq!(
+            error_of("\"disk0\"", "\"disk1\""),
+            "it describes the volume disk1: its folder was copied or renamed; move it back under that name"
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        let check = |size| Meta::check_size(size, BlockSize::default()).map_err(|e| e.to_string());
+        assert_eq!(check(4096), Ok(()));
+        assert_eq!(check(0), Err("a volume of size 0 cannot be: give it at least one block".into()));
+        assert_eq!(
+            check(5000),
+            Err("size 5000 is not a multiple of the block size 4096; the next that is would be 8192".into())
+        );
+        assert_eq!(
+            check(1 << 63),
+            Err("size 9223372036854775808 is more than a volume can have: the most is 8 EiB less 64 KiB \
+                 (9223372036854710272 bytes)"
+                .into())
+        );
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "0", "disk0", "Web-1.prod_x", &"x".repeat(64)] {
+            assert!(VolumeName::new(good).is_ok(), "{good}");
+        }
+        let error = |name: &str| VolumeName::new(name).unwrap_err().to_string();
+        assert_eq!(error(""), "a volume needs a name");
+        assert_eq!(error(".probe"), "volume name \".probe\" must begin with a letter or a digit (A-Z, a-z, 0-9)");
+        assert_eq!(error("-x"), "volume name \"-x\" must begin with a letter or a digit (A-Z, a-z, 0-9)");
+        assert_eq!(error("a/b"), "volume name \"a/b\" contains '/'; letters, digits, '.', '_' and '-' are accepted");
+        assert_eq!(error("aé"), "volume name \"aé\" contains 'é'; letters, digits, '.', '_' and '-' are accepted");
+        assert_eq!(error(&"x".repeat(65)), "a volume name of 65 bytes is too long; at most 64 are accepted");
+    }
+}

@@ -1,0 +1,195 @@
+//! Reading a volume's objects: frames and map pages, each verified before use (rule R9), each fetched once however many
+//! wait for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::cache::BlockCache;
+use crate::cache::flight::{Flight, Flights};
+use crate::codec::object::ObjectKind;
+use crate::codec::seal::{Salt, Sealer};
+use crate::codec::{CorruptError, frame};
+use crate::map::{Page, PageIndex, PageRef};
+use crate::store::{Key, Store, StoreError};
+use crate::units::{FRAME_BYTES_MAX, FrameAddr};
+use crate::volume::fetch::{self, Get};
+use crate::volume::keys::Keys;
+use crate::volume::options::Options;
+use crate::volume::root;
+
+/// Why bytes could not be had from the store; cheap to hand to everybody who waits.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The store failed, or has no such object.
+    #[error("reading {key} at {offset}: {source}")]
+    Store {
+        /// The object.
+        key: Key,
+        /// The byte offset.
+        offset: u64,
+        /// The store's own words.
+        source: StoreError,
+    },
+    /// The object is not what was written.
+    #[error("object {key} is corrupt at byte {offset}: {why}")]
+    Corrupt {
+        /// The object.
+        key: Key,
+        /// The byte offset.
+        offset: u64,
+        /// What is wrong.
+        why: CorruptError,
+    },
+}
+
+/// The frames that one GET brought, or why not.
+type Brought = Result<Arc<HashMap<FrameAddr, Bytes>>, ReadError>;
+type BroughtPage = Result<Arc<Page>, ReadError>;
+
+/// The reader of one volume's objects.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    volume: Uuid,
+    sealer: Sealer,
+    cache: Arc<BlockCache>,
+    requests: Semaphore,
+    read_gap: u64,
+    read_max: u64,
+    frames: Flights<FrameAddr, Brought>,
+    pages: Flights<(PageIndex, u64, u32), BroughtPage>,
+}
+
+impl Objects {
+    /// A reader of the volume's objects.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Keys,
+        volume: Uuid,
+        sealer: Sealer,
+        cache: Arc<BlockCache>,
+        options: &Options,
+    ) -> Objects {
+        let inner = Inner {
+            store,
+            keys,
+            volume,
+            sealer,
+            cache,
+            requests: Semaphore::new(options.read_parallel.max(1) as usize),
+            read_gap: options.read_gap,
+            read_max: options.read_max,
+            frames: Flights::default(),
+            pages: Flights::default(),
+        };
+        Objects { inner: Arc::new(inner) }
+    }
+
+    /// The opened frames, from the cache or the store.
+    pub async fn frames(&self, wanted: &[(FrameAddr, Salt)]) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
+        let mut have = HashMap::with_capacity(wanted.len());
+        let mut missing = Vec::new();
+        let mut salts = HashMap::new();
+        let mut flights: Vec<Flight<Brought>> = Vec::new();
+        for &(frame, salt) in wanted {
+            if let Some(data) = self.inner.cache.get(self.inner.volume, frame) {
+                have.insert(frame, data);
+            } else if let Some(flight) = self.inner.frames.find(frame) {
+                flights.push(flight);
+            } else {
+                missing.push(frame);
+                salts.insert(frame.seq, salt);
+            }
+        }
+        for get in fetch::plan(missing, self.inner.read_gap, self.inner.read_max) {
+            let salt = salts.get(&get.seq).copied().unwrap_or_default();
+            let frames = get.frames.clone();
+            flights.push(self.inner.frames.launch(frames, self.inner.clone().bring(get, salt)));
+        }
+        let mut landing: FuturesUnordered<_> = flights.into_iter().collect();
+        while let Some(brought) = landing.next().await {
+            let brought = brought?;
+            have.extend(wanted.iter().filter_map(|(frame, _)| Some((*frame, brought.get(frame)?.clone()))));
+        }
+        Ok(have)
+    }
+
+    /// The pages at the given places; the salt is that of the checkpoint object.
+    pub async fn pages(
+        &self,
+        wanted: Vec<(PageIndex, PageRef, Salt)>,
+    ) -> Result<Vec<(PageIndex, PageRef, Arc<Page>)>, ReadError> {
+        let load = |(index, at, salt): (PageIndex, PageRef, Salt)| {
+            let key = (index, at.checkpoint.0, at.offset);
+            let flights = &self.inner.pages;
+            let flight = flights
+                .find(key)
+                .unwrap_or_else(|| flights.launch(vec![key], self.inner.clone().bring_page(index, at, salt)));
+            async move { flight.await.map(|page| (index, at, page)) }
+        };
+        let mut loading: FuturesUnordered<_> = wanted.into_iter().map(load).collect();
+        let mut pages = Vec::with_capacity(loading.len());
+        while let Some(page) = loading.next().await {
+            pages.push(page?);
+        }
+        Ok(pages)
+    }
+}
+
+impl Inner {
+    async fn bring(self: Arc<Self>, get: Get, salt: Salt) -> Brought {
+        let key = self.keys.segment(get.seq);
+        let bytes = self.read(&key, get.range.clone()).await?;
+        let object_key = self.sealer.object_key(ObjectKind::Segment, get.seq, &salt);
+        let mut opened = HashMap::with_capacity(get.frames.len());
+        for frame in get.frames {
+            let from = (u64::from(frame.offset) - get.range.start) as usize;
+            let sealed = bytes.slice(from..from + frame.len as usize);
+            let body = object_key.open_frame(frame.offset, &sealed);
+            let data = body.and_then(|body| frame::decompress_up_to(&body, FRAME_BYTES_MAX));
+            let data = data.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?;
+            // A frame that was stored as it is would keep the whole GET alive.
+            let data = Bytes::copy_from_slice(&data);
+            self.cache.insert(self.volume, frame, data.clone());
+            opened.insert(frame, data);
+        }
+        Ok(Arc::new(opened))
+    }
+
+    async fn bring_page(self: Arc<Self>, index: PageIndex, at: PageRef, salt: Salt) -> BroughtPage {
+        let key = self.keys.checkpoint(at.checkpoint);
+        let offset = u64::from(at.offset);
+        let sealed = self.read(&key, offset..offset + u64::from(at.len)).await?;
+        let mapped = root::open_page(&self.sealer, &salt, index, at, &sealed);
+        let mapped = mapped.map_err(|why| corrupt(&key, offset, why))?;
+        Ok(Arc::new(Page::from_mapped(&mapped)))
+    }
+
+    /// Exactly the bytes of the range.
+    async fn read(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, ReadError> {
+        let _permit = self.requests.acquire().await;
+        let (offset, len) = (range.start, range.end - range.start);
+        let read = self.store.get_range(key, range).await;
+        let bytes = read.map_err(|source| ReadError::Store { key: key.clone(), offset, source })?;
+        match bytes.len() as u64 {
+            have if have == len => Ok(bytes),
+            have => Err(corrupt(key, offset, CorruptError::Truncated { have, need: len })),
+        }
+    }
+}
+
+fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {
+    tracing::error!(object = %key, offset, "corrupt object: {why}");
+    ReadError::Corrupt { key: key.clone(), offset, why }
+}

@@ -1,0 +1,160 @@
+//! READ: plan under the lock, load missing map pages, fetch missing frames, put the pieces together.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::codec::seal::Salt;
+use crate::device::{DeviceError, Pieces};
+use crate::map::NeedPages;
+use crate::segment::Payload;
+use crate::units::{Extent, FrameAddr};
+use crate::volume::objects::ReadError;
+use crate::volume::shared::Shared;
+use crate::volume::state::Piece;
+
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+
+impl Shared {
+    /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).
+    pub(super) async fn read(&self, offset: u64, len: u64) -> Result<Pieces, DeviceError> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let extent = self.block_size.cover(offset, len);
+        let mut planned = self.plan(extent).await?;
+        let wanted: Vec<(FrameAddr, Salt)> = planned.wanted();
+        let frames = match wanted.is_empty() {
+            true => HashMap::new(),
+            false => self.objects.frames(&wanted).await.map_err(io_error)?,
+        };
+        let mut out = Pieces::with_capacity(planned.pieces.len());
+        for (part, piece) in std::mem::take(&mut planned.pieces) {
+            // What the client asked for of this piece, in bytes.
+            let start = self.block_size.offset_of(part.start);
+            let from = offset.saturating_sub(start);
+            let to = self.block_size.bytes_in(part.count).min(offset + len - start);
+            self.push_piece(&mut out, piece, from, to, &frames)?;
+        }
+        Ok(out)
+    }
+
+    /// Asks for the frames of a range to be in the cache.
+    pub(super) async fn prefetch(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if len > 0 {
+            let planned = self.plan(self.block_size.cover(offset, len)).await?;
+            self.objects.frames(&planned.wanted()).await.map_err(io_error)?;
+        }
+        Ok(())
+    }
+
+    /// The pages that were missing are brought into memory.
+    pub(super) async fn load_pages(&self, need: NeedPages) -> Result<(), ReadError> {
+        let wanted = {
+            let inner = self.inner.lock();
+            need.0.into_iter().map(|(index, at)| (index, at, inner.checkpoint_salt(at.checkpoint))).collect()
+        };
+        let pages = self.objects.pages(wanted).await?;
+        let mut inner = self.inner.lock();
+        for (index, at, page) in pages {
+            inner.state.map.page_loaded(index, at, (*page).clone());
+        }
+        Ok(())
+    }
+
+    /// A plan, and the promise that the segments it names stay until it is dropped.
+    async fn plan(&self, extent: Extent) -> Result<Planned<'_>, DeviceError> {
+        let reading = self.begin_reading();
+        loop {
+            let need = {
+                let mut inner = self.inner.lock();
+                match inner.state.plan_read(extent) {
+                    Ok(pieces) => {
+                        inner.state.map.evict(self.options.map_memory as usize);
+                        return Ok(Planned { _reading: reading, pieces });
+                    }
+                    Err(need) => need,
+                }
+            };
+            self.load_pages(need).await.map_err(io_error)?;
+        }
+    }
+
+    /// From now until the guard is dropped, no object is deleted that the map refers to now.
+    pub(super) fn begin_reading(&self) -> Reading<'_> {
+        Reading { shared: self, ticket: self.inner.lock().state.readers().begin() }
+    }
+
+    fn push_piece(
+        &self,
+        out: &mut Pieces,
+        piece: Piece,
+        from: u64,
+        to: u64,
+        frames: &HashMap<FrameAddr, Bytes>,
+    ) -> Result<(), DeviceError> {
+        match piece {
+            Piece::Held(Payload::Data(data)) => out.push(data.slice(from as usize..to as usize)),
+            Piece::Held(Payload::Zero | Payload::Hole) | Piece::Zero => push_zeroes(out, to - from),
+            Piece::Frame(location, _) => {
+                let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
+                let range = (skip + from) as usize..(skip + to) as usize;
+                // The map and the frame come from one authenticated segment; were they to disagree, say so.
+                let data = frames.get(&location.frame).filter(|data| range.end <= data.len());
+                let data = data.ok_or_else(|| {
+                    let key = self.keys.segment(location.frame.seq);
+                    DeviceError::Io(format!(
+                        "the frame at byte {} of {key} is shorter than the map says",
+                        location.frame.offset
+                    ))
+                })?;
+                out.push(data.slice(range));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Somebody who uses places in the store that the map gave out.
+pub(super) struct Reading<'a> {
+    shared: &'a Shared,
+    ticket: u64,
+}
+
+/// A planned read. While it lives, no segment that it names is deleted.
+struct Planned<'a> {
+    _reading: Reading<'a>,
+    pieces: Vec<(Extent, Piece)>,
+}
+
+impl Planned<'_> {
+    fn wanted(&self) -> Vec<(FrameAddr, Salt)> {
+        let frame = |(_, piece): &(Extent, Piece)| match piece {
+            Piece::Frame(location, salt) => Some((location.frame, *salt)),
+            Piece::Held(_) | Piece::Zero => None,
+        };
+        let mut frames: Vec<_> = self.pieces.iter().filter_map(frame).collect();
+        frames.dedup();
+        frames
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.shared.inner.lock().state.readers().end(self.ticket);
+        self.shared.read_ended.notify_waiters();
+    }
+}
+
+fn push_zeroes(out: &mut Pieces, mut len: u64) {
+    while len > 0 {
+        let step = len.min(ZEROES.len() as u64);
+        out.push(Bytes::from_static(&ZEROES[..step as usize]));
+        len -= step;
+    }
+}
+
+/// What a client is told of a read that failed: it was logged with object and offset where it was found.
+fn io_error(error: ReadError) -> DeviceError {
+    DeviceError::Io(error.to_string())
+}

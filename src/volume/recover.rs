@@ -1,0 +1,263 @@
+//! Opening a volume: read what is there, decide, fence, accept the journal's changes again.
+//!
+//! 1. Scan: newest description, newest checkpoint, the log after it up to the first gap.
+//! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
+//! 3. Have a journal: begin one or go on with the one that is here. It must exist before the fence that names it.
+//! 4. Put the fence into the first free slot. If something else got there first it counts: scan again.
+//! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
+//!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again.
+//! 6. Accept the journal's changes after the last committed one. They take their old numbers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::cache::BlockCache;
+use crate::disk::Disk;
+use crate::journal::{self, Doors, Found, Journal};
+use crate::outside::{Clock, Random, Workers};
+use crate::segment::Fence;
+use crate::store::Store;
+use crate::units::{Epoch, Seq};
+use crate::volume::error::{Holder, Result, VolumeError};
+use crate::volume::meta::VolumeName;
+use crate::volume::options::Options;
+use crate::volume::scan::{self, Scan, Source};
+use crate::volume::shared::{Parts, Shared};
+use crate::volume::slot::{self, PutSlot};
+use crate::volume::state::{Origin, State};
+use crate::volume::verdict::{self, JournalEvidence, LogEvidence, OpenFlags, Refusal, Verdict};
+
+/// How often opening begins again because others wrote to the log meanwhile.
+const TRIES: usize = 16;
+
+/// Who serves: told to every other server that wants the volume.
+#[derive(Clone, Debug)]
+pub struct ServerIdentity {
+    /// Kept in the state directory.
+    pub uuid: Uuid,
+    /// The host's name.
+    pub name: String,
+}
+
+/// The doors of a volume (rule R14).
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// Where the volume's objects are.
+    pub store: Arc<dyn Store>,
+    /// The journal's directory; the caller holds its lock.
+    pub disk: Arc<dyn Disk>,
+    /// The server's cache, shared by its volumes.
+    pub cache: Arc<BlockCache>,
+    /// Wall time.
+    pub clock: Clock,
+    /// Uuids, salts, jitter.
+    pub random: Random,
+    /// Where sealing runs.
+    pub workers: Workers,
+    /// Who we are.
+    pub server: ServerIdentity,
+}
+
+/// Opens the volume for this server alone.
+pub(super) async fn open(
+    outside: Outside,
+    name: &VolumeName,
+    options: Options,
+    journal_options: journal::Options,
+    flags: OpenFlags,
+) -> Result<Shared> {
+    let source = Source::of(outside.store.clone(), name, &options, Some(outside.cache.clone())).await?;
+    let opening = Opening { outside, source, options, journal_options, flags };
+    let mut displaced: Option<Epoch> = None;
+    for _ in 0..TRIES {
+        let scan = opening.source.scan().await?;
+        opening.refuse_a_lost_race(&scan, &mut displaced)?;
+        let found = journal::find(&opening.outside.disk, opening.source.meta.uuid).await?;
+        let verdict = opening.decide(&scan, found.as_ref())?;
+        let (journal, replay) = opening.journal(&scan, found, &verdict).await?;
+        let displaces = matches!(verdict, Verdict::Begin { displaces: true });
+        if let Some(fence) = opening.put_fence(&scan, journal.id(), displaces).await? {
+            return Ok(opening.start(scan, fence, journal, replay));
+        }
+        // The journal that was just begun is empty: the next try finds it and drops it.
+    }
+    Err(VolumeError::Invalid(format!("volume {name} changes too fast to be opened; another server is writing to it")))
+}
+
+/// Our fence, in the log.
+struct PlacedFence {
+    seq: Seq,
+    fence: Fence,
+    stored_bytes: u32,
+}
+
+struct Opening {
+    outside: Outside,
+    source: Source,
+    options: Options,
+    journal_options: journal::Options,
+    flags: OpenFlags,
+}
+
+impl Opening {
+    /// A flag names the server that is there now; whoever takes the volume meanwhile was not meant.
+    fn refuse_a_lost_race(&self, scan: &Scan, first_seen: &mut Option<Epoch>) -> Result<()> {
+        let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
+        match (*first_seen.get_or_insert(epoch), &scan.fence) {
+            (seen, Some((_, fence))) if fence.epoch > seen => {
+                Err(VolumeError::LostRace { name: self.source.meta.name.to_string(), holder: Holder::of(fence) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Step 2.
+    fn decide(&self, scan: &Scan, found: Option<&Found>) -> Result<Verdict> {
+        let fence = scan.fence.as_ref().map(|(_, fence)| fence);
+        let log = LogEvidence { fence, closed: scan.closed, covers: scan.covers };
+        let evidence = |found: &Found| JournalEvidence {
+            id: found.id,
+            changes: found.changes.first().map(|change| change.no).zip(found.last()),
+        };
+        let verdict = verdict::decide(&log, found.map(evidence), self.flags);
+        let Verdict::Refuse(refusal) = verdict else { return Ok(verdict) };
+        let name = self.source.meta.name.to_string();
+        let journal_dir = self.outside.disk.path();
+        let holder = fence.map(Holder::of).unwrap_or(Holder {
+            server: Uuid::nil(),
+            server_name: "none".into(),
+            epoch: Epoch(0),
+            since_unix_millis: 0,
+        });
+        Err(match refusal {
+            Refusal::Held => VolumeError::Held { name, holder },
+            Refusal::Owed => VolumeError::Owed { name, holder, journal_dir },
+            Refusal::StaleJournal => {
+                let (changes, epoch) = found.map_or((0, Epoch(0)), |found| (found.changes.len(), found.epoch));
+                VolumeError::StaleJournal { name, journal_dir, changes, epoch, holder }
+            }
+            Refusal::StoreBehind => VolumeError::StoreBehind {
+                name,
+                journal_dir,
+                journal_first: found.and_then(|found| found.changes.first()).map_or(0, |change| change.no.0),
+                store_last: scan.covers.0,
+            },
+        })
+    }
+
+    /// Step 3: the journal, and what of it is to be accepted again.
+    async fn journal(
+        &self,
+        scan: &Scan,
+        found: Option<Found>,
+        verdict: &Verdict,
+    ) -> Result<(Journal, Vec<crate::change::Numbered>)> {
+        let outside = &self.outside;
+        let doors = Doors { disk: outside.disk.clone(), random: outside.random.clone(), workers: outside.workers };
+        let meta = &self.source.meta;
+        match (found, verdict) {
+            (Some(found), Verdict::Resume) => {
+                if let Some(note) = &found.note {
+                    tracing::warn!(volume = %meta.name, "{note}");
+                }
+                let replay = found.after(scan.covers).to_vec();
+                let next = replay.last().map_or(scan.covers, |change| change.no).next();
+                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await?;
+                Ok((journal, replay))
+            }
+            (found, _) => {
+                if let Some(found) = found {
+                    if !found.changes.is_empty() {
+                        tracing::warn!(volume = %meta.name, changes = found.changes.len(), "dropping the journal in {}", outside.disk.path());
+                    }
+                    journal::discard(&outside.disk, meta.uuid).await?;
+                }
+                let (id, first) = (outside.random.uuid(), scan.covers.next());
+                let options = self.journal_options.clone();
+                Ok((Journal::create(doors, options, meta.uuid, id, meta.block_size, first).await?, Vec::new()))
+            }
+        }
+    }
+
+    /// Steps 4 and 5: our fence and its slot, or nothing if the log has moved on.
+    async fn put_fence(&self, scan: &Scan, journal: Uuid, displaces: bool) -> Result<Option<PlacedFence>> {
+        let seq = scan.next;
+        let old = scan.fence.as_ref().map(|(_, fence)| fence);
+        // The old writer had at most W slots after its last commit, which is before this one.
+        let strays = if scan.closed { 1 } else { old.map_or(1, |fence| u64::from(fence.window)) };
+        let fence = Fence {
+            epoch: old.map_or(Epoch(0), |fence| fence.epoch).next(),
+            server: self.outside.server.uuid,
+            server_name: self.outside.server.name.clone(),
+            time_unix_millis: self.outside.clock.unix_millis(),
+            journal,
+            window: self.options.upload_window,
+            continues_at: Seq(seq.0 + strays.max(1)),
+            durability: self.options.durability,
+            covers: scan.covers,
+            displaces,
+        };
+        let encoded = fence.encode(&self.source.sealer, seq, self.outside.random.bytes());
+        let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;
+        let stored_bytes = object.frames_at;
+        let key = self.source.keys.segment(seq);
+        let put = slot::put(&*self.outside.store, &key, object.parts).await;
+        if let PutSlot::Taken(_) = put.map_err(VolumeError::store(format!("writing {key}")))? {
+            return Ok(None);
+        }
+        if self.source.list_checkpoints().await?.last().is_some_and(|&newest| newest >= seq) {
+            let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
+            deleted.map_err(VolumeError::store(format!("removing the void fence {key}")))?;
+            return Ok(None);
+        }
+        Ok(Some(PlacedFence { seq, fence, stored_bytes }))
+    }
+
+    /// Step 6.
+    fn start(
+        self,
+        mut scan: Scan,
+        placed: PlacedFence,
+        journal: Journal,
+        replay: Vec<crate::change::Numbered>,
+    ) -> Shared {
+        let PlacedFence { seq, fence, stored_bytes } = placed;
+        scan::follow_fence(&mut scan.map, seq, &fence, scan.closed, stored_bytes);
+        let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
+        let superseded = scan.listed.difference(&needed).copied().collect();
+        let origin = Origin {
+            map: scan.map,
+            covers: scan.covers,
+            committed: seq,
+            next_seq: fence.continues_at,
+            checkpointed: scan.checkpointed,
+            bytes_since_checkpoint: scan.bytes_since_checkpoint,
+        };
+        let mut state = State::new(self.source.meta.block_size, origin);
+        let replayed = replay.len();
+        for numbered in replay {
+            state.accept(numbered.change, self.options.segment_size);
+        }
+        let meta = self.source.meta;
+        tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
+        Shared::new(Parts {
+            meta,
+            options: self.options,
+            fence: (seq, fence),
+            store: self.outside.store,
+            keys: self.source.keys,
+            sealer: self.source.sealer,
+            objects: self.source.objects,
+            journal,
+            disk: self.outside.disk,
+            clock: self.outside.clock,
+            random: self.outside.random,
+            workers: self.outside.workers,
+            state,
+            checkpoints: scan.checkpoints,
+            superseded,
+        })
+    }
+}

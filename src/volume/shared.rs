@@ -1,0 +1,260 @@
+//! What the tasks of an open volume share: the state under its lock, the doors, and the ways to wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::codec::seal::{Salt, Sealer};
+use crate::device::DeviceError;
+use crate::disk::Disk;
+use crate::journal::Journal;
+use crate::outside::{Clock, Random, Workers};
+use crate::segment::Fence;
+use crate::store::Store;
+use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
+use crate::volume::keys::Keys;
+use crate::volume::meta::Meta;
+use crate::volume::objects::Objects;
+use crate::volume::options::Options;
+use crate::volume::root::CheckpointInfo;
+use crate::volume::state::State;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shared {
+    pub meta: Meta,
+    pub block_size: BlockSize,
+    pub options: Options,
+    /// Our fence, and where it stands in the log.
+    pub fence: (Seq, Fence),
+    pub epoch: Epoch,
+    pub server: Uuid,
+    pub store: Arc<dyn Store>,
+    pub keys: Keys,
+    pub sealer: Sealer,
+    pub objects: Objects,
+    pub journal: Journal,
+    /// The journal's directory.
+    pub disk: Arc<dyn Disk>,
+    pub clock: Clock,
+    pub random: Random,
+    pub workers: Workers,
+    /// Held for a few synchronous lines, never across an await.
+    pub inner: Mutex<Inner>,
+    /// How far commits have come, and whether the volume has ended.
+    pub progress: watch::Sender<Progress>,
+    /// Bytes that may still become dirty.
+    pub room: Semaphore,
+    waiting: AtomicUsize,
+    closing: AtomicBool,
+    /// There is something for the log task to decide.
+    pub wake: Notify,
+    /// A range is no longer being completed, or accepting goes on after a pause.
+    pub completed: Notify,
+    /// A read ended.
+    pub read_ended: Notify,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+pub struct Inner {
+    pub state: State,
+    /// The checkpoint objects that hold pages of the newest root.
+    pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// Checkpoint objects that nothing needs any more and that are still to be deleted.
+    pub superseded: BTreeSet<Seq>,
+    /// Since when the oldest change waits in the buffer.
+    pub active_since: Option<Instant>,
+    /// Since when a commit waits for a checkpoint.
+    pub uncheckpointed_since: Option<Instant>,
+    /// Accepting pauses while a failed journal is begun anew.
+    pub paused: bool,
+    /// The journal failed; when to try it again.
+    pub journal_retry: Option<Instant>,
+}
+
+/// How far the volume has come.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Every change up to this one is committed.
+    pub covers: ChangeNo,
+    /// Nothing is accepted or committed any more.
+    pub end: Option<End>,
+}
+
+/// How a volume ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Closed on purpose.
+    Closed,
+    /// Another server took it.
+    Fenced(String),
+    /// The map cannot be read or an object of ours is damaged: going on would risk data.
+    Failed(String),
+}
+
+impl From<End> for DeviceError {
+    fn from(end: End) -> DeviceError {
+        match end {
+            End::Closed => DeviceError::ShuttingDown,
+            End::Fenced(who) => DeviceError::Fenced(who),
+            End::Failed(why) => DeviceError::Io(why),
+        }
+    }
+}
+
+/// The parts that recovery hands over.
+pub struct Parts {
+    pub meta: Meta,
+    pub options: Options,
+    pub fence: (Seq, Fence),
+    pub store: Arc<dyn Store>,
+    pub keys: Keys,
+    pub sealer: Sealer,
+    pub objects: Objects,
+    pub journal: Journal,
+    pub disk: Arc<dyn Disk>,
+    pub clock: Clock,
+    pub random: Random,
+    pub workers: Workers,
+    pub state: State,
+    pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    pub superseded: BTreeSet<Seq>,
+}
+
+impl Shared {
+    /// An open volume whose buffer may hold replayed changes already.
+    pub fn new(parts: Parts) -> Shared {
+        let replayed = parts.state.dirty_bytes();
+        // Were the bound lower than what the journal held, replayed changes may exceed it until they are committed.
+        let room = Semaphore::new(parts.options.dirty_bytes.max(replayed) as usize);
+        room.forget_permits(replayed as usize);
+        let covers = parts.state.covers();
+        let mut inner = Inner {
+            state: parts.state,
+            checkpoints: parts.checkpoints,
+            superseded: parts.superseded,
+            active_since: None,
+            uncheckpointed_since: None,
+            paused: false,
+            journal_retry: None,
+        };
+        inner.note_age();
+        inner.note_commit();
+        Shared {
+            block_size: parts.meta.block_size,
+            meta: parts.meta,
+            options: parts.options,
+            epoch: parts.fence.1.epoch,
+            server: parts.fence.1.server,
+            fence: parts.fence,
+            store: parts.store,
+            keys: parts.keys,
+            sealer: parts.sealer,
+            objects: parts.objects,
+            journal: parts.journal,
+            disk: parts.disk,
+            clock: parts.clock,
+            random: parts.random,
+            workers: parts.workers,
+            inner: Mutex::new(inner),
+            progress: watch::Sender::new(Progress { covers, end: None }),
+            room,
+            waiting: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            wake: Notify::new(),
+            completed: Notify::new(),
+            read_ended: Notify::new(),
+        }
+    }
+
+    /// Fails if the volume is closing or has ended.
+    pub fn check_open(&self) -> Result<(), DeviceError> {
+        if let Some(end) = &self.progress.borrow().end {
+            return Err(end.clone().into());
+        }
+        if self.is_closing() { Err(DeviceError::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// No more changes are accepted.
+    pub fn begin_closing(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Whether the volume is being closed.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Ends the volume: everybody who waits is told.
+    pub fn end(&self, end: End) {
+        self.progress.send_modify(|progress| progress.end = Some(end));
+        self.room.close();
+        self.completed.notify_waiters();
+    }
+
+    /// Why nothing is accepted any more.
+    pub fn end_error(&self) -> DeviceError {
+        self.progress.borrow().end.clone().unwrap_or(End::Closed).into()
+    }
+
+    /// Counts a writer as waiting for room until the guard is dropped.
+    pub fn waiting_for_room(&self) -> impl Drop + '_ {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(&self.waiting)
+    }
+
+    /// Whether a writer waits for room.
+    pub fn is_short_of_room(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// The journal failed: the log task begins it anew when everything is committed.
+    pub fn journal_suspended(&self) {
+        let mut inner = self.inner.lock();
+        if inner.journal_retry.is_none() {
+            inner.journal_retry = Some(Instant::now() + super::write::JOURNAL_RETRY);
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl Inner {
+    /// Keeps `active_since` true; whether the buffer just became non-empty.
+    pub fn note_age(&mut self) -> bool {
+        if !self.state.has_active() {
+            self.active_since = None;
+            return false;
+        }
+        let began = self.active_since.is_none();
+        if began {
+            self.active_since = Some(Instant::now());
+        }
+        began
+    }
+
+    /// Keeps `uncheckpointed_since` true.
+    pub fn note_commit(&mut self) {
+        match self.state.needs_checkpoint() {
+            true => drop(self.uncheckpointed_since.get_or_insert_with(Instant::now)),
+            false => self.uncheckpointed_since = None,
+        }
+    }
+
+    /// The salt of a checkpoint object that holds pages.
+    pub fn checkpoint_salt(&self, seq: Seq) -> Salt {
+        self.checkpoints.get(&seq).map_or_else(Salt::default, |info| info.salt)
+    }
+}

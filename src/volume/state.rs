@@ -1,0 +1,317 @@
+//! The state of an open volume and every decision about it: buffer, log and map together. Pure: it knows no I/O and no
+//! time; the shells (`write`, `read`, `log`, `checkpoint`) take plans from it under one short lock and report back.
+//!
+//! ```text
+//!  accept ─→ active buffer ─freeze→ frozen batches ─next_upload→ under way (≤ W) ─commit, in order→ map
+//!  change:   newest                 waiting             have a seq                                   oldest
+//! ```
+//!
+//! A read looks from left to right and takes what it finds first.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::change::{Change, Numbered};
+use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
+use crate::segment::Payload;
+use crate::units::{BlockSize, ChangeNo, Extent, Location, Seq};
+use crate::volume::buffer::WriteBuffer;
+
+/// A run of accepted changes that will be one segment.
+#[derive(Debug)]
+pub struct Batch {
+    /// The changes, coalesced.
+    pub buffer: WriteBuffer,
+    /// The last change in it: with its commit, every change up to this one is in the store.
+    pub covers: ChangeNo,
+}
+
+/// What a piece of a read is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// Data or zero that is not in the store yet; a hole reads as zero.
+    Held(Payload),
+    /// Zero, allocated or not, by the map.
+    Zero,
+    /// Blocks of a frame, from this location on.
+    Frame(Location, [u8; 16]),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct State {
+    block_size: BlockSize,
+    /// The map of what is committed.
+    pub map: ExtentMap,
+    active: WriteBuffer,
+    /// Oldest first; the first `uploading` of them are under way.
+    frozen: VecDeque<Arc<Batch>>,
+    uploading: usize,
+    /// The last accepted change.
+    last: ChangeNo,
+    /// The last change that is committed.
+    covers: ChangeNo,
+    /// The last slot of the log that took effect.
+    committed: Seq,
+    /// The slot that the next segment takes.
+    next_seq: Seq,
+    /// Bytes of segments that took effect since the last checkpoint.
+    bytes_since_checkpoint: u64,
+    /// The slot that the last checkpoint covers.
+    checkpointed: Seq,
+    /// All changes up to here are to be uploaded without waiting for more.
+    wanted: ChangeNo,
+    /// Ranges whose partial blocks are being completed.
+    completing: Vec<Extent>,
+    readers: Readers,
+}
+
+/// Where an open volume begins: what recovery found.
+#[derive(Debug)]
+pub struct Origin {
+    /// The map after the last slot.
+    pub map: ExtentMap,
+    /// The last change in it.
+    pub covers: ChangeNo,
+    /// The last slot of the log: our fence.
+    pub committed: Seq,
+    /// The slot at which our epoch continues.
+    pub next_seq: Seq,
+    /// The slot that the newest checkpoint covers; 0 if there is none.
+    pub checkpointed: Seq,
+    /// Bytes of segments after that checkpoint.
+    pub bytes_since_checkpoint: u64,
+}
+
+impl State {
+    /// The state of a volume that was just opened.
+    pub fn new(block_size: BlockSize, origin: Origin) -> State {
+        State {
+            block_size,
+            map: origin.map,
+            active: WriteBuffer::new(block_size),
+            frozen: VecDeque::new(),
+            uploading: 0,
+            last: origin.covers,
+            covers: origin.covers,
+            committed: origin.committed,
+            next_seq: origin.next_seq,
+            bytes_since_checkpoint: origin.bytes_since_checkpoint,
+            checkpointed: origin.checkpointed,
+            wanted: ChangeNo(0),
+            completing: Vec::new(),
+            readers: Readers::default(),
+        }
+    }
+
+    /// Takes a change into the buffer and numbers it. Freezes the buffer when it has `segment_size` of data.
+    pub fn accept(&mut self, change: Change, segment_size: u64) -> Numbered {
+        self.last = self.last.next();
+        self.active.insert(self.last, change.clone());
+        // Data that was overwritten in the buffer still takes memory: it counts, but less.
+        if self.active.data_bytes() >= segment_size || self.active.accepted_bytes() >= 4 * segment_size {
+            self.freeze();
+        }
+        Numbered { no: self.last, change }
+    }
+
+    /// The last accepted change.
+    pub fn last(&self) -> ChangeNo {
+        self.last
+    }
+
+    /// The last committed change.
+    pub fn covers(&self) -> ChangeNo {
+        self.covers
+    }
+
+    /// The last slot that took effect.
+    pub fn committed(&self) -> Seq {
+        self.committed
+    }
+
+    /// The slot of the next segment.
+    pub fn next_seq(&self) -> Seq {
+        self.next_seq
+    }
+
+    /// Asks for all changes up to `no` to be uploaded at once.
+    pub fn want(&mut self, no: ChangeNo) {
+        self.wanted = self.wanted.max(no);
+    }
+
+    /// Whether the buffer holds changes that somebody waits for.
+    pub fn is_wanted(&self) -> bool {
+        !self.active.is_empty() && self.wanted > self.frozen.back().map_or(self.covers, |batch| batch.covers)
+    }
+
+    /// Whether a change waits in the buffer.
+    pub fn has_active(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// Makes a batch of what the buffer holds.
+    pub fn freeze(&mut self) {
+        if !self.active.is_empty() {
+            let buffer = std::mem::replace(&mut self.active, WriteBuffer::new(self.block_size));
+            self.frozen.push_back(Arc::new(Batch { covers: buffer.last(), buffer }));
+        }
+    }
+
+    /// The next batch to upload and the slot it takes, unless `window` are under way or none waits.
+    pub fn next_upload(&mut self, window: u32) -> Option<(Seq, Arc<Batch>)> {
+        if self.uploading >= window as usize {
+            return None;
+        }
+        let batch = self.frozen.get(self.uploading)?.clone();
+        let seq = self.next_seq;
+        self.next_seq = seq.next();
+        self.uploading += 1;
+        Some((seq, batch))
+    }
+
+    /// Segments under way.
+    pub fn uploading(&self) -> usize {
+        self.uploading
+    }
+
+    /// Batches that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.frozen.len() - self.uploading
+    }
+
+    /// The oldest upload is in the store: it takes effect. Returns the bytes that its changes no longer hold.
+    pub fn commit(
+        &mut self,
+        seq: Seq,
+        info: SegmentInfo,
+        placements: &[(Extent, Placement)],
+    ) -> Result<u64, NeedPages> {
+        self.map.apply(seq, info, placements)?;
+        self.committed = seq;
+        self.bytes_since_checkpoint += info.stored_bytes;
+        let Some(batch) = self.frozen.pop_front() else { return Ok(0) };
+        self.uploading -= 1;
+        self.covers = batch.covers;
+        Ok(batch.buffer.accepted_bytes())
+    }
+
+    /// A plan for reading `extent`: its pieces in order, without gaps.
+    pub fn plan_read(&mut self, extent: Extent) -> Result<Vec<(Extent, Piece)>, NeedPages> {
+        let mut pieces = Vec::new();
+        let mut unknown = vec![extent];
+        let layers = std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|batch| &batch.buffer));
+        for layer in layers {
+            let mut deeper = Vec::new();
+            for part in unknown {
+                layer.lookup(part, |part, payload| pieces.push((part, Piece::Held(payload))), |part| deeper.push(part));
+            }
+            unknown = deeper;
+            if unknown.is_empty() {
+                break;
+            }
+        }
+        for part in unknown {
+            for (part, placement) in self.map.lookup(part)? {
+                pieces.push((part, self.mapped(placement)));
+            }
+        }
+        pieces.sort_unstable_by_key(|(part, _)| part.start);
+        Ok(pieces)
+    }
+
+    /// Begins to complete partial blocks of `extent`, unless somebody else does in it.
+    pub fn begin_completing(&mut self, extent: Extent) -> bool {
+        let free = self.is_free(extent);
+        if free {
+            self.completing.push(extent);
+        }
+        free
+    }
+
+    /// Whether nobody completes partial blocks in `extent`.
+    pub fn is_free(&self, extent: Extent) -> bool {
+        !self.completing.iter().any(|other| other.overlaps(&extent))
+    }
+
+    /// The partial blocks of `extent` are complete, or given up.
+    pub fn end_completing(&mut self, extent: Extent) {
+        if let Some(at) = self.completing.iter().position(|other| *other == extent) {
+            self.completing.swap_remove(at);
+        }
+    }
+
+    /// Reads under way.
+    pub fn readers(&mut self) -> &mut Readers {
+        &mut self.readers
+    }
+
+    /// Bytes of segments since the last checkpoint.
+    pub fn bytes_since_checkpoint(&self) -> u64 {
+        self.bytes_since_checkpoint
+    }
+
+    /// Whether a slot took effect that no checkpoint covers.
+    pub fn needs_checkpoint(&self) -> bool {
+        self.committed > self.checkpointed
+    }
+
+    /// The slot that the newest checkpoint covers.
+    pub fn checkpointed(&self) -> Seq {
+        self.checkpointed
+    }
+
+    /// A checkpoint as of `seq` is durable; `bytes` of segments took effect after it.
+    pub fn checkpoint_done(&mut self, seq: Seq, bytes_at_snapshot: u64) {
+        self.checkpointed = seq;
+        self.bytes_since_checkpoint -= bytes_at_snapshot.min(self.bytes_since_checkpoint);
+    }
+
+    /// Bytes accepted and not committed.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.active.accepted_bytes() + self.frozen.iter().map(|batch| batch.buffer.accepted_bytes()).sum::<u64>()
+    }
+
+    fn mapped(&self, placement: Placement) -> Piece {
+        match placement {
+            Placement::Zero | Placement::Hole => Piece::Zero,
+            // A segment that the map points to is in the table; were it not, no salt would open the frame.
+            Placement::Data(location) => {
+                let salt = self.map.usage().get(location.frame.seq).map_or([0; 16], |info| info.salt);
+                Piece::Frame(location, salt)
+            }
+        }
+    }
+}
+
+/// Reads under way, in the order in which they were planned: an object may go only when every read that was planned
+/// before it died has ended (rule R7).
+#[derive(Debug, Default)]
+pub struct Readers {
+    next: u64,
+    active: BTreeSet<u64>,
+}
+
+impl Readers {
+    /// A read was planned.
+    pub fn begin(&mut self) -> u64 {
+        self.next += 1;
+        self.active.insert(self.next);
+        self.next
+    }
+
+    /// It ended.
+    pub fn end(&mut self, ticket: u64) {
+        self.active.remove(&ticket);
+    }
+
+    /// A line: reads planned up to now are before it.
+    pub fn line(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether every read before the line has ended.
+    pub fn passed(&self, line: u64) -> bool {
+        self.active.first().is_none_or(|&oldest| oldest > line)
+    }
+}

@@ -1,0 +1,232 @@
+//! WRITE, TRIM, WRITE_ZEROES, FLUSH: accept under one short lock, acknowledge when a killed server would not lose it,
+//! and wait for durability where it was asked for.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::SemaphorePermit;
+
+use crate::change::Change;
+use crate::device::DeviceError;
+use crate::segment::Durability;
+use crate::units::{BlockCount, ChangeNo, Extent};
+use crate::volume::buffer;
+use crate::volume::shared::{End, Shared};
+
+/// How often a journal that failed is tried again.
+pub(super) const JOURNAL_RETRY: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// Accepts `data` at `offset`. Partial blocks at its edges are completed under a lock on their range.
+    pub(super) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let cover = self.block_size.cover(offset, data.len() as u64);
+        let aligned = self.block_size.bytes_in(cover.count) == data.len() as u64;
+        let last = match aligned {
+            true => self.accept_all(self.split(cover, data), None).await?,
+            false => {
+                let completing = self.begin_completing(cover).await?;
+                let whole = self.complete(offset, data, cover).await?;
+                self.accept_all(self.split(cover, whole), Some(&completing)).await?
+            }
+        };
+        self.acknowledge(last, fua).await
+    }
+
+    /// Gives up the whole blocks inside the range. A hint: nothing internal makes it fail.
+    pub(super) async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
+        let extent = self.block_size.inside(offset, len);
+        if extent.is_empty() {
+            return Ok(());
+        }
+        let last = self.accept_all(vec![Change::Hole(extent)], None).await?;
+        self.acknowledge(last, fua).await
+    }
+
+    /// Zeroes exactly the range: whole blocks by the map, edges by writing.
+    pub(super) async fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        let inside = self.block_size.inside(offset, len);
+        if inside.is_empty() {
+            return self.write(offset, zeroes(len), fua).await;
+        }
+        let (start, end) = (self.block_size.offset_of(inside.start), self.block_size.offset_of(inside.end()));
+        if offset < start {
+            self.write(offset, zeroes(start - offset), fua).await?;
+        }
+        if end < offset + len {
+            self.write(end, zeroes(offset + len - end), fua).await?;
+        }
+        let change = if no_hole { Change::Zero(inside) } else { Change::Hole(inside) };
+        let last = self.accept_all(vec![change], None).await?;
+        self.acknowledge(last, fua).await
+    }
+
+    /// Returns once every change accepted so far is stable, as the configured durability says (rule R3).
+    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
+        self.check_open()?;
+        let last = self.inner.lock().state.last();
+        self.stable(last).await
+    }
+
+    /// Returns once the change is committed in the store.
+    pub(super) async fn committed(&self, no: ChangeNo) -> Result<(), DeviceError> {
+        let mut progress = self.progress.subscribe();
+        {
+            let mut inner = self.inner.lock();
+            if inner.state.covers() >= no {
+                return Ok(());
+            }
+            inner.state.want(no);
+        }
+        self.wake.notify_one();
+        let done = progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
+        match done.map(|progress| (progress.covers >= no, progress.end.clone())) {
+            Ok((true, _)) => Ok(()),
+            Ok((false, Some(end))) => Err(end.into()),
+            Ok((false, None)) | Err(_) => Err(End::Closed.into()),
+        }
+    }
+
+    async fn stable(&self, no: ChangeNo) -> Result<(), DeviceError> {
+        match self.options.durability {
+            Durability::Store => self.committed(no).await,
+            // A journal that cannot be written promises nothing: the store must have it.
+            Durability::Journal => match self.journal.synced(no).await {
+                Ok(()) => self.check_open(),
+                Err(_) => self.committed(no).await,
+            },
+        }
+    }
+
+    /// Returns once the change survives the death of this process.
+    async fn acknowledge(&self, no: ChangeNo, fua: bool) -> Result<(), DeviceError> {
+        if self.journal.written(no).await.is_err() {
+            self.journal_suspended();
+            return self.committed(no).await;
+        }
+        if fua { self.stable(no).await } else { self.check_open() }
+    }
+
+    /// Accepts the changes in order and returns the number of the last. `held` is the range that the caller completes
+    /// itself; every other range that is being completed is waited for.
+    async fn accept_all(&self, changes: Vec<Change>, held: Option<&Completing<'_>>) -> Result<ChangeNo, DeviceError> {
+        let mut last = ChangeNo(0);
+        for change in changes {
+            let room = self.wait_for_room(buffer::cost(&change)).await?;
+            last = self.accept(change, held).await?;
+            // From here on the room belongs to the change: its commit gives it back.
+            room.forget();
+        }
+        Ok(last)
+    }
+
+    async fn accept(&self, change: Change, held: Option<&Completing<'_>>) -> Result<ChangeNo, DeviceError> {
+        let extent = change.extent();
+        loop {
+            let freed = self.completed.notified();
+            {
+                let mut inner = self.inner.lock();
+                self.check_open()?;
+                if !inner.paused && (held.is_some() || inner.state.is_free(extent)) {
+                    return Ok(self.accept_locked(&mut inner, change));
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// Sequence number, write buffer and journal queue under one lock, so that all three have one order.
+    fn accept_locked(&self, inner: &mut super::shared::Inner, change: Change) -> ChangeNo {
+        let frozen_before = inner.state.waiting();
+        let numbered = inner.state.accept(change, self.options.segment_size);
+        let no = numbered.no;
+        self.journal.append(self.epoch, numbered);
+        if inner.note_age() || inner.state.waiting() > frozen_before {
+            self.wake.notify_one();
+        }
+        no
+    }
+
+    /// Waits until `cost` more bytes may be dirty (rule R6: the client waits, it gets no error for being fast).
+    async fn wait_for_room(&self, cost: u64) -> Result<SemaphorePermit<'_>, DeviceError> {
+        let permits = cost.min(u64::from(u32::MAX)) as u32;
+        if let Ok(room) = self.room.try_acquire_many(permits) {
+            return Ok(room);
+        }
+        let _waiting = self.waiting_for_room();
+        self.wake.notify_one();
+        self.room.acquire_many(permits).await.map_err(|_| self.end_error())
+    }
+
+    /// Cuts a write into changes that fit into a segment.
+    fn split(&self, extent: Extent, data: Bytes) -> Vec<Change> {
+        let bytes = self.options.segment_size.min(self.options.dirty_bytes / 4);
+        let step = (bytes / u64::from(self.block_size.bytes())).max(1);
+        let mut changes = Vec::with_capacity(1);
+        let mut at = 0;
+        while at < extent.count.0 {
+            let count = step.min(extent.count.0 - at);
+            let part = Extent { start: extent.start + BlockCount(at), count: BlockCount(count) };
+            let from = self.block_size.bytes_in(BlockCount(at)) as usize;
+            let to = from + self.block_size.bytes_in(part.count) as usize;
+            changes.push(Change::Write(part, data.slice(from..to)));
+            at += count;
+        }
+        changes
+    }
+
+    /// `data` with the rest of its first and last block around it.
+    async fn complete(&self, offset: u64, data: Bytes, cover: Extent) -> Result<Bytes, DeviceError> {
+        let start = self.block_size.offset_of(cover.start);
+        let end = self.block_size.offset_of(cover.end());
+        let mut whole = BytesMut::with_capacity((end - start) as usize);
+        for piece in self.read(start, offset - start).await? {
+            whole.extend_from_slice(&piece);
+        }
+        whole.extend_from_slice(&data);
+        let data_end = offset + data.len() as u64;
+        for piece in self.read(data_end, end - data_end).await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn begin_completing(&self, extent: Extent) -> Result<Completing<'_>, DeviceError> {
+        loop {
+            let freed = self.completed.notified();
+            {
+                let mut inner = self.inner.lock();
+                self.check_open()?;
+                if inner.state.begin_completing(extent) {
+                    return Ok(Completing { shared: self, extent });
+                }
+            }
+            freed.await;
+        }
+    }
+}
+
+/// A range whose partial blocks its holder completes: nobody else writes there meanwhile.
+struct Completing<'a> {
+    shared: &'a Shared,
+    extent: Extent,
+}
+
+impl Drop for Completing<'_> {
+    fn drop(&mut self) {
+        self.shared.inner.lock().state.end_completing(self.extent);
+        self.shared.completed.notify_waiters();
+    }
+}
+
+fn zeroes(len: u64) -> Bytes {
+    BytesMut::zeroed(len as usize).freeze()
+}

@@ -1,0 +1,211 @@
+//! Golden files: one of each object, for every version of the formats that was ever written (`docs/format.md`).
+//!
+//! They are decoded for ever, and the encoder must still yield them byte for byte: a difference is a change of format,
+//! which needs a new version number and new files beside these. `ASHLAR_BLESS_GOLDEN=1` writes the files anew.
+//!
+//! They are small, so that here every single flipped bit and every truncation can be tried.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, fails
+#![allow(clippy::disallowed_methods)] // golden files are read where they lie
+
+use std::path::PathBuf;
+
+use ashlar::codec::seal::Sealer;
+use ashlar::map::placement::Placement;
+use ashlar::map::{Content, Mapped, PAGE_BLOCKS, PageIndex, PageRef, SegmentInfo};
+use ashlar::segment::{
+    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_segment, open_frame,
+    verify_log_object,
+};
+use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
+use ashlar::volume::meta::{Meta, VolumeName};
+use ashlar::volume::root::{
+    CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
+};
+use bytes::Bytes;
+use uuid::{Uuid, uuid};
+
+const VOLUME: Uuid = uuid!("67e55044-10b1-426f-9247-bb680e5fe0c8");
+const SERVER: Uuid = uuid!("c0ffee00-0000-4000-8000-000000000001");
+const JOURNAL: Uuid = uuid!("c0ffee00-0000-4000-8000-000000000002");
+const SALT: [u8; 16] = *b"salt of a golden";
+
+fn sealer() -> Sealer {
+    Sealer::new(VOLUME)
+}
+
+/// The golden file of that name, after checking that it is what the encoder yields.
+fn golden(name: &str, encoded: Vec<u8>) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(name);
+    if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &encoded).unwrap();
+    }
+    let stored = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let difference = stored.iter().zip(&encoded).position(|(a, b)| a != b).unwrap_or(stored.len().min(encoded.len()));
+    assert!(stored == encoded, "{name}: the encoder yields other bytes from byte {difference} on: the format changed");
+    stored.into()
+}
+
+/// Every flipped bit, every truncation and one byte too many must be refused by `decode`.
+fn all_harm_is_found<T>(good: &Bytes, decode: impl Fn(&Bytes) -> Result<T, ashlar::codec::CorruptError>) {
+    assert!(decode(good).is_ok());
+    for bit in 0..good.len() * 8 {
+        let mut harmed = good.to_vec();
+        harmed[bit / 8] ^= 1 << (bit % 8);
+        assert!(decode(&harmed.into()).is_err(), "bit {} of byte {}", bit % 8, bit / 8);
+    }
+    for len in 0..good.len() {
+        assert!(decode(&good.slice(..len)).is_err(), "cut to {len} bytes");
+    }
+    let longer = [&good[..], &[0]].concat();
+    assert!(decode(&longer.into()).is_err(), "a byte more");
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    noise
+}
+
+fn block_size() -> BlockSize {
+    BlockSize::new(512).unwrap()
+}
+
+/// Blocks 10…17 of text, 18 of zeros, 19 of noise; 20…23 zero; data on both sides of a 64 KiB boundary; a far trim.
+fn changes() -> Vec<(Extent, Payload)> {
+    let text = b"ashlar: worked stone, laid in courses. ".repeat(8 * 512 / 39 + 1)[..8 * 512].to_vec();
+    let mixed = [&text[..], &[0; 512], &noise(512)].concat();
+    vec![
+        (Extent::new(10, 10), Payload::Data(mixed.into())),
+        (Extent::new(20, 4), Payload::Zero),
+        (Extent::new(127, 2), Payload::Data(vec![7; 1024].into())),
+        (Extent::new(1 << 40, 1 << 30), Payload::Hole),
+    ]
+}
+
+#[test]
+fn segment() {
+    let seq = Seq(0x1234);
+    let stamp = Stamp { epoch: Epoch(3), server: SERVER, covers: ChangeNo(70_000) };
+    let segment = encode_segment(&sealer(), seq, SALT, block_size(), &stamp, &changes()).unwrap();
+    let bytes = golden("segment", segment.object.parts.concat());
+
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+    assert_eq!((head.epoch, head.server, head.covers), (Epoch(3), SERVER, ChangeNo(70_000)));
+    assert_eq!(head.placements(seq, read.frames_at), segment.placements);
+    let extents: Vec<_> = segment.placements.iter().map(|(extent, _)| (extent.start.0, extent.count.0)).collect();
+    assert_eq!(extents, [(10, 8), (18, 1), (19, 1), (20, 4), (127, 1), (128, 1), (1 << 40, 1 << 30)]);
+    for (extent, placement) in &segment.placements {
+        let Placement::Data(Location { frame, .. }) = *placement else { continue };
+        let sealed = bytes.slice(frame.offset as usize..(frame.offset + frame.len) as usize);
+        let data = open_frame(&sealer(), &read.salt, frame, extent.count.0 as u32 * 512, &sealed).unwrap();
+        match extent.start.0 {
+            10 => assert!(data.starts_with(b"ashlar: worked stone, laid in courses. ashlar")),
+            19 => assert_eq!(data, noise(512)),
+            _ => assert_eq!(data, [7; 512][..]),
+        }
+    }
+    assert_eq!(
+        head.info(read.salt, read.frames_at),
+        SegmentInfo { salt: SALT, stored_bytes: bytes.len() as u64, blocks: 11, live_blocks: 11 }
+    );
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+fn sample_fence() -> Fence {
+    Fence {
+        epoch: Epoch(4),
+        server: SERVER,
+        server_name: "quarry.example".into(),
+        time_unix_millis: 1_700_000_000_000,
+        journal: JOURNAL,
+        window: 8,
+        continues_at: Seq(0x1240),
+        durability: Durability::Journal,
+        covers: ChangeNo(70_000),
+        displaces: true,
+    }
+}
+
+#[test]
+fn fence() {
+    let seq = Seq(0x1235);
+    let bytes = golden("fence", sample_fence().encode(&sealer(), seq, SALT).unwrap().parts.concat());
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    assert_eq!(read.object, LogObject::Fence(sample_fence()));
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+#[test]
+fn close() {
+    let seq = Seq(0x1240);
+    let close =
+        Close { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), time_unix_millis: 1_700_000_060_000 };
+    let bytes = golden("close", close.encode(&sealer(), seq, SALT).unwrap().parts.concat());
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    assert_eq!(read.object, LogObject::Close(close));
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+fn page() -> Vec<Mapped> {
+    let data = |start, count, seq, offset, len, block| {
+        let frame = FrameAddr { seq: Seq(seq), offset, len };
+        let extent = Extent::new(5 * PAGE_BLOCKS + start, count);
+        Mapped { extent, content: Content::Data(Location { frame, block }) }
+    };
+    let mut page: Vec<Mapped> = (0..20).map(|i| data(i * 16, 16, 0x1200, 400 + i as u32 * 3000, 3000, 0)).collect();
+    page.push(data(400, 3, 0x1234, 100, 2000, 5));
+    page.push(Mapped { extent: Extent::new(5 * PAGE_BLOCKS + 403, 1000), content: Content::Zero });
+    page.push(data(PAGE_BLOCKS - 1, 1, 0x1234, 90, 10, 0));
+    page
+}
+
+fn checkpoint() -> EncodedCheckpoint {
+    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
+    let old = |offset, len| PageRef { checkpoint: Seq(0x1000), offset, len };
+    let root = Root {
+        seq: Seq(0x1240),
+        covers: ChangeNo(70_001),
+        next_slot: Seq(0x1241),
+        fence: Some((Seq(0x1235), sample_fence())),
+        zeroed: vec![(PageIndex(1000), 1 << 20)],
+        segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
+        checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", page_bytes: 900 })],
+        pages: vec![(PageIndex(2), old(500, 300)), (PageIndex(5), old(100, 200)), (PageIndex(7), old(800, 100))],
+    };
+    encode_checkpoint(&sealer(), SALT, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
+}
+
+#[test]
+fn checkpoint_and_page() {
+    let seq = Seq(0x1240);
+    let encoded = checkpoint();
+    let bytes = golden("checkpoint", encoded.object.parts.concat());
+    let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    assert_eq!(root, encoded.root);
+    assert_eq!(root.fence, Some((Seq(0x1235), sample_fence())));
+    let places: Vec<_> = root.pages.iter().map(|(page, at)| (page.0, at.checkpoint.0)).collect();
+    assert_eq!(places, [(2, 0x1000), (5, 0x1240)]);
+    let (index, at) = root.pages[1];
+    let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
+    assert_eq!(open_page(&sealer(), &SALT, index, at, &sealed).unwrap(), page());
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
+}
+
+#[test]
+fn meta() {
+    let name = VolumeName::new("disk0").unwrap();
+    let meta = Meta {
+        name: name.clone(),
+        uuid: VOLUME,
+        size: 10 << 30,
+        block_size: BlockSize::default(),
+        created_unix_millis: 1_700_000_000_000,
+        deleted: false,
+    };
+    let bytes = golden("meta", meta.encode());
+    assert_eq!(Meta::decode(&name, &bytes), Ok(meta));
+    // That harm to it is found is tested where it is made: all of its bytes are plain text.
+}

@@ -1,0 +1,214 @@
+//! The handshake through the real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar::device::memory::{MemoryDevice, MemoryExports};
+use ashlar::device::{Device, ExportEntry, ExportError, Exports};
+use ashlar::nbd::Options;
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::client::{cmd, info_data, opt, option, rep, request};
+use crate::world::{SIZE, World};
+
+#[tokio::test(start_paused = true)]
+async fn go_tells_size_and_flags_and_begins_transmission() {
+    let world = World::small().await;
+    let mut client = world.connect();
+    let info = client.go("disk0").await;
+    assert_eq!((info.size, info.flags), (SIZE, 0x56d));
+    assert_eq!(client.read(0, 16).await, Ok(vec![0; 16]));
+    client.disconnect().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_h4_export_name_begins_transmission_with_or_without_zeroes() {
+    let world = World::small().await;
+    for (flags, answer) in [(3_u32, 10), (1, 134), (0, 134)] {
+        let mut client = world.connect();
+        client.bytes(18).await;
+        client.send(&flags.to_be_bytes()).await;
+        client.send(&option(opt::EXPORT_NAME, b"disk0")).await;
+        assert_eq!(client.bytes(answer).await[..8], SIZE.to_be_bytes());
+        assert_eq!(client.read(0, 16).await, Ok(vec![0; 16]));
+        client.disconnect().await;
+    }
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn o2_export_name_of_no_export_closes() {
+    let world = World::small().await;
+    let mut client = world.connect();
+    client.greet().await;
+    client.send(&option(opt::EXPORT_NAME, b"nope")).await;
+    client.expect_closed().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn h2_fault_3_an_unknown_client_flag_closes() {
+    let world = World::small().await;
+    let mut client = world.connect();
+    client.bytes(18).await;
+    client.send(&[0, 0, 0, 0x04 | 0x03]).await;
+    client.expect_closed().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn h12_requests_sent_along_with_go_are_answered() {
+    let world = World::small().await;
+    let mut client = world.connect();
+    let everything = [
+        &3_u32.to_be_bytes()[..],
+        &option(opt::EXPORT_NAME, b"disk0"),
+        &request(0, cmd::WRITE, 1, 10, 5),
+        b"hello",
+        &request(0, cmd::READ, 2, 10, 5),
+        &request(0, cmd::DISC, 3, 0, 0),
+    ];
+    client.send(&everything.concat()).await;
+    client.bytes(18 + 10).await;
+    assert_eq!(client.reply().await.cookie, 1);
+    assert_eq!(client.reply().await.cookie, 2);
+    assert_eq!(client.bytes(5).await, b"hello");
+    client.expect_closed().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn h7_fault_14_an_option_larger_than_any_buffer_is_skipped_in_step() {
+    let world = World::small().await;
+    let mut client = world.connect();
+    client.greet().await;
+    client.send(&option(0x5a5a, &vec![0x49; 3 << 20])).await;
+    assert_eq!(client.option_reply().await.reply_type, rep::ERR_UNSUP);
+    client.send(&option(opt::GO, &info_data("nope", &[]))).await;
+    let refusal = client.option_reply().await;
+    assert_eq!(refusal.reply_type, rep::ERR_UNKNOWN);
+    assert_eq!(refusal.data, b"no export named \"nope\"; see the list of exports");
+    client.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    assert_eq!(client.option_reply().await.reply_type, rep::INFO);
+    drop(client);
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn o4_abort_is_acknowledged_and_the_client_closes() {
+    let world = World::small().await;
+    for waits_for_reply in [true, false] {
+        let mut client = world.connect();
+        client.greet().await;
+        client.send(&option(opt::ABORT, &[])).await;
+        if waits_for_reply {
+            assert_eq!(client.option_reply().await.reply_type, rep::ACK);
+        }
+        drop(client);
+        world.all_gone().await;
+    }
+}
+
+/// With one place for a connection, a single leak would turn the next client away.
+#[tokio::test(start_paused = true)]
+async fn h10_a_client_may_leave_at_any_byte() {
+    let options = Options { max_connections: 1, ..Options::default() };
+    let world = World::of(options, MemoryDevice::new(SIZE)).await;
+    let all = [
+        &3_u32.to_be_bytes()[..],
+        &option(opt::LIST, &[]),
+        &option(99, b"unknown"),
+        &option(opt::GO, &info_data("disk0", &[0, 1, 2, 3])),
+    ];
+    let all = all.concat();
+    for cut in 0..=all.len() {
+        let mut client = world.connect();
+        client.send(&all[..cut]).await;
+        drop(client);
+        world.all_gone().await;
+    }
+    world.attach().await.disconnect().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn c6_a_client_that_dawdles_is_dropped() {
+    let world = World::small().await;
+    let begin = Instant::now();
+    let mut silent = world.connect();
+    silent.bytes(18).await;
+    silent.expect_closed().await;
+    assert_eq!(begin.elapsed().as_secs(), 10);
+
+    let mut dripping = world.connect();
+    dripping.greet().await;
+    let begin = Instant::now();
+    let closed = loop {
+        // One unknown option each three seconds never ends a handshake.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        if dripping.try_send(&option(99, &[])).await.is_err() {
+            break begin.elapsed();
+        }
+    };
+    assert!((9..=12).contains(&closed.as_secs()), "{closed:?}");
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn c6_too_many_options_close() {
+    let world = World::of(Options { max_options: 2, ..Options::default() }, MemoryDevice::new(SIZE)).await;
+    let mut client = world.connect();
+    client.greet().await;
+    client.send(&option(99, &[]).repeat(3)).await;
+    assert_eq!(client.option_reply().await.reply_type, rep::ERR_UNSUP);
+    assert_eq!(client.option_reply().await.reply_type, rep::ERR_UNSUP);
+    client.expect_closed().await;
+    world.all_gone().await;
+}
+
+/// Opening a volume may mean recovery; the client is not to blame.
+struct SlowToOpen(MemoryExports);
+
+#[async_trait]
+impl Exports for SlowToOpen {
+    async fn list(&self) -> Result<Vec<ExportEntry>, ExportError> {
+        self.0.list().await
+    }
+
+    async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        self.0.open(name).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_that_an_export_takes_to_open_is_not_the_clients() {
+    let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(SIZE)));
+    let world = World::new(Options::default(), SlowToOpen(exports)).await;
+    world.attach().await.disconnect().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn h11_a_handshake_during_shutdown_is_refused() {
+    let world = World::small().await;
+    let mut haggling = world.connect();
+    haggling.greet().await;
+    haggling.send(&option(99, &[])).await;
+    assert_eq!(haggling.option_reply().await.reply_type, rep::ERR_UNSUP);
+
+    let shutdown = tokio::spawn({
+        let server = world.server.clone();
+        async move { server.shutdown().await }
+    });
+    tokio::task::yield_now().await; // the shutdown has begun: one thread runs all tasks in turn
+    haggling.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    assert_eq!(haggling.option_reply().await.reply_type, rep::ERR_SHUTDOWN);
+    haggling.send(&option(opt::ABORT, &[])).await;
+    assert_eq!(haggling.option_reply().await.reply_type, rep::ACK);
+    drop(haggling);
+    shutdown.await.unwrap();
+    world.all_gone().await;
+}

@@ -1,0 +1,146 @@
+//! A server over memory, clients over in-memory pipes, and a gate that holds requests of the device up.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ashlar::device::memory::{Call, Hook, MemoryDevice, MemoryExports};
+use ashlar::device::{DeviceError, DeviceInfo, Exports};
+use ashlar::nbd::{Options, Server};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, within};
+
+pub const SIZE: u64 = 1 << 20;
+
+/// A server without listeners: clients come through pipes.
+pub struct World {
+    pub server: Arc<Server>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl World {
+    pub async fn new(options: Options, exports: impl Exports + 'static) -> World {
+        let server = Server::bind(options, vec![], Arc::new(exports)).await.unwrap();
+        World { server: Arc::new(server), tasks: Mutex::default() }
+    }
+
+    /// One export, "disk0", of [`SIZE`] bytes.
+    pub async fn small() -> World {
+        World::of(Options::default(), MemoryDevice::new(SIZE)).await
+    }
+
+    /// One export, "disk0", over that device.
+    pub async fn of(options: Options, device: MemoryDevice) -> World {
+        World::new(options, MemoryExports::new().with("disk0", "a disk", Arc::new(device))).await
+    }
+
+    /// A client that has just connected, through a pipe of that many bytes in each direction.
+    pub fn connect_by(&self, pipe: usize) -> Client {
+        let (near, far) = tokio::io::duplex(pipe);
+        let server = self.server.clone();
+        self.tasks.lock().push(tokio::spawn(async move { server.serve(far, "a test").await }));
+        Client::new(near)
+    }
+
+    pub fn connect(&self) -> Client {
+        self.connect_by(64 << 10)
+    }
+
+    /// A client in its transmission phase.
+    pub async fn attach(&self) -> Client {
+        let mut client = self.connect();
+        client.go("disk0").await;
+        client
+    }
+
+    /// All that served the clients is over: nothing leaks, nothing panicked.
+    pub async fn all_gone(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            within(task).await.expect("no connection panics");
+        }
+    }
+}
+
+pub fn read_only() -> DeviceInfo {
+    DeviceInfo { size: SIZE, block_size: 4096, read_only: true }
+}
+
+/// Holds up the calls that a test chose, until it lets them go, and keeps the list of all calls.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    held: Mutex<VecDeque<(Call, oneshot::Sender<Result<(), DeviceError>>)>>,
+    seen: Mutex<Vec<Call>>,
+    changed: Notify,
+}
+
+impl Gate {
+    /// A hook that holds up the calls for which `holds` is true.
+    pub fn hook(&self, holds: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Hook {
+        let gate = self.0.clone();
+        Arc::new(move |call| {
+            gate.seen.lock().push(call);
+            let wait = holds(&call).then(|| {
+                let (release, wait) = oneshot::channel();
+                gate.held.lock().push_back((call, release));
+                wait
+            });
+            gate.changed.notify_waiters();
+            Box::pin(async move {
+                match wait {
+                    // A gate that is gone lets everything fail.
+                    Some(wait) => wait.await.unwrap_or_else(|_| Err(DeviceError::Io("the gate is gone".to_owned()))),
+                    None => Ok(()),
+                }
+            })
+        })
+    }
+
+    /// Waits until `count` calls are held up.
+    pub async fn holds(&self, count: usize) {
+        self.until(|gate| gate.held.lock().len() >= count).await;
+    }
+
+    /// Waits until the call has been made.
+    pub async fn saw(&self, call: Call) {
+        self.until(|gate| gate.seen.lock().contains(&call)).await;
+    }
+
+    /// Lets the call that was held up longest go on, or fail.
+    pub fn release(&self, result: Result<(), DeviceError>) -> Call {
+        let (call, release) = self.0.held.lock().pop_front().expect("something is held up");
+        let _ = release.send(result);
+        call
+    }
+
+    /// Whether the work behind each call that is held up has been given up.
+    pub async fn all_given_up(&self) {
+        let held = std::mem::take(&mut *self.0.held.lock());
+        for (_, mut release) in held {
+            within(release.closed()).await;
+        }
+    }
+
+    /// All calls so far.
+    pub fn calls(&self) -> Vec<Call> {
+        self.0.seen.lock().clone()
+    }
+
+    async fn until(&self, done: impl Fn(&Shared) -> bool) {
+        let wait = async {
+            loop {
+                let changed = self.0.changed.notified();
+                if done(&self.0) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        within(wait).await;
+    }
+}

@@ -1,0 +1,7 @@
+//! What several tests of the store share.
+
+#![allow(dead_code)] // each test binary uses a part
+
+pub mod conformance;
+pub mod rotate;
+pub mod s3_server;

@@ -1,0 +1,226 @@
+//! An NBD client that does what it is told, right or wrong, for tests of the server.
+//!
+//! It shares no code with the server: the numbers stand here once more. Nothing waits for ever; what does not come
+//! within [`PATIENCE`] fails the test.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// How long anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(150);
+
+pub mod opt {
+    pub const EXPORT_NAME: u32 = 1;
+    pub const ABORT: u32 = 2;
+    pub const LIST: u32 = 3;
+    pub const GO: u32 = 7;
+}
+
+pub mod rep {
+    pub const ACK: u32 = 1;
+    pub const INFO: u32 = 3;
+    pub const ERR_UNSUP: u32 = 0x8000_0001;
+    pub const ERR_UNKNOWN: u32 = 0x8000_0006;
+    pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
+}
+
+pub mod cmd {
+    pub const READ: u16 = 0;
+    pub const WRITE: u16 = 1;
+    pub const DISC: u16 = 2;
+    pub const FLUSH: u16 = 3;
+    pub const TRIM: u16 = 4;
+    pub const CACHE: u16 = 5;
+    pub const WRITE_ZEROES: u16 = 6;
+}
+
+pub const FUA: u16 = 1;
+pub const NO_HOLE: u16 = 2;
+
+pub const EPERM: u32 = 1;
+pub const EIO: u32 = 5;
+pub const EINVAL: u32 = 22;
+pub const ENOSPC: u32 = 28;
+pub const ESHUTDOWN: u32 = 108;
+
+/// Anything that can be read and written.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// The answer to an option.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OptionReply {
+    pub option: u32,
+    pub reply_type: u32,
+    pub data: Vec<u8>,
+}
+
+/// A simple reply, without data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub error: u32,
+    pub cookie: u64,
+}
+
+/// What the server told about the export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    pub size: u64,
+    pub flags: u16,
+}
+
+/// A request as bytes.
+pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+/// An option as bytes.
+pub fn option(option: u32, data: &[u8]) -> Vec<u8> {
+    [b"IHAVEOPT", &option.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+/// The data of INFO and GO.
+pub fn info_data(name: &str, asked: &[u16]) -> Vec<u8> {
+    let asked_bytes: Vec<u8> = asked.iter().flat_map(|info| info.to_be_bytes()).collect();
+    let count = (asked.len() as u16).to_be_bytes();
+    [&(name.len() as u32).to_be_bytes(), name.as_bytes(), &count, &asked_bytes].concat()
+}
+
+pub struct Client {
+    stream: Box<dyn Stream>,
+}
+
+impl Client {
+    pub fn new(stream: impl Stream + 'static) -> Client {
+        Client { stream: Box::new(stream) }
+    }
+
+    /// A client that only sends, and one that only receives, on the same connection.
+    pub fn split(self) -> (Client, Client) {
+        let (read, write) = tokio::io::split(self.stream);
+        (Client::new(tokio::io::join(tokio::io::empty(), write)), Client::new(tokio::io::join(read, tokio::io::sink())))
+    }
+
+    /// Through the greeting and the flags.
+    pub async fn greet(&mut self) {
+        assert_eq!(self.bytes(18).await, b"NBDMAGICIHAVEOPT\0\x03");
+        self.send(&3_u32.to_be_bytes()).await;
+    }
+
+    /// Through the whole handshake with GO.
+    pub async fn go(&mut self, name: &str) -> ExportInfo {
+        self.greet().await;
+        self.send(&option(opt::GO, &info_data(name, &[]))).await;
+        let mut info = None;
+        loop {
+            let reply = self.option_reply().await;
+            match (reply.reply_type, &reply.data[..]) {
+                (rep::INFO, [0, 0, rest @ ..]) => {
+                    let (size, flags) = rest.split_first_chunk().unwrap();
+                    info = Some(ExportInfo {
+                        size: u64::from_be_bytes(*size),
+                        flags: u16::from_be_bytes(flags.try_into().unwrap()),
+                    });
+                }
+                (rep::INFO, _) => {}
+                (rep::ACK, []) => return info.expect("INFO_EXPORT comes before the ACK"),
+                _ => panic!("GO was answered with {reply:x?}"),
+            }
+        }
+    }
+
+    pub async fn option_reply(&mut self) -> OptionReply {
+        let head = self.bytes(20).await;
+        assert_eq!(head[..8], 0x0003_e889_0455_65a9_u64.to_be_bytes());
+        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+        OptionReply { option: word(8), reply_type: word(12), data: self.bytes(word(16) as usize).await }
+    }
+
+    pub async fn reply(&mut self) -> Reply {
+        let head = self.bytes(16).await;
+        assert_eq!(head[..4], 0x6744_6698_u32.to_be_bytes(), "a simple reply");
+        Reply {
+            error: u32::from_be_bytes(head[4..8].try_into().unwrap()),
+            cookie: u64::from_be_bytes(head[8..].try_into().unwrap()),
+        }
+    }
+
+    /// Sends a request without payload, and expects its reply to be the next; returns the error.
+    pub async fn call(&mut self, flags: u16, command: u16, offset: u64, len: u32) -> u32 {
+        let cookie = 0xc0de_0000_0000_0000 | u64::from(len);
+        self.send(&request(flags, command, cookie, offset, len)).await;
+        let reply = self.reply().await;
+        assert_eq!(reply.cookie, cookie);
+        reply.error
+    }
+
+    pub async fn write(&mut self, flags: u16, offset: u64, data: &[u8]) -> u32 {
+        self.send(&request(flags, cmd::WRITE, 0x77, offset, data.len() as u32)).await;
+        self.send(data).await;
+        let reply = self.reply().await;
+        assert_eq!(reply.cookie, 0x77);
+        reply.error
+    }
+
+    pub async fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+        match self.call(0, cmd::READ, offset, len).await {
+            0 => Ok(self.bytes(len as usize).await),
+            error => Err(error),
+        }
+    }
+
+    /// Says DISC, and expects the server to close without a word.
+    pub async fn disconnect(mut self) {
+        self.send(&request(0, cmd::DISC, 0, 0, 0)).await;
+        self.expect_closed().await;
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) {
+        within(self.stream.write_all(bytes)).await.expect("the server reads");
+    }
+
+    /// Sends what the server might not want to read to the end; it may wait for ever.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// The next `len` bytes.
+    pub async fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        within(self.stream.read_exact(&mut bytes)).await.expect("the server sends more");
+        bytes
+    }
+
+    /// The server closes, and sends nothing before.
+    pub async fn expect_closed(&mut self) {
+        let mut rest = Vec::new();
+        match within(self.stream.read_to_end(&mut rest)).await {
+            Ok(_) => assert_eq!(rest, b"", "nothing before the end"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+
+    /// Whatever the server sends until it closes.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = within(self.stream.read_to_end(&mut rest)).await;
+        rest
+    }
+
+    /// Closes its sending half only.
+    pub async fn finish_sending(&mut self) {
+        within(self.stream.shutdown()).await.expect("the stream can be closed");
+    }
+}
+
+/// Fails the test if it takes too long.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}

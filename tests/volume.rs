@@ -1,0 +1,327 @@
+//! The volume over a memory store and a disk in memory: what it promises, one behaviour a test. Faults and crashes at
+//! every step are the simulation's business (`tests/sim.rs`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use ashlar::cache::{self, BlockCache};
+use ashlar::device::{Device, Pieces};
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::{Store, list_all};
+use ashlar::units::BlockSize;
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName};
+use bytes::Bytes;
+
+const SIZE: u64 = 64 << 20;
+
+struct World {
+    store: Arc<dyn Store>,
+    disk: Arc<CrashDisk>,
+    random: Random,
+    name: VolumeName,
+    options: Options,
+}
+
+impl World {
+    async fn new() -> World {
+        World::of_size(SIZE).await
+    }
+
+    async fn of_size(size: u64) -> World {
+        let random = Random::seeded(7);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let name = VolumeName::new("v").unwrap();
+        let options = CreateOptions { size, block_size: BlockSize::default() };
+        volume::create(&*store, &random, &Clock::System, &name, options).await.unwrap();
+        let disk = Arc::new(CrashDisk::new(7));
+        World { store, disk, random, name, options: Options { segment_size: 256 << 10, ..Options::default() } }
+    }
+
+    fn outside(&self) -> Outside {
+        Outside {
+            store: self.store.clone(),
+            disk: self.disk.clone() as Arc<dyn Disk>,
+            cache: Arc::new(BlockCache::new(&cache::Options::default())),
+            clock: Clock::System,
+            random: self.random.clone(),
+            workers: Workers::Inline,
+            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+        }
+    }
+
+    async fn open(&self) -> Arc<Volume> {
+        self.try_open(OpenFlags::default()).await.unwrap()
+    }
+
+    async fn try_open(&self, flags: OpenFlags) -> Result<Arc<Volume>, volume::VolumeError> {
+        Volume::open(self.outside(), &self.name, self.options.clone(), journal::Options::default(), flags).await
+    }
+
+    /// After the volume was dropped or closed: it holds together, every frame of it.
+    async fn check(&self) {
+        let report = ashlar::check::check(&self.store, &self.name, true, &|_, _| {}).await.unwrap();
+        assert!(report.is_clean(), "{:#?}", report.problems);
+    }
+
+    async fn objects(&self, prefix: &str) -> usize {
+        list_all(&*self.store, &format!("v/{prefix}")).await.unwrap().len()
+    }
+}
+
+fn pattern(seed: u64, len: usize) -> Bytes {
+    (0..len as u64).map(|i| (i.wrapping_mul(seed * 2 + 1) >> 3) as u8 | 1).collect::<Vec<_>>().into()
+}
+
+fn joined(pieces: Pieces) -> Vec<u8> {
+    pieces.concat()
+}
+
+async fn read(volume: &Volume, offset: u64, len: u32) -> Vec<u8> {
+    joined(volume.read(offset, len).await.unwrap())
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_back_before_and_after_commit_and_reopening() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    let data = pattern(3, 1 << 20);
+    volume.write(8192, data.clone(), false).await.unwrap();
+    assert_eq!(read(&volume, 8192, 1 << 20).await, data);
+    volume.flush().await.unwrap();
+    assert_eq!(read(&volume, 8192, 1 << 20).await, data);
+    assert_eq!(read(&volume, 0, 8192).await, vec![0; 8192]);
+    volume.close().await.unwrap();
+    let volume = world.open().await;
+    assert_eq!(read(&volume, 8192 + 100, 5000).await, data[100..5100]);
+    assert_eq!(read(&volume, SIZE - 10, 10).await, vec![0; 10]);
+    drop(volume);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn unaligned_writes_change_exactly_their_bytes() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    let mut model = vec![0u8; 64 << 10];
+    for (i, (at, len)) in
+        [(1, 1), (511, 2), (4095, 2), (4096, 4096), (100, 9000), (8191, 1), (20_000, 30_000)].into_iter().enumerate()
+    {
+        let data = pattern(i as u64 + 1, len);
+        volume.write(at as u64, data.clone(), i % 2 == 0).await.unwrap();
+        model[at..at + len].copy_from_slice(&data);
+        assert_eq!(read(&volume, 0, model.len() as u32).await, model, "after write {i}");
+    }
+    volume.write_zeroes(5000, 7000, false, false).await.unwrap();
+    model[5000..12_000].fill(0);
+    volume.trim(4097, 8191, false).await.unwrap();
+    model[8192..12_288].fill(0);
+    volume.write_zeroes(33_000, 10, true, true).await.unwrap();
+    model[33_000..33_010].fill(0);
+    assert_eq!(read(&volume, 0, model.len() as u32).await, model);
+}
+
+#[tokio::test]
+async fn two_writers_into_one_block_lose_nothing() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    let writers = (0..64u64).map(|i| {
+        let volume = volume.clone();
+        tokio::spawn(async move { volume.write(i * 64, Bytes::from(vec![i as u8 + 1; 64]), false).await.unwrap() })
+    });
+    futures::future::join_all(writers).await;
+    let expected: Vec<u8> = (0..64u8).flat_map(|i| [i + 1; 64]).collect();
+    assert_eq!(read(&volume, 0, 4096).await, expected);
+}
+
+#[tokio::test]
+async fn a_killed_server_loses_no_acknowledged_write() {
+    let world = World::new().await;
+    let data = pattern(5, 300_000);
+    {
+        let volume = world.open().await;
+        volume.write(12_345, data.clone(), false).await.unwrap();
+        volume.trim(16_384, 4096, false).await.unwrap();
+    }
+    world.check().await;
+    let volume = world.open().await;
+    let mut expected = data.to_vec();
+    expected[16_384 - 12_345..20_480 - 12_345].fill(0);
+    assert_eq!(read(&volume, 12_345, 300_000).await, expected);
+    volume.close().await.unwrap();
+    assert!(world.disk.list("").await.unwrap().is_empty(), "a clean stop leaves no journal");
+}
+
+#[tokio::test]
+async fn a_killed_server_that_comes_back_and_has_nothing_to_do_closes_cleanly() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    drop(volume);
+    // Its checkpoint covers the fence, and names the slots after it that the fence voided.
+    world.open().await.close().await.unwrap();
+    world.check().await;
+    let volume = world.open().await;
+    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_trimmed_whole_ends_with_no_segments() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    for i in 0..20 {
+        volume.write(i * (1 << 20), pattern(i, 1 << 20), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    assert!(world.objects("segments/").await >= 20);
+    volume.trim(0, SIZE, false).await.unwrap();
+    volume.close().await.unwrap();
+    let volume = world.open().await;
+    volume.flush().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(120)).await;
+    assert_eq!(world.objects("segments/").await, 0, "idle, checkpointed, nothing live");
+    assert_eq!(world.objects("checkpoints/").await, 1);
+}
+
+#[tokio::test]
+async fn sixteen_tebibytes_open_trim_and_close_at_once() {
+    let world = World::of_size(16 << 40).await;
+    let volume = world.open().await;
+    volume.trim(0, 16 << 40, false).await.unwrap();
+    volume.write_zeroes(0, 16 << 40, true, false).await.unwrap();
+    volume.write(5 << 40, pattern(1, 4096), false).await.unwrap();
+    volume.flush().await.unwrap();
+    assert_eq!(read(&volume, (5 << 40) - 10, 20).await[10..], pattern(1, 4096)[..10]);
+    volume.trim(4096, (16 << 40) - 4096, true).await.unwrap();
+    assert_eq!(read(&volume, 5 << 40, 4096).await, vec![0; 4096]);
+    volume.close().await.unwrap();
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_volume_that_another_server_has_is_refused_and_the_displaced_one_can_write_no_more() {
+    let mut world = World::new().await;
+    let first = world.open().await;
+    first.write(0, pattern(1, 4096), true).await.unwrap();
+    let first_disk = std::mem::replace(&mut world.disk, Arc::new(CrashDisk::new(9)));
+    let refused = world.try_open(OpenFlags::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("was opened by server one"), "{refused}");
+    assert!(refused.to_string().contains("--takeover"), "{refused}");
+    let takeover = OpenFlags { takeover: true, ..OpenFlags::default() };
+    let second = world.try_open(takeover).await.unwrap();
+    assert_eq!(read(&second, 0, 4096).await, pattern(1, 4096));
+    second.write(0, pattern(2, 4096), true).await.unwrap();
+    let error = first.write(0, pattern(3, 4096), true).await.unwrap_err();
+    assert!(error.to_string().contains("was taken over by server one"), "{error}");
+    assert!(first.flush().await.is_err());
+    assert_eq!(read(&second, 0, 4096).await, pattern(2, 4096));
+    second.close().await.unwrap();
+    world.check().await;
+    drop(first);
+    // Back on the first host: its journal holds a write that was never committed and must not come back.
+    world.disk = first_disk;
+    let refused = world.try_open(OpenFlags::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("--drop-journal"), "{refused}");
+    let drop_journal = OpenFlags { drop_journal: true, ..OpenFlags::default() };
+    let third = world.try_open(drop_journal).await.unwrap();
+    assert_eq!(read(&third, 0, 4096).await, pattern(2, 4096));
+}
+
+#[tokio::test]
+async fn writers_wait_at_the_bound_on_dirty_bytes_and_get_no_error() {
+    let mut world = World::new().await;
+    world.options.dirty_bytes = 1 << 20;
+    let volume = world.open().await;
+    for i in 0..32 {
+        volume.write(i << 20, pattern(i, 1 << 20), false).await.unwrap();
+        assert!(volume.status().dirty_bytes <= 1 << 20);
+    }
+    assert_eq!(read(&volume, 31 << 20, 1 << 20).await, pattern(31, 1 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_volume_makes_no_request() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 1 << 20), false).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    let objects = world.objects("").await;
+    let checkpoints = world.objects("checkpoints/").await;
+    tokio::time::sleep(std::time::Duration::from_secs(86_400)).await;
+    assert_eq!((world.objects("").await, world.objects("checkpoints/").await), (objects, checkpoints));
+    assert_eq!(volume.status().dirty_bytes, 0);
+}
+
+#[tokio::test]
+async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
+    let mut world = World::new().await;
+    let memory = Arc::new(MemoryStore::default());
+    for (key, body) in copy(&*world.store).await {
+        memory.put(&key, vec![body]).await.unwrap();
+    }
+    world.store = memory.clone();
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 128 << 10), false).await.unwrap();
+    volume.flush().await.unwrap();
+    let segment =
+        list_all(&*world.store, "v/segments/").await.unwrap().into_iter().max_by_key(|entry| entry.size).unwrap();
+    let mut body = world.store.get(&segment.key).await.unwrap().to_vec();
+    let last = body.len() - 1;
+    body[last] ^= 1;
+    memory.replace(&segment.key, body.into());
+    assert_eq!(read(&volume, 0, 64 << 10).await, pattern(1, 128 << 10)[..64 << 10], "the other frame is unharmed");
+    let error = volume.read(64 << 10, 4096).await.unwrap_err().to_string();
+    assert!(error.contains(segment.key.as_str()) && error.contains("its tag does not match"), "{error}");
+    volume.close().await.unwrap();
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    assert!(report.is_clean(), "without reading data nothing is found");
+    let report = ashlar::check::check(&world.store, &world.name, true, &|_, _| {}).await.unwrap();
+    assert_eq!(report.problems.len(), 1);
+    assert_eq!(report.problems[0].object, segment.key.to_string());
+
+    memory.remove(&segment.key);
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    assert_eq!(report.problems[0].what, "it is missing, and the map needs it");
+}
+
+#[tokio::test]
+async fn a_corrupt_checkpoint_is_refused_by_name() {
+    let world = World::new().await;
+    let memory = Arc::new(MemoryStore::default());
+    world.open().await.close().await.unwrap();
+    let all = copy(&*world.store).await;
+    let root = all
+        .iter()
+        .filter(|(key, _)| key.as_str().contains("checkpoints"))
+        .max_by_key(|(key, _)| key.clone())
+        .unwrap()
+        .0
+        .clone();
+    for (key, mut body) in all {
+        if key == root {
+            let mut bytes = body.to_vec();
+            bytes[60] ^= 4;
+            body = bytes.into();
+        }
+        memory.put(&key, vec![body]).await.unwrap();
+    }
+    let world = World { store: memory, ..world };
+    let error = world.try_open(OpenFlags::default()).await.unwrap_err().to_string();
+    let expected = format!(
+        "object {root} is corrupt: its tag does not match: bytes changed, or it was moved here from another place or volume; \
+         `ashlar check` reads the whole volume and names every damaged object"
+    );
+    assert_eq!(error, expected);
+}
+
+async fn copy(store: &dyn Store) -> Vec<(ashlar::store::Key, Bytes)> {
+    let mut all = Vec::new();
+    for entry in list_all(store, "").await.unwrap() {
+        all.push((entry.key.clone(), store.get(&entry.key).await.unwrap()));
+    }
+    all
+}
