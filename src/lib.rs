@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod units;
+pub mod human;
 pub mod change;
 pub mod device;
 pub mod nbd;

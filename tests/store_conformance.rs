@@ -3,6 +3,8 @@
 //! With `ASHLAR_TEST_S3_ENDPOINT`, `…_BUCKET`, `…_ACCESS` and `…_SECRET` set, the cases of `external_s3` run against
 //! that server (`scripts/s3/conformance` starts one); without, they run against the server in this process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
 mod support;
 
 use std::collections::HashMap;
@@ -117,7 +119,7 @@ mod tower {
     use super::*;
 
     async fn make() -> Subject {
-        let (root, store) = file_store(Workers::Inline).await;
+        let (root, store) = file_store(Workers::Threads).await;
         let opened = stack(Arc::new(store), &StoreOptions::default(), &Random::system());
         Subject { store: opened.store, keep: Box::new(root), rounds: 20 }
     }

@@ -17,6 +17,7 @@ pub mod flight;
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Bytes of opened frames in memory, for all volumes of the server together.
+    #[serde(with = "crate::human::bytes")]
     pub memory: u64,
 }
 

@@ -1,1 +1,134 @@
-//! To come.
+//! The command line: one file for each command, and what they share.
+//!
+//! A command reads the configuration ([`crate::config`]), opens what it needs from the outside, does one thing and ends
+//! with an exit code that a script can rely on ([`failure`]). Results go to standard output, as text or, with `--json`,
+//! as one JSON document; everything else (the log, bars, questions) goes to standard error.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use indicatif::MultiProgress;
+use tokio::runtime::{self, Runtime};
+
+use crate::config::{self, Effective, Flag, Inputs};
+
+mod serve;
+mod start;
+mod exports;
+mod store_volumes;
+mod attach;
+mod drain;
+mod create;
+mod list;
+mod info;
+mod check;
+mod delete;
+mod config_command;
+mod outside;
+mod output;
+mod logging;
+mod failure;
+
+use failure::{Failure, Outcome};
+
+/// Runs the command that the arguments name, and returns the exit code.
+pub fn run() -> ExitCode {
+    // clap prints usage errors by itself and exits with 2.
+    let cli = Cli::parse();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Block devices out of object storage.
+///
+/// ashlar keeps volumes in a directory or a bucket and serves them as disks over NBD, the Linux kernel's network block
+/// device. Begin with `ashlar serve`: it makes a first volume and prints the command that attaches it.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    /// Read this configuration file instead of ./ashlar.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Where the volumes live: file://PATH, s3://BUCKET/PREFIX or memory:// [key: store.url]
+    #[arg(long, global = true, value_name = "URL")]
+    store: Option<String>,
+
+    /// Directory for this server's identity and journals [key: state]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Configuration: built-in defaults < ashlar.toml < ASHLAR_* environment < flags. `ashlar config` prints what is in effect.
+
+Exit codes:
+  0    done; for check: no damage
+  1    failed; for serve: also when data could not be brought into the store before the end
+  2    wrong usage or configuration
+  3    check found damage
+  130  serve was told twice to stop and left at once; the journal keeps what is not in the store
+
+Examples:
+  ashlar serve
+  ashlar create db --size 100G --store s3://my-bucket/disks
+  ashlar serve db --store s3://my-bucket/disks
+  ashlar check db --data";
+
+/// The commands, in the order of the help.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Create(create::Args),
+    List(list::Args),
+    Info(info::Args),
+    Check(check::Args),
+    Delete(delete::Args),
+    Config(config_command::Args),
+}
+
+impl Cli {
+    fn run(self) -> Outcome {
+        let flags = self.flags();
+        let config = effective(self.config, flags)?;
+        let bars = MultiProgress::new();
+        logging::start(&config, &bars)?;
+        match self.command {
+            Command::Serve(args) => serve::run(&args, &config, &bars),
+            Command::Create(args) => create::run(&args, &config),
+            Command::List(args) => list::run(&args, &config),
+            Command::Info(args) => info::run(&args, &config),
+            Command::Check(args) => check::run(&args, &config, &bars),
+            Command::Delete(args) => delete::run(&args, &config),
+            Command::Config(args) => config_command::run(&args, &config),
+        }
+    }
+
+    /// The flags that set a key of the configuration.
+    fn flags(&self) -> Vec<Flag> {
+        let common = [("--store", "store.url", &self.store), ("--state", "state", &self.state)];
+        let common =
+            common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
+        let own = match &self.command {
+            Command::Serve(args) => args.flags(),
+            _ => Vec::new(),
+        };
+        common.chain(own).collect()
+    }
+}
+
+/// Where commands run.
+fn runtime() -> Result<Runtime, Failure> {
+    runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)
+}
+
+fn effective(file: Option<PathBuf>, flags: Vec<Flag>) -> Result<Effective, Failure> {
+    let environment = std::env::vars_os().collect();
+    Ok(config::load(Inputs { file, environment, flags })?)
+}

@@ -59,6 +59,7 @@ use writer::Writer;
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// A file of this many bytes is full and the next one is begun; at least one record goes into each file.
+    #[serde(with = "crate::human::bytes")]
     pub file_bytes: u64,
 }
 

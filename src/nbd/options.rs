@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::human;
+
 /// Limits of an NBD server; the defaults suit a host with a few hundred MiB to spare.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -14,6 +16,7 @@ pub struct Options {
 
     /// How long a client may keep the server waiting in the whole handshake before it is dropped. Time that the
     /// server itself takes to open an export does not count. At least 1 ms.
+    #[serde(with = "human::duration")]
     pub handshake_timeout: Duration,
 
     /// Options that a client may send in one handshake before it is dropped. Tools that list exports send a few for
@@ -22,10 +25,12 @@ pub struct Options {
 
     /// Bytes of data of one option that are looked at; a longer one is skipped and refused. From 8 KiB, so that the
     /// longest export name fits, to 16 MiB.
+    #[serde(with = "human::bytes")]
     pub max_option_bytes: u32,
 
     /// Bytes that a client may send in one handshake, skipped data included, before it is dropped. At least
     /// `max_option_bytes`.
+    #[serde(with = "human::bytes")]
     pub max_handshake_bytes: u64,
 
     /// Whether clients may list the exports (NBD_OPT_LIST); if not, they must know the name.
@@ -33,12 +38,14 @@ pub struct Options {
 
     /// Bytes that one READ or WRITE may move; a larger one is refused. From 1 MiB to 1 GiB. Clients that do not ask
     /// take 32 MiB for granted.
+    #[serde(with = "human::bytes")]
     pub max_payload: u32,
 
     /// Requests of one connection that may be in flight: taken from the socket and not yet answered. At least 1.
     pub requests_in_flight: usize,
 
     /// Bytes of payload and read data that one connection may have in flight. At least `max_payload`.
+    #[serde(with = "human::bytes")]
     pub bytes_in_flight: usize,
 
     /// Requests of all connections together that may be in flight. At least 1.
@@ -47,13 +54,16 @@ pub struct Options {
     /// Bytes of payload and read data that all connections together may have in flight. At least `max_payload`.
     /// Beyond it each connection may still have one request of at most 1 MiB, so that clients which do not fetch
     /// their replies cannot hold up the others.
+    #[serde(with = "human::bytes")]
     pub total_bytes_in_flight: usize,
 
     /// How long a client that other clients wait for may leave a request half sent, or a reply half fetched, before
     /// it is dropped. At least 1 ms.
+    #[serde(with = "human::duration")]
     pub stall_timeout: Duration,
 
     /// How long a shutdown waits for requests in flight before it closes their connections. At least 1 ms.
+    #[serde(with = "human::duration")]
     pub shutdown_timeout: Duration,
 }
 
@@ -80,7 +90,7 @@ impl Default for Options {
 /// More than this would overflow the counters that keep the bounds.
 const COUNT_MAX: usize = 1 << 30;
 /// More than this would overflow the counters that keep the bounds; also the most that a 32-bit size allows.
-const BYTES_MAX: usize = (usize::MAX >> 4) & !0xfff;
+const BYTES_MAX: usize = (usize::MAX >> 5) + 1;
 /// Beyond this a timer would not be a limit; it also keeps sums of times in range.
 const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -91,14 +101,14 @@ impl Options {
         within("max_connections", self.max_connections, 1, COUNT_MAX)?;
         lasting("handshake_timeout", self.handshake_timeout)?;
         within("max_options", self.max_options as usize, 1, COUNT_MAX)?;
-        within("max_option_bytes", self.max_option_bytes as usize, 8 << 10, 16 << 20)?;
+        sized("max_option_bytes", self.max_option_bytes as usize, 8 << 10, 16 << 20)?;
         let handshake_bytes = usize::try_from(self.max_handshake_bytes).unwrap_or(usize::MAX);
-        within("max_handshake_bytes", handshake_bytes, self.max_option_bytes as usize, BYTES_MAX)?;
-        within("max_payload", payload, 1 << 20, 1 << 30)?;
+        sized("max_handshake_bytes", handshake_bytes, self.max_option_bytes as usize, BYTES_MAX)?;
+        sized("max_payload", payload, 1 << 20, 1 << 30)?;
         within("requests_in_flight", self.requests_in_flight, 1, COUNT_MAX)?;
-        within("bytes_in_flight", self.bytes_in_flight, payload, BYTES_MAX)?;
+        sized("bytes_in_flight", self.bytes_in_flight, payload, BYTES_MAX)?;
         within("total_requests_in_flight", self.total_requests_in_flight, 1, COUNT_MAX)?;
-        within("total_bytes_in_flight", self.total_bytes_in_flight, payload, BYTES_MAX)?;
+        sized("total_bytes_in_flight", self.total_bytes_in_flight, payload, BYTES_MAX)?;
         lasting("stall_timeout", self.stall_timeout)?;
         lasting("shutdown_timeout", self.shutdown_timeout)
     }
@@ -111,27 +121,34 @@ pub struct BadOptions {
     /// The name of the option.
     pub key: &'static str,
     value: String,
-    min: String,
-    max: String,
+    /// The least that is accepted.
+    pub min: String,
+    /// The most that is accepted.
+    pub max: String,
 }
 
 fn within(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), BadOptions> {
-    match (min..=max).contains(&value) {
-        true => Ok(()),
-        false => Err(BadOptions { key, value: value.to_string(), min: min.to_string(), max: max.to_string() }),
-    }
+    bounded(key, value, min, max, |count| count.to_string())
+}
+
+fn sized(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), BadOptions> {
+    bounded(key, value, min, max, |bytes| human::exact_bytes(bytes as u64))
 }
 
 fn lasting(key: &'static str, value: Duration) -> Result<(), BadOptions> {
-    let (min, text) = (Duration::from_millis(1), humantime::format_duration);
-    match (min..=DURATION_MAX).contains(&value) {
+    bounded(key, value, Duration::from_millis(1), DURATION_MAX, human::exact_duration)
+}
+
+fn bounded<T: Copy + PartialOrd>(
+    key: &'static str,
+    value: T,
+    min: T,
+    max: T,
+    text: fn(T) -> String,
+) -> Result<(), BadOptions> {
+    match (min..=max).contains(&value) {
         true => Ok(()),
-        false => Err(BadOptions {
-            key,
-            value: text(value).to_string(),
-            min: text(min).to_string(),
-            max: text(DURATION_MAX).to_string(),
-        }),
+        false => Err(BadOptions { key, value: text(value), min: text(min), max: text(max) }),
     }
 }
 
@@ -149,7 +166,7 @@ mod tests {
         let options = Options { bytes_in_flight: 4096, ..Options::default() };
         assert_eq!(
             options.check().unwrap_err().to_string(),
-            format!("nbd.bytes_in_flight = 4096 is out of bounds; accepted is 33554432 to {BYTES_MAX}")
+            "nbd.bytes_in_flight = 4 KiB is out of bounds; accepted is 32 MiB to 512 PiB"
         );
         let options = Options { stall_timeout: Duration::ZERO, ..Options::default() };
         assert_eq!(

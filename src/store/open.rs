@@ -58,6 +58,13 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// Checks the URL, without going there.
+    pub fn check_url(&self) -> Result<()> {
+        Address::parse(&self.url).map(|_| ())
+    }
+}
+
 /// What a store needs of the outside (rule R14).
 #[derive(Clone, Debug)]
 pub struct Outside {

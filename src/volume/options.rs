@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::human::{self, exact_bytes};
 use crate::segment::Durability;
 use crate::units::BlockSize;
 use crate::volume::error::VolumeError;
@@ -15,26 +16,35 @@ pub struct Options {
     /// What a successful FLUSH promises: in the store, or on this host's disk.
     pub durability: Durability,
     /// Bytes of data at which a batch of changes is sealed into a segment.
+    #[serde(with = "human::bytes")]
     pub segment_size: u64,
     /// The longest that an acknowledged change waits before it is uploaded.
+    #[serde(with = "human::duration")]
     pub writeback_delay: Duration,
     /// Bytes of acknowledged changes that are not yet in the store; at the bound, writers wait.
+    #[serde(with = "human::bytes")]
     pub dirty_bytes: u64,
     /// Segments that may be under way to the store at once (the window W of the design).
     pub upload_window: u32,
     /// Bytes of map pages in memory; beyond it, clean pages leave and are read again when needed.
+    #[serde(with = "human::bytes")]
     pub map_memory: u64,
     /// Bytes of segments after which the map is checkpointed: bounds what opening has to read.
+    #[serde(with = "human::bytes")]
     pub checkpoint_bytes: u64,
     /// The longest that changes in the store wait for a checkpoint; dead objects are deleted after it.
+    #[serde(with = "human::duration")]
     pub checkpoint_interval: Duration,
     /// Requests of reads to the store that one volume has under way at once.
     pub read_parallel: u32,
     /// Frames of one segment that lie at most this many bytes apart are read in one request.
+    #[serde(with = "human::bytes")]
     pub read_gap: u64,
     /// The most bytes that one request reads.
+    #[serde(with = "human::bytes")]
     pub read_max: u64,
     /// The longest pause between two tries of an upload that fails; it is tried for ever.
+    #[serde(with = "human::duration")]
     pub retry_pause_max: Duration,
 }
 
@@ -59,29 +69,38 @@ impl Default for Options {
 
 impl Options {
     /// Refuses values that no volume could work with.
-    pub fn check(&self) -> Result<(), VolumeError> {
-        let refuse = |sentence: String| Err(VolumeError::Invalid(sentence));
-        let largest_block = u64::from(BlockSize::MAX);
-        if self.segment_size < largest_block || self.segment_size > SEGMENT_SIZE_MAX {
-            return refuse(format!(
-                "volume.segment_size is {}; it must lie between {largest_block} and {SEGMENT_SIZE_MAX} bytes",
-                self.segment_size
-            ));
+    pub fn check(&self) -> Result<(), BadOption> {
+        let (segment_min, dirty_min) = (u64::from(BlockSize::MAX), 8 * u64::from(BlockSize::MAX));
+        let refuse = |key, accepted| Err(BadOption { key, accepted });
+        if !(segment_min..=SEGMENT_SIZE_MAX).contains(&self.segment_size) {
+            return refuse(
+                "segment_size",
+                format!("{} to {}", exact_bytes(segment_min), exact_bytes(SEGMENT_SIZE_MAX)),
+            );
         }
-        if self.dirty_bytes < 8 * largest_block {
-            return refuse(format!(
-                "volume.dirty_bytes is {}; it must be at least {}",
-                self.dirty_bytes,
-                8 * largest_block
-            ));
+        if self.dirty_bytes < dirty_min {
+            return refuse("dirty_bytes", format!("{} or more", exact_bytes(dirty_min)));
         }
-        if self.upload_window == 0 || self.upload_window > UPLOAD_WINDOW_MAX {
-            return refuse(format!(
-                "volume.upload_window is {}; it must lie between 1 and {UPLOAD_WINDOW_MAX}",
-                self.upload_window
-            ));
+        if !(1..=UPLOAD_WINDOW_MAX).contains(&self.upload_window) {
+            return refuse("upload_window", format!("1 to {UPLOAD_WINDOW_MAX}"));
         }
         Ok(())
+    }
+}
+
+/// An option out of its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("volume.{key} is out of bounds; accepted is {accepted}")]
+pub struct BadOption {
+    /// The name of the option.
+    pub key: &'static str,
+    /// Its bounds.
+    pub accepted: String,
+}
+
+impl From<BadOption> for VolumeError {
+    fn from(error: BadOption) -> VolumeError {
+        VolumeError::Invalid(error.to_string())
     }
 }
 

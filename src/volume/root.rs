@@ -162,7 +162,11 @@ fn check(root: &Root) -> Result<(), &'static str> {
     ensure(root.next_slot > root.seq, "its next slot is not after it")?;
     ensure(root.segments.is_sorted_by(|a, b| a.0 < b.0), "its segments are out of order")?;
     ensure(root.segments.iter().all(|(_, info)| info.live_blocks <= info.blocks), "a segment lives more than it has")?;
-    ensure(root.segments.last().is_none_or(|(last, _)| *last <= root.seq), "it names a segment after itself")?;
+    // Between `seq` and `next_slot` lie the void slots of a fence that nothing has followed yet: strays to be swept.
+    ensure(
+        root.segments.last().is_none_or(|(last, _)| *last < root.next_slot),
+        "it names a segment beyond its next slot",
+    )?;
     ensure(root.checkpoints.is_sorted_by(|a, b| a.0 < b.0), "its checkpoints are out of order")?;
     ensure(root.checkpoints.last().is_none_or(|(last, _)| *last <= root.seq), "it names a checkpoint after itself")?;
     ensure(root.pages.is_sorted_by(|a, b| a.0 < b.0), "its pages are out of order")?;
@@ -518,7 +522,7 @@ mod tests {
         refused("its next slot is not after it", &|root| root.next_slot = Seq(20));
         refused("its segments are out of order", &|root| root.segments.swap(0, 1));
         refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
-        refused("it names a segment after itself", &|root| root.segments[2].0 = Seq(21));
+        refused("it names a segment beyond its next slot", &|root| root.segments[2].0 = Seq(30));
         refused("a page is in a checkpoint that is not listed", &|root| root.pages = vec![page_at(5, 100)]);
         refused("a page has a length that cannot be", &|root| {
             root.pages = vec![page_at(5, 20)];

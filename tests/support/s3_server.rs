@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::*;
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -62,6 +62,8 @@ pub enum Misanswer {
     Error(u16, &'static str),
     /// As a proxy would: a status and a page.
     Page(u16),
+    /// Success, with this body.
+    Xml(&'static str),
     /// Does what was asked, and answers with an error all the same.
     ErrorAfter(u16, &'static str),
     /// Never answers.
@@ -91,7 +93,7 @@ impl S3Server {
         let behaviour: Arc<Mutex<Behaviour>> = Arc::default();
         let objects = Bucket { name: bucket.to_owned(), store, behaviour: behaviour.clone() };
         let mut builder = S3ServiceBuilder::new(objects);
-        builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        builder.set_auth(OneKey { access: access_key.to_owned(), secret: SecretKey::from(secret_key) });
         // Requests to `BUCKET.localhost:PORT` are of the virtual-host style, those to the address of the path style.
         builder.set_host(SingleDomain::new(&format!("localhost:{}", address.port())).unwrap());
         let accepting = tokio::spawn(accept(listener, builder.build(), behaviour.clone()));
@@ -139,6 +141,22 @@ async fn accept(listener: TcpListener, service: S3Service, behaviour: Arc<Mutex<
     }
 }
 
+/// One pair of keys; any other is unknown, in Amazon's words.
+struct OneKey {
+    access: String,
+    secret: SecretKey,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for OneKey {
+    async fn get_secret_key(&self, access: &str) -> S3Result<SecretKey> {
+        match access == self.access {
+            true => Ok(self.secret.clone()),
+            false => Err(s3_error!(InvalidAccessKeyId, "The access key id does not exist in our records.")),
+        }
+    }
+}
+
 type Answer = http::Response<UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>>;
 
 async fn answer(
@@ -169,7 +187,11 @@ async fn answer(
         }
         Some(Misanswer::Page(status)) => {
             drain(request).await;
-            Ok(page(status, "text/html", "<html><body>Not here.</body></html>".into()))
+            Ok(page(status, "text/html", "<html><body>Not here.<br></body></html>".into()))
+        }
+        Some(Misanswer::Xml(body)) => {
+            drain(request).await;
+            Ok(page(200, "application/xml", body.into()))
         }
         Some(Misanswer::Silence) => std::future::pending().await,
         Some(Misanswer::HalfABody) => {
@@ -265,21 +287,24 @@ impl S3 for Bucket {
             self.store.delete(std::slice::from_ref(&key)).await.map_err(failed)?;
         }
         self.store.put(&key, vec![body.freeze()]).await.map_err(failed)?;
-        Ok(S3Response::new(PutObjectOutput::default()))
+        Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong("x".into())), ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let key = self.key(&input.bucket, &input.key)?;
-        let whole = self.store.get(&key).await.map_err(failed)?;
-        let len = whole.len() as u64;
         let (body, content_range) = match input.range {
-            None => (whole, None),
-            Some(range) => {
-                let range = range.check(len)?;
-                let content_range = format!("bytes {}-{}/{len}", range.start, range.end - 1);
-                (whole.slice(range.start as usize..range.end as usize), Some(content_range))
+            None => (self.store.get(&key).await.map_err(failed)?, None),
+            Some(Range::Int { first, last }) => {
+                let end = last.map_or(u64::MAX, |last| last.saturating_add(1));
+                let body = self.store.get_range(&key, first..end).await.map_err(failed)?;
+                if body.is_empty() {
+                    return Err(s3_error!(InvalidRange));
+                }
+                let last = first + body.len() as u64 - 1;
+                (body, Some(format!("bytes {first}-{last}/*")))
             }
+            Some(Range::Suffix { .. }) => return Err(s3_error!(NotImplemented)),
         };
         Ok(S3Response::new(GetObjectOutput {
             content_length: Some(body.len() as i64),
@@ -309,7 +334,11 @@ impl S3 for Bucket {
             true => utf8_percent_encode(path, URL_ENCODED).to_string(),
             false => path.to_owned(),
         };
-        let mut output = ListObjectsV2Output { encoding_type: input.encoding_type.clone(), ..Default::default() };
+        let mut output = ListObjectsV2Output {
+            encoding_type: input.encoding_type.clone(),
+            is_truncated: Some(false),
+            ..ListObjectsV2Output::default()
+        };
         let (mut contents, mut prefixes, mut last): (Vec<Object>, Vec<CommonPrefix>, String) = Default::default();
         for (path, size) in self.entries(&prefix).await? {
             let end = input.delimiter.as_deref().and_then(|delimiter| path[prefix.len()..].find(delimiter));

@@ -1,0 +1,138 @@
+//! `ashlar check`: does what is in the store hold together?
+
+use std::sync::Arc;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::failure::{Failure, Outcome};
+use super::{output, outside, runtime};
+use crate::check::{self, Report};
+use crate::config::Effective;
+use crate::human::about_bytes;
+use crate::store::Store;
+use crate::store::open::Access;
+use crate::volume::{self, VolumeName};
+
+/// Proves that a volume in the store is whole, or says what is damaged. Changes nothing.
+///
+/// Reads the description, the log, every page of the map and the head of every segment that the map needs; with --data
+/// also every frame of data. A volume that is being served can be checked too; what its server has not committed yet is
+/// not in it. Without NAME all volumes of the store are checked.
+///
+/// Objects that nothing needs (a server that died leaves some) are counted and are no damage.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 no damage, 3 damage found, 1 the check could not be made.
+
+Examples:
+  ashlar check
+  ashlar check db --data --store s3://my-bucket/disks")]
+pub struct Args {
+    /// The volume's name; none means all volumes of the store
+    name: Option<VolumeName>,
+
+    /// Read, decompress and prove all data, too: as much as `ashlar info` calls stored
+    #[arg(long)]
+    data: bool,
+
+    /// Print a JSON array with one report for each volume
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
+    let checked = runtime()?.block_on(check_all(args, config, bars))?;
+    match args.json {
+        true => output::json(&checked)?,
+        false if checked.is_empty() => output::text("no volume to check")?,
+        false => checked.iter().try_for_each(|checked| output::text(describe(checked)))?,
+    }
+    // Damage is what scripts look for: it goes before a check that could not be made.
+    if checked.iter().any(|checked| matches!(checked, Checked::Made(report) if !report.is_clean())) {
+        return Err(Failure::Damaged);
+    }
+    match checked.iter().filter(|checked| matches!(checked, Checked::Failed { .. })).count() {
+        0 => Ok(()),
+        failed => Err(Failure::failed(format!("{failed} of {} checks could not be made", checked.len()))),
+    }
+}
+
+/// What became of the check of one volume.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Checked {
+    Made(Report),
+    Failed { volume: VolumeName, error: String },
+}
+
+async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Result<Vec<Checked>, Failure> {
+    let store = outside::open_store(config, Access::Read).await?.store;
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => volume::names(&store).await.map_err(Failure::failed)?,
+    };
+    let mut checked = Vec::new();
+    for name in names {
+        checked.push(check_one(&store, name, args.data, bars).await);
+    }
+    // The one that was asked for is an error of its own, not a line of a list.
+    match (args.name.is_some(), checked.pop()) {
+        (true, Some(Checked::Failed { error, .. })) => return Err(Failure::Failed(error)),
+        (_, last) => checked.extend(last),
+    }
+    Ok(checked)
+}
+
+async fn check_one(store: &Arc<dyn Store>, name: VolumeName, data: bool, bars: &MultiProgress) -> Checked {
+    let bar = bars.add(bar(&name));
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let result = check::check(store, &name, data, &progress).await;
+    bar.finish_and_clear();
+    match result {
+        Ok(report) => Checked::Made(report),
+        Err(error) => Checked::Failed { volume: name, error: error.to_string() },
+    }
+}
+
+fn bar(name: &VolumeName) -> ProgressBar {
+    let style = ProgressStyle::with_template("checking {msg} {wide_bar} {pos}/{len} segments {eta}");
+    ProgressBar::no_length()
+        .with_message(name.to_string())
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn describe(checked: &Checked) -> String {
+    let report = match checked {
+        Checked::Made(report) => report,
+        Checked::Failed { volume, error } => return format!("{volume}: not checked: {error}"),
+    };
+    let mut lines = vec![format!(
+        "{}: {}; {} of data in {} segments, {} map pages, {} frames read; {} objects, {}",
+        report.volume,
+        verdict(report),
+        about_bytes(report.mapped_bytes),
+        report.segments,
+        report.pages,
+        report.frames,
+        report.objects,
+        about_bytes(report.stored_bytes),
+    )];
+    lines.extend(report.problems.iter().map(|problem| format!("  {}: {}", problem.object, problem.what)));
+    if !report.orphans.is_empty() {
+        lines.push(format!("  {} objects that nothing needs (no damage)", report.orphans.len()));
+    }
+    lines.join("\n")
+}
+
+fn verdict(report: &Report) -> String {
+    match report.problems.len() {
+        0 => "clean".to_owned(),
+        1 => "DAMAGED, 1 problem".to_owned(),
+        problems => format!("DAMAGED, {problems} problems"),
+    }
+}

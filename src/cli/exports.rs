@@ -1,0 +1,214 @@
+//! The volumes of a store as exports: listed from the store each time, so that one which another process has just
+//! created is there, and opened when a client first asks for them.
+//!
+//! - One volume is opened once, however many clients ask at the same time, and stays open until the server stops. The
+//!   opening is a task of its own: a client that goes away half-way does not leave a volume half open.
+//! - A volume that does not open is reported in the log and to the client, with the reason and the way out; the others
+//!   go on, and the next client that asks tries again.
+//! - A volume that another server took over is given up; the next client that asks tries to open it again.
+//! - One listing of the store is under way at a time, whatever clients do.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tracing::{error, info, warn};
+
+use crate::device::{Device, ExportEntry, ExportError, Exports};
+
+/// Where volumes come from. The server's are in a store; a test's are not.
+#[async_trait]
+pub trait Volumes: Send + Sync + 'static {
+    /// An open volume.
+    type Volume: Device + 'static;
+
+    /// The names of all volumes.
+    async fn names(&self) -> Result<Vec<String>, String>;
+
+    /// Opens a volume.
+    async fn open(&self, name: &str) -> Result<Arc<Self::Volume>, OpenFailure>;
+
+    /// Whether an open volume is of no use any more, because another server took it.
+    fn lost(volume: &Self::Volume) -> bool;
+
+    /// Bytes of acknowledged changes that are not in the store yet.
+    fn dirty_bytes(volume: &Self::Volume) -> u64;
+
+    /// Brings everything into the store and gives the volume back.
+    async fn close(volume: &Self::Volume) -> Result<(), String>;
+}
+
+/// Why a volume does not open.
+#[derive(Debug)]
+pub enum OpenFailure {
+    /// There is none of that name.
+    Unknown,
+    /// There is one; the text says why it does not open, and the way out.
+    Refused(String),
+}
+
+/// The exports of a server. Clones share them.
+pub struct VolumeExports<V: Volumes>(Arc<Shared<V>>);
+
+struct Shared<V: Volumes> {
+    volumes: V,
+    /// The only volumes that are served; `None` is all.
+    only: Option<BTreeSet<String>>,
+    slots: Mutex<HashMap<String, Slot<V::Volume>>>,
+    listing: tokio::sync::Mutex<()>,
+    closing: AtomicBool,
+}
+
+/// The place of one volume; locked while it is opened or closed.
+type Slot<T> = Arc<tokio::sync::Mutex<Option<Arc<T>>>>;
+
+impl<V: Volumes> Clone for VolumeExports<V> {
+    fn clone(&self) -> Self {
+        VolumeExports(Arc::clone(&self.0))
+    }
+}
+
+impl<V: Volumes> VolumeExports<V> {
+    /// Serves the volumes named, or all if none is.
+    pub fn new(volumes: V, only: &[String]) -> VolumeExports<V> {
+        let only = (!only.is_empty()).then(|| only.iter().cloned().collect());
+        VolumeExports(Arc::new(Shared {
+            volumes,
+            only,
+            slots: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+            closing: AtomicBool::new(false),
+        }))
+    }
+
+    /// The names of all exports, in order.
+    pub async fn names(&self) -> Result<Vec<String>, String> {
+        if let Some(only) = &self.0.only {
+            return Ok(only.iter().cloned().collect());
+        }
+        let _one_at_a_time = self.0.listing.lock().await;
+        let mut names = self.0.volumes.names().await?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// The open volume of that name; opens it if need be.
+    pub async fn volume(&self, name: &str) -> Result<Arc<V::Volume>, ExportError> {
+        if self.0.only.as_ref().is_some_and(|only| !only.contains(name)) {
+            return Err(ExportError::Unknown(name.to_owned()));
+        }
+        let (exports, name) = (self.clone(), name.to_owned());
+        match tokio::spawn(async move { exports.open_in_slot(&name).await }).await {
+            Ok(result) => result,
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            // The runtime is going down.
+            Err(_) => Err(ExportError::ShuttingDown),
+        }
+    }
+
+    async fn open_in_slot(&self, name: &str) -> Result<Arc<V::Volume>, ExportError> {
+        let slot = Arc::clone(self.0.slots.lock().entry(name.to_owned()).or_default());
+        let mut place = slot.lock().await;
+        if self.0.closing.load(Ordering::SeqCst) {
+            return Err(ExportError::ShuttingDown);
+        }
+        if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
+            // It has nothing left to bring home; closing lets go of its journal. Its error has been logged when it was lost.
+            let _ = V::close(&lost).await;
+        }
+        if let Some(volume) = &*place {
+            return Ok(Arc::clone(volume));
+        }
+        match self.0.volumes.open(name).await {
+            Ok(volume) => Ok(Arc::clone(place.insert(volume))),
+            Err(failure) => {
+                self.forget(name, &slot);
+                Err(export_error(name, failure))
+            }
+        }
+    }
+
+    /// Removes a slot that stayed empty, so that names which clients make up are not kept.
+    fn forget(&self, name: &str, slot: &Slot<V::Volume>) {
+        let mut slots = self.0.slots.lock();
+        // Besides the map and the caller somebody may wait for the same slot; then it stays, and they remove it.
+        if slots.get(name).is_some_and(|found| Arc::ptr_eq(found, slot)) && Arc::strong_count(slot) <= 2 {
+            slots.remove(name);
+        }
+    }
+
+    /// The names of the volumes that are open, and their bytes that are not in the store yet.
+    pub fn dirty_bytes(&self) -> Vec<(String, u64)> {
+        let slots = self.0.slots.lock();
+        let dirty = |(name, slot): (&String, &Slot<V::Volume>)| {
+            // A volume that is being closed is locked and still counts; one that is being opened has nothing yet.
+            let place = slot.try_lock().ok()?;
+            Some((name.clone(), V::dirty_bytes(place.as_deref()?)))
+        };
+        slots.iter().filter_map(dirty).collect()
+    }
+
+    /// Opens no volume any more and closes those that are open, all at once. Returns what went wrong, by name.
+    pub async fn close(&self) -> Vec<(String, String)> {
+        self.0.closing.store(true, Ordering::SeqCst);
+        let slots: Vec<_> = self.0.slots.lock().iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect();
+        let closed = slots.into_iter().map(|(name, slot)| async move {
+            // Waits for an opening under way; the lock is not held while closing, so that dirty_bytes can look.
+            let volume = slot.lock().await.clone()?;
+            match V::close(&volume).await {
+                Ok(()) => {
+                    info!("volume {name} is closed");
+                    None
+                }
+                Err(why) => {
+                    error!("volume {name} did not close: {why}");
+                    Some((name, why))
+                }
+            }
+        });
+        futures::future::join_all(closed).await.into_iter().flatten().collect()
+    }
+
+    /// What the empty name means: the one export, if there is just one.
+    async fn default_name(&self) -> Result<String, ExportError> {
+        let names = self.names().await.map_err(ExportError::Unavailable)?;
+        match <[String; 1]>::try_from(names) {
+            Ok([only]) => Ok(only),
+            Err(_) => Err(ExportError::Unknown(String::new())),
+        }
+    }
+}
+
+fn export_error(name: &str, failure: OpenFailure) -> ExportError {
+    match failure {
+        OpenFailure::Unknown => ExportError::Unknown(name.to_owned()),
+        OpenFailure::Refused(why) => ExportError::Unavailable(why),
+    }
+}
+
+#[async_trait]
+impl<V: Volumes> Exports for VolumeExports<V> {
+    async fn list(&self) -> Result<Vec<ExportEntry>, ExportError> {
+        let names = self.names().await.map_err(ExportError::Unavailable)?;
+        Ok(names.into_iter().map(entry).collect())
+    }
+
+    async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
+        let name = if name.is_empty() { self.default_name().await? } else { name.to_owned() };
+        let volume = self.volume(&name).await.inspect_err(|error| {
+            if let ExportError::Unavailable(why) = error {
+                warn!("a client asked for volume {name}, which does not open: {why}");
+            }
+        })?;
+        Ok((entry(name), volume))
+    }
+}
+
+fn entry(name: String) -> ExportEntry {
+    ExportEntry { name, description: String::new() }
+}
+
+#[cfg(test)]
+mod tests;

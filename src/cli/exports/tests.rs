@@ -1,0 +1,206 @@
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::device::{DeviceError, DeviceInfo, Pieces};
+
+/// Volumes that open when the test lets them.
+#[derive(Default)]
+struct Shelf {
+    names: Mutex<Vec<String>>,
+    refusal: Mutex<Option<String>>,
+    gate: Option<Arc<Semaphore>>,
+    opened: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
+}
+
+struct Fake {
+    lost: AtomicBool,
+    closed: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Volumes for Arc<Shelf> {
+    type Volume = Fake;
+
+    async fn names(&self) -> Result<Vec<String>, String> {
+        Ok(self.names.lock().clone())
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<Fake>, OpenFailure> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        if !self.names.lock().iter().any(|known| known == name) {
+            return Err(OpenFailure::Unknown);
+        }
+        match self.refusal.lock().clone() {
+            Some(why) => Err(OpenFailure::Refused(why)),
+            None => Ok(Arc::new(Fake { lost: AtomicBool::new(false), closed: Arc::clone(&self.closed) })),
+        }
+    }
+
+    fn lost(volume: &Fake) -> bool {
+        volume.lost.load(Ordering::SeqCst)
+    }
+
+    fn dirty_bytes(_: &Fake) -> u64 {
+        7
+    }
+
+    async fn close(volume: &Fake) -> Result<(), String> {
+        volume.closed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Device for Fake {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { size: 4096, block_size: 4096, read_only: false }
+    }
+    async fn read(&self, _: u64, _: u32) -> Result<Pieces, DeviceError> {
+        Ok(Vec::new())
+    }
+    async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    async fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+fn shelf(names: &[&str], gate: Option<Arc<Semaphore>>) -> Arc<Shelf> {
+    let names = Mutex::new(names.iter().map(|name| (*name).to_owned()).collect());
+    Arc::new(Shelf { names, gate, ..Shelf::default() })
+}
+
+fn exports(shelf: &Arc<Shelf>, only: &[&str]) -> VolumeExports<Arc<Shelf>> {
+    let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+    VolumeExports::new(Arc::clone(shelf), &only)
+}
+
+fn slots(exports: &VolumeExports<Arc<Shelf>>) -> usize {
+    exports.0.slots.lock().len()
+}
+
+#[tokio::test]
+async fn every_volume_is_an_export_also_one_that_came_later() {
+    let shelf = shelf(&["b", "a"], None);
+    let exports = exports(&shelf, &[]);
+    let names = |entries: Vec<ExportEntry>| entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+    assert_eq!(names(exports.list().await.unwrap()), ["a", "b"]);
+    shelf.names.lock().push("c".to_owned());
+    assert_eq!(names(exports.list().await.unwrap()), ["a", "b", "c"]);
+    assert!(exports.open("c").await.is_ok());
+}
+
+#[tokio::test]
+async fn only_the_named_volumes_are_served() {
+    let exports = exports(&shelf(&["a", "b"], None), &["b"]);
+    assert_eq!(exports.list().await.unwrap().len(), 1);
+    assert!(exports.open("b").await.is_ok());
+    assert!(matches!(exports.open("a").await, Err(ExportError::Unknown(name)) if name == "a"));
+}
+
+#[tokio::test]
+async fn the_empty_name_is_the_only_export_there_is() {
+    let shelf = shelf(&["a"], None);
+    let exports = exports(&shelf, &[]);
+    assert_eq!(exports.open("").await.unwrap().0.name, "a");
+    shelf.names.lock().push("b".to_owned());
+    assert!(matches!(exports.open("").await, Err(ExportError::Unknown(name)) if name.is_empty()));
+}
+
+#[tokio::test]
+async fn clients_that_ask_at_once_share_one_opening() {
+    let gate = Arc::new(Semaphore::new(0));
+    let shelf = shelf(&["a"], Some(Arc::clone(&gate)));
+    let exports = exports(&shelf, &[]);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let exports = exports.clone();
+            tokio::spawn(async move { exports.volume("a").await })
+        })
+        .collect();
+    gate.add_permits(1);
+    for client in clients {
+        assert!(client.await.unwrap().is_ok());
+    }
+    assert_eq!(shelf.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_opening_outlives_the_client_that_asked() {
+    let gate = Arc::new(Semaphore::new(0));
+    let shelf = shelf(&["a"], Some(Arc::clone(&gate)));
+    let exports = exports(&shelf, &[]);
+    let client = tokio::spawn({
+        let exports = exports.clone();
+        async move { exports.volume("a").await.map(|_| ()) }
+    });
+    while shelf.opened.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    client.abort();
+    gate.add_permits(1);
+    assert!(exports.volume("a").await.is_ok());
+    assert_eq!(shelf.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_and_tried_again_and_leaves_nothing_behind() {
+    let shelf = shelf(&["a"], None);
+    *shelf.refusal.lock() = Some("held by another".to_owned());
+    let exports = exports(&shelf, &[]);
+    assert!(matches!(exports.open("a").await, Err(ExportError::Unavailable(why)) if why == "held by another"));
+    assert!(matches!(exports.open("made up").await, Err(ExportError::Unknown(_))));
+    assert_eq!(slots(&exports), 0);
+    *shelf.refusal.lock() = None;
+    assert!(exports.open("a").await.is_ok());
+    assert_eq!(slots(&exports), 1);
+}
+
+#[tokio::test]
+async fn a_volume_that_was_taken_over_is_opened_again_when_asked_for() {
+    let shelf = shelf(&["a"], None);
+    let exports = exports(&shelf, &[]);
+    exports.volume("a").await.unwrap().lost.store(true, Ordering::SeqCst);
+    assert!(!Arc::<Shelf>::lost(&*exports.volume("a").await.unwrap()));
+    assert_eq!(shelf.opened.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn closing_closes_what_is_open_or_being_opened_and_opens_no_more() {
+    let gate = Arc::new(Semaphore::new(1));
+    let shelf = shelf(&["a", "b"], Some(Arc::clone(&gate)));
+    let exports = exports(&shelf, &[]);
+    exports.volume("a").await.unwrap();
+    assert_eq!(exports.dirty_bytes(), [("a".to_owned(), 7)]);
+    let late = tokio::spawn({
+        let exports = exports.clone();
+        async move { exports.volume("b").await.map(|_| ()) }
+    });
+    while shelf.opened.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    let (problems, late) = tokio::join!(exports.close(), async {
+        gate.add_permits(1);
+        late.await.unwrap()
+    });
+    assert!(problems.is_empty() && late.is_ok());
+    assert_eq!(shelf.closed.load(Ordering::SeqCst), 2);
+    assert!(matches!(exports.open("a").await, Err(ExportError::ShuttingDown)));
+}

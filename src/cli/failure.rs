@@ -1,0 +1,54 @@
+//! How a command ends when it does not end well, and the exit code that says so.
+
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+
+/// What a command returns.
+pub type Outcome = Result<(), Failure>;
+
+/// Why a command ends with another exit code than 0.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was asked for was not done (exit code 1).
+    Failed(String),
+    /// The arguments or the configuration make no sense (exit code 2).
+    Usage(String),
+    /// `check` found damage and has said so (exit code 3).
+    Damaged,
+    /// `serve` was told twice to stop (exit code 130, as for a program that ended by an interrupt).
+    LeftEarly,
+    /// Whoever reads the output went away (exit code 1, without a word).
+    NobodyReads,
+}
+
+impl Failure {
+    /// A failure with these words.
+    pub fn failed(error: impl ToString) -> Failure {
+        Failure::Failed(error.to_string())
+    }
+
+    /// Wrong usage, in these words.
+    pub fn usage(error: impl ToString) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+
+    /// Says what there is to say, and returns the exit code.
+    pub fn report(&self) -> ExitCode {
+        if let Failure::Failed(words) | Failure::Usage(words) = self {
+            eprintln!("ashlar: {words}");
+        }
+        ExitCode::from(match self {
+            Failure::Failed(_) | Failure::NobodyReads => 1,
+            Failure::Usage(_) => 2,
+            Failure::Damaged => 3,
+            Failure::LeftEarly => 130,
+        })
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::usage(error)
+    }
+}

@@ -1,0 +1,64 @@
+//! `ashlar info`: one volume, described.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::failure::{Failure, Outcome};
+use super::{output, outside, runtime};
+use crate::config::Effective;
+use crate::human::{about_bytes, exact_bytes};
+use crate::store::open::Access;
+use crate::volume::{self, Info, VolumeName};
+
+/// Describes a volume as it stands in the store. Changes nothing, and may be used while it is served.
+///
+/// What a server has acknowledged and not committed yet is not counted.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  ashlar info disk0\n  ashlar info db --store s3://my-bucket/disks --json")]
+pub struct Args {
+    /// The volume's name
+    name: VolumeName,
+
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, config: &Effective) -> Outcome {
+    let info = runtime()?.block_on(async {
+        let store = outside::open_store(config, Access::Read).await?.store;
+        volume::inspect(&store, &args.name).await.map_err(Failure::failed)
+    })?;
+    match args.json {
+        true => output::json(&info),
+        false => output::text(output::pairs(describe(&info))),
+    }
+}
+
+fn describe(info: &Info) -> Vec<(&'static str, String)> {
+    let with_bytes = |bytes: u64| format!("{} ({bytes} bytes)", about_bytes(bytes));
+    let holder = match &info.holder {
+        Some(holder) => format!("{} ({}) since {}", holder.server_name, holder.server, date(holder.since_unix_millis)),
+        None => "nobody: closed, or never opened".to_owned(),
+    };
+    vec![
+        ("name", info.name.clone()),
+        ("uuid", info.uuid.to_string()),
+        ("created", date(info.created_unix_millis)),
+        ("size", format!("{} ({} bytes)", exact_bytes(info.size), info.size)),
+        ("block size", exact_bytes(info.block_size.into())),
+        ("mapped", with_bytes(info.mapped_bytes)),
+        ("stored", with_bytes(info.stored_bytes)),
+        ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
+        ("epoch", info.epoch.to_string()),
+        ("held by", holder),
+        ("last commit", format!("segment {}, change {}", info.last_commit_seq, info.last_commit_change)),
+        ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
+    ]
+}
+
+fn date(unix_millis: u64) -> String {
+    // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
+    const LAST: u64 = 253_402_300_799_000;
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()
+}

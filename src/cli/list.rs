@@ -1,0 +1,84 @@
+//! `ashlar list`: what is in the store.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+
+use super::failure::{Failure, Outcome};
+use super::{output, outside, runtime};
+use crate::config::Effective;
+use crate::human::{about_bytes, exact_bytes};
+use crate::store::Store;
+use crate::store::open::Access;
+use crate::volume::{self, Info, VolumeError, VolumeName};
+
+/// Lists the volumes of the store. Changes nothing, and may be used while they are served.
+///
+/// SIZE is what the disk shows; MAPPED is how much of it holds data; STORED is what its objects in the store take;
+/// SERVER is who has it open, or did not close it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  ashlar list\n  ashlar list --store s3://my-bucket/disks --json")]
+pub struct Args {
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// Volumes that are looked at at one time.
+const PARALLEL: usize = 8;
+
+/// Runs the command.
+pub fn run(args: &Args, config: &Effective) -> Outcome {
+    let (url, volumes) = runtime()?.block_on(inspect_all(config))?;
+    let broken = volumes.iter().filter(|(_, info)| info.is_err()).count();
+    match args.json {
+        true => output::json(&volumes.iter().map(to_json).collect::<Vec<_>>())?,
+        false if volumes.is_empty() => {
+            output::text(format!("no volume in {url}; make one with: ashlar create NAME --size 100G"))?;
+        }
+        false => output::text(table(&volumes))?,
+    }
+    match broken {
+        0 => Ok(()),
+        _ => Err(Failure::failed(format!("{broken} of {} volumes cannot be described", volumes.len()))),
+    }
+}
+
+type Listed = (VolumeName, Result<Info, VolumeError>);
+
+async fn inspect_all(config: &Effective) -> Result<(String, Vec<Listed>), Failure> {
+    let store = outside::open_store(config, Access::Read).await?.store;
+    let names = volume::names(&store).await.map_err(Failure::failed)?;
+    let inspect = |name: VolumeName| {
+        let store: Arc<dyn Store> = Arc::clone(&store);
+        async move {
+            let info = volume::inspect(&store, &name).await;
+            (name, info)
+        }
+    };
+    let volumes = stream::iter(names).map(inspect).buffered(PARALLEL).collect().await;
+    Ok((store.url(), volumes))
+}
+
+fn to_json((name, info): &Listed) -> serde_json::Value {
+    match info {
+        Ok(info) => serde_json::json!(info),
+        Err(error) => serde_json::json!({ "name": name, "error": error.to_string() }),
+    }
+}
+
+fn table(volumes: &[Listed]) -> String {
+    let row = |(name, info): &Listed| match info {
+        Ok(info) => vec![
+            name.to_string(),
+            exact_bytes(info.size),
+            about_bytes(info.mapped_bytes),
+            about_bytes(info.stored_bytes),
+            info.objects.to_string(),
+            info.holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.server_name.clone()),
+        ],
+        Err(error) => vec![name.to_string(), format!("error: {error}")],
+    };
+    output::table(&["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SERVER"], volumes.iter().map(row))
+}

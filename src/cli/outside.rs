@@ -1,0 +1,135 @@
+//! What commands open of the outside: the store, the state directory, the identity of this server.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use crate::config::Effective;
+use crate::disk::Disk;
+use crate::disk::local::{DirLock, LocalDisk};
+use crate::outside::{Clock, Random, Workers};
+use crate::store::open::{Access, Opened};
+use crate::store::{self, ErrorKind};
+use crate::volume::ServerIdentity;
+
+/// The store that the configuration names.
+pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Failure> {
+    config.store.check_url().map_err(|error| config.refuse("store.url", error.message))?;
+    let outside = store::open::Outside::real();
+    store::open::open(&config.store, access, &outside).await.map_err(|error| match error.kind {
+        ErrorKind::Invalid => Failure::usage(error),
+        _ => Failure::failed(error),
+    })
+}
+
+/// The state directory, for this process alone until it is dropped.
+#[derive(Debug)]
+pub struct State {
+    /// The directory.
+    pub disk: LocalDisk,
+    /// Who this server is; the same for the life of the directory.
+    pub server: ServerIdentity,
+    _lock: DirLock,
+}
+
+impl State {
+    /// Takes the directory that the configuration names; makes it if there is none.
+    pub async fn take(config: &Effective, random: &Random) -> Result<State, Failure> {
+        let disk = LocalDisk::new(&config.state, Workers::Threads);
+        let failed = |error| Failure::failed(format!("state directory: {error}"));
+        let lock = disk.lock().await.map_err(failed)?;
+        let server = identity(&disk, random).await.map_err(failed)?;
+        Ok(State { disk, server, _lock: lock })
+    }
+
+    /// The directory of a volume's journal.
+    pub fn journal_disk(&self, volume: Uuid) -> Arc<dyn Disk> {
+        Arc::new(self.disk.below(&volume.to_string()))
+    }
+}
+
+/// The identity for a command that is done in a moment, beside a server that may have the state directory.
+pub fn passing_identity(random: &Random) -> ServerIdentity {
+    ServerIdentity { uuid: random.uuid(), name: host_name() }
+}
+
+/// The name of this host.
+pub fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+/// The file that keeps this server's uuid, as text.
+const IDENTITY: &str = "server-id";
+
+/// The identity that the directory keeps. The caller holds its lock, so nobody else makes one meanwhile.
+async fn identity(disk: &dyn Disk, random: &Random) -> std::io::Result<ServerIdentity> {
+    let kept = disk.list("").await?.iter().any(|name| name == IDENTITY);
+    let text = if kept { read_text(disk).await? } else { String::new() };
+    let uuid = match text.trim() {
+        // Also what a crash leaves between the file's creation and its first sync: then nobody has seen the uuid yet.
+        "" => make_identity(disk, random, kept).await?,
+        text => text.parse().map_err(|_| {
+            let place = disk.path();
+            std::io::Error::other(format!(
+                "the file {IDENTITY} in {place} holds {text:?}, which is not a uuid; restore it, or remove it to begin as \
+                 a new server"
+            ))
+        })?,
+    };
+    Ok(ServerIdentity { uuid, name: host_name() })
+}
+
+async fn read_text(disk: &dyn Disk) -> std::io::Result<String> {
+    const LONGEST: usize = 256;
+    let bytes = disk.open(IDENTITY).await?.read_at(0, LONGEST).await?;
+    // A torn write may have left zeros.
+    Ok(String::from_utf8_lossy(&bytes).trim_matches('\0').to_owned())
+}
+
+async fn make_identity(disk: &dyn Disk, random: &Random, kept: bool) -> std::io::Result<Uuid> {
+    let uuid = random.uuid();
+    let file = if kept { disk.open(IDENTITY).await? } else { disk.create(IDENTITY).await? };
+    file.write_at(0, vec![Bytes::from(format!("{uuid}\n"))]).await?;
+    file.sync().await?;
+    Ok(uuid)
+}
+
+/// Wall time, randomness and workers of a real process.
+pub fn real() -> (Clock, Random, Workers) {
+    (Clock::System, Random::system(), Workers::Threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::crash::CrashDisk;
+
+    #[tokio::test]
+    async fn an_identity_once_given_out_is_kept_whenever_the_host_dies() {
+        for operation in 0..8 {
+            let disk = CrashDisk::new(1);
+            disk.cut_at(operation);
+            let before = identity(&disk, &Random::seeded(1)).await;
+            let after = disk.crash();
+            let again = identity(&after, &Random::seeded(2)).await.unwrap();
+            if let Ok(before) = before {
+                assert_eq!(before.uuid, again.uuid, "cut at operation {operation}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_is_no_uuid_is_refused_with_the_way_out() {
+        let disk = CrashDisk::new(1);
+        disk.create(IDENTITY).await.unwrap().write_at(0, vec![Bytes::from_static(b"nonsense")]).await.unwrap();
+        let error = identity(&disk, &Random::seeded(1)).await.unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "holds \"nonsense\", which is not a uuid; restore it, or remove it to begin as a new server"
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! The start of a server, in this order: take the state directory, so that no second server has the same journals; open
+//! the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
+//! the volumes that were named, and those of which this server's journal holds changes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+use tracing::{info, warn};
+
+use super::attach::Listening;
+use super::exports::VolumeExports;
+use super::failure::{Failure, Outcome};
+use super::outside::{self, State};
+use super::store_volumes::StoreVolumes;
+use crate::config::{Effective, Listen};
+use crate::human::exact_bytes;
+use crate::nbd::{ListenAddr, Server};
+use crate::outside::Random;
+use crate::store::Store;
+use crate::store::open::Access;
+use crate::units::BlockSize;
+use crate::volume::{self, CreateOptions, Meta, OpenFlags, VolumeError, VolumeName};
+
+/// A server that is ready for clients.
+pub struct Running {
+    /// Listens already, and accepts clients once it runs.
+    pub server: Arc<Server>,
+    /// What it serves.
+    pub exports: VolumeExports<StoreVolumes>,
+    /// What somebody reads who wants to attach a volume.
+    pub welcome: String,
+}
+
+/// Takes what the server needs, in the order of the module.
+pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Failure> {
+    let wanted = wanted_volumes(config)?;
+    let random = Random::system();
+    let state = State::take(config, &random).await?;
+    let store = outside::open_store(config, Access::Write).await?.store;
+    let names = match wanted.is_empty() {
+        true => all_volumes(&store, &random).await?,
+        false => wanted.clone(),
+    };
+    let host_name = state.server.name.clone();
+    let volumes = StoreVolumes::new(Arc::clone(&store), state, config, flags, random);
+    let metas = describe(&volumes, &names).await?;
+    let mut at_once = Vec::new();
+    for meta in &metas {
+        if !wanted.is_empty() || volumes.has_journal(meta).await {
+            at_once.push(meta.name.to_string());
+        }
+    }
+    let only: Vec<String> = wanted.into_iter().map(String::from).collect();
+    let exports = VolumeExports::new(volumes, &only);
+    // First the addresses: a server that cannot listen must not take a volume.
+    let bound = Server::bind(config.nbd.clone(), addresses(config).await?, Arc::new(exports.clone())).await;
+    let server = Arc::new(bound.map_err(Failure::failed)?);
+    open_at_once(&exports, &at_once, !only.is_empty()).await?;
+    let welcome = welcome(config, &store.url(), &listening(&server, host_name), &metas);
+    Ok(Running { server, exports, welcome })
+}
+
+/// The volumes that the configuration names.
+fn wanted_volumes(config: &Effective) -> Result<Vec<VolumeName>, Failure> {
+    let name = |name: &String| VolumeName::new(name).map_err(|error| config.refuse("serve.volumes", error.to_string()));
+    Ok(config.serve.volumes.iter().map(name).collect::<Result<_, _>>()?)
+}
+
+/// The volume that is made for somebody who begins.
+const FIRST_VOLUME: &str = "disk0";
+/// Its size in bytes; it takes no space until it is written to.
+const FIRST_VOLUME_SIZE: u64 = 10 << 30;
+
+/// The names of all volumes; a first one is made if there is none.
+async fn all_volumes(store: &Arc<dyn Store>, random: &Random) -> Result<Vec<VolumeName>, Failure> {
+    let names = volume::names(store).await.map_err(Failure::failed)?;
+    if !names.is_empty() {
+        return Ok(names);
+    }
+    let name = VolumeName::new(FIRST_VOLUME).map_err(Failure::failed)?;
+    let options = CreateOptions { size: FIRST_VOLUME_SIZE, block_size: BlockSize::default() };
+    let (clock, _, _) = outside::real();
+    match volume::create(&**store, random, &clock, &name, options).await {
+        Ok(_) => info!("the store is empty: made volume {name}, {}, thin", exact_bytes(FIRST_VOLUME_SIZE)),
+        // Another server had the same thought.
+        Err(VolumeError::AlreadyExists { .. }) => {}
+        Err(error) => return Err(Failure::failed(error)),
+    }
+    Ok(vec![name])
+}
+
+/// Descriptions that are fetched at one time.
+const PARALLEL: usize = 16;
+
+async fn describe(volumes: &StoreVolumes, names: &[VolumeName]) -> Result<Vec<Meta>, Failure> {
+    let metas: Vec<_> = stream::iter(names).map(|name| volumes.meta(name)).buffered(PARALLEL).collect().await;
+    metas.into_iter().collect::<Result<_, _>>().map_err(Failure::failed)
+}
+
+/// Opens what was named, and what this server's journal holds changes of, so that those get into the store even if no
+/// client comes. `all` says that none may fail.
+async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], all: bool) -> Outcome {
+    let opened = futures::future::join_all(names.iter().map(|name| exports.volume(name))).await;
+    let refused: Vec<String> = opened.into_iter().filter_map(|opened| Some(opened.err()?.to_string())).collect();
+    if !all {
+        refused.iter().for_each(|why| warn!("{why}"));
+        return Ok(());
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    // Those that did open are given back in good order.
+    exports.close().await;
+    Err(Failure::Failed(refused.join("\nashlar: ")))
+}
+
+async fn addresses(config: &Effective) -> Result<Vec<ListenAddr>, Failure> {
+    let mut addresses = Vec::new();
+    if let Listen::Address(address) = &config.serve.listen {
+        addresses.push(ListenAddr::Tcp(resolve(config, address).await?));
+    }
+    addresses.extend(config.serve.socket.path(&config.state).map(ListenAddr::Unix));
+    match addresses.is_empty() {
+        true => Err(config.refuse("serve.socket", "serve.listen is none as well; give at least one of them").into()),
+        false => Ok(addresses),
+    }
+}
+
+/// The address of a host: IPv4 if it has one, as clients mostly try that first.
+async fn resolve(config: &Effective, address: &str) -> Result<SocketAddr, Failure> {
+    let refuse = |why: String| Failure::from(config.refuse("serve.listen", why));
+    let found = tokio::net::lookup_host(address).await.map_err(|error| refuse(error.to_string()))?;
+    found.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| refuse("this name has no address".to_owned()))
+}
+
+fn listening(server: &Server, host_name: String) -> Listening {
+    let mut listening = Listening { tcp: None, socket: None, host_name };
+    for address in server.addresses() {
+        match address {
+            ListenAddr::Tcp(tcp) => listening.tcp = Some(*tcp),
+            ListenAddr::Unix(path) => listening.socket = std::path::absolute(path).ok(),
+        }
+    }
+    listening
+}
+
+/// Volumes whose lines are printed; further ones are counted.
+const SHOWN: usize = 8;
+
+/// What somebody needs who wants to attach a volume.
+fn welcome(config: &Effective, store: &str, listening: &Listening, metas: &[Meta]) -> String {
+    let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
+    lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
+    lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
+    for (device, meta) in metas.iter().take(SHOWN).enumerate() {
+        lines.push(format!("\nvolume {}, {}", meta.name, exact_bytes(meta.size)));
+        let clients = listening.client_lines(meta.name.as_str(), meta.block_size.bytes(), device);
+        lines.extend(clients.into_iter().chain(listening.uris(meta.name.as_str())).map(|line| format!("  {line}")));
+    }
+    if metas.len() > SHOWN {
+        lines.push(format!("\nand {} more volumes; `ashlar list --store {store}` shows all", metas.len() - SHOWN));
+    }
+    lines.join("\n")
+}

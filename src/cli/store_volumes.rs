@@ -1,0 +1,111 @@
+//! The volumes of a store, as [`super::exports`] wants them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tracing::warn;
+
+use super::exports::{OpenFailure, Volumes};
+use super::outside::State;
+use crate::cache::BlockCache;
+use crate::config::Config;
+use crate::journal;
+use crate::outside::{Clock, Random, Workers};
+use crate::store::Store;
+use crate::volume::keys::Keys;
+use crate::volume::{self, Meta, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness, scan};
+
+/// Opens volumes of one store for this server.
+pub struct StoreVolumes {
+    outside: Outside,
+    state: State,
+    options: volume::Options,
+    journal: journal::Options,
+    flags: OpenFlags,
+    /// The volumes that were opened once: what an operator allowed with a flag holds for the first time only, or else
+    /// two servers that were both told to take a volume would take it from each other for ever.
+    opened: Mutex<BTreeSet<VolumeName>>,
+}
+
+impl StoreVolumes {
+    /// The volumes of `store`, with the configuration's options.
+    pub fn new(store: Arc<dyn Store>, state: State, config: &Config, flags: OpenFlags, random: Random) -> StoreVolumes {
+        let outside = Outside {
+            store,
+            disk: Arc::new(state.disk.clone()),
+            cache: Arc::new(BlockCache::new(&config.cache)),
+            clock: Clock::System,
+            random,
+            workers: Workers::Threads,
+            server: state.server.clone(),
+            witness: Witness::default(),
+        };
+        StoreVolumes {
+            outside,
+            state,
+            options: config.volume.clone(),
+            journal: config.journal.clone(),
+            flags: OpenFlags { unsafe_no_fencing: config.store.unsafe_no_fencing, ..flags },
+            opened: Mutex::default(),
+        }
+    }
+
+    /// The description of a volume.
+    pub async fn meta(&self, name: &VolumeName) -> Result<Meta, VolumeError> {
+        scan::load_meta(&*self.outside.store, &Keys::new(name), name).await
+    }
+
+    /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts: opening says
+    /// what is wrong with it.
+    pub async fn has_journal(&self, meta: &Meta) -> bool {
+        let found = journal::find(&self.state.journal_disk(meta.uuid), meta.uuid).await;
+        found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
+    }
+
+    async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
+        let meta = self.meta(name).await?;
+        let outside = Outside { disk: self.state.journal_disk(meta.uuid), ..self.outside.clone() };
+        let first = !self.opened.lock().contains(name);
+        let again = OpenFlags { unsafe_no_fencing: self.flags.unsafe_no_fencing, ..OpenFlags::default() };
+        let flags = if first { self.flags } else { again };
+        let volume = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await?;
+        self.opened.lock().insert(name.clone());
+        Ok(volume)
+    }
+}
+
+#[async_trait]
+impl Volumes for StoreVolumes {
+    type Volume = Volume;
+
+    async fn names(&self) -> Result<Vec<String>, String> {
+        let names = volume::names(&self.outside.store).await.map_err(|error| {
+            warn!("the volumes of {} cannot be listed: {error}", self.outside.store.url());
+            error.to_string()
+        })?;
+        Ok(names.into_iter().map(String::from).collect())
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<Volume>, OpenFailure> {
+        // What cannot be a name is not in the store either.
+        let name = VolumeName::new(name).map_err(|_| OpenFailure::Unknown)?;
+        self.open_volume(&name).await.map_err(|error| match error {
+            VolumeError::NotFound { .. } => OpenFailure::Unknown,
+            error => OpenFailure::Refused(error.to_string()),
+        })
+    }
+
+    fn lost(volume: &Volume) -> bool {
+        volume.status().ended.is_some()
+    }
+
+    fn dirty_bytes(volume: &Volume) -> u64 {
+        volume.status().dirty_bytes
+    }
+
+    async fn close(volume: &Volume) -> Result<(), String> {
+        volume.close().await.map_err(|error| error.to_string())
+    }
+}

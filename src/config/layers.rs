@@ -1,0 +1,186 @@
+//! The layers, put upon one another: each is a figment provider with a name, so that every value remembers where it
+//! was written; keys are checked layer by layer against the defaults, which hold every key there is.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+
+use super::error::Place;
+use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE};
+
+/// What [`load`] reads. The environment comes in as a list, so that a test can hand in its own.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// The file that `--config` names.
+    pub file: Option<PathBuf>,
+    /// All environment variables.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The flags that were given.
+    pub flags: Vec<Flag>,
+}
+
+/// The figment source of a value that a variable set; the layer's name is the variable's.
+pub(super) const VARIABLE: &str = "variable";
+/// The figment source of a value that a flag set; the layer's name is the flag's.
+pub(super) const FLAG: &str = "flag";
+
+/// A flag that sets a key.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// As the help calls it: `--listen`.
+    pub name: &'static str,
+    /// The key: `serve.listen`.
+    pub key: &'static str,
+    /// What was typed after it.
+    pub value: String,
+}
+
+/// The effective configuration.
+pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
+    let known = known_keys()?;
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    if let Some(path) = file_to_read(inputs.file)? {
+        figment = figment.merge(file_layer(&path, &known)?);
+    }
+    for (name, value) in inputs.environment {
+        if let Some(layer) = variable_layer(name, value, &known)? {
+            figment = figment.merge(layer);
+        }
+    }
+    for flag in inputs.flags {
+        let path: Vec<&str> = flag.key.split('.').collect();
+        figment = figment.merge(Layer::of_text(FLAG, flag.name, &path, &flag.value, &known));
+    }
+    let config = figment.extract().map_err(|error| ConfigError::of_value(&figment, &error))?;
+    let effective = Effective::new(config, figment);
+    check_bounds(&effective)?;
+    Ok(effective)
+}
+
+/// What a room says about its options as a whole.
+fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
+    if let Err(error) = config.nbd.check() {
+        return Err(config.refuse(&format!("nbd.{}", error.key), format!("accepted is {} to {}", error.min, error.max)));
+    }
+    if let Err(error) = config.volume.check() {
+        return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
+    }
+    Ok(())
+}
+
+/// The defaults as a tree: every key there is.
+pub(super) fn known_keys() -> Result<Dict, ConfigError> {
+    let tree = Value::serialize(Config::default()).ok().and_then(Value::into_dict);
+    tree.ok_or(ConfigError::Defaults)
+}
+
+#[allow(clippy::disallowed_methods)] // the configuration file is read before there is a Disk
+fn file_to_read(named: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+    let path = match named {
+        Some(path) => path,
+        None if Path::new(FILE).exists() => FILE.into(),
+        None => return Ok(None),
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(_) => Ok(Some(path)),
+        Err(source) => Err(ConfigError::File { path, source }),
+    }
+}
+
+fn file_layer(path: &Path, known: &Dict) -> Result<Layer, ConfigError> {
+    let data = Toml::file_exact(path)
+        .data()
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.kind.to_string() })?;
+    for dict in data.values() {
+        check_keys(&Place::File(path.to_owned()), dict, known, &mut Vec::new())?;
+    }
+    Ok(Layer { metadata: Metadata::from("file", path), data })
+}
+
+/// The layer of one variable; `None` if it is none of ours.
+fn variable_layer(name: OsString, value: OsString, known: &Dict) -> Result<Option<Layer>, ConfigError> {
+    let Some(name) = name.to_str().filter(|name| name.starts_with(ENVIRONMENT_PREFIX)).map(str::to_owned) else {
+        return Ok(None);
+    };
+    let key = name[ENVIRONMENT_PREFIX.len()..].to_ascii_lowercase();
+    let path: Vec<&str> = key.split("__").collect();
+    let Some(value) = value.to_str() else {
+        return Err(ConfigError::not_text(Place::Variable(name), path.join(".")));
+    };
+    let layer = Layer::of_text(VARIABLE, &name, &path, value, known);
+    for dict in layer.data.values() {
+        check_keys(&Place::Variable(name.clone()), dict, known, &mut Vec::new())?;
+    }
+    Ok(Some(layer))
+}
+
+/// What one file, variable or flag says, and its name.
+struct Layer {
+    metadata: Metadata,
+    data: Map<Profile, Dict>,
+}
+
+impl Layer {
+    /// The layer of a variable or a flag, which sets one key.
+    fn of_text(kind: &str, name: &str, path: &[&str], text: &str, known: &Dict) -> Layer {
+        let mut value = typed_like(lookup(known, path), text);
+        for key in path.iter().rev() {
+            value = Value::from(Dict::from([((*key).to_owned(), value)]));
+        }
+        let dict = value.into_dict().unwrap_or_default();
+        let metadata = Metadata::from(name.to_owned(), Source::Custom(kind.to_owned()));
+        Layer { metadata, data: Map::from([(Profile::Default, dict)]) }
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Ok(self.data.clone())
+    }
+}
+
+/// The default at a path.
+fn lookup<'a>(known: &'a Dict, path: &[&str]) -> Option<&'a Value> {
+    let (last, sections) = path.split_last()?;
+    let mut dict = known;
+    for section in sections {
+        dict = dict.get(*section)?.as_dict()?;
+    }
+    dict.get(*last)
+}
+
+/// A variable and a flag have only text; what the text means follows from the default's type, so that a bucket may be
+/// called `2024`.
+fn typed_like(default: Option<&Value>, text: &str) -> Value {
+    match default {
+        Some(Value::String(..)) | None => Value::from(text),
+        Some(Value::Array(..)) => {
+            let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+            Value::from(items)
+        }
+        // Numbers, booleans, and options that are not set by default. Parsing a value never fails.
+        Some(_) => text.parse().unwrap_or_else(|_| Value::from(text)),
+    }
+}
+
+/// Refuses the first key that the defaults do not have.
+fn check_keys(place: &Place, dict: &Dict, known: &Dict, path: &mut Vec<String>) -> Result<(), ConfigError> {
+    for (key, value) in dict {
+        path.push(key.clone());
+        match (known.get(key), value) {
+            (None, _) => return Err(ConfigError::unknown_key(place, path, value, known)),
+            (Some(Value::Dict(_, known)), Value::Dict(_, dict)) => check_keys(place, dict, known, path)?,
+            (Some(Value::Dict(_, known)), _) => return Err(ConfigError::section(place, path, value, known)),
+            (Some(_), _) => {}
+        }
+        path.pop();
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The configuration: defaults < `ashlar.toml` < `ASHLAR_*` environment < flags.
+//!
+//! Each room has its own `Options`; [`Config`] only puts them side by side, one section each, and [`load`] fills them.
+//! Nothing below the command line reads a file, a variable or a flag.
+//!
+//! - The file is `ashlar.toml` in the working directory, if there is one, or what `--config` names (which must exist).
+//! - A variable is `ASHLAR_` and the key in capitals, `__` between section and key: `ASHLAR_STORE__S3__ENDPOINT`. Lists are
+//!   separated by commas.
+//! - An unknown key, or a value that is not accepted, is an error that names where it was written, the key, the value
+//!   and what is accepted ([`ConfigError`]).
+//! - Sizes and durations are in human units in every layer ([`crate::human`]).
+//!
+//! `config/default.toml` is this module's reference for users; a test holds it equal to [`Config::default`], key by key.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::open::StoreOptions;
+use crate::{cache, journal, nbd, volume};
+
+mod endpoint;
+mod error;
+mod layers;
+mod show;
+
+pub use endpoint::{Listen, Socket};
+pub use error::ConfigError;
+pub use layers::{Flag, Inputs, load};
+pub use show::{Effective, Origin};
+
+/// The configuration file that is read if it exists and `--config` names no other.
+pub const FILE: &str = "ashlar.toml";
+
+/// What the names of environment variables begin with.
+pub const ENVIRONMENT_PREFIX: &str = "ASHLAR_";
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The directory for what this server keeps on its own disk: its identity and the journals.
+    pub state: PathBuf,
+    /// Where the volumes live, and how the store is used.
+    pub store: StoreOptions,
+    /// What is served, and where.
+    pub serve: Serve,
+    /// Limits of the NBD server.
+    pub nbd: nbd::Options,
+    /// Volumes: durability, buffers, checkpoints.
+    pub volume: volume::Options,
+    /// The server's local log of what is not in the store yet.
+    pub journal: journal::Options,
+    /// Clean blocks near the reader.
+    pub cache: cache::Options,
+    /// The log on standard error.
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            state: "./ashlar-state".into(),
+            store: StoreOptions::default(),
+            serve: Serve::default(),
+            nbd: nbd::Options::default(),
+            volume: volume::Options::default(),
+            journal: journal::Options::default(),
+            cache: cache::Options::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// `[serve]`: what is served, and where.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serve {
+    /// The TCP address to listen on.
+    pub listen: Listen,
+    /// The Unix socket to listen on.
+    pub socket: Socket,
+    /// Names of the volumes to serve; none means every volume of the store, also those created later.
+    pub volumes: Vec<String>,
+}
+
+/// `[log]`: the log on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// How much: `error`, `warn`, `info`, `debug`, `trace`, `off`, or a list such as `info,ashlar::store=debug`.
+    pub level: String,
+    /// For people or for programs.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line of text for people.
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests;
