@@ -3,6 +3,8 @@
 //! `nbd/` sees only this; `volume/` is one implementation, [`crate::device::memory`] (tests) another.
 //! The caller has checked that `offset + len` lies inside the device; any alignment down to one byte is
 //! served. All methods may run concurrently; a change is visible to every read that starts after it returned.
+//! A client that leaves gives its requests up: a future that is dropped before it is ready may or may not have taken
+//! effect, and must leave the device as sound as if it had not been called.
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
 use ashlar::units::BlockSize;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use bytes::Bytes;
 
 const SIZE: u64 = 64 << 20;
@@ -51,6 +51,7 @@ impl World {
             random: self.random.clone(),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            witness: Witness::default(),
         }
     }
 
@@ -154,6 +155,19 @@ async fn a_killed_server_loses_no_acknowledged_write() {
     assert_eq!(read(&volume, 12_345, 300_000).await, expected);
     volume.close().await.unwrap();
     assert!(world.disk.list("").await.unwrap().is_empty(), "a clean stop leaves no journal");
+}
+
+#[tokio::test]
+async fn a_killed_server_that_comes_back_and_has_nothing_to_do_closes_cleanly() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    drop(volume);
+    // Its checkpoint covers the fence, and names the slots after it that the fence voided.
+    world.open().await.close().await.unwrap();
+    world.check().await;
+    let volume = world.open().await;
+    assert_eq!(read(&volume, 0, 4096).await, pattern(1, 4096));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! A device that keeps its bytes in memory, and exports over several: for tests and benchmarks.
 //!
-//! Only blocks that were written take memory, so a device may be as large as the protocol allows. A [`Hook`] sees
-//! every call before it takes effect, and may delay it or make it fail.
+//! Memory is taken in chunks of 1 MiB where something was written, so a device may be as large as the protocol allows.
+//! A [`Hook`] sees every call before it takes effect, and may delay it or make it fail.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,11 +30,14 @@ pub enum Call {
 /// Sees a call before it takes effect: the call waits for the future, and fails if that fails.
 pub type Hook = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<(), DeviceError>> + Send + Sync>;
 
+/// Bytes of memory that are taken at a time; few in the tests of this module, so that they meet many edges.
+const CHUNK_BYTES: u64 = if cfg!(test) { 64 } else { 1 << 20 };
+
 /// A device in memory; whatever it accepted is stable at once.
 pub struct MemoryDevice {
     info: DeviceInfo,
-    /// Blocks that were written, by index; all others read as zero.
-    blocks: RwLock<BTreeMap<u64, Box<[u8]>>>,
+    /// Chunks in which something was written, by index; all others read as zero.
+    chunks: RwLock<BTreeMap<u64, Box<[u8]>>>,
     hook: Option<Hook>,
 }
 
@@ -46,17 +49,12 @@ impl MemoryDevice {
 
     /// A device of that description, all zero. The block size is at least 1.
     pub fn with_info(info: DeviceInfo) -> MemoryDevice {
-        MemoryDevice { info, blocks: RwLock::default(), hook: None }
+        MemoryDevice { info, chunks: RwLock::default(), hook: None }
     }
 
     /// The same device with `hook` before each call.
     pub fn with_hook(self, hook: Hook) -> MemoryDevice {
         MemoryDevice { hook: Some(hook), ..self }
-    }
-
-    /// Blocks that take memory.
-    pub fn blocks_held(&self) -> usize {
-        self.blocks.read().len()
     }
 
     async fn before(&self, call: Call) -> Result<(), DeviceError> {
@@ -73,47 +71,47 @@ impl MemoryDevice {
         }
     }
 
-    fn block_bytes(&self) -> u64 {
-        u64::from(self.info.block_size)
-    }
-
-    /// The blocks that a range of bytes touches: for each its index, and the touched bytes inside it.
-    fn touched(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
-        let (size, end) = (self.block_bytes(), offset + len);
-        let blocks = offset / size..end.div_ceil(size);
-        blocks.map(move |index| {
-            let start = index * size;
-            // Both ends are within one block, whose size is a u32.
-            (index, (offset.max(start) - start) as usize..(end.min(start + size) - start) as usize)
-        })
-    }
-
     fn store(&self, offset: u64, data: &[u8]) {
-        let (mut blocks, mut data) = (self.blocks.write(), data);
-        for (index, range) in self.touched(offset, data.len() as u64) {
-            let block = blocks.entry(index).or_insert_with(|| vec![0; self.info.block_size as usize].into());
+        let (mut chunks, mut data) = (self.chunks.write(), data);
+        for (index, range) in touched(offset, data.len() as u64) {
+            let chunk = chunks.entry(index).or_insert_with(|| vec![0; CHUNK_BYTES as usize].into());
             let (here, rest) = data.split_at(range.len());
-            block[range].copy_from_slice(here);
+            chunk[range].copy_from_slice(here);
             data = rest;
         }
     }
 
-    /// Drops the blocks that lie wholly inside the range and returns them as a range of indices.
-    fn drop_inside(&self, offset: u64, len: u64) -> Range<u64> {
-        let inside = offset.div_ceil(self.block_bytes())..(offset + len) / self.block_bytes();
-        if !inside.is_empty() {
-            let mut blocks = self.blocks.write();
-            let mut after = blocks.split_off(&inside.start);
-            blocks.append(&mut after.split_off(&inside.end));
+    fn zero(&self, range: Range<u64>) {
+        let mut chunks = self.chunks.write();
+        let inside = range.start.div_ceil(CHUNK_BYTES)..range.end / CHUNK_BYTES;
+        if inside.start < inside.end {
+            let mut after = chunks.split_off(&inside.start);
+            chunks.append(&mut after.split_off(&inside.end));
         }
-        inside
+        // What is left of the range lies in its first and its last chunk.
+        let len = range.end - range.start;
+        for at in [range.start, range.end - 1] {
+            let index = at / CHUNK_BYTES;
+            let part = within(index, range.start, len);
+            if let Some(chunk) = chunks.get_mut(&index) {
+                chunk[part].fill(0);
+            }
+        }
     }
+}
 
-    fn zero_partial(&self, index: u64, range: Range<usize>) {
-        if let Some(block) = self.blocks.write().get_mut(&index) {
-            block[range].fill(0);
-        }
-    }
+/// The chunks that a range of bytes touches: for each its index, and the touched bytes inside it.
+fn touched(offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let chunks = offset / CHUNK_BYTES..(offset + len).div_ceil(CHUNK_BYTES);
+    chunks.map(move |index| (index, within(index, offset, len)))
+}
+
+/// The bytes of a chunk that a range touches, counted from the start of the chunk.
+fn within(index: u64, offset: u64, len: u64) -> Range<usize> {
+    let start = index * CHUNK_BYTES;
+    let end = (offset + len).min(start + CHUNK_BYTES);
+    // Both ends are within one chunk.
+    (offset.max(start) - start) as usize..(end - start) as usize
 }
 
 #[async_trait]
@@ -125,10 +123,10 @@ impl Device for MemoryDevice {
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
         self.before(Call::Read { offset, len }).await?;
         let mut data = BytesMut::with_capacity(len as usize);
-        let blocks = self.blocks.read();
-        for (index, range) in self.touched(offset, u64::from(len)) {
-            match blocks.get(&index) {
-                Some(block) => data.extend_from_slice(&block[range]),
+        let chunks = self.chunks.read();
+        for (index, range) in touched(offset, u64::from(len)) {
+            match chunks.get(&index) {
+                Some(chunk) => data.extend_from_slice(&chunk[range]),
                 None => data.resize(data.len() + range.len(), 0),
             }
         }
@@ -145,23 +143,19 @@ impl Device for MemoryDevice {
     async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
         self.change_allowed()?;
         self.before(Call::Trim { offset, len, fua }).await?;
-        self.drop_inside(offset, len);
+        let block = u64::from(self.info.block_size);
+        let inside = offset.div_ceil(block) * block..(offset + len) / block * block;
+        if inside.start < inside.end {
+            self.zero(inside);
+        }
         Ok(())
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> Result<(), DeviceError> {
         self.change_allowed()?;
         self.before(Call::WriteZeroes { offset, len, no_hole, fua }).await?;
-        let inside = self.drop_inside(offset, len);
-        let (first, last) =
-            (offset / self.block_bytes(), (offset + len).div_ceil(self.block_bytes()).saturating_sub(1));
-        for index in [first, last] {
-            if !inside.contains(&index) {
-                let start = index * self.block_bytes();
-                let range =
-                    offset.max(start) - start..(offset + len).min(start + self.block_bytes()).max(start) - start;
-                self.zero_partial(index, range.start as usize..range.end as usize);
-            }
+        if len > 0 {
+            self.zero(offset..offset + len);
         }
         Ok(())
     }
@@ -230,7 +224,8 @@ mod tests {
 
     use super::*;
 
-    const SIZE: usize = 100;
+    const BLOCK: usize = 16;
+    const SIZE: usize = 3 * CHUNK_BYTES as usize + 10;
 
     #[derive(Clone, Debug)]
     enum Op {
@@ -240,7 +235,7 @@ mod tests {
     }
 
     fn ops() -> impl Strategy<Value = Vec<Op>> {
-        let range = || (0..SIZE).prop_flat_map(|offset| (Just(offset), 0..=SIZE - offset));
+        let range = || (0..=SIZE, 0..=SIZE).prop_map(|(a, b)| (a.min(b), a.max(b) - a.min(b)));
         let op = prop_oneof![
             range()
                 .prop_flat_map(|(o, l)| (Just(o), prop::collection::vec(1u8.., l)))
@@ -258,8 +253,8 @@ mod tests {
     proptest! {
         #[test]
         fn it_equals_an_array_of_bytes(ops in ops()) {
-            let device = MemoryDevice::with_info(DeviceInfo { size: SIZE as u64, block_size: 16, read_only: false });
-            let mut model = [0; SIZE];
+            let device = MemoryDevice::with_info(DeviceInfo { size: SIZE as u64, block_size: BLOCK as u32, read_only: false });
+            let mut model = vec![0; SIZE];
             for op in ops {
                 match op {
                     Op::Write(offset, data) => {
@@ -267,7 +262,7 @@ mod tests {
                         now(device.write(offset as u64, data.into(), false));
                     }
                     Op::Trim(offset, len) => {
-                        let (start, end) = (offset.div_ceil(16) * 16, (offset + len) / 16 * 16);
+                        let (start, end) = (offset.div_ceil(BLOCK) * BLOCK, (offset + len) / BLOCK * BLOCK);
                         if start < end {
                             model[start..end].fill(0);
                         }
@@ -279,7 +274,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(now(device.read(0, SIZE as u32)).concat(), &model[..]);
-                prop_assert_eq!(now(device.read(7, 50)).concat(), &model[7..57]);
+                prop_assert_eq!(now(device.read(60, 70)).concat(), &model[60..130]);
             }
         }
     }

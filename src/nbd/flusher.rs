@@ -5,6 +5,7 @@
 //! left meanwhile.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -24,11 +25,13 @@ impl Flusher {
     /// Starts a flush of the device, or has one follow that which is under way.
     pub fn start(&self, life: &Life, export: String, device: Arc<dyn Device>) {
         let key = Arc::as_ptr(&device).addr();
-        if let Some(again) = self.busy.lock().get_mut(&key) {
-            *again = true;
-            return;
-        }
-        self.busy.lock().insert(key, false);
+        match self.busy.lock().entry(key) {
+            Entry::Occupied(mut again) => {
+                again.insert(true);
+                return;
+            }
+            Entry::Vacant(free) => free.insert(false),
+        };
         let (busy, task, mut phases) = (self.busy.clone(), life.task(), life.phases());
         tokio::spawn(async move {
             tokio::select! {

@@ -19,8 +19,8 @@ const READ_AHEAD: usize = 32 << 10;
 pub struct Incoming<R> {
     io: R,
     buffer: BytesMut,
-    /// How much to read ahead. After a payload larger than [`READ_AHEAD`] it is one header: more would be the start
-    /// of the next payload, and would have to be copied.
+    /// How much to read ahead next time. After a payload larger than [`READ_AHEAD`] it is one header: more would be
+    /// the start of the next payload, and would have to be copied.
     read_ahead: usize,
     stall_timeout: Duration,
     room: Arc<Room>,
@@ -48,6 +48,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             }
             self.buffer.reserve(self.read_ahead);
             let count = self.io.read_buf(&mut (&mut self.buffer).limit(self.read_ahead)).await?;
+            self.read_ahead = READ_AHEAD;
             match (count, self.buffer.is_empty()) {
                 (0, true) => return Ok(None),
                 (0, false) => return Err(cut_short("a request")),
@@ -67,7 +68,9 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             let left = len - payload.len();
             self.read_some(&mut payload, left).await?;
         }
-        self.read_ahead = if len > READ_AHEAD { RequestHeader::BYTES } else { READ_AHEAD };
+        if len > READ_AHEAD {
+            self.read_ahead = RequestHeader::BYTES;
+        }
         Ok(payload.freeze())
     }
 

@@ -162,3 +162,29 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn c1_accepted_tcp_sockets_have_no_delay() {
+        let listener = Listener::bind(&ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let Stream::Tcp(stream, peer) = accepted.unwrap() else { panic!("it is TCP") };
+        assert!(stream.nodelay().unwrap());
+        assert_eq!(peer, client.unwrap().local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_that_another_server_made_meanwhile_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nbd.sock");
+        let old = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
+        let _new = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        drop(old);
+        assert!(path.exists());
+    }
+}

@@ -121,6 +121,7 @@ impl Core {
     /// Accepts clients until the server drains.
     async fn accept(self: Arc<Core>, listener: Listener, _task: TaskGuard) {
         let mut phases = self.life.phases();
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -129,12 +130,16 @@ impl Core {
             };
             match accepted {
                 Ok(stream) => {
+                    failing = false;
                     if let Some(place) = self.admit() {
                         tokio::spawn(self.clone().serve_stream(stream, place));
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
+                    if !failing {
+                        tracing::warn!("cannot accept connections, trying again: {error}");
+                    }
+                    failing = true;
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

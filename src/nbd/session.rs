@@ -43,6 +43,10 @@ use crate::device::{Device, DeviceError, Pieces};
 /// last replies.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Bytes of read data after which replies are written before more requests are taken: while they are still in the
+/// processor's cache, and before the client gets bored.
+const WRITE_AFTER: u64 = 256 << 10;
+
 /// What a session serves, and within which limits.
 pub struct Setup<'a> {
     /// The export's name, for the log.
@@ -169,6 +173,8 @@ struct Session<R> {
     /// Requests that are carried out even if the client leaves.
     changes: JoinSet<()>,
     requests: u64,
+    /// Bytes of read data that were answered here since the last chance to write.
+    unwritten: u64,
 }
 
 impl<R: AsyncRead + Unpin> Session<R> {
@@ -191,6 +197,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             reads: JoinSet::new(),
             changes: JoinSet::new(),
             requests: 0,
+            unwritten: 0,
         }
     }
 
@@ -267,6 +274,12 @@ impl<R: AsyncRead + Unpin> Session<R> {
             let tasks = if goes_on_alone { &mut self.changes } else { &mut self.reads };
             while tasks.try_join_next().is_some() {}
             tasks.spawn(work);
+        } else if let Request::Read { len, .. } = request {
+            self.unwritten += u64::from(len);
+        }
+        if self.unwritten >= WRITE_AFTER {
+            self.unwritten = 0;
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -19,7 +19,6 @@
 //! [`super::memory`], on a current-thread runtime with paused time, counting, applying and cutting are one step, so
 //! that one seed replays one run exactly; [`Faults::digest`] says whether it did.
 
-use std::fmt;
 use std::future::pending;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,14 +26,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::options::human;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::Random;
+
+mod control;
+
+pub use control::{Counted, Faults, Trap};
+use control::{Fate, Op};
 
 /// How often, in thousandths of all operations, and how badly the store misbehaves. The default is a faultless store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,28 +65,6 @@ pub struct FaultOptions {
     pub corrupt: u32,
 }
 
-/// What happens at a counted operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trap {
-    /// Neither it nor anything later reaches the store.
-    CutBefore,
-    /// It is applied; its reply and everything later is lost.
-    CutAfter,
-    /// It fails without being applied; what comes later is fair again.
-    FailBefore,
-    /// It is applied, but reported as failed; what comes later is fair again.
-    FailAfter,
-}
-
-/// Which operations a trap counts, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counted {
-    /// All.
-    Operations,
-    /// PUTs and DELETEs only: cutting between two reads leaves nothing different behind.
-    Mutations,
-}
-
 /// A store below, with faults.
 #[derive(Clone, Debug)]
 pub struct FaultyStore {
@@ -93,139 +73,16 @@ pub struct FaultyStore {
     faults: Faults,
 }
 
-/// The handle by which a test steers a [`FaultyStore`].
-#[derive(Clone)]
-pub struct Faults(Arc<Control>);
-
-struct Control {
-    state: Mutex<State>,
-    cut: watch::Sender<bool>,
-}
-
-#[derive(Default)]
-struct State {
-    options: FaultOptions,
-    traps: Vec<(Counted, u64, Trap)>,
-    operations: u64,
-    mutations: u64,
-    digest: blake3::Hasher,
-}
-
 impl FaultyStore {
     /// Wraps `inner`; fates are drawn from `random`.
     pub fn new(inner: Arc<dyn Store>, options: FaultOptions, random: Random) -> FaultyStore {
-        let state = Mutex::new(State { options, ..State::default() });
-        let control = Control { state, cut: watch::Sender::new(false) };
-        FaultyStore { inner, random, faults: Faults(Arc::new(control)) }
+        FaultyStore { inner, random, faults: Faults::new(options) }
     }
 
     /// The handle that steers it.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }
-}
-
-impl Faults {
-    /// Cuts the wrapper off the store below for ever.
-    pub fn isolate(&self) {
-        self.0.cut.send_replace(true);
-    }
-
-    /// Whether it is cut off.
-    pub fn is_isolated(&self) -> bool {
-        *self.0.cut.borrow()
-    }
-
-    /// Waits until it is cut off, by a trap or by hand.
-    pub async fn isolated(&self) {
-        // An error would say that the sender is gone, which lives in `self`.
-        let _ = self.0.cut.subscribe().wait_for(|cut| *cut).await;
-    }
-
-    /// Sets a trap at the `k`-th operation of those counted, from 1 since the wrapper was made.
-    pub fn set_trap(&self, counted: Counted, k: u64, trap: Trap) {
-        self.0.state.lock().traps.push((counted, k, trap));
-    }
-
-    /// Changes the random faults from now on: an outage begins (`refuse: 1000`) or ends.
-    pub fn set_options(&self, options: FaultOptions) {
-        self.0.state.lock().options = options;
-    }
-
-    /// Operations counted so far; an operation that comes after the cut is not.
-    pub fn operations(&self) -> u64 {
-        self.0.state.lock().operations
-    }
-
-    /// PUTs and DELETEs counted so far.
-    pub fn mutations(&self) -> u64 {
-        self.0.state.lock().mutations
-    }
-
-    /// A digest of every operation counted so far, its fate included, in order: equal for two runs of one seed.
-    pub fn digest(&self) -> String {
-        self.0.state.lock().digest.finalize().to_hex().to_string()
-    }
-
-    /// Counts an operation; `None` if nothing passes any more.
-    fn count(&self, op: &Op<'_>, drawn: Fate) -> Option<Fate> {
-        if self.is_isolated() {
-            return None;
-        }
-        let mut state = self.0.state.lock();
-        state.operations += 1;
-        state.mutations += u64::from(op.mutates);
-        let fate = match state.trap(op.mutates) {
-            Some(Trap::CutBefore) => {
-                self.isolate();
-                return None;
-            }
-            Some(Trap::CutAfter) => Fate::CutAfter,
-            Some(Trap::FailBefore) => Fate::Refuse,
-            Some(Trap::FailAfter) => Fate::FailAfter,
-            None => drawn,
-        };
-        let line = format!("{} {} {} {fate:?}\n", state.operations, op.verb, op.what);
-        state.digest.update(line.as_bytes());
-        Some(fate)
-    }
-}
-
-impl State {
-    fn trap(&self, mutates: bool) -> Option<Trap> {
-        let here = |&&(counted, k, _): &&(Counted, u64, Trap)| match counted {
-            Counted::Operations => k == self.operations,
-            Counted::Mutations => mutates && k == self.mutations,
-        };
-        self.traps.iter().find(here).map(|&(_, _, trap)| trap)
-    }
-}
-
-impl fmt::Debug for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.0.state.lock();
-        write!(f, "Faults({} operations, {:?}, isolated: {})", state.operations, state.options, self.is_isolated())
-    }
-}
-
-/// What an operation is, for counting and for messages.
-struct Op<'a> {
-    verb: &'static str,
-    what: &'a str,
-    mutates: bool,
-}
-
-/// What happens to an operation; the table at the head of this file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Fair,
-    Refuse,
-    Throttle,
-    FailAfter,
-    TimeOut { applied: bool },
-    Short,
-    Corrupt,
-    CutAfter,
 }
 
 /// An operation that may be applied now.
@@ -241,7 +98,7 @@ impl FaultyStore {
     /// Waits, counts and decides. After `Ok`, the caller applies the operation at once and hands the result to
     /// [`Self::leave`].
     async fn enter(&self, op: &Op<'_>) -> Result<Passage> {
-        let options = self.faults.0.state.lock().options;
+        let options = self.faults.options();
         let (delay, drawn, mut passage) = self.draw(&options);
         if !delay.is_zero() {
             sleep(delay).await;

@@ -64,6 +64,8 @@ impl FileStore {
     /// writers left behind more than a day ago. `Invalid` if `path` is something else than a directory.
     pub async fn open(path: impl Into<PathBuf>, workers: Workers, random: Random) -> Result<FileStore> {
         let path = path.into();
+        // From here on it does not matter what the current directory is.
+        let path = std::path::absolute(&path).map_err(|error| failure("open the store", &path, &error))?;
         let root = Arc::new(Root { directories: Directories::new(path.clone()), path });
         let marker = random.uuid().to_string();
         let store = FileStore { root, workers, random };

@@ -4,7 +4,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,13 +34,13 @@ pub struct Metered {
 /// Requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
-    /// Requests that ended, failed ones included.
+    /// Requests that were begun, also those that failed or were given up.
     pub count: u64,
     /// Requests that failed in a way that may pass.
     pub retryable: u64,
     /// Requests that were refused, or were wrong. `NotFound` and `AlreadyExists` are answers, no failures.
     pub failed: u64,
-    /// The time that they took together, in microseconds.
+    /// The time that those took together which ended, in microseconds.
     pub micros: u64,
 }
 
@@ -99,10 +98,9 @@ impl Counters {
 
     async fn record<T>(&self, requests: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
         let begin = Instant::now();
-        let result = work.await;
-        let spent: Duration = begin.elapsed();
-        self.micros.fetch_add(spent.as_micros() as u64, Ordering::Relaxed);
         self.count.fetch_add(requests, Ordering::Relaxed);
+        let result = work.await;
+        self.micros.fetch_add(begin.elapsed().as_micros() as u64, Ordering::Relaxed);
         match result.as_ref().map_err(|error| error.kind) {
             Err(ErrorKind::Retryable) => self.retryable.fetch_add(1, Ordering::Relaxed),
             Err(ErrorKind::Denied | ErrorKind::Invalid) => self.failed.fetch_add(1, Ordering::Relaxed),
@@ -168,6 +166,8 @@ impl Store for MeterStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::outside::Random;
     use crate::store::faults::{FaultOptions, FaultyStore};

@@ -3,24 +3,23 @@
 //! The typed API is rusoto's; everything that faces the network is ours and current. Read downwards:
 //! this file turns [`Store`] operations into requests and answers into results; [`dispatcher`] makes PUTs create-only,
 //! addresses, signs and sends; [`http`] owns connections and the watch over stalls; [`credentials`] finds the keys;
-//! [`errors`] is the table of what answers mean; [`options`] is what can be set.
+//! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it.
 //!
 //! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt, stream};
-use reqsign_core::Env;
-use rusoto_core::request::BufferedHttpResponse;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use rusoto_core::{ByteStream, Client, Region, RusotoError};
 use rusoto_s3::{
-    Delete, DeleteObjectRequest, DeleteObjectsRequest, GetObjectError, GetObjectRequest, ListObjectsV2Error,
-    ListObjectsV2Output, ListObjectsV2Request, ObjectIdentifier, PutObjectRequest, S3, S3Client,
+    Delete, DeleteObjectRequest, DeleteObjectsRequest, GetObjectError, GetObjectRequest, ListObjectsV2Output,
+    ListObjectsV2Request, ObjectIdentifier, PutObjectRequest, S3, S3Client,
 };
 use tracing::info;
 
@@ -28,24 +27,27 @@ use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::Clock;
 
 pub mod options;
+pub mod address;
+mod ranges;
 pub mod errors;
+mod answers;
 pub mod http;
 pub mod credentials;
 pub mod dispatcher;
 
+use address::Address;
+use answers::{Refused, Typed, answer_of, strange};
 use credentials::{Credentials, Environment};
 use dispatcher::{Dispatcher, Settings, from_text};
 use errors::{Answer, Asked, Place, failure};
-use options::{Addressing, S3Options};
+use options::S3Options;
+use ranges::{collect, cut, header_of, start_of};
 
 /// A batch delete names at most this many keys.
 const BATCH_KEYS_MAX: usize = 1000;
 
 /// Single deletes, where there is no batch, that are under way at once.
 const SINGLE_DELETES: usize = 8;
-
-/// Memory that is set aside for a GET of unknown length before any byte has come.
-const GET_RESERVE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A store in a bucket, below a prefix.
 pub struct S3Store {
@@ -69,25 +71,13 @@ impl S3Store {
         environment: &Environment,
         clock: Clock,
     ) -> Result<S3Store> {
-        let variable = |name: &str| environment.var(name).filter(|value| !value.is_empty());
-        let region = options.region.clone();
-        let region = region.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-        let region = region.unwrap_or_else(|| "us-east-1".into());
-        let named = options.endpoint.clone();
-        let named = named.or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
-        let endpoint = checked_endpoint(named.as_deref(), &region, options.allow_http)?;
-        let place = Place { endpoint, region, bucket: checked_bucket(bucket)? };
-        let in_host = match options.addressing {
-            Addressing::Auto => named.is_none(),
-            Addressing::Path => false,
-            Addressing::VirtualHost => true,
-        };
+        let Address { place, prefix, bucket_in_host } = Address::new(bucket, prefix, options, environment)?;
         let http = http::connect(options, place.endpoint.starts_with("https://"))?;
         let credentials = Arc::new(Credentials::new(options, credentials::context(environment, &http), clock));
         let dispatcher = Dispatcher::new(Settings {
             http,
             credentials: credentials.clone(),
-            bucket_in_host: in_host.then(|| place.bucket.clone()),
+            bucket_in_host: bucket_in_host.then(|| place.bucket.clone()),
             checksum: options.checksum,
             sign_payload: options.sign_payload,
             stall_timeout: options.stall_timeout,
@@ -95,7 +85,7 @@ impl S3Store {
         let region = Region::Custom { name: place.region.clone(), endpoint: place.endpoint.clone() };
         Ok(S3Store {
             client: S3Client::new_with_client(Client::new_not_signing(dispatcher), region),
-            prefix: checked_prefix(prefix)?,
+            prefix,
             place,
             credentials,
             request_timeout: options.request_timeout,
@@ -117,17 +107,22 @@ impl S3Store {
             let limit = humantime::format_duration(self.request_timeout);
             StoreError::new(ErrorKind::Retryable, format!("no end after {limit}"))
         };
+        let generation = self.credentials.generation();
+        // rusoto panics on a number that is none; a strange server must not take a task of ours with it.
+        let work = AssertUnwindSafe(work).catch_unwind();
         let error = match tokio::time::timeout(self.request_timeout, work).await {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => error,
+            Ok(Ok(Ok(done))) => return Ok(done),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_panic)) => return Err(Refused { answer: None, error: self.unanswered(asked, &strange("sense")) }),
             Err(_) => return Err(Refused { answer: None, error: self.unanswered(asked, &late()) }),
         };
         match answer_of(error) {
             Ok(answer) => {
-                if answer.doubts_credentials() {
-                    self.credentials.doubt();
+                let mut error = failure(&self.place, asked, &answer);
+                if answer.doubts_credentials() && self.credentials.replaced_since(generation).await {
+                    error.kind = ErrorKind::Retryable;
                 }
-                Err(Refused { error: failure(&self.place, asked, &answer), answer: Some(answer) })
+                Err(Refused { error, answer: Some(answer) })
             }
             Err(text) => Err(Refused { answer: None, error: self.unanswered(asked, &from_text(&text)) }),
         }
@@ -335,214 +330,10 @@ impl std::fmt::Debug for S3Store {
     }
 }
 
-/// A request that failed: with an answer of the server, or without any.
-struct Refused {
-    answer: Option<Answer>,
-    error: StoreError,
-}
-
-impl From<Refused> for StoreError {
-    fn from(refused: Refused) -> StoreError {
-        refused.error
-    }
-}
-
-/// Success of somebody else than the store: a proxy, a portal that wants a login.
-fn strange(expected: &str) -> StoreError {
-    StoreError::new(ErrorKind::Retryable, format!("the answer is no S3, it lacks {expected}; is a proxy in between?"))
-}
-
-/// An error that rusoto has a type for; everything else it hands on as it came.
-trait Typed {
-    /// Status, code and message.
-    fn answer(self) -> (u16, &'static str, String);
-}
-
-impl Typed for GetObjectError {
-    fn answer(self) -> (u16, &'static str, String) {
-        match self {
-            GetObjectError::NoSuchKey(message) => (404, "NoSuchKey", message),
-            GetObjectError::InvalidObjectState(message) => (403, "InvalidObjectState", message),
-        }
-    }
-}
-
-impl Typed for ListObjectsV2Error {
-    fn answer(self) -> (u16, &'static str, String) {
-        let ListObjectsV2Error::NoSuchBucket(message) = self;
-        (404, "NoSuchBucket", message)
-    }
-}
-
-macro_rules! untyped {
-    ($($error:ident),*) => {$(
-        impl Typed for rusoto_s3::$error {
-            fn answer(self) -> (u16, &'static str, String) {
-                match self {}
-            }
-        }
-    )*};
-}
-untyped!(PutObjectError, DeleteObjectError, DeleteObjectsError);
-
-/// The server's answer, or the text of a failure on this side of it.
-fn answer_of<E: Typed>(error: RusotoError<E>) -> std::result::Result<Answer, String> {
-    match error {
-        RusotoError::Service(error) => {
-            let (status, code, message) = error.answer();
-            Ok(Answer { status, code: code.into(), message, region: String::new() })
-        }
-        RusotoError::Unknown(BufferedHttpResponse { status, body, headers }) => {
-            let region = headers.get("x-amz-bucket-region").map(String::as_str);
-            Ok(Answer::read(status.as_u16(), &body, region))
-        }
-        RusotoError::HttpDispatch(error) => Err(error.to_string()),
-        RusotoError::ParseError(text) => Err(format!("the answer cannot be read: {text}")),
-        RusotoError::Credentials(error) => Err(error.to_string()),
-        RusotoError::Validation(text) => Err(text),
-        RusotoError::Blocking => Err("the request was given up".into()),
-    }
-}
-
-/// The whole body, in one piece; an error if it is not as long as was said.
-async fn collect(body: Option<ByteStream>, expected: Option<u64>) -> std::io::Result<Bytes> {
-    let Some(mut body) = body else { return Ok(Bytes::new()) };
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        let piece = piece?;
-        if first.is_empty() {
-            first = piece;
-            continue;
-        }
-        if rest.is_empty() {
-            let reserve = expected.unwrap_or_default().min(GET_RESERVE_BYTES_MAX) as usize;
-            rest.reserve(reserve.max(first.len() + piece.len()));
-            rest.extend_from_slice(&first);
-        }
-        rest.extend_from_slice(&piece);
-    }
-    let whole = if rest.is_empty() { first } else { rest.freeze() };
-    match expected {
-        Some(expected) if expected != whole.len() as u64 => {
-            Err(std::io::Error::other(format!("{} bytes came instead of {expected}", whole.len())))
-        }
-        _ => Ok(whole),
-    }
-}
-
-/// `bytes=a-b`, with `b` the last byte.
-fn header_of(range: &Range<u64>) -> String {
-    match range.end {
-        u64::MAX => format!("bytes={}-", range.start),
-        end => format!("bytes={}-{}", range.start, end - 1),
-    }
-}
-
-/// `a` of the answer's `bytes a-b/len`.
-fn start_of(content_range: &str) -> Option<u64> {
-    content_range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
-}
-
-/// What was asked for, out of what came. A store that ignores ranges sends the whole object.
-fn cut(key: &Key, body: Bytes, start: Option<u64>, range: Option<Range<u64>>) -> Result<Bytes> {
-    let Some(range) = range else { return Ok(body) };
-    let start = start.unwrap_or(0);
-    if start > range.start {
-        let message = format!("GET of {key} from byte {} was answered from byte {start}", range.start);
-        return Err(StoreError::new(ErrorKind::Retryable, message));
-    }
-    let len = body.len() as u64;
-    let from = (range.start - start).min(len);
-    let to = (range.end - start).clamp(from, len);
-    Ok(body.slice(from as usize..to as usize))
-}
-
 /// A path out of a listing, as it is.
 fn decoded(listed: &ListObjectsV2Output, path: &str) -> Option<String> {
     match listed.encoding_type.as_deref() {
         Some("url") => percent_encoding::percent_decode_str(path).decode_utf8().ok().map(|path| path.into_owned()),
         _ => Some(path.to_owned()),
-    }
-}
-
-/// `scheme://host[:port]`, nothing else.
-fn checked_endpoint(named: Option<&str>, region: &str, allow_http: bool) -> Result<String> {
-    let Some(named) = named else {
-        let region_ok = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        return match region_ok {
-            true => Ok(format!("https://s3.{region}.{suffix}")),
-            false => Err(StoreError::invalid(format!("store.s3.region is {region:?}, which is no region"))),
-        };
-    };
-    let shaped = |host: &str| {
-        let host = host.trim_end_matches('/');
-        let good = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
-        (!host.is_empty() && host.bytes().all(good)).then(|| host.to_owned())
-    };
-    // The value is not shown if it may hold a password.
-    let shown = if named.contains('@') { "(not shown, since it holds an @)" } else { named };
-    let bad =
-        || StoreError::invalid(format!("store.s3.endpoint is {shown}; it must be https://HOST[:PORT], without a path"));
-    match named.split_once("://") {
-        Some(("https", host)) => Ok(format!("https://{}", shaped(host).ok_or_else(bad)?)),
-        Some(("http", host)) if allow_http => Ok(format!("http://{}", shaped(host).ok_or_else(bad)?)),
-        Some(("http", _)) => Err(StoreError::invalid(format!(
-            "store.s3.endpoint is {shown}, over which everybody on the way can read and change the data; use https, \
-             or set store.s3.allow_http = true"
-        ))),
-        _ => Err(bad()),
-    }
-}
-
-fn checked_bucket(bucket: &str) -> Result<String> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-    match (3..=255).contains(&bucket.len()) && bucket.bytes().all(good) && !bucket.contains("..") {
-        true => Ok(bucket.to_owned()),
-        false => Err(StoreError::invalid(format!(
-            "{bucket:?} cannot be the name of a bucket; a store URL is s3://BUCKET or s3://BUCKET/PREFIX"
-        ))),
-    }
-}
-
-fn checked_prefix(prefix: &str) -> Result<String> {
-    match prefix {
-        "" => Ok(String::new()),
-        _ if Key::new(prefix).is_ok() => Ok(format!("{prefix}/")),
-        _ => Err(StoreError::invalid(format!(
-            "{prefix:?} cannot be the prefix of a store; it consists of letters, digits, '.', '_' and '-', parted by /"
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_are_hosts_and_plain_http_is_asked_for() {
-        let check = |named, allow_http| checked_endpoint(named, "eu-1", allow_http).map_err(|error| error.message);
-        assert_eq!(check(None, false).unwrap(), "https://s3.eu-1.amazonaws.com");
-        assert_eq!(check(Some("https://ceph:8443/"), false).unwrap(), "https://ceph:8443");
-        assert_eq!(check(Some("http://127.0.0.1:7480"), true).unwrap(), "http://127.0.0.1:7480");
-        assert!(check(Some("http://ceph"), false).unwrap_err().contains("store.s3.allow_http = true"));
-        for bad in ["ceph", "https://", "https://ceph/path", "ftp://ceph"] {
-            assert!(check(Some(bad), true).unwrap_err().contains(bad), "{bad}");
-        }
-        assert!(!check(Some("https://me:secret@ceph"), true).unwrap_err().contains("secret"));
-    }
-
-    #[test]
-    fn what_was_asked_for_is_cut_out_of_what_came() {
-        let key = Key::new("k").unwrap();
-        let body = Bytes::from_static(b"0123456789");
-        let check = |start, range| cut(&key, body.clone(), start, range).map_err(|error| error.kind);
-        assert_eq!(check(None, None).unwrap(), "0123456789");
-        assert_eq!(check(None, Some(2..4)).unwrap(), "23");
-        assert_eq!(check(Some(100), Some(100..u64::MAX)).unwrap(), "0123456789");
-        assert_eq!(check(Some(100), Some(102..104)).unwrap(), "23");
-        assert_eq!(check(None, Some(20..30)).unwrap(), "");
-        assert_eq!(check(Some(5), Some(4..9)), Err(ErrorKind::Retryable));
     }
 }

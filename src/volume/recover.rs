@@ -14,6 +14,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::cache::BlockCache;
+use crate::change::Numbered;
 use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal};
 use crate::outside::{Clock, Random, Workers};
@@ -58,6 +59,19 @@ pub struct Outside {
     pub workers: Workers,
     /// Who we are.
     pub server: ServerIdentity,
+    /// Who else learns the order of changes.
+    pub witness: Witness,
+}
+
+/// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
+/// recovery brought back. Servers have none.
+#[derive(Clone, Default)]
+pub struct Witness(pub Option<Arc<dyn Fn(&Numbered) + Send + Sync>>);
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Witness({})", if self.0.is_some() { "some" } else { "none" })
+    }
 }
 
 /// Opens the volume for this server alone.
@@ -153,7 +167,7 @@ impl Opening {
         scan: &Scan,
         found: Option<Found>,
         verdict: &Verdict,
-    ) -> Result<(Journal, Vec<crate::change::Numbered>)> {
+    ) -> Result<(Journal, Vec<Numbered>)> {
         let outside = &self.outside;
         let doors = Doors { disk: outside.disk.clone(), random: outside.random.clone(), workers: outside.workers };
         let meta = &self.source.meta;
@@ -221,7 +235,7 @@ impl Opening {
         mut scan: Scan,
         placed: PlacedFence,
         journal: Journal,
-        replay: Vec<crate::change::Numbered>,
+        replay: Vec<Numbered>,
     ) -> Shared {
         let PlacedFence { seq, fence, stored_bytes } = placed;
         scan::follow_fence(&mut scan.map, seq, &fence, scan.closed, stored_bytes);
@@ -255,6 +269,7 @@ impl Opening {
             clock: self.outside.clock,
             random: self.outside.random,
             workers: self.outside.workers,
+            witness: self.outside.witness,
             state,
             checkpoints: scan.checkpoints,
             superseded,

@@ -62,6 +62,8 @@ pub enum Misanswer {
     Error(u16, &'static str),
     /// As a proxy would: a status and a page.
     Page(u16),
+    /// Success, with this body.
+    Xml(&'static str),
     /// Does what was asked, and answers with an error all the same.
     ErrorAfter(u16, &'static str),
     /// Never answers.
@@ -185,7 +187,11 @@ async fn answer(
         }
         Some(Misanswer::Page(status)) => {
             drain(request).await;
-            Ok(page(status, "text/html", "<html><body>Not here.</body></html>".into()))
+            Ok(page(status, "text/html", "<html><body>Not here.<br></body></html>".into()))
+        }
+        Some(Misanswer::Xml(body)) => {
+            drain(request).await;
+            Ok(page(200, "application/xml", body.into()))
         }
         Some(Misanswer::Silence) => std::future::pending().await,
         Some(Misanswer::HalfABody) => {
@@ -287,15 +293,18 @@ impl S3 for Bucket {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let key = self.key(&input.bucket, &input.key)?;
-        let whole = self.store.get(&key).await.map_err(failed)?;
-        let len = whole.len() as u64;
         let (body, content_range) = match input.range {
-            None => (whole, None),
-            Some(range) => {
-                let range = range.check(len)?;
-                let content_range = format!("bytes {}-{}/{len}", range.start, range.end - 1);
-                (whole.slice(range.start as usize..range.end as usize), Some(content_range))
+            None => (self.store.get(&key).await.map_err(failed)?, None),
+            Some(Range::Int { first, last }) => {
+                let end = last.map_or(u64::MAX, |last| last.saturating_add(1));
+                let body = self.store.get_range(&key, first..end).await.map_err(failed)?;
+                if body.is_empty() {
+                    return Err(s3_error!(InvalidRange));
+                }
+                let last = first + body.len() as u64 - 1;
+                (body, Some(format!("bytes {first}-{last}/*")))
             }
+            Some(Range::Suffix { .. }) => return Err(s3_error!(NotImplemented)),
         };
         Ok(S3Response::new(GetObjectOutput {
             content_length: Some(body.len() as i64),

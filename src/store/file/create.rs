@@ -96,6 +96,11 @@ fn link_or_rename(temporary: &Path, path: &Path) -> io::Result<()> {
         Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
         _ => return Err(refused),
     }
+    rename(temporary, path)
+}
+
+/// For filesystems without hard links.
+fn rename(temporary: &Path, path: &Path) -> io::Result<()> {
     match renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
@@ -265,6 +270,17 @@ mod tests {
         fs::remove_dir_all(root.path().join("v")).unwrap(); // by another host
         create(&directories, &temporary, &path, &[Bytes::from_static(b"two")]).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_rename_does_not_replace_either() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, second, path] = ["first", "second", "object"].map(|name| root.path().join(name));
+        fs::write(&first, "first").unwrap();
+        fs::write(&second, "second").unwrap();
+        rename(&first, &path).unwrap();
+        assert_eq!(rename(&second, &path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"first");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use rusoto_core::{ByteStream, DispatchSignedRequest, HttpDispatchError};
 
 use super::super::{ErrorKind, Result, StoreError};
 use super::credentials::Credentials;
-use super::http::{Http, PartsBody, next_piece, send};
+use super::http::{Http, PartsBody, next_piece, send, whole};
 
 /// Signs and sends.
 #[derive(Clone)]
@@ -73,8 +73,12 @@ impl Settings {
         }
         request.payload = self.payload_to_sign(&request.method, &body);
         request.sign(&self.credentials.get().await?);
+        let reads_object = request.method == "GET" && !request.params.contains_key("list-type");
         let (response, _) = send(&self.http, on_the_wire(&request, body)?, self.stall_timeout).await?;
-        Ok(to_rusoto(response, self.stall_timeout))
+        match reads_object && response.status().is_success() {
+            true => Ok(object_to_rusoto(response, self.stall_timeout)),
+            false => document_to_rusoto(response, self.stall_timeout).await,
+        }
     }
 
     /// The PUTs of this client are PUTs of objects, and objects are never overwritten.
@@ -153,24 +157,50 @@ fn on_the_wire(request: &SignedRequest, body: Vec<Bytes>) -> Result<Request<Part
 
 const USER_AGENT: &str = concat!("ashlar/", env!("CARGO_PKG_VERSION"));
 
-/// The response in terms of rusoto. Headers that are no text are left out; we need none of them.
-fn to_rusoto(response: Response<Incoming>, stall: Duration) -> HttpResponse {
+/// The headers of responses that we use. rusoto panics on strange values of some others.
+const HEADERS: [&str; 4] = ["content-length", "content-range", "etag", "x-amz-bucket-region"];
+
+/// A listing of 1000 keys of 1 KiB, each byte of them encoded, is shorter.
+const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// An object, in terms of rusoto: piece by piece.
+fn object_to_rusoto(response: Response<Incoming>, stall: Duration) -> HttpResponse {
     let (head, body) = response.into_parts();
-    let mut headers = http02::HeaderMap::default();
-    for (name, value) in &head.headers {
-        if let (Ok(name), Ok(value)) = (http02::header::HeaderName::from_bytes(name.as_ref()), value.to_str()) {
-            headers.insert(name, value.to_owned());
-        }
-    }
     let body = stream::unfold(body, move |mut body| async move {
         let piece = next_piece(&mut body, stall).await?;
         Some((piece.map_err(|error| std::io::Error::other(into_text(error))), body))
     });
-    HttpResponse {
-        status: http02::StatusCode::from_u16(head.status.as_u16()).unwrap_or(http02::StatusCode::BAD_GATEWAY),
-        body: ByteStream::new(body),
-        headers,
+    to_rusoto(&head, ByteStream::new(body))
+}
+
+/// Anything else, in terms of rusoto: read to its end and checked, because rusoto's reader loops for ever on XML that
+/// breaks off. Of an error that is no XML only the status is left.
+async fn document_to_rusoto(response: Response<Incoming>, stall: Duration) -> Result<HttpResponse> {
+    let (head, body) = response.into_parts();
+    let mut body = whole(body, stall, DOCUMENT_BYTES_MAX).await?;
+    if !body.is_empty() && !is_xml(&body) {
+        if head.status.is_success() {
+            return Err(StoreError::new(ErrorKind::Retryable, "the answer is no XML; is a proxy in between?"));
+        }
+        body.clear();
     }
+    Ok(to_rusoto(&head, ByteStream::from(body.to_vec())))
+}
+
+fn is_xml(body: &[u8]) -> bool {
+    xml::EventReader::new(body).into_iter().all(|event| event.is_ok())
+}
+
+fn to_rusoto(head: &http::response::Parts, body: ByteStream) -> HttpResponse {
+    let mut headers = http02::HeaderMap::default();
+    for name in HEADERS {
+        let value = head.headers.get(name).and_then(|value| value.to_str().ok());
+        if let Some(value) = value.filter(|value| name != "content-length" || value.parse::<i64>().is_ok()) {
+            headers.insert(name, value.to_owned());
+        }
+    }
+    let status = http02::StatusCode::from_u16(head.status.as_u16()).unwrap_or(http02::StatusCode::BAD_GATEWAY);
+    HttpResponse { status, body, headers }
 }
 
 /// Marks of kinds that are not [`ErrorKind::Retryable`].
@@ -203,6 +233,18 @@ fn base64_of(bytes: [u8; 4]) -> String {
 mod tests {
     use super::*;
     use rusoto_core::Region;
+
+    #[test]
+    fn only_whole_xml_is_xml() {
+        let whole = "<?xml version='1.0'?>\n<!-- c --><a b='1'>text<c/><![CDATA[<]]> &amp;</a>\n";
+        assert!(is_xml(whole.as_bytes()));
+        for bad in ["<a>", "<a><b></a>", "no", "<a>&who;</a>", "<html><br></html>", "<a b=1/>"] {
+            assert!(!is_xml(bad.as_bytes()), "{bad}");
+        }
+        for end in 0..whole.trim_end().len() {
+            assert!(!is_xml(&whole.as_bytes()[..end]), "broken off at {end}");
+        }
+    }
 
     #[test]
     fn base64_of_a_crc() {

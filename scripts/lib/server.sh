@@ -1,0 +1,211 @@
+# shellcheck shell=bash
+#
+# The server under test, for the scripts that drive it with real clients: create volumes, start, kill, stop, and measure
+# what lies in its store. This is the only file that knows the command line of the server.
+# Sourced, never run. Needs say.sh.
+#
+# A server is an instance in a folder of its own (server_new FOLDER): several may run side by side, each with its own store.
+# Its pid, port and store URL are files there, so that every function needs only the folder. A server must be started and
+# ended by the same shell, because only a parent learns the exit status.
+#
+# Environment:
+#   ASHLAR_SERVER    ashlar (default), or nbdkit: a stand-in over sparse files, to prove the scripts themselves
+#   ASHLAR_BIN       the program to run; default: built from this tree (cargo build --release)
+#   ASHLAR_STORE     base URL of the stores; default: a folder of the instance. Under an s3:// URL, every instance takes a
+#                    fresh prefix, and endpoint and credentials come from the environment, as for any other run of ashlar
+#   ASHLAR_SERVE_ARGS  further arguments of `ashlar serve`, separated by blanks
+
+: "${repository:?must be set before server.sh is sourced}"
+server_kind=${ASHLAR_SERVER:-ashlar}
+server_start_seconds=${ASHLAR_START_SECONDS:-60}
+server_stop_seconds=${ASHLAR_STOP_SECONDS:-120}
+
+# server_prepare: what must be there before the first server_new: the program.
+server_prepare() {
+    case $server_kind in
+        ashlar)
+            if [[ -z ${ASHLAR_BIN:-} ]]; then
+                say "building ashlar"
+                (cd "$repository" && cargo build --release --locked --quiet)
+                ASHLAR_BIN=${CARGO_TARGET_DIR:-$repository/target}/release/ashlar
+            fi
+            [[ -x $ASHLAR_BIN ]] || die "no program at $ASHLAR_BIN; unset ASHLAR_BIN to build it"
+            ;;
+        nbdkit) need_packages nbdkit ;;
+        *) die "ASHLAR_SERVER is $server_kind; known are ashlar and nbdkit" ;;
+    esac
+}
+
+# server_new FOLDER: a new instance with an empty store, not yet running.
+server_new() {
+    local folder=$1
+    mkdir -p "$folder/store" "$folder/state"
+    case ${ASHLAR_STORE:-} in
+        s3://*) echo "${ASHLAR_STORE%/}/$(date +%s)-$$-$RANDOM" ;;
+        '') echo "file://$folder/store" ;;
+        *) die "ASHLAR_STORE is $ASHLAR_STORE; leave it unset for a folder, or give an s3:// URL" ;;
+    esac >"$folder/url"
+    free_port >"$folder/port"
+}
+
+# free_port: a TCP port of the loopback that nobody listens on, below the range the kernel gives out by itself.
+free_port() {
+    local port
+    while port=$((10000 + RANDOM % 20000)); do
+        listening "$port" || break
+    done
+    echo "$port"
+}
+
+# listening PORT: does somebody accept connections there?
+listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# server_create FOLDER VOLUME SIZE: make a thin volume.
+server_create() {
+    local folder=$1 volume=$2 size=$3
+    case $server_kind in
+        ashlar) "$ASHLAR_BIN" create "$volume" --size "$size" --store "$(<"$folder/url")" >>"$folder/log" 2>&1 ;;
+        nbdkit) truncate -s "$size" "$folder/store/$volume" ;;
+    esac
+}
+
+# server_command FOLDER: sets `command` to what starts the server in the foreground.
+server_command() {
+    local folder=$1 port
+    port=$(<"$folder/port")
+    case $server_kind in
+        ashlar)
+            local more=()
+            read -ra more <<<"${ASHLAR_SERVE_ARGS:-}"
+            command=("$ASHLAR_BIN" serve --store "$(<"$folder/url")" --state "$folder/state" \
+                --listen "127.0.0.1:$port" --socket "$folder/socket" "${more[@]}")
+            ;;
+        nbdkit)
+            # nbdkit serves either TCP or a socket; the stand-in is told which by $ASHLAR_STANDIN_SOCKET.
+            local where=(--ipaddr 127.0.0.1 --port "$port")
+            [[ -n ${ASHLAR_STANDIN_SOCKET:-} ]] && where=(--unix "$folder/socket")
+            command=(nbdkit --foreground --exit-with-parent "${where[@]}" file "dir=$folder/store")
+            ;;
+    esac
+}
+
+# server_start FOLDER: start it and wait until it accepts connections.
+server_start() {
+    local folder=$1 command pid deadline
+    server_command "$folder"
+    rm -f "$folder/socket"
+    printf '%(%T)T starting: %s\n' -1 "${command[*]}" >>"$folder/log"
+    "${command[@]}" >>"$folder/log" 2>&1 </dev/null &
+    pid=$!
+    echo "$pid" >"$folder/pid"
+    deadline=$((SECONDS + server_start_seconds))
+    until server_ready "$folder"; do
+        kill -0 "$pid" 2>/dev/null || {
+            rm -f "$folder/pid"
+            warn "the server left while starting; its last lines: $(tail -n 5 "$folder/log")"
+            return 1
+        }
+        ((SECONDS < deadline)) || {
+            warn "the server did not accept connections within $server_start_seconds s"
+            return 1
+        }
+        sleep 0.1
+    done
+}
+
+# server_ready FOLDER: does it accept connections?
+server_ready() {
+    if [[ $server_kind == nbdkit && -n ${ASHLAR_STANDIN_SOCKET:-} ]]; then
+        [[ -S $1/socket ]]
+    else
+        listening "$(<"$1/port")"
+    fi
+}
+
+# server_kill FOLDER: end it at once, as a crash would (kill -9).
+server_kill() {
+    local pid
+    pid=$(<"$1/pid")
+    rm "$1/pid"
+    kill -KILL "$pid"
+    wait "$pid" 2>/dev/null || true   # the shell's own notice of the kill is no news
+    printf '%(%T)T killed\n' -1 >>"$1/log"
+}
+
+# server_stop FOLDER: end it in good order (SIGTERM). It must leave in time and with exit status 0.
+server_stop() {
+    local folder=$1 pid deadline status=0
+    pid=$(<"$folder/pid")
+    rm "$folder/pid"
+    kill -TERM "$pid"
+    deadline=$((SECONDS + server_stop_seconds))
+    while kill -0 "$pid" 2>/dev/null; do
+        ((SECONDS < deadline)) || {
+            kill -KILL "$pid"
+            wait "$pid" 2>/dev/null || true
+            warn "the server did not stop within $server_stop_seconds s"
+            return 1
+        }
+        sleep 0.1
+    done
+    wait "$pid" || status=$?
+    printf '%(%T)T stopped with exit status %s\n' -1 "$status" >>"$folder/log"
+    [[ $status == 0 ]] || warn "the server stopped with exit status $status"
+    return "$status"
+}
+
+# server_running FOLDER
+server_running() { [[ -e $1/pid ]]; }
+
+# server_end FOLDER…: clean up: kill what still runs. Never fails.
+server_end() {
+    local folder
+    for folder in "$@"; do
+        if server_running "$folder"; then server_kill "$folder" || true; fi
+    done
+}
+
+# server_check FOLDER VOLUME: let the server's own verification read everything; it is asked while no server runs.
+server_check() {
+    case $server_kind in
+        ashlar) "$ASHLAR_BIN" check "$2" --data --store "$(<"$1/url")" >>"$1/log" 2>&1 ;;
+        nbdkit) true ;;
+    esac
+}
+
+# server_uri FOLDER VOLUME tcp|unix: how a client reaches the volume.
+server_uri() {
+    case $3 in
+        tcp) echo "nbd://127.0.0.1:$(<"$1/port")/$2" ;;
+        unix) echo "nbd+unix:///$2?socket=$1/socket" ;;
+    esac
+}
+
+# server_usage FOLDER: "OBJECTS BYTES" that its store holds now.
+server_usage() {
+    local url
+    url=$(<"$1/url")
+    case $server_kind/$url in
+        ashlar/file://*) count_files "${url#file://}" '%s' 1 ;;
+        ashlar/s3://*) count_volumes "$url" ;;
+        nbdkit/*) count_files "$1/store" '%b' 512 ;;
+    esac
+}
+
+# count_files FOLDER FORMAT UNIT: number of files, and the sum of one of find's figures.
+count_files() {
+    { find "$1" -type f -printf "$2\n" 2>/dev/null || true; } |   # files may vanish while we look
+        awk -v unit="$3" '{ sum += $1 } END { printf "%d %.0f\n", NR, sum * unit }'
+}
+
+# count_volumes URL: the same as the server's own figures say, for stores that no folder shows.
+count_volumes() {
+    "$ASHLAR_BIN" list --json --store "$1" | python3 -c '
+import json, subprocess, sys
+objects = stored = 0
+for volume in json.load(sys.stdin):
+    info = json.loads(subprocess.check_output([sys.argv[1], "info", volume["name"], "--json", "--store", sys.argv[2]]))
+    objects += info["objects"]
+    stored += info["stored_bytes"]
+print(objects, stored)' "$ASHLAR_BIN" "$1"
+}
