@@ -162,12 +162,7 @@ impl Opening {
     }
 
     /// Step 3: the journal, and what of it is to be accepted again.
-    async fn journal(
-        &self,
-        scan: &Scan,
-        found: Option<Found>,
-        verdict: &Verdict,
-    ) -> Result<(Journal, Vec<Numbered>)> {
+    async fn journal(&self, scan: &Scan, found: Option<Found>, verdict: &Verdict) -> Result<(Journal, Vec<Numbered>)> {
         let outside = &self.outside;
         let doors = Doors { disk: outside.disk.clone(), random: outside.random.clone(), workers: outside.workers };
         let meta = &self.source.meta;
@@ -230,13 +225,7 @@ impl Opening {
     }
 
     /// Step 6.
-    fn start(
-        self,
-        mut scan: Scan,
-        placed: PlacedFence,
-        journal: Journal,
-        replay: Vec<Numbered>,
-    ) -> Shared {
+    fn start(self, mut scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
         let PlacedFence { seq, fence, stored_bytes } = placed;
         scan::follow_fence(&mut scan.map, seq, &fence, scan.closed, stored_bytes);
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();

@@ -18,7 +18,12 @@ pub const BLOCK: usize = 512;
 
 /// The blocks that are looked at: the clusters and a few that only whole-volume changes touch.
 pub fn watched() -> impl Iterator<Item = u64> {
-    CLUSTERS.into_iter().flat_map(|start| start..start + CLUSTER_BLOCKS).chain([8_000, 20_000, 40_000, VOLUME_BLOCKS - 1])
+    CLUSTERS.into_iter().flat_map(|start| start..start + CLUSTER_BLOCKS).chain([
+        8_000,
+        20_000,
+        40_000,
+        VOLUME_BLOCKS - 1,
+    ])
 }
 
 /// The changes that one server accepted, on top of what it found.
@@ -70,7 +75,8 @@ impl History {
         let changes = self.0.lock();
         watched()
             .map(|block| {
-                let last = changes.iter().rev().find(|change| change.extent().contains(ashlar::units::BlockIndex(block)));
+                let last =
+                    changes.iter().rev().find(|change| change.extent().contains(ashlar::units::BlockIndex(block)));
                 match last {
                     Some(Change::Write(extent, data)) => {
                         let from = (block - extent.start.0) as usize * BLOCK;

@@ -170,7 +170,8 @@ impl World {
         let random = Random::seeded(seed);
         let store = Arc::new(MemoryStore::default());
         let name = VolumeName::new("v").unwrap();
-        let create = CreateOptions { size: VOLUME_BLOCKS * BLOCK as u64, block_size: BlockSize::new(BLOCK as u64).unwrap() };
+        let create =
+            CreateOptions { size: VOLUME_BLOCKS * BLOCK as u64, block_size: BlockSize::new(BLOCK as u64).unwrap() };
         volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
         let pick = |values: &[u64]| values[random.below(values.len() as u64) as usize];
         let options = Options {
@@ -216,7 +217,12 @@ impl World {
         Arc::new(FaultyStore::new(self.store.clone(), self.store_faults, random))
     }
 
-    async fn try_open(&self, server: usize, store: Arc<dyn Store>, flags: OpenFlags) -> Result<Arc<Volume>, VolumeError> {
+    async fn try_open(
+        &self,
+        server: usize,
+        store: Arc<dyn Store>,
+        flags: OpenFlags,
+    ) -> Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
             store,
             disk: Arc::new(self.disks[server].clone()),
@@ -298,7 +304,15 @@ impl World {
 
     /// Lets the clients work for a while and decides how this life ends.
     async fn live(&mut self, life: &mut Life) -> Death {
-        let deaths = [Death::Close, Death::Kill, Death::Kill, Death::PowerLoss, Death::PowerLoss, Death::Takeover, Death::Zombie];
+        let deaths = [
+            Death::Close,
+            Death::Kill,
+            Death::Kill,
+            Death::PowerLoss,
+            Death::PowerLoss,
+            Death::Takeover,
+            Death::Zombie,
+        ];
         let death = deaths[self.random.below(deaths.len() as u64) as usize];
         if self.random.below(4) == 0 {
             let k = life.faults.mutations() + 1 + self.random.below(30);
