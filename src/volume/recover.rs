@@ -173,7 +173,7 @@ impl Opening {
                 }
                 let replay = found.after(scan.covers).to_vec();
                 let next = replay.last().map_or(scan.covers, |change| change.no).next();
-                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await?;
+                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await;
                 Ok((journal, replay))
             }
             (found, _) => {

@@ -99,9 +99,51 @@ async fn a_client_that_left_gives_up_its_reads() {
     let mut client = world.attach().await;
     client.send(&request(0, cmd::READ, 1, 0, 16)).await;
     gate.holds(1).await;
+    let begin = Instant::now();
     drop(client);
     world.all_gone().await;
     gate.all_given_up().await;
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+/// Data that nobody will fetch makes room at once, also while a change of the same client is still being made.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_left_makes_room() {
+    let gate = Gate::default();
+    let options = Options {
+        max_payload: 4 << 20,
+        bytes_in_flight: 8 << 20,
+        total_bytes_in_flight: 4 << 20,
+        ..Options::default()
+    };
+    let world = World::of(options, MemoryDevice::new(16 << 20).with_hook(gate.hook(held))).await;
+    let (mut leaving, mut other) = (world.attach().await, world.attach().await);
+    leaving.send(&[request(0, cmd::WRITE, 1, 512, 3), b"abc".to_vec()].concat()).await;
+    gate.holds(1).await;
+    leaving.send(&request(0, cmd::READ, 2, 4096, (4 << 20) - 10)).await;
+    assert_eq!(leaving.reply().await.cookie, 2);
+    let begin = Instant::now();
+    drop(leaving);
+    assert_eq!(other.read(4096, 3 << 20).await.unwrap().len(), 3 << 20);
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    gate.release(Ok(()));
+    other.disconnect().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn k10_a_flush_that_failed_covers_nothing() {
+    let (world, gate) = gated(|call| *call == Call::Flush).await;
+    let mut client = world.attach().await;
+    assert_eq!(client.write(0, 512, b"abc").await, 0);
+    client.send(&request(0, cmd::FLUSH, 1, 0, 0)).await;
+    gate.holds(1).await;
+    gate.release(Err(DeviceError::Io("the store is away".to_owned())));
+    assert_eq!(client.reply().await.error, 5);
+    client.disconnect().await;
+    gate.holds(1).await;
+    gate.release(Ok(()));
+    world.all_gone().await;
 }
 
 #[tokio::test(start_paused = true)]

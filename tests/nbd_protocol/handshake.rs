@@ -187,7 +187,14 @@ impl Exports for SlowToOpen {
 async fn time_that_an_export_takes_to_open_is_not_the_clients() {
     let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(SIZE)));
     let world = World::new(Options::default(), SlowToOpen(exports)).await;
-    world.attach().await.disconnect().await;
+    let mut client = world.connect();
+    client.greet().await;
+    client.send(&option(opt::INFO, &info_data("disk0", &[]))).await;
+    while client.option_reply().await.reply_type != rep::ACK {}
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    client.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    while client.option_reply().await.reply_type != rep::ACK {}
+    client.disconnect().await;
     world.all_gone().await;
 }
 

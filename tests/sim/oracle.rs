@@ -31,18 +31,11 @@ pub fn watched() -> impl Iterator<Item = u64> {
 pub struct History(Arc<Mutex<Vec<Change>>>);
 
 impl History {
-    /// A copy that goes its own way from here, holding the first `k` changes.
-    pub fn fork(&self, k: ChangeNo) -> History {
-        let changes = self.0.lock();
-        assert!(k.0 as usize <= changes.len(), "the volume claims {k} changes, {} were accepted", changes.len());
-        History(Arc::new(Mutex::new(changes[..k.0 as usize].to_vec())))
-    }
-
-    /// Forgets everything after the first `k` changes.
-    pub fn cut(&self, k: ChangeNo) {
-        let mut changes = self.0.lock();
-        assert!(k.0 as usize <= changes.len(), "the volume claims {k} changes, {} were accepted", changes.len());
-        changes.truncate(k.0 as usize);
+    /// Takes over the first `k` changes of an older history.
+    pub fn begin_with(&self, older: &History, k: ChangeNo) {
+        let older = older.0.lock();
+        assert!(k.0 as usize <= older.len(), "the volume claims {k} changes, {} were accepted", older.len());
+        *self.0.lock() = older[..k.0 as usize].to_vec();
     }
 
     /// Records what a volume accepts.
@@ -108,9 +101,9 @@ impl Floors {
         *self.0.lock()
     }
 
-    /// A recovery brought back `k` changes: nothing beyond is promised, all of them are there.
-    pub fn reset(k: ChangeNo) -> Floors {
-        Floors(Arc::new(Mutex::new(Floor { acknowledged: k, flushed: k })))
+    /// What is promised when a server begins or has ended.
+    pub fn reset(acknowledged: ChangeNo, flushed: ChangeNo) -> Floors {
+        Floors(Arc::new(Mutex::new(Floor { acknowledged, flushed })))
     }
 
     /// A change was acknowledged.

@@ -11,6 +11,7 @@ use ashlar::segment::Durability;
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
+use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::units::{BlockSize, ChangeNo};
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
@@ -23,7 +24,7 @@ use crate::oracle::{BLOCK, Floors, History, VOLUME_BLOCKS};
 
 /// How many operations a schedule has.
 #[derive(Debug, Clone, Copy)]
-pub struct Counted2 {
+pub struct Operations {
     pub store: u64,
     pub disk: u64,
 }
@@ -78,10 +79,11 @@ impl World {
             let weights = Weights::draw(&world.random);
             life.start_clients(clients, operations, weights, &world.random);
             let death = world.live(&mut life).await;
+            tracing::info!(server, ?death, history = %life.history.len(), status = ?life.volume.status(), "a life ends");
             log.push_str(&format!("{server} {death:?} {} {:?}; ", life.history.len(), life.floors.now()));
-            closed = death == Death::Close;
+            closed = false;
             match death {
-                Death::Close => world.close(life, server).await,
+                Death::Close => closed = world.close(life, server).await,
                 Death::Kill | Death::PowerLoss => world.crash(life, server, death).await,
                 Death::Takeover | Death::Zombie => {
                     let other = 1 - server;
@@ -112,7 +114,7 @@ impl World {
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
-    pub async fn cut(seed: u64, end: End) -> Counted2 {
+    pub async fn cut(seed: u64, end: End) -> Operations {
         let mut world = World::new(seed).await;
         world.store_faults = FaultOptions { delay_spread: Duration::from_millis(5), ..FaultOptions::default() };
         world.disk_faults = DiskFaults { delay_max: Duration::from_millis(1), ..DiskFaults::default() };
@@ -132,7 +134,7 @@ impl World {
             Ok(Ok(volume)) => {
                 let mut life = world.life(volume, 0, store);
                 let weights = Weights::draw(&world.random);
-                life.start_clients(2, 25, weights, &world.random);
+                life.start_clients(2, 40, weights, &world.random);
                 let finished = async {
                     while life.clients.join_next().await.is_some() {}
                     life.volume.close().await.unwrap();
@@ -148,7 +150,7 @@ impl World {
                 world.disks[0].clone()
             }
         };
-        let counted = Counted2 { store: faults.mutations(), disk: died.operations() };
+        let counted = Operations { store: faults.mutations(), disk: died.operations() };
         let kill = world.random.below(2) == 0;
         world.disks[0] = if kill { died.kill() } else { died.crash() };
         let floor = world.floors.now();
@@ -217,24 +219,37 @@ impl World {
         Arc::new(FaultyStore::new(self.store.clone(), self.store_faults, random))
     }
 
+    /// Opens with a history of its own, still empty: a displaced server may be adding to the old one until the fence.
     async fn try_open(
-        &self,
+        &mut self,
         server: usize,
         store: Arc<dyn Store>,
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
+        let history = History::default();
+        // Impatient, so that what gives up after a while and what never does are both tried.
+        let retry = RetryOptions {
+            pause_min: Duration::from_millis(5),
+            pause_max: Duration::from_millis(200),
+            read_limit: Duration::from_secs(5),
+            write_limit: Duration::from_secs(3),
+        };
         let outside = Outside {
-            store,
+            store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
             disk: Arc::new(self.disks[server].clone()),
             cache: Arc::new(BlockCache::new(&cache::Options { memory: 64 << 10 })),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: Uuid::from_u128(server as u128 + 1), name: format!("server-{server}") },
-            witness: self.history.witness(),
+            witness: history.witness(),
         };
         let journal = journal::Options { file_bytes: 64 << 10 };
-        Volume::open(outside, &self.name, self.options.clone(), journal, flags).await
+        let volume = Volume::open(outside, &self.name, self.options.clone(), journal, flags).await?;
+        // Nobody uses the volume yet: it stands at the first k of what was accepted before.
+        history.begin_with(&self.history, ChangeNo(volume.status().accepted));
+        self.history = history;
+        Ok(volume)
     }
 
     fn life(&self, volume: Arc<Volume>, server: usize, store: Arc<FaultyStore>) -> Life {
@@ -254,12 +269,9 @@ impl World {
         let mut flags = OpenFlags::default();
         for _ in 0..10_000 {
             let store = self.faulty();
-            let before = self.history.clone();
-            self.history = before.fork(before.len());
-            // The volume numbers on from what it finds; what it has lost leaves the history first.
-            match self.open_known(server, &store, flags).await {
+            match self.try_open(server, store.clone(), flags).await {
                 Ok(volume) => {
-                    let needed = self.floors.now().flushed;
+                    let needed = self.floors.now().acknowledged;
                     let k = ChangeNo(volume.status().accepted);
                     self.judge(k, needed, "after opening");
                     let life = self.life(volume, server, store);
@@ -286,20 +298,11 @@ impl World {
         panic!("the volume cannot be opened");
     }
 
-    async fn open_known(
-        &self,
-        server: usize,
-        store: &Arc<FaultyStore>,
-        flags: OpenFlags,
-    ) -> Result<Arc<Volume>, VolumeError> {
-        self.try_open(server, store.clone(), flags).await
-    }
-
     /// The recovered volume has the first `k` changes: as many as were promised, and it goes on from there.
     fn judge(&mut self, k: ChangeNo, needed: ChangeNo, when: &str) {
         assert!(k >= needed, "{when}: {needed} changes were promised, {k} are there");
-        self.history.cut(k);
-        self.floors = Floors::reset(k);
+        // What a kill left in the page cache of the journal's disk is there now, but the next power loss may take it.
+        self.floors = Floors::reset(k, self.floors.now().flushed.min(k));
     }
 
     /// Lets the clients work for a while and decides how this life ends.
@@ -322,34 +325,48 @@ impl World {
         let patience = Duration::from_millis(self.random.below(20_000));
         let finished = async { while life.clients.join_next().await.is_some() {} };
         tokio::select! {
+            biased;
             _ = tokio::time::timeout(patience, finished) => {}
             () = life.faults.isolated() => {}
         }
+        life.faults.set_trap(Counted::Mutations, u64::MAX, Trap::CutBefore);
         // Whoever is cut off from the store cannot close.
         if death == Death::Close && life.faults.is_isolated() { Death::Kill } else { death }
     }
 
-    async fn close(&mut self, mut life: Life, server: usize) {
-        while life.clients.join_next().await.is_some() {}
-        // Nothing is under way: the volume is what was accepted, all of it.
-        assert_eq!(life.image().await, life.history.image(), "before closing");
-        life.volume.close().await.unwrap();
+    /// A clean stop; or, if a trap that was set cuts the server off meanwhile, a kill after all. Says which.
+    async fn close(&mut self, mut life: Life, server: usize) -> bool {
+        let faults = life.faults.clone();
+        let closing = async {
+            while life.clients.join_next().await.is_some() {}
+            tracing::info!(status = ?life.volume.status(), "closing");
+            // Nothing is under way: the volume is what was accepted, all of it.
+            assert_eq!(life.image().await, life.history.image(), "before closing");
+            life.volume.close().await.unwrap();
+        };
+        tokio::select! {
+            biased;
+            () = faults.isolated() => {
+                self.crash(life, server, Death::Kill).await;
+                return false;
+            }
+            () = closing => {}
+        }
         let all = life.history.len();
         let (disk, ..) = life.end().await;
         self.disks[server] = disk.kill();
-        self.floors = Floors::reset(all);
+        self.floors = Floors::reset(all, all);
+        true
     }
 
     async fn crash(&mut self, life: Life, server: usize, death: Death) {
         let (disk, _, floors, committed) = life.end().await;
         let floor = floors.now();
-        let promised = match death {
-            Death::Kill => floor.acknowledged,
-            _ => floor.flushed,
-        };
+        let stable = floor.flushed.max(committed);
+        let promised = if death == Death::Kill { floor.acknowledged.max(stable) } else { stable };
         self.disks[server] = if death == Death::Kill { disk.kill() } else { disk.crash() };
         self.disks[server].set_faults(self.disk_faults);
-        self.floors = Floors::reset(promised.max(committed));
+        self.floors = Floors::reset(promised, stable);
     }
 
     /// What another server must find: what is committed, and with durability "store" what was flushed.
@@ -359,7 +376,7 @@ impl World {
             Durability::Store => life.floors.now().flushed,
             Durability::Journal => ChangeNo(0),
         };
-        self.floors = Floors::reset(committed.max(flushed));
+        self.floors = Floors::reset(committed.max(flushed), committed.max(flushed));
     }
 
     /// A server that was displaced while it went on: nothing that it did after the other's opening took effect, and with

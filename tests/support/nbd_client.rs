@@ -14,6 +14,7 @@ pub mod opt {
     pub const EXPORT_NAME: u32 = 1;
     pub const ABORT: u32 = 2;
     pub const LIST: u32 = 3;
+    pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
 }
 
