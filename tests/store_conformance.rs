@@ -119,7 +119,7 @@ mod tower {
     use super::*;
 
     async fn make() -> Subject {
-        let (root, store) = file_store(Workers::Inline).await;
+        let (root, store) = file_store(Workers::Threads).await;
         let opened = stack(Arc::new(store), &StoreOptions::default(), &Random::system());
         Subject { store: opened.store, keep: Box::new(root), rounds: 20 }
     }

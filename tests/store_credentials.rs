@@ -136,11 +136,16 @@ async fn a_profile_by_default_by_name_and_read_again_once_it_was_refused() {
     let by_variable = fixture(from(CredentialSource::Profile), &[("HOME", home), ("AWS_PROFILE", "ops")]);
     assert_eq!(by_variable.access().await, "OPS");
 
-    // Keys were rotated in the file; the store refuses the old ones.
+    // The store refuses them: nothing else is there, and another attempt would be in vain.
+    let begun = by_default.credentials.generation();
+    assert!(!by_default.credentials.replaced_since(begun).await);
+    // Keys were rotated in the file. All requests that were refused with the old ones deserve another attempt.
     write(&file, &text("NEW"));
     assert_eq!(by_default.access().await, "OLD");
-    by_default.credentials.doubt();
+    assert!(by_default.credentials.replaced_since(begun).await);
+    assert!(by_default.credentials.replaced_since(begun).await);
     assert_eq!(by_default.access().await, "NEW");
+    assert!(!by_default.credentials.replaced_since(by_default.credentials.generation()).await);
 }
 
 #[tokio::test]

@@ -11,13 +11,15 @@ use std::time::Duration;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{Access, Outside, StoreOptions, open};
-use ashlar::store::retry::RetryOptions;
+use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::store::s3::S3Store;
 use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::S3Options;
 use ashlar::store::{ErrorKind, Key, Store, StoreError, list_all};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use support::s3_server::{Misanswer, S3Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn key(path: &str) -> Key {
     Key::new(path).unwrap()
@@ -120,6 +122,78 @@ async fn without_credentials_the_sentence_says_what_was_tried() {
         ),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn keys_that_were_rotated_in_a_file_are_taken_up() {
+    let (_, server, _) = start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |secret: &str| {
+        let access = &server.access_key;
+        let text = format!("[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n");
+        std::fs::write(file.path(), text).unwrap();
+    };
+    write("old-secret");
+    let variables = [("AWS_SHARED_CREDENTIALS_FILE".to_owned(), file.path().to_str().unwrap().to_owned())];
+    let environment = Environment::Fixed(variables.into());
+    let store = S3Store::new(&server.bucket, "", &options(&server), &environment, Clock::System).unwrap();
+    assert_eq!(store.put(&key("v/1"), body()).await.unwrap_err().kind, ErrorKind::Denied);
+    write(&server.secret_key);
+    let store = RetryStore::new(Arc::new(store), RetryOptions::default(), Random::seeded(1));
+    store.put(&key("v/1"), body()).await.unwrap();
+}
+
+/// A server of one canned answer, which logs nothing.
+async fn canned(answer: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = vec![0; 64 * 1024];
+            let _ = socket.read(&mut request).await;
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+    endpoint
+}
+
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn not_even_the_most_talkative_log_holds_a_secret() {
+    let logged = Logged::default();
+    let writer = logged.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    subscriber.init(); // the log crate's records too
+    let endpoint = canned("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    let variables = [
+        ("AWS_ACCESS_KEY_ID", "some-access"),
+        ("AWS_SECRET_ACCESS_KEY", "hush-secret"),
+        ("AWS_SESSION_TOKEN", "hush-token"),
+    ];
+    let variables = variables.map(|(name, value)| (name.into(), value.into())).into();
+    let options = S3Options { endpoint: Some(endpoint), allow_http: true, ..S3Options::default() };
+    let store = S3Store::new("disks", "", &options, &Environment::Fixed(variables), Clock::System).unwrap();
+    let store = RetryStore::new(Arc::new(store), RetryOptions::default(), Random::seeded(1));
+    for error in failures(&store).await {
+        tracing::error!("{error} {error:?} {store:?}");
+    }
+    let text = String::from_utf8(logged.0.lock().clone()).unwrap();
+    assert!(text.contains("was refused by") && text.contains("hyper_util"), "nothing was logged: {text}");
+    assert!(!text.contains("hush"), "{}", text.lines().find(|line| line.contains("hush")).unwrap_or_default());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
 use ashlar::units::BlockSize;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use bytes::Bytes;
 
 const SIZE: u64 = 64 << 20;
@@ -51,6 +51,7 @@ impl World {
             random: self.random.clone(),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            witness: Witness::default(),
         }
     }
 

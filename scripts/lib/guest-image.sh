@@ -10,7 +10,7 @@
 # A DIGEST is that of the recipe, so that a changed recipe is built anew.
 
 : "${vm_scripts:?must be set before guest-image.sh is sourced}"
-vm_cache=${ASHLAR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ashlar}/vm
+vm_cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ashlar}/vm
 
 # Modules that scenarios use, by name; what these depend on comes along.
 guest_modules=(

@@ -42,7 +42,7 @@ boot_words() {
 # holds the guest's scripts in guest/. What the kernel says goes to the file CONSOLE, what QEMU says to CONSOLE.qemu.
 boot() {
     local share=$1 console=$2
-    qemu-system-x86_64 -nodefaults -display none -no-reboot -m "${ASHLAR_VM_MEMORY:-1024}" "${accelerator[@]}" \
+    qemu-system-x86_64 -nodefaults -display none -no-reboot -m "${VM_MEMORY:-1024}" "${accelerator[@]}" \
         -kernel "$kernel_folder/vmlinux" -initrd "$kernel_folder/initramfs" -append "$(boot_words | paste -sd ' ')" \
         -serial "file:$console" \
         -drive "file=$root_image,format=raw,if=none,id=root,readonly=on" -device virtio-blk-pci,drive=root \
@@ -63,7 +63,7 @@ halt() {
 choose_accelerator() {
     local memory name
     memory=$vm_cache/accelerator-$( (uname -srv; qemu-system-x86_64 --version; hostname) | digest)
-    name=${ASHLAR_VM_ACCELERATOR:-$(cat "$memory" 2>/dev/null || true)}
+    name=${VM_ACCELERATOR:-$(cat "$memory" 2>/dev/null || true)}
     if [[ -z $name ]]; then
         if kvm_works; then name=kvm; else name=tcg; fi
         echo "$name" >"$memory"

@@ -8,31 +8,31 @@
 # Its pid, port and store URL are files there, so that every function needs only the folder. A server must be started and
 # ended by the same shell, because only a parent learns the exit status.
 #
-# Environment:
-#   ASHLAR_SERVER    ashlar (default), or nbdkit: a stand-in over sparse files, to prove the scripts themselves
-#   ASHLAR_BIN       the program to run; default: built from this tree (cargo build --release)
-#   ASHLAR_STORE     base URL of the stores; default: a folder of the instance. Under an s3:// URL, every instance takes a
-#                    fresh prefix, and endpoint and credentials come from the environment, as for any other run of ashlar
-#   ASHLAR_SERVE_ARGS  further arguments of `ashlar serve`, separated by blanks
+# Environment (not named ASHLAR_…: those are configuration keys of the server itself):
+#   SERVER_KIND        ashlar (default), or nbdkit: a stand-in over sparse files, to prove the scripts themselves
+#   SERVER_PROGRAM     the program to run; default: built from this tree (cargo build --release)
+#   SERVER_STORE       base URL of the stores; default: a folder of the instance. Under an s3:// URL, every instance takes
+#                      a fresh prefix, and endpoint and credentials come from the environment, as for any run of ashlar
+#   SERVER_ARGUMENTS   further arguments of `ashlar serve`, separated by blanks
 
 : "${repository:?must be set before server.sh is sourced}"
-server_kind=${ASHLAR_SERVER:-ashlar}
-server_start_seconds=${ASHLAR_START_SECONDS:-60}
-server_stop_seconds=${ASHLAR_STOP_SECONDS:-120}
+server_kind=${SERVER_KIND:-ashlar}
+server_start_seconds=${SERVER_START_SECONDS:-60}
+server_stop_seconds=${SERVER_STOP_SECONDS:-120}
 
 # server_prepare: what must be there before the first server_new: the program.
 server_prepare() {
     case $server_kind in
         ashlar)
-            if [[ -z ${ASHLAR_BIN:-} ]]; then
+            if [[ -z ${SERVER_PROGRAM:-} ]]; then
                 say "building ashlar"
                 (cd "$repository" && cargo build --release --locked --quiet)
-                ASHLAR_BIN=${CARGO_TARGET_DIR:-$repository/target}/release/ashlar
+                SERVER_PROGRAM=${CARGO_TARGET_DIR:-$repository/target}/release/ashlar
             fi
-            [[ -x $ASHLAR_BIN ]] || die "no program at $ASHLAR_BIN; unset ASHLAR_BIN to build it"
+            [[ -x $SERVER_PROGRAM ]] || die "no program at $SERVER_PROGRAM; unset SERVER_PROGRAM to build it"
             ;;
         nbdkit) need_packages nbdkit ;;
-        *) die "ASHLAR_SERVER is $server_kind; known are ashlar and nbdkit" ;;
+        *) die "SERVER_KIND is $server_kind; known are ashlar and nbdkit" ;;
     esac
 }
 
@@ -40,10 +40,10 @@ server_prepare() {
 server_new() {
     local folder=$1
     mkdir -p "$folder/store" "$folder/state"
-    case ${ASHLAR_STORE:-} in
-        s3://*) echo "${ASHLAR_STORE%/}/$(date +%s)-$$-$RANDOM" ;;
+    case ${SERVER_STORE:-} in
+        s3://*) echo "${SERVER_STORE%/}/$(date +%s)-$$-$RANDOM" ;;
         '') echo "file://$folder/store" ;;
-        *) die "ASHLAR_STORE is $ASHLAR_STORE; leave it unset for a folder, or give an s3:// URL" ;;
+        *) die "SERVER_STORE is $SERVER_STORE; leave it unset for a folder, or give an s3:// URL" ;;
     esac >"$folder/url"
     free_port >"$folder/port"
 }
@@ -60,11 +60,23 @@ free_port() {
 # listening PORT: does somebody accept connections there?
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
+# ashlar FOLDER COMMAND…: run a command of ashlar on the instance's store; what it says is shown if it fails. It runs in the
+# instance's folder, so that no configuration file of the caller's takes part.
+ashlar() {
+    local folder=$1 url
+    url=$(<"$folder/url")
+    shift
+    (cd "$folder" && "$SERVER_PROGRAM" "$@" --store "$url") >"$folder/said" 2>&1 || {
+        warn "ashlar $* failed: $(<"$folder/said")"
+        return 1
+    }
+}
+
 # server_create FOLDER VOLUME SIZE: make a thin volume.
 server_create() {
     local folder=$1 volume=$2 size=$3
     case $server_kind in
-        ashlar) "$ASHLAR_BIN" create "$volume" --size "$size" --store "$(<"$folder/url")" >>"$folder/log" 2>&1 ;;
+        ashlar) ashlar "$folder" create "$volume" --size "$size" ;;
         nbdkit) truncate -s "$size" "$folder/store/$volume" ;;
     esac
 }
@@ -76,14 +88,14 @@ server_command() {
     case $server_kind in
         ashlar)
             local more=()
-            read -ra more <<<"${ASHLAR_SERVE_ARGS:-}"
-            command=("$ASHLAR_BIN" serve --store "$(<"$folder/url")" --state "$folder/state" \
+            read -ra more <<<"${SERVER_ARGUMENTS:-}"
+            command=("$SERVER_PROGRAM" serve --store "$(<"$folder/url")" --state "$folder/state" \
                 --listen "127.0.0.1:$port" --socket "$folder/socket" "${more[@]}")
             ;;
         nbdkit)
-            # nbdkit serves either TCP or a socket; the stand-in is told which by $ASHLAR_STANDIN_SOCKET.
+            # nbdkit serves either TCP or a socket; the stand-in is told which by $STANDIN_SOCKET.
             local where=(--ipaddr 127.0.0.1 --port "$port")
-            [[ -n ${ASHLAR_STANDIN_SOCKET:-} ]] && where=(--unix "$folder/socket")
+            [[ -n ${STANDIN_SOCKET:-} ]] && where=(--unix "$folder/socket")
             command=(nbdkit --foreground --exit-with-parent "${where[@]}" file "dir=$folder/store")
             ;;
     esac
@@ -95,7 +107,7 @@ server_start() {
     server_command "$folder"
     rm -f "$folder/socket"
     printf '%(%T)T starting: %s\n' -1 "${command[*]}" >>"$folder/log"
-    "${command[@]}" >>"$folder/log" 2>&1 </dev/null &
+    (cd "$folder" && exec "${command[@]}") >>"$folder/log" 2>&1 </dev/null &
     pid=$!
     echo "$pid" >"$folder/pid"
     deadline=$((SECONDS + server_start_seconds))
@@ -115,7 +127,7 @@ server_start() {
 
 # server_ready FOLDER: does it accept connections?
 server_ready() {
-    if [[ $server_kind == nbdkit && -n ${ASHLAR_STANDIN_SOCKET:-} ]]; then
+    if [[ $server_kind == nbdkit && -n ${STANDIN_SOCKET:-} ]]; then
         [[ -S $1/socket ]]
     else
         listening "$(<"$1/port")"
@@ -168,7 +180,7 @@ server_end() {
 # server_check FOLDER VOLUME: let the server's own verification read everything; it is asked while no server runs.
 server_check() {
     case $server_kind in
-        ashlar) "$ASHLAR_BIN" check "$2" --data --store "$(<"$1/url")" >>"$1/log" 2>&1 ;;
+        ashlar) ashlar "$1" check "$2" --data ;;
         nbdkit) true ;;
     esac
 }
@@ -187,7 +199,7 @@ server_usage() {
     url=$(<"$1/url")
     case $server_kind/$url in
         ashlar/file://*) count_files "${url#file://}" '%s' 1 ;;
-        ashlar/s3://*) count_volumes "$url" ;;
+        ashlar/s3://*) count_volumes "$1" ;;
         nbdkit/*) count_files "$1/store" '%b' 512 ;;
     esac
 }
@@ -198,14 +210,11 @@ count_files() {
         awk -v unit="$3" '{ sum += $1 } END { printf "%d %.0f\n", NR, sum * unit }'
 }
 
-# count_volumes URL: the same as the server's own figures say, for stores that no folder shows.
+# count_volumes FOLDER: the same as the server's own figures say, for stores that no folder shows.
 count_volumes() {
-    "$ASHLAR_BIN" list --json --store "$1" | python3 -c '
-import json, subprocess, sys
-objects = stored = 0
-for volume in json.load(sys.stdin):
-    info = json.loads(subprocess.check_output([sys.argv[1], "info", volume["name"], "--json", "--store", sys.argv[2]]))
-    objects += info["objects"]
-    stored += info["stored_bytes"]
-print(objects, stored)' "$ASHLAR_BIN" "$1"
+    ashlar "$1" list --json
+    python3 -c '
+import json, sys
+volumes = json.load(sys.stdin)
+print(sum(volume["objects"] for volume in volumes), sum(volume["stored_bytes"] for volume in volumes))' <"$1/said"
 }

@@ -2,9 +2,11 @@
 //! for ever, so there is no invalidation, no dirty bit and no coherence argument (rule R1). The cache does not know the
 //! store: the fetch is handed in.
 
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
 use bytes::Bytes;
 use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -29,7 +31,10 @@ impl Default for Options {
 
 /// Opened frames of all volumes of a server, bounded by bytes.
 #[derive(Debug)]
-pub struct BlockCache(Cache<(Uuid, FrameAddr), Bytes, ByLength>);
+pub struct BlockCache(Cache<(Uuid, FrameAddr), Bytes, ByLength, Hashing>);
+
+/// Without a random key, so that one seed replays one run (rule R14); no client chooses what is hashed.
+type Hashing = BuildHasherDefault<DefaultHasher>;
 
 #[derive(Clone, Debug)]
 struct ByLength;
@@ -48,7 +53,8 @@ impl BlockCache {
     pub fn new(options: &Options) -> BlockCache {
         let typical_entry = 16 << 10;
         let entries = (options.memory / typical_entry).max(16) as usize;
-        BlockCache(Cache::with_weighter(entries, options.memory, ByLength))
+        let (hashing, lifecycle) = (Hashing::default(), DefaultLifecycle::default());
+        BlockCache(Cache::with(entries, options.memory, ByLength, hashing, lifecycle))
     }
 
     /// The opened frame, if it is here.

@@ -36,6 +36,7 @@ pub struct Running {
 /// Takes what the server needs, in the order of the module.
 pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Failure> {
     let wanted = wanted_volumes(config)?;
+    let addresses = addresses(config).await?;
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
@@ -55,7 +56,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let only: Vec<String> = wanted.into_iter().map(String::from).collect();
     let exports = VolumeExports::new(volumes, &only);
     // First the addresses: a server that cannot listen must not take a volume.
-    let bound = Server::bind(config.nbd.clone(), addresses(config).await?, Arc::new(exports.clone())).await;
+    let bound = Server::bind(config.nbd.clone(), addresses, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
     let welcome = welcome(config, &store.url(), &listening(&server, host_name), &metas);

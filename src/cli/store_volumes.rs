@@ -15,7 +15,7 @@ use crate::journal;
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
 use crate::volume::keys::Keys;
-use crate::volume::{self, Meta, OpenFlags, Outside, Volume, VolumeError, VolumeName, scan};
+use crate::volume::{self, Meta, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness, scan};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -40,6 +40,7 @@ impl StoreVolumes {
             random,
             workers: Workers::Threads,
             server: state.server.clone(),
+            witness: Witness::default(),
         };
         StoreVolumes {
             outside,

@@ -17,10 +17,10 @@
 //! **Files.** A directory of the journal's own holds the identity file, synced before anything else and removed last,
 //! and files of about [`Options::file_bytes`]. When the store covers all records of a file it is removed, or kept as
 //! the spare that becomes the next file: overwriting blocks that the filesystem has already given out needs no
-//! metadata commit at fdatasync. A spare's header is blanked, durably, before it counts as one, so there is never
-//! a file that could be taken for what it was before. Files go strictly from the oldest.
+//! metadata commit at fdatasync. It gets its new header, durably, when it becomes the spare. Files go strictly from
+//! the oldest.
 //!
-//! One task owns the files and runs at most one write, one sync and one chore (removal, blanking, making a spare)
+//! One task owns the files and runs at most one write, one sync and one chore (removal, making a spare)
 //! at a time, side by side: while one sync runs, records are written on, and the next sync covers them all.
 //!
 //! What it does not do: bound its memory (what is queued is uncommitted, and the volume bounds that), decide which
@@ -178,15 +178,10 @@ impl Journal {
 
     /// Goes on with a journal that was found; `next` is the number of the next change. If that is not the one after
     /// the last that was found, then what was found does not count any more (the store covers it, or it is of no use)
-    /// and is removed. Otherwise it stays until released, and [`Journal::synced`] covers it too.
-    pub async fn resume(
-        doors: Doors,
-        options: Options,
-        found: &Found,
-        next: ChangeNo,
-    ) -> Result<Journal, JournalError> {
-        let writer = writer::resume(doors, options, found, next).await?;
-        Ok(Journal::start(writer))
+    /// and is removed. Otherwise it stays until released, and [`Journal::synced`] covers it too. If the disk fails at
+    /// this, the journal begins suspended.
+    pub async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo) -> Journal {
+        Journal::start(writer::resume(doors, options, found, next).await)
     }
 
     /// The journal's id, as given at its creation.

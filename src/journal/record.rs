@@ -12,10 +12,9 @@
 //! | 16 | 16 | journal id |
 //! | 32 | 16 | volume uuid |
 //! | 48 | 8 | file number; 0 is the identity file, which holds no records |
-//! | 56 | 8 | number of the first change that the file may hold |
-//! | 64 | 16 | salt, drawn anew for each file begun |
-//! | 80 | 16 | tag over bytes 0..80 and the name of the file |
-//! | 96 | 4000 | not used, not read |
+//! | 56 | 16 | salt, drawn anew for each use of the file |
+//! | 72 | 16 | tag over bytes 0..72 and the name of the file |
+//! | 88 | 4008 | not used, not read |
 //!
 //! A record is a head of 64 bytes and the data of a write, which is whole blocks:
 //!
@@ -38,7 +37,7 @@
 //! file's name, half of which is drawn at random, for the same reason: blocks of a removed file may come to light in a
 //! new one after a crash, and must not pass for it.
 //!
-//! 64 zero bytes where a head would be are an end: a recycled file carries one behind its last record.
+//! Zero bytes where a head would be are an end: a file that was used before carries 64 of them behind its last record.
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
@@ -56,8 +55,8 @@ pub const HEAD_BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"ASHLJRNL";
 const VERSION: u16 = 1;
 const SEAL_BLAKE3: u8 = 0;
-const HEADER_USED: usize = 96;
-const HEADER_TAGGED: usize = 80;
+const HEADER_USED: usize = 88;
+const HEADER_TAGGED: usize = 72;
 const RECORD_MAGIC: &[u8; 4] = b"AJR1";
 const HEAD_TAGGED: usize = 48;
 
@@ -70,8 +69,6 @@ pub struct FileHeader {
     pub volume: Uuid,
     /// Grows with every file begun; 0 is the identity file.
     pub number: u64,
-    /// The number of the first change that the file may hold.
-    pub first: ChangeNo,
     /// The volume's block size: the unit of the extents.
     pub block_size: BlockSize,
     /// Makes the keys of this use of the file its own.
@@ -107,10 +104,9 @@ impl FileHeader {
         out[16..32].copy_from_slice(self.id.as_bytes());
         out[32..48].copy_from_slice(self.volume.as_bytes());
         out[48..56].copy_from_slice(&self.number.to_le_bytes());
-        out[56..64].copy_from_slice(&self.first.0.to_le_bytes());
-        out[64..80].copy_from_slice(&self.salt);
+        out[56..72].copy_from_slice(&self.salt);
         let tag = header_tag(&out[..HEADER_TAGGED], name);
-        out[80..96].copy_from_slice(&tag);
+        out[72..88].copy_from_slice(&tag);
         out.freeze()
     }
 
@@ -129,7 +125,7 @@ impl FileHeader {
         if head[10] != SEAL_BLAKE3 {
             return Err(HeaderFault::Unknown { what: "seal", value: u16::from(head[10]) });
         }
-        if header_tag(&head[..HEADER_TAGGED], name) != head[80..96] || head[11] != 0 {
+        if header_tag(&head[..HEADER_TAGGED], name) != head[72..88] || head[11] != 0 {
             return Err(HeaderFault::Broken);
         }
         let block_size = u32::from_le_bytes(array(&head[12..16]));
@@ -137,9 +133,8 @@ impl FileHeader {
             id: Uuid::from_bytes(array(&head[16..32])),
             volume: Uuid::from_bytes(array(&head[32..48])),
             number: u64_at(head, 48),
-            first: ChangeNo(u64_at(head, 56)),
             block_size: BlockSize::new(u64::from(block_size)).map_err(|_| HeaderFault::Broken)?,
-            salt: array(&head[64..80]),
+            salt: array(&head[56..72]),
         })
     }
 
@@ -209,7 +204,7 @@ pub fn encode_head(key: &FileKey, offset: u64, epoch: Epoch, numbered: &Numbered
 /// Reads the record at `offset` of `file`; its data is a slice of `file`, not a copy. Also says where the next begins.
 pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -> Result<(Record, u64), RecordFault> {
     let rest = usize::try_from(offset).ok().and_then(|at| file.get(at..)).unwrap_or_default();
-    if rest.is_empty() || (rest.len() >= HEAD_BYTES && rest[..HEAD_BYTES].iter().all(|byte| *byte == 0)) {
+    if rest.iter().take(HEAD_BYTES).all(|byte| *byte == 0) {
         return Err(RecordFault::End);
     }
     let head = rest.get(..HEAD_BYTES).ok_or(RecordFault::Cut)?;
@@ -275,7 +270,6 @@ mod tests {
             id: Uuid::from_u128(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f),
             volume: Uuid::from_u128(0x1011_1213_1415_1617_1819_1a1b_1c1d_1e1f),
             number: 3,
-            first: ChangeNo(17),
             block_size: BlockSize::new(512).unwrap(),
             salt: *b"0123456789abcdef",
         }

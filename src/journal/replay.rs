@@ -10,16 +10,19 @@
 //! | C | the next file begins with the change after the last one read | rotation, or a server that went on after case B | its records follow |
 //! | D | the next file begins earlier | a server that went on when less of the file before could be read | the newer file counts from its first change on |
 //! | E | the next file begins later | changes between are lost | stop: what follows is void |
-//! | F | a file whose header does not verify | begun and never synced, or given up as a spare | it is void |
+//! | F | the next file has no record, and a later one has | the records between are lost: files are used in order | stop, as in E |
+//! | | the next file has no record, nor has a later one | the spare | it is void |
+//! | G | a file whose header does not verify | the server died while it made the file | it is void: a header is durable before the first record |
 //!
-//! So the result is a run of consecutive changes, and all that was synced is in it unless the disk itself lost it.
+//! So the result is a run of consecutive changes. All that was synced and not released is in it, and it begins no later
+//! than with the first change that was not released, unless the disk itself lost something.
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::change::Numbered;
 use crate::journal::JournalError;
-use crate::journal::record::{self, FIRST_RECORD, FileHeader, HeaderFault, RecordFault};
+use crate::journal::record::{self, FIRST_RECORD, FileHeader, HeaderFault, Record, RecordFault};
 use crate::units::{ChangeNo, Epoch};
 
 /// A file as read from the directory.
@@ -61,6 +64,8 @@ pub struct ChainFile {
     pub last: ChangeNo,
     /// It, to the end of its last good record.
     pub good: Bytes,
+    /// Bytes behind that.
+    pub rest: u64,
 }
 
 /// The name of a file that is created as number `number`. The random half keeps it from ever being used again, which
@@ -107,12 +112,13 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
         chain.add(dir, header, file);
     }
     void.extend(chain.void);
+    void.extend(chain.empty);
     let in_names = files.iter().filter_map(|file| number_in_name(&file.name));
     let greatest = named.iter().map(|(header, _)| header.number).chain(in_names).max().unwrap_or_default();
     Ok(Some(Replay {
         identity: identity.clone(),
         identity_name: identity_file.name.clone(),
-        epoch: chain.epoch,
+        epoch: chain.epochs.last().copied().unwrap_or_default(),
         changes: chain.changes,
         chain: chain.files,
         void,
@@ -149,35 +155,57 @@ fn no_header(dir: &str, void: &[String]) -> Result<Option<Replay>, JournalError>
 
 #[derive(Default)]
 struct Chain {
-    epoch: Epoch,
     changes: Vec<Numbered>,
     epochs: Vec<Epoch>,
     files: Vec<ChainFile>,
     void: Vec<String>,
+    /// Files without records so far.
+    empty: Vec<String>,
     note: Option<String>,
     broken: bool,
 }
 
 impl Chain {
     fn add(&mut self, dir: &str, header: &FileHeader, file: &FileBytes) {
-        let expected = self.files.last().map_or(header.first, |file| file.last.next());
-        if self.broken || header.first > expected {
-            if !self.broken {
-                let lost = ChangeNo(header.first.0 - 1);
-                self.say(format!("changes {expected} to {lost} are missing before {dir}/{}", file.name));
-            }
-            self.broken = true;
+        let (records, end, fault) = read(header, file);
+        let Some((first, epoch)) = records.first().map(|record| (record.numbered.no, record.epoch)) else {
+            self.empty.push(file.name.clone());
+            return;
+        };
+        if !self.broken {
+            self.look_for_a_hole(dir, first, epoch, &file.name);
+        }
+        if self.broken {
             self.void.push(file.name.clone());
             return;
         }
-        self.forget_from(header.first);
-        let (end, fault) = self.read(header, file);
         if fault != RecordFault::End {
             self.say(format!("{dir}/{} ends at byte {end} of {}: {fault}", file.name, file.bytes.len()));
         }
-        let good = file.bytes.slice(..usize::try_from(end).unwrap_or(usize::MAX).min(file.bytes.len()));
-        let last = self.changes.last().map_or(ChangeNo(header.first.0.saturating_sub(1)), |change| change.no);
-        self.files.push(ChainFile { name: file.name.clone(), last, good });
+        self.forget_from(first);
+        let mut last = first;
+        for record in records {
+            last = record.numbered.no;
+            self.epochs.push(record.epoch);
+            self.changes.push(record.numbered);
+        }
+        let good = file.bytes.slice(..end);
+        self.files.push(ChainFile { name: file.name.clone(), last, good, rest: (file.bytes.len() - end) as u64 });
+    }
+
+    /// Cases E and F; and epochs never go back.
+    fn look_for_a_hole(&mut self, dir: &str, first: ChangeNo, epoch: Epoch, name: &str) {
+        let expected = self.changes.last().map(|change| change.no.next());
+        if let Some(empty) = self.empty.first() {
+            self.say(format!("the records of {dir}/{empty} are lost"));
+            self.broken = true;
+        } else if let Some(expected) = expected.filter(|expected| first > *expected) {
+            self.say(format!("changes {expected} to {} are missing before {dir}/{name}", before(first)));
+            self.broken = true;
+        } else if self.epochs.last().is_some_and(|last| *last > epoch) {
+            self.say(format!("{dir}/{name} is of epoch {epoch}, before that of the file before it"));
+            self.broken = true;
+        }
     }
 
     /// Case D: a newer file begins at `first`.
@@ -185,30 +213,8 @@ impl Chain {
         let keep = self.changes.partition_point(|change| change.no < first);
         self.changes.truncate(keep);
         self.epochs.truncate(keep);
-        self.epoch = self.epochs.last().copied().unwrap_or_default();
         for file in &mut self.files {
-            file.last = file.last.min(ChangeNo(first.0.saturating_sub(1)));
-        }
-    }
-
-    /// Takes the records of one file, up to the first that is none or does not follow.
-    fn read(&mut self, header: &FileHeader, file: &FileBytes) -> (u64, RecordFault) {
-        let key = header.key();
-        let mut expected = header.first;
-        let mut offset = FIRST_RECORD;
-        loop {
-            let (record, next) = match record::decode(&key, header.block_size, &file.bytes, offset) {
-                Ok(read) => read,
-                Err(fault) => return (offset, fault),
-            };
-            if record.numbered.no != expected || record.epoch < self.epoch {
-                return (offset, RecordFault::Broken);
-            }
-            self.epoch = record.epoch;
-            self.epochs.push(record.epoch);
-            self.changes.push(record.numbered);
-            expected = expected.next();
-            offset = next;
+            file.last = file.last.min(before(first));
         }
     }
 
@@ -218,6 +224,29 @@ impl Chain {
             None => self.note = Some(note),
         }
     }
+}
+
+/// The records of a file up to the first that is none or does not follow the one before, where they end, and why.
+fn read(header: &FileHeader, file: &FileBytes) -> (Vec<Record>, usize, RecordFault) {
+    let key = header.key();
+    let mut records: Vec<Record> = Vec::new();
+    let mut end = (FIRST_RECORD as usize).min(file.bytes.len());
+    loop {
+        let (record, next) = match record::decode(&key, header.block_size, &file.bytes, end as u64) {
+            Ok(read) => read,
+            Err(fault) => return (records, end, fault),
+        };
+        let follows = |last: &Record| last.numbered.no.next() == record.numbered.no && last.epoch <= record.epoch;
+        if !records.last().is_none_or(follows) {
+            return (records, end, RecordFault::Broken);
+        }
+        records.push(record);
+        end = next as usize;
+    }
+}
+
+fn before(no: ChangeNo) -> ChangeNo {
+    ChangeNo(no.0.saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -231,12 +260,11 @@ mod tests {
 
     const VOLUME: Uuid = Uuid::from_u128(5);
 
-    fn header(number: u64, first: u64) -> FileHeader {
+    fn header(number: u64) -> FileHeader {
         FileHeader {
             id: Uuid::from_u128(1),
             volume: VOLUME,
             number,
-            first: ChangeNo(first),
             block_size: BlockSize::new(512).unwrap(),
             salt: [number as u8; 16],
         }
@@ -247,8 +275,8 @@ mod tests {
     }
 
     /// A file that holds changes of an epoch.
-    fn file(number: u64, first: u64, nos: impl IntoIterator<Item = u64>, epoch: u64) -> FileBytes {
-        let (name, header) = (file_name(number, 7), header(number, first));
+    fn file(number: u64, nos: impl IntoIterator<Item = u64>, epoch: u64) -> FileBytes {
+        let (name, header) = (file_name(number, 7), header(number));
         let mut bytes = BytesMut::from(&header.encode(&name)[..]);
         for no in nos {
             let mut head = [0; record::HEAD_BYTES];
@@ -259,7 +287,7 @@ mod tests {
     }
 
     fn identity() -> FileBytes {
-        file(0, 1, [], 0)
+        file(0, [], 0)
     }
 
     /// The numbers of the changes, the epoch, how many files are void, the note.
@@ -276,44 +304,55 @@ mod tests {
 
     #[test]
     fn cases_a_and_c_whole_files_follow_each_other_in_order_of_their_numbers() {
-        let files = [file(3, 6, 6..8, 3), identity(), file(1, 1, 1..4, 2), file(2, 4, 4..6, 2)];
+        let files = [file(3, 6..8, 3), identity(), file(1, 1..4, 2), file(2, 4..6, 2)];
         assert_eq!(read(&files), (vec![1, 2, 3, 4, 5, 6, 7], 3, 0, None));
     }
 
     #[test]
     fn case_b_a_torn_record_ends_its_file_and_the_next_may_go_on_from_there() {
-        let torn = || cut(file(1, 1, 1..4, 2), 1);
+        let torn = || cut(file(1, 1..4, 2), 1);
         let note = "/j/0000000000000001-00000007.journal ends at byte 4224 of 4287: the record is cut off";
         assert_eq!(read(&[identity(), torn()]), (vec![1, 2], 2, 0, Some(note.to_owned())));
-        assert_eq!(read(&[identity(), torn(), file(2, 3, 3..5, 4)]).0, [1, 2, 3, 4]);
+        assert_eq!(read(&[identity(), torn(), file(2, 3..5, 4)]).0, [1, 2, 3, 4]);
     }
 
     #[test]
     fn a_record_out_of_order_ends_its_file() {
-        assert_eq!(read(&[identity(), file(1, 1, [1, 2, 4, 5], 2)]).0, [1, 2]);
-        assert_eq!(read(&[identity(), file(1, 1, [2, 3], 2)]).0, Vec::<u64>::new());
-        assert_eq!(read(&[identity(), file(1, 1, 1..3, 2), file(2, 3, 3..5, 1)]).0, [1, 2], "an epoch went back");
+        assert_eq!(read(&[identity(), file(1, [1, 2, 4, 5], 2)]).0, [1, 2]);
+        assert_eq!(read(&[identity(), file(1, [1, 1], 2)]).0, [1]);
+        assert_eq!(read(&[identity(), file(1, 1..3, 2), file(2, 3..5, 1)]).0, [1, 2], "an epoch went back");
     }
 
     #[test]
     fn case_d_a_newer_file_that_begins_earlier_counts_from_there() {
-        let files = [identity(), file(1, 1, 1..6, 2), file(2, 6, 6..8, 2), file(3, 4, 4..6, 5)];
+        let files = [identity(), file(1, 1..6, 2), file(2, 6..8, 2), file(3, 4..6, 5)];
         assert_eq!(read(&files), (vec![1, 2, 3, 4, 5], 5, 0, None));
     }
 
     #[test]
     fn case_e_a_hole_ends_the_chain() {
-        let files = [identity(), file(1, 1, 1..3, 2), file(2, 4, 4..6, 2), file(3, 3, 3..9, 2)];
+        let files = [identity(), file(1, 1..3, 2), file(2, 4..6, 2), file(3, 3..9, 2)];
         let note = "changes 3 to 3 are missing before /j/0000000000000002-00000007.journal";
         assert_eq!(read(&files), (vec![1, 2], 2, 2, Some(note.to_owned())));
     }
 
     #[test]
-    fn case_f_a_file_without_a_header_is_void() {
-        let mut blank = file(2, 3, 3..5, 2);
+    fn case_f_an_empty_file_is_the_spare_or_a_hole() {
+        let files = [identity(), file(1, 1..3, 2), file(3, [], 2)];
+        assert_eq!(read(&files), (vec![1, 2], 2, 1, None));
+        let note = "the records of /j/0000000000000002-00000007.journal are lost";
+        let files = [identity(), file(1, 1..3, 2), file(2, [], 2), file(3, 3..5, 2)];
+        assert_eq!(read(&files), (vec![1, 2], 2, 2, Some(note.to_owned())));
+        let files = [identity(), file(2, [], 2), file(3, 3..5, 2), file(4, 5..7, 2)];
+        assert_eq!(read(&files), (vec![], 0, 3, Some(note.to_owned())));
+    }
+
+    #[test]
+    fn case_g_a_file_without_a_header_is_void() {
+        let mut blank = file(2, 3..5, 2);
         blank.bytes = [&[0; 4096][..], &blank.bytes[4096..]].concat().into();
         let empty = FileBytes { name: file_name(4, 7), bytes: Bytes::new() };
-        let files = [identity(), file(1, 1, 1..3, 2), blank, file(3, 3, 3..5, 2), empty];
+        let files = [identity(), file(1, 1..3, 2), blank, file(3, 3..5, 2), empty];
         assert_eq!(read(&files), (vec![1, 2, 3, 4], 2, 2, None));
     }
 
@@ -326,7 +365,7 @@ mod tests {
 
     #[test]
     fn what_cannot_come_from_a_crash_is_an_error_that_says_so() {
-        let mut stranger = header(2, 1);
+        let mut stranger = header(2);
         stranger.id = Uuid::from_u128(2);
         let name = file_name(2, 7);
         let stranger = FileBytes { bytes: stranger.encode(&name), name };
@@ -336,10 +375,10 @@ mod tests {
         let tail =
             "restore the directory, or drop the journal and with it the changes that only it holds; it was not touched";
         let cases = [
-            (vec![file(1, 1, 1..3, 2)], format!("the identity file of the journal in /j is missing or does not verify: {tail}")),
-            (vec![cut(identity(), 4090), cut(file(1, 1, [], 2), 4090)], format!("no file of the journal in /j has a header that verifies: {tail}")),
+            (vec![file(1, 1..3, 2)], format!("the identity file of the journal in /j is missing or does not verify: {tail}")),
+            (vec![cut(identity(), 4090), cut(file(1, [], 2), 4090)], format!("no file of the journal in /j has a header that verifies: {tail}")),
             (
-                vec![identity(), file(1, 1, 1..3, 2), stranger],
+                vec![identity(), file(1, 1..3, 2), stranger],
                 format!("0000000000000001-00000007.journal and 0000000000000002-00000007.journal in /j are of two different journals: {tail}"),
             ),
             (
@@ -370,7 +409,7 @@ mod tests {
         ) {
             let mut files = vec![identity()];
             for (number, (first, count, lost)) in (1..).zip(starts) {
-                let mut file = file(number, first, first..first + count, 1);
+                let mut file = file(number, first..first + count, 1);
                 file.bytes.truncate(file.bytes.len() - lost.min(file.bytes.len()));
                 file.bytes = [&file.bytes[..], &noise].concat().into();
                 files.push(file);

@@ -134,9 +134,9 @@ impl State {
         self.queue.drain(..count).collect()
     }
 
-    /// Bytes of the first queued record.
-    pub fn first_queued(&self) -> Option<u64> {
-        self.queue.front().map(|(_, numbered)| record::record_len(&numbered.change))
+    /// The first queued record: its number, and its bytes.
+    pub fn first_queued(&self) -> Option<(ChangeNo, u64)> {
+        self.queue.front().map(|(_, numbered)| (numbered.no, record::record_len(&numbered.change)))
     }
 
     /// Up to where a sync is worth starting now: somebody waits for something that is written.

@@ -158,7 +158,7 @@ async fn a_successor_of_a_failed_sync_does_not_trust_the_page_cache() {
     assert!(journal.synced(ChangeNo(3)).await.is_err());
     disk.set_faults(DiskFaults::default());
     let disk = disk.kill();
-    let journal = Journal::resume(doors(&disk), small(), &found(&disk).await, ChangeNo(4)).await.unwrap();
+    let journal = Journal::resume(doors(&disk), small(), &found(&disk).await, ChangeNo(4)).await;
     journal.synced(ChangeNo(3)).await.unwrap();
     assert_eq!(found(&disk.crash()).await.last(), Some(ChangeNo(3)));
 }
@@ -348,7 +348,8 @@ impl Model {
         for pair in there.windows(2) {
             assert_eq!(pair[0].no.next(), pair[1].no);
         }
-        // What lies behind a hole may be of a past that never was; `after` keeps it from us.
+        let first = there.first().map_or(1, |numbered| numbered.no.0);
+        assert!(first <= self.released + 1, "begins with {first}, released {}", self.released);
         let usable = found.map_or(&[][..], |found| found.after(ChangeNo(self.released)));
         for numbered in usable {
             let same = self.changes.get(numbered.no.0 as usize - 1) == Some(numbered);
@@ -369,7 +370,7 @@ async fn live(disk: &CrashDisk, steps: &[Step], model: &mut Model, faults: DiskF
     let next = ChangeNo(model.last() + 1);
     let opened = match &found {
         None => Journal::create(doors(disk), small(), volume(), Uuid::from_u128(9), block_size(), next).await,
-        Some(found) => Journal::resume(doors(disk), small(), found, next).await,
+        Some(found) => Ok(Journal::resume(doors(disk), small(), found, next).await),
     };
     let Ok(journal) = opened else { return };
     let journal = Arc::new(journal);

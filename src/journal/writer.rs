@@ -4,10 +4,11 @@
 //! Order of things on the disk, where it matters:
 //!
 //! 1. The identity file is synced before any other file is created, and removed after all others.
-//! 2. What an earlier server left is written once more and synced before it counts as synced.
-//! 3. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given.
-//! 4. Files of released records go one by one, oldest first, each durably before the next.
-//! 5. A spare's header is blank on the disk before the spare is used.
+//! 2. A file's header is synced before its first record is written.
+//! 3. What an earlier server left is written once more and synced before it counts as synced.
+//! 4. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given. Files whose
+//!    release is under way are among them: until it is done they are part of the chain.
+//! 5. Files of released records go one by one, oldest first, each durably before the next.
 //! 6. After a failure all old files are gone, durably, before a new one is begun.
 
 use std::collections::VecDeque;
@@ -48,7 +49,8 @@ pub(super) struct Writer {
     current: Option<Current>,
     /// Older files, oldest first.
     full: VecDeque<Full>,
-    spare: Option<Spare>,
+    /// The next one, ready for use.
+    spare: Option<Current>,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     writing: bool,
     syncing: bool,
@@ -61,12 +63,11 @@ struct Identity {
     header: FileHeader,
 }
 
-/// A file that is being filled.
+/// A file that is being filled, or will be. Its header is on the disk.
 #[derive(Clone)]
 struct Current {
     name: String,
     file: Arc<dyn DiskFile>,
-    header: FileHeader,
     key: FileKey,
     /// Where the next record goes.
     end: u64,
@@ -85,28 +86,17 @@ struct Full {
     dirty: bool,
 }
 
-/// A file without a header that waits to be used.
-struct Spare {
-    name: String,
-    file: Arc<dyn DiskFile>,
-    recycled: bool,
-}
-
 /// Something ended.
 enum Event {
-    Wrote(Result<Wrote, String>),
+    /// The end of the file, and the last change.
+    Wrote(Result<(u64, ChangeNo), String>),
     Synced(Result<ChangeNo, String>),
     /// A new file is ready for use.
-    Prepared(Result<Spare, String>),
+    Prepared(Result<Current, String>),
     /// The oldest file is no more, or has become the spare.
-    GivenUp(Result<Option<Spare>, String>),
+    GivenUp(Result<Option<Current>, String>),
     /// All old files are gone.
     Cleared(Result<(), String>),
-}
-
-struct Wrote {
-    current: Current,
-    last: ChangeNo,
 }
 
 /// See [`crate::journal::Journal::create`].
@@ -124,7 +114,7 @@ pub(super) async fn create(
         return Err(JournalError::Exists { dir: disk.path() });
     }
     remove_files(disk, leftovers).await?;
-    let header = FileHeader { id, volume, number: 0, first, block_size, salt: doors.random.bytes() };
+    let header = FileHeader { id, volume, number: 0, block_size, salt: doors.random.bytes() };
     let name = new_name(&doors, 0);
     let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
     identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
@@ -134,49 +124,60 @@ pub(super) async fn create(
 }
 
 /// See [`crate::journal::Journal::resume`].
-pub(super) async fn resume(
-    doors: Doors,
-    options: Options,
-    found: &Found,
-    next: ChangeNo,
-) -> Result<Writer, JournalError> {
-    let disk = &doors.disk;
+pub(super) async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo) -> Writer {
     let goes_on = found.last().is_some_and(|last| last.next() == next);
+    let epoch = if goes_on { found.epoch } else { Epoch(0) };
+    let first = found.changes.first().filter(|_| goes_on).map_or(next, |first| first.no);
+    let state = State::new(next, epoch, ChangeNo(first.0.saturating_sub(1)));
+    let identity = Identity { name: found.identity_name.clone(), header: found.identity.clone() };
+    let disk = doors.disk.clone();
+    let mut writer = Writer::new(doors, options, identity, found.greatest, state);
+    match take_over(&disk, found, goes_on).await {
+        Ok(full) => writer.full = full,
+        // What was found is in the caller's hands, and need not be lost because the disk is full or broken.
+        Err(failed) => writer.shared.suspend(&disk.path(), &failed.to_string()),
+    }
+    writer.count_bytes();
+    writer
+}
+
+/// Makes the files of an earlier server our own, and removes those that do not count.
+async fn take_over(disk: &Arc<dyn Disk>, found: &Found, goes_on: bool) -> Result<VecDeque<Full>, JournalError> {
+    let name = &found.identity_name;
+    let identity = disk.open(name).await.map_err(|err| failed(disk, "open", name, &err))?;
+    redirty(disk, name, &identity, vec![found.identity.encode(name)]).await?;
+    identity.sync().await.map_err(|err| failed(disk, "sync", name, &err))?;
     remove_files(disk, found.void.clone()).await?;
     if !goes_on {
         remove_files(disk, found.chain.iter().map(|file| file.name.clone()).collect()).await?;
+        return Ok(VecDeque::new());
     }
-    let name = found.identity_name.clone();
-    let identity = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
-    redirty(disk, &name, &identity, found.identity.encode(&name)).await?;
-    identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
-    let epoch = if goes_on { found.epoch } else { Epoch(0) };
-    let before_all = found.changes.first().filter(|_| goes_on).map_or(next, |first| first.no);
-    let state = State::new(next, epoch, ChangeNo(before_all.0.saturating_sub(1)));
     let mut full = VecDeque::new();
-    for file in found.chain.iter().filter(|_| goes_on) {
-        full.push_back(adopt(disk, file).await?);
+    for found in &found.chain {
+        full.push_back(adopt(disk, found).await?);
     }
-    let identity = Identity { name, header: found.identity.clone() };
-    let mut writer = Writer::new(doors, options, identity, found.greatest, state);
-    writer.full = full;
-    writer.count_bytes();
-    Ok(writer)
+    Ok(full)
 }
 
 /// A file of an earlier server, whose records still count.
 async fn adopt(disk: &Arc<dyn Disk>, found: &ChainFile) -> Result<Full, JournalError> {
     let (name, bytes) = (found.name.clone(), found.good.len() as u64);
     let file = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
-    redirty(disk, &name, &file, found.good.clone()).await?;
+    let mark = end_mark().slice(..found.rest.min(HEAD_BYTES as u64) as usize);
+    redirty(disk, &name, &file, vec![found.good.clone(), mark]).await?;
     Ok(Full { name, file, last: found.last, bytes, dirty: true })
 }
 
 /// Writes what was read once more, so that the next sync is about it. The server before may have died of, or right
 /// after, a sync that failed: then its pages are clean in the page cache, never reached the disk, and a sync would
 /// succeed without them.
-async fn redirty(disk: &Arc<dyn Disk>, name: &str, file: &Arc<dyn DiskFile>, read: Bytes) -> Result<(), JournalError> {
-    file.write_at(0, vec![read]).await.map_err(|err| failed(disk, "write", name, &err))
+async fn redirty(
+    disk: &Arc<dyn Disk>,
+    name: &str,
+    file: &Arc<dyn DiskFile>,
+    read: Vec<Bytes>,
+) -> Result<(), JournalError> {
+    file.write_at(0, read).await.map_err(|err| failed(disk, "write", name, &err))
 }
 
 impl Writer {
@@ -248,25 +249,29 @@ impl Writer {
     }
 
     fn start_write(&mut self) {
-        let mut state = self.shared.state.lock();
-        let Some(first_bytes) = state.first_queued() else { return };
-        let file_bytes = self.options.file_bytes;
-        let fits = |current: &&Current| current.end.saturating_add(first_bytes) <= file_bytes;
-        let current = self.current.as_ref().filter(fits).cloned();
-        let end = current.as_ref().map_or(FIRST_RECORD, |current| current.end);
-        let batch = state.take_batch(file_bytes.saturating_sub(end).min(BATCH_BYTES), BATCH_RECORDS);
-        drop(state);
-        let Some((_, first)) = batch.first() else { return };
-        let (first, doors) = (first.no, self.doors.clone());
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        let Some((first, bytes)) = state.first_queued() else { return };
+        let full = |current: &Current| current.end.saturating_add(bytes) > self.options.file_bytes && current.is_used();
+        if self.current.as_ref().is_none_or(full) {
+            // Without a spare there will be one soon: see `start_chore`.
+            let Some(spare) = self.spare.take() else { return };
+            self.rotate(spare, first);
+        }
+        let Some(current) = self.current.clone() else { return };
+        let room = self.options.file_bytes.saturating_sub(current.end).min(BATCH_BYTES);
+        let batch = state.take_batch(room, BATCH_RECORDS);
+        let doors = self.doors.clone();
         self.writing = true;
-        let work: BoxFuture<'static, Event> = match current {
-            Some(current) => Box::pin(async move { Event::Wrote(write(&doors, current, Vec::new(), batch).await) }),
-            None => {
-                let (header, spare) = (self.next_header(first), self.spare.take());
-                Box::pin(async move { Event::Wrote(begin(&doors, header, spare, batch).await) })
-            }
-        };
-        self.running.push(work);
+        self.running.push(Box::pin(async move { Event::Wrote(write(&doors, current, batch).await) }));
+    }
+
+    /// Records go to `next` from now on, the first of them being `first`.
+    fn rotate(&mut self, next: Current, first: ChangeNo) {
+        if let Some(Current { name, file, end, dirty, .. }) = self.current.replace(next) {
+            let last = ChangeNo(first.0.saturating_sub(1));
+            self.full.push_back(Full { name, file, last, bytes: end, dirty });
+        }
     }
 
     fn start_sync(&mut self) {
@@ -292,22 +297,30 @@ impl Writer {
         }));
     }
 
-    /// Gives up the oldest file if the store covers it, or sees to it that there is a spare in time.
+    /// Sees to it that there is a spare in time, and gives up the oldest file if the store covers it.
     fn start_chore(&mut self) {
-        let released = self.shared.state.lock().released;
+        let (released, closing) = {
+            let state = self.shared.state.lock();
+            (state.released, state.closing && state.first_queued().is_none())
+        };
         let doors = self.doors.clone();
-        if let Some(full) = self.full.front().filter(|full| full.last <= released) {
-            let (name, file, keep) = (full.name.clone(), Arc::clone(&full.file), self.spare.is_none());
-            self.chore = true;
-            self.running.push(Box::pin(async move { Event::GivenUp(give_up(&doors, name, file, keep).await) }));
-            return;
-        }
-        let filled = self.current.as_ref().is_none_or(|current| current.end > self.options.file_bytes / 2);
-        if self.spare.is_none() && filled && !self.writing && !self.shared.state.lock().closing {
-            let number = self.next_number();
-            self.chore = true;
-            self.running.push(Box::pin(async move { Event::Prepared(create_file(&doors, number).await) }));
-        }
+        let oldest = self.full.front().filter(|full| full.last <= released);
+        let oldest = oldest.map(|full| (full.name.clone(), Arc::clone(&full.file)));
+        let needed = self.current.as_ref().is_none_or(|current| current.end > self.options.file_bytes / 2);
+        let work: BoxFuture<'static, Event> = match (oldest, self.spare.is_some()) {
+            (Some((name, file)), false) => {
+                let header = self.next_header();
+                Box::pin(async move { Event::GivenUp(prepare(&doors, name, file, header, true).await.map(Some)) })
+            }
+            (Some((name, _)), true) => Box::pin(async move { Event::GivenUp(remove(&doors, name).await) }),
+            (None, false) if needed && !closing => {
+                let header = self.next_header();
+                Box::pin(async move { Event::Prepared(create_file(&doors, header).await) })
+            }
+            (None, _) => return,
+        };
+        self.chore = true;
+        self.running.push(work);
     }
 
     fn start_clear(&mut self) {
@@ -329,7 +342,7 @@ impl Writer {
         let failure = match event {
             Event::Wrote(result) => {
                 self.writing = false;
-                result.map(|wrote| self.wrote(wrote)).err()
+                result.map(|(end, last)| self.wrote(end, last)).err()
             }
             Event::Synced(result) => {
                 self.syncing = false;
@@ -351,26 +364,16 @@ impl Writer {
         self.count_bytes();
     }
 
-    fn wrote(&mut self, wrote: Wrote) {
-        let previous = self.current.replace(wrote.current);
-        let same = |a: &Current, b: &Current| a.header.number == b.header.number;
-        match (previous, &mut self.current) {
-            // A sync that began meanwhile does not cover what was written meanwhile: `dirty` stays set.
-            (Some(previous), Some(current)) if !same(&previous, current) => self.full.push_back(Full {
-                last: ChangeNo(current.header.first.0.saturating_sub(1)),
-                bytes: previous.end,
-                dirty: previous.dirty,
-                name: previous.name,
-                file: previous.file,
-            }),
-            _ => {}
+    fn wrote(&mut self, end: u64, last: ChangeNo) {
+        if let Some(current) = &mut self.current {
+            current.end = end;
+            // Also if a sync is under way: it may or may not have seen this.
+            current.dirty = true;
         }
-        self.reached(Promise::Written, wrote.last);
+        self.reached(Promise::Written, last);
     }
 
-    /// Only now: until a file is gone, or blank, durably, its records are part of the chain, and a sync that left
-    /// them out would promise records behind a hole.
-    fn given_up(&mut self, spare: Option<Spare>) {
+    fn given_up(&mut self, spare: Option<Current>) {
         self.full.pop_front();
         self.spare = self.spare.take().or(spare);
     }
@@ -397,52 +400,33 @@ impl Writer {
         self.shared.state.lock().stored_bytes = full + current;
     }
 
-    fn next_header(&mut self, first: ChangeNo) -> FileHeader {
-        let (number, salt) = (self.next_number(), self.doors.random.bytes());
-        FileHeader { number, first, salt, ..self.identity.header.clone() }
-    }
-
-    fn next_number(&mut self) -> u64 {
+    fn next_header(&mut self) -> FileHeader {
         self.serial += 1;
-        self.serial
+        FileHeader { number: self.serial, salt: self.doors.random.bytes(), ..self.identity.header.clone() }
     }
 }
 
-/// Begins a file with its first records.
-async fn begin(doors: &Doors, header: FileHeader, spare: Option<Spare>, batch: Vec<Queued>) -> Result<Wrote, String> {
-    let spare = match spare {
-        Some(spare) => spare,
-        None => create_file(doors, header.number).await?,
-    };
-    let Spare { name, file, recycled } = spare;
-    let (key, room) = (header.key(), header.encode(&name));
-    let current = Current { name, file, header, key, end: FIRST_RECORD, recycled, dirty: false };
-    write(doors, current, vec![room], batch).await
+impl Current {
+    fn is_used(&self) -> bool {
+        self.end > FIRST_RECORD
+    }
 }
 
-/// Writes records behind those in the file; `parts` is what lies between (the header of a new file).
-async fn write(
-    doors: &Doors,
-    mut current: Current,
-    mut parts: Vec<Bytes>,
-    batch: Vec<Queued>,
-) -> Result<Wrote, String> {
+/// Writes records behind those in the file. Returns where they end, and the last change.
+async fn write(doors: &Doors, current: Current, batch: Vec<Queued>) -> Result<(u64, ChangeNo), String> {
     let bytes: u64 = batch.iter().map(|(_, numbered)| record::record_len(&numbered.change)).sum();
     let last = batch.last().map_or(ChangeNo(0), |(_, numbered)| numbered.no);
-    let offset = current.end - parts.iter().map(|part| part.len() as u64).sum::<u64>();
     let (key, at) = (current.key.clone(), current.end);
-    match bytes > INLINE_BYTES {
-        true => parts.extend(doors.workers.run(move || encode(&key, at, batch)).await),
-        false => parts.extend(encode(&key, at, batch)),
-    }
+    let mut parts = match bytes > INLINE_BYTES {
+        true => doors.workers.run(move || encode(&key, at, batch)).await,
+        false => encode(&key, at, batch),
+    };
     if current.recycled {
-        parts.push(Bytes::from_static(&[0; HEAD_BYTES]));
+        parts.push(end_mark());
     }
-    let written = current.file.write_at(offset, parts).await;
+    let written = current.file.write_at(at, parts).await;
     written.map_err(|err| failure(&doors.disk, "write", &current.name, &err))?;
-    current.end += bytes;
-    current.dirty = true;
-    Ok(Wrote { current, last })
+    Ok((at + bytes, last))
 }
 
 /// The records as parts of one vectored write: heads from one allocation, data as it came.
@@ -465,28 +449,41 @@ fn encode(key: &FileKey, mut offset: u64, batch: Vec<Queued>) -> Vec<Bytes> {
     parts
 }
 
-/// Ends a file's use: removed, or blanked and kept as a spare.
-async fn give_up(doors: &Doors, name: String, file: Arc<dyn DiskFile>, keep: bool) -> Result<Option<Spare>, String> {
-    if !keep {
-        let removed = doors.disk.remove(&name).await;
-        return removed.map(|()| None).map_err(|err| failure(&doors.disk, "remove", &name, &err));
-    }
-    let blanked: io::Result<()> = async {
-        file.write_at(0, vec![Bytes::from_static(&[0; FIRST_RECORD as usize])]).await?;
+/// What makes old bytes behind the last record an end.
+fn end_mark() -> Bytes {
+    Bytes::from_static(&[0; HEAD_BYTES])
+}
+
+async fn remove(doors: &Doors, name: String) -> Result<Option<Current>, String> {
+    let removed = doors.disk.remove(&name).await;
+    removed.map(|()| None).map_err(|err| failure(&doors.disk, "remove", &name, &err))
+}
+
+async fn create_file(doors: &Doors, header: FileHeader) -> Result<Current, String> {
+    let name = new_name(doors, header.number);
+    let created = doors.disk.create(&name).await;
+    let file = created.map_err(|err| failure(&doors.disk, "create", &name, &err))?;
+    prepare(doors, name, file, header, false).await
+}
+
+/// Puts a header into the file, durably. From then on, what was in it before is no record of any journal.
+async fn prepare(
+    doors: &Doors,
+    name: String,
+    file: Arc<dyn DiskFile>,
+    header: FileHeader,
+    recycled: bool,
+) -> Result<Current, String> {
+    let prepared: io::Result<()> = async {
+        // Nothing but the header's sector changes: until it does, old records stand whole behind the old header.
+        file.write_at(0, vec![header.encode(&name)]).await?;
         file.sync().await
     }
     .await;
-    blanked.map_err(|err| failure(&doors.disk, "blank", &name, &err))?;
-    Ok(Some(Spare { name, file, recycled: true }))
+    prepared.map_err(|err| failure(&doors.disk, "prepare", &name, &err))?;
+    Ok(Current { name, file, key: header.key(), end: FIRST_RECORD, recycled, dirty: false })
 }
 
 fn new_name(doors: &Doors, number: u64) -> String {
     file_name(number, u32::from_le_bytes(doors.random.bytes()))
-}
-
-async fn create_file(doors: &Doors, number: u64) -> Result<Spare, String> {
-    let name = new_name(doors, number);
-    let created = doors.disk.create(&name).await;
-    let file = created.map_err(|err| failure(&doors.disk, "create", &name, &err))?;
-    Ok(Spare { name, file, recycled: false })
 }

@@ -22,8 +22,6 @@ pub struct UsageTotals {
     pub stored_bytes: u64,
     /// Data blocks that the map needs.
     pub live_blocks: u64,
-    /// Objects that nothing needs.
-    pub dead_objects: u64,
 }
 
 impl Usage {
@@ -77,7 +75,6 @@ impl Usage {
             objects: sum.objects + u64::from(info.stored_bytes > 0),
             stored_bytes: sum.stored_bytes + info.stored_bytes,
             live_blocks: sum.live_blocks + u64::from(info.live_blocks),
-            dead_objects: sum.dead_objects + u64::from(info.stored_bytes > 0 && info.live_blocks == 0),
         })
     }
 

@@ -107,6 +107,7 @@ impl S3Store {
             let limit = humantime::format_duration(self.request_timeout);
             StoreError::new(ErrorKind::Retryable, format!("no end after {limit}"))
         };
+        let generation = self.credentials.generation();
         // rusoto panics on a number that is none; a strange server must not take a task of ours with it.
         let work = AssertUnwindSafe(work).catch_unwind();
         let error = match tokio::time::timeout(self.request_timeout, work).await {
@@ -117,10 +118,11 @@ impl S3Store {
         };
         match answer_of(error) {
             Ok(answer) => {
-                if answer.doubts_credentials() {
-                    self.credentials.doubt();
+                let mut error = failure(&self.place, asked, &answer);
+                if answer.doubts_credentials() && self.credentials.replaced_since(generation).await {
+                    error.kind = ErrorKind::Retryable;
                 }
-                Err(Refused { error: failure(&self.place, asked, &answer), answer: Some(answer) })
+                Err(Refused { error, answer: Some(answer) })
             }
             Err(text) => Err(Refused { answer: None, error: self.unanswered(asked, &from_text(&text)) }),
         }

@@ -1,5 +1,6 @@
 //! Volumes that need not be open: create, list, describe, delete.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -128,6 +129,10 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
     let prefix = source.keys.all();
     let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
     let totals = scan.map.usage().totals();
+    // The newest root still lists the objects that were deleted after it.
+    let there: HashSet<&Key> = listed.iter().map(|entry| &entry.key).collect();
+    let dead = scan.map.usage().dead(scan.committed);
+    let dead_objects = dead.iter().filter(|&&seq| there.contains(&source.keys.segment(seq))).count() as u64;
     let holder = scan.fence.as_ref().filter(|_| !scan.closed).map(|(_, fence)| HolderInfo {
         server: fence.server,
         server_name: fence.server_name.clone(),
@@ -142,7 +147,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
-        dead_objects: totals.dead_objects,
+        dead_objects,
         epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
         holder,
         last_commit_seq: scan.committed.0,

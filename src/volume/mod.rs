@@ -48,7 +48,7 @@ pub use error::{Holder, VolumeError};
 pub use lifecycle::{CreateOptions, Info, create, delete, inspect, names};
 pub use meta::{Meta, VolumeName};
 pub use options::Options;
-pub use recover::{Outside, ServerIdentity};
+pub use recover::{Outside, ServerIdentity, Witness};
 pub use verdict::OpenFlags;
 
 use shared::{End, Shared};

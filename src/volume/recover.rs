@@ -14,6 +14,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::cache::BlockCache;
+use crate::change::Numbered;
 use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal};
 use crate::outside::{Clock, Random, Workers};
@@ -58,6 +59,19 @@ pub struct Outside {
     pub workers: Workers,
     /// Who we are.
     pub server: ServerIdentity,
+    /// Who else learns the order of changes.
+    pub witness: Witness,
+}
+
+/// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
+/// recovery brought back. Servers have none.
+#[derive(Clone, Default)]
+pub struct Witness(pub Option<Arc<dyn Fn(&Numbered) + Send + Sync>>);
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Witness({})", if self.0.is_some() { "some" } else { "none" })
+    }
 }
 
 /// Opens the volume for this server alone.
@@ -148,12 +162,7 @@ impl Opening {
     }
 
     /// Step 3: the journal, and what of it is to be accepted again.
-    async fn journal(
-        &self,
-        scan: &Scan,
-        found: Option<Found>,
-        verdict: &Verdict,
-    ) -> Result<(Journal, Vec<crate::change::Numbered>)> {
+    async fn journal(&self, scan: &Scan, found: Option<Found>, verdict: &Verdict) -> Result<(Journal, Vec<Numbered>)> {
         let outside = &self.outside;
         let doors = Doors { disk: outside.disk.clone(), random: outside.random.clone(), workers: outside.workers };
         let meta = &self.source.meta;
@@ -164,7 +173,7 @@ impl Opening {
                 }
                 let replay = found.after(scan.covers).to_vec();
                 let next = replay.last().map_or(scan.covers, |change| change.no).next();
-                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await?;
+                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await;
                 Ok((journal, replay))
             }
             (found, _) => {
@@ -216,13 +225,7 @@ impl Opening {
     }
 
     /// Step 6.
-    fn start(
-        self,
-        mut scan: Scan,
-        placed: PlacedFence,
-        journal: Journal,
-        replay: Vec<crate::change::Numbered>,
-    ) -> Shared {
+    fn start(self, mut scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
         let PlacedFence { seq, fence, stored_bytes } = placed;
         scan::follow_fence(&mut scan.map, seq, &fence, scan.closed, stored_bytes);
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
@@ -255,6 +258,7 @@ impl Opening {
             clock: self.outside.clock,
             random: self.outside.random,
             workers: self.outside.workers,
+            witness: self.outside.witness,
             state,
             checkpoints: scan.checkpoints,
             superseded,

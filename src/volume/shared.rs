@@ -21,6 +21,7 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
+use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
 use crate::volume::state::State;
 
@@ -44,6 +45,7 @@ pub struct Shared {
     pub clock: Clock,
     pub random: Random,
     pub workers: Workers,
+    pub witness: Witness,
     /// Held for a few synchronous lines, never across an await.
     pub inner: Mutex<Inner>,
     /// How far commits have come, and whether the volume has ended.
@@ -122,6 +124,7 @@ pub struct Parts {
     pub clock: Clock,
     pub random: Random,
     pub workers: Workers,
+    pub witness: Witness,
     pub state: State,
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     pub superseded: BTreeSet<Seq>,
@@ -162,6 +165,7 @@ impl Shared {
             clock: parts.clock,
             random: parts.random,
             workers: parts.workers,
+            witness: parts.witness,
             inner: Mutex::new(inner),
             progress: watch::Sender::new(Progress { covers, end: None }),
             room,

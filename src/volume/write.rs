@@ -148,6 +148,9 @@ impl Shared {
         let frozen_before = inner.state.waiting();
         let numbered = inner.state.accept(change, self.options.segment_size);
         let no = numbered.no;
+        if let Some(witness) = &self.witness.0 {
+            witness(&numbered);
+        }
         self.journal.append(self.epoch, numbered);
         if inner.note_age() || inner.state.waiting() > frozen_before {
             self.wake.notify_one();

@@ -3,7 +3,7 @@
 //! The sources themselves (formats of files, metadata services, STS) are `reqsign`'s; why is written in
 //! `docs/decisions/0001-s3-credentials.md`. What is ours: which are asked in which order, one fetch at a time, the
 //! result kept and renewed five minutes before it expires, in use until it really has expired if renewing fails, and
-//! dropped as soon as the store refuses it (a key that was rotated in a file is read again on the next attempt).
+//! asked for again as soon as the store refuses it: a key that was rotated in a file is taken up on the next attempt.
 //!
 //! Nothing here prints a secret: `Debug` of what holds one is redacted, and sources keep it out of their errors.
 
@@ -47,6 +47,10 @@ struct Source {
 #[derive(Default)]
 struct Kept {
     credential: Option<Credential>,
+    /// What was fetched last, even if it was dropped since.
+    fetched: Option<Credential>,
+    /// How often a fetch brought something else than the one before.
+    generation: u64,
     /// After a failed renewal, the next attempt is not before this time.
     renew_not_before_unix_millis: u64,
     /// The source that delivered last: if it fails, that is an outage and no lack of configuration.
@@ -90,8 +94,22 @@ impl Credentials {
         Ok(signing(&credential))
     }
 
-    /// The store refused them: the next request fetches anew.
-    pub fn doubt(&self) {
+    /// Counts replacements; see [`Self::replaced_since`].
+    pub fn generation(&self) -> u64 {
+        self.kept.lock().generation
+    }
+
+    /// The store refused a request that was begun at `generation`: are there other credentials by now, or when asking
+    /// the sources again? Then the request deserves another attempt.
+    pub async fn replaced_since(&self, generation: u64) -> bool {
+        if self.generation() == generation {
+            self.drop_kept();
+            let _ = self.get().await; // if this fails, so will the next request, with the reason
+        }
+        self.generation() != generation
+    }
+
+    fn drop_kept(&self) {
         let mut kept = self.kept.lock();
         kept.credential = None;
         kept.renew_not_before_unix_millis = 0;
@@ -100,8 +118,7 @@ impl Credentials {
     async fn renew(&self) -> Result<Credential> {
         let failed = match self.fetch().await {
             Ok((source, credential)) => {
-                let kept = Kept { credential: Some(credential.clone()), source: Some(source), ..Kept::default() };
-                *self.kept.lock() = kept;
+                self.keep(source, &credential);
                 return Ok(credential);
             }
             Err(failed) => failed,
@@ -111,6 +128,15 @@ impl Credentials {
         let pause = RENEW_PAUSE.as_millis() as u64;
         self.kept.lock().renew_not_before_unix_millis = self.clock.unix_millis() + pause;
         Ok(credential)
+    }
+
+    fn keep(&self, source: &'static str, credential: &Credential) {
+        let mut kept = self.kept.lock();
+        kept.generation += u64::from(kept.fetched.as_ref().is_some_and(|old| !is_same(old, credential)));
+        kept.fetched = Some(credential.clone());
+        kept.credential = Some(credential.clone());
+        kept.renew_not_before_unix_millis = 0;
+        kept.source = Some(source);
     }
 
     async fn fetch(&self) -> Result<(&'static str, Credential)> {
@@ -161,6 +187,12 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.sources.iter().map(|source| source.name)).finish()
     }
+}
+
+fn is_same(a: &Credential, b: &Credential) -> bool {
+    a.access_key_id == b.access_key_id
+        && a.secret_access_key == b.secret_access_key
+        && a.session_token == b.session_token
 }
 
 fn is_good_at(credential: &Credential, unix_millis: u64) -> bool {

@@ -149,10 +149,9 @@ fn broken(error: &(dyn Error + 'static)) -> StoreError {
     let mut kind = ErrorKind::Retryable;
     let mut next = Some(error);
     while let Some(error) = next {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let shown = inner.map_or_else(|| error.to_string(), |inner| inner.to_string());
-        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).or_else(|| error.downcast_ref());
-        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+        let error = unwrapped(error);
+        let shown = error.to_string();
+        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
             kind = ErrorKind::Denied;
         }
         if causes.last().is_none_or(|last| !last.contains(&shown)) {
@@ -165,6 +164,14 @@ fn broken(error: &(dyn Error + 'static)) -> StoreError {
         _ => "",
     };
     StoreError::new(kind, format!("{}{advice}", causes.join(": ")))
+}
+
+/// What an I/O error was made of; its `source()` would skip that.
+fn unwrapped<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    while let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        error = inner;
+    }
+    error
 }
 
 /// When a request last moved.

@@ -1,0 +1,169 @@
+//! Running the program in a directory of its own.
+
+use std::io::{BufRead, BufReader, Lines, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+
+use nbd::client::{NbdClient, handshake};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A working directory, with nothing of the caller's environment in it.
+pub struct Place(TempDir);
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ashlar"));
+        command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ASHLAR_")) {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(&mut self.command(args))
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let ended = self.run(args);
+        assert_eq!(ended.code, Some(0), "{args:?}: {ended:?}");
+        ended.out
+    }
+
+    /// Starts `ashlar serve` on a Unix socket only, and waits until it serves.
+    pub fn serve(&self, args: &[&str]) -> Serving {
+        let mut command = self.command(&["serve", "--listen", "none"]);
+        // What is written stays in the buffer and the journal until something asks for it.
+        command.args(args).env("ASHLAR_VOLUME__WRITEBACK_DELAY", "1h");
+        Serving::start(command)
+    }
+}
+
+impl Ended {
+    pub fn of(command: &mut Command) -> Ended {
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// A server that runs.
+pub struct Serving {
+    child: Child,
+    /// What it printed until it was ready.
+    pub welcome: String,
+    _out: Lines<BufReader<ChildStdout>>,
+    err: Lines<BufReader<ChildStderr>>,
+}
+
+impl Serving {
+    pub fn start(mut command: Command) -> Serving {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let err = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut welcome = String::new();
+        // The URI of the socket is the last thing that it prints for its one volume.
+        while !welcome.contains("nbd+unix://") {
+            let Some(line) = out.next() else {
+                let err: Vec<String> = err.map_while(Result::ok).collect();
+                panic!("the server ended early: {:?}\n{welcome}\n{}", child.wait(), err.join("\n"));
+            };
+            welcome.push_str(&line.unwrap());
+            welcome.push('\n');
+        }
+        Serving { child, welcome, _out: out, err }
+    }
+
+    /// Where its socket is.
+    pub fn socket(&self) -> PathBuf {
+        let line = self.welcome.lines().find_map(|line| line.strip_prefix("listening on /")).unwrap();
+        Path::new("/").join(line)
+    }
+
+    /// Attaches a volume; an error if the server closes the connection instead.
+    pub fn attach(&self, volume: &str) -> std::io::Result<Disk> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        let export = handshake(&mut stream, volume.as_bytes())?;
+        Ok(Disk(NbdClient::new(stream, &export)))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Reads its log until a line holds the words.
+    pub fn wait_for_log(&mut self, words: &str) -> String {
+        self.err.by_ref().map_while(Result::ok).find(|line| line.contains(words)).unwrap()
+    }
+
+    /// Waits for its end; returns the exit code and the rest of the log.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let rest: Vec<String> = self.err.by_ref().map_while(Result::ok).collect();
+        let status = self.child.wait().unwrap();
+        (status.code(), rest.join("\n"))
+    }
+
+    /// The clean stop.
+    pub fn stop(self) {
+        self.signal(Signal::TERM);
+        let (code, log) = self.end();
+        assert_eq!(code, Some(0), "{log}");
+    }
+
+    /// The sudden death of the process.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Only a test that failed has not ended it yet.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An attached volume, by the `nbd` crate's client.
+pub struct Disk(NbdClient<UnixStream>);
+
+impl Disk {
+    pub fn write(&mut self, offset: u64, byte: u8, len: usize) -> std::io::Result<()> {
+        self.0.seek(SeekFrom::Start(offset))?;
+        self.0.write_all(&vec![byte; len])
+    }
+
+    pub fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+
+    /// Whether the range holds nothing but `byte`.
+    pub fn holds(&mut self, offset: u64, byte: u8, len: usize) -> bool {
+        let mut data = vec![!byte; len];
+        self.0.seek(SeekFrom::Start(offset)).unwrap();
+        self.0.read_exact(&mut data).unwrap();
+        data.iter().all(|found| *found == byte)
+    }
+}

@@ -1,0 +1,230 @@
+//! `ashlar serve` from its start to each of its ends, and what the other commands see of it.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::program::{Ended, Place, Serving};
+
+const MIB: usize = 1 << 20;
+
+fn info(place: &Place, volume: &str) -> Value {
+    serde_json::from_str(&place.ok(&["info", volume, "--json"])).unwrap()
+}
+
+#[test]
+fn without_any_configuration_there_is_a_first_volume_and_the_lines_to_attach_it() {
+    let place = Place::new();
+    // Another test run may have the default port, so this one thing is chosen.
+    let serving = Serving::start(place.command(&["serve", "--listen", "127.0.0.1:0"]));
+    let welcome = serving.welcome.clone();
+    let socket = serving.socket();
+    let port = welcome.lines().find_map(|line| line.strip_prefix("listening on 127.0.0.1:")).unwrap();
+    let expected = format!(
+        "store file://./ashlar-data\nstate ./ashlar-state\nlistening on 127.0.0.1:{port}\nlistening on {socket}\n\n\
+         volume disk0, 10 GiB\n  \
+         nbd-client 127.0.0.1 {port} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
+         nbd-client -unix {socket} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
+         nbd://127.0.0.1:{port}/disk0\n  \
+         nbd+unix:///disk0?socket={socket}\n",
+        socket = socket.display(),
+    );
+    assert_eq!(welcome, expected);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 7, MIB).unwrap();
+    disk.flush().unwrap();
+    assert!(disk.holds(0, 7, MIB));
+    drop(disk);
+    serving.stop();
+    assert!(!socket.exists());
+    let info = info(&place, "disk0");
+    assert_eq!((&info["size"], &info["mapped_bytes"]), (&(10u64 << 30).into(), &MIB.into()));
+    assert_eq!(info["holder"], Value::Null);
+    assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; 1.0 MiB of data in "));
+}
+
+#[test]
+fn a_second_start_finds_what_was_written_and_makes_no_other_volume() {
+    let place = Place::new();
+    place.ok(&["create", "mine", "--size", "1G"]);
+    let serving = place.serve(&[]);
+    serving.attach("mine").unwrap().write(4096, 1, 4096).unwrap();
+    serving.stop();
+    let serving = place.serve(&[]);
+    assert!(serving.attach("mine").unwrap().holds(4096, 1, 4096));
+    serving.stop();
+    let listed: Value = serde_json::from_str(&place.ok(&["list", "--json"])).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_volume_that_another_process_creates_is_an_export_at_once() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    assert!(serving.attach("later").is_err());
+    place.ok(&["create", "later", "--size", "64M"]);
+    serving.attach("later").unwrap().write(0, 3, 512).unwrap();
+    serving.stop();
+    assert_eq!(info(&place, "later")["mapped_bytes"], 4096);
+}
+
+#[test]
+fn only_the_named_volumes_are_served() {
+    let place = Place::new();
+    place.ok(&["create", "a", "--size", "64M"]);
+    place.ok(&["create", "b", "--size", "64M"]);
+    let serving = place.serve(&["b"]);
+    assert!(serving.attach("a").is_err());
+    assert!(serving.attach("b").is_ok());
+    serving.stop();
+    assert_eq!(info(&place, "a")["epoch"], 0);
+}
+
+#[test]
+fn a_killed_server_loses_no_acknowledged_write() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 9, MIB).unwrap();
+    serving.kill();
+    assert_eq!(info(&place, "disk0")["mapped_bytes"], 0);
+    let serving = place.serve(&[]);
+    assert!(serving.attach("disk0").unwrap().holds(0, 9, MIB));
+    serving.stop();
+    assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; 1.0 MiB of data in "));
+}
+
+#[test]
+fn what_the_journal_holds_gets_into_the_store_even_if_no_client_comes() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 9, MIB).unwrap();
+    serving.kill();
+    place.serve(&[]).stop();
+    assert_eq!(info(&place, "disk0")["mapped_bytes"], MIB);
+}
+
+#[test]
+fn a_second_signal_leaves_at_once_and_the_journal_keeps_the_rest() {
+    let place = Place::new();
+    let mut serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 5, MIB).unwrap();
+    // The store goes away, so the first signal cannot bring anything into it.
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    serving.signal(Signal::TERM);
+    serving.wait_for_log("trying again");
+    serving.signal(Signal::INT);
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(130), "{log}");
+    let words = "leaving at the second signal: 1.0 MiB not in the store yet; the journal in ./ashlar-state keeps what was \
+                 acknowledged, and the next start on this host goes on from there";
+    assert!(log.contains(words), "{log}");
+
+    std::fs::remove_file(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    let serving = place.serve(&[]);
+    assert!(serving.attach("disk0").unwrap().holds(0, 5, MIB));
+    serving.stop();
+}
+
+#[test]
+fn a_volume_of_another_server_is_taken_only_when_told_to() {
+    let place = Place::new();
+    let first = place.serve(&["--state", "first"]);
+    let mut disk = first.attach("disk0").unwrap();
+    disk.write(0, 1, 4096).unwrap();
+    disk.flush().unwrap();
+
+    let ended = place.run(&["serve", "disk0", "--listen", "none", "--state", "second"]);
+    assert_eq!(ended.code, Some(1));
+    let holder = info(&place, "disk0")["holder"].clone();
+    let start = format!(
+        "ashlar: volume \"disk0\" was opened by server {} ({}) in epoch 1 since ",
+        holder["server_name"].as_str().unwrap(),
+        holder["server"].as_str().unwrap()
+    );
+    let end = " and not closed; if that server is gone, open it with --takeover: from then on the other server can write no more\n";
+    assert!(ended.err.starts_with(&start) && ended.err.ends_with(end), "{}", ended.err);
+
+    let second = place.serve(&["disk0", "--state", "second", "--takeover"]);
+    assert!(second.attach("disk0").unwrap().holds(0, 1, 4096));
+    // The first server's next commit fails, and from then on it has nothing to offer.
+    let _ = disk.write(0, 2, 4096);
+    assert!(disk.flush().is_err());
+    assert!(first.attach("disk0").is_err());
+    assert!(second.attach("disk0").unwrap().holds(0, 1, 4096));
+    second.stop();
+    first.kill();
+}
+
+#[test]
+fn an_open_volume_is_deleted_only_when_told_to() {
+    let place = Place::new();
+    let serving = place.serve(&["--state", "first"]);
+    let _disk = serving.attach("disk0").unwrap();
+    let ended = place.run(&["delete", "disk0", "--yes"]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.contains(" and not closed; "), "{}", ended.err);
+    serving.kill();
+    let out = place.ok(&["delete", "disk0", "--yes", "--takeover"]);
+    assert!(
+        out.starts_with("deleted volume disk0 with ") && out.ends_with(" objects from file://./ashlar-data\n"),
+        "{out}"
+    );
+    let out = place.ok(&["list"]);
+    assert_eq!(out, "no volume in file://./ashlar-data; make one with: ashlar create NAME --size 100G\n");
+}
+
+#[test]
+fn check_tells_damage_by_its_exit_code() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    serving.attach("disk0").unwrap().write(0, 1, MIB).unwrap();
+    serving.stop();
+    let segments = place.path("ashlar-data/disk0/segments");
+    let files = |dir| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let largest = files(segments).flat_map(files).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&largest, bytes).unwrap();
+
+    // The last byte is in a frame: only reading the data finds it.
+    place.ok(&["check", "disk0"]);
+    let ended = place.run(&["check", "disk0", "--data"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.out.starts_with("disk0: DAMAGED, 1 problem; "), "{}", ended.out);
+    let ended = place.run(&["check", "--data", "--json"]);
+    let reports: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((ended.code, reports[0]["problems"].as_array().unwrap().len()), (Some(3), 1));
+}
+
+#[test]
+fn create_and_config_speak_json() {
+    let place = Place::new();
+    let created: Value =
+        serde_json::from_str(&place.ok(&["create", "db", "--size", "1.5G", "--block-size", "512", "--json"])).unwrap();
+    assert_eq!(
+        (&created["name"], &created["size"], &created["block_size"]),
+        (&"db".into(), &(3u64 << 29).into(), &512.into())
+    );
+    assert_eq!(created["uuid"], info(&place, "db")["uuid"]);
+    let ended = Ended::of(place.command(&["config", "--json"]).env("ASHLAR_VOLUME__SEGMENT_SIZE", "16M"));
+    let config: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(config["volume"]["segment_size"], "16 MiB");
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let place = Place::new();
+    let help = place.ok(&["--help"]);
+    for code in ["0 ", "1 ", "2 ", "3 ", "130 "] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "exit code {code}is not in:\n{help}");
+    }
+    for command in ["serve", "create", "list", "info", "check", "delete", "config"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} is not in:\n{help}");
+        let own = place.ok(&[command, "--help"]);
+        assert!(own.contains("\nExamples:\n"), "{command} has no example:\n{own}");
+    }
+}

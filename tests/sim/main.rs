@@ -1,0 +1,91 @@
+//! The simulation: one seed is one world. A volume over a store and a disk that misbehave, clients that write at once
+//! into a few hot places, servers that are killed, lose power, are displaced and go on as zombies; and an oracle that
+//! knows the order in which changes were accepted.
+//!
+//! After every recovery (rule R3): the volume equals the first k accepted changes for the k that it claims; k is not below
+//! what was flushed, nor, after a mere kill, below what was acknowledged; and `check` finds nothing.
+//!
+//! `ASHLAR_SIM_SEED=n cargo test --test sim one_seed` replays a seed; `scripts/soak --seconds n` tries fresh ones.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a simulation that finds something ends
+
+mod oracle;
+mod life;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use world::{End, World};
+
+/// Runs a world from a seed and returns its digest.
+fn run(seed: u64) -> String {
+    let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed)));
+    result.unwrap_or_else(|panic| {
+        eprintln!("\nreproduce with: ASHLAR_SIM_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
+        std::panic::resume_unwind(panic)
+    })
+}
+
+fn in_virtual_time<T>(world: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    // When everybody waits for somebody else, virtual time jumps to here.
+    let stuck = Duration::from_secs(7 * 86_400);
+    runtime.block_on(async { tokio::time::timeout(stuck, world).await.expect("the world does not stand still") })
+}
+
+#[test]
+fn one_seed() {
+    let seed = std::env::var("ASHLAR_SIM_SEED").map_or(1, |seed| seed.parse().expect("ASHLAR_SIM_SEED is a number"));
+    if std::env::var_os("ASHLAR_SIM_SEED").is_some() {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    }
+    run(seed);
+}
+
+#[test]
+fn fixed_seeds() {
+    (100..160).for_each(|seed| drop(run(seed)));
+}
+
+/// Fresh seeds for `ASHLAR_SIM_SECONDS` (5 unless told otherwise).
+#[test]
+#[allow(clippy::disallowed_methods)] // how long to go on, and where to begin, are the tester's business
+fn fresh_seeds() {
+    let seconds = std::env::var("ASHLAR_SIM_SECONDS").map_or(5, |s| s.parse().expect("ASHLAR_SIM_SECONDS is a number"));
+    let began = Instant::now();
+    let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let mut worlds = 0;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        run(first + worlds);
+        worlds += 1;
+    }
+    println!("{worlds} worlds from seed {first}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [3, 4, 5, 6] {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}
+
+/// Whatever the last operation of the store or the disk is, what was promised is there: a schedule is run once to count,
+/// and then cut after each operation.
+#[test]
+fn a_cut_after_every_operation_is_survived() {
+    let (mut store, mut disk) = (0, 0);
+    for seed in 11..19 {
+        let counted = in_virtual_time(World::cut(seed, End::Never));
+        for k in 1..=counted.store {
+            for before in [false, true] {
+                in_virtual_time(World::cut(seed, End::Store { k, before }));
+            }
+        }
+        for k in 1..=counted.disk {
+            in_virtual_time(World::cut(seed, End::Disk { k }));
+        }
+        (store, disk) = (store + counted.store, disk + counted.disk);
+    }
+    println!("cut after each of {store} operations of the store and {disk} of the disk");
+    assert!(store > 100 && disk > 100, "schedules worth cutting: {store}, {disk}");
+}
