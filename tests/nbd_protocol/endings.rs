@@ -120,8 +120,11 @@ async fn a_client_that_left_makes_room() {
     let (mut leaving, mut other) = (world.attach().await, world.attach().await);
     leaving.send(&[request(0, cmd::WRITE, 1, 512, 3), b"abc".to_vec()].concat()).await;
     gate.holds(1).await;
-    leaving.send(&request(0, cmd::READ, 2, 4096, (4 << 20) - 10)).await;
+    // One read is being written, the other waits for its turn.
+    leaving.send(&request(0, cmd::READ, 2, 4096, 2 << 20)).await;
     assert_eq!(leaving.reply().await.cookie, 2);
+    leaving.send(&request(0, cmd::READ, 3, 512, (2 << 20) - 10)).await;
+    gate.saw(Call::Read { offset: 512, len: (2 << 20) - 10 }).await;
     let begin = Instant::now();
     drop(leaving);
     assert_eq!(other.read(4096, 3 << 20).await.unwrap().len(), 3 << 20);
@@ -252,6 +255,37 @@ async fn shutdown_of_idle_clients_is_quick_even_if_they_do_not_close() {
     }
     world.all_gone().await;
     world.server.shutdown().await; // again, without harm
+}
+
+/// A socket that is closed with unread bytes is reset, and a reset may overtake replies: so the server says that it is
+/// done, and reads on until the client has closed too.
+#[tokio::test(start_paused = true)]
+async fn c7_shutdown_leaves_the_client_time_to_close() {
+    let (world, _gate) = gated(held).await;
+    let mut client = world.attach().await;
+    let shutdown = begin_shutdown(&world);
+    client.expect_closed().await;
+    client.send(&request(0, cmd::READ, 1, 512, 16)).await; // too late, and no broken pipe
+    client.finish_sending().await;
+    let begin = Instant::now();
+    within(shutdown).await.unwrap();
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_accepted_while_requests_finish() {
+    let (world, gate) = gated(held).await;
+    let mut client = world.attach().await;
+    client.send(&request(0, cmd::READ, 1, 0, 16)).await;
+    gate.holds(1).await;
+    let shutdown = begin_shutdown(&world);
+    tokio::task::yield_now().await;
+    world.connect().expect_closed().await;
+    assert!(!shutdown.is_finished());
+    drop(client);
+    within(shutdown).await.unwrap();
+    world.all_gone().await;
 }
 
 #[tokio::test(start_paused = true)]

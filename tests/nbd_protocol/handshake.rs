@@ -105,6 +105,8 @@ async fn o4_abort_is_acknowledged_and_the_client_closes() {
         client.send(&option(opt::ABORT, &[])).await;
         if waits_for_reply {
             assert_eq!(client.option_reply().await.reply_type, rep::ACK);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            client.send(b"the server has not closed before the client").await;
         }
         drop(client);
         world.all_gone().await;
@@ -217,5 +219,17 @@ async fn h11_a_handshake_during_shutdown_is_refused() {
     assert_eq!(haggling.option_reply().await.reply_type, rep::ACK);
     drop(haggling);
     shutdown.await.unwrap();
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn h11_a_client_that_haggles_on_does_not_hold_up_a_shutdown() {
+    let world = World::small().await;
+    let mut silent = world.connect();
+    silent.greet().await;
+    let begin = Instant::now();
+    world.server.shutdown().await;
+    assert_eq!(begin.elapsed().as_secs(), 1);
+    silent.expect_closed().await;
     world.all_gone().await;
 }
