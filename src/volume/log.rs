@@ -55,7 +55,7 @@ struct EndWithTask(Arc<Shared>);
 
 impl Drop for EndWithTask {
     fn drop(&mut self) {
-        if self.0.progress.borrow().end.is_none() {
+        if self.0.progress.now().end.is_none() {
             self.0.end(End::Failed("the volume was dropped".into()));
         }
     }
@@ -127,7 +127,7 @@ impl Log {
                         drop(inner);
                         self.shared.room.add_permits(released as usize);
                         self.shared.journal.release(covers);
-                        self.shared.progress.send_modify(|progress| progress.covers = covers);
+                        self.shared.progress.change(|progress| progress.covers = covers);
                         return Ok(());
                     }
                     Err(need) => need,

@@ -25,6 +25,7 @@ mod checkpoint;
 mod recover;
 pub mod scan;
 mod shared;
+mod watched;
 mod backoff;
 pub mod objects;
 pub mod lifecycle;
@@ -109,7 +110,7 @@ impl Volume {
     /// What it is doing.
     pub fn status(&self) -> Status {
         let inner = self.shared.inner.lock();
-        let ended = self.shared.progress.borrow().end.clone();
+        let ended = self.shared.progress.now().end.clone();
         Status {
             dirty_bytes: inner.state.dirty_bytes(),
             accepted: inner.state.last().0,

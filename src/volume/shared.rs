@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -24,6 +24,7 @@ use crate::volume::options::Options;
 use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
 use crate::volume::state::State;
+use crate::volume::watched::Watched;
 
 /// See the module.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub struct Shared {
     /// Held for a few synchronous lines, never across an await.
     pub inner: Mutex<Inner>,
     /// How far commits have come, and whether the volume has ended.
-    pub progress: watch::Sender<Progress>,
+    pub progress: Watched<Progress>,
     /// Bytes that may still become dirty.
     pub room: Semaphore,
     waiting: AtomicUsize,
@@ -167,7 +168,7 @@ impl Shared {
             workers: parts.workers,
             witness: parts.witness,
             inner: Mutex::new(inner),
-            progress: watch::Sender::new(Progress { covers, end: None }),
+            progress: Watched::new(Progress { covers, end: None }),
             room,
             waiting: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
@@ -179,7 +180,7 @@ impl Shared {
 
     /// Fails if the volume is closing or has ended.
     pub fn check_open(&self) -> Result<(), DeviceError> {
-        if let Some(end) = &self.progress.borrow().end {
+        if let Some(end) = &self.progress.now().end {
             return Err(end.clone().into());
         }
         if self.is_closing() { Err(DeviceError::ShuttingDown) } else { Ok(()) }
@@ -198,14 +199,14 @@ impl Shared {
 
     /// Ends the volume: everybody who waits is told.
     pub fn end(&self, end: End) {
-        self.progress.send_modify(|progress| progress.end = Some(end));
+        self.progress.change(|progress| progress.end = Some(end));
         self.room.close();
         self.completed.notify_waiters();
     }
 
     /// Why nothing is accepted any more.
     pub fn end_error(&self) -> DeviceError {
-        self.progress.borrow().end.clone().unwrap_or(End::Closed).into()
+        self.progress.now().end.clone().unwrap_or(End::Closed).into()
     }
 
     /// Counts a writer as waiting for room until the guard is dropped.

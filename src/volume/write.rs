@@ -78,7 +78,6 @@ impl Shared {
 
     /// Returns once the change is committed in the store.
     pub(super) async fn committed(&self, no: ChangeNo) -> Result<(), DeviceError> {
-        let mut progress = self.progress.subscribe();
         {
             let mut inner = self.inner.lock();
             if inner.state.covers() >= no {
@@ -87,12 +86,8 @@ impl Shared {
             inner.state.want(no);
         }
         self.wake.notify_one();
-        let done = progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
-        match done.map(|progress| (progress.covers >= no, progress.end.clone())) {
-            Ok((true, _)) => Ok(()),
-            Ok((false, Some(end))) => Err(end.into()),
-            Ok((false, None)) | Err(_) => Err(End::Closed.into()),
-        }
+        let done = self.progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
+        if done.covers >= no { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
     }
 
     async fn stable(&self, no: ChangeNo) -> Result<(), DeviceError> {
