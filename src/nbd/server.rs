@@ -1,6 +1,6 @@
 //! The server: listens, counts connections, serves each in a task of its own, and shuts down in order.
 //!
-//! Shutdown goes through the phases of [`super::phase`]. *Draining*: the sockets stop listening, handshakes are
+//! Shutdown goes through the phases of `phase`. *Draining*: the sockets stop listening, handshakes are
 //! answered with ERR_SHUTDOWN, requests in flight finish, later ones get ESHUTDOWN, and each connection closes when
 //! its last reply is written (rules C7, H11, E1). *Closed*, after `shutdown_timeout`: what is left is given up.
 //! Every task is counted, so that [`Server::shutdown`] returns when none is left.

@@ -77,9 +77,11 @@ pub fn read_only() -> DeviceInfo {
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Shared>);
 
+type Release = oneshot::Sender<Result<(), DeviceError>>;
+
 #[derive(Default)]
 struct Shared {
-    held: Mutex<VecDeque<(Call, oneshot::Sender<Result<(), DeviceError>>)>>,
+    held: Mutex<VecDeque<(Call, Release)>>,
     seen: Mutex<Vec<Call>>,
     changed: Notify,
 }
