@@ -39,7 +39,7 @@ once() {
 # kernel_package WISH: the package that holds the kernel itself, where WISH may be a package that only points to it.
 kernel_package() {
     local depends
-    depends=$(apt-cache depends --no-recommends --no-suggests "$1" | awk '/Depends: linux-image-/ { print $2; exit }')
+    depends=$(apt-cache "${apt_options[@]}" depends --no-recommends --no-suggests "$1" | awk '/Depends: linux-image-/ { print $2; exit }')
     echo "${depends:-$1}"
 }
 
@@ -107,6 +107,7 @@ build_kernel() {
     work=$folder/work
     mkdir -p "$work"
     download_package "$package" "$work/package"
+    apt_options=()   # only the kernel comes from another suite
     [[ -d $work/package/usr/lib/modules && ! -e $work/package/lib ]] && ln -s usr/lib "$work/package/lib"
     release=$(basename "$(ls -d "$work"/package/lib/modules/*)")
     unpack_vmlinux "$work/package/boot/vmlinuz-$release" "$folder/vmlinux"
@@ -116,12 +117,16 @@ build_kernel() {
     touch "$folder/done"
 }
 
-# guest_kernel WISH: sets kernel_folder to the folder of that kernel, building it if it is not there.
+# guest_kernel WISH SUITE: sets kernel_folder to the folder of that kernel, building it if it is not there. SUITE may be empty:
+# what this machine's apt sources have.
 guest_kernel() {
     local package
+    apt_lists
+    [[ -z $2 ]] || use_suite "$2" "$vm_cache/apt-$2"
     package=$(kernel_package "$1")
     kernel_folder=$vm_cache/kernel-$package-$(cat "$vm_scripts/guest/init" <(echo "${guest_modules[@]}") | digest)
     once kernel build_kernel "$package" "$kernel_folder"
+    apt_options=()
 }
 
 # build_root IMAGE: mmdebstrap with this machine's own Debian sources, as an ext2 image (any user may build it).

@@ -53,11 +53,13 @@ need_packages() {
         die "cannot install ${missing[*]}; install them by hand and try again"
 }
 
-# download_package PACKAGE FOLDER: unpack a package into FOLDER without installing it on this machine.
+# download_package PACKAGE FOLDER: unpack a package into FOLDER without installing it on this machine. Where apt looks for it
+# may be changed by `apt_options` (see use_suite).
+apt_options=()
 download_package() {
     local package=$1 folder=$2 download
     download=$(mktemp -d)
-    (cd "$download" && apt-get -q download -o APT::Sandbox::User=root "$package" >log 2>&1) || {
+    (cd "$download" && apt-get "${apt_options[@]}" -q download -o APT::Sandbox::User=root "$package" >log 2>&1) || {
         cat "$download/log" >&2
         rm -rf "$download"
         die "cannot download the package $package; is it in this machine's apt sources? (apt-cache policy $package)"
@@ -65,6 +67,21 @@ download_package() {
     mkdir -p "$folder"
     dpkg -x "$download"/*.deb "$folder"
     rm -rf "$download"
+}
+
+# use_suite SUITE FOLDER: from here on download_package looks in that suite of this machine's own Debian archive (such as
+# bookworm-backports), whether or not it is among its sources. FOLDER keeps the lists.
+use_suite() {
+    local suite=$1 folder=$2 keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$folder/lists/partial"
+    debian_sources | awk -v suite="$suite" -v codename="$(debian_codename)" -v keys="$keys" \
+        '$3 == codename { print $1, "[signed-by=" keys "]", $2, suite, $4 }' >"$folder/sources.list"
+    apt_options=(-o "Dir::Etc::sourcelist=$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::lists=$folder/lists" -o APT::Sandbox::User=root)
+    apt-get "${apt_options[@]}" -q update >"$folder/log" 2>&1 || {
+        cat "$folder/log" >&2
+        die "there is no suite $suite in this machine's Debian archive"
+    }
 }
 
 # debian_sources: this machine's own Debian entries as one-line sources; what others have added is left out.

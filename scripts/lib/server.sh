@@ -11,8 +11,9 @@
 # Environment (not named ASHLAR_…: those are configuration keys of the server itself):
 #   SERVER_KIND        ashlar (default), or nbdkit: a stand-in over sparse files, to prove the scripts themselves
 #   SERVER_PROGRAM     the program to run; default: built from this tree (cargo build --release)
-#   SERVER_STORE       base URL of the stores; default: a folder of the instance. Under an s3:// URL, every instance takes
-#                      a fresh prefix, and endpoint and credentials come from the environment, as for any run of ashlar
+#   SERVER_STORE       where the stores are; default: a folder of the instance. moto or radosgw: an S3 server on the loopback,
+#                      started for this run (see scripts/s3). An s3:// URL: there, every instance below a fresh prefix;
+#                      endpoint and credentials come from the environment, as for any run of ashlar
 #   SERVER_ARGUMENTS   further arguments of `ashlar serve`, separated by blanks
 
 : "${repository:?must be set before server.sh is sourced}"
@@ -20,8 +21,35 @@ server_kind=${SERVER_KIND:-ashlar}
 server_start_seconds=${SERVER_START_SECONDS:-60}
 server_stop_seconds=${SERVER_STOP_SECONDS:-120}
 
-# server_prepare: what must be there before the first server_new: the program.
+# server_prepare FOLDER: what must be there before the first server_new: the program, and the S3 server if one is asked for.
 server_prepare() {
+    prepare_program
+    case ${SERVER_STORE:-} in
+        moto | radosgw) start_s3 "$SERVER_STORE" "$1/s3" ;;
+    esac
+}
+
+# server_finish FOLDER: ends what server_prepare started.
+server_finish() { [[ ! -e $1/s3/kind ]] || "$repository/scripts/s3/$(<"$1/s3/kind")" stop "$1/s3" >/dev/null; }
+
+# start_s3 KIND FOLDER: start an S3 server on free ports, and tell ashlar by its environment how to reach it.
+start_s3() {
+    local kind=$1 folder=$2 reached
+    mkdir -p "$folder"
+    echo "$kind" >"$folder/kind"
+    MOTO_PORT=$(free_port) RADOSGW_PORT=$(free_port) MON_PORT=$(free_port)
+    export MOTO_PORT RADOSGW_PORT MON_PORT
+    reached=$("$repository/scripts/s3/$kind" start "$folder")
+    value() { sed -n "s/^ASHLAR_TEST_S3_$1=//p" <<<"$reached"; }
+    SERVER_STORE=s3://$(value BUCKET)
+    export ASHLAR_STORE__S3__ENDPOINT AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY ASHLAR_STORE__S3__ALLOW_HTTP=true
+    ASHLAR_STORE__S3__ENDPOINT=$(value ENDPOINT)
+    AWS_ACCESS_KEY_ID=$(value ACCESS)
+    AWS_SECRET_ACCESS_KEY=$(value SECRET)
+}
+
+# prepare_program: sets SERVER_PROGRAM, building it unless it was given.
+prepare_program() {
     case $server_kind in
         ashlar)
             if [[ -z ${SERVER_PROGRAM:-} ]]; then
@@ -43,7 +71,7 @@ server_new() {
     case ${SERVER_STORE:-} in
         s3://*) echo "${SERVER_STORE%/}/$(date +%s)-$$-$RANDOM" ;;
         '') echo "file://$folder/store" ;;
-        *) die "SERVER_STORE is $SERVER_STORE; leave it unset for a folder, or give an s3:// URL" ;;
+        *) die "SERVER_STORE is $SERVER_STORE; leave it unset for a folder, or give moto, radosgw or an s3:// URL" ;;
     esac >"$folder/url"
     free_port >"$folder/port"
 }

@@ -51,9 +51,13 @@ fn ticks(period: Duration) -> Interval {
 
 fn say_what_is_left(bytes: u64) {
     // Without systemd this does nothing; that it fails is not worth a word.
-    let micros = u32::try_from(STOP_TIMEOUT.as_micros()).unwrap_or(u32::MAX);
-    let _ = sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
+    let _ = sd_notify::notify(&[more_time()]);
     if bytes > 0 && !std::io::stderr().is_terminal() {
         info!("{} still to go into the store", about_bytes(bytes));
     }
+}
+
+/// Asks systemd to wait: data that drains is no server that hangs.
+pub fn more_time() -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(STOP_TIMEOUT.as_micros()).unwrap_or(u32::MAX))
 }

@@ -104,7 +104,7 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     let server = Arc::clone(&running.server);
     tokio::spawn(async move { server.run().await });
     signals.next().await;
-    notify(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping, drain::more_time()]);
     info!("stopping: bringing everything into the store; a second signal leaves at once");
     tokio::select! {
         outcome = stop(&running, config, bars) => outcome,

@@ -161,7 +161,7 @@ fn reason(kind: &Kind) -> String {
 fn plain(expected: &str) -> &str {
     match expected {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
-        "a string" => "a text in quotes",
+        "a string" | "path string" => "a text in quotes",
         "a sequence" => "a list of texts, such as [\"a\", \"b\"]",
         "a boolean" => "true or false",
         other => other,

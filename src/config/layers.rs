@@ -9,7 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::error::Place;
-use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE};
+use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
 
 /// What [`load`] reads. The environment comes in as a list, so that a test can hand in its own.
 #[derive(Debug, Default)]
@@ -102,9 +102,8 @@ fn file_layer(path: &Path, known: &Dict) -> Result<Layer, ConfigError> {
 
 /// The layer of one variable; `None` if it is none of ours.
 fn variable_layer(name: OsString, value: OsString, known: &Dict) -> Result<Option<Layer>, ConfigError> {
-    let Some(name) = name.to_str().filter(|name| name.starts_with(ENVIRONMENT_PREFIX)).map(str::to_owned) else {
-        return Ok(None);
-    };
+    let ours = |name: &&str| name.starts_with(ENVIRONMENT_PREFIX) && !name.starts_with(TEST_PREFIX);
+    let Some(name) = name.to_str().filter(ours).map(str::to_owned) else { return Ok(None) };
     let key = name[ENVIRONMENT_PREFIX.len()..].to_ascii_lowercase();
     let path: Vec<&str> = key.split("__").collect();
     let Some(value) = value.to_str() else {

@@ -35,6 +35,9 @@ pub const FILE: &str = "ashlar.toml";
 /// What the names of environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "ASHLAR_";
 
+/// What the names of variables begin with that are for the project's own tests and scripts, and no configuration.
+pub const TEST_PREFIX: &str = "ASHLAR_TEST_";
+
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -53,7 +53,12 @@ fn the_reference_file_has_every_key() {
 #[test]
 fn each_layer_overrides_the_one_before() {
     let toml = "[store]\nurl = \"file://a\"\n[serve]\nlisten = \"127.0.0.1:1\"\nsocket = \"/a\"\n";
-    let variables = [("ASHLAR_SERVE__LISTEN", "127.0.0.1:2"), ("ASHLAR_SERVE__SOCKET", "/b"), ("HOME", "/")];
+    let variables = [
+        ("ASHLAR_SERVE__LISTEN", "127.0.0.1:2"),
+        ("ASHLAR_SERVE__SOCKET", "/b"),
+        ("HOME", "/"),
+        ("ASHLAR_TEST_X", "1"),
+    ];
     let effective = load_from(toml, &variables, &[("--listen", "serve.listen", "127.0.0.1:3")]).unwrap();
     assert_eq!(effective.store.url, "file://a");
     assert_eq!(effective.serve.socket, Socket::Path("/b".into()));

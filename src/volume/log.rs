@@ -37,6 +37,7 @@ struct Log {
 
 /// Runs until the volume is closed or ends. The owner of the volume holds the task's handle and aborts it when dropped.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
+    let _whatever_happens = EndWithTask(shared.clone());
     let mut log = Log { shared: shared.clone(), uploads: FuturesOrdered::new(), checkpoint: None };
     let result = log.serve().await;
     match &result {
@@ -47,6 +48,17 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
         }
     }
     result
+}
+
+/// Nobody waits for a log task that is gone.
+struct EndWithTask(Arc<Shared>);
+
+impl Drop for EndWithTask {
+    fn drop(&mut self) {
+        if self.0.progress.borrow().end.is_none() {
+            self.0.end(End::Failed("the volume was dropped".into()));
+        }
+    }
 }
 
 impl Log {

@@ -148,12 +148,27 @@ impl Objects {
 }
 
 impl Inner {
+    /// Reads again once what could not be proven: it may have been harmed on the way, not in the store.
     async fn bring(self: Arc<Self>, get: Get, salt: Salt) -> Brought {
+        match self.bring_once(&get, &salt).await {
+            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &salt).await,
+            brought => brought,
+        }
+    }
+
+    async fn bring_page(self: Arc<Self>, index: PageIndex, at: PageRef, salt: Salt) -> BroughtPage {
+        match self.bring_page_once(index, at, &salt).await {
+            Err(ReadError::Corrupt { .. }) => self.bring_page_once(index, at, &salt).await,
+            brought => brought,
+        }
+    }
+
+    async fn bring_once(&self, get: &Get, salt: &Salt) -> Brought {
         let key = self.keys.segment(get.seq);
         let bytes = self.read(&key, get.range.clone()).await?;
-        let object_key = self.sealer.object_key(ObjectKind::Segment, get.seq, &salt);
+        let object_key = self.sealer.object_key(ObjectKind::Segment, get.seq, salt);
         let mut opened = HashMap::with_capacity(get.frames.len());
-        for frame in get.frames {
+        for &frame in &get.frames {
             let from = (u64::from(frame.offset) - get.range.start) as usize;
             let sealed = bytes.slice(from..from + frame.len as usize);
             let body = object_key.open_frame(frame.offset, &sealed);
@@ -167,11 +182,11 @@ impl Inner {
         Ok(Arc::new(opened))
     }
 
-    async fn bring_page(self: Arc<Self>, index: PageIndex, at: PageRef, salt: Salt) -> BroughtPage {
+    async fn bring_page_once(&self, index: PageIndex, at: PageRef, salt: &Salt) -> BroughtPage {
         let key = self.keys.checkpoint(at.checkpoint);
         let offset = u64::from(at.offset);
         let sealed = self.read(&key, offset..offset + u64::from(at.len)).await?;
-        let mapped = root::open_page(&self.sealer, &salt, index, at, &sealed);
+        let mapped = root::open_page(&self.sealer, salt, index, at, &sealed);
         let mapped = mapped.map_err(|why| corrupt(&key, offset, why))?;
         Ok(Arc::new(Page::from_mapped(&mapped)))
     }

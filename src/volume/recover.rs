@@ -66,7 +66,9 @@ pub struct Outside {
 /// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
 /// recovery brought back. Servers have none.
 #[derive(Clone, Default)]
-pub struct Witness(pub Option<Arc<dyn Fn(&Numbered) + Send + Sync>>);
+pub struct Witness(pub Option<Arc<Tell>>);
+
+type Tell = dyn Fn(&Numbered) + Send + Sync;
 
 impl std::fmt::Debug for Witness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

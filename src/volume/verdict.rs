@@ -92,7 +92,7 @@ pub fn decide(log: &LogEvidence<'_>, journal: Option<JournalEvidence>, flags: Op
             _ => Verdict::Resume,
         },
         // G; what a closed volume's own journal still holds is all in the store
-        (_, closed, Some(JournalEvidence { changes: Some(_), .. })) if !flags.drop_journal && !(closed && own) => {
+        (_, closed, Some(JournalEvidence { changes: Some(_), .. })) if !(flags.drop_journal || closed && own) => {
             Verdict::Refuse(Refusal::StaleJournal)
         }
         // A, B

@@ -30,6 +30,11 @@ impl Place {
         self.0.path().join(name)
     }
 
+    /// The default store's URL, as it is shown.
+    pub fn url(&self) -> String {
+        format!("file://{}", self.path("ashlar-data").display())
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ashlar"));
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());

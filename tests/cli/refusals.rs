@@ -71,7 +71,7 @@ fn a_name_that_is_taken() {
         &place,
         &["create", "a", "--size", "2G"],
         1,
-        "ashlar: there is a volume \"a\" in file://./ashlar-data already; choose another name or delete it first",
+        &format!("ashlar: there is a volume \"a\" in {} already; choose another name or delete it first", place.url()),
     );
 }
 
@@ -152,10 +152,12 @@ fn a_configuration_file_that_is_not_there() {
 #[test]
 fn an_unknown_volume() {
     let place = Place::new();
-    let words = "ashlar: there is no volume \"a\" in file://./ashlar-data; `ashlar list` shows what is there, `ashlar create` \
-                 makes one";
+    let words = format!(
+        "ashlar: there is no volume \"a\" in {}; `ashlar list` shows what is there, `ashlar create` makes one",
+        place.url()
+    );
     for args in [&["info", "a"][..], &["check", "a"], &["delete", "a", "--yes"], &["serve", "a"]] {
-        refused(&place, args, 1, words);
+        refused(&place, args, 1, &words);
     }
 }
 

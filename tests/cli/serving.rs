@@ -20,12 +20,13 @@ fn without_any_configuration_there_is_a_first_volume_and_the_lines_to_attach_it(
     let socket = serving.socket();
     let port = welcome.lines().find_map(|line| line.strip_prefix("listening on 127.0.0.1:")).unwrap();
     let expected = format!(
-        "store file://./ashlar-data\nstate ./ashlar-state\nlistening on 127.0.0.1:{port}\nlistening on {socket}\n\n\
+        "store {url}\nstate ./ashlar-state\nlistening on 127.0.0.1:{port}\nlistening on {socket}\n\n\
          volume disk0, 10 GiB\n  \
          nbd-client 127.0.0.1 {port} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
          nbd-client -unix {socket} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
          nbd://127.0.0.1:{port}/disk0\n  \
          nbd+unix:///disk0?socket={socket}\n",
+        url = place.url(),
         socket = socket.display(),
     );
     assert_eq!(welcome, expected);
@@ -132,7 +133,8 @@ fn a_second_signal_leaves_at_once_and_the_journal_keeps_the_rest() {
 #[test]
 fn a_volume_of_another_server_is_taken_only_when_told_to() {
     let place = Place::new();
-    let first = place.serve(&["--state", "first"]);
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let first = place.serve(&["disk0", "--state", "first", "--takeover"]);
     let mut disk = first.attach("disk0").unwrap();
     disk.write(0, 1, 4096).unwrap();
     disk.flush().unwrap();
@@ -150,7 +152,8 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
 
     let second = place.serve(&["disk0", "--state", "second", "--takeover"]);
     assert!(second.attach("disk0").unwrap().holds(0, 1, 4096));
-    // The first server's next commit fails, and from then on it has nothing to offer.
+    // The first server's next commit fails, and from then on it has nothing to offer: its flag held for its own start, or
+    // else the two would take the volume from each other for ever.
     let _ = disk.write(0, 2, 4096);
     assert!(disk.flush().is_err());
     assert!(first.attach("disk0").is_err());
@@ -170,11 +173,29 @@ fn an_open_volume_is_deleted_only_when_told_to() {
     serving.kill();
     let out = place.ok(&["delete", "disk0", "--yes", "--takeover"]);
     assert!(
-        out.starts_with("deleted volume disk0 with ") && out.ends_with(" objects from file://./ashlar-data\n"),
+        out.starts_with("deleted volume disk0 with ") && out.ends_with(&format!(" objects from {}\n", place.url())),
         "{out}"
     );
     let out = place.ok(&["list"]);
-    assert_eq!(out, "no volume in file://./ashlar-data; make one with: ashlar create NAME --size 100G\n");
+    assert_eq!(out, format!("no volume in {}; make one with: ashlar create NAME --size 100G\n", place.url()));
+}
+
+#[test]
+fn the_service_manager_is_told_when_clients_can_come_and_when_the_end_begins() {
+    let place = Place::new();
+    let manager = std::os::unix::net::UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let told = || {
+        let mut words = [0; 256];
+        let len = manager.recv(&mut words).unwrap();
+        String::from_utf8_lossy(&words[..len]).trim().to_owned()
+    };
+    let mut command = place.command(&["serve", "--listen", "none"]);
+    command.env("NOTIFY_SOCKET", place.path("notify"));
+    let serving = Serving::start(command);
+    assert_eq!(told(), "READY=1");
+    serving.stop();
+    assert_eq!(told(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=60000000");
 }
 
 #[test]

@@ -77,11 +77,12 @@ pub fn read_only() -> DeviceInfo {
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Shared>);
 
-type Release = oneshot::Sender<Result<(), DeviceError>>;
+/// A request that waits for the test's leave.
+type Held = (Call, oneshot::Sender<Result<(), DeviceError>>);
 
 #[derive(Default)]
 struct Shared {
-    held: Mutex<VecDeque<(Call, Release)>>,
+    held: Mutex<VecDeque<Held>>,
     seen: Mutex<Vec<Call>>,
     changed: Notify,
 }

@@ -187,7 +187,7 @@ fn data(random: &Random, len: usize) -> Bytes {
     for (i, chunk) in data.chunks_mut(BLOCK / 2).enumerate() {
         match kind {
             0 => chunk.fill(seed[i % 32]),
-            1 if seed[i % 32] % 4 == 0 => {}
+            1 if seed[i % 32].is_multiple_of(4) => {}
             _ => blake3::Hasher::new_keyed(&seed).update(&i.to_le_bytes()).finalize_xof().fill(chunk),
         }
     }

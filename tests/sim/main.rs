@@ -5,7 +5,7 @@
 //! After every recovery (rule R3): the volume equals the first k accepted changes for the k that it claims; k is not below
 //! what was flushed, nor, after a mere kill, below what was acknowledged; and `check` finds nothing.
 //!
-//! `ASHLAR_SIM_SEED=n cargo test --test sim one_seed` replays a seed; `scripts/soak --seconds n` tries fresh ones.
+//! `ASHLAR_TEST_SEED=n cargo test --test sim one_seed` replays a seed; `scripts/soak --seconds n` tries fresh ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a simulation that finds something ends
 
@@ -21,7 +21,7 @@ use world::{End, World};
 fn run(seed: u64) -> String {
     let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed)));
     result.unwrap_or_else(|panic| {
-        eprintln!("\nreproduce with: ASHLAR_SIM_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
+        eprintln!("\nreproduce with: ASHLAR_TEST_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
         std::panic::resume_unwind(panic)
     })
 }
@@ -35,8 +35,8 @@ fn in_virtual_time<T>(world: impl Future<Output = T>) -> T {
 
 #[test]
 fn one_seed() {
-    let seed = std::env::var("ASHLAR_SIM_SEED").map_or(1, |seed| seed.parse().expect("ASHLAR_SIM_SEED is a number"));
-    if std::env::var_os("ASHLAR_SIM_SEED").is_some() {
+    let seed = std::env::var("ASHLAR_TEST_SEED").map_or(1, |seed| seed.parse().expect("ASHLAR_TEST_SEED is a number"));
+    if std::env::var_os("ASHLAR_TEST_SEED").is_some() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
     }
     run(seed);
@@ -47,11 +47,12 @@ fn fixed_seeds() {
     (100..160).for_each(|seed| drop(run(seed)));
 }
 
-/// Fresh seeds for `ASHLAR_SIM_SECONDS` (5 unless told otherwise).
+/// Fresh seeds for `ASHLAR_TEST_SECONDS` (5 unless told otherwise).
 #[test]
 #[allow(clippy::disallowed_methods)] // how long to go on, and where to begin, are the tester's business
 fn fresh_seeds() {
-    let seconds = std::env::var("ASHLAR_SIM_SECONDS").map_or(5, |s| s.parse().expect("ASHLAR_SIM_SECONDS is a number"));
+    let seconds =
+        std::env::var("ASHLAR_TEST_SECONDS").map_or(5, |s| s.parse().expect("ASHLAR_TEST_SECONDS is a number"));
     let began = Instant::now();
     let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
     let mut worlds = 0;
