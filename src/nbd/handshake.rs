@@ -9,10 +9,11 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{CloseReason, Limits, Negotiation, Step};
 use super::options::Options;
 use super::phase::Phases;
-use crate::device::{Device, ExportEntry, ExportError, Exports};
+use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 8 << 10;
@@ -28,6 +29,8 @@ pub enum Outcome {
         entry: ExportEntry,
         /// Its device.
         device: Arc<dyn Device>,
+        /// What keeps other hosts away meanwhile.
+        visit: Option<Visit>,
         /// What the client sent ahead.
         rest: BytesMut,
     },
@@ -49,9 +52,18 @@ pub enum HandshakeError {
     Lost(#[from] io::Error),
 }
 
+/// Who may attach what: the client's host, among those that are attached.
+pub struct Visitor {
+    /// The client's host.
+    pub host: Host,
+    /// The hosts that are attached.
+    pub hosts: Arc<Hosts>,
+}
+
 /// Leads one client through the handshake.
 pub async fn run<S>(
     stream: &mut S,
+    visitor: &Visitor,
     exports: &dyn Exports,
     options: &Options,
     phases: &mut Phases,
@@ -92,13 +104,19 @@ where
                 let export = exports.open(&name).await;
                 deadline += asked.elapsed();
                 let export = if phases.is_draining() { Err(ExportError::ShuttingDown) } else { export };
-                negotiation.opened(
-                    export.as_ref().map(|(entry, device)| (entry.clone(), device.info())).map_err(Clone::clone),
-                );
+                let export = export.and_then(|(entry, device)| {
+                    let info = device.info();
+                    let visit = visitor.enter(&entry, &info, options)?;
+                    Ok((entry, device, info, visit))
+                });
+                let answer = export.as_ref().map(|(entry, _, info, _)| (entry.clone(), *info));
+                negotiation.opened(answer.map_err(Clone::clone));
                 opened = export.ok();
             }
             Step::Enter => match opened {
-                Some((entry, device)) => return Ok(Outcome::Enter { entry, device, rest: negotiation.into_rest() }),
+                Some((entry, device, _, visit)) => {
+                    return Ok(Outcome::Enter { entry, device, visit, rest: negotiation.into_rest() });
+                }
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),
             },
@@ -107,6 +125,16 @@ where
                 return Ok(Outcome::Left);
             }
             Step::Close(reason) => return Err(reason.into()),
+        }
+    }
+}
+
+impl Visitor {
+    /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15).
+    fn enter(&self, entry: &ExportEntry, info: &DeviceInfo, options: &Options) -> Result<Option<Visit>, ExportError> {
+        match info.read_only || options.shared {
+            true => Ok(None),
+            false => self.hosts.enter(&entry.name, self.host).map(Some),
         }
     }
 }

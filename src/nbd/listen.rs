@@ -8,11 +8,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use super::hosts::Host;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
+
+// A client whose host died keeps its export from other hosts until it is found out: after 10 minutes. Sooner would also
+// drop clients whose virtual machine is only paused.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEPALIVE_PROBES: u32 = 8;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +98,17 @@ impl Listener {
 }
 
 impl Stream {
+    /// Where it comes from.
+    pub fn host(&self) -> Host {
+        match self {
+            Stream::Tcp(stream, peer) => match stream.local_addr() {
+                Ok(local) => Host::of(peer.ip(), local.ip()),
+                Err(_) => Host::Remote(peer.ip()),
+            },
+            Stream::Unix(_) => Host::Local,
+        }
+    }
+
     /// Who it is, for the log.
     pub fn peer(&self) -> String {
         match self {
@@ -103,11 +124,14 @@ impl Stream {
     }
 }
 
-/// Accepted sockets inherit keep-alive, so that clients whose host died are found out in the end.
+/// Accepted sockets inherit keep-alive.
 fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_keepalive(true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
     socket.bind(address)?;
     Ok(Listener::Tcp(socket.listen(BACKLOG)?))
 }
@@ -168,12 +192,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn c1_accepted_tcp_sockets_have_no_delay() {
+    async fn c1_accepted_tcp_sockets_have_no_delay_and_find_out_dead_hosts() {
         let listener = Listener::bind(&ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
         let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let Stream::Tcp(stream, peer) = accepted.unwrap() else { panic!("it is TCP") };
+        let accepted = accepted.unwrap();
+        assert_eq!(accepted.host(), Host::Local);
+        let Stream::Tcp(stream, peer) = accepted else { panic!("it is TCP") };
         assert!(stream.nodelay().unwrap());
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        let limit = sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
+        assert_eq!((sockopt::tcp_keepidle(&stream).unwrap() + limit).as_secs(), 600);
         assert_eq!(peer, client.unwrap().local_addr().unwrap());
     }
 

@@ -25,8 +25,10 @@ pub mod request;
 mod admission;
 mod reply;
 mod flusher;
+pub mod hosts;
 pub mod wire;
 
+pub use hosts::Host;
 pub use listen::ListenAddr;
 pub use options::Options;
 pub use server::Server;

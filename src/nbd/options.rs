@@ -36,6 +36,10 @@ pub struct Options {
     /// Whether clients may list the exports (NBD_OPT_LIST); if not, they must know the name.
     pub list_exports: bool,
 
+    /// Whether clients of several hosts may be attached to one writable export at the same time. If not, those of a
+    /// second host are refused: two hosts that mount one filesystem destroy it.
+    pub shared: bool,
+
     /// Bytes that one READ or WRITE may move; a larger one is refused. From 1 MiB to 1 GiB. Clients that do not ask
     /// take 32 MiB for granted.
     #[serde(with = "human::bytes")]
@@ -76,6 +80,7 @@ impl Default for Options {
             max_option_bytes: 64 << 10,
             max_handshake_bytes: 32 << 20,
             list_exports: true,
+            shared: false,
             max_payload: 32 << 20,
             requests_in_flight: 256,
             bytes_in_flight: 64 << 20,

@@ -1,6 +1,6 @@
 //! The server: listens, counts connections, serves each in a task of its own, and shuts down in order.
 //!
-//! Shutdown goes through the phases of [`super::phase`]. *Draining*: the sockets stop listening, handshakes are
+//! Shutdown goes through the phases of `phase`. *Draining*: the sockets stop listening, handshakes are
 //! answered with ERR_SHUTDOWN, requests in flight finish, later ones get ESHUTDOWN, and each connection closes when
 //! its last reply is written (rules C7, H11, E1). *Closed*, after `shutdown_timeout`: what is left is given up.
 //! Every task is counted, so that [`Server::shutdown`] returns when none is left.
@@ -17,7 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::admission::Room;
 use super::flusher::Flusher;
-use super::handshake::{self, HandshakeError, Outcome};
+use super::handshake::{self, HandshakeError, Outcome, Visitor};
+use super::hosts::{Host, Hosts};
 use super::listen::{ListenAddr, Listener, Stream};
 use super::options::Options;
 use super::phase::{Life, Phase, TaskGuard};
@@ -52,6 +53,7 @@ impl Server {
             places: Arc::new(Semaphore::new(options.max_connections)),
             full: AtomicBool::new(false),
             flusher: Flusher::default(),
+            hosts: Arc::default(),
             life: Life::new(),
             options,
             exports,
@@ -74,10 +76,10 @@ impl Server {
     }
 
     /// Serves one client over any stream, until it has left or the server has shut down. `peer` says who it is, for
-    /// the log.
-    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str) {
-        if let Some(connection) = self.core.admit() {
-            self.core.serve(Locked(stream), peer, connection).await;
+    /// the log, and `host` where it comes from.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str, host: Host) {
+        if let Some(place) = self.core.admit() {
+            self.core.serve(Locked(stream), peer, host, place).await;
         }
     }
 
@@ -111,6 +113,7 @@ struct Core {
     /// Whether the last client found no place; so that the log says it once.
     full: AtomicBool,
     flusher: Flusher,
+    hosts: Arc<Hosts>,
     life: Life,
 }
 
@@ -162,25 +165,25 @@ impl Core {
     }
 
     async fn serve_stream(self: Arc<Core>, stream: Stream, place: Place) {
-        let peer = stream.peer();
+        let (peer, host) = (stream.peer(), stream.host());
         match stream {
-            Stream::Tcp(stream, _) => self.serve(stream, &peer, place).await,
-            Stream::Unix(stream) => self.serve(stream, &peer, place).await,
+            Stream::Tcp(stream, _) => self.serve(stream, &peer, host, place).await,
+            Stream::Unix(stream) => self.serve(stream, &peer, host, place).await,
         }
     }
 
-    async fn serve<S: Halves>(&self, stream: S, peer: &str, place: Place) {
+    async fn serve<S: Halves>(&self, stream: S, peer: &str, host: Host, place: Place) {
         let mut phases = self.life.phases();
         tokio::select! {
             biased;
             () = phases.closed() => tracing::debug!(peer, "connection given up"),
-            () = self.talk(stream, peer) => {}
+            () = self.talk(stream, peer, host) => {}
         }
         drop(place);
     }
 
-    async fn talk<S: Halves>(&self, mut stream: S, peer: &str) {
-        let Some(setup) = self.shake_hands(&mut stream, peer).await else { return };
+    async fn talk<S: Halves>(&self, mut stream: S, peer: &str, host: Host) {
+        let Some(setup) = self.shake_hands(&mut stream, peer, host).await else { return };
         let (export, device) = (setup.export.clone(), setup.device.clone());
         tracing::info!(peer, export, "client attached");
         let (read, write) = stream.halves();
@@ -190,12 +193,14 @@ impl Core {
         self.settle(leftover, export, device).await;
     }
 
-    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str) -> Option<Setup<'_>> {
+    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str, host: Host) -> Option<Setup<'_>> {
         let mut phases = self.life.phases();
-        match handshake::run(stream.whole(), &*self.exports, &self.options, &mut phases).await {
-            Ok(Outcome::Enter { entry, device, rest }) => Some(Setup {
+        let visitor = Visitor { host, hosts: self.hosts.clone() };
+        match handshake::run(stream.whole(), &visitor, &*self.exports, &self.options, &mut phases).await {
+            Ok(Outcome::Enter { entry, device, visit, rest }) => Some(Setup {
                 export: entry.name,
                 device,
+                visit,
                 options: &self.options,
                 room: self.room.clone(),
                 phases,
@@ -223,7 +228,7 @@ impl Core {
                 "gave up requests of a client that left: they take too long"
             );
         }
-        drop(changes);
+        drop((changes, leftover.visit));
         if leftover.unflushed {
             self.flusher.start(&self.life, export, device);
         }

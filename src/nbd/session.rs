@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::admission::{Admission, Room};
+use super::hosts::Visit;
 use super::incoming::{self, Incoming};
 use super::options::Options;
 use super::phase::Phases;
@@ -53,6 +54,8 @@ pub struct Setup<'a> {
     pub export: String,
     /// The export.
     pub device: Arc<dyn Device>,
+    /// What keeps other hosts away.
+    pub visit: Option<Visit>,
     /// The limits.
     pub options: &'a Options,
     /// The room that all connections share.
@@ -95,6 +98,8 @@ impl fmt::Display for End {
 pub struct Leftover {
     /// Why it ended.
     pub end: End,
+    /// What keeps other hosts away until the changes are made.
+    pub visit: Option<Visit>,
     /// Requests that were served.
     pub requests: u64,
     /// Changes and flushes that are still being carried out.
@@ -104,7 +109,7 @@ pub struct Leftover {
 }
 
 /// Serves requests until the session ends. Dropping it gives up what is in flight.
-pub async fn run<R, W>(setup: Setup<'_>, read: R, write: W) -> Leftover
+pub async fn run<R, W>(mut setup: Setup<'_>, read: R, write: W) -> Leftover
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -116,6 +121,7 @@ where
         stall_timeout: setup.options.stall_timeout,
         room: setup.room.clone(),
     };
+    let visit = setup.visit.take();
     let mut session = Session::new(setup, read, replies.clone());
     let end = exchange(&mut session, &mut writer).await;
     replies.close();
@@ -127,7 +133,7 @@ where
     }
     while session.changes.try_join_next().is_some() {}
     let unflushed = session.client.unflushed.load(Ordering::Acquire) || !session.changes.is_empty();
-    Leftover { end, requests: session.requests, changes: session.changes, unflushed }
+    Leftover { end, visit, requests: session.requests, changes: session.changes, unflushed }
 }
 
 /// Reads and writes side by side; writing goes first, so that a client with much to say still gets its replies.

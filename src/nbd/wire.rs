@@ -1,6 +1,6 @@
 //! The numbers and layouts of the NBD protocol, and nothing else: no decision is taken here.
 //!
-//! Section names in brackets are those of `doc/proto.md` of the NetworkBlockDevice project. All integers are big
+//! Section names after § are those of `doc/proto.md` of the NetworkBlockDevice project. All integers are big
 //! endian. Three fixed headers are read (client flags, option, request) and three kinds of bytes are written
 //! (greeting, option reply, simple reply).
 //!
@@ -15,24 +15,24 @@
 
 use bytes::{BufMut, BytesMut};
 
-/// First word of the greeting, "NBDMAGIC". [Newstyle negotiation]
+/// First word of the greeting, "NBDMAGIC". § Newstyle negotiation.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
-/// Second word of the greeting and first of every option, "IHAVEOPT". [Newstyle negotiation]
+/// Second word of the greeting and first of every option, "IHAVEOPT". § Newstyle negotiation.
 pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
-/// First word of every option reply. [Fixed newstyle negotiation]
+/// First word of every option reply. § Fixed newstyle negotiation.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-/// First word of a request. [Request message]
+/// First word of a request. § Request message.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
-/// First word of a simple reply. [Simple reply message]
+/// First word of a simple reply. § Simple reply message.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
-/// The TCP port that IANA gave to NBD. [Protocol phases]
+/// The TCP port that IANA gave to NBD. § Protocol phases.
 pub const DEFAULT_PORT: u16 = 10809;
-/// The most bytes that a string may have: names, descriptions, error texts. [Conventions]
+/// The most bytes that a string may have: names, descriptions, error texts. § Conventions.
 pub const STRING_BYTES_MAX: usize = 4096;
-/// Zeroes that follow the answer to EXPORT_NAME unless NO_ZEROES was agreed. [NBD_OPT_EXPORT_NAME]
+/// Zeroes that follow the answer to EXPORT_NAME unless NO_ZEROES was agreed. § NBD_OPT_EXPORT_NAME.
 pub const EXPORT_NAME_PAD: usize = 124;
 
-/// What the server offers in its greeting. [Handshake flags]
+/// What the server offers in its greeting. § Handshake flags.
 pub mod handshake_flag {
     /// The server speaks fixed newstyle.
     pub const FIXED_NEWSTYLE: u16 = 1 << 0;
@@ -40,7 +40,7 @@ pub mod handshake_flag {
     pub const NO_ZEROES: u16 = 1 << 1;
 }
 
-/// What the client takes up of the offer. [Client flags]
+/// What the client takes up of the offer. § Client flags.
 pub mod client_flag {
     /// The client speaks fixed newstyle.
     pub const FIXED_NEWSTYLE: u32 = 1 << 0;
@@ -50,7 +50,7 @@ pub mod client_flag {
     pub const KNOWN: u32 = FIXED_NEWSTYLE | NO_ZEROES;
 }
 
-/// Options. [Option types]
+/// Options. § Option types.
 pub mod option {
     /// Choose an export and begin transmission; fails by closing.
     pub const EXPORT_NAME: u32 = 1;
@@ -66,7 +66,7 @@ pub mod option {
     pub const GO: u32 = 7;
 }
 
-/// Types of option reply. [Option reply types]
+/// Types of option reply. § Option reply types.
 pub mod reply_type {
     /// The option is done.
     pub const ACK: u32 = 1;
@@ -90,7 +90,7 @@ pub mod reply_type {
     pub const ERR_TOO_BIG: u32 = ERROR | 9;
 }
 
-/// Types of information on an export. [Option reply types, NBD_REP_INFO]
+/// Types of information on an export. § Option reply types, NBD_REP_INFO.
 pub mod info {
     /// Size u64 and transmission flags u16.
     pub const EXPORT: u16 = 0;
@@ -102,7 +102,7 @@ pub mod info {
     pub const BLOCK_SIZE: u16 = 3;
 }
 
-/// What an export can do. [Transmission flags]
+/// What an export can do. § Transmission flags.
 pub mod transmission_flag {
     /// There are flags; always set.
     pub const HAS_FLAGS: u16 = 1 << 0;
@@ -122,7 +122,7 @@ pub mod transmission_flag {
     pub const SEND_CACHE: u16 = 1 << 10;
 }
 
-/// Commands. [Request types]
+/// Commands. § Request types.
 pub mod command {
     /// Read bytes.
     pub const READ: u16 = 0;
@@ -140,7 +140,7 @@ pub mod command {
     pub const WRITE_ZEROES: u16 = 6;
 }
 
-/// Flags of a request. [Command flags]
+/// Flags of a request. § Command flags.
 pub mod command_flag {
     /// Reply when the change is stable.
     pub const FUA: u16 = 1 << 0;
@@ -148,7 +148,7 @@ pub mod command_flag {
     pub const NO_HOLE: u16 = 1 << 1;
 }
 
-/// Errors of a reply. [Error values]
+/// Errors of a reply. § Error values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Errno {

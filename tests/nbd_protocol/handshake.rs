@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use ashlar::device::memory::{MemoryDevice, MemoryExports};
 use ashlar::device::{Device, ExportEntry, ExportError, Exports};
-use ashlar::nbd::Options;
+use ashlar::nbd::{Host, Options};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::client::{cmd, info_data, opt, option, rep, request};
-use crate::world::{SIZE, World};
+use crate::client::{Client, cmd, info_data, opt, option, rep, request};
+use crate::world::{SIZE, World, read_only};
 
 #[tokio::test(start_paused = true)]
 async fn go_tells_size_and_flags_and_begins_transmission() {
@@ -232,4 +232,61 @@ async fn h11_a_client_that_haggles_on_does_not_hold_up_a_shutdown() {
     assert_eq!(begin.elapsed().as_secs(), 1);
     silent.expect_closed().await;
     world.all_gone().await;
+}
+
+const ELSEWHERE: Host = Host::Remote(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 5)));
+
+/// What a client of another host is answered to an option for "disk0"; it stays in the handshake unless it is let in.
+async fn from_elsewhere(world: &World, asked: u32) -> (u32, Client) {
+    let mut client = world.connect_from(ELSEWHERE, 4096);
+    client.greet().await;
+    client.send(&option(asked, &info_data("disk0", &[]))).await;
+    loop {
+        let reply = client.option_reply().await;
+        if reply.reply_type != rep::INFO {
+            return (reply.reply_type, client);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn m5_o15_clients_of_a_second_host_are_refused_until_the_first_has_left() {
+    let world = World::small().await;
+    let (one, two) = (world.attach().await, world.attach().await);
+    let (info, _waiting) = from_elsewhere(&world, opt::INFO).await;
+    let (go, mut waiting) = from_elsewhere(&world, opt::GO).await;
+    assert_eq!((info, go), (rep::ERR_POLICY, rep::ERR_POLICY));
+
+    let mut closed = world.connect_from(ELSEWHERE, 4096);
+    closed.greet().await;
+    closed.send(&option(opt::EXPORT_NAME, b"disk0")).await;
+    closed.expect_closed().await;
+
+    one.disconnect().await;
+    assert_eq!(from_elsewhere(&world, opt::GO).await.0, rep::ERR_POLICY);
+    two.disconnect().await;
+    // The server closes a socket a moment before the visit is over.
+    while from_elsewhere(&world, opt::INFO).await.0 != rep::ACK {
+        tokio::task::yield_now().await;
+    }
+    waiting.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    while waiting.option_reply().await.reply_type != rep::ACK {}
+    assert_eq!(waiting.read(0, 16).await, Ok(vec![0; 16]));
+    waiting.disconnect().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn m5_several_hosts_may_share_what_is_read_only_or_said_to_be_shared() {
+    let shared = Options { shared: true, ..Options::default() };
+    for world in [
+        World::of(shared, MemoryDevice::new(SIZE)).await,
+        World::of(Options::default(), MemoryDevice::with_info(read_only())).await,
+    ] {
+        let here = world.attach().await;
+        let (answer, there) = from_elsewhere(&world, opt::GO).await;
+        assert_eq!(answer, rep::ACK);
+        there.disconnect().await;
+        here.disconnect().await;
+        world.all_gone().await;
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ashlar::device::memory::{Call, Hook, MemoryDevice, MemoryExports};
 use ashlar::device::{DeviceError, DeviceInfo, Exports};
-use ashlar::nbd::{Options, Server};
+use ashlar::nbd::{Host, Options, Server};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -38,9 +38,14 @@ impl World {
 
     /// A client that has just connected, through a pipe of that many bytes in each direction.
     pub fn connect_by(&self, pipe: usize) -> Client {
+        self.connect_from(Host::Local, pipe)
+    }
+
+    /// A client from another host.
+    pub fn connect_from(&self, host: Host, pipe: usize) -> Client {
         let (near, far) = tokio::io::duplex(pipe);
         let server = self.server.clone();
-        self.tasks.lock().push(tokio::spawn(async move { server.serve(far, "a test").await }));
+        self.tasks.lock().push(tokio::spawn(async move { server.serve(far, "a test", host).await }));
         Client::new(near)
     }
 

@@ -22,6 +22,7 @@ pub mod rep {
     pub const ACK: u32 = 1;
     pub const INFO: u32 = 3;
     pub const ERR_UNSUP: u32 = 0x8000_0001;
+    pub const ERR_POLICY: u32 = 0x8000_0002;
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
 }
