@@ -326,3 +326,18 @@ async fn copy(store: &dyn Store) -> Vec<(ashlar::store::Key, Bytes)> {
     }
     all
 }
+
+#[tokio::test]
+async fn with_the_disk_full_under_the_journal_a_write_is_acknowledged_once_the_store_has_it() {
+    let mut world = World::new().await;
+    let volume = world.open().await;
+    world.disk.limit_bytes(world.disk.stored_bytes() + 8192);
+    volume.write(0, pattern(1, 1 << 20), false).await.unwrap();
+    let status = volume.status();
+    assert_eq!(status.committed, status.accepted, "nothing is acknowledged that a kill would lose");
+    drop(volume);
+    world.disk = Arc::new(world.disk.kill());
+    world.disk.limit_bytes(u64::MAX);
+    let volume = world.open().await;
+    assert_eq!(read(&volume, 0, 1 << 20).await, pattern(1, 1 << 20));
+}
