@@ -5,7 +5,8 @@
 //! 3. Have a journal: begin one or go on with the one that is here. It must exist before the fence that names it.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again.
 //! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
-//!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again.
+//!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
+//!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
 //! 6. Accept the journal's changes after the last committed one. They take their old numbers.
 
 use std::collections::BTreeSet;
@@ -88,14 +89,19 @@ pub(super) async fn open(
     let opening = Opening { outside, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {
-        let scan = opening.source.scan().await?;
+        let mut scan = opening.source.scan().await?;
         opening.refuse_a_lost_race(&scan, &mut displaced)?;
         let found = journal::find(&opening.outside.disk, opening.source.meta.uuid).await?;
         let verdict = opening.decide(&scan, found.as_ref())?;
         let (journal, replay) = opening.journal(&scan, found, &verdict).await?;
         let displaces = matches!(verdict, Verdict::Begin { displaces: true });
-        if let Some(fence) = opening.put_fence(&scan, journal.id(), displaces).await? {
-            return Ok(opening.start(scan, fence, journal, replay));
+        if let Some(placed) = opening.put_fence(&scan, journal.id(), displaces).await? {
+            if placed.is_based_on_less {
+                scan = opening.source.scan().await?;
+            } else {
+                scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
+            }
+            return Ok(opening.start(scan, placed, journal, replay));
         }
         // The journal that was just begun is empty: the next try finds it and drops it.
     }
@@ -107,6 +113,8 @@ struct PlacedFence {
     seq: Seq,
     fence: Fence,
     stored_bytes: u32,
+    /// The old owner wrote a checkpoint between our scan and our fence, and may have deleted what our scan refers to.
+    is_based_on_less: bool,
 }
 
 struct Opening {
@@ -218,18 +226,19 @@ impl Opening {
         if let PutSlot::Taken(_) = put.map_err(VolumeError::store(format!("writing {key}")))? {
             return Ok(None);
         }
-        if self.source.list_checkpoints().await?.last().is_some_and(|&newest| newest >= seq) {
+        let newest = self.source.list_checkpoints().await?.last().copied().unwrap_or_default();
+        if newest >= seq {
             let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
             deleted.map_err(VolumeError::store(format!("removing the void fence {key}")))?;
             return Ok(None);
         }
-        Ok(Some(PlacedFence { seq, fence, stored_bytes }))
+        let is_based_on_less = newest > scan.checkpointed;
+        Ok(Some(PlacedFence { seq, fence, stored_bytes, is_based_on_less }))
     }
 
     /// Step 6.
-    fn start(self, mut scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
-        let PlacedFence { seq, fence, stored_bytes } = placed;
-        scan::follow_fence(&mut scan.map, seq, &fence, scan.closed, stored_bytes);
+    fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
+        let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
         let superseded = scan.listed.difference(&needed).copied().collect();
         let origin = Origin {

@@ -41,34 +41,3 @@ impl<T: Clone> Watched<T> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn those_who_wait_are_woken_in_their_order() {
-        let watched = Arc::new(Watched::new(0));
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let waiters: Vec<_> = (0..100)
-            .map(|waiter| {
-                let (watched, order) = (watched.clone(), order.clone());
-                tokio::spawn(async move {
-                    assert_eq!(watched.wait_for(|value| *value >= 2).await, 2);
-                    order.lock().push(waiter);
-                })
-            })
-            .collect();
-        for value in 0..=2 {
-            tokio::task::yield_now().await;
-            watched.change(|now| *now = value);
-        }
-        for waiter in waiters {
-            waiter.await.unwrap();
-        }
-        assert_eq!(*order.lock(), (0..100).collect::<Vec<_>>());
-        assert_eq!(watched.wait_for(|value| *value == 2).await, 2, "at once");
-    }
-}
