@@ -22,6 +22,8 @@ mod read;
 mod log;
 mod slot;
 mod checkpoint;
+mod deletion;
+mod gc;
 mod recover;
 pub mod scan;
 mod shared;

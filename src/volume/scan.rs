@@ -170,7 +170,7 @@ impl Source {
                 let info = head.info(read.salt, read.frames_at);
                 let placements = head.placements(seq, read.frames_at);
                 scan.bytes_since_checkpoint += info.stored_bytes;
-                while let Err(need) = scan.map.apply(seq, info, &placements) {
+                while let Err(need) = scan.map.apply(seq, info, &placements, head.as_of) {
                     self.load_pages(scan, need).await?;
                 }
             }

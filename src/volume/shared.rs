@@ -69,8 +69,10 @@ pub struct Inner {
     pub state: State,
     /// The checkpoint objects that hold pages of the newest root.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
-    /// Checkpoint objects that nothing needs any more and that are still to be deleted.
-    pub superseded: BTreeSet<Seq>,
+    /// What is still to be deleted.
+    pub doomed: Doomed,
+    /// When a change was committed last.
+    pub committed_at: Option<Instant>,
     /// Since when the oldest change waits in the buffer.
     pub active_since: Option<Instant>,
     /// Since when a commit waits for a checkpoint.
@@ -79,6 +81,29 @@ pub struct Inner {
     pub paused: bool,
     /// The journal failed; when to try it again.
     pub journal_retry: Option<Instant>,
+}
+
+/// Objects that nothing needs any more, as of the newest durable checkpoint.
+#[derive(Debug, Default)]
+pub struct Doomed {
+    /// Dead segments.
+    pub segments: BTreeSet<Seq>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Checkpoint objects that hold no page of the map.
+    pub checkpoints: BTreeSet<Seq>,
+}
+
+impl Doomed {
+    /// Whether nothing is to be deleted.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.checkpoints.is_empty()
+    }
+
+    /// How many objects.
+    pub fn len(&self) -> usize {
+        self.segments.len() + self.checkpoints.len()
+    }
 }
 
 /// How far the volume has come.
@@ -142,7 +167,8 @@ impl Shared {
         let mut inner = Inner {
             state: parts.state,
             checkpoints: parts.checkpoints,
-            superseded: parts.superseded,
+            doomed: Doomed { checkpoints: parts.superseded, ..Doomed::default() },
+            committed_at: None,
             active_since: None,
             uncheckpointed_since: None,
             paused: false,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar::cache::{self, BlockCache};
+use ashlar::gc;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::journal;
 use ashlar::outside::{Clock, Random, Workers};
@@ -186,6 +187,16 @@ impl World {
             checkpoint_bytes: pick(&[4 << 10, 64 << 10, 1 << 30]),
             checkpoint_interval: Duration::from_millis(pick(&[50, 1000, 30_000])),
             retry_pause_max: Duration::from_millis(500),
+            gc: gc::Options {
+                busy_percent: pick(&[105, 110, 145]) as u32,
+                quiet_percent: 105,
+                limit_percent: pick(&[146, 200]) as u32,
+                quiet_after: Duration::from_millis(pick(&[10, 500, 5000])),
+                share_percent: pick(&[100, 25, 1]) as u32,
+                batch: pick(&[64 << 10, 256 << 10]),
+                merge_count: pick(&[2, 8, 64]) as u32,
+                ..gc::Options::default()
+            },
             ..Options::default()
         };
         let store_faults = FaultOptions {
