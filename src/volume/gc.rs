@@ -68,7 +68,10 @@ pub(super) struct Collector {
     /// In a slot, not committed.
     uploading: usize,
     /// Victims that cannot be read.
-    spared: BTreeSet<Seq>,
+    damaged: BTreeSet<Seq>,
+    /// Victims in which nothing was live although the table says so, as of the checkpoint at this place: the map dropped
+    /// pages without reading them, and the next checkpoint will count what was in them.
+    uncounted: (Seq, BTreeSet<Seq>),
     began: Option<Instant>,
     rest_until: Option<Instant>,
     failures: u32,
@@ -91,6 +94,7 @@ pub(super) struct Gathered {
     data: Vec<(Extent, Bytes)>,
     as_of: Seq,
     damaged: Vec<Seq>,
+    empty: Vec<Seq>,
     failed: Option<StoreError>,
 }
 
@@ -119,8 +123,11 @@ impl Collector {
             let usage = inner.state.map.usage();
             let size = shared.options.segment_size;
             let options = &shared.options.gc;
-            let victims =
-                gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &self.spared);
+            if self.uncounted.0 != here.checkpointed {
+                self.uncounted = (here.checkpointed, BTreeSet::new());
+            }
+            let spared = self.damaged.union(&self.uncounted.1).copied().collect();
+            let victims = gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
             if victims.is_empty() {
                 self.settled = Some(here);
                 return;
@@ -142,7 +149,8 @@ impl Collector {
     /// Takes in what [`Collector::gathered`] returned.
     pub fn take(&mut self, shared: &Shared, gathered: Gathered) {
         self.gathering = None;
-        self.spared.extend(&gathered.damaged);
+        self.damaged.extend(&gathered.damaged);
+        self.uncounted.1.extend(&gathered.empty);
         match gathered.failed {
             Some(error) => {
                 let pause = RETRY * 2u32.pow(self.failures.min(6));
@@ -266,7 +274,8 @@ fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq) -> VecDeque<Mo
 /// Reads what is live in the victims.
 async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
     let _reading = shared.begin_reading();
-    let mut gathered = Gathered { data: Vec::new(), as_of, damaged: Vec::new(), failed: None };
+    let mut gathered =
+        Gathered { data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
     let reads = victims.into_iter().map(|seq| {
         let shared = &shared;
         async move { (seq, read_live(shared, seq).await) }
@@ -274,6 +283,7 @@ async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered 
     let mut reads = stream::iter(reads).buffered(PARALLEL);
     while let Some((seq, read)) = reads.next().await {
         match read {
+            Ok(data) if data.is_empty() => gathered.empty.push(seq),
             Ok(data) => gathered.data.extend(data),
             Err(Unread::Store(error)) => {
                 gathered.failed = Some(error);

@@ -19,6 +19,7 @@ use world::{End, World};
 
 /// Runs a world from a seed and returns its digest.
 fn run(seed: u64) -> String {
+    if std::env::var_os("ASHLAR_TEST_SHOW").is_some() { eprintln!("seed {seed}"); }
     let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed)));
     result.unwrap_or_else(|panic| {
         eprintln!("\nreproduce with: ASHLAR_TEST_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
