@@ -41,6 +41,9 @@ pub struct Options {
     pub quiet_after: Duration,
     /// The part of the time, in percent, that collection takes while a client writes and space is not short.
     pub share_percent: u32,
+    /// Less garbage than this is left alone: the requests would cost more.
+    #[serde(with = "human::bytes")]
+    pub garbage_min: u64,
     /// Live bytes that are read and held in memory at once, to be sorted and written again.
     #[serde(with = "human::bytes")]
     pub batch: u64,
@@ -64,6 +67,7 @@ impl Default for Options {
             limit_percent: 155,
             quiet_after: Duration::from_secs(5),
             share_percent: 25,
+            garbage_min: 64 << 10,
             batch: 32 << 20,
             merge_count: 64,
             delete_rate: 1000,
@@ -82,9 +86,6 @@ pub enum Activity {
     Quiet,
 }
 
-/// Less garbage than this is left alone: the requests would cost more.
-const GARBAGE_MIN: u64 = 64 << 10;
-
 /// Segments that are fuller than this, in percent, are left alone while a client writes: they would be copied for little.
 const BUSY_LIVE_MAX_PERCENT: u64 = 85;
 
@@ -99,7 +100,7 @@ pub fn excess(totals: &UsageTotals, options: &Options, activity: Activity) -> u6
     };
     let allowed = share(totals.live_bytes, percent.saturating_sub(100));
     match totals.sparse_bytes() {
-        little if little < GARBAGE_MIN => 0,
+        little if little < options.garbage_min => 0,
         garbage => garbage.saturating_sub(allowed),
     }
 }

@@ -171,6 +171,7 @@ fn snapshot(shared: &Shared) -> Option<Snapshot> {
         segments: map.usage.iter().map(|(seq, info)| (seq, *info)).collect(),
         checkpoints: inner.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
         pages: map.unchanged,
+        account: shared.account_before.plus(&inner.account.with_requests(&shared.meter.snapshot())),
     };
     let bytes = inner.state.bytes_since_checkpoint();
     Some(Snapshot { changed: map.changed, root, dead, bytes })

@@ -150,6 +150,7 @@ impl Collector {
     pub fn take(&mut self, shared: &Shared, gathered: Gathered) {
         self.gathering = None;
         self.damaged.extend(&gathered.damaged);
+        shared.inner.lock().gc.damaged_segments = self.damaged.len() as u64;
         self.uncounted.1.extend(&gathered.empty);
         match gathered.failed {
             Some(error) => {

@@ -14,7 +14,7 @@ use crate::journal;
 use crate::map::{NeedPages, Placement, SegmentInfo};
 use crate::segment::{self, Close, EncodedSegment, Stamp};
 use crate::store::ErrorKind;
-use crate::units::{ChangeNo, Extent, Seq};
+use crate::units::{BlockCount, ChangeNo, Extent, Seq};
 use crate::volume::backoff::Backoff;
 use crate::volume::checkpoint;
 use crate::volume::deletion::Deletion;
@@ -155,8 +155,16 @@ impl Log {
                         inner.note_commit();
                         inner.state.map.evict(self.shared.options.map_memory as usize);
                         let covers = inner.state.covers();
-                        if as_of.is_none() {
-                            inner.committed_at = Some(Instant::now());
+                        let data = self.shared.block_size.bytes_in(BlockCount(info.blocks.into()));
+                        match as_of {
+                            None => {
+                                inner.committed_at = Some(Instant::now());
+                                inner.account.bytes_written += data;
+                            }
+                            Some(_) => {
+                                inner.gc.segments_written += 1;
+                                inner.account.bytes_moved += data;
+                            }
                         }
                         drop(inner);
                         if as_of.is_some() {

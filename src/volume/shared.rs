@@ -16,7 +16,10 @@ use crate::journal::Journal;
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::Fence;
 use crate::store::Store;
+use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
+use crate::volume::GcStatus;
+use crate::volume::account::Account;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
 use crate::volume::objects::Objects;
@@ -40,6 +43,10 @@ pub struct Shared {
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
+    /// Counts the requests of this volume.
+    pub meter: Arc<Meter>,
+    /// What the volume had cost before we opened it.
+    pub account_before: Account,
     pub journal: Journal,
     /// The journal's directory.
     pub disk: Arc<dyn Disk>,
@@ -71,6 +78,10 @@ pub struct Inner {
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     /// What is still to be deleted.
     pub doomed: Doomed,
+    /// Bytes written and moved since the volume was opened; the meter has the requests.
+    pub account: Account,
+    /// What garbage collection has done.
+    pub gc: GcStatus,
     /// When a change was committed last.
     pub committed_at: Option<Instant>,
     /// Since when the oldest change waits in the buffer.
@@ -145,6 +156,8 @@ pub struct Parts {
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
+    pub meter: Arc<Meter>,
+    pub account_before: Account,
     pub journal: Journal,
     pub disk: Arc<dyn Disk>,
     pub clock: Clock,
@@ -169,6 +182,8 @@ impl Shared {
             checkpoints: parts.checkpoints,
             doomed: Doomed { checkpoints: parts.superseded, ..Doomed::default() },
             committed_at: None,
+            account: Account::default(),
+            gc: GcStatus::default(),
             active_since: None,
             uncheckpointed_since: None,
             paused: false,
@@ -187,6 +202,8 @@ impl Shared {
             keys: parts.keys,
             sealer: parts.sealer,
             objects: parts.objects,
+            meter: parts.meter,
+            account_before: parts.account_before,
             journal: parts.journal,
             disk: parts.disk,
             clock: parts.clock,
