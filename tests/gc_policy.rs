@@ -109,8 +109,7 @@ impl Simulation {
             let totals = self.usage.totals();
             let segments = self.usage.iter();
             let size = SEGMENT_BLOCKS as u64 * BLOCK;
-            let victims =
-                gc::choose(segments, &totals, self.head, size, &self.options, activity, &BTreeSet::new());
+            let victims = gc::choose(segments, &totals, self.head, size, &self.options, activity, &BTreeSet::new());
             if victims.is_empty() {
                 return;
             }
@@ -120,7 +119,11 @@ impl Simulation {
                 .collect();
             live.sort_unstable();
             self.moved += live.len() as u64;
-            live.chunks(SEGMENT_BLOCKS).map(<[u32]>::to_vec).collect::<Vec<_>>().into_iter().for_each(|blocks| self.commit(blocks));
+            live.chunks(SEGMENT_BLOCKS)
+                .map(<[u32]>::to_vec)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|blocks| self.commit(blocks));
         }
     }
 
@@ -288,7 +291,9 @@ fn database() -> Line {
 
 #[test]
 fn space_and_writes_stay_within_their_bounds() {
-    println!("| workload | moved per byte written | most stored per live byte | moved in the quiet, per byte written | stored per live byte after it | objects |");
+    println!(
+        "| workload | moved per byte written | most stored per live byte | moved in the quiet, per byte written | stored per live byte after it | objects |"
+    );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
     let workloads: [(&str, fn() -> Line, f64); 5] = [
         ("uniform overwrite of 1 GiB, 4 KiB", uniform, 1.5),

@@ -81,8 +81,7 @@ pub async fn serve(listener: UnixListener, store: String, exports: VolumeExports
 
 async fn answer(mut stream: UnixStream, store: &str, exports: &VolumeExports<StoreVolumes>) -> io::Result<()> {
     let volumes = exports.open_volumes().into_iter();
-    let mut volumes: Vec<_> =
-        volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
+    let mut volumes: Vec<_> = volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
     let status = ServerStatus { pid: std::process::id(), store: store.to_owned(), volumes };
     stream.write_all(&serde_json::to_vec(&status)?).await?;

@@ -14,7 +14,9 @@ use crate::volume::{Account, VolumeName};
 ///
 /// Costs are estimates at the list prices of S3 Standard: what the store really bills depends on the store.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ashlar status\n  ashlar status db --json\n  ashlar status --state /var/lib/ashlar")]
+#[command(
+    after_help = "Examples:\n  ashlar status\n  ashlar status db --json\n  ashlar status --state /var/lib/ashlar"
+)]
 pub struct Args {
     /// Only this volume
     name: Option<VolumeName>,

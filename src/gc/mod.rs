@@ -204,9 +204,13 @@ fn take_sparse(
     excess: u64,
 ) -> Vec<Seq> {
     match activity {
-        Activity::Busy => sparse.sort_unstable_by(|a, b| b.benefit(head).total_cmp(&a.benefit(head)).then(a.seq.cmp(&b.seq))),
+        Activity::Busy => {
+            sparse.sort_unstable_by(|a, b| b.benefit(head).total_cmp(&a.benefit(head)).then(a.seq.cmp(&b.seq)))
+        }
         // Nothing will die while one waits: the emptiest cost least.
-        Activity::Quiet => sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq)),
+        Activity::Quiet => {
+            sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq))
+        }
     }
     let worth_writing = if activity == Activity::Busy { segment_size } else { 0 };
     let (mut freed, mut live) = (0, 0);

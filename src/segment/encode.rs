@@ -17,7 +17,9 @@ use crate::codec::object::{Encoded, ObjectKind, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
-use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, Seq, VOLUME_BLOCKS_MAX};
+use crate::units::{
+    BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, Seq, VOLUME_BLOCKS_MAX,
+};
 
 /// What an extent of a batch holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -275,8 +275,7 @@ fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq) -> VecDeque<Mo
 /// Reads what is live in the victims.
 async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
     let _reading = shared.begin_reading();
-    let mut gathered =
-        Gathered { data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
+    let mut gathered = Gathered { data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
     let reads = victims.into_iter().map(|seq| {
         let shared = &shared;
         async move { (seq, read_live(shared, seq).await) }
@@ -322,7 +321,9 @@ async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Un
         false => None,
     };
     let read = match &whole {
-        Some(bytes) => segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len())),
+        Some(bytes) => {
+            segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
+        }
         None => match scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, seq).await {
             Ok(Some(read)) => Ok(read),
             Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
@@ -369,7 +370,10 @@ async fn live_parts(shared: &Shared, seq: Seq, extents: &[Extent]) -> Result<Vec
             let need = {
                 let mut inner = shared.inner.lock();
                 found.clear();
-                match some.iter().try_for_each(|extent| inner.state.map.lookup(*extent).map(|parts| found.extend(parts))) {
+                match some
+                    .iter()
+                    .try_for_each(|extent| inner.state.map.lookup(*extent).map(|parts| found.extend(parts)))
+                {
                     Ok(()) => {
                         inner.state.map.evict(shared.options.map_memory as usize);
                         break;
@@ -419,10 +423,9 @@ fn open(
             None => segment::open_frame_up_to(&read.key, location.frame, &bytes.frame(location.frame)?)?,
         };
         let (from, len) = (usize::from(location.block) * block_bytes, extent.count.0 as usize * block_bytes);
-        let part = frame.get(from..from + len).ok_or(CorruptError::FrameLength {
-            found: frame.len() as u32,
-            expected: (from + len) as u32,
-        })?;
+        let part = frame
+            .get(from..from + len)
+            .ok_or(CorruptError::FrameLength { found: frame.len() as u32, expected: (from + len) as u32 })?;
         data.push((*extent, Bytes::copy_from_slice(part)));
         opened = Some((location.frame, frame));
     }

@@ -23,6 +23,7 @@ use crate::volume::objects::ReadError;
 use crate::volume::shared::{End, Shared};
 use crate::volume::slot;
 use crate::volume::state::Batch;
+use crate::volume::sweep::Sweeper;
 
 /// A segment that is in the store.
 struct Uploaded {
@@ -39,6 +40,7 @@ struct Log {
     checkpoint: Option<BoxFuture<'static, Result<(), End>>>,
     deletion: Deletion,
     collector: Collector,
+    sweeper: Sweeper,
 }
 
 /// Runs until the volume is closed or ends. The owner of the volume holds the task's handle and aborts it when dropped.
@@ -50,6 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
         checkpoint: None,
         deletion: Deletion::default(),
         collector: Collector::default(),
+        sweeper: Sweeper::new(&shared),
     };
     let result = log.serve().await;
     match &result {
@@ -81,6 +84,7 @@ impl Log {
             self.start_moves();
             self.start_checkpoint();
             self.deletion.start(&self.shared);
+            self.sweeper.start(&self.shared);
             if self.is_drained() {
                 return self.close().await;
             }
@@ -95,6 +99,7 @@ impl Log {
                     done?;
                 }
                 gathered = self.collector.gathered() => self.collector.take(&shared, gathered),
+                found = self.sweeper.ended() => self.sweeper.take(&shared, found)?,
                 outcome = self.deletion.ended() => self.deletion.take(&shared, outcome?),
                 () = shared.wake.notified() => {}
                 () = sleep_until(deadline), if deadline.is_some() => {}
@@ -241,7 +246,8 @@ impl Log {
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = inner.journal_retry.filter(|_| !inner.paused);
         let collect = self.collector.deadline(&self.shared, &inner);
-        [seal, checkpoint, journal, collect, self.deletion.deadline()].into_iter().flatten().min()
+        let sweep = self.sweeper.deadline(inner.state.committed()).filter(|_| !self.shared.is_closing());
+        [seal, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
     }
 
     fn is_drained(&self) -> bool {
@@ -288,8 +294,7 @@ const LITTER_PART: u64 = 16;
 async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Move) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
     let stamp = Stamp { epoch: shared.epoch, server: shared.server, covers };
-    let encode =
-        move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
+    let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
     let encoded = shared.workers.run(encode).await;
     put(&shared, seq, encoded).await
 }

@@ -25,6 +25,7 @@ pub mod account;
 mod checkpoint;
 mod deletion;
 mod gc;
+pub mod sweep;
 mod recover;
 pub mod scan;
 mod shared;
@@ -56,6 +57,7 @@ pub use lifecycle::{CreateOptions, Info, create, delete, inspect, names};
 pub use meta::{Meta, VolumeName};
 pub use options::Options;
 pub use recover::{Outside, ServerIdentity, Witness};
+pub use sweep::Swept;
 pub use verdict::OpenFlags;
 
 use shared::{End, Shared};
@@ -142,6 +144,14 @@ impl Volume {
             Ok(Err(end)) => Err(DeviceError::from(end).into()),
             Err(_) => Err(DeviceError::Io("the log task has died".into()).into()),
         }
+    }
+
+    /// Deletes the objects of its folder that belong to nobody, at once.
+    pub async fn sweep(&self) -> Result<Swept, VolumeError> {
+        sweep::sweep_now(&self.shared).await.map_err(|failed| match failed {
+            sweep::Failed::Store(source) => VolumeError::Store { doing: "sweeping".into(), source },
+            sweep::Failed::Ended(end) => DeviceError::from(end).into(),
+        })
     }
 
     /// What it is doing.

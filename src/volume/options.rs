@@ -95,7 +95,10 @@ impl Options {
         let gc = &self.gc;
         let refuse = |key, accepted: &str| Err(BadOption { key, accepted: accepted.into() });
         if gc.quiet_percent < GC_PERCENT_MIN {
-            return refuse("gc.quiet_percent", "105 or more: closer to what is live, every byte would be copied many times");
+            return refuse(
+                "gc.quiet_percent",
+                "105 or more: closer to what is live, every byte would be copied many times",
+            );
         }
         if gc.busy_percent < gc.quiet_percent {
             return refuse("gc.busy_percent", "gc.quiet_percent or more");

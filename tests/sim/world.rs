@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar::cache::{self, BlockCache};
-use ashlar::gc;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
+use ashlar::gc;
 use ashlar::journal;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
@@ -197,6 +197,8 @@ impl World {
                 limit_percent: pick(&[146, 200]) as u32,
                 quiet_after: Duration::from_millis(pick(&[10, 500, 5000])),
                 share_percent: pick(&[100, 25, 1]) as u32,
+                sweep_interval: Duration::from_secs(pick(&[10, 86_400])),
+                sweep_grace: Duration::from_secs(pick(&[1, 3600])),
                 garbage_min: pick(&[1, 1, 16 << 10]),
                 batch: pick(&[64 << 10, 256 << 10]),
                 merge_count: pick(&[2, 8, 64]) as u32,
