@@ -210,6 +210,8 @@ impl Zipf {
 
 const ROUNDS: usize = 6;
 
+type Workload = fn() -> Line;
+
 fn uniform() -> Line {
     let mut s = Simulation::new();
     fill(&mut s);
@@ -295,7 +297,7 @@ fn space_and_writes_stay_within_their_bounds() {
         "| workload | moved per byte written | most stored per live byte | moved in the quiet, per byte written | stored per live byte after it | objects |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    let workloads: [(&str, fn() -> Line, f64); 5] = [
+    let workloads: [(&str, Workload, f64); 5] = [
         ("uniform overwrite of 1 GiB, 4 KiB", uniform, 1.5),
         ("zipf 0.99 overwrite of 1 GiB, 4 KiB", zipf, 0.7),
         ("sequential overwrite of 1 GiB", sequential, 0.1),
