@@ -179,5 +179,5 @@ fn snapshot(shared: &Shared) -> Option<Snapshot> {
 
 /// The first slot after S that may hold a fence of somebody else.
 pub(super) fn slot_after(shared: &Shared, seq: Seq) -> Seq {
-    if seq == shared.fence.0 { shared.fence.1.continues_at } else { seq.next() }
+    if seq <= shared.fence.0 { shared.fence.1.continues_at } else { seq.next() }
 }

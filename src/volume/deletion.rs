@@ -5,7 +5,8 @@
 //!    from that checkpoint or a later one, which needs nothing of what is doomed.
 //! 6. Reads that were planned before have ended: no later one can name a doomed object.
 //! 7. DELETE, a batch at a time and no faster than `gc.delete_rate`, and then the tables forget. A crash before that
-//!    leaves the objects in the checkpoint's table, dead: they are deleted after the next opening's checkpoint.
+//!    leaves the objects in the checkpoint's table, dead: the next opening deletes them, before its own checkpoint, so
+//!    that its table forgets them.
 //!
 //! A store that fails is asked again later, and less and less often: dead objects cost money, nothing else. TRIM and
 //! everything else goes on meanwhile.
@@ -50,14 +51,13 @@ pub(super) enum Outcome {
 }
 
 impl Deletion {
-    /// Starts if something is doomed, by a checkpoint of ours, and the time has come.
+    /// Starts if something is doomed and the time has come.
     pub fn start(&mut self, shared: &Arc<Shared>) {
         let is_time = self.retry_at.is_none_or(|at| at <= Instant::now());
         if self.running.is_some() || !is_time {
             return;
         }
-        let inner = shared.inner.lock();
-        if !inner.doomed.is_empty() && inner.state.checkpointed() >= shared.fence.0 {
+        if !shared.inner.lock().doomed.is_empty() {
             self.retry_at = None;
             self.running = Some(Box::pin(run(shared.clone())));
         }

@@ -27,7 +27,7 @@ use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
-use crate::volume::shared::{Parts, Shared};
+use crate::volume::shared::{Doomed, Parts, Shared};
 use crate::volume::slot::{self, PutSlot};
 use crate::volume::state::{Origin, State};
 use crate::volume::verdict::{self, JournalEvidence, LogEvidence, OpenFlags, Refusal, Verdict};
@@ -244,7 +244,11 @@ impl Opening {
     fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
-        let superseded = scan.listed.difference(&needed).copied().collect();
+        let doomed = Doomed {
+            bytes: scan.doomed.iter().filter_map(|seq| scan.map.usage().get(*seq)).map(|info| info.stored_bytes).sum(),
+            segments: scan.doomed,
+            checkpoints: scan.listed.difference(&needed).copied().collect(),
+        };
         let origin = Origin {
             map: scan.map,
             covers: scan.covers,
@@ -278,7 +282,7 @@ impl Opening {
             witness: self.outside.witness,
             state,
             checkpoints: scan.checkpoints,
-            superseded,
+            doomed,
         })
     }
 }

@@ -59,6 +59,8 @@ pub struct Scan {
     pub checkpointed: Seq,
     /// All checkpoint objects that are there.
     pub listed: BTreeSet<Seq>,
+    /// Segments that were dead in it.
+    pub doomed: BTreeSet<Seq>,
     /// Bytes of segments after it.
     pub bytes_since_checkpoint: u64,
     /// The last change that is committed.
@@ -225,8 +227,10 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
     let mut zeroed = Runs::default();
     root.zeroed.iter().for_each(|(PageIndex(first), count)| zeroed.insert(*first..first + count));
     let blocks = BlockCount(meta.size / u64::from(meta.block_size.bytes()));
+    let usage = Usage::from_segments(root.segments);
     Scan {
-        map: ExtentMap::restore(blocks, root.pages, zeroed, Usage::from_segments(root.segments)),
+        doomed: usage.dead(root.seq).into_iter().collect(),
+        map: ExtentMap::restore(blocks, root.pages, zeroed, usage),
         checkpoints: root.checkpoints.into_iter().collect(),
         checkpointed: root.seq,
         listed,

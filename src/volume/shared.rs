@@ -166,7 +166,7 @@ pub struct Parts {
     pub witness: Witness,
     pub state: State,
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
-    pub superseded: BTreeSet<Seq>,
+    pub doomed: Doomed,
 }
 
 impl Shared {
@@ -180,7 +180,7 @@ impl Shared {
         let mut inner = Inner {
             state: parts.state,
             checkpoints: parts.checkpoints,
-            doomed: Doomed { checkpoints: parts.superseded, ..Doomed::default() },
+            doomed: parts.doomed,
             committed_at: None,
             account: Account::default(),
             gc: GcStatus::default(),

@@ -222,6 +222,61 @@ fn check_tells_damage_by_its_exit_code() {
 }
 
 #[test]
+fn status_shows_what_a_running_server_does_and_what_it_costs() {
+    let place = Place::new();
+    let ended = place.run(&["status"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("no server runs on state directory ./ashlar-state"), "{}", ended.err);
+    let serving = place.serve(&[]);
+    assert!(place.ok(&["status"]).ends_with("no volume is open\n"));
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    let status: Value = serde_json::from_str(&place.ok(&["status", "disk0", "--json"])).unwrap();
+    let volume = &status["volumes"][0];
+    assert_eq!((&volume["name"], &volume["mapped_bytes"]), (&"disk0".into(), &MIB.into()));
+    assert!(volume["since_open"]["puts"].as_u64() >= Some(2), "a fence and a segment: {volume}");
+    let text = place.ok(&["status"]);
+    for words in ["volume           disk0", "mapped           1.0 MiB", "since the start", "PUTs", "about $0.00"] {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+    assert_eq!(place.run(&["status", "other"]).code, Some(1));
+    serving.stop();
+    assert_eq!(place.run(&["status"]).code, Some(1), "a server that has ended does not answer");
+    let text = place.ok(&["info", "disk0"]);
+    assert!(text.contains("cost so far") && text.contains("bytes put per byte written"), "{text}");
+}
+
+#[test]
+fn check_repair_removes_what_nobody_owns_and_nothing_else() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    let segment = place.path("ashlar-data/disk0/segments/02/0000000000000002");
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    let copy = std::fs::read(&segment).unwrap();
+    disk.write(0, 2, MIB).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let held = place.run(&["check", "disk0", "--repair"]);
+    assert_eq!(held.code, Some(1), "its server has the state directory: {held:?}");
+    serving.stop();
+    assert!(!segment.exists(), "it was dead, and the clean stop deleted it");
+    // The next checkpoint forgets it.
+    place.serve(&["disk0"]).stop();
+    let foreign = place.path("ashlar-data/disk0/notes.txt");
+    std::fs::write(&foreign, "mine").unwrap();
+    std::fs::write(&segment, copy).unwrap();
+    let ended = place.run(&["check", "disk0", "--repair"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let said = ["removed disk0/segments/02/0000000000000002: nothing needs it", "left alone disk0/notes.txt"];
+    assert!(said.iter().all(|words| ended.err.contains(words)), "{}", ended.err);
+    assert!(!segment.exists() && foreign.exists());
+    assert!(ended.out.starts_with("disk0: clean; 1.0 MiB of data in "), "{}", ended.out);
+}
+
+#[test]
 fn create_and_config_speak_json() {
     let place = Place::new();
     let created: Value =
@@ -243,7 +298,7 @@ fn every_command_explains_itself() {
     for code in ["0 ", "1 ", "2 ", "3 ", "130 "] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "exit code {code}is not in:\n{help}");
     }
-    for command in ["serve", "create", "list", "info", "check", "delete", "config"] {
+    for command in ["serve", "create", "list", "info", "status", "check", "delete", "config"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in:\n{help}");
         let own = place.ok(&[command, "--help"]);
         assert!(own.contains("\nExamples:\n"), "{command} has no example:\n{own}");
