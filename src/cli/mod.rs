@@ -24,6 +24,7 @@ mod list;
 mod info;
 mod check;
 mod delete;
+mod bench;
 mod config_command;
 mod outside;
 mod output;
@@ -90,6 +91,7 @@ enum Command {
     Info(info::Args),
     Check(check::Args),
     Delete(delete::Args),
+    Bench(bench::Args),
     Config(config_command::Args),
 }
 
@@ -106,6 +108,7 @@ impl Cli {
             Command::Info(args) => info::run(&args, &config),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
+            Command::Bench(args) => bench::run(&args, &config, &bars),
             Command::Config(args) => config_command::run(&args, &config),
         }
     }
@@ -117,6 +120,7 @@ impl Cli {
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
+            Command::Bench(args) => args.flags(),
             _ => Vec::new(),
         };
         common.chain(own).collect()
