@@ -13,7 +13,7 @@
 //! Objects that belong to the volume's folder but to nothing in it are counted, not complained about: a server that died
 //! leaves some, and they cost money, not data.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
+use crate::volume::sweep::{self, Tables, Verdict};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -268,32 +269,20 @@ fn is_in_frame(mapped: &Mapped, frames: &HashMap<crate::units::FrameAddr, Extent
 
 /// Objects that nothing owns. Slots beyond the end of the log may be on their way to being committed.
 async fn find_orphans(source: &Source, scan: &Scan, sizes: &HashMap<Key, u64>, report: &mut Report) -> Result<()> {
-    let checkpoints: HashSet<Key> =
-        (scan.checkpoints.keys().chain([&scan.checkpointed])).map(|&seq| source.keys.checkpoint(seq)).collect();
+    let tables = Tables {
+        segments: scan.map.usage().iter().map(|(seq, _)| seq).collect(),
+        next: scan.next,
+        checkpoints: scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect(),
+        checkpointed: scan.checkpointed,
+    };
     for key in sizes.keys() {
-        let folder = key.as_str();
-        let owned = match Keys::number(key).map(Seq) {
-            Some(_) if folder.starts_with(&source.keys.metas()) => true,
-            Some(seq) if folder.starts_with(&source.keys.checkpoints()) => {
-                checkpoints.contains(key) || seq > scan.checkpointed
-            }
-            Some(seq) if *key == source.keys.segment(seq) => {
-                seq >= scan.next || scan.map.usage().get(seq).is_some() || is_kept_fence(source, seq).await?
-            }
-            _ => false,
-        };
-        if !owned {
-            report.orphans.push(key.to_string());
+        let owner = tables.owner(&source.keys, key);
+        let verdict = sweep::verdict(&*source.store, &source.keys, &source.sealer, owner).await;
+        match verdict.map_err(VolumeError::store(format!("reading {key}")))? {
+            Verdict::Owned => {}
+            Verdict::Orphan | Verdict::LeaveAlone => report.orphans.push(key.to_string()),
         }
     }
     report.orphans.sort();
     Ok(())
-}
-
-async fn is_kept_fence(source: &Source, seq: Seq) -> Result<bool> {
-    match scan::read_slot(&*source.store, &source.keys, &source.sealer, seq).await {
-        Ok(Some(read)) => Ok(matches!(read.object, LogObject::Fence(fence) if fence.displaces)),
-        Ok(None) | Err(VolumeError::Corrupt { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
 }

@@ -11,6 +11,7 @@ pub mod nbd;
 pub mod volume;
 pub mod map;
 pub mod segment;
+pub mod gc;
 pub mod codec;
 pub mod cache;
 pub mod journal;

@@ -15,14 +15,14 @@ vm_cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ashlar}/vm
 # Modules that scenarios use, by name; what these depend on comes along.
 guest_modules=(
     virtio_pci virtio_blk virtio_net 9pnet_virtio 9p overlay ext4 xfs btrfs nbd
-    dm-mod dm-crypt dm-snapshot dm-raid raid1 raid456 linear
+    dm-mod dm-crypt dm-snapshot dm-raid dm-thin-pool raid0 raid1 raid456 linear
     crc32c_generic crc32c-intel xxhash_generic blake2b_generic sha256_generic
     aesni-intel aes_generic xts cbc ecb essiv algif_skcipher algif_hash
 )
 
 # Programs that scenarios use, by package.
 guest_packages=(
-    nbd-client e2fsprogs xfsprogs btrfs-progs lvm2 mdadm cryptsetup-bin util-linux mount kmod iproute2 python3
+    nbd-client e2fsprogs xfsprogs btrfs-progs lvm2 thin-provisioning-tools mdadm cryptsetup-bin util-linux mount kmod iproute2 python3
 )
 
 # once LOCK-NAME COMMAND…: run the command while no other run of our scripts builds the same thing.

@@ -221,6 +221,17 @@ server_uri() {
     esac
 }
 
+# server_settle FOLDER: wait until its volumes have nothing left to upload, to collect or to delete.
+server_settle() {
+    local deadline=$((SECONDS + 180)) status
+    [[ $server_kind == ashlar ]] || return 0
+    while status=$("$SERVER_PROGRAM" status --state "$1/state" --json) &&
+        grep -q -E '"(dirty_bytes|dead_bytes|backlog_bytes|doomed_objects)": [1-9]' <<<"$status"; do
+        ((SECONDS < deadline)) || { warn "not at rest after 180 s: $status"; return 1; }
+        sleep 0.5
+    done
+}
+
 # server_usage FOLDER: "OBJECTS BYTES" that its store holds now.
 server_usage() {
     local url

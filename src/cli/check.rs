@@ -6,28 +6,33 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
+use super::outside::State;
+use super::store_volumes::StoreVolumes;
 use super::{output, outside, runtime};
 use crate::check::{self, Report};
 use crate::config::Effective;
 use crate::human::about_bytes;
+use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, VolumeName};
+use crate::volume::{self, OpenFlags, VolumeName};
 
-/// Proves that a volume in the store is whole, or says what is damaged. Changes nothing.
+/// Proves that a volume in the store is whole, or says what is damaged. Changes nothing, but with --repair.
 ///
 /// Reads the description, the log, every page of the map and the head of every segment that the map needs; with --data
 /// also every frame of data. A volume that is being served can be checked too; what its server has not committed yet is
 /// not in it. Without NAME all volumes of the store are checked.
 ///
-/// Objects that nothing needs (a server that died leaves some) are counted and are no damage.
+/// Objects that nothing needs (a server that died leaves some) are counted and are no damage. A server finds and deletes
+/// them by and by; --repair does it now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes: 0 no damage, 3 damage found, 1 the check could not be made.
 
 Examples:
   ashlar check
-  ashlar check db --data --store s3://my-bucket/disks")]
+  ashlar check db --data --store s3://my-bucket/disks
+  ashlar check db --repair         when no server serves it")]
 pub struct Args {
     /// The volume's name; none means all volumes of the store
     name: Option<VolumeName>,
@@ -35,6 +40,10 @@ pub struct Args {
     /// Read, decompress and prove all data, too: as much as `ashlar info` calls stored
     #[arg(long)]
     data: bool,
+
+    /// First open the volume as a server does, and delete the objects that nothing needs. Refused while it is served
+    #[arg(long, requires = "name")]
+    repair: bool,
 
     /// Print a JSON array with one report for each volume
     #[arg(long)]
@@ -67,7 +76,30 @@ enum Checked {
     Failed { volume: VolumeName, error: String },
 }
 
+/// Opens the volume, deletes what nobody owns, and closes it: that also finishes what a server left undone.
+async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
+    let random = Random::system();
+    let state = State::take(config, &random).await?;
+    let store = outside::open_store(config, Access::Write).await?.store;
+    let volumes = StoreVolumes::new(store, state, config, OpenFlags::default(), random);
+    let volume = volumes.open_volume(name).await.map_err(Failure::failed)?;
+    let swept = volume.sweep().await;
+    volume.close().await.map_err(Failure::failed)?;
+    let swept = swept.map_err(Failure::failed)?;
+    for key in &swept.removed {
+        eprintln!("removed {key}: nothing needs it");
+    }
+    for key in &swept.left {
+        eprintln!("left alone {key}: nothing needs it, but it is not ours or cannot be read");
+    }
+    eprintln!("{name}: {} objects removed", swept.removed.len());
+    Ok(())
+}
+
 async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Result<Vec<Checked>, Failure> {
+    if let (true, Some(name)) = (args.repair, &args.name) {
+        repair(config, name).await?;
+    }
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = match &args.name {
         Some(name) => vec![name.clone()],

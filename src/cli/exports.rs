@@ -141,13 +141,17 @@ impl<V: Volumes> VolumeExports<V> {
 
     /// The names of the volumes that are open, and their bytes that are not in the store yet.
     pub fn dirty_bytes(&self) -> Vec<(String, u64)> {
+        self.open_volumes().into_iter().map(|(name, volume)| (name, V::dirty_bytes(&volume))).collect()
+    }
+
+    /// The volumes that are open, by name, in no order.
+    pub fn open_volumes(&self) -> Vec<(String, Arc<V::Volume>)> {
         let slots = self.0.slots.lock();
-        let dirty = |(name, slot): (&String, &Slot<V::Volume>)| {
-            // A volume that is being closed is locked and still counts; one that is being opened has nothing yet.
-            let place = slot.try_lock().ok()?;
-            Some((name.clone(), V::dirty_bytes(place.as_deref()?)))
+        let open = |(name, slot): (&String, &Slot<V::Volume>)| {
+            // One that is being opened has nothing to tell yet.
+            Some((name.clone(), slot.try_lock().ok()?.clone()?))
         };
-        slots.iter().filter_map(dirty).collect()
+        slots.iter().filter_map(open).collect()
     }
 
     /// Opens no volume any more and closes those that are open, all at once. Returns what went wrong, by name.

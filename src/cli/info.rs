@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime};
+use super::{output, outside, runtime, status};
 use crate::config::Effective;
 use crate::human::{about_bytes, exact_bytes};
 use crate::store::open::Access;
@@ -48,8 +48,12 @@ fn describe(info: &Info) -> Vec<(&'static str, String)> {
         ("size", format!("{} ({} bytes)", exact_bytes(info.size), info.size)),
         ("block size", exact_bytes(info.block_size.into())),
         ("mapped", with_bytes(info.mapped_bytes)),
-        ("stored", with_bytes(info.stored_bytes)),
+        ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes)),
+        ("compression", status::ratio(info.mapped_bytes, info.live_bytes)),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
+        ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
+        ("cost so far", status::account(&info.since_creation)),
+        ("cost a month", format!("about ${:.2} for what is stored now", status::storage_cost(info.stored_bytes))),
         ("epoch", info.epoch.to_string()),
         ("held by", holder),
         ("last commit", format!("segment {}, change {}", info.last_commit_seq, info.last_commit_change)),

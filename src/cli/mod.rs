@@ -22,6 +22,8 @@ mod drain;
 mod create;
 mod list;
 mod info;
+mod status;
+mod control;
 mod check;
 mod delete;
 mod bench;
@@ -89,6 +91,7 @@ enum Command {
     Create(create::Args),
     List(list::Args),
     Info(info::Args),
+    Status(status::Args),
     Check(check::Args),
     Delete(delete::Args),
     Bench(bench::Args),
@@ -106,6 +109,7 @@ impl Cli {
             Command::Create(args) => create::run(&args, &config),
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
+            Command::Status(args) => status::run(&args, &config),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),

@@ -10,6 +10,7 @@ use futures::stream;
 use tracing::{info, warn};
 
 use super::attach::Listening;
+use super::control;
 use super::exports::VolumeExports;
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
@@ -59,6 +60,10 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let bound = Server::bind(config.nbd.clone(), addresses, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
+    match control::listen(&config.state) {
+        Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), exports.clone()))),
+        Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
+    }
     let welcome = welcome(config, &store.url(), &listening(&server, host_name), &metas);
     Ok(Running { server, exports, welcome })
 }

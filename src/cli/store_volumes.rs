@@ -64,7 +64,8 @@ impl StoreVolumes {
         found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
     }
 
-    async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
+    /// Opens a volume for this server.
+    pub async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
         let meta = self.meta(name).await?;
         let outside = Outside { disk: self.state.journal_disk(meta.uuid), ..self.outside.clone() };
         let first = !self.opened.lock().contains(name);

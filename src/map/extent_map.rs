@@ -91,13 +91,30 @@ impl ExtentMap {
         Ok(found)
     }
 
-    /// A segment takes effect: live commit and recovery both come through here, in log order. Either all of it is
-    /// applied or, if pages are missing, nothing.
-    pub fn apply(&mut self, seq: Seq, info: SegmentInfo, changes: &[(Extent, Placement)]) -> Result<(), NeedPages> {
-        let missing = changes.iter().flat_map(|(extent, _)| self.pages_cut(*extent)).collect::<BTreeMap<_, _>>();
+    /// A segment takes effect: live commit, recovery and garbage collection all come through here, in log order. Either
+    /// all of it is applied or, if pages are missing, nothing.
+    ///
+    /// `as_of` is for a segment of moved data, which was copied from segments at or before that place in the log: it
+    /// counts only where the map still points to one of those. Whatever changed a block meanwhile wins.
+    pub fn apply(
+        &mut self,
+        seq: Seq,
+        info: SegmentInfo,
+        changes: &[(Extent, Placement)],
+        as_of: Option<Seq>,
+    ) -> Result<(), NeedPages> {
+        let needed = |(extent, _): &(Extent, Placement)| match as_of {
+            Some(_) => self.pages_missing(*extent),
+            None => self.pages_cut(*extent),
+        };
+        let missing = changes.iter().flat_map(needed).collect::<BTreeMap<_, _>>();
         self.need(missing)?;
         self.tick += 1;
         self.usage.born(seq, info);
+        if let Some(as_of) = as_of {
+            changes.iter().for_each(|&(extent, placement)| self.move_data(extent, placement, as_of));
+            return Ok(());
+        }
         for &(extent, placement) in changes {
             match placement {
                 Placement::Data(location) => self.set(extent, Some(Content::Data(location))),
@@ -280,6 +297,25 @@ impl ExtentMap {
         index.extent().intersect(&self.volume) == Some(part)
     }
 
+    /// Points the blocks of `extent` to `placement`, but only those whose data lies in a segment at or before `as_of`;
+    /// what was moved in vain is dead at birth. The pages are in memory.
+    fn move_data(&mut self, extent: Extent, placement: Placement, as_of: Seq) {
+        let Placement::Data(to) = placement else { return };
+        let mut unchanged = Vec::new();
+        for (index, part) in parts(extent) {
+            let Some(Slot { page: Some(page), .. }) = self.pages.get(&index) else { continue };
+            page.lookup(part, |part, content| match content {
+                Some(Content::Data(from)) if from.frame.seq <= as_of => unchanged.push(part),
+                _ => {}
+            });
+        }
+        let moved: u64 = unchanged.iter().map(|part| part.count.0).sum();
+        self.usage.stillborn(to.frame.seq, BlockCount(extent.count.0 - moved));
+        for part in unchanged {
+            self.set(part, Some(Content::Data(to.skip(part.start - extent.start))));
+        }
+    }
+
     /// Sets the content of an extent, page by page. The pages are in memory, or covered whole.
     fn set(&mut self, extent: Extent, content: Option<Content>) {
         for (index, part) in parts(extent) {
@@ -398,6 +434,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Set(u64, u64, u8),
+        /// Moves what lies in segments up to that many ago, as the map is now or was an operation ago.
+        Move(u64, bool),
         /// Checkpoint: every changed page is stored.
         Store,
         /// Forget the clean pages, as eviction or reopening does.
@@ -407,6 +445,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             8 => (place(), place(), 0u8..4).prop_map(|(a, b, kind)| Op::Set(a.min(b), a.max(b), kind)),
+            2 => (0u64..6, any::<bool>()).prop_map(|(back, late)| Op::Move(back, late)),
             1 => Just(Op::Store),
             1 => Just(Op::Evict),
         ]
@@ -475,15 +514,39 @@ mod tests {
             let mut map = ExtentMap::new(BlockCount(BLOCKS));
             let mut model = vec![Block::Hole; BLOCKS as usize];
             let mut stored = Stored::default();
+            let mut before = model.clone();
             for (n, op) in ops.into_iter().enumerate() {
                 let seq = Seq(n as u64 + 1);
+                let now = model.clone();
                 match op {
+                    Op::Move(back, late) => {
+                        // A plan made an operation ago knows nothing of the segment before this one.
+                        let as_of = Seq((seq.0 - 1).saturating_sub(back + u64::from(late)));
+                        let planned = if late { &before } else { &model };
+                        let moves = |block: &Block| matches!(block, Block::Data(from) if *from <= as_of);
+                        let mut moved = Vec::new();
+                        for block in (0..BLOCKS).filter(|&block| moves(&planned[block as usize])) {
+                            let frame = FrameAddr { seq, offset: block as u32, len: 1 };
+                            moved.push((Extent::new(block, 1), Placement::Data(Location { frame, block: 0 })));
+                        }
+                        let blocks = moved.len() as u32;
+                        let info = SegmentInfo { blocks, live_blocks: blocks, ..SegmentInfo::default() };
+                        while let Err(need) = map.apply(seq, info, &moved, Some(as_of)) {
+                            stored.load(&mut map, need);
+                        }
+                        for (extent, _) in moved {
+                            let block = &mut model[extent.start.0 as usize];
+                            if moves(block) {
+                                *block = Block::Data(seq);
+                            }
+                        }
+                    }
                     Op::Set(start, end, _) if start == end => {}
                     Op::Set(start, end, kind) => {
                         let changes = changes(seq, start, end, kind);
                         let blocks = match kind { 0 | 1 => 0, _ => end.min(start + 48) - start };
                         let info = SegmentInfo { blocks: blocks as u32, live_blocks: blocks as u32, ..SegmentInfo::default() };
-                        while let Err(need) = map.apply(seq, info, &changes) {
+                        while let Err(need) = map.apply(seq, info, &changes, None) {
                             stored.load(&mut map, need);
                         }
                         for (extent, placement) in changes {
@@ -498,6 +561,7 @@ mod tests {
                     Op::Store => stored.checkpoint(&mut map, seq),
                     Op::Evict => map.evict(0),
                 }
+                before = now;
             }
             stored.checkpoint(&mut map, Seq(1000));
             map.evict(0);

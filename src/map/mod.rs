@@ -16,7 +16,7 @@ pub use extent_map::{ExtentMap, MapSnapshot, NeedPages};
 pub use page::Page;
 pub use placement::Placement;
 pub use runs::Runs;
-pub use usage::Usage;
+pub use usage::{Usage, UsageTotals};
 
 use crate::units::{BlockIndex, Extent, Location, Seq};
 
@@ -89,4 +89,15 @@ pub struct SegmentInfo {
     pub blocks: u32,
     /// How many of them the map still needs.
     pub live_blocks: u32,
+}
+
+impl SegmentInfo {
+    /// Bytes of the object that belong to live blocks: exact but for how much better or worse those compress than the
+    /// dead ones.
+    pub fn live_bytes(&self) -> u64 {
+        match self.blocks {
+            0 => 0,
+            blocks => (u128::from(self.stored_bytes) * u128::from(self.live_blocks) / u128::from(blocks)) as u64,
+        }
+    }
 }

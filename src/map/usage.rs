@@ -9,11 +9,12 @@ use crate::units::{BlockCount, Seq};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     segments: BTreeMap<Seq, SegmentInfo>,
+    totals: UsageTotals,
     /// Counts that contradicted each other: a bug or a damaged checkpoint; such a segment is never deleted.
     pub inconsistencies: u64,
 }
 
-/// Sums over all segments.
+/// Sums over all segments, kept with each change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageTotals {
     /// Objects of the log that are in the store.
@@ -22,17 +23,65 @@ pub struct UsageTotals {
     pub stored_bytes: u64,
     /// Data blocks that the map needs.
     pub live_blocks: u64,
+    /// Bytes of the objects that they are in, in proportion: see [`SegmentInfo::live_bytes`].
+    pub live_bytes: u64,
+    /// Objects without a block that the map needs.
+    pub dead_objects: u64,
+    /// Their bytes.
+    pub dead_bytes: u64,
+}
+
+impl UsageTotals {
+    /// Bytes of objects that are partly live, beyond the live bytes: what rewriting them would free.
+    pub fn sparse_bytes(&self) -> u64 {
+        self.stored_bytes.saturating_sub(self.dead_bytes + self.live_bytes)
+    }
+
+    fn add(&mut self, info: &SegmentInfo) {
+        let dead = info.live_blocks == 0;
+        // Slots that a fence voided are in the table, but most were never objects.
+        let objects = u64::from(info.stored_bytes > 0);
+        self.objects += objects;
+        self.stored_bytes += info.stored_bytes;
+        self.live_blocks += u64::from(info.live_blocks);
+        self.live_bytes += info.live_bytes();
+        self.dead_objects += if dead { objects } else { 0 };
+        self.dead_bytes += if dead { info.stored_bytes } else { 0 };
+    }
+
+    fn subtract(&mut self, info: &SegmentInfo) {
+        let mut gone = UsageTotals::default();
+        gone.add(info);
+        self.objects -= gone.objects;
+        self.stored_bytes -= gone.stored_bytes;
+        self.live_blocks -= gone.live_blocks;
+        self.live_bytes -= gone.live_bytes;
+        self.dead_objects -= gone.dead_objects;
+        self.dead_bytes -= gone.dead_bytes;
+    }
 }
 
 impl Usage {
     /// The table of a checkpoint.
     pub fn from_segments(segments: impl IntoIterator<Item = (Seq, SegmentInfo)>) -> Usage {
-        Usage { segments: segments.into_iter().collect(), inconsistencies: 0 }
+        let mut usage = Usage::default();
+        segments.into_iter().for_each(|(seq, info)| usage.born(seq, info));
+        usage
     }
 
     /// A segment took effect: all of its data blocks are live.
     pub fn born(&mut self, seq: Seq, info: SegmentInfo) {
-        self.segments.insert(seq, info);
+        self.totals.add(&info);
+        if let Some(before) = self.segments.insert(seq, info) {
+            self.totals.subtract(&before);
+        }
+    }
+
+    /// That many blocks of a segment were dead at its birth: what it was to move was changed meanwhile.
+    pub fn stillborn(&mut self, seq: Seq, count: BlockCount) {
+        if count.0 > 0 {
+            self.subtract(seq, count);
+        }
     }
 
     /// A piece left the map.
@@ -49,7 +98,9 @@ impl Usage {
 
     /// The object is no longer in the store.
     pub fn forget(&mut self, seq: Seq) {
-        self.segments.remove(&seq);
+        if let Some(info) = self.segments.remove(&seq) {
+            self.totals.subtract(&info);
+        }
     }
 
     /// What is known of one segment.
@@ -70,12 +121,7 @@ impl Usage {
 
     /// Sums.
     pub fn totals(&self) -> UsageTotals {
-        self.segments.values().fold(UsageTotals::default(), |sum, info| UsageTotals {
-            // Slots that a fence voided are in the table, but most were never objects.
-            objects: sum.objects + u64::from(info.stored_bytes > 0),
-            stored_bytes: sum.stored_bytes + info.stored_bytes,
-            live_blocks: sum.live_blocks + u64::from(info.live_blocks),
-        })
+        self.totals
     }
 
     fn subtract(&mut self, seq: Seq, count: BlockCount) {
@@ -83,12 +129,43 @@ impl Usage {
             self.inconsistencies += 1;
             return;
         };
+        self.totals.subtract(info);
         match u64::from(info.live_blocks).checked_sub(count.0) {
             Some(left) => info.live_blocks = left as u32,
             None => {
                 // Fail closed: a segment whose count is wrong keeps a live block for ever.
                 self.inconsistencies += 1;
                 info.live_blocks = info.live_blocks.max(1);
+            }
+        }
+        self.totals.add(info);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{Extent, FrameAddr, Location};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_sums_are_those_of_the_table(ops in prop::collection::vec((0u8..4, 1u64..6, 0u32..50), 0..60)) {
+            let mut usage = Usage::default();
+            for (op, seq, n) in ops {
+                let frame = FrameAddr { seq: Seq(seq), offset: 0, len: 1 };
+                match op {
+                    0 => {
+                        let info = SegmentInfo { stored_bytes: u64::from(n) * 999, blocks: n, live_blocks: n, ..SegmentInfo::default() };
+                        usage.born(Seq(seq), info);
+                    }
+                    1 => usage.forget(Seq(seq)),
+                    _ => usage.died(&Mapped {
+                        extent: Extent::new(0, u64::from(n % 5)),
+                        content: Content::Data(Location { frame, block: 0 }),
+                    }),
+                }
+                prop_assert_eq!(Usage::from_segments(usage.iter().map(|(seq, info)| (seq, *info))).totals(), usage.totals());
             }
         }
     }

@@ -17,7 +17,9 @@ use crate::codec::object::{Encoded, ObjectKind, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
-use crate::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, Seq, VOLUME_BLOCKS_MAX};
+use crate::units::{
+    BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, Seq, VOLUME_BLOCKS_MAX,
+};
 
 /// What an extent of a batch holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct EncodedSegment {
     pub placements: Vec<(Extent, Placement)>,
     /// What to keep of it.
     pub info: SegmentInfo,
+    /// Of moved data: as of which place in the log, see [`SegmentHead::as_of`].
+    pub as_of: Option<Seq>,
 }
 
 /// Seals `changes`, which are sorted by block, not overlapping and not empty, into the segment at `seq`.
@@ -62,12 +66,40 @@ pub fn encode_segment(
     changes: &[(Extent, Payload)],
 ) -> Result<EncodedSegment, EncodeError> {
     check_batch(block_size, changes)?;
-    let (entries, frames) = Plan::of(block_size, changes).compress()?;
-    let head = SegmentHead { epoch: stamp.epoch, server: stamp.server, covers: stamp.covers, entries };
+    encode_plan(sealer, seq, salt, stamp, Plan::of(block_size, changes), None)
+}
+
+/// Seals data that was copied from segments at or before `as_of`, sorted by block, into the segment at `seq`; it will
+/// count only where nothing changed since. All of it is stored as it is, blocks of zero too: a blank entry would count
+/// without a condition.
+pub fn encode_moved(
+    sealer: &Sealer,
+    seq: Seq,
+    salt: Salt,
+    block_size: BlockSize,
+    stamp: &Stamp,
+    data: &[(Extent, Bytes)],
+    as_of: Seq,
+) -> Result<EncodedSegment, EncodeError> {
+    let changes: Vec<_> = data.iter().map(|(extent, data)| (*extent, Payload::Data(data.clone()))).collect();
+    check_batch(block_size, &changes)?;
+    encode_plan(sealer, seq, salt, stamp, Plan::of_data(block_size, data), Some(as_of))
+}
+
+fn encode_plan(
+    sealer: &Sealer,
+    seq: Seq,
+    salt: Salt,
+    stamp: &Stamp,
+    plan: Plan<'_>,
+    as_of: Option<Seq>,
+) -> Result<EncodedSegment, EncodeError> {
+    let (entries, frames) = plan.compress()?;
+    let head = SegmentHead { epoch: stamp.epoch, server: stamp.server, covers: stamp.covers, entries, as_of };
     let head_bytes = head.encode();
     let object = encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?;
-    let frames_at = object.frames_at;
-    Ok(EncodedSegment { object, placements: head.placements(seq, frames_at), info: head.info(salt, frames_at) })
+    let (placements, info) = (head.placements(seq, object.frames_at), head.info(salt, object.frames_at));
+    Ok(EncodedSegment { object, placements, info, as_of })
 }
 
 /// Refuses a batch from which a segment would come that nobody could read.
@@ -126,6 +158,22 @@ impl<'a> Plan<'a> {
                 Payload::Data(data) => plan.push_data(extent.start, data),
                 Payload::Zero => plan.push_blank(*extent, RunContent::Zero),
                 Payload::Hole => plan.push_blank(*extent, RunContent::Hole),
+            }
+        }
+        plan
+    }
+
+    /// All of it data, none of the runs across the end of a frame.
+    fn of_data(block_size: BlockSize, data: &'a [(Extent, Bytes)]) -> Plan<'a> {
+        let block_bytes = block_size.bytes() as usize;
+        let mut plan = Plan { block_bytes, runs: Vec::with_capacity(data.len()), pieces: Vec::new() };
+        for (extent, data) in data {
+            let (mut at, mut rest) = (extent.start, &data[..]);
+            while !rest.is_empty() {
+                let blocks = plan.blocks_to_cut(at).min(rest.len() / block_bytes);
+                let (piece, after) = rest.split_at(blocks * block_bytes);
+                plan.push_piece(Extent::new(at.0, blocks as u64), piece);
+                (at, rest) = (at + BlockCount(blocks as u64), after);
             }
         }
         plan

@@ -28,6 +28,10 @@ pub struct SegmentHead {
     pub covers: ChangeNo,
     /// What it holds, sorted by block, not overlapping, none empty.
     pub entries: Vec<Entry>,
+    /// If its data was moved here by garbage collection (then it holds nothing else): it counts only for blocks whose
+    /// data lies, when this segment takes effect, in a segment at or before this one. Whatever changed a block
+    /// meanwhile wins, live and in recovery.
+    pub as_of: Option<Seq>,
 }
 
 /// One extent of a segment.
@@ -53,10 +57,12 @@ pub enum EntryKind {
     Hole,
 }
 
-// The two low bits of an entry's first varint. 3 is reserved for "moved" (garbage collection).
+// The two low bits of an entry's first varint.
 const DATA: u64 = 0;
 const ZERO: u64 = 1;
 const HOLE: u64 = 2;
+/// Data, in a segment of moved data. A reader of version 1 refuses it: to it, it would look like a newer write.
+const MOVED: u64 = 3;
 
 /// The fewest bytes that an entry takes.
 const ENTRY_BYTES_MIN: usize = 2;
@@ -75,7 +81,7 @@ impl SegmentHead {
             let count_less_one = extent.count.0 - 1;
             match kind {
                 EntryKind::Data { stored_len } => {
-                    w.varint(gap | DATA);
+                    w.varint(gap | if self.as_of.is_some() { MOVED } else { DATA });
                     w.varint(count_less_one);
                     w.varint(u64::from(*stored_len));
                 }
@@ -90,6 +96,9 @@ impl SegmentHead {
             }
             end = extent.end();
         }
+        if let Some(as_of) = self.as_of {
+            w.varint(as_of.0);
+        }
         w.finish()
     }
 
@@ -103,16 +112,23 @@ impl SegmentHead {
         let mut entries = Vec::with_capacity(count);
         let mut end = BlockIndex(0);
         let mut object_end = frames_at;
+        let mut moved = 0;
         for _ in 0..count {
-            let entry = decode_entry(&mut r, end)?;
+            let (entry, is_moved) = decode_entry(&mut r, end)?;
+            moved += usize::from(is_moved);
             if let EntryKind::Data { stored_len } = entry.kind {
                 object_end = object_end.checked_add(stored_len).ok_or_else(|| r.bad("frames beyond 4 GiB"))?;
             }
             end = entry.extent.end();
             entries.push(entry);
         }
+        let as_of = match moved {
+            0 => None,
+            _ if moved < count => return Err(r.bad("moved data beside other entries")),
+            _ => Some(Seq(r.varint()?)),
+        };
         r.finish()?;
-        Ok(SegmentHead { epoch, server, covers, entries })
+        Ok(SegmentHead { epoch, server, covers, entries, as_of })
     }
 
     /// What it does to the map if it stands at `seq` and its frames begin at byte `frames_at`; in the order of blocks.
@@ -153,7 +169,8 @@ impl SegmentHead {
     }
 }
 
-fn decode_entry(r: &mut Reader<'_>, end: BlockIndex) -> Result<Entry, Malformed> {
+/// An entry, and whether it is moved data.
+fn decode_entry(r: &mut Reader<'_>, end: BlockIndex) -> Result<(Entry, bool), Malformed> {
     let first = r.varint()?;
     let start = BlockIndex(end.0 + (first >> 2));
     let count_less_one = r.varint()?;
@@ -162,12 +179,11 @@ fn decode_entry(r: &mut Reader<'_>, end: BlockIndex) -> Result<Entry, Malformed>
     }
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
     let kind = match first & 3 {
-        DATA => EntryKind::Data { stored_len: decode_frame_len(r, extent.count)? },
+        DATA | MOVED => EntryKind::Data { stored_len: decode_frame_len(r, extent.count)? },
         ZERO => EntryKind::Zero,
-        HOLE => EntryKind::Hole,
-        _ => return Err(r.bad("an entry of unknown kind")),
+        _ => EntryKind::Hole,
     };
-    Ok(Entry { extent, kind })
+    Ok((Entry { extent, kind }, first & 3 == MOVED))
 }
 
 fn decode_frame_len(r: &mut Reader<'_>, blocks: BlockCount) -> Result<u32, Malformed> {
@@ -207,13 +223,22 @@ mod tests {
     }
 
     fn head(entries: Vec<Entry>) -> SegmentHead {
-        SegmentHead { epoch: Epoch(3), server: Uuid::from_u128(7), covers: ChangeNo(1 << 40), entries }
+        SegmentHead { epoch: Epoch(3), server: Uuid::from_u128(7), covers: ChangeNo(1 << 40), entries, as_of: None }
     }
 
     proptest! {
         #[test]
         fn a_head_comes_back(entries in entries()) {
             let head = head(entries);
+            prop_assert_eq!(SegmentHead::decode(&head.encode(), 48), Ok(head));
+        }
+
+        #[test]
+        fn a_head_of_moved_data_comes_back(entries in entries(), as_of: u64) {
+            let is_data = |entry: &Entry| matches!(entry.kind, EntryKind::Data { .. });
+            let entries: Vec<_> = entries.into_iter().filter(is_data).collect();
+            let as_of = (!entries.is_empty()).then_some(Seq(as_of));
+            let head = SegmentHead { as_of, ..head(entries) };
             prop_assert_eq!(SegmentHead::decode(&head.encode(), 48), Ok(head));
         }
 
@@ -239,8 +264,11 @@ mod tests {
         w.varint(1);
         w.varint(gap_and_kind);
         w.varint(count_less_one);
-        if gap_and_kind & 3 == DATA {
+        if [DATA, MOVED].contains(&(gap_and_kind & 3)) {
             w.varint(len);
+        }
+        if gap_and_kind & 3 == MOVED {
+            w.varint(7); // as of
         }
         bytes.extend(w.finish());
         SegmentHead::decode(&bytes, 48).map_err(|e| e.what)
@@ -252,11 +280,21 @@ mod tests {
         assert_eq!(decode_one(DATA, 0, 20), Err("a frame of a length that cannot be"));
         assert_eq!(decode_one(DATA, 0, 65557), Err("a frame of a length that cannot be"));
         assert_eq!(decode_one(DATA, 128, 21), Err("a frame of more than 64 KiB of data"));
-        assert_eq!(decode_one(3, 0, 0), Err("an entry of unknown kind"));
+        assert_eq!(decode_one(MOVED, 0, 21).map(|head| head.as_of), Ok(Some(Seq(7))));
+        assert_eq!(decode_one(MOVED, 128, 21), Err("a frame of more than 64 KiB of data"));
         assert!(decode_one(HOLE, VOLUME_BLOCKS_MAX - 1, 0).is_ok());
         assert_eq!(decode_one(HOLE, VOLUME_BLOCKS_MAX, 0), Err("an extent beyond the end of any volume"));
         assert_eq!(decode_one((VOLUME_BLOCKS_MAX << 2) | ZERO, 0, 0), Err("an extent beyond the end of any volume"));
         assert_eq!(decode_one(u64::MAX - 2, u64::MAX, 0), Err("an extent beyond the end of any volume"));
+    }
+
+    #[test]
+    fn moved_data_stands_alone() {
+        let data = |n| Entry { extent: Extent::new(n, 1), kind: EntryKind::Data { stored_len: 30 } };
+        let zero = Entry { extent: Extent::new(5, 1), kind: EntryKind::Zero };
+        let mixed = SegmentHead { as_of: Some(Seq(1)), ..head(vec![data(1), zero]) };
+        let refused = SegmentHead::decode(&mixed.encode(), 48).map_err(|e| e.what);
+        assert_eq!(refused, Err("moved data beside other entries"));
     }
 
     #[test]

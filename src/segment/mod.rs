@@ -19,7 +19,7 @@ pub mod encode;
 
 use bytes::Bytes;
 
-pub use encode::{EncodedSegment, Payload, Stamp, encode_segment};
+pub use encode::{EncodedSegment, Payload, Stamp, encode_moved, encode_segment};
 pub use fence::{Close, Durability, Fence};
 pub use head::{Entry, EntryKind, SegmentHead};
 
@@ -27,7 +27,7 @@ use crate::codec::frame;
 use crate::codec::object::{Decoded, Found, ObjectKind, decode_head};
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len};
-use crate::units::{BlockSize, ChangeNo, Epoch, FrameAddr, Seq};
+use crate::units::{BlockSize, ChangeNo, Epoch, FRAME_BYTES_MAX, FrameAddr, Seq};
 
 /// The kinds of objects that the log has.
 pub const LOG_KINDS: &[ObjectKind] = &[ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close];
@@ -109,6 +109,12 @@ pub fn open_frame(
 pub fn open_frame_with(key: &ObjectKey, addr: FrameAddr, data_len: u32, sealed: &Bytes) -> Result<Bytes, CorruptError> {
     expect_len(sealed.len(), u64::from(addr.len))?;
     frame::decompress(&key.open_frame(addr.offset, sealed)?, data_len)
+}
+
+/// [`open_frame_with`] for whoever does not know how much data the frame holds: at most 64 KiB.
+pub fn open_frame_up_to(key: &ObjectKey, addr: FrameAddr, sealed: &Bytes) -> Result<Bytes, CorruptError> {
+    expect_len(sealed.len(), u64::from(addr.len))?;
+    frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)
 }
 
 /// Proves a whole log object, every frame of it, and that nothing follows.

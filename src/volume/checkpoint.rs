@@ -1,16 +1,13 @@
-//! Checkpoints and what may be deleted after them. The order is the safety argument; the code follows the numbers.
+//! Checkpoints. The order is the safety argument, together with that of [`super::deletion`]; the code follows the
+//! numbers.
 //!
 //! 1. Pages that were dropped unread are read and their blocks counted as dead, so that the counts are exact.
 //! 2. Under one lock: the changed pages, the table of segments, the last committed slot S and its change number.
 //! 3. One object, `checkpoints/S`, holds the changed pages and the root. When it is in the store, the checkpoint is
 //!    durable: opening needs no segment at or before S for its head any more.
 //! 4. The map learns where its pages lie now. Segments without live blocks *as of 2* are dead for ever: no later change
-//!    brings a block back to them. Checkpoint objects older than S without a page in the root of 3 are superseded.
-//! 5. Proof that no other server took the volume before 3 was durable (see [`slot::prove_unfenced`]): whoever takes it
-//!    from now on lists the checkpoints after putting its fence, and so starts from S or later.
-//! 6. Reads that were planned before 4 have ended.
-//! 7. DELETE, and then the table forgets them. A crash before that leaves them in the table, still dead: they are
-//!    deleted after the next checkpoint.
+//!    brings a block back to them. Checkpoint objects older than S without a page in the root of 3 are superseded. Both
+//!    are doomed now.
 //!
 //! Nothing here is urgent: whatever the store refuses is tried again with the next checkpoint.
 
@@ -18,18 +15,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::map::{Page, PageIndex, PageRef};
-use crate::store::{ErrorKind, Key, StoreError};
+use crate::store::ErrorKind;
 use crate::units::Seq;
 use crate::volume::backoff::Backoff;
 use crate::volume::objects::ReadError;
 use crate::volume::root::{self, CheckpointInfo, EncodedCheckpoint, Root};
 use crate::volume::shared::{End, Shared};
-use crate::volume::slot::{self, ProofError};
+use crate::volume::slot;
 
 /// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
 const MIN_LIVE_PERCENT: u64 = 50;
 
-/// Writes one checkpoint and deletes what it makes dead. Fails only if the volume cannot go on.
+/// Writes one checkpoint. Fails only if the volume cannot go on.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     load_for_rewrite(&shared).await;
     let snapshot = loop {
@@ -38,16 +35,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
             break snapshot;
         }
     };
-    let written = write(&shared, snapshot).await?;
-    delete_dead(&shared, written).await
-}
-
-/// What 2 and 3 leave for the deletion.
-struct Written {
-    seq: Seq,
-    dead: Vec<Seq>,
-    superseded: Vec<Seq>,
-    readers_line: u64,
+    write(&shared, snapshot).await
 }
 
 /// Step 1.
@@ -116,8 +104,8 @@ async fn load_for_rewrite(shared: &Shared) {
 }
 
 /// Steps 2 to 4.
-async fn write(shared: &Shared, snapshot: Snapshot) -> Result<Written, End> {
-    let Snapshot { changed, root, dead, bytes, readers_line } = snapshot;
+async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
+    let Snapshot { changed, root, dead, bytes } = snapshot;
     let seq = root.seq;
     let (sealer, salt, pages) = (shared.sealer.clone(), shared.random.bytes(), changed.clone());
     let encode = move || {
@@ -146,14 +134,18 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<Written, End> {
     inner.state.map.checkpointed(pages);
     let kept: BTreeMap<Seq, CheckpointInfo> = root.checkpoints.iter().copied().collect();
     let before = std::mem::take(&mut inner.checkpoints).into_keys().chain([inner.state.checkpointed()]);
-    inner.superseded.extend(before.filter(|old| old.0 > 0 && !kept.contains_key(old)));
-    let superseded = inner.superseded.iter().copied().collect();
+    let superseded: Vec<Seq> = before.filter(|old| old.0 > 0 && !kept.contains_key(old)).collect();
+    inner.doomed.checkpoints.extend(superseded);
+    // What is not in the table any more was deleted while this checkpoint was written.
+    let dead: Vec<_> = dead.into_iter().filter_map(|seq| Some((seq, *inner.state.map.usage().get(seq)?))).collect();
+    inner.doomed.bytes = dead.iter().map(|(_, info)| info.stored_bytes).sum();
+    inner.doomed.segments = dead.into_iter().map(|(seq, _)| seq).collect();
     inner.checkpoints = kept;
     inner.state.checkpoint_done(seq, bytes);
     inner.uncheckpointed_since = None;
     inner.note_commit();
-    tracing::debug!(volume = %shared.meta.name, %seq, dead = dead.len(), "checkpoint");
-    Ok(Written { seq, dead, superseded, readers_line })
+    tracing::debug!(volume = %shared.meta.name, %seq, doomed = inner.doomed.len(), "checkpoint");
+    Ok(())
 }
 
 /// The volume at one instant.
@@ -162,12 +154,11 @@ struct Snapshot {
     root: Root,
     dead: Vec<Seq>,
     bytes: u64,
-    readers_line: u64,
 }
 
 /// Step 2; nothing if pages were dropped unread since step 1.
 fn snapshot(shared: &Shared) -> Option<Snapshot> {
-    let mut inner = shared.inner.lock();
+    let inner = shared.inner.lock();
     let map = inner.state.map.snapshot()?;
     let seq = inner.state.committed();
     let dead = map.usage.dead(seq);
@@ -180,51 +171,13 @@ fn snapshot(shared: &Shared) -> Option<Snapshot> {
         segments: map.usage.iter().map(|(seq, info)| (seq, *info)).collect(),
         checkpoints: inner.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
         pages: map.unchanged,
+        account: shared.account_before.plus(&inner.account.with_requests(&shared.meter.snapshot())),
     };
     let bytes = inner.state.bytes_since_checkpoint();
-    let readers_line = inner.state.readers().line();
-    Some(Snapshot { changed: map.changed, root, dead, bytes, readers_line })
-}
-
-/// Steps 5 to 7.
-async fn delete_dead(shared: &Shared, written: Written) -> Result<(), End> {
-    let keys: Vec<Key> = (written.dead.iter().map(|&seq| shared.keys.segment(seq)))
-        .chain(written.superseded.iter().map(|&seq| shared.keys.checkpoint(seq)))
-        .collect();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    match slot::prove_unfenced(shared, slot_after(shared, written.seq)).await {
-        Ok(()) => {}
-        Err(ProofError::Fenced(end)) => return Err(end),
-        Err(ProofError::Store(error)) => return postponed(shared, &written, &error),
-    }
-    loop {
-        let ended = shared.read_ended.notified();
-        if shared.inner.lock().state.readers().passed(written.readers_line) {
-            break;
-        }
-        ended.await;
-    }
-    match shared.store.delete(&keys).await {
-        Ok(()) => {
-            let mut inner = shared.inner.lock();
-            written.dead.iter().for_each(|&seq| inner.state.map.usage_mut().forget(seq));
-            inner.superseded.retain(|seq| !written.superseded.contains(seq));
-            Ok(())
-        }
-        Err(error) => postponed(shared, &written, &error),
-    }
+    Some(Snapshot { changed: map.changed, root, dead, bytes })
 }
 
 /// The first slot after S that may hold a fence of somebody else.
-fn slot_after(shared: &Shared, seq: Seq) -> Seq {
+pub(super) fn slot_after(shared: &Shared, seq: Seq) -> Seq {
     if seq == shared.fence.0 { shared.fence.1.continues_at } else { seq.next() }
-}
-
-/// Deleting did not work: the objects cost money, nothing else, and the next checkpoint tries again.
-fn postponed(shared: &Shared, written: &Written, error: &StoreError) -> Result<(), End> {
-    let objects = written.dead.len() + written.superseded.len();
-    tracing::warn!(volume = %shared.meta.name, objects, "dead objects are not deleted yet: {error}");
-    Ok(())
 }

@@ -7,9 +7,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::gc;
 use crate::outside::{Clock, Random};
 use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
 use crate::units::{BlockSize, Epoch, Seq};
+use crate::volume::account::Account;
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
@@ -95,6 +97,12 @@ pub struct Info {
     pub mapped_bytes: u64,
     /// Bytes of its objects in the store.
     pub stored_bytes: u64,
+    /// Of those, bytes of what is live: after compression, frames and heads in proportion.
+    pub live_bytes: u64,
+    /// Of those, bytes of segments in which nothing is live.
+    pub dead_bytes: u64,
+    /// What garbage collection will free when the volume is quiet, by default settings.
+    pub gc_backlog_bytes: u64,
     /// Its objects in the store.
     pub objects: u64,
     /// Segments whose last live block is gone and that wait for a checkpoint to be deleted.
@@ -109,6 +117,8 @@ pub struct Info {
     pub last_commit_change: u64,
     /// The slot that the newest checkpoint covers.
     pub checkpoint_seq: u64,
+    /// What it had cost at the newest checkpoint, since it was created.
+    pub since_creation: Account,
 }
 
 /// A [`Holder`] as data.
@@ -132,7 +142,8 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
     // The newest root still lists the objects that were deleted after it.
     let there: HashSet<&Key> = listed.iter().map(|entry| &entry.key).collect();
     let dead = scan.map.usage().dead(scan.committed);
-    let dead_objects = dead.iter().filter(|&&seq| there.contains(&source.keys.segment(seq))).count() as u64;
+    let dead: Vec<Seq> = dead.into_iter().filter(|&seq| there.contains(&source.keys.segment(seq))).collect();
+    let stored = |seq: &Seq| scan.map.usage().get(*seq).map_or(0, |info| info.stored_bytes);
     let holder = scan.fence.as_ref().filter(|_| !scan.closed).map(|(_, fence)| HolderInfo {
         server: fence.server,
         server_name: fence.server_name.clone(),
@@ -147,12 +158,16 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
-        dead_objects,
+        dead_objects: dead.len() as u64,
+        live_bytes: totals.live_bytes,
+        dead_bytes: dead.iter().map(stored).sum(),
+        gc_backlog_bytes: gc::excess(&totals, &gc::Options::default(), gc::Activity::Quiet),
         epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
         holder,
         last_commit_seq: scan.committed.0,
         last_commit_change: scan.covers.0,
         checkpoint_seq: scan.checkpointed.0,
+        since_creation: scan.account,
     })
 }
 

@@ -9,23 +9,28 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::time::Instant;
 
+use crate::codec::EncodeError;
 use crate::journal;
 use crate::map::{NeedPages, Placement, SegmentInfo};
 use crate::segment::{self, Close, EncodedSegment, Stamp};
 use crate::store::ErrorKind;
-use crate::units::{Extent, Seq};
+use crate::units::{BlockCount, ChangeNo, Extent, Seq};
 use crate::volume::backoff::Backoff;
 use crate::volume::checkpoint;
+use crate::volume::deletion::Deletion;
+use crate::volume::gc::{Collector, Move};
 use crate::volume::objects::ReadError;
 use crate::volume::shared::{End, Shared};
 use crate::volume::slot;
 use crate::volume::state::Batch;
+use crate::volume::sweep::Sweeper;
 
 /// A segment that is in the store.
 struct Uploaded {
     seq: Seq,
     info: SegmentInfo,
     placements: Vec<(Extent, Placement)>,
+    as_of: Option<Seq>,
 }
 
 struct Log {
@@ -33,12 +38,22 @@ struct Log {
     /// In the order of the log: the next to finish is the next to commit.
     uploads: FuturesOrdered<BoxFuture<'static, Result<Uploaded, End>>>,
     checkpoint: Option<BoxFuture<'static, Result<(), End>>>,
+    deletion: Deletion,
+    collector: Collector,
+    sweeper: Sweeper,
 }
 
 /// Runs until the volume is closed or ends. The owner of the volume holds the task's handle and aborts it when dropped.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     let _whatever_happens = EndWithTask(shared.clone());
-    let mut log = Log { shared: shared.clone(), uploads: FuturesOrdered::new(), checkpoint: None };
+    let mut log = Log {
+        shared: shared.clone(),
+        uploads: FuturesOrdered::new(),
+        checkpoint: None,
+        deletion: Deletion::default(),
+        collector: Collector::default(),
+        sweeper: Sweeper::new(&shared),
+    };
     let result = log.serve().await;
     match &result {
         Ok(()) => shared.end(End::Closed),
@@ -65,7 +80,11 @@ impl Log {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             self.start_uploads();
+            self.collector.start(&self.shared);
+            self.start_moves();
             self.start_checkpoint();
+            self.deletion.start(&self.shared);
+            self.sweeper.start(&self.shared);
             if self.is_drained() {
                 return self.close().await;
             }
@@ -79,6 +98,9 @@ impl Log {
                     self.checkpoint = None;
                     done?;
                 }
+                gathered = self.collector.gathered() => self.collector.take(&shared, gathered),
+                found = self.sweeper.ended() => self.sweeper.take(&shared, found)?,
+                outcome = self.deletion.ended() => self.deletion.take(&shared, outcome?),
                 () = shared.wake.notified() => {}
                 () = sleep_until(deadline), if deadline.is_some() => {}
             }
@@ -103,6 +125,20 @@ impl Log {
         }
     }
 
+    /// Puts moved data under way, as much as its share allows.
+    fn start_moves(&mut self) {
+        while self.collector.has_moves() {
+            let next = {
+                let mut inner = self.shared.inner.lock();
+                let pace = self.collector.pace(&self.shared, &inner);
+                inner.state.next_move(self.shared.options.upload_window, pace.uploads)
+            };
+            let Some((seq, covers)) = next else { return };
+            let Some(data) = self.collector.next_move() else { return };
+            self.uploads.push_back(Box::pin(upload_move(self.shared.clone(), seq, covers, data)));
+        }
+    }
+
     /// Whether the buffer is to be sealed although it is not full.
     fn is_due(&self, inner: &super::shared::Inner) -> bool {
         let old = inner.active_since.is_some_and(|since| since.elapsed() >= self.shared.options.writeback_delay);
@@ -112,19 +148,34 @@ impl Log {
 
     /// The segment takes effect: every later read and FLUSH sees it as committed.
     async fn commit(&mut self, uploaded: Uploaded) -> Result<(), End> {
-        let Uploaded { seq, info, placements } = uploaded;
+        let Uploaded { seq, info, placements, as_of } = uploaded;
         let mut backoff = Backoff::new(&self.shared);
         let shared = self.shared.clone();
         let _reading = shared.begin_reading();
         loop {
             let need = {
                 let mut inner = self.shared.inner.lock();
-                match inner.state.commit(seq, info, &placements) {
+                match inner.state.commit(seq, info, &placements, as_of) {
                     Ok(released) => {
                         inner.note_commit();
                         inner.state.map.evict(self.shared.options.map_memory as usize);
                         let covers = inner.state.covers();
+                        let data = self.shared.block_size.bytes_in(BlockCount(info.blocks.into()));
+                        match as_of {
+                            None => {
+                                inner.committed_at = Some(Instant::now());
+                                inner.account.bytes_written += data;
+                            }
+                            Some(_) => {
+                                inner.gc.segments_written += 1;
+                                inner.account.bytes_moved += data;
+                            }
+                        }
                         drop(inner);
+                        if as_of.is_some() {
+                            self.collector.committed(&self.shared);
+                            return Ok(());
+                        }
                         self.shared.room.add_permits(released as usize);
                         self.shared.journal.release(covers);
                         self.shared.progress.change(|progress| progress.covers = covers);
@@ -149,9 +200,14 @@ impl Log {
             let crowded = inner.state.map.memory() as u64 > options.map_memory / 2
                 && inner.state.map.dirty_memory() as u64 > options.map_memory / 2;
             let last = self.shared.is_closing() && self.uploads.is_empty() && !inner.state.has_active();
-            inner.state.needs_checkpoint() && (old || long || crowded || last)
+            let totals = inner.state.map.usage().totals();
+            let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
+            let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
+                || self.collector.wants_checkpoint(&self.shared, &inner);
+            inner.state.needs_checkpoint() && (old || long || crowded || littered || last)
         };
         if due {
+            self.collector.checkpoint_begins();
             self.checkpoint = Some(Box::pin(checkpoint::run(self.shared.clone())));
         }
     }
@@ -189,7 +245,9 @@ impl Log {
         let checkpoint = inner.uncheckpointed_since.filter(|_| self.checkpoint.is_none());
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = inner.journal_retry.filter(|_| !inner.paused);
-        [seal, checkpoint, journal].into_iter().flatten().min()
+        let collect = self.collector.deadline(&self.shared, &inner);
+        let sweep = self.sweeper.deadline(inner.state.committed()).filter(|_| !self.shared.is_closing());
+        [seal, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
     }
 
     fn is_drained(&self) -> bool {
@@ -197,6 +255,7 @@ impl Log {
         self.shared.is_closing()
             && self.uploads.is_empty()
             && self.checkpoint.is_none()
+            && self.deletion.lets_close(&inner)
             && !inner.state.has_active()
             && !inner.state.needs_checkpoint()
     }
@@ -226,6 +285,20 @@ impl Log {
     }
 }
 
+/// A checkpoint is due when so many segments' worth of bytes died that it would let go,
+const LITTER_SEGMENTS: u64 = 2;
+/// and at least this part of what is live.
+const LITTER_PART: u64 = 16;
+
+/// As [`upload`], for moved data; `covers` is the last change in the log before it.
+async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Move) -> Result<Uploaded, End> {
+    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
+    let stamp = Stamp { epoch: shared.epoch, server: shared.server, covers };
+    let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
+    let encoded = shared.workers.run(encode).await;
+    put(&shared, seq, encoded).await
+}
+
 /// Encodes a batch and creates its slot in the log, for as long as that takes.
 async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
@@ -236,10 +309,14 @@ async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uplo
         segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes)
     };
     let encoded = shared.workers.run(encode).await;
-    let EncodedSegment { object, placements, info } =
+    put(&shared, seq, encoded).await
+}
+
+async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeError>) -> Result<Uploaded, End> {
+    let EncodedSegment { object, placements, info, as_of } =
         encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
-    slot::put_until_done(&shared, seq, object.parts).await?;
-    Ok(Uploaded { seq, info, placements })
+    slot::put_until_done(shared, seq, object.parts).await?;
+    Ok(Uploaded { seq, info, placements, as_of })
 }
 
 /// The result of the checkpoint under way; never, if there is none.

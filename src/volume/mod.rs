@@ -21,7 +21,11 @@ mod write;
 mod read;
 mod log;
 mod slot;
+pub mod account;
 mod checkpoint;
+mod deletion;
+mod gc;
+pub mod sweep;
 mod recover;
 pub mod scan;
 mod shared;
@@ -40,16 +44,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
 use crate::journal;
+use crate::units::BlockCount;
 
+pub use account::Account;
 pub use error::{Holder, VolumeError};
 pub use lifecycle::{CreateOptions, Info, create, delete, inspect, names};
 pub use meta::{Meta, VolumeName};
 pub use options::Options;
 pub use recover::{Outside, ServerIdentity, Witness};
+pub use sweep::Swept;
 pub use verdict::OpenFlags;
 
 use shared::{End, Shared};
@@ -62,8 +70,10 @@ pub struct Volume {
 }
 
 /// What an open volume is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
+    /// Bytes of the volume.
+    pub size: u64,
     /// Bytes accepted and not yet in the store.
     pub dirty_bytes: u64,
     /// The last accepted change.
@@ -76,6 +86,35 @@ pub struct Status {
     pub map_memory: u64,
     /// Why the volume has ended, if it has.
     pub ended: Option<String>,
+    /// Bytes that hold data, by the map of what is committed.
+    pub mapped_bytes: u64,
+    /// Bytes of its objects in the store.
+    pub stored_bytes: u64,
+    /// Of those, bytes of what is live.
+    pub live_bytes: u64,
+    /// Of those, bytes of segments in which nothing is live: deleted after the next checkpoint.
+    pub dead_bytes: u64,
+    /// Segments and checkpoints in the store.
+    pub objects: u64,
+    /// Garbage collection.
+    pub gc: GcStatus,
+    /// What it has cost since it was opened here.
+    pub since_open: Account,
+    /// And since it was created.
+    pub since_creation: Account,
+}
+
+/// What garbage collection is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcStatus {
+    /// Bytes that it will free when the volume is quiet.
+    pub backlog_bytes: u64,
+    /// Objects that wait for their deletion.
+    pub doomed_objects: u64,
+    /// Segments that it has written since the volume was opened.
+    pub segments_written: u64,
+    /// Segments that it cannot read, and so leaves alone.
+    pub damaged_segments: u64,
 }
 
 impl Volume {
@@ -107,11 +146,35 @@ impl Volume {
         }
     }
 
+    /// Deletes the objects of its folder that belong to nobody, at once.
+    pub async fn sweep(&self) -> Result<Swept, VolumeError> {
+        sweep::sweep_now(&self.shared).await.map_err(|failed| match failed {
+            sweep::Failed::Store(source) => VolumeError::Store { doing: "sweeping".into(), source },
+            sweep::Failed::Ended(end) => DeviceError::from(end).into(),
+        })
+    }
+
     /// What it is doing.
     pub fn status(&self) -> Status {
         let inner = self.shared.inner.lock();
         let ended = self.shared.progress.now().end.clone();
+        let totals = inner.state.map.usage().totals();
+        let pages: u64 = inner.checkpoints.values().map(|info| info.page_bytes).sum();
+        let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
         Status {
+            size: self.shared.meta.size,
+            mapped_bytes: self.shared.block_size.bytes_in(BlockCount(totals.live_blocks)),
+            stored_bytes: totals.stored_bytes + pages,
+            live_bytes: totals.live_bytes,
+            dead_bytes: totals.dead_bytes,
+            objects: totals.objects + inner.checkpoints.len() as u64,
+            gc: GcStatus {
+                backlog_bytes: crate::gc::excess(&totals, &self.shared.options.gc, crate::gc::Activity::Quiet),
+                doomed_objects: inner.doomed.len() as u64,
+                ..inner.gc
+            },
+            since_open,
+            since_creation: self.shared.account_before.plus(&since_open),
             dirty_bytes: inner.state.dirty_bytes(),
             accepted: inner.state.last().0,
             committed: inner.state.covers().0,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gc;
 use crate::human::{self, exact_bytes};
 use crate::segment::Durability;
 use crate::units::BlockSize;
@@ -43,6 +44,8 @@ pub struct Options {
     /// The most bytes that one request reads.
     #[serde(with = "human::bytes")]
     pub read_max: u64,
+    /// Garbage collection.
+    pub gc: gc::Options,
     /// The longest pause between two tries of an upload that fails; it is tried for ever.
     #[serde(with = "human::duration")]
     pub retry_pause_max: Duration,
@@ -62,6 +65,7 @@ impl Default for Options {
             read_parallel: 32,
             read_gap: 32 << 10,
             read_max: 1 << 20,
+            gc: gc::Options::default(),
             retry_pause_max: Duration::from_secs(10),
         }
     }
@@ -84,6 +88,36 @@ impl Options {
         if !(1..=UPLOAD_WINDOW_MAX).contains(&self.upload_window) {
             return refuse("upload_window", format!("1 to {UPLOAD_WINDOW_MAX}"));
         }
+        self.check_gc()
+    }
+
+    fn check_gc(&self) -> Result<(), BadOption> {
+        let gc = &self.gc;
+        let refuse = |key, accepted: &str| Err(BadOption { key, accepted: accepted.into() });
+        if gc.quiet_percent < GC_PERCENT_MIN {
+            return refuse(
+                "gc.quiet_percent",
+                "105 or more: closer to what is live, every byte would be copied many times",
+            );
+        }
+        if gc.busy_percent < gc.quiet_percent {
+            return refuse("gc.busy_percent", "gc.quiet_percent or more");
+        }
+        if gc.limit_percent <= gc.busy_percent {
+            return refuse("gc.limit_percent", "more than gc.busy_percent");
+        }
+        if !(1..=100).contains(&gc.share_percent) {
+            return refuse("gc.share_percent", "1 to 100");
+        }
+        if gc.batch < u64::from(BlockSize::MAX) {
+            return refuse("gc.batch", "64 KiB or more");
+        }
+        if gc.merge_count < 2 {
+            return refuse("gc.merge_count", "2 or more");
+        }
+        if gc.delete_rate == 0 {
+            return refuse("gc.delete_rate", "1 or more");
+        }
         Ok(())
     }
 }
@@ -103,6 +137,9 @@ impl From<BadOption> for VolumeError {
         VolumeError::Invalid(error.to_string())
     }
 }
+
+/// The lowest bound on stored bytes in percent of live ones.
+const GC_PERCENT_MIN: u32 = 105;
 
 /// A segment is one PUT, and frames are found by 32-bit offsets.
 const SEGMENT_SIZE_MAX: u64 = 1 << 30;

@@ -21,6 +21,7 @@ use crate::journal::{self, Doors, Found, Journal};
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::Fence;
 use crate::store::Store;
+use crate::store::meter::{Meter, MeterStore};
 use crate::units::{Epoch, Seq};
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
@@ -85,8 +86,10 @@ pub(super) async fn open(
     journal_options: journal::Options,
     flags: OpenFlags,
 ) -> Result<Shared> {
+    let meter = Arc::new(Meter::default());
+    let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let source = Source::of(outside.store.clone(), name, &options, Some(outside.cache.clone())).await?;
-    let opening = Opening { outside, source, options, journal_options, flags };
+    let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {
         let mut scan = opening.source.scan().await?;
@@ -119,6 +122,7 @@ struct PlacedFence {
 
 struct Opening {
     outside: Outside,
+    meter: Arc<Meter>,
     source: Source,
     options: Options,
     journal_options: journal::Options,
@@ -264,6 +268,8 @@ impl Opening {
             keys: self.source.keys,
             sealer: self.source.sealer,
             objects: self.source.objects,
+            meter: self.meter,
+            account_before: scan.account,
             journal,
             disk: self.outside.disk,
             clock: self.outside.clock,

@@ -18,6 +18,7 @@ use crate::map::page_format::{PAGE_BYTES_MAX, PAGES_MAX, decode_page, encode_pag
 use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
 use crate::segment::Fence;
 use crate::units::{ChangeNo, Seq};
+use crate::volume::account::Account;
 
 /// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without
 /// doubles.
@@ -39,6 +40,8 @@ pub struct Root {
     pub checkpoints: Vec<(Seq, CheckpointInfo)>,
     /// Where the pages are. A page that is neither here nor in `zeroed` is a hole.
     pub pages: Vec<(PageIndex, PageRef)>,
+    /// What the volume has cost since it was created.
+    pub account: Account,
 }
 
 /// What is known of a checkpoint object that holds pages.
@@ -193,11 +196,13 @@ fn zeroed_is_sorted(root: &Root) -> bool {
 }
 
 const FENCED: u8 = 1;
+const COUNTED: u8 = 2;
 
 fn encode_root(root: &Root) -> Vec<u8> {
     let room = root.zeroed.len() * 6 + root.segments.len() * 28 + root.checkpoints.len() * 24 + root.pages.len() * 9;
     let mut w = Writer::with_capacity(512 + room);
-    w.u8(if root.fence.is_some() { FENCED } else { 0 });
+    let is_counted = root.account != Account::default();
+    w.u8(if root.fence.is_some() { FENCED } else { 0 } | if is_counted { COUNTED } else { 0 });
     w.varint(root.covers.0);
     w.varint(root.next_slot.0 - root.seq.0);
     if let Some((seq, fence)) = &root.fence {
@@ -209,13 +214,16 @@ fn encode_root(root: &Root) -> Vec<u8> {
     let older: Vec<_> = root.checkpoints.iter().filter(|(seq, _)| *seq != root.seq).copied().collect();
     write_checkpoints(&mut w, &older);
     write_pages(&mut w, root, &older);
+    if is_counted {
+        root.account.write(&mut w);
+    }
     w.finish()
 }
 
 fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     let mut r = Reader::new(&decoded.head);
     let flags = r.u8()?;
-    if flags & !FENCED != 0 {
+    if flags & !(FENCED | COUNTED) != 0 {
         return Err(r.bad("flags that are unknown"));
     }
     let covers = ChangeNo(r.varint()?);
@@ -234,7 +242,8 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     if page_bytes > 0 {
         checkpoints.push((seq, CheckpointInfo { salt: decoded.salt, page_bytes }));
     }
-    let root = Root { seq, covers, next_slot, fence, zeroed, segments, checkpoints, pages };
+    let account = if flags & COUNTED == 0 { Account::default() } else { Account::read(&mut r)? };
+    let root = Root { seq, covers, next_slot, fence, zeroed, segments, checkpoints, pages, account };
     let end = r.clone();
     r.finish()?;
     check(&root).map_err(|what| end.bad(what))?;
@@ -426,6 +435,7 @@ mod tests {
             segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
             checkpoints: Vec::new(),
             pages: Vec::new(),
+            account: Account { puts: 300, bytes_put: 1 << 40, bytes_moved: 7, ..Account::default() },
         }
     }
 
@@ -570,6 +580,7 @@ mod tests {
                 segments: segments.into_iter().map(segment).collect(),
                 checkpoints: (0..6).map(checkpoint).collect(),
                 pages: pages.into_iter().map(page).collect(),
+                account: if plain { Account::default() } else { Account { gets: n[0], ..Account::default() } },
             }
         })
     }

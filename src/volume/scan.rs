@@ -14,6 +14,7 @@ use crate::map::{ExtentMap, NeedPages, PageIndex, Runs, SegmentInfo, Usage};
 use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
+use crate::volume::account::Account;
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
@@ -70,6 +71,8 @@ pub struct Scan {
     pub committed: Seq,
     /// The first slot that is free.
     pub next: Seq,
+    /// What the volume had cost at the newest checkpoint.
+    pub account: Account,
 }
 
 impl Source {
@@ -170,7 +173,7 @@ impl Source {
                 let info = head.info(read.salt, read.frames_at);
                 let placements = head.placements(seq, read.frames_at);
                 scan.bytes_since_checkpoint += info.stored_bytes;
-                while let Err(need) = scan.map.apply(seq, info, &placements) {
+                while let Err(need) = scan.map.apply(seq, info, &placements, head.as_of) {
                     self.load_pages(scan, need).await?;
                 }
             }
@@ -233,6 +236,7 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         closed: false,
         committed: root.seq,
         next: root.next_slot,
+        account: root.account,
     }
 }
 

@@ -16,7 +16,10 @@ use crate::journal::Journal;
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::Fence;
 use crate::store::Store;
+use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
+use crate::volume::GcStatus;
+use crate::volume::account::Account;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
 use crate::volume::objects::Objects;
@@ -40,6 +43,10 @@ pub struct Shared {
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
+    /// Counts the requests of this volume.
+    pub meter: Arc<Meter>,
+    /// What the volume had cost before we opened it.
+    pub account_before: Account,
     pub journal: Journal,
     /// The journal's directory.
     pub disk: Arc<dyn Disk>,
@@ -69,8 +76,14 @@ pub struct Inner {
     pub state: State,
     /// The checkpoint objects that hold pages of the newest root.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
-    /// Checkpoint objects that nothing needs any more and that are still to be deleted.
-    pub superseded: BTreeSet<Seq>,
+    /// What is still to be deleted.
+    pub doomed: Doomed,
+    /// Bytes written and moved since the volume was opened; the meter has the requests.
+    pub account: Account,
+    /// What garbage collection has done.
+    pub gc: GcStatus,
+    /// When a change was committed last.
+    pub committed_at: Option<Instant>,
     /// Since when the oldest change waits in the buffer.
     pub active_since: Option<Instant>,
     /// Since when a commit waits for a checkpoint.
@@ -79,6 +92,29 @@ pub struct Inner {
     pub paused: bool,
     /// The journal failed; when to try it again.
     pub journal_retry: Option<Instant>,
+}
+
+/// Objects that nothing needs any more, as of the newest durable checkpoint.
+#[derive(Debug, Default)]
+pub struct Doomed {
+    /// Dead segments.
+    pub segments: BTreeSet<Seq>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Checkpoint objects that hold no page of the map.
+    pub checkpoints: BTreeSet<Seq>,
+}
+
+impl Doomed {
+    /// Whether nothing is to be deleted.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.checkpoints.is_empty()
+    }
+
+    /// How many objects.
+    pub fn len(&self) -> usize {
+        self.segments.len() + self.checkpoints.len()
+    }
 }
 
 /// How far the volume has come.
@@ -120,6 +156,8 @@ pub struct Parts {
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
+    pub meter: Arc<Meter>,
+    pub account_before: Account,
     pub journal: Journal,
     pub disk: Arc<dyn Disk>,
     pub clock: Clock,
@@ -142,7 +180,10 @@ impl Shared {
         let mut inner = Inner {
             state: parts.state,
             checkpoints: parts.checkpoints,
-            superseded: parts.superseded,
+            doomed: Doomed { checkpoints: parts.superseded, ..Doomed::default() },
+            committed_at: None,
+            account: Account::default(),
+            gc: GcStatus::default(),
             active_since: None,
             uncheckpointed_since: None,
             paused: false,
@@ -161,6 +202,8 @@ impl Shared {
             keys: parts.keys,
             sealer: parts.sealer,
             objects: parts.objects,
+            meter: parts.meter,
+            account_before: parts.account_before,
             journal: parts.journal,
             disk: parts.disk,
             clock: parts.clock,

@@ -4,6 +4,7 @@
 //! ```text
 //!  accept ─→ active buffer ─freeze→ frozen batches ─next_upload→ under way (≤ W) ─commit, in order→ map
 //!  change:   newest                 waiting             have a seq                                   oldest
+//!                                        moved data ─next_move→ ↑
 //! ```
 //!
 //! A read looks from left to right and takes what it finds first.
@@ -44,9 +45,10 @@ pub struct State {
     /// The map of what is committed.
     pub map: ExtentMap,
     active: WriteBuffer,
-    /// Oldest first; the first `uploading` of them are under way.
+    /// Batches that wait for a slot, oldest first.
     frozen: VecDeque<Arc<Batch>>,
-    uploading: usize,
+    /// What has a slot and is under way, in the order of the log; nothing for a segment of moved data.
+    under_way: VecDeque<Option<Arc<Batch>>>,
     /// The last accepted change.
     last: ChangeNo,
     /// The last change that is committed.
@@ -91,7 +93,7 @@ impl State {
             map: origin.map,
             active: WriteBuffer::new(block_size),
             frozen: VecDeque::new(),
-            uploading: 0,
+            under_way: VecDeque::new(),
             last: origin.covers,
             covers: origin.covers,
             committed: origin.committed,
@@ -142,7 +144,7 @@ impl State {
 
     /// Whether the buffer holds changes that somebody waits for.
     pub fn is_wanted(&self) -> bool {
-        !self.active.is_empty() && self.wanted > self.frozen.back().map_or(self.covers, |batch| batch.covers)
+        !self.active.is_empty() && self.wanted > self.frozen.back().map_or(self.assigned(), |batch| batch.covers)
     }
 
     /// Whether a change waits in the buffer.
@@ -160,24 +162,45 @@ impl State {
 
     /// The next batch to upload and the slot it takes, unless `window` are under way or none waits.
     pub fn next_upload(&mut self, window: u32) -> Option<(Seq, Arc<Batch>)> {
-        if self.uploading >= window as usize {
+        if self.under_way.len() >= window as usize {
             return None;
         }
-        let batch = self.frozen.get(self.uploading)?.clone();
+        let batch = self.frozen.pop_front()?;
+        self.under_way.push_back(Some(batch.clone()));
+        Some((self.take_slot(), batch))
+    }
+
+    /// A slot for a segment of moved data and the last change before it, unless `window` segments are under way,
+    /// `moves` of them such ones.
+    pub fn next_move(&mut self, window: u32, moves: u32) -> Option<(Seq, ChangeNo)> {
+        let moving = self.under_way.iter().filter(|batch| batch.is_none()).count();
+        if self.under_way.len() >= window as usize || moving >= moves as usize {
+            return None;
+        }
+        let covers = self.assigned();
+        self.under_way.push_back(None);
+        Some((self.take_slot(), covers))
+    }
+
+    fn take_slot(&mut self) -> Seq {
         let seq = self.next_seq;
         self.next_seq = seq.next();
-        self.uploading += 1;
-        Some((seq, batch))
+        seq
+    }
+
+    /// The last change that has a slot.
+    fn assigned(&self) -> ChangeNo {
+        self.under_way.iter().rev().flatten().next().map_or(self.covers, |batch| batch.covers)
     }
 
     /// Segments under way.
     pub fn uploading(&self) -> usize {
-        self.uploading
+        self.under_way.len()
     }
 
     /// Batches that wait for a slot.
     pub fn waiting(&self) -> usize {
-        self.frozen.len() - self.uploading
+        self.frozen.len()
     }
 
     /// The oldest upload is in the store: it takes effect. Returns the bytes that its changes no longer hold.
@@ -186,12 +209,12 @@ impl State {
         seq: Seq,
         info: SegmentInfo,
         placements: &[(Extent, Placement)],
+        as_of: Option<Seq>,
     ) -> Result<u64, NeedPages> {
-        self.map.apply(seq, info, placements)?;
+        self.map.apply(seq, info, placements, as_of)?;
         self.committed = seq;
         self.bytes_since_checkpoint += info.stored_bytes;
-        let Some(batch) = self.frozen.pop_front() else { return Ok(0) };
-        self.uploading -= 1;
+        let Some(Some(batch)) = self.under_way.pop_front() else { return Ok(0) };
         self.covers = batch.covers;
         Ok(batch.buffer.accepted_bytes())
     }
@@ -200,7 +223,8 @@ impl State {
     pub fn plan_read(&mut self, extent: Extent) -> Result<Vec<(Extent, Piece)>, NeedPages> {
         let mut pieces = Vec::new();
         let mut unknown = vec![extent];
-        let layers = std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|batch| &batch.buffer));
+        let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
+        let layers = std::iter::once(&self.active).chain(sealed.map(|batch| &batch.buffer));
         for layer in layers {
             let mut deeper = Vec::new();
             for part in unknown {
@@ -269,7 +293,8 @@ impl State {
 
     /// Bytes accepted and not committed.
     pub fn dirty_bytes(&self) -> u64 {
-        self.active.accepted_bytes() + self.frozen.iter().map(|batch| batch.buffer.accepted_bytes()).sum::<u64>()
+        let sealed = self.frozen.iter().chain(self.under_way.iter().flatten());
+        self.active.accepted_bytes() + sealed.map(|batch| batch.buffer.accepted_bytes()).sum::<u64>()
     }
 
     fn mapped(&self, placement: Placement) -> Piece {

@@ -18,6 +18,7 @@ use ashlar::segment::{
     verify_log_object,
 };
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
+use ashlar::volume::Account;
 use ashlar::volume::meta::{Meta, VolumeName};
 use ashlar::volume::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
@@ -174,6 +175,7 @@ fn checkpoint() -> EncodedCheckpoint {
         segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
         checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", page_bytes: 900 })],
         pages: vec![(PageIndex(2), old(500, 300)), (PageIndex(5), old(100, 200)), (PageIndex(7), old(800, 100))],
+        account: Account::default(),
     };
     encode_checkpoint(&sealer(), SALT, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
 }

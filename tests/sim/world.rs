@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ashlar::cache::{self, BlockCache};
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
+use ashlar::gc;
 use ashlar::journal;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
@@ -60,11 +61,14 @@ pub struct World {
     disks: [CrashDisk; 2],
     history: History,
     floors: Floors,
+    /// Segments of moved data, over all lives.
+    collected: u64,
 }
 
 impl World {
-    /// A whole world: several lives. Returns a digest of what is in the store at the end.
-    pub async fn lives(seed: u64) -> String {
+    /// A whole world: several lives. Returns a digest of what is in the store at the end, and how many segments garbage
+    /// collection wrote on the way.
+    pub async fn lives(seed: u64) -> (String, u64) {
         let mut world = World::new(seed).await;
         let mut server = 0;
         let mut closed = true;
@@ -79,6 +83,7 @@ impl World {
             let weights = Weights::draw(&world.random);
             life.start_clients(clients, operations, weights, &world.random);
             let death = world.live(&mut life).await;
+            world.collected += life.volume.status().gc.segments_written;
             tracing::info!(server, ?death, history = %life.history.len(), status = ?life.volume.status(), "a life ends");
             log.push_str(&format!("{server} {death:?} {} {:?}; ", life.history.len(), life.floors.now()));
             closed = false;
@@ -110,7 +115,7 @@ impl World {
         let mut objects = world.store.objects();
         objects.sort();
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
-        format!("{log}{contents}")
+        (format!("{log}{contents}"), world.collected)
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
@@ -186,6 +191,19 @@ impl World {
             checkpoint_bytes: pick(&[4 << 10, 64 << 10, 1 << 30]),
             checkpoint_interval: Duration::from_millis(pick(&[50, 1000, 30_000])),
             retry_pause_max: Duration::from_millis(500),
+            gc: gc::Options {
+                busy_percent: pick(&[105, 110, 145]) as u32,
+                quiet_percent: 105,
+                limit_percent: pick(&[146, 200]) as u32,
+                quiet_after: Duration::from_millis(pick(&[10, 500, 5000])),
+                share_percent: pick(&[100, 25, 1]) as u32,
+                sweep_interval: Duration::from_secs(pick(&[10, 86_400])),
+                sweep_grace: Duration::from_secs(pick(&[1, 3600])),
+                garbage_min: pick(&[1, 1, 16 << 10]),
+                batch: pick(&[64 << 10, 256 << 10]),
+                merge_count: pick(&[2, 8, 64]) as u32,
+                ..gc::Options::default()
+            },
             ..Options::default()
         };
         let store_faults = FaultOptions {
@@ -211,7 +229,7 @@ impl World {
         };
         let disks = [disk(), disk()];
         let (history, floors) = (History::default(), Floors::default());
-        World { random, store, name, options, store_faults, disk_faults, disks, history, floors }
+        World { random, store, name, options, store_faults, disk_faults, disks, history, floors, collected: 0 }
     }
 
     fn faulty(&self) -> Arc<FaultyStore> {
@@ -400,19 +418,22 @@ impl World {
         assert!(report.is_clean(), "{:#?}", report.problems);
     }
 
-    /// A volume that is trimmed whole, checkpointed and left alone keeps no segments but the fences that stay.
+    /// A volume that is trimmed whole and left alone keeps no segments but the fences that stay, and asks for nothing more.
     async fn empty(&mut self, life: &mut Life) {
         use ashlar::device::Device;
-        life.volume.trim(0, VOLUME_BLOCKS * BLOCK as u64, false).await.unwrap();
-        life.volume.flush().await.unwrap();
         life.faults.set_options(FaultOptions::default());
-        tokio::time::sleep(Duration::from_secs(120)).await;
-        // One more change, so that what the last checkpoint could not delete goes with the next.
         life.volume.trim(0, VOLUME_BLOCKS * BLOCK as u64, true).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(120)).await;
+        // Deletions that failed are tried again after ten minutes at most.
+        tokio::time::sleep(Duration::from_secs(1300)).await;
+        let status = life.volume.status();
+        assert_eq!((status.mapped_bytes, status.dead_bytes, status.gc.doomed_objects), (0, 0, 0), "{status:?}");
         let store: Arc<dyn Store> = self.store.clone();
+        let report = ashlar::check::check(&store, &self.name, false, &|_, _| {}).await.unwrap();
+        assert_eq!(report.segments, 0, "{report:?}");
         let info = volume::inspect(&store, &self.name).await.unwrap();
-        assert_eq!(info.mapped_bytes, 0);
-        assert_eq!(info.dead_objects, 0, "{info:?}");
+        assert_eq!((info.mapped_bytes, info.dead_objects), (0, 0), "{info:?}");
+        let asked = life.volume.status().since_open;
+        tokio::time::sleep(Duration::from_secs(1300)).await;
+        assert_eq!(life.volume.status().since_open, asked, "an idle volume makes no request");
     }
 }

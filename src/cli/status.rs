@@ -1,0 +1,126 @@
+//! `ashlar status`: what a running server is doing, and what it costs.
+
+use std::io;
+
+use super::control::{self, VolumeStatus};
+use super::failure::{Failure, Outcome};
+use super::{output, runtime};
+use crate::config::Effective;
+use crate::human::about_bytes;
+use crate::volume::account::price;
+use crate::volume::{Account, VolumeName};
+
+/// Shows what the server of this state directory is doing: its open volumes, their space, and what they cost.
+///
+/// Costs are estimates at the list prices of S3 Standard: what the store really bills depends on the store.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  ashlar status\n  ashlar status db --json\n  ashlar status --state /var/lib/ashlar"
+)]
+pub struct Args {
+    /// Only this volume
+    name: Option<VolumeName>,
+
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, config: &Effective) -> Outcome {
+    let state = config.state.display();
+    let asked = runtime()?.block_on(control::ask(&config.state));
+    let mut status = asked.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::failed(format!(
+            "no server runs on state directory {state}; start one with `ashlar serve`, name another with --state, or see \
+             `ashlar info` for a volume as it is in the store"
+        )),
+        _ => Failure::failed(format!("the server on state directory {state} does not answer: {error}")),
+    })?;
+    if let Some(name) = &args.name {
+        status.volumes.retain(|volume| volume.name == name.as_str());
+        if status.volumes.is_empty() {
+            return Err(Failure::failed(format!(
+                "volume {name} is not open on this server; see `ashlar info {name}`, or attach it first"
+            )));
+        }
+    }
+    if args.json {
+        return output::json(&status);
+    }
+    let head = format!("server {} on {}", status.pid, status.store);
+    let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
+    let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
+    output::text([head].into_iter().chain(none).chain(volumes).collect::<Vec<_>>().join("\n\n"))
+}
+
+fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
+    let VolumeStatus { name, status } = volume;
+    let mut lines = vec![
+        ("volume", name.clone()),
+        ("size", about_bytes(status.size)),
+        ("mapped", about_bytes(status.mapped_bytes)),
+        ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes)),
+        ("compression", ratio(status.mapped_bytes, status.live_bytes)),
+        ("objects", status.objects.to_string()),
+        ("not yet stored", about_bytes(status.dirty_bytes)),
+        (
+            "gc",
+            format!(
+                "{} to be freed when quiet, {} objects to be deleted, {} segments rewritten since the start",
+                about_bytes(status.gc.backlog_bytes),
+                status.gc.doomed_objects,
+                status.gc.segments_written,
+            ),
+        ),
+        ("since the start", account(&status.since_open)),
+        ("since creation", account(&status.since_creation)),
+        ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
+    ];
+    if status.gc.damaged_segments > 0 {
+        lines.push(("damaged", format!("{} segments; see `ashlar check {name}`", status.gc.damaged_segments)));
+    }
+    lines.extend(status.ended.clone().map(|why| ("ended", why)));
+    lines
+}
+
+/// Stored bytes, and what they are.
+pub fn space(stored: u64, live: u64, dead: u64) -> String {
+    let sparse = stored.saturating_sub(live + dead);
+    format!(
+        "{} ({} live, {} dead, {} dead among the live)",
+        about_bytes(stored),
+        about_bytes(live),
+        about_bytes(dead),
+        about_bytes(sparse)
+    )
+}
+
+/// How much smaller data is in the store.
+pub fn ratio(mapped: u64, live: u64) -> String {
+    match live {
+        0 => "-".to_owned(),
+        live => format!("{:.2} x", mapped as f64 / live as f64),
+    }
+}
+
+/// Requests and what they cost.
+pub fn account(account: &Account) -> String {
+    let amplification = match account.bytes_written {
+        0 => String::new(),
+        written => format!(", {:.2} bytes put per byte written", account.bytes_put as f64 / written as f64),
+    };
+    format!(
+        "{} PUTs, {} GETs, {} LISTs, {} DELETEs: about ${:.4}{amplification}",
+        account.puts,
+        account.gets,
+        account.lists,
+        account.deletes,
+        account.request_cost()
+    )
+}
+
+/// What a month of storing so much costs, in US dollars.
+pub fn storage_cost(stored: u64) -> f64 {
+    stored as f64 / 1e9 * price::GB_MONTH
+}

@@ -1,0 +1,243 @@
+//! Garbage collection: when is it worth rewriting segments, and which ones. Pure: [`crate::volume`] asks, reads, writes.
+//!
+//! A segment whose blocks are all dead costs one DELETE. One that is partly dead (*sparse*) is emptied first: its live
+//! blocks are written again, as a segment of moved data, and then it is dead. What that costs and what it frees depends
+//! on how long one waits, so there are two bounds on stored bytes in proportion to live ones:
+//!
+//! - while a client writes, `busy_percent`: rewriting early would copy blocks that the client is about to overwrite;
+//! - when it has been quiet for a while, `quiet_percent`: what is dead now stays, and what is live will not die soon.
+//!
+//! Between `busy_percent` and `limit_percent` the share of time and of upload slots that collection takes grows from
+//! `share_percent` to all that is there (see [`pace`]).
+//!
+//! Victims are taken in the order of `(1 - u) * age / (1 + u)`, where `u` is the live share: what is freed, times how
+//! long it has been stable, per byte read and written (cost-benefit, Rosenblum and Ousterhout, "The Design and
+//! Implementation of a Log-Structured File System", 1992). Age is the distance to the head of the log: no clock.
+//! Old data thus ends up in segments of its own, apart from what changes often.
+//!
+//! The small segments that frequent FLUSHes leave are merged the same way once there are `merge_count` of them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::human;
+use crate::map::{SegmentInfo, UsageTotals};
+use crate::units::Seq;
+
+/// What an operator may tune.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Stored bytes, in percent of live ones, above which segments are rewritten while a client writes.
+    pub busy_percent: u32,
+    /// The same, when no client has written for `quiet_after`.
+    pub quiet_percent: u32,
+    /// Stored bytes, in percent of live ones, at which collection takes all the time and half of the upload slots.
+    pub limit_percent: u32,
+    /// How long nothing may have been committed before the volume counts as quiet.
+    #[serde(with = "human::duration")]
+    pub quiet_after: Duration,
+    /// The part of the time, in percent, that collection takes while a client writes and space is not short.
+    pub share_percent: u32,
+    /// Less garbage than this is left alone: the requests would cost more.
+    #[serde(with = "human::bytes")]
+    pub garbage_min: u64,
+    /// Live bytes that are read and held in memory at once, to be sorted and written again.
+    #[serde(with = "human::bytes")]
+    pub batch: u64,
+    /// So many small segments (a sixteenth of `segment_size` or less) are merged.
+    pub merge_count: u32,
+    /// Objects deleted per second, at most: a trim of terabytes must not crowd out the rest.
+    pub delete_rate: u32,
+    /// How often the store is listed for objects that nobody owns, if anything was committed meanwhile.
+    #[serde(with = "human::duration")]
+    pub sweep_interval: Duration,
+    /// How long an object must have had no owner before it is deleted.
+    #[serde(with = "human::duration")]
+    pub sweep_grace: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            busy_percent: 145,
+            quiet_percent: 118,
+            limit_percent: 155,
+            quiet_after: Duration::from_secs(5),
+            share_percent: 25,
+            garbage_min: 64 << 10,
+            batch: 32 << 20,
+            merge_count: 64,
+            delete_rate: 1000,
+            sweep_interval: Duration::from_secs(24 * 3600),
+            sweep_grace: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Whether a client writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It does.
+    Busy,
+    /// It has not for [`Options::quiet_after`].
+    Quiet,
+}
+
+/// Segments that are fuller than this, in percent, are left alone while a client writes: they would be copied for little.
+const BUSY_LIVE_MAX_PERCENT: u64 = 85;
+
+/// A segment is small if it has at most this part of the size of a full one.
+const SMALL_PART: u64 = 16;
+
+/// Bytes to free, to get back to the bound; 0 if it is kept.
+pub fn excess(totals: &UsageTotals, options: &Options, activity: Activity) -> u64 {
+    let percent = match activity {
+        Activity::Busy => options.busy_percent,
+        Activity::Quiet => options.quiet_percent,
+    };
+    let allowed = share(totals.live_bytes, percent.saturating_sub(100));
+    match totals.sparse_bytes() {
+        little if little < options.garbage_min => 0,
+        garbage => garbage.saturating_sub(allowed),
+    }
+}
+
+/// How hard collection works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The part of the time that it may take, in percent: after working for a while it rests in proportion.
+    pub time_percent: u32,
+    /// Segments that it may have under way at once, of the window of uploads.
+    pub uploads: u32,
+}
+
+/// The share of collection: it gives way to the client, less so the shorter space is.
+pub fn pace(totals: &UsageTotals, options: &Options, activity: Activity, window: u32) -> Pace {
+    let half = (window / 2).max(1);
+    if activity == Activity::Quiet {
+        return Pace { time_percent: 100, uploads: half };
+    }
+    let least = share(totals.live_bytes, options.busy_percent.saturating_sub(100));
+    let most = share(totals.live_bytes, options.limit_percent.saturating_sub(100)).max(least + 1);
+    let over = totals.sparse_bytes().clamp(least, most) - least;
+    let pressure = (u128::from(over) * 100 / u128::from(most - least)) as u32;
+    let base = options.share_percent.clamp(1, 100);
+    Pace { time_percent: base + (100 - base) * pressure / 100, uploads: (half * pressure / 100).max(1) }
+}
+
+/// The rest after so much work.
+pub fn rest(worked: Duration, pace: Pace) -> Duration {
+    worked * (100 - pace.time_percent.min(100)) / pace.time_percent.max(1)
+}
+
+/// The segments to rewrite next, in log order; none if nothing is to be done. `head` is the last place of the log,
+/// `spared` are segments that cannot be read or are being rewritten already.
+pub fn choose<'a>(
+    segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
+    totals: &UsageTotals,
+    head: Seq,
+    segment_size: u64,
+    options: &Options,
+    activity: Activity,
+    spared: &BTreeSet<Seq>,
+) -> Vec<Seq> {
+    let excess = excess(totals, options, activity);
+    let partly_live = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq));
+    let (mut sparse, mut small) = (Vec::new(), Vec::new());
+    for (seq, info) in partly_live {
+        let candidate = Candidate { seq, stored: info.stored_bytes, live: info.live_bytes() };
+        if excess > 0 && candidate.is_worth_it(activity) {
+            sparse.push(candidate);
+        }
+        if candidate.stored <= segment_size / SMALL_PART {
+            small.push(candidate);
+        }
+    }
+    let mut chosen = match sparse.is_empty() {
+        false => take_sparse(sparse, head, segment_size, options, activity, excess),
+        true if small.len() >= options.merge_count.max(2) as usize => take_small(small, options),
+        true => Vec::new(),
+    };
+    chosen.sort_unstable();
+    chosen
+}
+
+/// Whether [`choose`] may find something, without looking at every segment: merging aside.
+pub fn is_due(totals: &UsageTotals, options: &Options, activity: Activity) -> bool {
+    excess(totals, options, activity) > 0
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    seq: Seq,
+    stored: u64,
+    live: u64,
+}
+
+impl Candidate {
+    fn is_worth_it(&self, activity: Activity) -> bool {
+        match activity {
+            Activity::Busy => self.live * 100 < self.stored * BUSY_LIVE_MAX_PERCENT,
+            Activity::Quiet => self.live < self.stored,
+        }
+    }
+
+    /// Cost-benefit, see the module.
+    fn benefit(&self, head: Seq) -> f64 {
+        let u = self.live as f64 / self.stored.max(1) as f64;
+        let age = head.0.saturating_sub(self.seq.0) + 1;
+        (1.0 - u) * age as f64 / (1.0 + u)
+    }
+}
+
+/// The best ones until enough is freed, but while a client writes at least a full segment's worth: what is written
+/// should not be small itself.
+fn take_sparse(
+    mut sparse: Vec<Candidate>,
+    head: Seq,
+    segment_size: u64,
+    options: &Options,
+    activity: Activity,
+    excess: u64,
+) -> Vec<Seq> {
+    match activity {
+        Activity::Busy => {
+            sparse.sort_unstable_by(|a, b| b.benefit(head).total_cmp(&a.benefit(head)).then(a.seq.cmp(&b.seq)))
+        }
+        // Nothing will die while one waits: the emptiest cost least.
+        Activity::Quiet => {
+            sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq))
+        }
+    }
+    let worth_writing = if activity == Activity::Busy { segment_size } else { 0 };
+    let (mut freed, mut live) = (0, 0);
+    let mut chosen = Vec::new();
+    for candidate in sparse {
+        let is_enough = freed >= excess && live >= worth_writing;
+        if !chosen.is_empty() && (is_enough || live + candidate.live > options.batch) {
+            break;
+        }
+        freed += candidate.stored - candidate.live.min(candidate.stored);
+        live += candidate.live;
+        chosen.push(candidate.seq);
+    }
+    chosen
+}
+
+/// The smallest ones: each byte is then merged a few times at most on its way to a full segment.
+fn take_small(mut small: Vec<Candidate>, options: &Options) -> Vec<Seq> {
+    small.sort_unstable_by_key(|c| (c.stored, c.seq));
+    let mut live = 0;
+    let fits = |candidate: &Candidate| {
+        live += candidate.live;
+        live <= options.batch
+    };
+    small.into_iter().take_while(fits).map(|candidate| candidate.seq).collect()
+}
+
+fn share(bytes: u64, percent: u32) -> u64 {
+    (u128::from(bytes) * u128::from(percent) / 100) as u64
+}

@@ -1,0 +1,249 @@
+//! Objects that nobody owns: what a displaced server put into a slot that a fence had voided and that was swept already, or
+//! what is left of a deletion that a dying server had begun and no table remembers. They cost money, not data.
+//!
+//! They are found by listing the volume's folder, rarely: `gc.sweep_grace` after a takeover or the first commit, then every
+//! `gc.sweep_interval` if anything was committed since. One that two listings find, a grace time apart, is deleted.
+//!
+//! Nothing is deleted on doubt: an object beyond the end of the log may be on its way to being committed; a fence that
+//! displaced a server stays for ever (see [`scan::follow_fence`]); what cannot be read, or is no object of a volume at
+//! all, is reported and left alone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::segment::LogObject;
+use crate::store::{Key, ObjectEntry, Store, StoreError, list_all};
+use crate::units::Seq;
+use crate::volume::error::VolumeError;
+use crate::volume::keys::Keys;
+use crate::volume::scan;
+use crate::volume::shared::{End, Shared};
+use crate::volume::slot::{self, ProofError};
+
+/// Who owns an object of a volume's folder, as far as its key tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The volume needs it, or may in a moment.
+    Volume,
+    /// A slot of the log that no table names: nobody's, unless it is a fence that stays.
+    FenceOrNobody(Seq),
+    /// Nobody.
+    Nobody,
+    /// It is no object of ours.
+    Foreign,
+}
+
+/// What the tables of a volume name.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Segments.
+    pub segments: BTreeSet<Seq>,
+    /// Slots from here on may be on their way.
+    pub next: Seq,
+    /// Checkpoint objects.
+    pub checkpoints: BTreeSet<Seq>,
+    /// Checkpoints after this one may be on their way.
+    pub checkpointed: Seq,
+}
+
+impl Tables {
+    /// Whose object that is.
+    pub fn owner(&self, keys: &Keys, key: &Key) -> Owner {
+        match Keys::number(key).map(Seq) {
+            Some(Seq(n)) if *key == keys.meta(n) => Owner::Volume,
+            Some(seq) if *key == keys.checkpoint(seq) => {
+                match self.checkpoints.contains(&seq) || seq > self.checkpointed {
+                    true => Owner::Volume,
+                    false => Owner::Nobody,
+                }
+            }
+            Some(seq) if *key == keys.segment(seq) => match self.segments.contains(&seq) || seq >= self.next {
+                true => Owner::Volume,
+                false => Owner::FenceOrNobody(seq),
+            },
+            _ => Owner::Foreign,
+        }
+    }
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Objects that were deleted.
+    pub removed: Vec<Key>,
+    /// Objects that belong to nobody and were left alone, because they cannot be read or are not ours.
+    pub left: Vec<Key>,
+}
+
+/// The sweeps of one volume; the log task owns it.
+pub(super) struct Sweeper {
+    running: Option<BoxFuture<'static, Result<BTreeSet<Key>, Failed>>>,
+    /// What the listing before found.
+    suspects: BTreeSet<Key>,
+    next_at: Instant,
+    /// The end of the log at the listing before; none if a sweep is due whatever is committed.
+    swept_at: Option<Seq>,
+}
+
+/// Why a sweep broke off.
+pub(super) enum Failed {
+    /// The store did not answer: there will be another one.
+    Store(StoreError),
+    /// The volume is not ours any more.
+    Ended(End),
+}
+
+impl Sweeper {
+    /// Of a volume that was just opened.
+    pub fn new(shared: &Shared) -> Sweeper {
+        let (fence_at, fence) = &shared.fence;
+        Sweeper {
+            running: None,
+            suspects: BTreeSet::new(),
+            next_at: Instant::now() + shared.options.gc.sweep_grace,
+            swept_at: (!fence.displaces).then_some(*fence_at),
+        }
+    }
+
+    /// Begins a sweep when its time has come.
+    pub fn start(&mut self, shared: &Arc<Shared>) {
+        let committed = shared.inner.lock().state.committed();
+        if self.running.is_none() && self.is_wanted(committed) && self.next_at <= Instant::now() && !shared.is_closing()
+        {
+            self.swept_at = Some(committed);
+            self.running = Some(Box::pin(sweep_suspects(shared.clone(), std::mem::take(&mut self.suspects))));
+        }
+    }
+
+    /// The objects that belong to nobody, found by the sweep under way; never, if there is none.
+    pub async fn ended(&mut self) -> Result<BTreeSet<Key>, Failed> {
+        match &mut self.running {
+            Some(running) => running.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what [`Sweeper::ended`] returned.
+    pub fn take(&mut self, shared: &Shared, found: Result<BTreeSet<Key>, Failed>) -> Result<(), End> {
+        self.running = None;
+        let options = &shared.options.gc;
+        match found {
+            Ok(suspects) => self.suspects = suspects,
+            Err(Failed::Ended(end)) => return Err(end),
+            Err(Failed::Store(error)) => {
+                tracing::warn!(volume = %shared.meta.name, "the search for objects without an owner broke off: {error}");
+            }
+        }
+        let pause = if self.suspects.is_empty() { options.sweep_interval } else { options.sweep_grace };
+        self.next_at = Instant::now() + pause;
+        Ok(())
+    }
+
+    /// When the next one is due.
+    pub fn deadline(&self, committed: Seq) -> Option<Instant> {
+        (self.running.is_none() && self.is_wanted(committed)).then_some(self.next_at)
+    }
+
+    fn is_wanted(&self, committed: Seq) -> bool {
+        !self.suspects.is_empty() || self.swept_at != Some(committed)
+    }
+}
+
+/// Deletes those of the suspects that still belong to nobody, and returns the new ones.
+async fn sweep_suspects(shared: Arc<Shared>, suspects: BTreeSet<Key>) -> Result<BTreeSet<Key>, Failed> {
+    let (orphans, left) = find(&shared).await.map_err(Failed::Store)?;
+    if !left.is_empty() {
+        tracing::warn!(volume = %shared.meta.name, first = %left[0], objects = left.len(), "objects that belong to nobody are left alone");
+    }
+    let (confirmed, fresh): (Vec<Key>, Vec<Key>) = orphans.into_iter().partition(|key| suspects.contains(key));
+    remove(&shared, &confirmed).await?;
+    Ok(fresh.into_iter().collect())
+}
+
+/// Deletes at once whatever belongs to nobody. The caller has just taken the volume: nobody else writes to it.
+pub(super) async fn sweep_now(shared: &Shared) -> Result<Swept, Failed> {
+    let (removed, left) = find(shared).await.map_err(Failed::Store)?;
+    remove(shared, &removed).await?;
+    Ok(Swept { removed, left })
+}
+
+async fn remove(shared: &Shared, orphans: &[Key]) -> Result<(), Failed> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    // What nobody owned when it was found is nobody's, unless somebody took the volume.
+    let from = {
+        let inner = shared.inner.lock();
+        inner.state.committed().next().max(shared.fence.1.continues_at)
+    };
+    slot::prove_unfenced(shared, from).await.map_err(|error| match error {
+        ProofError::Store(error) => Failed::Store(error),
+        ProofError::Fenced(end) => Failed::Ended(end),
+    })?;
+    shared.store.delete(orphans).await.map_err(Failed::Store)?;
+    tracing::info!(volume = %shared.meta.name, objects = orphans.len(), first = %orphans[0], "deleted objects that belonged to nobody");
+    Ok(())
+}
+
+/// The objects that belong to nobody, and those of them that are to be left alone.
+async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
+    let listed = list_all(&*shared.store, &shared.keys.all()).await?;
+    // After the listing: whatever it shows was begun before, and is in the tables by now or still under way.
+    let tables = {
+        let inner = shared.inner.lock();
+        let checkpoints = inner.checkpoints.keys().chain(&inner.doomed.checkpoints).copied();
+        Tables {
+            segments: inner.state.map.usage().iter().map(|(seq, _)| seq).collect(),
+            next: inner.state.committed().next(),
+            checkpoints: checkpoints.chain([inner.state.checkpointed()]).collect(),
+            checkpointed: inner.state.checkpointed(),
+        }
+    };
+    let (mut orphans, mut left) = (Vec::new(), Vec::new());
+    for ObjectEntry { key, .. } in listed {
+        match verdict(&*shared.store, &shared.keys, &shared.sealer, tables.owner(&shared.keys, &key)).await? {
+            Verdict::Owned => {}
+            Verdict::Orphan => orphans.push(key),
+            Verdict::LeaveAlone => left.push(key),
+        }
+    }
+    Ok((orphans, left))
+}
+
+/// What is to become of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Owned,
+    /// It may go.
+    Orphan,
+    /// It belongs to nobody, but it stays.
+    LeaveAlone,
+}
+
+/// Decides by the owner, and by the object itself where its key is not enough.
+pub async fn verdict(
+    store: &dyn Store,
+    keys: &Keys,
+    sealer: &crate::codec::seal::Sealer,
+    owner: Owner,
+) -> Result<Verdict, StoreError> {
+    let seq = match owner {
+        Owner::Volume => return Ok(Verdict::Owned),
+        Owner::Nobody => return Ok(Verdict::Orphan),
+        Owner::Foreign => return Ok(Verdict::LeaveAlone),
+        Owner::FenceOrNobody(seq) => seq,
+    };
+    match scan::read_slot(store, keys, sealer, seq).await {
+        Ok(Some(read)) => match read.object {
+            LogObject::Fence(fence) if fence.displaces => Ok(Verdict::Owned),
+            _ => Ok(Verdict::Orphan),
+        },
+        Ok(None) => Ok(Verdict::Owned), // it has gone meanwhile
+        Err(VolumeError::Store { source, .. }) => Err(source),
+        Err(_) => Ok(Verdict::LeaveAlone),
+    }
+}
