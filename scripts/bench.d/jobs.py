@@ -91,7 +91,8 @@ class Jobs:
 
     def randread(self):
         self.filled()
-        if self.server.keeps:
+        # A server that could not write all in time has so little to read that it would soon have read it all.
+        if self.server.keeps and self.written >= self.sizes.sequential:
             self.server.restart()
             self.phase("randread cold", lambda: self.random(self.written, "randread"))
         near = min(self.written, self.sizes.near)
