@@ -18,7 +18,7 @@ from jobs import GIB, MIB, Jobs, fio
 from servers import Process
 
 SIZES = {
-    "quick": SimpleNamespace(seconds=5, slow=20, sequential=512 * MIB, near=128 * MIB, region=GIB, burst=160 * MIB, opened=[GIB]),
+    "quick": SimpleNamespace(seconds=5, slow=12, sequential=512 * MIB, near=128 * MIB, region=GIB, burst=160 * MIB, opened=[GIB, 10 * GIB]),
     "full": SimpleNamespace(seconds=60, slow=120, sequential=2 * GIB, near=192 * MIB, region=4 * GIB, burst=160 * MIB,
                             opened=[GIB, 10 * GIB, 100 * GIB]),
 }

@@ -18,7 +18,7 @@ def fio(server, seconds, **options):
     done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True, timeout=seconds * 20 + 600)
     took = time.monotonic() - begin
     if done.returncode != 0:
-        raise RuntimeError(f"fio failed on {server.name}: {done.stderr[-500:]} {done.stdout[-500:]}")
+        raise RuntimeError(f"fio {arguments['rw']} {arguments['bs']} failed on {server.name}: {done.stderr.strip()[-300:]}")
     job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
     if job["error"]:
         raise RuntimeError(f"fio saw error {job['error']} on {server.name}")
@@ -140,7 +140,8 @@ class Jobs:
                          time_based=1, norandommap=1, fsync=1)
             flushes = job["sync"]
             lat = flushes["lat_ns"]
-            return {"moved": job["write"]["io_bytes"], "flushes": flushes["total_ios"], "p50": quantile(lat, 50),
+            return {"moved": job["write"]["io_bytes"], "flushes": flushes["total_ios"],
+                    "pairs": flushes["total_ios"] / (job["job_runtime"] / 1000), "p50": quantile(lat, 50),
                     "p99": quantile(lat, 99)}
         self.phase("flush", work)
 

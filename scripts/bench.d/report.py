@@ -22,7 +22,8 @@ JOBS = [
     ("randread warm", "random read 4 KiB QD32, warm", "iops"),
     ("mixed", "70/30 read/write 4 KiB QD32", "iops"),
     ("mixed", "the same: p99 of reads", "p99"),
-    ("flush", "FLUSH after each 4 KiB write: p50", "p50"),
+    ("flush", "4 KiB write and then FLUSH, again and again: both together", "pairs"),
+    ("flush", "the FLUSH of these: p50", "p50"),
     ("flush", "the same: p99", "p99"),
     ("mkfs", "mkfs.ext4 of 2 TiB", "seconds"),
     ("trim", "TRIM of the whole device (2 TiB; ashlar also 16 TiB)", "seconds"),
@@ -61,7 +62,7 @@ def shown(value, figure):
         return "–"
     if figure == "rate":
         return f"{value / MIB:.0f} MiB/s"
-    if figure == "iops":
+    if figure in ("iops", "pairs"):
         return f"{value:,.0f}/s"
     if value < 1:
         return f"{value * 1000:.3g} ms"
@@ -230,5 +231,8 @@ def write(folder):
     failed = [f"* {row['place']}, {row['who']}, round {row['round']}: {row['why']}" for row in results.rows if row["job"] == "failed"]
     if failed:
         parts += ["## What could not be measured", "\n".join(failed)]
+    # What the figures mean is for people to say; it is kept beside this program, and looked at again with each full run.
+    with open(os.path.join(os.path.dirname(__file__), "notes.md")) as file:
+        parts.append(file.read().rstrip())
     with open(os.path.join(folder, "benchmarks.md"), "w") as file:
         file.write("\n\n".join(parts) + "\n")
