@@ -26,6 +26,7 @@ mod status;
 mod control;
 mod check;
 mod delete;
+mod bench;
 mod config_command;
 mod outside;
 mod output;
@@ -93,6 +94,7 @@ enum Command {
     Status(status::Args),
     Check(check::Args),
     Delete(delete::Args),
+    Bench(bench::Args),
     Config(config_command::Args),
 }
 
@@ -110,6 +112,7 @@ impl Cli {
             Command::Status(args) => status::run(&args, &config),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
+            Command::Bench(args) => bench::run(&args, &config, &bars),
             Command::Config(args) => config_command::run(&args, &config),
         }
     }
@@ -121,6 +124,7 @@ impl Cli {
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
+            Command::Bench(args) => args.flags(),
             _ => Vec::new(),
         };
         common.chain(own).collect()

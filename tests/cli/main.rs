@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a test may fail, and looks at files itself
 
+mod bench;
 mod program;
 mod refusals;
 mod serving;
