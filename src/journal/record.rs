@@ -53,6 +53,7 @@ pub const FIRST_RECORD: u64 = 4096;
 pub const HEAD_BYTES: usize = 64;
 
 const MAGIC: &[u8; 8] = b"ASHLJRNL";
+/// What is written. Version 1 is read too: its tags cover a record's offset and head before its data.
 const VERSION: u16 = 2;
 const SEAL_BLAKE3: u8 = 0;
 const HEADER_USED: usize = 88;
@@ -73,6 +74,8 @@ pub struct FileHeader {
     pub block_size: BlockSize,
     /// Makes the keys of this use of the file its own.
     pub salt: [u8; 16],
+    /// The version of the format: what is written is [`FileHeader::NEWEST`].
+    pub version: u16,
 }
 
 /// Why a header was not taken.
@@ -94,11 +97,14 @@ pub enum HeaderFault {
 }
 
 impl FileHeader {
+    /// The version that files are begun with.
+    pub const NEWEST: u16 = VERSION;
+
     /// The header's room, [`FIRST_RECORD`] bytes, in the file of that name.
     pub fn encode(&self, name: &str) -> Bytes {
         let mut out = BytesMut::zeroed(FIRST_RECORD as usize);
         out[0..8].copy_from_slice(MAGIC);
-        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..10].copy_from_slice(&self.version.to_le_bytes());
         out[10] = SEAL_BLAKE3;
         out[12..16].copy_from_slice(&self.block_size.bytes().to_le_bytes());
         out[16..32].copy_from_slice(self.id.as_bytes());
@@ -119,7 +125,7 @@ impl FileHeader {
         if &head[0..8] != MAGIC || version == 0 {
             return Err(HeaderFault::Broken);
         }
-        if version != VERSION {
+        if version > VERSION {
             return Err(HeaderFault::Unknown { what: "format version", value: version });
         }
         if head[10] != SEAL_BLAKE3 {
@@ -135,6 +141,7 @@ impl FileHeader {
             number: u64_at(head, 48),
             block_size: BlockSize::new(u64::from(block_size)).map_err(|_| HeaderFault::Broken)?,
             salt: array(&head[56..72]),
+            version,
         })
     }
 
@@ -145,13 +152,16 @@ impl FileHeader {
         material[16..32].copy_from_slice(self.volume.as_bytes());
         material[32..40].copy_from_slice(&self.number.to_le_bytes());
         material[40..56].copy_from_slice(&self.salt);
-        FileKey(blake3::derive_key("ashlar 2026 journal records", &material))
+        FileKey { key: blake3::derive_key("ashlar 2026 journal records", &material), version: self.version }
     }
 }
 
 /// The key of one use of one file.
 #[derive(Clone)]
-pub struct FileKey([u8; 32]);
+pub struct FileKey {
+    key: [u8; 32],
+    version: u16,
+}
 
 /// One record as read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,11 +250,14 @@ fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
     array(&hasher.finalize().as_bytes()[..16])
 }
 
-/// Over the data first: then BLAKE3 hashes its chunks side by side, which it cannot do once it stands in the middle of one.
+/// Since version 2 over the data first: then BLAKE3 hashes its chunks side by side, which it cannot do once it stands in the middle of one.
 /// What follows has a fixed length, so no two records give the same input.
 fn record_tag(key: &FileKey, offset: u64, head: &[u8], data: &[u8]) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new_keyed(&key.0);
-    hasher.update(data).update(head).update(&offset.to_le_bytes());
+    let mut hasher = blake3::Hasher::new_keyed(&key.key);
+    match key.version {
+        1 => hasher.update(&offset.to_le_bytes()).update(head).update(data),
+        _ => hasher.update(data).update(head).update(&offset.to_le_bytes()),
+    };
     array(&hasher.finalize().as_bytes()[..16])
 }
 
@@ -274,6 +287,7 @@ mod tests {
             number: 3,
             block_size: BlockSize::new(512).unwrap(),
             salt: *b"0123456789abcdef",
+            version: FileHeader::NEWEST,
         }
     }
 
@@ -331,6 +345,15 @@ mod tests {
             let differs = stored.iter().zip(encoded).position(|(a, b)| a != b);
             assert!(stored == encoded, "{name}: the encoder yields other bytes from {differs:?} on");
         }
+    }
+
+    #[test]
+    fn a_journal_of_version_1_is_read() {
+        let path = format!("{}/tests/golden/v1/journal", env!("CARGO_MANIFEST_DIR"));
+        let old = Bytes::from(std::fs::read(path).unwrap());
+        assert_eq!(FileHeader::decode(NAME, &old), Ok(FileHeader { version: 1, ..header() }));
+        assert_eq!(read(&old), read(&file()));
+        assert!(!read(&old).0.is_empty());
     }
 
     #[test]
@@ -402,9 +425,9 @@ mod tests {
     #[test]
     fn an_unknown_version_or_seal_is_not_taken_for_damage() {
         let mut file = BytesMut::from(&file()[..]);
-        file[8] = 1;
+        file[8] = 3;
         let refused = FileHeader::decode(NAME, &file).unwrap_err();
-        assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 1 });
+        assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 3 });
         file[8] = 2;
         file[10] = 1;
         let refused = FileHeader::decode(NAME, &file).unwrap_err();

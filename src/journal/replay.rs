@@ -267,6 +267,7 @@ mod tests {
             number,
             block_size: BlockSize::new(512).unwrap(),
             salt: [number as u8; 16],
+            version: FileHeader::NEWEST,
         }
     }
 

@@ -114,7 +114,8 @@ pub(super) async fn create(
         return Err(JournalError::Exists { dir: disk.path() });
     }
     remove_files(disk, leftovers).await?;
-    let header = FileHeader { id, volume, number: 0, block_size, salt: doors.random.bytes() };
+    let (salt, version) = (doors.random.bytes(), FileHeader::NEWEST);
+    let header = FileHeader { id, volume, number: 0, block_size, salt, version };
     let name = new_name(&doors, 0);
     let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
     identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
@@ -402,7 +403,8 @@ impl Writer {
 
     fn next_header(&mut self) -> FileHeader {
         self.serial += 1;
-        FileHeader { number: self.serial, salt: self.doors.random.bytes(), ..self.identity.header.clone() }
+        let (salt, version) = (self.doors.random.bytes(), FileHeader::NEWEST);
+        FileHeader { number: self.serial, salt, version, ..self.identity.header.clone() }
     }
 }
 

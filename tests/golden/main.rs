@@ -14,7 +14,7 @@ use ashlar::codec::seal::Sealer;
 use ashlar::map::placement::Placement;
 use ashlar::map::{Content, Mapped, PAGE_BLOCKS, PageIndex, PageRef, SegmentInfo};
 use ashlar::segment::{
-    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_segment, open_frame,
+    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_moved, encode_segment, open_frame,
     verify_log_object,
 };
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
@@ -37,7 +37,7 @@ fn sealer() -> Sealer {
 
 /// The golden file of that name, after checking that it is what the encoder yields.
 fn golden(name: &str, encoded: Vec<u8>) -> Bytes {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &encoded).unwrap();
@@ -90,7 +90,7 @@ fn segment() {
     let seq = Seq(0x1234);
     let stamp = Stamp { epoch: Epoch(3), server: SERVER, covers: ChangeNo(70_000) };
     let segment = encode_segment(&sealer(), seq, SALT, block_size(), &stamp, &changes()).unwrap();
-    let bytes = golden("segment", segment.object.parts.concat());
+    let bytes = golden("v2/segment", segment.object.parts.concat());
 
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
@@ -133,7 +133,7 @@ fn sample_fence() -> Fence {
 #[test]
 fn fence() {
     let seq = Seq(0x1235);
-    let bytes = golden("fence", sample_fence().encode(&sealer(), seq, SALT).unwrap().parts.concat());
+    let bytes = golden("v2/fence", sample_fence().encode(&sealer(), seq, SALT).unwrap().parts.concat());
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(read.object, LogObject::Fence(sample_fence()));
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
@@ -144,7 +144,7 @@ fn close() {
     let seq = Seq(0x1240);
     let close =
         Close { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), time_unix_millis: 1_700_000_060_000 };
-    let bytes = golden("close", close.encode(&sealer(), seq, SALT).unwrap().parts.concat());
+    let bytes = golden("v2/close", close.encode(&sealer(), seq, SALT).unwrap().parts.concat());
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(read.object, LogObject::Close(close));
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
@@ -163,6 +163,20 @@ fn page() -> Vec<Mapped> {
     page
 }
 
+fn sample_account() -> Account {
+    Account {
+        puts: 300,
+        gets: 20,
+        lists: 3,
+        deletes: 4,
+        objects_deleted: 2_100,
+        bytes_put: 1 << 31,
+        bytes_got: 1 << 20,
+        bytes_written: 1 << 30,
+        bytes_moved: 1 << 28,
+    }
+}
+
 fn checkpoint() -> EncodedCheckpoint {
     let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
     let old = |offset, len| PageRef { checkpoint: Seq(0x1000), offset, len };
@@ -175,7 +189,7 @@ fn checkpoint() -> EncodedCheckpoint {
         segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
         checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", page_bytes: 900 })],
         pages: vec![(PageIndex(2), old(500, 300)), (PageIndex(5), old(100, 200)), (PageIndex(7), old(800, 100))],
-        account: Account::default(),
+        account: sample_account(),
     };
     encode_checkpoint(&sealer(), SALT, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
 }
@@ -184,7 +198,7 @@ fn checkpoint() -> EncodedCheckpoint {
 fn checkpoint_and_page() {
     let seq = Seq(0x1240);
     let encoded = checkpoint();
-    let bytes = golden("checkpoint", encoded.object.parts.concat());
+    let bytes = golden("v2/checkpoint", encoded.object.parts.concat());
     let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(root, encoded.root);
     assert_eq!(root.fence, Some((Seq(0x1235), sample_fence())));
@@ -207,7 +221,43 @@ fn meta() {
         created_unix_millis: 1_700_000_000_000,
         deleted: false,
     };
-    let bytes = golden("meta", meta.encode());
+    let bytes = golden("v1/meta", meta.encode());
     assert_eq!(Meta::decode(&name, &bytes), Ok(meta));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
+}
+
+#[test]
+fn segment_of_moved_data() {
+    let seq = Seq(0x1236);
+    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001) };
+    let data = [(Extent::new(10, 2), noise(1024).into()), (Extent::new(12, 1), noise(512).into())];
+    let segment = encode_moved(&sealer(), seq, SALT, block_size(), &stamp, &data, Seq(0x1234)).unwrap();
+    let bytes = golden("v2/segment-moved", segment.object.parts.concat());
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+    assert_eq!((head.as_of, segment.as_of), (Some(Seq(0x1234)), Some(Seq(0x1234))));
+    assert_eq!(head.placements(seq, read.frames_at), segment.placements);
+    assert_eq!(segment.placements.len(), 1, "neighbours share a frame");
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+/// What an older program wrote means what it always did.
+#[test]
+fn version_1_is_read() {
+    let old = |name: &str| {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Bytes::from(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+    };
+    for (name, seq) in [("segment", 0x1234), ("fence", 0x1235), ("close", 0x1240)] {
+        let [v1, v2] = ["v1", "v2"].map(|version| {
+            let bytes = old(&format!("{version}/{name}"));
+            verify_log_object(&sealer(), block_size(), Seq(seq), &bytes).unwrap()
+        });
+        assert_eq!(v1, v2, "{name}");
+    }
+    let v1 = verify_checkpoint(&sealer(), Seq(0x1240), &old("v1/checkpoint")).unwrap();
+    assert_eq!(v1.account, Account::default());
+    let offsets = |root: &Root| root.pages.iter().map(|(page, at)| (*page, at.checkpoint, at.len)).collect::<Vec<_>>();
+    let v2 = checkpoint().root;
+    assert_eq!((offsets(&v1), &v1.segments, v1.fence), (offsets(&v2), &v2.segments, v2.fence));
 }
