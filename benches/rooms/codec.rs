@@ -70,6 +70,7 @@ fn journal_record(criterion: &mut Criterion) {
         volume: Uuid::from_u128(1),
         id: Uuid::from_u128(2),
         number: 3,
+        version: FileHeader::NEWEST,
         salt: SALT,
         block_size: BlockSize::new(BLOCK_BYTES as u64).unwrap(),
     };

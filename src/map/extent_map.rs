@@ -103,12 +103,7 @@ impl ExtentMap {
         changes: &[(Extent, Placement)],
         as_of: Option<Seq>,
     ) -> Result<(), NeedPages> {
-        let needed = |(extent, _): &(Extent, Placement)| match as_of {
-            Some(_) => self.pages_missing(*extent),
-            None => self.pages_cut(*extent),
-        };
-        let missing = changes.iter().flat_map(needed).collect::<BTreeMap<_, _>>();
-        self.need(missing)?;
+        self.need(self.missing_for(changes, as_of))?;
         self.tick += 1;
         self.usage.born(seq, info);
         if let Some(as_of) = as_of {
@@ -259,6 +254,15 @@ impl ExtentMap {
         let whole =
             |run: std::ops::Range<u64>| Extent::new(run.start * PAGE_BLOCKS, (run.end - run.start) * PAGE_BLOCKS);
         self.zeroed.iter().filter_map(|run| whole(run).intersect(&self.volume)).map(|extent| extent.count.0).sum()
+    }
+
+    /// The pages that [`ExtentMap::apply`] would ask for.
+    pub fn missing_for(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> BTreeMap<PageIndex, PageRef> {
+        let needed = |(extent, _): &(Extent, Placement)| match as_of {
+            Some(_) => self.pages_missing(*extent),
+            None => self.pages_cut(*extent),
+        };
+        changes.iter().flat_map(needed).collect()
     }
 
     fn need(&self, missing: BTreeMap<PageIndex, PageRef>) -> Result<(), NeedPages> {

@@ -2,6 +2,7 @@
 //! wait for it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -49,7 +50,21 @@ pub enum ReadError {
 
 /// The frames that one GET brought, or why not.
 type Brought = Result<Arc<HashMap<FrameAddr, Bytes>>, ReadError>;
-type BroughtPage = Result<Arc<Page>, ReadError>;
+/// The pages that one GET brought, or why not.
+type BroughtPages = Result<Arc<HashMap<PagePlace, Arc<Page>>>, ReadError>;
+
+/// A page and where it lies.
+type PagePlace = (PageIndex, u64, u32);
+
+/// Pages of one checkpoint object that one GET brings, in the order of their offsets.
+struct PageGet {
+    range: Range<u64>,
+    pages: Vec<(PageIndex, PageRef)>,
+}
+
+fn place(index: PageIndex, at: PageRef) -> PagePlace {
+    (index, at.checkpoint.0, at.offset)
+}
 
 /// The reader of one volume's objects.
 #[derive(Clone, Debug)]
@@ -68,7 +83,7 @@ struct Inner {
     read_gap: u64,
     read_max: u64,
     frames: Flights<FrameAddr, Brought>,
-    pages: Flights<(PageIndex, u64, u32), BroughtPage>,
+    pages: Flights<PagePlace, BroughtPages>,
 }
 
 impl Objects {
@@ -130,20 +145,30 @@ impl Objects {
         &self,
         wanted: Vec<(PageIndex, PageRef, Salt)>,
     ) -> Result<Vec<(PageIndex, PageRef, Arc<Page>)>, ReadError> {
-        let load = |(index, at, salt): (PageIndex, PageRef, Salt)| {
-            let key = (index, at.checkpoint.0, at.offset);
-            let flights = &self.inner.pages;
-            let flight = flights
-                .find(key)
-                .unwrap_or_else(|| flights.launch(vec![key], self.inner.clone().bring_page(index, at, salt)));
-            async move { flight.await.map(|page| (index, at, page)) }
-        };
-        let mut loading: FuturesUnordered<_> = wanted.into_iter().map(load).collect();
-        let mut pages = Vec::with_capacity(loading.len());
-        while let Some(page) = loading.next().await {
-            pages.push(page?);
+        let flights = &self.inner.pages;
+        let mut flying: Vec<Flight<BroughtPages>> = Vec::new();
+        let (mut missing, mut salts) = (Vec::new(), HashMap::new());
+        for &(index, at, salt) in &wanted {
+            match flights.find(place(index, at)) {
+                Some(flight) => flying.push(flight),
+                None => {
+                    missing.push((index, at));
+                    salts.insert(at.checkpoint, salt);
+                }
+            }
         }
-        Ok(pages)
+        for get in plan_pages(missing, self.inner.read_gap, self.inner.read_max) {
+            let salt = get.pages.first().and_then(|(_, at)| salts.get(&at.checkpoint)).copied().unwrap_or_default();
+            let places = get.pages.iter().map(|&(index, at)| place(index, at)).collect();
+            flying.push(flights.launch(places, self.inner.clone().bring_pages(get, salt)));
+        }
+        let mut have = HashMap::with_capacity(wanted.len());
+        let mut landing: FuturesUnordered<_> = flying.into_iter().collect();
+        while let Some(brought) = landing.next().await {
+            have.extend(brought?.iter().map(|(place, page)| (*place, page.clone())));
+        }
+        let page = |(index, at, _)| have.get(&place(index, at)).map(|page| (index, at, page.clone()));
+        Ok(wanted.into_iter().filter_map(page).collect())
     }
 }
 
@@ -156,9 +181,9 @@ impl Inner {
         }
     }
 
-    async fn bring_page(self: Arc<Self>, index: PageIndex, at: PageRef, salt: Salt) -> BroughtPage {
-        match self.bring_page_once(index, at, &salt).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_page_once(index, at, &salt).await,
+    async fn bring_pages(self: Arc<Self>, get: PageGet, salt: Salt) -> BroughtPages {
+        match self.bring_pages_once(&get, &salt).await {
+            Err(ReadError::Corrupt { .. }) => self.bring_pages_once(&get, &salt).await,
             brought => brought,
         }
     }
@@ -182,17 +207,23 @@ impl Inner {
         Ok(Arc::new(opened))
     }
 
-    async fn bring_page_once(&self, index: PageIndex, at: PageRef, salt: &Salt) -> BroughtPage {
-        let key = self.keys.checkpoint(at.checkpoint);
-        let offset = u64::from(at.offset);
-        let sealed = self.read(&key, offset..offset + u64::from(at.len)).await?;
-        let mapped = root::open_page(&self.sealer, salt, index, at, &sealed);
-        let mapped = mapped.map_err(|why| corrupt(&key, offset, why))?;
-        Ok(Arc::new(Page::from_mapped(&mapped)))
+    async fn bring_pages_once(&self, get: &PageGet, salt: &Salt) -> BroughtPages {
+        let Some((_, first)) = get.pages.first() else { return Ok(Arc::default()) };
+        let key = self.keys.checkpoint(first.checkpoint);
+        let bytes = self.read(&key, get.range.clone()).await?;
+        let mut opened = HashMap::with_capacity(get.pages.len());
+        for &(index, at) in &get.pages {
+            let from = (u64::from(at.offset) - get.range.start) as usize;
+            let sealed = bytes.slice(from..from + at.len as usize);
+            let mapped = root::open_page(&self.sealer, salt, index, at, &sealed);
+            let mapped = mapped.map_err(|why| corrupt(&key, u64::from(at.offset), why))?;
+            opened.insert(place(index, at), Arc::new(Page::from_mapped(&mapped)));
+        }
+        Ok(Arc::new(opened))
     }
 
     /// Exactly the bytes of the range.
-    async fn read(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, ReadError> {
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Bytes, ReadError> {
         let _permit = self.requests.acquire().await;
         let (offset, len) = (range.start, range.end - range.start);
         let read = self.store.get_range(key, range).await;
@@ -202,6 +233,29 @@ impl Inner {
             have => Err(corrupt(key, offset, CorruptError::Truncated { have, need: len })),
         }
     }
+}
+
+/// Joins pages of one object that lie at most `gap` bytes apart into one GET of at most `max` bytes (a single page may
+/// be longer).
+fn plan_pages(mut pages: Vec<(PageIndex, PageRef)>, gap: u64, max: u64) -> Vec<PageGet> {
+    pages.sort_unstable_by_key(|(index, at)| (at.checkpoint, at.offset, *index));
+    pages.dedup();
+    let mut gets: Vec<PageGet> = Vec::new();
+    for (index, at) in pages {
+        let range = u64::from(at.offset)..u64::from(at.offset) + u64::from(at.len);
+        match gets.last_mut() {
+            Some(get)
+                if get.pages.last().is_some_and(|(_, last)| last.checkpoint == at.checkpoint)
+                    && range.start <= get.range.end + gap
+                    && range.end.max(get.range.end) - get.range.start <= max =>
+            {
+                get.range.end = get.range.end.max(range.end);
+                get.pages.push((index, at));
+            }
+            _ => gets.push(PageGet { range, pages: vec![(index, at)] }),
+        }
+    }
+    gets
 }
 
 fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {

@@ -143,7 +143,9 @@ impl Source {
             let slots = (scan.next.0..scan.next.0 + width).map(Seq);
             let probes =
                 slots.map(|seq| async move { (seq, read_slot(&*self.store, &self.keys, &self.sealer, seq).await) });
-            for (seq, probe) in join_all(probes).await {
+            let probed = join_all(probes).await;
+            self.load_pages_for(&mut scan, &probed).await?;
+            for (seq, probe) in probed {
                 if seq != scan.next {
                     break; // a fence sent us further on
                 }
@@ -153,6 +155,21 @@ impl Source {
                 }
             }
             width = (width * 2).min(PROBE_MAX);
+        }
+    }
+
+    /// Brings the pages that these segments change into the map at once, not for one segment after the other. Some of
+    /// them may turn out to be void; then a page is there that nobody needed.
+    async fn load_pages_for(&self, scan: &mut Scan, probed: &[(Seq, Result<Option<LogRead>>)]) -> Result<()> {
+        let mut missing = BTreeMap::new();
+        for (seq, probe) in probed {
+            if let Ok(Some(LogRead { object: LogObject::Segment(head), frames_at, .. })) = probe {
+                missing.extend(scan.map.missing_for(&head.placements(*seq, *frames_at), head.as_of));
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => self.load_pages(scan, NeedPages(missing.into_iter().collect())).await,
         }
     }
 
