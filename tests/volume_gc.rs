@@ -153,6 +153,48 @@ async fn after_random_overwrites_and_a_quiet_minute_little_more_is_stored_than_i
     assert!(remembered.puts + 3 >= asked.puts && remembered.request_cost() > 0.0, "{remembered:?} {asked:?}");
 }
 
+/// Overwrites blocks that `draw` chooses, at about 16 MiB a second, and watches the store meanwhile.
+async fn overwrite_for_long(draw: impl Fn(&Random, u64) -> u64, moved_max: f64) {
+    const LIVE: u64 = 64 << 20;
+    const BLOCKS: u64 = LIVE / BLOCK;
+    let mut world = World::new(LIVE).await;
+    // So that a volume of this size has as many segments as a real one of half a gigabyte.
+    world.options.segment_size = 1 << 20;
+    let volume = world.open(1, OpenFlags::default()).await;
+    for block in 0..BLOCKS {
+        volume.write(block * BLOCK, noise(&world.random, 1), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    let (mut most, mut written) = (0, 0);
+    let before = volume.status().since_open;
+    for i in 0..6 * BLOCKS {
+        let block = draw(&world.random, BLOCKS);
+        volume.write(block * BLOCK, noise(&world.random, 1), false).await.unwrap();
+        written += BLOCK;
+        if i % 64 == 0 {
+            tokio::time::sleep(Duration::from_millis(16)).await;
+            most = most.max(world.stored());
+        }
+    }
+    let status = volume.status();
+    let moved = (status.since_open.bytes_moved - before.bytes_moved) as f64 / written as f64;
+    println!("most stored {:.2} x live, moved {moved:.2} x written", most as f64 / LIVE as f64);
+    assert!(most * 100 <= LIVE * 160, "{most} bytes stored for {LIVE} live ones; {status:?}");
+    assert!(moved <= moved_max, "{moved} bytes moved for each one written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_sustained_uniform_overwriting_the_store_stays_within_its_bound() {
+    overwrite_for_long(|random, blocks| random.below(blocks), 1.5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_sustained_skewed_overwriting_the_store_stays_within_its_bound() {
+    // Nine of ten writes go to a tenth of the blocks.
+    let draw = |random: &Random, blocks| random.below(if random.below(10) < 9 { blocks / 10 } else { blocks });
+    overwrite_for_long(draw, 0.7).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_other_file_deleted_gives_half_the_space_back() {
     const SIZE: u64 = 64 << 20;
