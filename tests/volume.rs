@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashlar::cache::{self, BlockCache};
 use ashlar::device::{Device, Pieces};
@@ -11,6 +12,7 @@ use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
 use ashlar::units::BlockSize;
@@ -340,4 +342,51 @@ async fn with_the_disk_full_under_the_journal_a_write_is_acknowledged_once_the_s
     world.disk.limit_bytes(u64::MAX);
     let volume = world.open().await;
     assert_eq!(read(&volume, 0, 1 << 20).await, pattern(1, 1 << 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_sequential_read_is_fetched_ahead_in_parallel_and_random_reads_are_not() {
+    const LEN: u64 = 48 << 20;
+    let mut world = World::new().await;
+    world.options.segment_size = 8 << 20;
+    let volume = world.open().await;
+    let data: Vec<Bytes> = (0..48).map(|i| pattern(i + 1, 1 << 20)).collect();
+    for (i, data) in data.iter().enumerate() {
+        volume.write((i as u64) << 20, data.clone(), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let far = |options: Options| {
+        let delay = Duration::from_millis(20);
+        let faults = FaultOptions { delay_min: delay, ..FaultOptions::default() };
+        World {
+            store: Arc::new(FaultyStore::new(world.store.clone(), faults, Random::seeded(1))),
+            disk: world.disk.clone(),
+            random: world.random.clone(),
+            name: world.name.clone(),
+            options,
+        }
+    };
+    let mut took = Vec::new();
+    for read_ahead in [0, 16 << 20] {
+        let volume = far(Options { read_ahead, ..world.options.clone() }).open().await;
+        read(&volume, 20 << 20, 512).await; // the map is in memory
+        let (began, gets) = (tokio::time::Instant::now(), volume.status().since_open.gets);
+        for at in (0..LEN).step_by(128 << 10) {
+            assert_eq!(read(&volume, at, 16).await, data[(at >> 20) as usize][(at & 0xf_ffff) as usize..][..16]);
+            volume.read(at, 128 << 10).await.unwrap();
+        }
+        took.push((began.elapsed(), volume.status().since_open.gets - gets));
+        let gets = volume.status().since_open.gets;
+        volume.close().await.unwrap();
+        drop(volume);
+        let volume = far(Options { read_ahead, ..world.options.clone() }).open().await;
+        for i in 0..100u64 {
+            read(&volume, (i * 7919 % 767) * (64 << 10), 4096).await;
+        }
+        let random = volume.status().since_open;
+        assert!(random.bytes_got < 100 * (80 << 10) + (1 << 20), "{random:?} after {gets}");
+        volume.close().await.unwrap();
+    }
+    let [(alone, many), (ahead, few)] = took[..] else { panic!() };
+    assert!(ahead * 5 < alone && few < many, "{alone:?} and {many} GETs, ahead {ahead:?} and {few} GETs");
 }

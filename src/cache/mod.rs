@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::units::FrameAddr;
 
 pub mod flight;
+pub mod readahead;
 
 /// Options of the block cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ pub mod fetch;
 pub mod verdict;
 mod write;
 mod read;
+mod prefetch;
 mod log;
 mod slot;
 pub mod account;
@@ -47,6 +48,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
+use crate::cache::readahead::ReadAhead;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
 use crate::journal;
 use crate::units::BlockCount;
@@ -60,6 +62,7 @@ pub use recover::{Outside, ServerIdentity, Witness};
 pub use sweep::Swept;
 pub use verdict::OpenFlags;
 
+use prefetch::Prefetcher;
 use shared::{End, Shared};
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
@@ -67,6 +70,8 @@ use shared::{End, Shared};
 pub struct Volume {
     shared: Arc<Shared>,
     log: Mutex<Option<JoinHandle<Result<(), End>>>>,
+    ahead: Mutex<ReadAhead>,
+    prefetcher: Prefetcher,
 }
 
 /// What an open volume is doing.
@@ -130,7 +135,9 @@ impl Volume {
         options.check()?;
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let log = tokio::spawn(log::run(shared.clone()));
-        Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)) }))
+        let ahead = Mutex::new(ReadAhead::new(shared.meta.size, shared.options.read_ahead));
+        let prefetcher = Prefetcher::start(shared.clone());
+        Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)), ahead, prefetcher }))
     }
 
     /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
@@ -198,6 +205,9 @@ impl Drop for Volume {
     }
 }
 
+/// Bytes of an NBD CACHE request that are fetched at once.
+const CACHE_PIECE: u64 = 8 << 20;
+
 #[async_trait]
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
@@ -206,6 +216,9 @@ impl Device for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
+        if let Some(range) = self.ahead.lock().read(offset, u64::from(len)) {
+            self.prefetcher.want(range);
+        }
         self.shared.read(offset, u64::from(len)).await
     }
 
@@ -226,6 +239,11 @@ impl Device for Volume {
     }
 
     async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
-        self.shared.prefetch(offset, len).await
+        // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
+        let end = offset + len;
+        for start in (offset..end).step_by(CACHE_PIECE as usize) {
+            self.shared.prefetch(start, CACHE_PIECE.min(end - start)).await?;
+        }
+        Ok(())
     }
 }

@@ -44,6 +44,9 @@ pub struct Options {
     /// The most bytes that one request reads.
     #[serde(with = "human::bytes")]
     pub read_max: u64,
+    /// The most bytes that are fetched ahead of a client that reads in sequence; 0 turns it off.
+    #[serde(with = "human::bytes")]
+    pub read_ahead: u64,
     /// Garbage collection.
     pub gc: gc::Options,
     /// The longest pause between two tries of an upload that fails; it is tried for ever.
@@ -65,6 +68,7 @@ impl Default for Options {
             read_parallel: 32,
             read_gap: 32 << 10,
             read_max: 1 << 20,
+            read_ahead: 16 << 20,
             gc: gc::Options::default(),
             retry_pause_max: Duration::from_secs(10),
         }

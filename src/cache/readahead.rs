@@ -1,0 +1,147 @@
+//! Read-ahead: which bytes to fetch before they are asked for. Pure: reads in, ranges out.
+//!
+//! Several streams are followed at once, each known by where its next read is expected. A read that falls there, or a
+//! little behind or beyond it (a client with several requests under way does not keep them in order), continues the
+//! stream. From the third such read on the range ahead is asked for, at first as long as a few of those reads, and twice as
+//! long each time, up to the bound. Reads that continue nothing begin a stream of their own in the place of the one that
+//! rested longest; so reads at random cost nothing but this table.
+
+use std::ops::Range;
+
+/// Streams that are followed at once.
+const STREAMS: usize = 16;
+
+/// Reads that continue a stream before anything is fetched ahead.
+const CONFIDENT: u32 = 2;
+
+/// The first range ahead, in lengths of the read that asks for it.
+const FIRST_READS: u64 = 4;
+
+/// How far behind and beyond the expected place a read may begin, in its own lengths.
+const BEHIND_READS: u64 = 16;
+const BEYOND_READS: u64 = 32;
+
+/// The streams of one volume.
+#[derive(Debug)]
+pub struct ReadAhead {
+    streams: Vec<Stream>,
+    window_max: u64,
+    size: u64,
+    tick: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    /// Where the next read is expected: behind the furthest one.
+    next: u64,
+    /// What lies before this was asked for already.
+    ahead: u64,
+    window: u64,
+    hits: u32,
+    used: u64,
+}
+
+impl ReadAhead {
+    /// Of a volume of `size` bytes; at most `window_max` bytes are fetched ahead of a read, none if that is 0.
+    pub fn new(size: u64, window_max: u64) -> ReadAhead {
+        ReadAhead { streams: Vec::new(), window_max, size, tick: 0 }
+    }
+
+    /// Takes note of a read, and returns what is worth fetching now: a range behind it that was not returned before.
+    pub fn read(&mut self, offset: u64, len: u64) -> Option<Range<u64>> {
+        if self.window_max == 0 || len == 0 {
+            return None;
+        }
+        self.tick += 1;
+        let (tick, end) = (self.tick, offset + len);
+        let continues = |stream: &&mut Stream| {
+            offset + len * BEHIND_READS >= stream.next && offset <= stream.next + len * BEYOND_READS
+        };
+        let Some(stream) = self.streams.iter_mut().find(continues) else {
+            self.begin(Stream { next: end, ahead: end, window: 0, hits: 0, used: tick });
+            return None;
+        };
+        (stream.used, stream.hits) = (tick, stream.hits.saturating_add(1));
+        stream.next = stream.next.max(end);
+        stream.ahead = stream.ahead.max(stream.next);
+        // Half a window before it runs dry, so that the next one is there in time.
+        if stream.hits < CONFIDENT || stream.ahead - stream.next > stream.window / 2 {
+            return None;
+        }
+        stream.window = (stream.window * 2).max(len * FIRST_READS).min(self.window_max);
+        let range = stream.ahead..(stream.next + stream.window).min(self.size);
+        stream.ahead = stream.ahead.max(range.end);
+        (!range.is_empty()).then_some(range)
+    }
+
+    fn begin(&mut self, stream: Stream) {
+        if self.streams.len() < STREAMS {
+            return self.streams.push(stream);
+        }
+        if let Some(oldest) = self.streams.iter_mut().min_by_key(|stream| stream.used) {
+            *oldest = stream;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outside::Random;
+    use proptest::prelude::*;
+
+    const SIZE: u64 = 1 << 40;
+    const MAX: u64 = 16 << 20;
+
+    #[test]
+    fn a_stream_is_fetched_ahead_in_growing_windows_up_to_the_bound() {
+        let mut ahead = ReadAhead::new(SIZE, MAX);
+        let len = 128 << 10;
+        let ranges: Vec<_> = (0..2000).filter_map(|i| ahead.read(i * len, len)).collect();
+        assert_eq!(ranges[0], 3 * len..3 * len + 4 * len);
+        assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "without gaps or doubles");
+        let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap();
+        assert!((MAX / 2..=MAX).contains(&longest), "{longest}");
+        assert!(ranges.len() < 60, "few and long: {}", ranges.len());
+    }
+
+    #[test]
+    fn sixteen_streams_and_reads_out_of_order_are_followed() {
+        let mut ahead = ReadAhead::new(SIZE, MAX);
+        let len = 64 << 10;
+        let mut fetched = [0; 16];
+        for i in 0..64u64 {
+            for stream in 0..16u64 {
+                // Of each four reads the second and third change places.
+                let i = [i, i + 1, i - i.min(1), i][(i % 4) as usize];
+                if let Some(range) = ahead.read((stream << 32) + i * len, len) {
+                    fetched[stream as usize] += range.end - range.start;
+                }
+            }
+        }
+        assert!(fetched.iter().all(|bytes| *bytes >= 48 * len), "{fetched:?}");
+    }
+
+    #[test]
+    fn reads_at_random_fetch_next_to_nothing() {
+        let (mut ahead, random) = (ReadAhead::new(1 << 30, MAX), Random::seeded(3));
+        let fetched: u64 = (0..10_000)
+            .filter_map(|_| ahead.read(random.below(1 << 18) * 4096, 4096))
+            .map(|range| range.end - range.start)
+            .sum();
+        assert!(fetched < 10_000 * 4096 / 20, "{fetched} bytes ahead of 40 MB of random reads");
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_within_bounds(reads in prop::collection::vec((0u64..1 << 24, 1u64..1 << 20), 1..200)) {
+            let mut ahead = ReadAhead::new(1 << 24, 1 << 20);
+            for (offset, len) in reads {
+                if let Some(range) = ahead.read(offset, len) {
+                    prop_assert!(range.start < range.end && range.end <= 1 << 24);
+                    prop_assert!(range.end - range.start <= 1 << 20);
+                }
+            }
+        }
+    }
+}
