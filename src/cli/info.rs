@@ -48,7 +48,7 @@ fn describe(info: &Info) -> Vec<(&'static str, String)> {
         ("size", format!("{} ({} bytes)", exact_bytes(info.size), info.size)),
         ("block size", exact_bytes(info.block_size.into())),
         ("mapped", with_bytes(info.mapped_bytes)),
-        ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes)),
+        ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes, info.sparse_bytes)),
         ("compression", status::ratio(info.mapped_bytes, info.live_bytes)),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),

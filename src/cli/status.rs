@@ -60,7 +60,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("volume", name.clone()),
         ("size", about_bytes(status.size)),
         ("mapped", about_bytes(status.mapped_bytes)),
-        ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes)),
+        ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
         ("compression", ratio(status.mapped_bytes, status.live_bytes)),
         ("objects", status.objects.to_string()),
         ("not yet stored", about_bytes(status.dirty_bytes)),
@@ -85,14 +85,14 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
 }
 
 /// Stored bytes, and what they are.
-pub fn space(stored: u64, live: u64, dead: u64) -> String {
-    let sparse = stored.saturating_sub(live + dead);
+pub fn space(stored: u64, live: u64, dead: u64, sparse: u64) -> String {
     format!(
-        "{} ({} live, {} dead, {} dead among the live)",
+        "{} ({} live, {} dead, {} dead among the live, {} of tables)",
         about_bytes(stored),
         about_bytes(live),
         about_bytes(dead),
-        about_bytes(sparse)
+        about_bytes(sparse),
+        about_bytes(stored.saturating_sub(live + dead + sparse))
     )
 }
 

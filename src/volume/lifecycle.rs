@@ -101,6 +101,8 @@ pub struct Info {
     pub live_bytes: u64,
     /// Of those, bytes of segments in which nothing is live.
     pub dead_bytes: u64,
+    /// Of those, dead bytes in segments that are partly live.
+    pub sparse_bytes: u64,
     /// What garbage collection will free when the volume is quiet, by default settings.
     pub gc_backlog_bytes: u64,
     /// Its objects in the store.
@@ -161,6 +163,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
         dead_objects: dead.len() as u64,
         live_bytes: totals.live_bytes,
         dead_bytes: dead.iter().map(stored).sum(),
+        sparse_bytes: totals.sparse_bytes(),
         gc_backlog_bytes: gc::excess(&totals, &gc::Options::default(), gc::Activity::Quiet),
         epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
         holder,

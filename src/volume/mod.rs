@@ -99,6 +99,8 @@ pub struct Status {
     pub live_bytes: u64,
     /// Of those, bytes of segments in which nothing is live: deleted after the next checkpoint.
     pub dead_bytes: u64,
+    /// Of those, dead bytes in segments that are partly live.
+    pub sparse_bytes: u64,
     /// Segments and checkpoints in the store.
     pub objects: u64,
     /// Garbage collection.
@@ -174,6 +176,7 @@ impl Volume {
             stored_bytes: totals.stored_bytes + pages,
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
+            sparse_bytes: totals.sparse_bytes(),
             objects: totals.objects + inner.checkpoints.len() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &self.shared.options.gc, crate::gc::Activity::Quiet),
