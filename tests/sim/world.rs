@@ -306,6 +306,9 @@ impl World {
                 }
                 Err(VolumeError::StaleJournal { .. }) => flags.drop_journal = true,
                 Err(VolumeError::Store { .. }) => {}
+                // A zombie's checkpoint let go of its fence between our listing and our look at that slot: the first
+                // look saw the epoch before, the second one this. Refusing is right, asking again helps.
+                Err(VolumeError::LostRace { .. }) => {}
                 Err(VolumeError::Journal(_)) => {}
                 Err(other) => panic!("{other}"),
             }
