@@ -25,6 +25,9 @@ mod info;
 mod status;
 mod control;
 mod check;
+mod set;
+mod key;
+mod rotate;
 mod delete;
 mod bench;
 mod config_command;
@@ -108,6 +111,8 @@ enum Command {
     Info(info::Args),
     Status(status::Args),
     Check(check::Args),
+    Set(set::Args),
+    Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
     Config(config_command::Args),
@@ -125,6 +130,8 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Set(args) => set::run(&args, &config),
+            Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),

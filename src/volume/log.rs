@@ -275,6 +275,7 @@ impl Log {
         let encoded = close.encode(&self.shared.sealer, seq, self.shared.salt());
         let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
         slot::put_until_done(&self.shared, seq, object.parts).await?;
+        self.shared.remember(seq).await;
         // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
         let closed = self.shared.journal.close().await;
         let removed = journal::discard(&self.shared.disk, self.shared.meta.uuid).await;
