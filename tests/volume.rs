@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::{self, BlockCache};
+use ashlar::cache::BlockCache;
 use ashlar::device::{Device, Pieces};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
@@ -48,7 +48,7 @@ impl World {
         Outside {
             store: self.store.clone(),
             disk: self.disk.clone() as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::new(&cache::Options::default())),
+            cache: Arc::new(BlockCache::in_memory(256 << 20)),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

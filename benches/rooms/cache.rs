@@ -1,6 +1,6 @@
 //! The block cache: hits, and insertions that let others go.
 
-use ashlar::cache::{BlockCache, Options};
+use ashlar::cache::BlockCache;
 use ashlar::units::{FrameAddr, Seq};
 use criterion::{Criterion, Throughput};
 use uuid::Uuid;
@@ -10,12 +10,11 @@ use crate::{noise, scattered};
 const ENTRIES: u64 = 4096;
 const FRAME_BYTES: usize = 4096;
 
-#[allow(clippy::needless_update)] // what else there may be is of no interest here
 pub fn all(criterion: &mut Criterion) {
     let volume = Uuid::from_u128(1);
     let data = noise(FRAME_BYTES);
     let frame = |no: u64| FrameAddr { seq: Seq(no / 64), offset: (no % 64) as u32 * 8192, len: 4116 };
-    let cache = BlockCache::new(&Options { memory: 2 * ENTRIES * FRAME_BYTES as u64, ..Options::default() });
+    let cache = BlockCache::in_memory(2 * ENTRIES * FRAME_BYTES as u64);
     (0..ENTRIES).for_each(|no| cache.insert(volume, frame(no), data.clone()));
     let mut group = criterion.benchmark_group("cache");
     group.throughput(Throughput::Elements(ENTRIES));

@@ -1,6 +1,7 @@
-//! Clean blocks near the reader: opened frames, keyed by their address in an immutable segment. Such an entry is right
-//! for ever, so there is no invalidation, no dirty bit and no coherence argument (rule R1). The cache does not know the
-//! store: the fetch is handed in.
+//! Clean blocks near the reader: frames, keyed by their address in an immutable segment. Such an entry is right for ever,
+//! so there is no invalidation, no dirty bit and no coherence argument (rule R1). In memory they are opened; on the local
+//! disk ([`disk`], if it is configured) they are as in their objects. The cache does not know the store: the fetch is
+//! handed in.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
@@ -12,6 +13,9 @@ use uuid::Uuid;
 
 use crate::units::FrameAddr;
 
+use disk::DiskTier;
+
+pub mod disk;
 pub mod flight;
 pub mod readahead;
 
@@ -22,17 +26,43 @@ pub struct Options {
     /// Bytes of opened frames in memory, for all volumes of the server together.
     #[serde(with = "crate::human::bytes")]
     pub memory: u64,
+    /// The tier on the local disk.
+    pub disk: disk::Options,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { memory: 256 << 20 }
+        Options { memory: 256 << 20, disk: disk::Options::default() }
     }
 }
 
-/// Opened frames of all volumes of a server, bounded by bytes.
+impl Options {
+    /// Refuses values with which there could be no cache: the key, and what is accepted.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        match self.disk.size {
+            0 | disk::SIZE_MIN.. => Ok(()),
+            _ => Err(("disk.size", format!("0, or {} or more", crate::human::exact_bytes(disk::SIZE_MIN)))),
+        }
+    }
+}
+
+/// Frames of all volumes of a server, bounded by bytes.
 #[derive(Debug)]
-pub struct BlockCache(Cache<(Uuid, FrameAddr), Bytes, ByLength, Hashing>);
+pub struct BlockCache {
+    memory: Cache<(Uuid, FrameAddr), Bytes, ByLength, Hashing>,
+    disk: Option<DiskTier>,
+}
+
+/// What the cache is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Bytes that it may take in memory.
+    pub memory_size: u64,
+    /// Bytes that it takes there.
+    pub memory_used: u64,
+    /// The tier on the local disk, if it is configured.
+    pub disk: Option<disk::Status>,
+}
 
 /// Without a random key, so that one seed replays one run (rule R14); no client chooses what is hashed.
 type Hashing = BuildHasherDefault<DefaultHasher>;
@@ -50,27 +80,41 @@ impl Weighter<(Uuid, FrameAddr), Bytes> for ByLength {
 }
 
 impl BlockCache {
-    /// A cache within the given options.
-    pub fn new(options: &Options) -> BlockCache {
+    /// A cache of so many bytes of memory.
+    pub fn in_memory(bytes: u64) -> BlockCache {
+        BlockCache::new(bytes, None)
+    }
+
+    /// A cache of so many bytes of memory, with a tier below it or without.
+    pub fn new(memory: u64, disk: Option<DiskTier>) -> BlockCache {
         let typical_entry = 16 << 10;
-        let entries = (options.memory / typical_entry).max(16) as usize;
+        let entries = (memory / typical_entry).max(16) as usize;
         let (hashing, lifecycle) = (Hashing::default(), DefaultLifecycle::default());
-        BlockCache(Cache::with(entries, options.memory, ByLength, hashing, lifecycle))
+        BlockCache { memory: Cache::with(entries, memory, ByLength, hashing, lifecycle), disk }
     }
 
-    /// The opened frame, if it is here.
+    /// The opened frame, if it is in memory.
     pub fn get(&self, volume: Uuid, frame: FrameAddr) -> Option<Bytes> {
-        self.0.get(&(volume, frame))
+        self.memory.get(&(volume, frame))
     }
 
-    /// Keeps an opened frame, and lets others go for it. `data` must own its memory: a slice of something larger would
+    /// Keeps an opened frame in memory, and lets others go for it. `data` must own its memory: a slice of something larger would
     /// keep all of it.
     pub fn insert(&self, volume: Uuid, frame: FrameAddr, data: Bytes) {
-        self.0.insert((volume, frame), data);
+        self.memory.insert((volume, frame), data);
     }
 
-    /// Bytes in use.
-    pub fn used(&self) -> u64 {
-        self.0.weight()
+    /// The tier on the local disk.
+    pub fn disk(&self) -> Option<&DiskTier> {
+        self.disk.as_ref()
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        Status {
+            memory_size: self.memory.capacity(),
+            memory_used: self.memory.weight(),
+            disk: self.disk.as_ref().map(DiskTier::status),
+        }
     }
 }

@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::outside::State;
+use super::outside::{Cache, State};
 use super::store_volumes::StoreVolumes;
 use super::{output, outside, runtime};
 use crate::check::{self, Report};
@@ -81,7 +81,7 @@ async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let volumes = StoreVolumes::new(store, state, config, OpenFlags::default(), random);
+    let volumes = StoreVolumes::new(store, state, Cache::in_memory(config), config, OpenFlags::default(), random);
     let volume = volumes.open_volume(name).await.map_err(Failure::failed)?;
     let swept = volume.sweep().await;
     volume.close().await.map_err(Failure::failed)?;

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use tracing::warn;
 
 use super::exports::VolumeExports;
 use super::store_volumes::StoreVolumes;
+use crate::cache::{self, BlockCache};
 use crate::volume::Status;
 
 /// The socket's name in the state directory.
@@ -28,6 +30,8 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its store.
     pub store: String,
+    /// Its cache.
+    pub cache: cache::Status,
     /// The open volumes, by name.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -62,11 +66,16 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers, one after the other, until the task is dropped.
-pub async fn serve(listener: UnixListener, store: String, exports: VolumeExports<StoreVolumes>) {
+pub async fn serve(
+    listener: UnixListener,
+    store: String,
+    cache: Arc<BlockCache>,
+    exports: VolumeExports<StoreVolumes>,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answered = tokio::time::timeout(PATIENCE, answer(stream, &store, &exports)).await;
+                let answered = tokio::time::timeout(PATIENCE, answer(stream, &store, &cache, &exports)).await;
                 if let Ok(Err(error)) = answered {
                     warn!("somebody asked for the status and left: {error}");
                 }
@@ -79,11 +88,16 @@ pub async fn serve(listener: UnixListener, store: String, exports: VolumeExports
     }
 }
 
-async fn answer(mut stream: UnixStream, store: &str, exports: &VolumeExports<StoreVolumes>) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    store: &str,
+    cache: &BlockCache,
+    exports: &VolumeExports<StoreVolumes>,
+) -> io::Result<()> {
     let volumes = exports.open_volumes().into_iter();
     let mut volumes: Vec<_> = volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    let status = ServerStatus { pid: std::process::id(), store: store.to_owned(), volumes };
+    let status = ServerStatus { pid: std::process::id(), store: store.to_owned(), cache: cache.status(), volumes };
     stream.write_all(&serde_json::to_vec(&status)?).await?;
     stream.shutdown().await
 }

@@ -8,8 +8,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::exports::{OpenFailure, Volumes};
-use super::outside::State;
-use crate::cache::BlockCache;
+use super::outside::{Cache, State};
 use crate::config::Config;
 use crate::journal;
 use crate::outside::{Clock, Random, Workers};
@@ -21,6 +20,7 @@ use crate::volume::{self, Meta, OpenFlags, Outside, Volume, VolumeError, VolumeN
 pub struct StoreVolumes {
     outside: Outside,
     state: State,
+    _cache: Cache,
     options: volume::Options,
     journal: journal::Options,
     flags: OpenFlags,
@@ -31,11 +31,18 @@ pub struct StoreVolumes {
 
 impl StoreVolumes {
     /// The volumes of `store`, with the configuration's options.
-    pub fn new(store: Arc<dyn Store>, state: State, config: &Config, flags: OpenFlags, random: Random) -> StoreVolumes {
+    pub fn new(
+        store: Arc<dyn Store>,
+        state: State,
+        cache: Cache,
+        config: &Config,
+        flags: OpenFlags,
+        random: Random,
+    ) -> StoreVolumes {
         let outside = Outside {
             store,
             disk: Arc::new(state.disk.clone()),
-            cache: Arc::new(BlockCache::new(&config.cache)),
+            cache: Arc::clone(&cache.blocks),
             clock: Clock::System,
             random,
             workers: Workers::Threads,
@@ -45,6 +52,7 @@ impl StoreVolumes {
         StoreVolumes {
             outside,
             state,
+            _cache: cache,
             options: config.volume.clone(),
             journal: config.journal.clone(),
             flags: OpenFlags { unsafe_no_fencing: config.store.unsafe_no_fencing, ..flags },

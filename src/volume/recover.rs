@@ -88,7 +88,8 @@ pub(super) async fn open(
 ) -> Result<Shared> {
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
-    let source = Source::of(outside.store.clone(), name, &options, Some(outside.cache.clone())).await?;
+    let cache = Some((outside.cache.clone(), outside.workers));
+    let source = Source::of(outside.store.clone(), name, &options, cache).await?;
     let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {

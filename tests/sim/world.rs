@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::{self, BlockCache};
+use ashlar::cache::BlockCache;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
 use ashlar::journal;
@@ -255,7 +255,7 @@ impl World {
         let outside = Outside {
             store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
             disk: Arc::new(self.disks[server].clone()),
-            cache: Arc::new(BlockCache::new(&cache::Options { memory: 64 << 10 })),
+            cache: Arc::new(BlockCache::in_memory(64 << 10)),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
