@@ -269,7 +269,9 @@ async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
     world.store = memory.clone();
     let volume = world.open().await;
     volume.write(0, pattern(1, 128 << 10), false).await.unwrap();
-    volume.flush().await.unwrap();
+    volume.close().await.unwrap();
+    // With an empty cache.
+    let volume = world.open().await;
     let segment =
         list_all(&*world.store, "v/segments/").await.unwrap().into_iter().max_by_key(|entry| entry.size).unwrap();
     let mut body = world.store.get(&segment.key).await.unwrap().to_vec();

@@ -211,6 +211,50 @@ async fn a_disk_that_dies_under_the_cache_fails_no_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_just_written_is_read_without_a_request() {
+    let mut world = World::new(&["a"]).await;
+    world.options.segment_size = 1 << 20;
+    let data = noise(1, 4 << 20);
+    for memory in [64 << 20, 64 << 10] {
+        let server = world.server(memory).await;
+        let volume = server.open("a").await;
+        // In two halves that share a block, and with zeroes between, so that frames consist of several changes.
+        volume.write(0, data.slice(..1_000_000), false).await.unwrap();
+        volume.write(1_000_000, data.slice(1_000_000..), false).await.unwrap();
+        volume.write(8 << 20, Bytes::from(vec![0; 8192]), false).await.unwrap();
+        volume.flush().await.unwrap();
+        server.disk().settled().await;
+        assert_eq!(volume.status().dirty_bytes, 0);
+        assert_eq!(gets_of_reading(&volume, &data).await, 0, "with {memory} bytes of memory");
+        assert_eq!(server.disk().status().hits > 0, memory == 64 << 10, "the disk has what memory has not");
+        volume.close().await.unwrap();
+        drop((volume, server));
+        world.kill();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_write_stays_within_the_cache_and_does_not_drive_out_what_is_read_again_and_again() {
+    const MEMORY: u64 = 16 << 20;
+    let world = World::new(&["a"]).await;
+    let server = Server { world: &world, cache: Arc::new(BlockCache::in_memory(MEMORY)) };
+    let volume = server.open("a").await;
+    let hot = noise(1, 1 << 20);
+    volume.write(0, hot.clone(), false).await.unwrap();
+    volume.flush().await.unwrap();
+    for _ in 0..4 {
+        gets_of_reading(&volume, &hot).await;
+    }
+    for i in 1..60 {
+        volume.write(i << 20, noise(i, 1 << 20), false).await.unwrap();
+        volume.flush().await.unwrap();
+        assert!(server.cache.status().memory_used <= MEMORY);
+    }
+    assert_eq!(gets_of_reading(&volume, &hot).await, 0);
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_readers_of_one_frame_make_one_get() {
     let world = World::new(&["a"]).await;
     let data = noise(1, 64 << 10);

@@ -81,7 +81,8 @@ impl World {
         let outside = Outside {
             store: self.store.clone(),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(256 << 20)),
+            // None: what is read comes from the store.
+            cache: Arc::new(BlockCache::in_memory(0)),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

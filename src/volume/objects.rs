@@ -25,6 +25,7 @@ use crate::volume::fetch::{self, Get};
 use crate::volume::keys::Keys;
 use crate::volume::options::Options;
 
+mod keep;
 mod pages;
 
 use pages::{BroughtPages, PagePlace};

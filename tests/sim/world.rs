@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
+use ashlar::cache::disk::DiskTier;
+use ashlar::cache::{self, BlockCache};
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
 use ashlar::journal;
@@ -59,6 +60,12 @@ pub struct World {
     disk_faults: DiskFaults,
     /// The disks of the two servers.
     disks: [CrashDisk; 2],
+    /// The disks of their caches, if they have such.
+    caches: Option<[CrashDisk; 2]>,
+    /// Bytes of their caches in memory.
+    cache_memory: u64,
+    /// Decides about caches only, so that what else happens in a world is as it was before there were any.
+    cache_random: Random,
     history: History,
     floors: Floors,
     /// Segments of moved data, over all lives.
@@ -228,13 +235,42 @@ impl World {
             disk
         };
         let disks = [disk(), disk()];
+        let cache_random = Random::seeded(!seed);
+        let caches = (cache_random.below(2) == 0).then(|| [CrashDisk::new(seed), CrashDisk::new(!seed)]);
+        let cache_memory = cache_random.below(2) * (64 << 10);
         let (history, floors) = (History::default(), Floors::default());
-        World { random, store, name, options, store_faults, disk_faults, disks, history, floors, collected: 0 }
+        World {
+            random,
+            store,
+            name,
+            options,
+            store_faults,
+            disk_faults,
+            disks,
+            caches,
+            cache_memory,
+            cache_random,
+            history,
+            floors,
+            collected: 0,
+        }
     }
 
     fn faulty(&self) -> Arc<FaultyStore> {
         let random = Random::seeded(self.random.below(u64::MAX));
         Arc::new(FaultyStore::new(self.store.clone(), self.store_faults, random))
+    }
+
+    /// A cache for the next life of a server. Its disk has died since the last one, and may have decayed.
+    fn cache(&mut self, server: usize) -> BlockCache {
+        let Some(caches) = &mut self.caches else { return BlockCache::in_memory(self.cache_memory) };
+        let disk = &mut caches[server];
+        *disk = if self.cache_random.below(2) == 0 { disk.kill() } else { disk.crash() };
+        for _ in 0..self.cache_random.below(8) {
+            disk.damage("slab-00000001", self.cache_random.below(disk.stored_bytes() + 1), 1);
+        }
+        disk.set_faults(self.disk_faults);
+        BlockCache::new(self.cache_memory, Some(DiskTier::start(Arc::new(disk.clone()), cache::disk::SIZE_MIN)))
     }
 
     /// Opens with a history of its own, still empty: a displaced server may be adding to the old one until the fence.
@@ -255,7 +291,7 @@ impl World {
         let outside = Outside {
             store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
             disk: Arc::new(self.disks[server].clone()),
-            cache: Arc::new(BlockCache::in_memory(64 << 10)),
+            cache: Arc::new(self.cache(server)),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
