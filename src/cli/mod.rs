@@ -24,6 +24,7 @@ mod list;
 mod info;
 mod status;
 mod control;
+mod warm;
 mod check;
 mod delete;
 mod bench;
@@ -92,6 +93,7 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Warm(warm::Args),
     Check(check::Args),
     Delete(delete::Args),
     Bench(bench::Args),
@@ -110,6 +112,7 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),
@@ -124,6 +127,7 @@ impl Cli {
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
+            Command::Warm(args) => args.flags(),
             Command::Bench(args) => args.flags(),
             _ => Vec::new(),
         };

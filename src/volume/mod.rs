@@ -245,6 +245,8 @@ impl Device for Volume {
         // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
         let end = offset + len;
         for start in (offset..end).step_by(CACHE_PIECE as usize) {
+            // As much as a client's requests that are under way together may bring, so that the disk gets it all.
+            self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
             self.shared.prefetch(start, CACHE_PIECE.min(end - start)).await?;
         }
         Ok(())

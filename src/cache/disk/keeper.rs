@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::bundle::{self, Entry, Head};
 use super::index::Place;
-use super::{Offer, Tier};
+use super::{Offer, PATIENCE, Tier, no_answer};
 use crate::disk::{Disk, DiskFile};
 
 /// Bytes of frames that are gathered before they are written; in bundles of at most half of it.
@@ -40,12 +40,16 @@ pub(super) async fn run(
     let result = match keeper.load().await {
         Ok(()) => {
             drop(reading);
+            tier.room_made.notify_waiters();
             keeper.serve(&mut offers).await
         }
         Err(error) => Err(("reading what is there failed", error)),
     };
-    let Err((what, error)) = result else { return };
+    // Nobody needs to wait for what still waits.
+    drop(offers);
+    let Err((what, error)) = result else { return tier.room_made.notify_waiters() };
     let slabs = tier.turn_off(&disk.path(), &format!("{what}: {error}"));
+    tier.room_made.notify_waiters();
     if error.kind() == io::ErrorKind::StorageFull {
         // Others may need the space more than a cache does.
         for slab in slabs {
@@ -119,6 +123,8 @@ impl Keeper {
                 return Ok(());
             }
             self.keep(&gathered).await.map_err(|error| ("writing failed", error))?;
+            drop(gathered);
+            self.tier.room_made.notify_waiters();
         }
         Ok(())
     }
@@ -189,7 +195,8 @@ impl Keeper {
         // It counts before it is there: also a write that fails may have made the file longer.
         self.tier.index.lock().set_slab_bytes(active.number, end);
         let parts = std::iter::once(head).chain(bundle.iter().map(|(_, frame)| frame.clone()));
-        active.file.write_at(active.end, parts.collect()).await?;
+        let written = timeout(PATIENCE, active.file.write_at(active.end, parts.collect())).await;
+        written.unwrap_or_else(|_| Err(no_answer()))?;
         active.end = end;
         // Had it been turned off meanwhile, there would be no slab to find them in.
         let mut index = self.tier.index.lock();

@@ -11,7 +11,7 @@
 //!   store, which binds it to volume, object and place (rule R9); one that does not open is reported with [`DiskTier::reject`]
 //!   and fetched from the store. An encrypted volume's frames are as secret here as in the bucket.
 //! - **Restart.** The keeper reads the bundles' tables again and goes on; until it has, frames are misses.
-//! - **Trouble.** When the disk is full, fails, or takes longer than [`PATIENCE`] for a read, the tier turns itself off until
+//! - **Trouble.** When the disk is full, fails, or takes longer than [`PATIENCE`] for a read or a write, the tier turns itself off until
 //!   the server is started again, and says so once in the log and in the status. A full disk gets its space back.
 //!
 //! It does not know the store, nor what a frame holds.
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -65,8 +65,8 @@ const FRAME_BYTES_MAX: u32 = 128 << 10;
 /// Bytes of bodies that wait to be written.
 const QUEUE_BYTES: usize = 64 << 20;
 
-/// A read that takes longer is given up, and the tier with it.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// A read or a write that takes longer is given up, and the tier with it.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Frames this many bytes apart in one slab are read together, up to so many bytes.
 const READ_GAP: u64 = 32 << 10;
@@ -113,6 +113,8 @@ struct Tier {
     index: Mutex<Index>,
     off: Mutex<Option<String>>,
     room: Arc<Semaphore>,
+    /// Something was written, or will never be.
+    room_made: Notify,
     counts: Counts,
 }
 
@@ -196,8 +198,7 @@ impl DiskTier {
                 return None;
             }
             Err(_) => {
-                let slow = io::Error::other(format!("no answer in {} s", PATIENCE.as_secs()));
-                self.tier.fail("a read failed", &slow);
+                self.tier.fail("a read failed", &no_answer());
                 return None;
             }
         };
@@ -253,6 +254,19 @@ impl DiskTier {
         }
     }
 
+    /// Waits until so many bytes may be offered without being dropped: for whoever wants the tier to be filled.
+    pub async fn wait_for_room(&self, bytes: usize) {
+        let enough = || self.tier.room.available_permits() >= bytes.min(QUEUE_BYTES);
+        loop {
+            // Before the look, so that what is written right after it is not missed.
+            let written = self.tier.room_made.notified();
+            if enough() {
+                return;
+            }
+            written.await;
+        }
+    }
+
     /// Waits until everything that was offered is written or given up.
     pub async fn settled(&self) {
         drop(self.tier.room.acquire_many(QUEUE_BYTES as u32).await);
@@ -297,6 +311,7 @@ impl Tier {
             index: Mutex::default(),
             off: Mutex::default(),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            room_made: Notify::new(),
             counts: Counts::default(),
         }
     }
@@ -322,6 +337,10 @@ impl Tier {
         }
         self.index.lock().clear()
     }
+}
+
+fn no_answer() -> io::Error {
+    io::Error::other(format!("no answer in {} s", PATIENCE.as_secs()))
 }
 
 /// Joins frames that lie near each other in one slab.

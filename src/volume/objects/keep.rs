@@ -20,6 +20,13 @@ use crate::volume::state::Batch;
 const INLINE_BYTES: u64 = 256 << 10;
 
 impl Objects {
+    /// Waits until the disk tier takes so many bytes more; at once if there is none.
+    pub async fn wait_for_room(&self, bytes: u64) {
+        if let Some(disk) = self.inner.cache.disk() {
+            disk.wait_for_room(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
+        }
+    }
+
     /// Whether [`Objects::keep_sealed`] has somewhere to put things.
     pub fn keeps_sealed(&self) -> bool {
         self.inner.cache.disk().is_some()
