@@ -1,6 +1,6 @@
 //! Objects: created once, read in ranges, listed in order, deleted (rule R1). The one door to the object store.
 //!
-//! Backends (`file`, `memory`, `s3`) implement [`Store`]; wrappers (`retry`, `limit`, `meter`, `faults`)
+//! Backends (`file`, `memory`, `s3`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
 //! implement it around another store. [`open`] assembles the tower, bottom to top, on one page.
 //! Nothing here knows a format of ours.
 
@@ -16,6 +16,7 @@ pub mod file;
 pub mod s3;
 pub mod retry;
 pub mod limit;
+pub mod hedge;
 pub mod meter;
 pub mod faults;
 pub mod probe;

@@ -12,6 +12,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
+use ashlar::store::hedge::{HedgeOptions, HedgeStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::units::{BlockSize, ChangeNo};
@@ -288,8 +289,13 @@ impl World {
             read_limit: Duration::from_secs(5),
             write_limit: Duration::from_secs(3),
         };
+        let hedge = HedgeOptions { share_percent: 50, p95_percent: 100, delay_min: Duration::from_millis(1) };
         let outside = Outside {
-            store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
+            store: Arc::new(RetryStore::new(
+                Arc::new(HedgeStore::new(store, hedge)),
+                retry,
+                Random::seeded(self.random.below(u64::MAX)),
+            )),
             disk: Arc::new(self.disks[server].clone()),
             cache: Arc::new(self.cache(server)),
             clock: Clock::Manual(Arc::default()),

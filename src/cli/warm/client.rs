@@ -125,7 +125,7 @@ impl Client {
                 }
                 (reply_type::INFO, _) => {}
                 (reply_type::ACK, _) => return size.ok_or_else(|| broken("a reply without a size")),
-                (_, words) if words.is_empty() => return Err(broken("the server refuses")),
+                (_, []) => return Err(broken("the server refuses")),
                 (_, words) => return Err(broken(String::from_utf8_lossy(words))),
             }
         }
