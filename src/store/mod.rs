@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -137,6 +138,12 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// The distinct first path segments of all keys ("directories" at the top), in order.
     async fn list_top(&self) -> Result<Vec<String>>;
+
+    /// The same store for work that nobody waits for, with a share of its own of what is under way; `None` if it makes no
+    /// difference.
+    fn background(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
 
     /// Deletes the objects, in batches where the store has them; one that does not exist counts as deleted.
     async fn delete(&self, keys: &[Key]) -> Result<()>;
