@@ -12,12 +12,17 @@ use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::journal;
+use ashlar::keyring::slot::Cost;
+use ashlar::keyring::unlock::SecretSource;
+use ashlar::keyring::{Secret, Secrets};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
-use ashlar::units::BlockSize;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{
+    self, CreateOptions, NewEncryption, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
+};
+use async_trait::async_trait;
 use bytes::Bytes;
 
 const SIZE: u64 = 64 << 20;
@@ -35,11 +40,21 @@ impl World {
     async fn new(volumes: &[&'static str]) -> World {
         let (store, random) = (Arc::new(MemoryStore::default()), Random::seeded(7));
         for name in volumes {
-            let options = CreateOptions { size: SIZE, block_size: BlockSize::default() };
+            let secret = NewEncryption { secret: key(), cost: Cost::LEAST, recovery: false };
+            let encryption = (*name == "secret").then_some(secret);
+            let options = CreateOptions { size: SIZE, encryption, ..CreateOptions::default() };
             volume::create(&*store, &random, &Clock::System, &VolumeName::new(*name).unwrap(), options).await.unwrap();
         }
         let options = Options { read_ahead: 0, ..Options::default() };
         let journals = volumes.iter().map(|name| (*name, CrashDisk::new(1))).collect();
+        World { store, journals, cache_disk: CrashDisk::new(2), random, options }
+    }
+
+    /// The same store, seen from other hosts.
+    fn of(other: &World) -> World {
+        let World { store, random, options, .. } = other;
+        let journals = other.journals.keys().map(|name| (*name, CrashDisk::new(1))).collect();
+        let (store, random, options) = (store.clone(), random.clone(), options.clone());
         World { store, journals, cache_disk: CrashDisk::new(2), random, options }
     }
 
@@ -54,6 +69,20 @@ impl World {
     fn kill(&mut self) {
         self.journals.values_mut().for_each(|disk| *disk = disk.kill());
         self.cache_disk = self.cache_disk.kill();
+    }
+}
+
+fn key() -> Secret {
+    Secret::key_file(vec![7; 32].into()).unwrap()
+}
+
+#[derive(Debug)]
+struct TheKey;
+
+#[async_trait]
+impl SecretSource for TheKey {
+    async fn secrets(&self, _volume: &str) -> Result<Vec<Secret>, String> {
+        Ok(vec![key()])
     }
 }
 
@@ -77,6 +106,7 @@ impl Server<'_> {
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
             witness: Witness::default(),
+            secrets: Secrets::new(Arc::new(TheKey), Workers::Inline),
         };
         let name = VolumeName::new(name).unwrap();
         let (options, journal) = (self.world.options.clone(), journal::Options::default());
@@ -86,6 +116,10 @@ impl Server<'_> {
     fn disk(&self) -> &DiskTier {
         self.cache.disk().unwrap()
     }
+}
+
+fn holds(all: &[u8], part: &[u8]) -> bool {
+    all.windows(part.len()).any(|window| window == part)
 }
 
 /// Data that does not compress.
@@ -138,6 +172,34 @@ async fn what_was_read_once_is_read_from_the_disk_after_a_restart() {
     }
     let status = server.disk().status();
     assert_eq!((status.hits, status.bad), (32, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_the_disk_of_an_encrypted_volume_is_encrypted() {
+    let world = World::new(&["a", "secret"]).await;
+    let data = noise(1, 256 << 10);
+    let mut in_plain = Vec::new();
+    for name in ["a", "secret"] {
+        let mut world = World::of(&world);
+        // Once from the commit, and once more, with an empty cache, from the store.
+        for read_again in [false, true] {
+            let server = world.server(64 << 10).await;
+            let volume = server.open(name).await;
+            if !read_again {
+                volume.write(0, data.clone(), true).await.unwrap();
+            }
+            server.disk().settled().await;
+            assert_eq!(gets_of_reading(&volume, &data).await > 0, read_again);
+            server.disk().settled().await;
+            assert_eq!(server.disk().status().frames, 4);
+            volume.close().await.unwrap();
+            let slab = world.cache_disk.open("slab-00000001").await.unwrap().read_at(0, 1 << 20).await.unwrap();
+            in_plain.push(usize::from(holds(&slab, &data[1000..1032])));
+            world.kill();
+            world.cache_disk = CrashDisk::new(3);
+        }
+    }
+    assert_eq!(in_plain, [1, 1, 0, 0], "in the order: not encrypted, encrypted");
 }
 
 #[tokio::test(start_paused = true)]

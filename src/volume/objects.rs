@@ -237,7 +237,7 @@ impl Inner {
         salts: &Salts,
     ) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
         let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
-        let mut keys: HashMap<Seq, ObjectKey> = HashMap::new();
+        let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
         for (frame, _) in &sealed {
             let salt = salts.get(&frame.seq).copied().unwrap_or_default();
             let key = || self.sealer.object_key(ObjectKind::Segment, frame.seq, &salt);
@@ -271,8 +271,12 @@ impl Inner {
 
 /// The data of a frame, in memory of its own: one that was stored as it is would keep all the bytes alive that came with
 /// it.
-fn open_frame(key: Option<&ObjectKey>, addr: FrameAddr, sealed: &Bytes) -> Result<Bytes, CorruptError> {
-    let key = key.ok_or(CorruptError::TagMismatch)?;
+fn open_frame(
+    key: Option<&Result<ObjectKey, CorruptError>>,
+    addr: FrameAddr,
+    sealed: &Bytes,
+) -> Result<Bytes, CorruptError> {
+    let key = key.ok_or(CorruptError::TagMismatch)?.as_ref().map_err(Clone::clone)?;
     expect_len(sealed.len(), u64::from(addr.len))?;
     let data = frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)?;
     let within = sealed.as_ptr_range().contains(&data.as_ptr());
