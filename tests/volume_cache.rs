@@ -317,6 +317,46 @@ async fn a_long_write_stays_within_the_cache_and_does_not_drive_out_what_is_read
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_sequential_read_is_fetched_once_and_does_not_drive_out_what_is_read_again_and_again() {
+    const MEMORY: u64 = 32 << 20;
+    let mut world = World::new(&["a"]).await;
+    world.options.read_ahead = 64 << 20;
+    let data = noise(1, 48 << 20);
+    {
+        let server = world.server(1 << 20).await;
+        let volume = server.open("a").await;
+        volume.write(0, data.clone(), false).await.unwrap();
+        volume.close().await.unwrap();
+    }
+    let server = Server { world: &world, cache: Arc::new(BlockCache::in_memory(MEMORY)) };
+    let faults = FaultOptions { delay_min: Duration::from_millis(20), ..FaultOptions::default() };
+    let far = Arc::new(FaultyStore::new(world.store.clone(), faults, Random::seeded(1)));
+    let volume = server.open_from("a", far).await;
+    // In no order, so that this is no stream; enough of it to fill what such frames may take.
+    let hot = |i: u64| (40 << 20) + (i * 37 % 128) * (64 << 10);
+    let read_hot = async || {
+        let before = volume.status().since_open.bytes_got;
+        for i in 0..128 {
+            assert_eq!(read(&volume, hot(i), 4096).await, data[hot(i) as usize..][..4096]);
+        }
+        volume.status().since_open.bytes_got - before
+    };
+    for _ in 0..4 {
+        read_hot().await;
+    }
+    let (before, began) = (volume.status().since_open.bytes_got, tokio::time::Instant::now());
+    for at in (0..32 << 20).step_by(256 << 10) {
+        assert_eq!(read(&volume, at, 256 << 10).await, data[at as usize..][..256 << 10]);
+    }
+    let got = volume.status().since_open.bytes_got - before;
+    assert!(got < 41 << 20, "each byte once, and at most what is ahead of the end: {got}");
+    assert!(began.elapsed() < Duration::from_secs(1), "128 reads of 20 ms took {:?}", began.elapsed());
+    let again = read_hot().await;
+    assert!(again < 1 << 20, "{again} bytes of 8 MiB were driven out");
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_readers_of_one_frame_make_one_get() {
     let world = World::new(&["a"]).await;
     let data = noise(1, 64 << 10);

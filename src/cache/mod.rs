@@ -2,12 +2,18 @@
 //! so there is no invalidation, no dirty bit and no coherence argument (rule R1). In memory they are opened; on the local
 //! disk ([`disk`], if it is configured) they are as in their objects. The cache does not know the store: the fetch is
 //! handed in.
+//!
+//! In memory a frame that is read once goes as it came, first in first out, and one that is read again stays. Being fetched
+//! ahead of a stream is no reading: the stream's own read of it is the first one. So a scan, however long, leaves what is
+//! read again and again where it is.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -49,7 +55,7 @@ impl Options {
 /// Frames of all volumes of a server, bounded by bytes.
 #[derive(Debug)]
 pub struct BlockCache {
-    memory: Cache<(Uuid, FrameAddr), Bytes, ByLength, Hashing>,
+    memory: Cache<(Uuid, FrameAddr), Arc<Frame>, ByLength, Hashing>,
     disk: Option<DiskTier>,
 }
 
@@ -64,6 +70,10 @@ pub struct Status {
     pub disk: Option<disk::Status>,
 }
 
+/// The part of the memory that what is read again may take from what is read once. The rest is also what frames that were
+/// fetched ahead have until they are read: see `docs/decisions/0002-block-cache.md` for what it costs.
+const AGAIN_SHARE: f64 = 0.7;
+
 /// Without a random key, so that one seed replays one run (rule R14); no client chooses what is hashed.
 type Hashing = BuildHasherDefault<DefaultHasher>;
 
@@ -71,12 +81,31 @@ type Hashing = BuildHasherDefault<DefaultHasher>;
 struct ByLength;
 
 /// What an entry takes beside its data, in bytes, rounded up.
-const ENTRY_OVERHEAD: u64 = 128;
+const ENTRY_OVERHEAD: u64 = 160;
 
-impl Weighter<(Uuid, FrameAddr), Bytes> for ByLength {
-    fn weight(&self, _: &(Uuid, FrameAddr), data: &Bytes) -> u64 {
-        data.len() as u64 + ENTRY_OVERHEAD
+impl Weighter<(Uuid, FrameAddr), Arc<Frame>> for ByLength {
+    fn weight(&self, _: &(Uuid, FrameAddr), frame: &Arc<Frame>) -> u64 {
+        frame.data.len() as u64 + ENTRY_OVERHEAD
     }
+}
+
+/// An opened frame in memory.
+#[derive(Debug)]
+struct Frame {
+    data: Bytes,
+    /// It was fetched ahead, and nobody has read it yet.
+    unread: AtomicBool,
+}
+
+/// Why a frame is looked for, or brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Somebody reads it.
+    Read,
+    /// Somebody reads it in the course of a stream, which has probably fetched it ahead.
+    Stream,
+    /// Nobody does yet.
+    Ahead,
 }
 
 impl BlockCache {
@@ -89,19 +118,39 @@ impl BlockCache {
     pub fn new(memory: u64, disk: Option<DiskTier>) -> BlockCache {
         let typical_entry = 16 << 10;
         let entries = (memory / typical_entry).max(16) as usize;
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(entries).weight_capacity(memory).hot_allocation(AGAIN_SHARE);
         let (hashing, lifecycle) = (Hashing::default(), DefaultLifecycle::default());
-        BlockCache { memory: Cache::with(entries, memory, ByLength, hashing, lifecycle), disk }
+        let memory = match options.build() {
+            Ok(options) => Cache::with_options(options, ByLength, hashing, lifecycle),
+            // Only for want of a capacity.
+            Err(_) => Cache::with(entries, memory, ByLength, hashing, lifecycle),
+        };
+        BlockCache { memory, disk }
     }
 
     /// The opened frame, if it is in memory.
-    pub fn get(&self, volume: Uuid, frame: FrameAddr) -> Option<Bytes> {
-        self.memory.get(&(volume, frame))
+    pub fn get(&self, volume: Uuid, frame: FrameAddr, purpose: Purpose) -> Option<Bytes> {
+        let key = (volume, frame);
+        let found = match purpose {
+            Purpose::Read => self.memory.get(&key)?,
+            Purpose::Ahead => self.memory.peek(&key)?,
+            Purpose::Stream => {
+                let found = self.memory.peek(&key)?;
+                if !found.unread.swap(false, Ordering::Relaxed) {
+                    self.memory.get(&key);
+                }
+                found
+            }
+        };
+        Some(found.data.clone())
     }
 
-    /// Keeps an opened frame in memory, and lets others go for it. `data` must own its memory: a slice of something larger would
-    /// keep all of it.
-    pub fn insert(&self, volume: Uuid, frame: FrameAddr, data: Bytes) {
-        self.memory.insert((volume, frame), data);
+    /// Keeps an opened frame in memory, and lets others go for it. `data` must own its memory: a slice of something larger
+    /// would keep all of it.
+    pub fn insert(&self, volume: Uuid, frame: FrameAddr, data: Bytes, purpose: Purpose) {
+        let unread = AtomicBool::new(purpose == Purpose::Ahead);
+        self.memory.insert((volume, frame), Arc::new(Frame { data, unread }));
     }
 
     /// The tier on the local disk.
@@ -109,10 +158,15 @@ impl BlockCache {
         self.disk.as_ref()
     }
 
+    /// Bytes that it may take in memory.
+    pub fn memory_size(&self) -> u64 {
+        self.memory.capacity()
+    }
+
     /// What it is doing.
     pub fn status(&self) -> Status {
         Status {
-            memory_size: self.memory.capacity(),
+            memory_size: self.memory_size(),
             memory_used: self.memory.weight(),
             disk: self.disk.as_ref().map(DiskTier::status),
         }

@@ -12,9 +12,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::cache::BlockCache;
 use crate::cache::disk::Run;
 use crate::cache::flight::{Flight, Flights};
+use crate::cache::{BlockCache, Purpose};
 use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
@@ -57,7 +57,17 @@ pub enum ReadError {
 
 /// The frames that one GET brought, or why not.
 type Brought = Result<Arc<HashMap<FrameAddr, Bytes>>, ReadError>;
-/// The salts of the segments that are read.
+/// What a fetch needs to know beside its frames.
+#[derive(Debug)]
+struct How {
+    /// The salts of the segments.
+    salts: Salts,
+    /// What it is for.
+    purpose: Purpose,
+    /// The most bytes of one request.
+    request: u64,
+}
+
 type Salts = HashMap<Seq, Salt>;
 
 /// Frames of more bytes than this together are opened by the workers; fewer take less time than going there.
@@ -111,18 +121,25 @@ impl Objects {
         Objects { inner: Arc::new(inner) }
     }
 
-    /// The opened frames, from the cache or the store.
-    pub async fn frames(&self, wanted: &[(FrameAddr, Salt)]) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
+    /// The opened frames, from the cache or the store; from the latter with requests of up to `request` bytes, or `read_max`
+    /// if that is more.
+    pub async fn frames(
+        &self,
+        wanted: &[(FrameAddr, Salt)],
+        purpose: Purpose,
+        request: u64,
+    ) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
         let mut have = HashMap::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for &(frame, salt) in wanted {
-            match self.inner.cache.get(self.inner.volume, frame) {
+            match self.inner.cache.get(self.inner.volume, frame, purpose) {
                 Some(data) => drop(have.insert(frame, data)),
                 None => missing.push((frame, salt)),
             }
         }
         if !missing.is_empty() {
-            let mut landing: FuturesUnordered<_> = self.flights(missing, &mut have).into_iter().collect();
+            let mut landing: FuturesUnordered<_> =
+                self.flights(missing, &mut have, purpose, request).into_iter().collect();
             while let Some(brought) = landing.next().await {
                 have.extend(brought?.iter().map(|(frame, data)| (*frame, data.clone())));
             }
@@ -132,7 +149,13 @@ impl Objects {
 
     /// The flights that bring the frames, new ones for those that nobody has asked for; what came meanwhile is added to
     /// `have`.
-    fn flights(&self, wanted: Vec<(FrameAddr, Salt)>, have: &mut HashMap<FrameAddr, Bytes>) -> Vec<Flight<Brought>> {
+    fn flights(
+        &self,
+        wanted: Vec<(FrameAddr, Salt)>,
+        have: &mut HashMap<FrameAddr, Bytes>,
+        purpose: Purpose,
+        request: u64,
+    ) -> Vec<Flight<Brought>> {
         let inner = &self.inner;
         let (mut flights, mut missing, mut salts) = (Vec::new(), Vec::new(), Salts::new());
         // While we look nobody else can launch, nor land.
@@ -140,42 +163,42 @@ impl Objects {
         for (frame, salt) in wanted {
             if let Some(flight) = board.find(frame) {
                 flights.push(flight);
-            } else if let Some(data) = inner.cache.get(inner.volume, frame) {
+            } else if let Some(data) = inner.cache.get(inner.volume, frame, purpose) {
                 have.insert(frame, data);
             } else {
                 missing.push(frame);
                 salts.insert(frame.seq, salt);
             }
         }
-        let salts = Arc::new(salts);
+        let how = Arc::new(How { salts, purpose, request: request.max(inner.read_max) });
         if let Some(disk) = inner.cache.disk() {
             let (runs, elsewhere) = disk.find(inner.volume, missing);
             missing = elsewhere;
             for run in runs {
                 let frames = run.frames().collect();
-                flights.push(board.launch(frames, inner.clone().bring_from_disk(run, salts.clone())));
+                flights.push(board.launch(frames, inner.clone().bring_from_disk(run, how.clone())));
             }
         }
-        for get in inner.plan(missing) {
+        for get in inner.plan(missing, &how) {
             let frames = get.frames.clone();
-            flights.push(board.launch(frames, inner.clone().bring(get, salts.clone())));
+            flights.push(board.launch(frames, inner.clone().bring(get, how.clone())));
         }
         flights
     }
 }
 
 impl Inner {
-    fn plan(&self, frames: Vec<FrameAddr>) -> Vec<Get> {
-        fetch::plan(frames, self.read_gap, self.read_max)
+    fn plan(&self, frames: Vec<FrameAddr>, how: &How) -> Vec<Get> {
+        fetch::plan(frames, self.read_gap, how.request)
     }
 
     /// What the disk does not have after all, or cannot prove, comes from the store.
-    async fn bring_from_disk(self: Arc<Self>, run: Run, salts: Arc<Salts>) -> Brought {
+    async fn bring_from_disk(self: Arc<Self>, run: Run, how: Arc<How>) -> Brought {
         let (Some(disk), Some(read)) = (self.cache.disk(), self.read_disk(&run).await) else {
-            return self.bring_all(run.frames().collect(), &salts).await;
+            return self.bring_all(run.frames().collect(), &how).await;
         };
         let (mut opened, mut missing) = (HashMap::with_capacity(read.len()), Vec::new());
-        for (frame, result) in self.open(read, &salts).await {
+        for (frame, result) in self.open(read, &how).await {
             match result {
                 Ok(data) => drop(opened.insert(frame, data)),
                 Err(_) => {
@@ -188,7 +211,7 @@ impl Inner {
         if missing.is_empty() {
             return Ok(Arc::new(opened));
         }
-        let rest = self.bring_all(missing, &salts).await?;
+        let rest = self.bring_all(missing, &how).await?;
         opened.extend(rest.iter().map(|(frame, data)| (*frame, data.clone())));
         Ok(Arc::new(opened))
     }
@@ -197,22 +220,22 @@ impl Inner {
         self.cache.disk()?.read(run).await
     }
 
-    async fn bring_all(self: &Arc<Self>, frames: Vec<FrameAddr>, salts: &Arc<Salts>) -> Brought {
-        let gets = self.plan(frames).into_iter().map(|get| self.clone().bring(get, salts.clone()));
+    async fn bring_all(self: &Arc<Self>, frames: Vec<FrameAddr>, how: &Arc<How>) -> Brought {
+        let gets = self.plan(frames, how).into_iter().map(|get| self.clone().bring(get, how.clone()));
         let all = try_join_all(gets).await?;
         let all = all.iter().flat_map(|some| some.iter()).map(|(frame, data)| (*frame, data.clone()));
         Ok(Arc::new(all.collect()))
     }
 
     /// Reads again once what could not be proven: it may have been harmed on the way, not in the store.
-    async fn bring(self: Arc<Self>, get: Get, salts: Arc<Salts>) -> Brought {
-        match self.bring_once(&get, &salts).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &salts).await,
+    async fn bring(self: Arc<Self>, get: Get, how: Arc<How>) -> Brought {
+        match self.bring_once(&get, &how).await {
+            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &how).await,
             brought => brought,
         }
     }
 
-    async fn bring_once(&self, get: &Get, salts: &Salts) -> Brought {
+    async fn bring_once(&self, get: &Get, how: &How) -> Brought {
         let key = self.keys.segment(get.seq);
         let bytes = self.read(&key, get.range.clone()).await?;
         let cut = |&frame: &FrameAddr| {
@@ -220,7 +243,7 @@ impl Inner {
             (frame, bytes.slice(from..from + frame.len as usize))
         };
         let mut opened = HashMap::with_capacity(get.frames.len());
-        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), salts).await {
+        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), how).await {
             opened.insert(frame, result.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?);
         }
         // Only what is proven goes to the disk.
@@ -231,15 +254,11 @@ impl Inner {
     }
 
     /// Proves and decompresses frames, and puts what is proven into memory.
-    async fn open(
-        &self,
-        sealed: Vec<(FrameAddr, Bytes)>,
-        salts: &Salts,
-    ) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
+    async fn open(&self, sealed: Vec<(FrameAddr, Bytes)>, how: &How) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
         let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
         let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
         for (frame, _) in &sealed {
-            let salt = salts.get(&frame.seq).copied().unwrap_or_default();
+            let salt = how.salts.get(&frame.seq).copied().unwrap_or_default();
             let key = || self.sealer.object_key(ObjectKind::Segment, frame.seq, &salt);
             keys.entry(frame.seq).or_insert_with(key);
         }
@@ -250,7 +269,7 @@ impl Inner {
         let opened = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
         for (frame, result) in &opened {
             if let Ok(data) = result {
-                self.cache.insert(self.volume, *frame, data.clone());
+                self.cache.insert(self.volume, *frame, data.clone(), how.purpose);
             }
         }
         opened
