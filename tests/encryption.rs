@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::{self, BlockCache};
+use ashlar::cache::BlockCache;
 use ashlar::check::Report;
 use ashlar::codec::frame::Compression;
 use ashlar::device::Device;
@@ -80,7 +80,7 @@ impl World {
         let outside = Outside {
             store: Arc::new(FaultyStore::new(Arc::new(self.store.clone()), delay, Random::seeded(3))),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::new(&cache::Options::default())),
+            cache: Arc::new(BlockCache::in_memory(64 << 20)),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use tracing::warn;
 
 use super::exports::VolumeExports;
 use super::store_volumes::StoreVolumes;
+use crate::cache::{self, BlockCache};
 use crate::volume::{Status, VolumeName};
 
 /// The socket's name in the state directory.
@@ -45,6 +47,8 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its store.
     pub store: String,
+    /// Its cache.
+    pub cache: cache::Status,
     /// The open volumes, by name.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -79,11 +83,16 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers, one after the other, until the task is dropped.
-pub async fn serve(listener: UnixListener, store: String, exports: VolumeExports<StoreVolumes>) {
+pub async fn serve(
+    listener: UnixListener,
+    store: String,
+    cache: Arc<BlockCache>,
+    exports: VolumeExports<StoreVolumes>,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answered = tokio::time::timeout(RELOAD_PATIENCE, answer(stream, &store, &exports)).await;
+                let answered = tokio::time::timeout(RELOAD_PATIENCE, answer(stream, &store, &cache, &exports)).await;
                 if let Ok(Err(error)) = answered {
                     warn!("somebody asked for something and left: {error}");
                 }
@@ -96,11 +105,16 @@ pub async fn serve(listener: UnixListener, store: String, exports: VolumeExports
     }
 }
 
-async fn answer(mut stream: UnixStream, store: &str, exports: &VolumeExports<StoreVolumes>) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    store: &str,
+    cache: &BlockCache,
+    exports: &VolumeExports<StoreVolumes>,
+) -> io::Result<()> {
     let mut line = Vec::new();
     BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await?;
     let answer = match serde_json::from_slice(&line)? {
-        Request::Status => serde_json::to_vec(&status(store, exports))?,
+        Request::Status => serde_json::to_vec(&status(store, cache, exports))?,
         Request::Reload(name) => serde_json::to_vec(&reload(&name, exports).await)?,
     };
     stream.write_all(&answer).await?;
@@ -115,11 +129,11 @@ async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
     volume.reload().await.err().map(|error| error.to_string())
 }
 
-fn status(store: &str, exports: &VolumeExports<StoreVolumes>) -> ServerStatus {
+fn status(store: &str, cache: &BlockCache, exports: &VolumeExports<StoreVolumes>) -> ServerStatus {
     let volumes = exports.open_volumes().into_iter();
     let mut volumes: Vec<_> = volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    ServerStatus { pid: std::process::id(), store: store.to_owned(), volumes }
+    ServerStatus { pid: std::process::id(), store: store.to_owned(), cache: cache.status(), volumes }
 }
 
 /// Asks the server that has the state directory for its status.

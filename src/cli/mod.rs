@@ -24,6 +24,7 @@ mod list;
 mod info;
 mod status;
 mod control;
+mod warm;
 mod check;
 mod set;
 mod key;
@@ -110,6 +111,7 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Warm(warm::Args),
     Check(check::Args),
     Set(set::Args),
     Key(key::Args),
@@ -130,6 +132,7 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Set(args) => set::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
@@ -152,6 +155,7 @@ impl Cli {
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
+            Command::Warm(args) => args.flags(),
             Command::Bench(args) => args.flags(),
             _ => Vec::new(),
         };

@@ -8,8 +8,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::exports::{OpenFailure, Volumes};
-use super::outside::State;
-use crate::cache::BlockCache;
+use super::outside::{Cache, State};
 use crate::codec::seal::Sealer;
 use crate::config::Config;
 use crate::journal;
@@ -24,6 +23,7 @@ use crate::volume::{self, OpenFlags, Outside, Volume, VolumeError, VolumeName, W
 pub struct StoreVolumes {
     outside: Outside,
     state: State,
+    _cache: Cache,
     options: volume::Options,
     journal: journal::Options,
     flags: OpenFlags,
@@ -37,6 +37,7 @@ impl StoreVolumes {
     pub fn new(
         store: Arc<dyn Store>,
         state: State,
+        cache: Cache,
         config: &Config,
         secrets: Secrets,
         flags: OpenFlags,
@@ -45,7 +46,7 @@ impl StoreVolumes {
         let outside = Outside {
             store,
             disk: Arc::new(state.disk.clone()),
-            cache: Arc::new(BlockCache::new(&config.cache)),
+            cache: Arc::clone(&cache.blocks),
             clock: Clock::System,
             random,
             workers: Workers::Threads,
@@ -56,6 +57,7 @@ impl StoreVolumes {
         StoreVolumes {
             outside,
             state,
+            _cache: cache,
             options: config.volume.clone(),
             journal: config.journal.clone(),
             flags: OpenFlags { unsafe_no_fencing: config.store.unsafe_no_fencing, ..flags },

@@ -333,14 +333,14 @@ async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Un
         _ => Unread::Store(error),
     };
     let whole = match info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes {
-        true => Some(shared.store.get(&key).await.map_err(store_failed)?),
+        true => Some(shared.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
     let read = match &whole {
         Some(bytes) => {
             segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
         }
-        None => match scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, seq).await {
+        None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
             Ok(Some(read)) => Ok(read),
             Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
             Err(crate::volume::VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
@@ -364,7 +364,7 @@ async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Un
             let gets = fetch::plan(frames, READ_GAP, READ_MAX);
             let mut gets = stream::iter(gets.into_iter().map(|get| {
                 let key = &key;
-                async move { (get.range.start, shared.store.get_range(key, get.range).await) }
+                async move { (get.range.start, shared.background.get_range(key, get.range).await) }
             }))
             .buffered(PARALLEL);
             while let Some((start, got)) = gets.next().await {

@@ -51,6 +51,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
+use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
@@ -146,9 +147,11 @@ impl Volume {
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
         options.check()?;
+        let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let log = tokio::spawn(log::run(shared.clone()));
-        let ahead = Mutex::new(ReadAhead::new(shared.meta.size, shared.options.read_ahead));
+        let ahead = ReadAhead::new(shared.meta.size, shared.options.read_ahead, cache.memory_size() / AHEAD_PART);
+        let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
         Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)), ahead, prefetcher }))
     }
@@ -227,6 +230,10 @@ impl Drop for Volume {
     }
 }
 
+/// The part of the cache's memory that all streams of a volume together may be ahead: what is fetched ahead must still be
+/// there when it is read.
+const AHEAD_PART: u64 = 4;
+
 /// Bytes of an NBD CACHE request that are fetched at once.
 const CACHE_PIECE: u64 = 8 << 20;
 
@@ -238,10 +245,12 @@ impl Device for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
-        if let Some(range) = self.ahead.lock().read(offset, u64::from(len)) {
+        let advice = self.ahead.lock().read(offset, u64::from(len));
+        if let Some(range) = advice.ahead {
             self.prefetcher.want(range);
         }
-        self.shared.read(offset, u64::from(len)).await
+        let purpose = if advice.in_stream { Purpose::Stream } else { Purpose::Read };
+        self.shared.read(offset, u64::from(len), purpose).await
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
@@ -264,7 +273,9 @@ impl Device for Volume {
         // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
         let end = offset + len;
         for start in (offset..end).step_by(CACHE_PIECE as usize) {
-            self.shared.prefetch(start, CACHE_PIECE.min(end - start)).await?;
+            // As much as a client's requests that are under way together may bring, so that the disk gets it all.
+            self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
+            self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ pub(super) async fn open(
 ) -> Result<Shared> {
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
-    let (store, cache) = (outside.store.clone(), outside.cache.clone());
+    let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
     let source = Source::of(store, name, &options, Some(cache), &outside.secrets).await?;
     let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;

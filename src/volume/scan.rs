@@ -7,11 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::join_all;
 
-use crate::cache::{self, BlockCache};
+use crate::cache::BlockCache;
 use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
 use crate::keyring::Secrets;
 use crate::map::{ExtentMap, NeedPages, PageIndex, Runs, SegmentInfo, Usage};
+use crate::outside::Workers;
 use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
@@ -83,20 +84,20 @@ pub struct Scan {
 }
 
 impl Source {
-    /// The volume of that name, unlocked, with a cache of its own or the server's.
+    /// The volume of that name, unlocked, with a cache of its own or the server's, whose workers open what is read.
     pub async fn of(
         store: Arc<dyn Store>,
         name: &VolumeName,
         options: &Options,
-        cache: Option<Arc<BlockCache>>,
+        cache: Option<(Arc<BlockCache>, Workers)>,
         secrets: &Secrets,
     ) -> Result<Source> {
         let keys = Keys::new(name);
         let description = description::load(&*store, &keys, name).await?;
         let sealer = description.unlock(&keys, secrets).await?;
         let Description { meta, number, .. } = description;
-        let cache = cache.unwrap_or_else(|| Arc::new(BlockCache::new(&cache::Options { memory: 16 << 20 })));
-        let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, options);
+        let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
+        let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options);
         Ok(Source { store, keys, meta, description: number, sealer, objects })
     }
 

@@ -45,6 +45,8 @@ pub struct Shared {
     pub epoch: Epoch,
     pub server: Uuid,
     pub store: Arc<dyn Store>,
+    /// The same, for reads of collection and sweeping.
+    pub background: Arc<dyn Store>,
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
@@ -216,6 +218,7 @@ impl Shared {
             epoch: parts.fence.1.epoch,
             server: parts.fence.1.server,
             fence: parts.fence,
+            background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
             store: parts.store,
             keys: parts.keys,
             sealer: parts.sealer,

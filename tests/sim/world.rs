@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ashlar::cache::disk::DiskTier;
 use ashlar::cache::{self, BlockCache};
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
@@ -13,6 +14,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
+use ashlar::store::hedge::{HedgeOptions, HedgeStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::units::{BlockSize, ChangeNo};
@@ -63,6 +65,12 @@ pub struct World {
     disk_faults: DiskFaults,
     /// The disks of the two servers.
     disks: [CrashDisk; 2],
+    /// The disks of their caches, if they have such.
+    caches: Option<[CrashDisk; 2]>,
+    /// Bytes of their caches in memory.
+    cache_memory: u64,
+    /// Decides about caches only, so that what else happens in a world is as it was before there were any.
+    cache_random: Random,
     history: History,
     floors: Floors,
     /// Segments of moved data, over all lives.
@@ -252,6 +260,9 @@ impl World {
             disk
         };
         let disks = [disk(), disk()];
+        let cache_random = Random::seeded(!seed);
+        let caches = (cache_random.below(2) == 0).then(|| [CrashDisk::new(seed), CrashDisk::new(!seed)]);
+        let cache_memory = cache_random.below(2) * (64 << 10);
         let (history, floors) = (History::default(), Floors::default());
         World {
             random,
@@ -261,6 +272,9 @@ impl World {
             store_faults,
             disk_faults,
             disks,
+            caches,
+            cache_memory,
+            cache_random,
             history,
             floors,
             collected: 0,
@@ -273,6 +287,18 @@ impl World {
     fn faulty(&self) -> Arc<FaultyStore> {
         let random = Random::seeded(self.random.below(u64::MAX));
         Arc::new(FaultyStore::new(self.store.clone(), self.store_faults, random))
+    }
+
+    /// A cache for the next life of a server. Its disk has died since the last one, and may have decayed.
+    fn cache(&mut self, server: usize) -> BlockCache {
+        let Some(caches) = &mut self.caches else { return BlockCache::in_memory(self.cache_memory) };
+        let disk = &mut caches[server];
+        *disk = if self.cache_random.below(2) == 0 { disk.kill() } else { disk.crash() };
+        for _ in 0..self.cache_random.below(8) {
+            disk.damage("slab-00000001", self.cache_random.below(disk.stored_bytes() + 1), 1);
+        }
+        disk.set_faults(self.disk_faults);
+        BlockCache::new(self.cache_memory, Some(DiskTier::start(Arc::new(disk.clone()), cache::disk::SIZE_MIN)))
     }
 
     /// Opens with a history of its own, still empty: a displaced server may be adding to the old one until the fence.
@@ -290,10 +316,15 @@ impl World {
             read_limit: Duration::from_secs(5),
             write_limit: Duration::from_secs(3),
         };
+        let hedge = HedgeOptions { share_percent: 50, p95_percent: 100, delay_min: Duration::from_millis(1) };
         let outside = Outside {
-            store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
+            store: Arc::new(RetryStore::new(
+                Arc::new(HedgeStore::new(store, hedge)),
+                retry,
+                Random::seeded(self.random.below(u64::MAX)),
+            )),
             disk: Arc::new(self.disks[server].clone()),
-            cache: Arc::new(BlockCache::new(&cache::Options { memory: 64 << 10 })),
+            cache: Arc::new(self.cache(server)),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
