@@ -19,7 +19,7 @@ use crate::change::Numbered;
 use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal};
 use crate::outside::{Clock, Random, Workers};
-use crate::segment::Fence;
+use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{Epoch, Seq};
@@ -89,6 +89,9 @@ pub(super) async fn open(
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let source = Source::of(outside.store.clone(), name, &options, Some(outside.cache.clone())).await?;
+    // Records are synced for a FLUSH only if that is what a FLUSH promises.
+    let lay_out = options.durability == Durability::Journal;
+    let journal_options = journal::Options { lay_out, ..journal_options };
     let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {
