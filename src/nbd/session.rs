@@ -142,11 +142,23 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let replies = session.replies.clone();
     let mut writing = pin!(writer.run());
-    let end = tokio::select! {
-        biased;
-        error = &mut writing => return End::Lost(error),
-        end = session.take_requests() => end,
+    let end = {
+        let mut taking = pin!(session.take_requests());
+        poll_fn(|context| {
+            if let Poll::Ready(error) = writing.as_mut().poll(context) {
+                return Poll::Ready(End::Lost(error));
+            }
+            let (taken, answered) = replies.watch(|| taking.as_mut().poll(context));
+            match taken {
+                Poll::Ready(end) => Poll::Ready(end),
+                // What was answered just now goes out just now.
+                Poll::Pending if answered => writing.as_mut().poll(context).map(End::Lost),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     };
     if matches!(end, End::Disconnected | End::ShutDown) {
         tokio::select! {
