@@ -21,9 +21,6 @@ use crate::volume::buffer::WriteBuffer;
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
 pub(super) const LARGE: u64 = 2;
 
-/// Segments under way at which one more brings no change to the store sooner.
-const SEVERAL: usize = 2;
-
 /// A run of accepted changes that will be one segment.
 #[derive(Debug)]
 pub struct Batch {
@@ -122,10 +119,10 @@ impl State {
         Numbered { no: self.last, change }
     }
 
-    /// Whether the buffer is worth a segment. While [`SEVERAL`] are under way nobody gains by one more of them, and a request
-    /// is saved by filling this one up further.
+    /// Whether the buffer is worth a segment. Behind another one that is under way it would hardly be committed sooner, and
+    /// a request is saved by filling it up further.
     pub fn is_full(&self, segment_size: u64) -> bool {
-        let size = if self.uploading() >= SEVERAL { LARGE * segment_size } else { segment_size };
+        let size = if self.uploading() > 0 { LARGE * segment_size } else { segment_size };
         // Data that was overwritten in the buffer still takes memory: it counts, but less.
         self.active.data_bytes() >= size || self.active.accepted_bytes() >= 4 * segment_size
     }
@@ -389,18 +386,18 @@ mod tests {
                 sealed.push(batch.buffer.data_bytes() / 4096);
             }
         }
-        assert_eq!(sealed, [2, 2, 4, 4, 4, 4]);
+        assert_eq!(sealed, [2, 4, 4, 4, 4]);
         assert!(!state.is_full(4 * SEGMENT));
     }
 
     #[test]
     fn a_batch_that_was_filling_up_further_is_full_when_the_others_are_done() {
         let mut state = state();
-        (0..7).for_each(|block| {
+        (0..5).for_each(|block| {
             write(&mut state, block);
             state.next_upload(8);
         });
-        assert!(state.has_active() && !state.is_full(SEGMENT), "two under way, three blocks waiting");
+        assert!(state.has_active() && !state.is_full(SEGMENT), "one under way, three blocks waiting");
         let info = SegmentInfo { salt: [0; 16], stored_bytes: 8192, blocks: 2, live_blocks: 2 };
         state.commit(Seq(2), info, &[], None).unwrap();
         assert!(state.is_full(SEGMENT));
