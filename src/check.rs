@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
+use crate::keyring::Secrets;
 use crate::map::{Content, Mapped, NeedPages, SegmentInfo};
 use crate::segment::{self, LogObject};
 use crate::store::{Key, Store, list_all};
@@ -80,16 +81,22 @@ const RECHECKS: usize = 4;
 const PARALLEL: usize = 16;
 
 /// Checks a volume. Damage is reported, not returned as an error; an error means that the check could not be made.
-pub async fn check(store: &Arc<dyn Store>, name: &VolumeName, data: bool, progress: Progress<'_>) -> Result<Report> {
+pub async fn check(
+    store: &Arc<dyn Store>,
+    name: &VolumeName,
+    data: bool,
+    progress: Progress<'_>,
+    secrets: &Secrets,
+) -> Result<Report> {
     let mut tries = 0;
     loop {
-        let (report, seen) = check_once(store, name, data, progress).await?;
+        let (report, seen) = check_once(store, name, data, progress, secrets).await?;
         tries += 1;
         if report.is_clean() || tries == RECHECKS {
             return Ok(report);
         }
         // A server that serves the volume may have deleted what was being read, after a newer checkpoint.
-        let source = Source::of(store.clone(), name, &Options::default(), None).await?;
+        let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
         if source.list_checkpoints().await?.last().copied().unwrap_or_default() == seen {
             return Ok(report);
         }
@@ -101,9 +108,10 @@ async fn check_once(
     name: &VolumeName,
     data: bool,
     progress: Progress<'_>,
+    secrets: &Secrets,
 ) -> Result<(Report, Seq)> {
     let mut report = Report { volume: name.to_string(), ..Report::default() };
-    let source = match Source::of(store.clone(), name, &Options::default(), None).await {
+    let source = match Source::of(store.clone(), name, &Options::default(), None, secrets).await {
         Ok(source) => source,
         Err(error) => return damaged(report, error),
     };

@@ -13,6 +13,7 @@ pub mod map;
 pub mod segment;
 pub mod gc;
 pub mod codec;
+pub mod keyring;
 pub mod cache;
 pub mod journal;
 pub mod store;

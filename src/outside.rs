@@ -66,11 +66,12 @@ impl Random {
 }
 
 /// Where work goes that would hold up the reactor: compression, sealing, hashing of whole segments.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub enum Workers {
     /// tokio's blocking threads.
     Threads,
     /// At once, on the caller's task: what a seeded run needs.
+    #[default]
     Inline,
 }
 

@@ -11,11 +11,11 @@ use ashlar::device::{Device, Pieces};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
+use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
-use ashlar::units::BlockSize;
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use bytes::Bytes;
 
@@ -38,7 +38,7 @@ impl World {
         let random = Random::seeded(7);
         let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
         let name = VolumeName::new("v").unwrap();
-        let options = CreateOptions { size, block_size: BlockSize::default() };
+        let options = CreateOptions { size, ..CreateOptions::default() };
         volume::create(&*store, &random, &Clock::System, &name, options).await.unwrap();
         let disk = Arc::new(CrashDisk::new(7));
         World { store, disk, random, name, options: Options { segment_size: 256 << 10, ..Options::default() } }
@@ -53,6 +53,7 @@ impl World {
             random: self.random.clone(),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            secrets: Secrets::default(),
             witness: Witness::default(),
         }
     }
@@ -67,7 +68,8 @@ impl World {
 
     /// After the volume was dropped or closed: it holds together, every frame of it.
     async fn check(&self) {
-        let report = ashlar::check::check(&self.store, &self.name, true, &|_, _| {}).await.unwrap();
+        let report =
+            ashlar::check::check(&self.store, &self.name, true, &|_, _| {}, &Secrets::default()).await.unwrap();
         assert!(report.is_clean(), "{:#?}", report.problems);
     }
 
@@ -304,14 +306,14 @@ async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
     let error = volume.read(64 << 10, 4096).await.unwrap_err().to_string();
     assert!(error.contains(segment.key.as_str()) && error.contains("its tag does not match"), "{error}");
     volume.close().await.unwrap();
-    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}, &Secrets::default()).await.unwrap();
     assert!(report.is_clean(), "without reading data nothing is found");
-    let report = ashlar::check::check(&world.store, &world.name, true, &|_, _| {}).await.unwrap();
+    let report = ashlar::check::check(&world.store, &world.name, true, &|_, _| {}, &Secrets::default()).await.unwrap();
     assert_eq!(report.problems.len(), 1);
     assert_eq!(report.problems[0].object, segment.key.to_string());
 
     memory.remove(&segment.key);
-    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}).await.unwrap();
+    let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}, &Secrets::default()).await.unwrap();
     assert_eq!(report.problems[0].what, "it is missing, and the map needs it");
 }
 

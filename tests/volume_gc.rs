@@ -13,10 +13,11 @@ use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
+use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
-use ashlar::units::{BlockSize, Seq};
+use ashlar::units::Seq;
 use ashlar::volume::keys::Keys;
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use async_trait::async_trait;
@@ -72,7 +73,7 @@ impl World {
         let random = Random::seeded(7);
         let store = Arc::new(Keeper::default());
         let name = VolumeName::new("v").unwrap();
-        let options = CreateOptions { size, block_size: BlockSize::default() };
+        let options = CreateOptions { size, ..CreateOptions::default() };
         volume::create(&*store, &random, &Clock::System, &name, options).await.unwrap();
         World { store, disk: CrashDisk::new(7), random, name, options: Options::default() }
     }
@@ -86,6 +87,7 @@ impl World {
             random: self.random.clone(),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: "one".into() },
+            secrets: Secrets::default(),
             witness: Witness::default(),
         };
         Volume::open(outside, &self.name, self.options.clone(), journal::Options::default(), flags).await.unwrap()
@@ -97,7 +99,7 @@ impl World {
 
     async fn check(&self) -> ashlar::check::Report {
         let store: Arc<dyn Store> = self.store.clone();
-        let report = ashlar::check::check(&store, &self.name, true, &|_, _| {}).await.unwrap();
+        let report = ashlar::check::check(&store, &self.name, true, &|_, _| {}, &Secrets::default()).await.unwrap();
         assert!(report.is_clean(), "{:#?}", report.problems);
         report
     }

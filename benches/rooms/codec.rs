@@ -1,6 +1,7 @@
 //! Encoding a segment of 8 MiB, opening its frames, and the head of a journal record.
 
 use ashlar::change::{Change, Numbered};
+use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::Sealer;
 use ashlar::journal::record::{FileHeader, HEAD_BYTES, encode_head};
 use ashlar::segment::{EncodedSegment, Payload, Stamp, encode_segment, open_frame};
@@ -38,9 +39,10 @@ fn changes(data: &Bytes, extent_blocks: usize) -> Vec<(Extent, Payload)> {
 }
 
 fn encode(changes: &[(Extent, Payload)]) -> EncodedSegment {
-    let stamp = Stamp { epoch: Epoch(1), server: Uuid::from_u128(2), covers: ChangeNo(3) };
+    let stamp =
+        Stamp { epoch: Epoch(1), server: Uuid::from_u128(2), covers: ChangeNo(3), compression: Compression::Lz4 };
     let block_size = BlockSize::new(BLOCK_BYTES as u64).unwrap();
-    encode_segment(&Sealer::new(Uuid::from_u128(1)), Seq(4), SALT, block_size, &stamp, changes).unwrap()
+    encode_segment(&Sealer::new(Uuid::from_u128(1), None), Seq(4), SALT, block_size, &stamp, changes).unwrap()
 }
 
 fn segment(criterion: &mut Criterion, name: &str, changes: &[(Extent, Payload)]) {
@@ -50,7 +52,7 @@ fn segment(criterion: &mut Criterion, name: &str, changes: &[(Extent, Payload)])
 
     let encoded = encode(changes);
     let object = Bytes::from(encoded.object.parts.concat());
-    let sealer = Sealer::new(Uuid::from_u128(1));
+    let sealer = Sealer::new(Uuid::from_u128(1), None);
     group.bench_function(format!("open its frames: {name}"), |bencher| {
         bencher.iter(|| {
             for (extent, placement) in &encoded.placements {

@@ -8,14 +8,15 @@ use serde::Serialize;
 use super::failure::{Failure, Outcome};
 use super::outside::State;
 use super::store_volumes::StoreVolumes;
-use super::{output, outside, runtime};
+use super::{output, outside, runtime, secrets};
 use crate::check::{self, Report};
 use crate::config::Effective;
 use crate::human::about_bytes;
+use crate::keyring::Secrets;
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, OpenFlags, VolumeName};
+use crate::volume::{self, OpenFlags, VolumeError, VolumeName};
 
 /// Proves that a volume in the store is whole, or says what is damaged. Changes nothing, but with --repair.
 ///
@@ -27,7 +28,7 @@ use crate::volume::{self, OpenFlags, VolumeName};
 /// them by and by; --repair does it now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 no damage, 3 damage found, 1 the check could not be made.
+Exit codes: 0 no damage, 3 damage found, 4 the key is missing or wrong, 1 the check could not be made.
 
 Examples:
   ashlar check
@@ -73,7 +74,12 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
 #[serde(untagged)]
 enum Checked {
     Made(Report),
-    Failed { volume: VolumeName, error: String },
+    Failed {
+        volume: VolumeName,
+        error: String,
+        #[serde(skip)]
+        is_locked: bool,
+    },
 }
 
 /// Opens the volume, deletes what nobody owns, and closes it: that also finishes what a server left undone.
@@ -81,8 +87,8 @@ async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let volumes = StoreVolumes::new(store, state, config, OpenFlags::default(), random);
-    let volume = volumes.open_volume(name).await.map_err(Failure::failed)?;
+    let volumes = StoreVolumes::new(store, state, config, secrets::of(config), OpenFlags::default(), random);
+    let volume = volumes.open_volume(name).await?;
     let swept = volume.sweep().await;
     volume.close().await.map_err(Failure::failed)?;
     let swept = swept.map_err(Failure::failed)?;
@@ -105,29 +111,40 @@ async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Res
         Some(name) => vec![name.clone()],
         None => volume::names(&store).await.map_err(Failure::failed)?,
     };
+    let secrets = secrets::of(config);
     let mut checked = Vec::new();
     for name in names {
-        checked.push(check_one(&store, name, args.data, bars).await);
+        checked.push(check_one(&store, name, args.data, bars, &secrets).await);
     }
     // The one that was asked for is an error of its own, not a line of a list.
     match (args.name.is_some(), checked.pop()) {
+        (true, Some(Checked::Failed { error, is_locked: true, .. })) => return Err(Failure::Locked(error)),
         (true, Some(Checked::Failed { error, .. })) => return Err(Failure::Failed(error)),
         (_, last) => checked.extend(last),
     }
     Ok(checked)
 }
 
-async fn check_one(store: &Arc<dyn Store>, name: VolumeName, data: bool, bars: &MultiProgress) -> Checked {
+async fn check_one(
+    store: &Arc<dyn Store>,
+    name: VolumeName,
+    data: bool,
+    bars: &MultiProgress,
+    secrets: &Secrets,
+) -> Checked {
     let bar = bars.add(bar(&name));
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let result = check::check(store, &name, data, &progress).await;
+    let result = check::check(store, &name, data, &progress, secrets).await;
     bar.finish_and_clear();
     match result {
         Ok(report) => Checked::Made(report),
-        Err(error) => Checked::Failed { volume: name, error: error.to_string() },
+        Err(error) => {
+            let is_locked = matches!(error, VolumeError::Locked { .. });
+            Checked::Failed { volume: name, error: error.to_string(), is_locked }
+        }
     }
 }
 
@@ -141,7 +158,7 @@ fn bar(name: &VolumeName) -> ProgressBar {
 fn describe(checked: &Checked) -> String {
     let report = match checked {
         Checked::Made(report) => report,
-        Checked::Failed { volume, error } => return format!("{volume}: not checked: {error}"),
+        Checked::Failed { volume, error, .. } => return format!("{volume}: not checked: {error}"),
     };
     let mut lines = vec![format!(
         "{}: {}; {} of data in {} segments, {} map pages, {} frames read; {} objects, {}",

@@ -1,23 +1,29 @@
 //! `ashlar create`: a new, empty volume.
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime};
+use super::{output, outside, runtime, secrets};
+use crate::codec::frame::Compression;
 use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
-use crate::volume::{self, CreateOptions, Meta, VolumeError, VolumeName};
+use crate::volume::{self, CreateOptions, Created, Meta, NewEncryption, VolumeError, VolumeName};
 
 /// Makes a new, empty volume. It takes no space until something is written to it.
 ///
 /// The size is what the disk shows; the store holds only what is written, compressed. The block size is the unit in
 /// which space is given out and given back, and cannot be changed later; 4KiB suits ext4, xfs, btrfs, LVM and databases.
+///
+/// With a key (--passphrase-file, --key-file, --key-command or the [keys] of the configuration, or --encrypt to be asked)
+/// the volume is encrypted: whoever can read the store then sees its name, its size and how large its objects are. A
+/// recovery key is printed once, for the day when the other one is lost.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Sizes: 4096, 64KiB, 10G, 1.5T; K, M, G, T count in 1024, KB, MB, GB in 1000.
 
 Examples:
   ashlar create db --size 100G
+  ashlar create db --size 100G --passphrase-file /etc/ashlar/db.key
   ashlar create old --size 20G --block-size 512 --store s3://my-bucket/disks --json")]
 pub struct Args {
     /// The volume's name: letters, digits, '.', '_' and '-', at most 64
@@ -31,6 +37,22 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_block_size, default_value = "4KiB")]
     block_size: BlockSize,
 
+    /// How data is compressed: lz4, zstd:1 to zstd:19, or none; `ashlar set` changes it later
+    #[arg(long, value_name = "WAY", default_value = "lz4")]
+    compression: Compression,
+
+    /// Encrypt the volume; asks for a passphrase if no key is configured
+    #[arg(long, conflicts_with = "no_encryption")]
+    encrypt: bool,
+
+    /// Do not encrypt the volume although a key is configured
+    #[arg(long)]
+    no_encryption: bool,
+
+    /// Do not make a recovery key
+    #[arg(long)]
+    no_recovery_key: bool,
+
     /// Print a JSON object that describes the volume
     #[arg(long)]
     json: bool,
@@ -39,37 +61,68 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     Meta::check_size(args.size, args.block_size).map_err(|error| Failure::usage(format!("--size: {error}")))?;
-    let (url, meta) = runtime()?.block_on(create(args, config))?;
+    let (url, Created { meta, recovery }) = runtime()?.block_on(create(args, config))?;
+    let recovery = recovery.map(|key| key.to_text());
     if args.json {
         return output::json(&serde_json::json!({
             "name": meta.name,
             "uuid": meta.uuid,
             "size": meta.size,
             "block_size": meta.block_size,
+            "compression": meta.compression,
+            "seal": meta.seal(),
+            "recovery_key": recovery.as_ref().map(|key| key.as_str()),
             "created_unix_millis": meta.created_unix_millis,
             "store": url,
         }));
     }
     output::text(format!(
-        "created volume {} in {url}: {}, blocks of {}, uuid {}\nserve it with: ashlar serve {} --store {url}",
+        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {url}",
         meta.name,
         exact_bytes(meta.size),
         exact_bytes(meta.block_size.bytes().into()),
+        if meta.encryption.is_some() { "encrypted" } else { "not encrypted" },
         meta.uuid,
+        recovery.map_or_else(String::new, |key| recovery_text(&key)),
         meta.name,
     ))
 }
 
-async fn create(args: &Args, config: &Effective) -> Result<(String, Meta), Failure> {
+/// What is said of a recovery key.
+pub fn recovery_text(key: &str) -> String {
+    format!(
+        "\n\n  recovery key: {key}\n  It opens the volume like a passphrase. Write it down now: it is not shown again.\n"
+    )
+}
+
+async fn encryption(args: &Args, config: &Effective) -> Result<Option<NewEncryption>, Failure> {
+    if args.no_encryption {
+        return Ok(None);
+    }
+    let secret = match secrets::configured(config, &args.name).await? {
+        Some(secret) => secret,
+        None if args.encrypt => secrets::ask_for_new(&args.name)?,
+        None => return Ok(None),
+    };
+    let cost = secrets::cost();
+    Ok(Some(NewEncryption { secret, cost, recovery: !args.no_recovery_key }))
+}
+
+async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Failure> {
     let store = outside::open_store(config, Access::Write).await?.store;
     let (clock, random, _) = outside::real();
-    let options = CreateOptions { size: args.size, block_size: args.block_size };
+    let options = CreateOptions {
+        size: args.size,
+        block_size: args.block_size,
+        compression: args.compression,
+        encryption: encryption(args, config).await?,
+    };
     let created = volume::create(&*store, &random, &clock, &args.name, options).await;
-    let meta = created.map_err(|error| match error {
+    let created = created.map_err(|error| match error {
         VolumeError::Invalid(_) => Failure::usage(error),
-        error => Failure::failed(error),
+        error => Failure::from(error),
     })?;
-    Ok((store.url(), meta))
+    Ok((store.url(), created))
 }
 
 fn parse_block_size(text: &str) -> Result<BlockSize, String> {

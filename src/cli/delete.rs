@@ -6,9 +6,10 @@ use std::sync::Arc;
 use dialoguer::Input;
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime};
+use super::{output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::human::about_bytes;
+use crate::keyring::Secrets;
 use crate::store::Store;
 use crate::store::open::Access;
 use crate::volume::{self, VolumeError, VolumeName};
@@ -36,22 +37,24 @@ pub struct Args {
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let runtime = runtime()?;
     let store = runtime.block_on(outside::open_store(config, Access::Write))?.store;
+    let secrets = secrets::of(config);
     if !args.yes {
-        ask(&args.name, &runtime.block_on(describe(&store, &args.name))?)?;
+        ask(&args.name, &runtime.block_on(describe(&store, &args.name, &secrets))?)?;
     }
     let (clock, random, _) = outside::real();
     let server = outside::passing_identity(&random);
-    let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover);
-    let objects = runtime.block_on(deleted).map_err(Failure::failed)?;
+    let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
+    let objects = runtime.block_on(deleted)?;
     output::text(format!("deleted volume {} with {objects} objects from {}", args.name, store.url()))
 }
 
 /// What is about to go.
-async fn describe(store: &Arc<dyn Store>, name: &VolumeName) -> Result<String, Failure> {
-    match volume::inspect(store, name).await {
+async fn describe(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<String, Failure> {
+    match volume::inspect(store, name, secrets).await {
         Ok(info) => Ok(format!("{} of data, {} objects", about_bytes(info.mapped_bytes), info.objects)),
         // Deleting may still be what is wanted, and says by itself what stands in the way.
         Err(VolumeError::Corrupt { .. }) => Ok("damaged".to_owned()),
+        Err(VolumeError::Locked { .. }) => Ok("encrypted, and the key is not here".to_owned()),
         Err(error) => Err(Failure::failed(error)),
     }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::volume::VolumeError;
 
 /// What a command returns.
 pub type Outcome = Result<(), Failure>;
@@ -16,6 +17,8 @@ pub enum Failure {
     Usage(String),
     /// `check` found damage and has said so (exit code 3).
     Damaged,
+    /// The volume is encrypted, and the key is missing or wrong (exit code 4).
+    Locked(String),
     /// `serve` was told twice to stop (exit code 130, as for a program that ended by an interrupt).
     LeftEarly,
     /// Whoever reads the output went away (exit code 1, without a word).
@@ -35,15 +38,25 @@ impl Failure {
 
     /// Says what there is to say, and returns the exit code.
     pub fn report(&self) -> ExitCode {
-        if let Failure::Failed(words) | Failure::Usage(words) = self {
+        if let Failure::Failed(words) | Failure::Usage(words) | Failure::Locked(words) = self {
             eprintln!("ashlar: {words}");
         }
         ExitCode::from(match self {
             Failure::Failed(_) | Failure::NobodyReads => 1,
             Failure::Usage(_) => 2,
             Failure::Damaged => 3,
+            Failure::Locked(_) => 4,
             Failure::LeftEarly => 130,
         })
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Failure {
+        match error {
+            VolumeError::Locked { .. } => Failure::Locked(error.to_string()),
+            error => Failure::failed(error),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime, status};
+use super::{output, outside, runtime, secrets, status};
+use crate::codec::seal::Seal;
 use crate::config::Effective;
 use crate::human::{about_bytes, exact_bytes};
 use crate::store::open::Access;
@@ -27,7 +28,7 @@ pub struct Args {
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let info = runtime()?.block_on(async {
         let store = outside::open_store(config, Access::Read).await?.store;
-        volume::inspect(&store, &args.name).await.map_err(Failure::failed)
+        volume::inspect(&store, &args.name, &secrets::of(config)).await.map_err(Failure::from)
     })?;
     match args.json {
         true => output::json(&info),
@@ -47,9 +48,10 @@ fn describe(info: &Info) -> Vec<(&'static str, String)> {
         ("created", date(info.created_unix_millis)),
         ("size", format!("{} ({} bytes)", exact_bytes(info.size), info.size)),
         ("block size", exact_bytes(info.block_size.into())),
+        ("encryption", if info.seal == Seal::Blake3 { "none".into() } else { info.seal.to_string() }),
         ("mapped", with_bytes(info.mapped_bytes)),
         ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes, info.sparse_bytes)),
-        ("compression", status::ratio(info.mapped_bytes, info.live_bytes)),
+        ("compression", format!("{}, {}", info.compression, status::ratio(info.mapped_bytes, info.live_bytes))),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
         ("cost so far", status::account(&info.since_creation)),

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use futures::stream;
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime};
+use super::{output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::human::{about_bytes, exact_bytes};
 use crate::store::Store;
@@ -50,10 +50,11 @@ type Listed = (VolumeName, Result<Info, VolumeError>);
 async fn inspect_all(config: &Effective) -> Result<(String, Vec<Listed>), Failure> {
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = volume::names(&store).await.map_err(Failure::failed)?;
+    let secrets = secrets::of_configuration(config);
     let inspect = |name: VolumeName| {
-        let store: Arc<dyn Store> = Arc::clone(&store);
+        let (store, secrets): (Arc<dyn Store>, _) = (Arc::clone(&store), secrets.clone());
         async move {
-            let info = volume::inspect(&store, &name).await;
+            let info = volume::inspect(&store, &name, &secrets).await;
             (name, info)
         }
     };

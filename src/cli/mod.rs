@@ -29,6 +29,8 @@ mod delete;
 mod bench;
 mod config_command;
 mod outside;
+mod secrets;
+mod hygiene;
 mod output;
 mod logging;
 mod failure;
@@ -64,6 +66,18 @@ struct Cli {
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<String>,
 
+    /// File with the passphrase, or recovery key, of encrypted volumes; {volume} is the name [key: keys.passphrase_file]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Keys")]
+    passphrase_file: Option<String>,
+
+    /// File with 32 random bytes or more that opens encrypted volumes [key: keys.key_file]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Keys")]
+    key_file: Option<String>,
+
+    /// Shell command that prints the passphrase of encrypted volumes [key: keys.command]
+    #[arg(long, global = true, value_name = "COMMAND", help_heading = "Keys")]
+    key_command: Option<String>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -76,6 +90,7 @@ Exit codes:
   1    failed; for serve: also when data could not be brought into the store before the end
   2    wrong usage or configuration
   3    check found damage
+  4    the volume is encrypted, and the key is missing or wrong
   130  serve was told twice to stop and left at once; the journal keeps what is not in the store
 
 Examples:
@@ -119,7 +134,13 @@ impl Cli {
 
     /// The flags that set a key of the configuration.
     fn flags(&self) -> Vec<Flag> {
-        let common = [("--store", "store.url", &self.store), ("--state", "state", &self.state)];
+        let common = [
+            ("--store", "store.url", &self.store),
+            ("--state", "state", &self.state),
+            ("--passphrase-file", "keys.passphrase_file", &self.passphrase_file),
+            ("--key-file", "keys.key_file", &self.key_file),
+            ("--key-command", "keys.command", &self.key_command),
+        ];
         let common =
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {

@@ -14,6 +14,7 @@ use super::control;
 use super::exports::VolumeExports;
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
+use super::secrets;
 use super::store_volumes::StoreVolumes;
 use crate::config::{Effective, Listen};
 use crate::human::exact_bytes;
@@ -21,8 +22,8 @@ use crate::nbd::{ListenAddr, Server};
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::units::BlockSize;
-use crate::volume::{self, CreateOptions, Meta, OpenFlags, VolumeError, VolumeName};
+use crate::volume::description::Description;
+use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, VolumeError, VolumeName};
 
 /// A server that is ready for clients.
 pub struct Running {
@@ -42,16 +43,17 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
     let names = match wanted.is_empty() {
-        true => all_volumes(&store, &random).await?,
+        true => all_volumes(config, &store, &random).await?,
         false => wanted.clone(),
     };
     let host_name = state.server.name.clone();
-    let volumes = StoreVolumes::new(Arc::clone(&store), state, config, flags, random);
-    let metas = describe(&volumes, &names).await?;
+    let secrets = secrets::of(config);
+    let volumes = StoreVolumes::new(Arc::clone(&store), state, config, secrets, flags, random);
+    let described = describe(&volumes, &names).await?;
     let mut at_once = Vec::new();
-    for meta in &metas {
-        if !wanted.is_empty() || volumes.has_journal(meta).await {
-            at_once.push(meta.name.to_string());
+    for volume in &described {
+        if !wanted.is_empty() || volumes.has_journal(volume).await {
+            at_once.push(volume.meta.name.to_string());
         }
     }
     let only: Vec<String> = wanted.into_iter().map(String::from).collect();
@@ -64,7 +66,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), exports.clone()))),
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
-    let welcome = welcome(config, &store.url(), &listening(&server, host_name), &metas);
+    let welcome = welcome(config, &store.url(), &listening(&server, host_name), &described);
     Ok(Running { server, exports, welcome })
 }
 
@@ -80,13 +82,16 @@ const FIRST_VOLUME: &str = "disk0";
 const FIRST_VOLUME_SIZE: u64 = 10 << 30;
 
 /// The names of all volumes; a first one is made if there is none.
-async fn all_volumes(store: &Arc<dyn Store>, random: &Random) -> Result<Vec<VolumeName>, Failure> {
+async fn all_volumes(config: &Effective, store: &Arc<dyn Store>, random: &Random) -> Result<Vec<VolumeName>, Failure> {
     let names = volume::names(store).await.map_err(Failure::failed)?;
     if !names.is_empty() {
         return Ok(names);
     }
     let name = VolumeName::new(FIRST_VOLUME).map_err(Failure::failed)?;
-    let options = CreateOptions { size: FIRST_VOLUME_SIZE, block_size: BlockSize::default() };
+    // No recovery key: it would end up in a log. `ashlar key add --recovery-key` makes one.
+    let secret = secrets::configured(config, &name).await?;
+    let encryption = secret.map(|secret| NewEncryption { secret, cost: secrets::cost(), recovery: false });
+    let options = CreateOptions { size: FIRST_VOLUME_SIZE, encryption, ..CreateOptions::default() };
     let (clock, _, _) = outside::real();
     match volume::create(&**store, random, &clock, &name, options).await {
         Ok(_) => info!("the store is empty: made volume {name}, {}, thin", exact_bytes(FIRST_VOLUME_SIZE)),
@@ -100,9 +105,9 @@ async fn all_volumes(store: &Arc<dyn Store>, random: &Random) -> Result<Vec<Volu
 /// Descriptions that are fetched at one time.
 const PARALLEL: usize = 16;
 
-async fn describe(volumes: &StoreVolumes, names: &[VolumeName]) -> Result<Vec<Meta>, Failure> {
-    let metas: Vec<_> = stream::iter(names).map(|name| volumes.meta(name)).buffered(PARALLEL).collect().await;
-    metas.into_iter().collect::<Result<_, _>>().map_err(Failure::failed)
+async fn describe(volumes: &StoreVolumes, names: &[VolumeName]) -> Result<Vec<Description>, Failure> {
+    let described: Vec<_> = stream::iter(names).map(|name| volumes.describe(name)).buffered(PARALLEL).collect().await;
+    described.into_iter().collect::<Result<_, _>>().map_err(Failure::failed)
 }
 
 /// Opens what was named, and what this server's journal holds changes of, so that those get into the store even if no
@@ -156,17 +161,18 @@ fn listening(server: &Server, host_name: String) -> Listening {
 const SHOWN: usize = 8;
 
 /// What somebody needs who wants to attach a volume.
-fn welcome(config: &Effective, store: &str, listening: &Listening, metas: &[Meta]) -> String {
+fn welcome(config: &Effective, store: &str, listening: &Listening, volumes: &[Description]) -> String {
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
-    for (device, meta) in metas.iter().take(SHOWN).enumerate() {
-        lines.push(format!("\nvolume {}, {}", meta.name, exact_bytes(meta.size)));
+    for (device, Description { meta, .. }) in volumes.iter().take(SHOWN).enumerate() {
+        let encrypted = if meta.encryption.is_some() { ", encrypted" } else { "" };
+        lines.push(format!("\nvolume {}, {}{encrypted}", meta.name, exact_bytes(meta.size)));
         let clients = listening.client_lines(meta.name.as_str(), meta.block_size.bytes(), device);
         lines.extend(clients.into_iter().chain(listening.uris(meta.name.as_str())).map(|line| format!("  {line}")));
     }
-    if metas.len() > SHOWN {
-        lines.push(format!("\nand {} more volumes; `ashlar list --store {store}` shows all", metas.len() - SHOWN));
+    if volumes.len() > SHOWN {
+        lines.push(format!("\nand {} more volumes; `ashlar list --store {store}` shows all", volumes.len() - SHOWN));
     }
     lines.join("\n")
 }

@@ -12,10 +12,12 @@ use super::outside::State;
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::journal;
+use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
+use crate::volume::description::{self, Description};
 use crate::volume::keys::Keys;
-use crate::volume::{self, Meta, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness, scan};
+use crate::volume::{self, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -31,7 +33,14 @@ pub struct StoreVolumes {
 
 impl StoreVolumes {
     /// The volumes of `store`, with the configuration's options.
-    pub fn new(store: Arc<dyn Store>, state: State, config: &Config, flags: OpenFlags, random: Random) -> StoreVolumes {
+    pub fn new(
+        store: Arc<dyn Store>,
+        state: State,
+        config: &Config,
+        secrets: Secrets,
+        flags: OpenFlags,
+        random: Random,
+    ) -> StoreVolumes {
         let outside = Outside {
             store,
             disk: Arc::new(state.disk.clone()),
@@ -40,6 +49,7 @@ impl StoreVolumes {
             random,
             workers: Workers::Threads,
             server: state.server.clone(),
+            secrets,
             witness: Witness::default(),
         };
         StoreVolumes {
@@ -53,21 +63,24 @@ impl StoreVolumes {
     }
 
     /// The description of a volume.
-    pub async fn meta(&self, name: &VolumeName) -> Result<Meta, VolumeError> {
-        scan::load_meta(&*self.outside.store, &Keys::new(name), name).await
+    pub async fn describe(&self, name: &VolumeName) -> Result<Description, VolumeError> {
+        description::load(&*self.outside.store, &Keys::new(name), name).await
     }
 
-    /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts: opening says
-    /// what is wrong with it.
-    pub async fn has_journal(&self, meta: &Meta) -> bool {
-        let found = journal::find(&self.state.journal_disk(meta.uuid), meta.uuid).await;
+    /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts, because it is
+    /// damaged or locked: opening says what is wrong with it.
+    pub async fn has_journal(&self, described: &Description) -> bool {
+        let Ok(sealer) = described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await else {
+            return true;
+        };
+        let found = journal::find(&self.state.journal_disk(sealer.volume()), &sealer).await;
         found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
     }
 
     /// Opens a volume for this server.
     pub async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
-        let meta = self.meta(name).await?;
-        let outside = Outside { disk: self.state.journal_disk(meta.uuid), ..self.outside.clone() };
+        let uuid = self.describe(name).await?.meta.uuid;
+        let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
         let first = !self.opened.lock().contains(name);
         let again = OpenFlags { unsafe_no_fencing: self.flags.unsafe_no_fencing, ..OpenFlags::default() };
         let flags = if first { self.flags } else { again };

@@ -11,8 +11,13 @@
 //! the store is handed the same bytes. Nothing is copied once more, and a segment costs one allocation instead of
 //! thousands.
 
+use std::fmt;
+use std::str::FromStr;
+
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+
+use serde::{Deserialize, Serialize};
 
 use super::seal::TAG_BYTES;
 use super::{CorruptError, EncodeError};
@@ -32,6 +37,74 @@ const RAW_BYTES_MAX: usize = (1 << 24) - 1;
 
 const CODEC_NONE: u8 = 0;
 const CODEC_LZ4: u8 = 1;
+const CODEC_ZSTD: u8 = 2;
+
+/// How new frames of a volume are compressed. Each frame says for itself how it was, so this may change at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// LZ4: fast in both directions.
+    #[default]
+    Lz4,
+    /// Zstandard at a level from [`Compression::ZSTD_MIN`] to [`Compression::ZSTD_MAX`]: smaller and slower.
+    Zstd(u8),
+}
+
+impl Compression {
+    /// The fastest level.
+    pub const ZSTD_MIN: u8 = 1;
+    /// The smallest level; beyond it zstd needs hundreds of MiB and gains nothing on 64 KiB.
+    pub const ZSTD_MAX: u8 = 19;
+    /// The level if none is said.
+    pub const ZSTD_DEFAULT: u8 = 3;
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Compression::None => f.pad("none"),
+            Compression::Lz4 => f.pad("lz4"),
+            Compression::Zstd(level) => f.pad(&format!("zstd:{level}")),
+        }
+    }
+}
+
+/// No way to compress.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("compression {0:?} is unknown; accepted are lz4, zstd, zstd:1 to zstd:19, and none")]
+pub struct BadCompression(String);
+
+impl FromStr for Compression {
+    type Err = BadCompression;
+    fn from_str(text: &str) -> Result<Compression, BadCompression> {
+        let bad = || BadCompression(text.to_owned());
+        match text.split_once(':') {
+            None if text == "none" => Ok(Compression::None),
+            None if text == "lz4" => Ok(Compression::Lz4),
+            None if text == "zstd" => Ok(Compression::Zstd(Compression::ZSTD_DEFAULT)),
+            Some(("zstd", level)) => match level.parse() {
+                Ok(level @ Compression::ZSTD_MIN..=Compression::ZSTD_MAX) => Ok(Compression::Zstd(level)),
+                _ => Err(bad()),
+            },
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl TryFrom<String> for Compression {
+    type Error = BadCompression;
+    fn try_from(text: String) -> Result<Compression, BadCompression> {
+        text.parse()
+    }
+}
+
+impl From<Compression> for String {
+    fn from(compression: Compression) -> String {
+        compression.to_string()
+    }
+}
 
 /// LZ4's best: one byte of input yields at most this many (plus a few at the edges).
 const LZ4_RATIO_MAX: usize = 255;
@@ -45,11 +118,11 @@ pub struct Frames {
 
 impl Frames {
     /// None yet, with room for `frames` frames of `raw_bytes` bytes in all.
-    pub fn with_capacity(frames: usize, raw_bytes: usize) -> Frames {
+    pub fn with_capacity(frames: usize, raw_bytes: usize, compression: Compression) -> Frames {
         Frames {
             bytes: Vec::with_capacity(raw_bytes + frames * FRAME_OVERHEAD),
             lens: Vec::with_capacity(frames),
-            compressor: Compressor::new(),
+            compressor: Compressor::new(compression),
         }
     }
 
@@ -61,7 +134,7 @@ impl Frames {
         }
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; TAG_BYTES]);
-        self.compressor.append_body(parts, raw_len, &mut self.bytes);
+        self.compressor.append_body(parts, raw_len, &mut self.bytes)?;
         // At most RAW_BYTES_MAX and the overhead: 25 bits.
         let len = (self.bytes.len() - start) as u32;
         self.lens.push(len);
@@ -104,6 +177,7 @@ pub fn decompress_up_to(body: &Bytes, max: u32) -> Result<Bytes, CorruptError> {
         CODEC_NONE if data.len() == raw_len as usize => Ok(body.slice(BODY_HEADER_BYTES..)),
         CODEC_NONE => Err(CorruptError::FrameLength { found: data.len() as u32, expected: raw_len }),
         CODEC_LZ4 => decompress_lz4(data, raw_len),
+        CODEC_ZSTD => decompress_zstd(data, raw_len),
         other => Err(CorruptError::UnknownCodec(other)),
     }
 }
@@ -120,8 +194,18 @@ fn decompress_lz4(data: &[u8], raw_len: u32) -> Result<Bytes, CorruptError> {
     }
 }
 
-/// LZ4 with tables and buffers that are used again for each frame.
+fn decompress_zstd(data: &[u8], raw_len: u32) -> Result<Bytes, CorruptError> {
+    let mut raw = vec![0; raw_len as usize];
+    match zstd::bulk::decompress_to_buffer(data, &mut raw[..]) {
+        Ok(len) if len == raw.len() => Ok(raw.into()),
+        _ => Err(CorruptError::BadCompression(raw_len)),
+    }
+}
+
+/// Tables and buffers that are used again for each frame.
 struct Compressor {
+    compression: Compression,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
     small: CompressTable,
     large: Option<CompressTable>,
     input: Vec<u8>,
@@ -129,45 +213,93 @@ struct Compressor {
 }
 
 impl Compressor {
-    fn new() -> Compressor {
-        Compressor { small: CompressTable::small(), large: None, input: Vec::new(), output: Vec::new() }
+    fn new(compression: Compression) -> Compressor {
+        Compressor {
+            compression,
+            zstd: None,
+            small: CompressTable::small(),
+            large: None,
+            input: Vec::new(),
+            output: Vec::new(),
+        }
     }
 
     /// Appends codec, length and data.
-    fn append_body(&mut self, parts: &[&[u8]], raw_len: usize, out: &mut Vec<u8>) {
-        let compressed = self.compress(parts, raw_len);
-        let codec = if compressed.is_some() { CODEC_LZ4 } else { CODEC_NONE };
+    fn append_body(&mut self, parts: &[&[u8]], raw_len: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let compressed = self.compress(parts, raw_len)?;
+        let codec = match (compressed, self.compression) {
+            (None, _) | (_, Compression::None) => CODEC_NONE,
+            (Some(_), Compression::Lz4) => CODEC_LZ4,
+            (Some(_), Compression::Zstd(_)) => CODEC_ZSTD,
+        };
         let [l0, l1, l2, ..] = (raw_len as u32).to_le_bytes();
         out.extend_from_slice(&[codec, l0, l1, l2]);
         match compressed {
             Some(len) => out.extend_from_slice(&self.output[..len]),
             None => parts.iter().for_each(|part| out.extend_from_slice(part)),
         }
+        Ok(())
     }
 
     /// Compresses into `self.output`; `None` if that saves less than a thirty-second (3 %), which is not worth the
     /// reader's time.
-    fn compress(&mut self, parts: &[&[u8]], raw_len: usize) -> Option<usize> {
-        let room = get_maximum_output_size(raw_len);
+    fn compress(&mut self, parts: &[&[u8]], raw_len: usize) -> Result<Option<usize>, EncodeError> {
+        if self.compression == Compression::None {
+            return Ok(None);
+        }
+        let room = get_maximum_output_size(raw_len).max(zstd::zstd_safe::compress_bound(raw_len));
         if self.output.len() < room {
             self.output.resize(room, 0);
         }
+        let Compressor { compression, zstd, small, large, input, output } = self;
         let input = match parts {
             [one] => one,
             many => {
-                self.input.clear();
-                many.iter().for_each(|part| self.input.extend_from_slice(part));
-                &self.input[..]
+                input.clear();
+                many.iter().for_each(|part| input.extend_from_slice(part));
+                &input[..]
             }
         };
         // The table by size alone, so that a frame's bytes do not depend on the frames before it.
         let table = match raw_len < usize::from(u16::MAX) {
-            true => &mut self.small,
-            false => self.large.get_or_insert_with(CompressTable::large),
+            true => small,
+            false => large.get_or_insert_with(CompressTable::large),
         };
-        let len = compress_into_with_table(input, &mut self.output, table).ok()?;
-        (len < raw_len - raw_len / 32).then_some(len)
+        let worth = |len: usize| (len < raw_len - raw_len / 32).then_some(len);
+        let mut lz4 = || compress_into_with_table(input, output, table).ok().and_then(worth);
+        match compression {
+            Compression::Zstd(level) => {
+                // Zstandard would find out as well, but at high levels it takes its time.
+                if looks_random(input) && lz4().is_none() {
+                    return Ok(None);
+                }
+                let failed = |error: std::io::Error| EncodeError(format!("zstd: {error}"));
+                let zstd = match zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(zstd::bulk::Compressor::new(i32::from(*level)).map_err(failed)?),
+                };
+                Ok(worth(zstd.compress_to_buffer(input, &mut output[..]).map_err(failed)?))
+            }
+            Compression::Lz4 | Compression::None => Ok(lz4()),
+        }
     }
+}
+
+/// Whether no byte is more frequent than chance explains, in a sample. Data with long repetitions may look random too.
+fn looks_random(data: &[u8]) -> bool {
+    const SAMPLE: usize = 4096;
+    const PIECE: usize = 512;
+    // Of 4096 random bytes the squares of the 256 counts sum up to 69,616 on average, and deviate by about 360.
+    const SQUARES_MAX: u32 = 72_000;
+    if data.len() < SAMPLE {
+        return false;
+    }
+    let mut counts = [0u32; 256];
+    let step = (data.len() - PIECE) / (SAMPLE / PIECE - 1);
+    for piece in 0..SAMPLE / PIECE {
+        data[piece * step..piece * step + PIECE].iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    }
+    counts.iter().map(|count| count * count).sum::<u32>() < SQUARES_MAX
 }
 
 #[cfg(test)]
@@ -176,7 +308,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn body(parts: &[&[u8]]) -> Bytes {
-        let mut frames = Frames::with_capacity(1, 0);
+        body_with(Compression::Lz4, parts)
+    }
+
+    fn body_with(compression: Compression, parts: &[&[u8]]) -> Bytes {
+        let mut frames = Frames::with_capacity(1, 0, compression);
         let len = frames.push(parts).unwrap();
         let (bytes, lens) = frames.into_parts();
         assert_eq!(lens, [len]);
@@ -194,14 +330,17 @@ mod tests {
         fn data_comes_back(parts in prop::collection::vec(prop::collection::vec(0u8..4, 0..3000), 0..4)) {
             let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
             let joined = parts.concat();
-            prop_assert_eq!(decompress(&body(&slices), joined.len() as u32).unwrap(), joined);
+            for compression in [Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(9)] {
+                let body = body_with(compression, &slices);
+                prop_assert_eq!(decompress(&body, joined.len() as u32).unwrap(), &joined);
+            }
         }
 
         #[test]
-        fn arbitrary_bodies_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), lz4: bool, len in 0u8..64) {
+        fn arbitrary_bodies_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), codec in 0u8..4, len in 0u8..64) {
             let mut bytes = bytes;
-            if lz4 && bytes.len() > 3 {
-                bytes[..4].copy_from_slice(&[CODEC_LZ4, len, 0, 0]);
+            if bytes.len() > 3 {
+                bytes[..4].copy_from_slice(&[codec, len, 0, 0]);
             }
             let _ = decompress(&bytes.into(), u32::from(len));
         }
@@ -216,6 +355,46 @@ mod tests {
     }
 
     #[test]
+    fn each_way_to_compress_does_what_its_name_says() {
+        let text = b"{\"name\": \"ashlar\", \"kind\": \"worked stone\", \"course\": 17}\n".repeat(1000);
+        let lens = [Compression::None, Compression::Lz4, Compression::Zstd(3)].map(|c| body_with(c, &[&text]).len());
+        assert!(lens[0] > lens[1] && lens[1] > lens[2], "{lens:?}");
+        assert_eq!(body_with(Compression::Zstd(3), &[&text])[0], CODEC_ZSTD);
+        for compression in [Compression::None, Compression::Zstd(19)] {
+            assert_eq!(body_with(compression, &[&noise(65536)])[0], CODEC_NONE);
+        }
+    }
+
+    #[test]
+    fn what_looks_random_but_repeats_is_compressed() {
+        let twice = noise(32768).repeat(2);
+        assert!(looks_random(&twice) && looks_random(&noise(4096)));
+        assert_eq!(body_with(Compression::Zstd(3), &[&twice])[0], CODEC_ZSTD);
+        assert!(!looks_random(&b"plain text, many times. ".repeat(400)));
+        // Sixty-four letters, no repetitions: only entropy coding helps.
+        let base64: Vec<u8> = noise(65536).into_iter().map(|byte| b'0' + byte % 64).collect();
+        assert!(!looks_random(&base64));
+        assert_eq!(body_with(Compression::Lz4, &[&base64])[0], CODEC_NONE);
+        assert_eq!(body_with(Compression::Zstd(3), &[&base64])[0], CODEC_ZSTD);
+    }
+
+    #[test]
+    fn compressions_have_names() {
+        for (text, compression) in [
+            ("none", Compression::None),
+            ("lz4", Compression::Lz4),
+            ("zstd:1", Compression::Zstd(1)),
+            ("zstd:19", Compression::Zstd(19)),
+        ] {
+            assert_eq!((text.parse(), compression.to_string()), (Ok(compression), text.to_owned()));
+        }
+        assert_eq!("zstd".parse(), Ok(Compression::Zstd(3)));
+        for bad in ["", "lz4:1", "zstd:0", "zstd:20", "zstd:", "gzip"] {
+            assert!(bad.parse::<Compression>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_gain_below_three_percent_is_not_taken() {
         let nearly = |zeros: usize| [noise(4096 - zeros), vec![0; zeros]].concat();
         assert_eq!(body(&[&nearly(100)])[0], CODEC_NONE);
@@ -225,7 +404,7 @@ mod tests {
     #[test]
     fn a_frame_does_not_depend_on_those_before_it() {
         let text = b"the same words again and again and again, the same words".repeat(40);
-        let mut frames = Frames::with_capacity(3, 0);
+        let mut frames = Frames::with_capacity(3, 0, Compression::Lz4);
         for data in [&text[..], &[9; 65536], &text] {
             frames.push(&[data]).unwrap();
         }
@@ -253,6 +432,6 @@ mod tests {
         assert_eq!(claim(9, 4, b"abcd"), Err(CorruptError::UnknownCodec(9)));
         assert_eq!(claim(0, 65537, b"").unwrap_err(), CorruptError::FrameTooLong { found: 65537, max: 65536 });
         assert_eq!(decompress(&Bytes::from_static(b"abc"), 3), Err(CorruptError::Truncated { have: 3, need: 4 }));
-        assert!(Frames::with_capacity(0, 0).push(&[&vec![0; 1 << 24]]).is_err());
+        assert!(Frames::with_capacity(0, 0, Compression::Lz4).push(&[&vec![0; 1 << 24]]).is_err());
     }
 }

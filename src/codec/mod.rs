@@ -46,9 +46,17 @@ pub enum CorruptError {
         /// What it says that it is.
         found: object::ObjectKind,
     },
-    /// It is encrypted.
-    #[error("it is sealed with {0}, which this ashlar does not support")]
-    SealNotSupported(seal::Seal),
+    /// Encrypted in a volume that is not, or the other way round.
+    #[error("it is sealed with {found} where {expected} is expected: it was put here by somebody else")]
+    OtherSeal {
+        /// What it says.
+        found: seal::Seal,
+        /// What the volume has.
+        expected: seal::Seal,
+    },
+    /// Sealed with a data key that the volume's description does not list.
+    #[error("it is sealed with data key {0}, which the volume's description does not list")]
+    UnknownGeneration(u8),
     /// No seal has this number.
     #[error("its seal {0} is unknown")]
     UnknownSeal(u8),

@@ -111,11 +111,11 @@ pub fn encode(
     if total > u64::from(u32::MAX) {
         return Err(EncodeError(format!("a {kind} of {total} bytes; the most is {}", u32::MAX)));
     }
-    let key = sealer.object_key(kind, seq, &salt);
-    let front = encode_front(sealer.seal(), kind, salt, head, &key);
+    let key = sealer.object_key(kind, seq, &salt).map_err(|error| EncodeError(error.to_string()))?;
+    let front = encode_front(sealer.seal(), kind, salt, head, &key)?;
     let (mut bytes, lens) = frames.into_parts();
     let frames_at = front.len() as u32;
-    let frames = seal_frames(&key, frames_at, &mut bytes, &lens);
+    let frames = seal_frames(&key, frames_at, &mut bytes, &lens)?;
     let mut parts = vec![Bytes::from(front)];
     if !bytes.is_empty() {
         parts.push(bytes.into());
@@ -123,31 +123,44 @@ pub fn encode(
     Ok(Encoded { parts, frames, frames_at, total })
 }
 
-fn encode_front(seal: Seal, kind: ObjectKind, salt: Salt, head: &[u8], key: &ObjectKey) -> Vec<u8> {
+fn encode_front(
+    seal: Seal,
+    kind: ObjectKind,
+    salt: Salt,
+    head: &[u8],
+    key: &ObjectKey,
+) -> Result<Vec<u8>, EncodeError> {
     let mut front = Vec::with_capacity(PREFIX_BYTES + head.len());
     front.extend_from_slice(&MAGIC);
     front.extend_from_slice(&VERSION.to_le_bytes());
     front.extend_from_slice(&[kind as u8, seal as u8]);
     front.extend_from_slice(&(head.len() as u32).to_le_bytes());
     front.extend_from_slice(&salt);
-    let tag = key.tag(0, &[&front, head]);
-    front.extend_from_slice(&tag);
+    front.extend_from_slice(&[0; TAG_BYTES]);
     front.extend_from_slice(head);
-    front
+    let (prefix, rest) = front.split_at_mut(TAG_AT);
+    let (tag, head) = rest.split_at_mut(TAG_BYTES);
+    tag.copy_from_slice(&key.seal_head(prefix, head)?);
+    Ok(front)
 }
 
 /// Fills in the tags of the frames in `bytes`, which will lie at `frames_at` in the object.
-fn seal_frames(key: &ObjectKey, frames_at: u32, bytes: &mut [u8], lens: &[u32]) -> Vec<(u32, u32)> {
+fn seal_frames(
+    key: &ObjectKey,
+    frames_at: u32,
+    bytes: &mut [u8],
+    lens: &[u32],
+) -> Result<Vec<(u32, u32)>, EncodeError> {
     let mut rest = bytes;
     let mut offset = frames_at;
     let mut frames = Vec::with_capacity(lens.len());
     for &len in lens {
         let (frame, after) = rest.split_at_mut(len as usize);
-        key.seal_frame(offset, frame);
+        key.seal_frame(offset, frame)?;
         frames.push((offset, len));
         (rest, offset) = (after, offset + len);
     }
-    frames
+    Ok(frames)
 }
 
 /// The proven front of an object.
@@ -217,11 +230,8 @@ pub fn decode_head(
     }
     let mut salt = Salt::default();
     salt.copy_from_slice(&prefix[16..TAG_AT]);
-    let key = sealer.object_key(kind, seq, &salt);
-    let head = bytes.slice(PREFIX_BYTES..frames_at as usize);
-    if key.tag(0, &[&prefix[..TAG_AT], &head]) != prefix[TAG_AT..] {
-        return Err(CorruptError::TagMismatch);
-    }
+    let key = sealer.object_key(kind, seq, &salt)?;
+    let head = key.open_head(&prefix[..TAG_AT], &prefix[TAG_AT..], bytes.slice(PREFIX_BYTES..frames_at as usize))?;
     Ok(Found::Whole(Decoded { kind, head, salt, frames_at, key }))
 }
 
@@ -241,7 +251,7 @@ fn check_prefix(
     }
     let sealed_with = Seal::from_byte(prefix[11])?;
     if sealed_with != seal {
-        return Err(CorruptError::SealNotSupported(sealed_with));
+        return Err(CorruptError::OtherSeal { found: sealed_with, expected: seal });
     }
     let len = u32::from_le_bytes([prefix[12], prefix[13], prefix[14], prefix[15]]);
     match kind.head_bytes_max() {
@@ -253,17 +263,18 @@ fn check_prefix(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::frame::Compression;
     use proptest::prelude::*;
     use uuid::Uuid;
 
     const ALL: [ObjectKind; 4] = [ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close, ObjectKind::Checkpoint];
 
     fn sealer() -> Sealer {
-        Sealer::new(Uuid::from_u128(5))
+        Sealer::new(Uuid::from_u128(5), None)
     }
 
     fn sample() -> (Encoded, Bytes) {
-        let mut frames = Frames::with_capacity(2, 100);
+        let mut frames = Frames::with_capacity(2, 100, Compression::Lz4);
         frames.push(&[b"first frame"]).unwrap();
         frames.push(&[&[3; 600], &[4; 600]]).unwrap();
         let encoded = encode(&sealer(), ObjectKind::Segment, Seq(3), [8; 16], b"the head", frames).unwrap();
@@ -279,8 +290,8 @@ mod tests {
     fn resealed(at: usize, byte: u8) -> Bytes {
         let mut bytes = sample().1.to_vec();
         bytes[at] = byte;
-        let key = sealer().object_key(ObjectKind::Segment, Seq(3), &[8; 16]);
-        let tag = key.tag(0, &[&bytes[..TAG_AT], b"the head"]);
+        let key = sealer().object_key(ObjectKind::Segment, Seq(3), &[8; 16]).unwrap();
+        let tag = key.seal_head(&bytes[..TAG_AT], &mut b"the head".to_vec()).unwrap();
         bytes[TAG_AT..PREFIX_BYTES].copy_from_slice(&tag);
         bytes.into()
     }
@@ -335,7 +346,7 @@ mod tests {
         assert_eq!(text(resealed(10, 77)), "its kind 77 is unknown");
         assert_eq!(
             text(resealed(11, 1)),
-            "it is sealed with ChaCha20-Poly1305 (encryption), which this ashlar does not support"
+            "it is sealed with ChaCha20-Poly1305 where BLAKE3 is expected: it was put here by somebody else"
         );
         assert_eq!(text(resealed(11, 2)), "its seal 2 is unknown");
         assert_eq!(
@@ -363,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_head_beyond_its_bound_is_not_written() {
-        let frames = Frames::with_capacity(0, 0);
+        let frames = Frames::with_capacity(0, 0, Compression::None);
         assert!(encode(&sealer(), ObjectKind::Fence, Seq(3), [8; 16], &[0; 4097], frames).is_err());
     }
 }

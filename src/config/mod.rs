@@ -56,6 +56,8 @@ pub struct Config {
     pub journal: journal::Options,
     /// Clean blocks near the reader.
     pub cache: cache::Options,
+    /// What unlocks encrypted volumes.
+    pub keys: Keys,
     /// The log on standard error.
     pub log: Log,
 }
@@ -70,6 +72,7 @@ impl Default for Config {
             volume: volume::Options::default(),
             journal: journal::Options::default(),
             cache: cache::Options::default(),
+            keys: Keys::default(),
             log: Log::default(),
         }
     }
@@ -85,6 +88,39 @@ pub struct Serve {
     pub socket: Socket,
     /// Names of the volumes to serve; none means every volume of the store, also those created later.
     pub volumes: Vec<String>,
+}
+
+/// `[keys]`: where the keys of encrypted volumes come from. All that are set are tried. In paths and the command
+/// `{volume}` stands for the volume's name.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// A file with a passphrase (or the recovery key) in its first line; "" for none.
+    pub passphrase_file: String,
+    /// A file of at least 32 random bytes; "" for none.
+    pub key_file: String,
+    /// A shell command that prints a passphrase, such as that of a password manager; "" for none.
+    pub command: String,
+    /// The passphrase itself, for environments that hand out secrets in variables; "" for none.
+    pub passphrase: String,
+}
+
+impl Keys {
+    /// Whether something is set.
+    pub fn is_set(&self) -> bool {
+        let Keys { passphrase_file, key_file, command, passphrase } = self;
+        [passphrase_file, key_file, command, passphrase].iter().any(|value| !value.is_empty())
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys")
+            .field("passphrase_file", &self.passphrase_file)
+            .field("key_file", &self.key_file)
+            .field("command", &self.command)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `[log]`: the log on standard error.

@@ -158,7 +158,8 @@ const MASK: &str = "***";
 /// The value without what must not be shown: all of a secret, and user and password of a URL.
 fn mask(key: &str, value: &Value) -> Value {
     const SECRET: [&str; 6] = ["secret", "password", "passphrase", "token", "access_key", "private_key"];
-    let secret = SECRET.iter().any(|word| key.contains(word));
+    // A file's name is no secret.
+    let secret = !key.ends_with("_file") && SECRET.iter().any(|word| key.contains(word));
     match value {
         Value::String(_, text) if text.is_empty() => value.clone(),
         Value::Empty(..) => value.clone(),
@@ -189,6 +190,8 @@ mod tests {
     fn secrets_are_masked_whole_and_urls_lose_their_user() {
         assert_eq!(shown("s3.secret_access_key", &Value::from("hunter2")), "\"***\"");
         assert_eq!(shown("s3.secret_access_key", &Value::from("")), "\"\"");
+        assert_eq!(shown("keys.passphrase", &Value::from("hunter2")), "\"***\"");
+        assert_eq!(shown("keys.passphrase_file", &Value::from("/run/key")), "\"/run/key\"");
         assert_eq!(shown("store", &Value::from("s3://me:hunter2@bucket/a@b")), "\"s3://***@bucket/a@b\"");
         assert_eq!(shown("store", &Value::from("file:///a@b/c")), "\"file:///a@b/c\"");
     }

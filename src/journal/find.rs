@@ -6,6 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::change::Numbered;
+use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::journal::JournalError;
 use crate::journal::record::FileHeader;
@@ -51,13 +52,13 @@ impl Found {
 }
 
 /// What lies in the directory: nothing, or a journal of this volume. Changes nothing.
-pub async fn find(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<Option<Found>, JournalError> {
+pub async fn find(disk: &Arc<dyn Disk>, sealer: &Sealer) -> Result<Option<Found>, JournalError> {
     let mut files = Vec::new();
     for name in journal_files(disk).await? {
         let bytes = read(disk, &name).await.map_err(|err| failed(disk, "read", &name, &err))?;
         files.push(FileBytes { name, bytes });
     }
-    let replayed = replay(&disk.path(), volume, &files)?;
+    let replayed = replay(&disk.path(), sealer, &files)?;
     Ok(replayed.map(|replay| Found {
         id: replay.identity.id,
         block_size: replay.identity.block_size,

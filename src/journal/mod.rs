@@ -43,6 +43,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::change::Numbered;
+use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::outside::{Random, Workers};
 use crate::units::{BlockSize, ChangeNo, Epoch};
@@ -88,6 +89,8 @@ pub struct Doors {
     pub random: Random,
     /// For tagging large writes.
     pub workers: Workers,
+    /// Seals the records; says whose journal it is.
+    pub sealer: Sealer,
 }
 
 /// Why the journal cannot do what was asked.
@@ -177,12 +180,11 @@ impl Journal {
     pub async fn create(
         doors: Doors,
         options: Options,
-        volume: Uuid,
         id: Uuid,
         block_size: BlockSize,
         first: ChangeNo,
     ) -> Result<Journal, JournalError> {
-        let writer = writer::create(doors, options, volume, id, block_size, first).await?;
+        let writer = writer::create(doors, options, id, block_size, first).await?;
         Ok(Journal::start(writer))
     }
 

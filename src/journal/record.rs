@@ -6,13 +6,13 @@
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `ASHLJRNL` |
 //! | 8 | 2 | version, 2 |
-//! | 10 | 1 | seal: 0 = BLAKE3 tags; 1 is kept for an AEAD and refused for now |
+//! | 10 | 1 | seal: 0 = BLAKE3 tags, 1 = ChaCha20-Poly1305 |
 //! | 11 | 1 | 0 |
 //! | 12 | 4 | block size of the volume in bytes |
 //! | 16 | 16 | journal id |
 //! | 32 | 16 | volume uuid |
 //! | 48 | 8 | file number; 0 is the identity file, which holds no records |
-//! | 56 | 16 | salt, drawn anew for each use of the file |
+//! | 56 | 16 | salt, drawn anew for each use of the file; sealed: the first byte is the generation of the data key |
 //! | 72 | 16 | tag over bytes 0..72 and the name of the file |
 //! | 88 | 4008 | not used, not read |
 //!
@@ -31,7 +31,22 @@
 //! | 48 | 16 | tag over the record's offset in the file (8 bytes), head 0..48 and data |
 //! | 64 | … | data |
 //!
-//! The tag is BLAKE3, cut to 16 bytes, under a key derived from journal id, volume, file number and salt. So a record
+//! The head of a record of an encrypted volume:
+//!
+//! | offset | bytes | sealed record |
+//! | ---: | ---: | --- |
+//! | 0 | 4 | magic `AJR1` |
+//! | 4 | 1 | kind |
+//! | 5 | 3 | 0 |
+//! | 8 | 8 | bytes of data that follow |
+//! | 16 | 16 | tag |
+//! | 32 | 32 | sealed: epoch, change number, first block, blocks |
+//! | 64 | … | sealed: data |
+//!
+//! The bytes from 32 on are one ChaCha20-Poly1305 text under the nonce of the record's offset in the file, bound to the
+//! bytes before the tag. Nothing is ever appended to a file of an earlier server, so no offset is sealed twice under one salt.
+//!
+//! The tag of a plain record is BLAKE3, cut to 16 bytes, under a key derived from journal id, volume, file number and salt. So a record
 //! proves itself only in the file, at the place and in the use of that file for which it was written: what an earlier
 //! use of a recycled file, another journal or a stale disk block left there never passes. The header is bound to the
 //! file's name, half of which is drawn at random, for the same reason: blocks of a removed file may come to light in a
@@ -44,6 +59,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::change::{Change, Numbered};
+use crate::codec::seal::{ObjectKey, Salt, Seal, Sealer};
+use crate::codec::{CorruptError, EncodeError};
 use crate::units::{BlockSize, ChangeNo, Epoch, Extent};
 
 /// Where the first record of a file lies; the room before it is the header's.
@@ -55,7 +72,6 @@ pub const HEAD_BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"ASHLJRNL";
 /// What is written. Version 1 is read too: its tags cover a record's offset and head before its data.
 const VERSION: u16 = 2;
-const SEAL_BLAKE3: u8 = 0;
 const HEADER_USED: usize = 88;
 const HEADER_TAGGED: usize = 72;
 const RECORD_MAGIC: &[u8; 4] = b"AJR1";
@@ -72,8 +88,10 @@ pub struct FileHeader {
     pub number: u64,
     /// The volume's block size: the unit of the extents.
     pub block_size: BlockSize,
+    /// How its records are sealed.
+    pub seal: Seal,
     /// Makes the keys of this use of the file its own.
-    pub salt: [u8; 16],
+    pub salt: Salt,
     /// The version of the format: what is written is [`FileHeader::NEWEST`].
     pub version: u16,
 }
@@ -100,12 +118,18 @@ impl FileHeader {
     /// The version that files are begun with.
     pub const NEWEST: u16 = VERSION;
 
+    /// The header of a file that is begun now; `random` makes its salt.
+    pub fn new(sealer: &Sealer, id: Uuid, block_size: BlockSize, number: u64, random: [u8; 16]) -> FileHeader {
+        let (volume, seal, salt) = (sealer.volume(), sealer.seal(), sealer.salt(random));
+        FileHeader { id, volume, number, block_size, seal, salt, version: VERSION }
+    }
+
     /// The header's room, [`FIRST_RECORD`] bytes, in the file of that name.
     pub fn encode(&self, name: &str) -> Bytes {
         let mut out = BytesMut::zeroed(FIRST_RECORD as usize);
         out[0..8].copy_from_slice(MAGIC);
         out[8..10].copy_from_slice(&self.version.to_le_bytes());
-        out[10] = SEAL_BLAKE3;
+        out[10] = self.seal as u8;
         out[12..16].copy_from_slice(&self.block_size.bytes().to_le_bytes());
         out[16..32].copy_from_slice(self.id.as_bytes());
         out[32..48].copy_from_slice(self.volume.as_bytes());
@@ -128,9 +152,8 @@ impl FileHeader {
         if version > VERSION {
             return Err(HeaderFault::Unknown { what: "format version", value: version });
         }
-        if head[10] != SEAL_BLAKE3 {
-            return Err(HeaderFault::Unknown { what: "seal", value: u16::from(head[10]) });
-        }
+        let seal =
+            Seal::from_byte(head[10]).map_err(|_| HeaderFault::Unknown { what: "seal", value: u16::from(head[10]) })?;
         if header_tag(&head[..HEADER_TAGGED], name) != head[72..88] || head[11] != 0 {
             return Err(HeaderFault::Broken);
         }
@@ -140,26 +163,31 @@ impl FileHeader {
             volume: Uuid::from_bytes(array(&head[32..48])),
             number: u64_at(head, 48),
             block_size: BlockSize::new(u64::from(block_size)).map_err(|_| HeaderFault::Broken)?,
+            seal,
             salt: array(&head[56..72]),
             version,
         })
     }
 
-    /// The key under which the file's records are tagged.
-    pub fn key(&self) -> FileKey {
+    /// The key under which the file's records are sealed.
+    pub fn key(&self, sealer: &Sealer) -> Result<FileKey, CorruptError> {
         let mut material = [0; 56];
         material[0..16].copy_from_slice(self.id.as_bytes());
         material[16..32].copy_from_slice(self.volume.as_bytes());
         material[32..40].copy_from_slice(&self.number.to_le_bytes());
         material[40..56].copy_from_slice(&self.salt);
-        FileKey { key: blake3::derive_key("ashlar 2026 journal records", &material), version: self.version }
+        let key = sealer.key(SEALED_RECORDS, PLAIN_RECORDS, &self.salt, &material)?;
+        Ok(FileKey { key, version: self.version })
     }
 }
+
+const PLAIN_RECORDS: &str = "ashlar 2026 journal records";
+const SEALED_RECORDS: &str = "ashlar 2026 encrypted journal records";
 
 /// The key of one use of one file.
 #[derive(Clone)]
 pub struct FileKey {
-    key: [u8; 32],
+    key: ObjectKey,
     version: u16,
 }
 
@@ -191,27 +219,56 @@ pub fn record_len(change: &Change) -> u64 {
     HEAD_BYTES as u64 + change.data_len()
 }
 
-/// Writes the head of the record that will stand at `offset`; the data follows it in the file.
-pub fn encode_head(key: &FileKey, offset: u64, epoch: Epoch, numbered: &Numbered, head: &mut [u8; HEAD_BYTES]) {
-    let (kind, data): (u8, &[u8]) = match &numbered.change {
+/// Writes the head of the record that will stand at `offset`, and returns the data that follows it in the file.
+pub fn encode(
+    key: &FileKey,
+    offset: u64,
+    epoch: Epoch,
+    numbered: Numbered,
+    head: &mut [u8; HEAD_BYTES],
+) -> Result<Bytes, EncodeError> {
+    let Numbered { no, change } = numbered;
+    let extent = change.extent();
+    let (kind, data) = match change {
         Change::Write(_, data) => (1, data),
-        Change::Zero(_) => (2, &[]),
-        Change::Hole(_) => (3, &[]),
+        Change::Zero(_) => (2, Bytes::new()),
+        Change::Hole(_) => (3, Bytes::new()),
     };
-    let extent = numbered.change.extent();
+    let numbers = [epoch.0, no.0, extent.start.0, extent.count.0];
     *head = [0; HEAD_BYTES];
     head[0..4].copy_from_slice(RECORD_MAGIC);
     head[4] = kind;
-    head[8..16].copy_from_slice(&epoch.0.to_le_bytes());
-    head[16..24].copy_from_slice(&numbered.no.0.to_le_bytes());
-    head[24..32].copy_from_slice(&extent.start.0.to_le_bytes());
-    head[32..40].copy_from_slice(&extent.count.0.to_le_bytes());
-    head[40..48].copy_from_slice(&(data.len() as u64).to_le_bytes());
-    let tag = record_tag(key, offset, &head[..HEAD_TAGGED], data);
-    head[48..64].copy_from_slice(&tag);
+    match &key.key {
+        ObjectKey::Blake3(tag_key) => {
+            put_numbers(&mut head[8..40], &numbers);
+            head[40..48].copy_from_slice(&(data.len() as u64).to_le_bytes());
+            let tag = record_tag(tag_key, key.version, offset, &head[..HEAD_TAGGED], &data);
+            head[48..64].copy_from_slice(&tag);
+            Ok(data)
+        }
+        sealing => {
+            head[8..16].copy_from_slice(&(data.len() as u64).to_le_bytes());
+            let mut text = BytesMut::zeroed(NUMBERS_BYTES + data.len());
+            put_numbers(&mut text[..NUMBERS_BYTES], &numbers);
+            text[NUMBERS_BYTES..].copy_from_slice(&data);
+            let tag = sealing.seal(offset, &head[..16], &mut text)?;
+            head[16..32].copy_from_slice(&tag);
+            head[32..64].copy_from_slice(&text.split_to(NUMBERS_BYTES));
+            Ok(text.freeze())
+        }
+    }
 }
 
-/// Reads the record at `offset` of `file`; its data is a slice of `file`, not a copy. Also says where the next begins.
+/// Epoch, change number, first block, blocks.
+const NUMBERS_BYTES: usize = 32;
+
+fn put_numbers(to: &mut [u8], numbers: &[u64; 4]) {
+    for (to, number) in to.chunks_exact_mut(8).zip(numbers) {
+        to.copy_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Reads the record at `offset` of `file`; plain data is a slice of `file`, not a copy. Also says where the next begins.
 pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -> Result<(Record, u64), RecordFault> {
     let rest = usize::try_from(offset).ok().and_then(|at| file.get(at..)).unwrap_or_default();
     if rest.iter().take(HEAD_BYTES).all(|byte| *byte == 0) {
@@ -221,17 +278,26 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     if &head[0..4] != RECORD_MAGIC {
         return Err(RecordFault::Broken);
     }
-    let len = u64_at(head, 40);
+    let len = u64_at(head, if matches!(key.key, ObjectKey::Blake3(_)) { 40 } else { 8 });
     let data_end = usize::try_from(len).ok().and_then(|len| HEAD_BYTES.checked_add(len)).ok_or(RecordFault::Cut)?;
     let data = rest.get(HEAD_BYTES..data_end).ok_or(RecordFault::Cut)?;
-    if record_tag(key, offset, &head[..HEAD_TAGGED], data) != head[48..64] {
-        return Err(RecordFault::Broken);
-    }
-    let extent = Extent::new(u64_at(head, 24), u64_at(head, 32));
-    let change = match head[4] {
-        1 if Some(len) == extent.count.0.checked_mul(u64::from(block_size.bytes())) => {
-            Change::Write(extent, file.slice_ref(data))
+    let (numbers, data) = match &key.key {
+        ObjectKey::Blake3(tag_key) => {
+            if record_tag(tag_key, key.version, offset, &head[..HEAD_TAGGED], data) != head[48..64] {
+                return Err(RecordFault::Broken);
+            }
+            (array::<NUMBERS_BYTES>(&head[8..40]), file.slice_ref(data))
         }
+        sealing => {
+            let text = file.slice_ref(&rest[HEAD_BYTES - NUMBERS_BYTES..data_end]);
+            let opened = sealing.open(offset, &head[..16], &head[16..32], text).map_err(|_| RecordFault::Broken)?;
+            (array(&opened[..NUMBERS_BYTES]), opened.slice(NUMBERS_BYTES..))
+        }
+    };
+    let number = |at: usize| u64_at(&numbers, at * 8);
+    let extent = Extent::new(number(2), number(3));
+    let change = match head[4] {
+        1 if Some(len) == extent.count.0.checked_mul(u64::from(block_size.bytes())) => Change::Write(extent, data),
         2 if len == 0 => Change::Zero(extent),
         3 if len == 0 => Change::Hole(extent),
         _ => return Err(RecordFault::Broken),
@@ -239,8 +305,7 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     if head[5..8] != [0; 3] || extent.start.0.checked_add(extent.count.0).is_none() {
         return Err(RecordFault::Broken);
     }
-    let numbered = Numbered { no: ChangeNo(u64_at(head, 16)), change };
-    let record = Record { epoch: Epoch(u64_at(head, 8)), numbered };
+    let record = Record { epoch: Epoch(number(0)), numbered: Numbered { no: ChangeNo(number(1)), change } };
     Ok((record, offset + data_end as u64))
 }
 
@@ -252,9 +317,9 @@ fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
 
 /// Since version 2 over the data first: then BLAKE3 hashes its chunks side by side, which it cannot do once it stands in the middle of one.
 /// What follows has a fixed length, so no two records give the same input.
-fn record_tag(key: &FileKey, offset: u64, head: &[u8], data: &[u8]) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new_keyed(&key.key);
-    match key.version {
+fn record_tag(key: &[u8; 32], version: u16, offset: u64, head: &[u8], data: &[u8]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    match version {
         1 => hasher.update(&offset.to_le_bytes()).update(head).update(data),
         _ => hasher.update(data).update(head).update(&offset.to_le_bytes()),
     };
@@ -277,6 +342,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::keyring::{Keyring, Locked};
 
     const NAME: &str = "0000000000000003-00c0ffee.journal";
 
@@ -286,9 +352,23 @@ mod tests {
             volume: Uuid::from_u128(0x1011_1213_1415_1617_1819_1a1b_1c1d_1e1f),
             number: 3,
             block_size: BlockSize::new(512).unwrap(),
+            seal: Seal::Blake3,
             salt: *b"0123456789abcdef",
             version: FileHeader::NEWEST,
         }
+    }
+
+    /// The header of an encrypted volume's journal: its salt begins with the generation of the data key.
+    fn sealed_header() -> FileHeader {
+        FileHeader { seal: Seal::ChaCha20Poly1305, salt: *b"\x01123456789abcdef", ..header() }
+    }
+
+    fn key(header: &FileHeader) -> FileKey {
+        let keyring = Keyring::new((1, Locked::take(&mut [3; 32])), [], None);
+        let keyring = (header.seal == Seal::ChaCha20Poly1305).then_some(keyring);
+        // A salt of another generation has no key: then nothing can be read.
+        let sealer = Sealer::new(header.volume, keyring);
+        header.key(&sealer).unwrap()
     }
 
     fn changes() -> [Change; 3] {
@@ -302,15 +382,17 @@ mod tests {
 
     /// A file with one record of each kind.
     fn file() -> Bytes {
-        let mut out = BytesMut::from(&header().encode(NAME)[..]);
+        file_of(&header())
+    }
+
+    fn file_of(header: &FileHeader) -> Bytes {
+        let mut out = BytesMut::from(&header.encode(NAME)[..]);
         for (no, change) in (17..).zip(changes()) {
             let mut head = [0; HEAD_BYTES];
             let numbered = Numbered { no: ChangeNo(no), change };
-            encode_head(&header().key(), out.len() as u64, Epoch(4), &numbered, &mut head);
+            let data = encode(&key(header), out.len() as u64, Epoch(4), numbered, &mut head).unwrap();
             out.extend_from_slice(&head);
-            if let Change::Write(_, data) = &numbered.change {
-                out.extend_from_slice(data);
-            }
+            out.extend_from_slice(&data);
         }
         out.freeze()
     }
@@ -319,7 +401,7 @@ mod tests {
         let Ok(header) = FileHeader::decode(NAME, file) else { return (Vec::new(), RecordFault::Broken) };
         let (mut records, mut offset) = (Vec::new(), FIRST_RECORD);
         loop {
-            match decode(&header.key(), header.block_size, file, offset) {
+            match decode(&key(&header), header.block_size, file, offset) {
                 Ok((record, next)) => {
                     records.push(record);
                     offset = next;
@@ -335,7 +417,10 @@ mod tests {
     fn the_format_is_what_it_always_was() {
         let identity = FileHeader { number: 0, ..header() };
         let identity = identity.encode(NAME);
-        for (name, encoded) in [("journal", &file()[..]), ("journal-identity", &identity[..])] {
+        let sealed = file_of(&sealed_header());
+        for (name, encoded) in
+            [("journal", &file()[..]), ("journal-identity", &identity[..]), ("journal-sealed", &sealed[..])]
+        {
             let path = format!("{}/tests/golden/v2/{name}", env!("CARGO_MANIFEST_DIR"));
             if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
                 std::fs::create_dir_all(std::path::Path::new(&path).parent().unwrap()).unwrap();
@@ -358,19 +443,35 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded() {
-        let (records, fault) = read(&file());
-        assert_eq!(FileHeader::decode(NAME, &file()), Ok(header()));
-        assert_eq!(fault, RecordFault::End);
         let expected: Vec<Record> = (17..)
             .zip(changes())
             .map(|(no, change)| Record { epoch: Epoch(4), numbered: Numbered { no: ChangeNo(no), change } })
             .collect();
-        assert_eq!(records, expected);
+        for header in [header(), sealed_header()] {
+            let file = file_of(&header);
+            assert_eq!(FileHeader::decode(NAME, &file), Ok(header));
+            assert_eq!(read(&file), (expected.clone(), RecordFault::End));
+        }
+    }
+
+    #[test]
+    fn sealed_records_tell_their_kind_and_length_only() {
+        let file = file_of(&sealed_header());
+        let Change::Write(_, data) = &changes()[0] else { unreachable!() };
+        assert!(!file.windows(16).any(|window| window == &data[..16]));
+        let record = &file[FIRST_RECORD as usize..];
+        assert_eq!((&record[..4], record[4], &record[8..16]), (&RECORD_MAGIC[..], 1, &1024u64.to_le_bytes()[..]));
     }
 
     #[test]
     fn each_flipped_bit_is_noticed() {
-        let (good, file) = (read(&file()).0, file());
+        for header in [header(), sealed_header()] {
+            each_flipped_bit_is_noticed_in(&file_of(&header));
+        }
+    }
+
+    fn each_flipped_bit_is_noticed_in(file: &Bytes) {
+        let good = read(file).0;
         let unused = HEADER_USED..FIRST_RECORD as usize;
         for byte in (0..file.len()).filter(|byte| !unused.contains(byte)) {
             for bit in 0..8 {
@@ -385,7 +486,13 @@ mod tests {
 
     #[test]
     fn each_truncation_is_noticed_or_leaves_whole_records() {
-        let (good, file) = (read(&file()).0, file());
+        for header in [header(), sealed_header()] {
+            each_truncation_is_noticed_in(&file_of(&header));
+        }
+    }
+
+    fn each_truncation_is_noticed_in(file: &Bytes) {
+        let good = read(file).0;
         let ends = [FIRST_RECORD as usize, 5184, 5248, 5312];
         for len in 0..=file.len() {
             let (records, fault) = read(&file.slice(..len));
@@ -429,9 +536,9 @@ mod tests {
         let refused = FileHeader::decode(NAME, &file).unwrap_err();
         assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 3 });
         file[8] = 2;
-        file[10] = 1;
+        file[10] = 2;
         let refused = FileHeader::decode(NAME, &file).unwrap_err();
-        assert_eq!(refused, HeaderFault::Unknown { what: "seal", value: 1 });
+        assert_eq!(refused, HeaderFault::Unknown { what: "seal", value: 2 });
     }
 
     #[test]
@@ -445,13 +552,11 @@ mod tests {
         for change in bad {
             let numbered = Numbered { no: ChangeNo(17), change };
             let mut head = [0; HEAD_BYTES];
-            encode_head(&header().key(), FIRST_RECORD, Epoch(4), &numbered, &mut head);
-            let mut file = BytesMut::from(&header().encode(NAME)[..]);
-            file.extend_from_slice(&head);
-            if let Change::Write(_, data) = &numbered.change {
-                file.extend_from_slice(data);
+            for header in [header(), sealed_header()] {
+                let data = encode(&key(&header), FIRST_RECORD, Epoch(4), numbered.clone(), &mut head).unwrap();
+                let file = Bytes::from([&header.encode(NAME)[..], &head, &data].concat());
+                assert_eq!(read(&file), (Vec::new(), RecordFault::Broken), "{numbered:?}");
             }
-            assert_eq!(read(&file.freeze()), (Vec::new(), RecordFault::Broken), "{numbered:?}");
         }
     }
 

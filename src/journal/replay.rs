@@ -18,11 +18,11 @@
 //! than with the first change that was not released, unless the disk itself lost something.
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use crate::change::Numbered;
+use crate::codec::seal::Sealer;
 use crate::journal::JournalError;
-use crate::journal::record::{self, FIRST_RECORD, FileHeader, HeaderFault, Record, RecordFault};
+use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HeaderFault, Record, RecordFault};
 use crate::units::{ChangeNo, Epoch};
 
 /// A file as read from the directory.
@@ -85,7 +85,7 @@ pub fn number_in_name(name: &str) -> Option<u64> {
 const SUFFIX: &str = ".journal";
 
 /// Puts the files of directory `dir` together. `None` if there is no journal.
-pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Replay>, JournalError> {
+pub fn replay(dir: &str, sealer: &Sealer, files: &[FileBytes]) -> Result<Option<Replay>, JournalError> {
     let mut named = Vec::new();
     let mut void = Vec::new();
     for file in files {
@@ -99,7 +99,7 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
         }
     }
     named.sort_by_key(|(header, _)| header.number);
-    check_identity(dir, volume, &named)?;
+    check_identity(dir, sealer, &named)?;
     let Some(((identity, identity_file), rest)) = named.split_first() else {
         return no_header(dir, &void);
     };
@@ -109,7 +109,7 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
     }
     let mut chain = Chain::default();
     for (header, file) in rest {
-        chain.add(dir, header, file);
+        chain.add(dir, sealer, header, file)?;
     }
     void.extend(chain.void);
     void.extend(chain.empty);
@@ -128,10 +128,15 @@ pub fn replay(dir: &str, volume: Uuid, files: &[FileBytes]) -> Result<Option<Rep
 }
 
 /// All files belong to one journal, of this volume, and no two are the same.
-fn check_identity(dir: &str, volume: Uuid, named: &[(FileHeader, &FileBytes)]) -> Result<(), JournalError> {
+fn check_identity(dir: &str, sealer: &Sealer, named: &[(FileHeader, &FileBytes)]) -> Result<(), JournalError> {
     for (header, _) in named {
-        if header.volume != volume {
-            return Err(JournalError::Foreign { dir: dir.to_owned(), theirs: header.volume, ours: volume });
+        if header.volume != sealer.volume() {
+            return Err(JournalError::Foreign { dir: dir.to_owned(), theirs: header.volume, ours: sealer.volume() });
+        }
+        if header.seal != sealer.seal() {
+            let (found, expected) = (header.seal, sealer.seal());
+            let what = format!("the journal in {dir} is sealed with {found} where {expected} is expected");
+            return Err(JournalError::Damaged { what });
         }
     }
     for pair in named.windows(2) {
@@ -166,18 +171,21 @@ struct Chain {
 }
 
 impl Chain {
-    fn add(&mut self, dir: &str, header: &FileHeader, file: &FileBytes) {
-        let (records, end, fault) = read(header, file);
+    fn add(&mut self, dir: &str, sealer: &Sealer, header: &FileHeader, file: &FileBytes) -> Result<(), JournalError> {
+        let key = header.key(sealer).map_err(|error| JournalError::Damaged {
+            what: format!("journal file {dir}/{} cannot be read: {error}", file.name),
+        })?;
+        let (records, end, fault) = read(&key, header, file);
         let Some((first, epoch)) = records.first().map(|record| (record.numbered.no, record.epoch)) else {
             self.empty.push(file.name.clone());
-            return;
+            return Ok(());
         };
         if !self.broken {
             self.look_for_a_hole(dir, first, epoch, &file.name);
         }
         if self.broken {
             self.void.push(file.name.clone());
-            return;
+            return Ok(());
         }
         if fault != RecordFault::End {
             self.say(format!("{dir}/{} ends at byte {end} of {}: {fault}", file.name, file.bytes.len()));
@@ -191,6 +199,7 @@ impl Chain {
         }
         let good = file.bytes.slice(..end);
         self.files.push(ChainFile { name: file.name.clone(), last, good, rest: (file.bytes.len() - end) as u64 });
+        Ok(())
     }
 
     /// Cases E and F; and epochs never go back.
@@ -227,12 +236,11 @@ impl Chain {
 }
 
 /// The records of a file up to the first that is none or does not follow the one before, where they end, and why.
-fn read(header: &FileHeader, file: &FileBytes) -> (Vec<Record>, usize, RecordFault) {
-    let key = header.key();
+fn read(key: &FileKey, header: &FileHeader, file: &FileBytes) -> (Vec<Record>, usize, RecordFault) {
     let mut records: Vec<Record> = Vec::new();
     let mut end = (FIRST_RECORD as usize).min(file.bytes.len());
     loop {
-        let (record, next) = match record::decode(&key, header.block_size, &file.bytes, end as u64) {
+        let (record, next) = match record::decode(key, header.block_size, &file.bytes, end as u64) {
             Ok(read) => read,
             Err(fault) => return (records, end, fault),
         };
@@ -253,9 +261,12 @@ fn before(no: ChangeNo) -> ChangeNo {
 mod tests {
     use bytes::BytesMut;
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     use super::*;
     use crate::change::Change;
+    use crate::codec::seal::Seal;
+    use crate::keyring::{Keyring, Locked};
     use crate::units::{BlockSize, Extent};
 
     const VOLUME: Uuid = Uuid::from_u128(5);
@@ -266,9 +277,14 @@ mod tests {
             volume: VOLUME,
             number,
             block_size: BlockSize::new(512).unwrap(),
+            seal: Seal::Blake3,
             salt: [number as u8; 16],
             version: FileHeader::NEWEST,
         }
+    }
+
+    fn sealer() -> Sealer {
+        Sealer::new(VOLUME, None)
     }
 
     fn trim(no: u64) -> Numbered {
@@ -281,7 +297,8 @@ mod tests {
         let mut bytes = BytesMut::from(&header.encode(&name)[..]);
         for no in nos {
             let mut head = [0; record::HEAD_BYTES];
-            record::encode_head(&header.key(), bytes.len() as u64, Epoch(epoch), &trim(no), &mut head);
+            let key = header.key(&sealer()).unwrap();
+            record::encode(&key, bytes.len() as u64, Epoch(epoch), trim(no), &mut head).unwrap();
             bytes.extend_from_slice(&head);
         }
         FileBytes { name, bytes: bytes.freeze() }
@@ -293,7 +310,7 @@ mod tests {
 
     /// The numbers of the changes, the epoch, how many files are void, the note.
     fn read(files: &[FileBytes]) -> (Vec<u64>, u64, usize, Option<String>) {
-        let replay = replay("/j", VOLUME, files).unwrap().unwrap();
+        let replay = replay("/j", &sealer(), files).unwrap().unwrap();
         let nos = replay.changes.iter().map(|change| change.no.0).collect();
         (nos, replay.epoch.0, replay.void.len(), replay.note)
     }
@@ -301,6 +318,16 @@ mod tests {
     fn cut(mut file: FileBytes, bytes: usize) -> FileBytes {
         file.bytes.truncate(file.bytes.len() - bytes);
         file
+    }
+
+    #[test]
+    fn a_plain_journal_is_none_of_an_encrypted_volume() {
+        let keyring = Keyring::new((1, Locked::take(&mut [3; 32])), [], None);
+        let error = replay("/j", &Sealer::new(VOLUME, Some(keyring)), &[identity()]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the journal in /j is sealed with BLAKE3 where ChaCha20-Poly1305 is expected"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -359,8 +386,8 @@ mod tests {
 
     #[test]
     fn nothing_and_a_creation_cut_short_are_no_journal() {
-        assert!(replay("/j", VOLUME, &[]).unwrap().is_none());
-        assert!(replay("/j", VOLUME, &[cut(identity(), 4090)]).unwrap().is_none());
+        assert!(replay("/j", &sealer(), &[]).unwrap().is_none());
+        assert!(replay("/j", &sealer(), &[cut(identity(), 4090)]).unwrap().is_none());
         assert_eq!(read(&[identity()]), (vec![], 0, 0, None));
     }
 
@@ -389,7 +416,7 @@ mod tests {
             ),
         ];
         for (files, expected) in cases {
-            assert_eq!(replay("/j", VOLUME, &files).unwrap_err().to_string(), expected);
+            assert_eq!(replay("/j", &sealer(), &files).unwrap_err().to_string(), expected);
         }
     }
 

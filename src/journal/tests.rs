@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::change::Change;
 use crate::disk::crash::{CrashDisk, DiskFaults};
+use crate::keyring::{Keyring, Locked};
 use crate::units::Extent;
 
 const BLOCK: u64 = 512;
@@ -17,9 +18,15 @@ fn volume() -> Uuid {
     Uuid::from_u128(7)
 }
 
+/// Of an encrypted volume: what holds for it holds for a plain one.
+fn sealer() -> Sealer {
+    Sealer::new(volume(), Some(Keyring::new((1, Locked::take(&mut [3; 32])), [], None)))
+}
+
 fn doors(disk: &CrashDisk) -> Doors {
     // Each life draws other names and salts, as in life.
-    Doors { disk: Arc::new(disk.clone()), random: Random::seeded(disk.operations()), workers: Workers::Inline }
+    let random = Random::seeded(disk.operations());
+    Doors { disk: Arc::new(disk.clone()), random, workers: Workers::Inline, sealer: sealer() }
 }
 
 fn small() -> Options {
@@ -42,12 +49,12 @@ fn change(no: u64, epoch: u64, blocks: u64) -> Numbered {
 }
 
 async fn create(disk: &CrashDisk, options: Options) -> Journal {
-    Journal::create(doors(disk), options, volume(), Uuid::from_u128(9), block_size(), ChangeNo(1)).await.unwrap()
+    Journal::create(doors(disk), options, Uuid::from_u128(9), block_size(), ChangeNo(1)).await.unwrap()
 }
 
 async fn found(disk: &CrashDisk) -> Found {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    find(&disk, volume()).await.unwrap().unwrap()
+    find(&disk, &sealer()).await.unwrap().unwrap()
 }
 
 fn append(journal: &Journal, numbers: impl IntoIterator<Item = u64>) {
@@ -272,7 +279,7 @@ async fn close_syncs_and_refuses_what_comes_later() {
     assert_eq!(found(&disk).await.last(), Some(ChangeNo(3)));
     let door: Arc<dyn Disk> = Arc::new(disk.clone());
     discard(&door, volume()).await.unwrap();
-    assert!(find(&door, volume()).await.unwrap().is_none());
+    assert!(find(&door, &sealer()).await.unwrap().is_none());
     assert_eq!(door.list("").await.unwrap(), Vec::<String>::new());
 }
 
@@ -299,11 +306,18 @@ async fn the_journal_of_another_volume_is_refused_and_left_alone() {
     let expected = "the journal in /crash-disk belongs to volume 00000000-0000-0000-0000-000000000007, not to volume \
                     00000000-0000-0000-0000-000000000008: move that directory aside, put back the one that belongs \
                     here, or start with another state directory; it was not touched";
-    assert_eq!(find(&door, other).await.unwrap_err().to_string(), expected);
+    assert_eq!(find(&door, &Sealer::new(other, None)).await.unwrap_err().to_string(), expected);
     assert_eq!(discard(&door, other).await.unwrap_err().to_string(), expected);
-    let created = Journal::create(doors(&disk), small(), other, other, block_size(), ChangeNo(1)).await;
+    let created = Journal::create(
+        Doors { sealer: Sealer::new(other, None), ..doors(&disk) },
+        small(),
+        other,
+        block_size(),
+        ChangeNo(1),
+    )
+    .await;
     assert_eq!(created.unwrap_err().to_string(), expected);
-    let again = Journal::create(doors(&disk), small(), volume(), other, block_size(), ChangeNo(1)).await;
+    let again = Journal::create(doors(&disk), small(), other, block_size(), ChangeNo(1)).await;
     assert_eq!(again.unwrap_err(), JournalError::Exists { dir: "/crash-disk".to_owned() });
     assert_eq!(found(&disk).await.last(), Some(ChangeNo(3)));
 }
@@ -324,7 +338,7 @@ async fn damage_to_synced_bytes_is_noticed_and_said() {
     // Without its identity the directory is not guessed at.
     assert!(disk.damage(&file_named(&disk, 0).await, 20, 1));
     let door: Arc<dyn Disk> = Arc::new(disk.clone());
-    let refused = find(&door, volume()).await.unwrap_err().to_string();
+    let refused = find(&door, &sealer()).await.unwrap_err().to_string();
     let expected = "the identity file of the journal in /crash-disk is missing or does not verify: restore the \
                     directory, or drop the journal and with it the changes that only it holds; it was not touched";
     assert_eq!(refused, expected);
@@ -418,12 +432,12 @@ impl Model {
 /// One life: opens what is there, then follows the steps until they end or the disk is cut.
 async fn live(disk: &CrashDisk, steps: &[Step], model: &mut Model, faults: DiskFaults, lays_out: u64) {
     let door: Arc<dyn Disk> = Arc::new(disk.clone());
-    let Ok(found) = find(&door, volume()).await else { return };
+    let Ok(found) = find(&door, &sealer()).await else { return };
     let next = ChangeNo(model.last() + 1);
     // One life may lay files out, and the next not.
     let options = if model.epoch % 2 == lays_out { small() } else { growing() };
     let opened = match &found {
-        None => Journal::create(doors(disk), options, volume(), Uuid::from_u128(9), block_size(), next).await,
+        None => Journal::create(doors(disk), options, Uuid::from_u128(9), block_size(), next).await,
         Some(found) => Ok(Journal::resume(doors(disk), options, found, next).await),
     };
     let Ok(journal) = opened else { return };
@@ -498,7 +512,7 @@ async fn lives(seed: u64, steps: &[Step], faults: DiskFaults, cut: u64, kills: [
         disk.set_faults(DiskFaults::default());
         disk = if kill { disk.kill() } else { disk.crash() };
         let door: Arc<dyn Disk> = Arc::new(disk.clone());
-        let found = find(&door, volume()).await.unwrap();
+        let found = find(&door, &sealer()).await.unwrap();
         model.check(found.as_ref(), kill);
         if round < 2 {
             disk.cut_at(disk.operations() + 10 + (seed ^ cut) % 40);

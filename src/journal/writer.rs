@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::codec::EncodeError;
 use crate::disk::{Disk, DiskFile};
 use crate::journal::find::{Found, failed, failure, journal_files, remove_files};
 use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HEAD_BYTES};
@@ -118,19 +119,17 @@ enum Event {
 pub(super) async fn create(
     doors: Doors,
     options: Options,
-    volume: Uuid,
     id: Uuid,
     block_size: BlockSize,
     first: ChangeNo,
 ) -> Result<Writer, JournalError> {
     let disk = &doors.disk;
     let leftovers = journal_files(disk).await?;
-    if crate::journal::find(disk, volume).await?.is_some() {
+    if crate::journal::find(disk, &doors.sealer).await?.is_some() {
         return Err(JournalError::Exists { dir: disk.path() });
     }
     remove_files(disk, leftovers).await?;
-    let (salt, version) = (doors.random.bytes(), FileHeader::NEWEST);
-    let header = FileHeader { id, volume, number: 0, block_size, salt, version };
+    let header = FileHeader::new(&doors.sealer, id, block_size, 0, doors.random.bytes());
     let name = new_name(&doors, 0);
     let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
     identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
@@ -436,8 +435,8 @@ impl Writer {
 
     fn next_header(&mut self) -> FileHeader {
         self.serial += 1;
-        let (salt, version) = (self.doors.random.bytes(), FileHeader::NEWEST);
-        FileHeader { number: self.serial, salt, version, ..self.identity.header.clone() }
+        let FileHeader { id, block_size, .. } = self.identity.header;
+        FileHeader::new(&self.doors.sealer, id, block_size, self.serial, self.doors.random.bytes())
     }
 }
 
@@ -455,7 +454,8 @@ async fn write(doors: &Doors, current: Current, batch: Vec<Queued>) -> Result<(u
     let mut parts = match bytes > INLINE_BYTES {
         true => doors.workers.run(move || encode(&key, at, batch)).await,
         false => encode(&key, at, batch),
-    };
+    }
+    .map_err(|error| error.to_string())?;
     if current.recycled {
         parts.push(end_mark());
     }
@@ -464,24 +464,26 @@ async fn write(doors: &Doors, current: Current, batch: Vec<Queued>) -> Result<(u
     Ok((at + bytes, last))
 }
 
-/// The records as parts of one vectored write: heads from one allocation, data as it came.
-fn encode(key: &FileKey, mut offset: u64, batch: Vec<Queued>) -> Vec<Bytes> {
+/// The records as parts of one vectored write: heads from one allocation, data as it came, if it is not encrypted.
+fn encode(key: &FileKey, mut offset: u64, batch: Vec<Queued>) -> Result<Vec<Bytes>, EncodeError> {
     let mut heads = BytesMut::with_capacity(batch.len() * HEAD_BYTES);
-    for (epoch, numbered) in &batch {
+    let mut data = Vec::with_capacity(batch.len());
+    for (epoch, numbered) in batch {
         let mut head = [0; HEAD_BYTES];
-        record::encode_head(key, offset, *epoch, numbered, &mut head);
+        let len = record::record_len(&numbered.change);
+        data.push(record::encode(key, offset, epoch, numbered, &mut head)?);
         heads.extend_from_slice(&head);
-        offset += record::record_len(&numbered.change);
+        offset += len;
     }
     let mut heads = heads.freeze();
-    let mut parts = Vec::with_capacity(batch.len() * 2);
-    for (_, numbered) in batch {
+    let mut parts = Vec::with_capacity(data.len() * 2);
+    for data in data {
         parts.push(heads.split_to(HEAD_BYTES));
-        if let crate::change::Change::Write(_, data) = numbered.change {
+        if !data.is_empty() {
             parts.push(data);
         }
     }
-    parts
+    Ok(parts)
 }
 
 /// What makes old bytes behind the last record an end.
@@ -524,7 +526,8 @@ async fn prepare(
     }
     .await;
     prepared.map_err(|err| failure(&doors.disk, "prepare", &name, &err))?;
-    Ok(Current { name, file, key: header.key(), end: FIRST_RECORD, size: laying.size, recycled, dirty: false })
+    let key = header.key(&doors.sealer).map_err(|error| error.to_string())?;
+    Ok(Current { name, file, key, end: FIRST_RECORD, size: laying.size, recycled, dirty: false })
 }
 
 /// Fills the file with zeros that are on the disk. A disk that is too full for it is left as it is: records may still fit.

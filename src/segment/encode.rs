@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::head::{Entry, EntryKind, SegmentHead};
 use crate::codec::EncodeError;
-use crate::codec::frame::Frames;
+use crate::codec::frame::{Compression, Frames};
 use crate::codec::object::{Encoded, ObjectKind, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::map::SegmentInfo;
@@ -32,7 +32,7 @@ pub enum Payload {
     Hole,
 }
 
-/// Who seals, and how far the history reaches with it.
+/// Who seals, how frames are compressed, and how far the history reaches with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The epoch.
@@ -41,6 +41,8 @@ pub struct Stamp {
     pub server: Uuid,
     /// The last change that the segment and its predecessors contain.
     pub covers: ChangeNo,
+    /// How its frames are compressed.
+    pub compression: Compression,
 }
 
 /// A segment ready for the store, and what it does once it is there.
@@ -94,7 +96,7 @@ fn encode_plan(
     plan: Plan<'_>,
     as_of: Option<Seq>,
 ) -> Result<EncodedSegment, EncodeError> {
-    let (entries, frames) = plan.compress()?;
+    let (entries, frames) = plan.compress(stamp.compression)?;
     let head = SegmentHead { epoch: stamp.epoch, server: stamp.server, covers: stamp.covers, entries, as_of };
     let head_bytes = head.encode();
     let object = encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?;
@@ -231,9 +233,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn compress(&self) -> Result<(Vec<Entry>, Frames), EncodeError> {
+    fn compress(&self, compression: Compression) -> Result<(Vec<Entry>, Frames), EncodeError> {
         let frame_count = self.runs.iter().filter(|run| matches!(run.content, RunContent::Data { .. })).count();
-        let mut frames = Frames::with_capacity(frame_count, self.pieces.iter().map(|piece| piece.len()).sum());
+        let raw_bytes = self.pieces.iter().map(|piece| piece.len()).sum();
+        let mut frames = Frames::with_capacity(frame_count, raw_bytes, compression);
         let mut entries = Vec::with_capacity(self.runs.len());
         for Run { extent, content } in &self.runs {
             let kind = match *content {
@@ -270,11 +273,11 @@ mod tests {
     const SALT: Salt = [3; 16];
 
     fn sealer() -> Sealer {
-        Sealer::new(Uuid::from_u128(1))
+        Sealer::new(Uuid::from_u128(1), None)
     }
 
     fn stamp() -> Stamp {
-        Stamp { epoch: Epoch(2), server: Uuid::from_u128(9), covers: ChangeNo(1234) }
+        Stamp { epoch: Epoch(2), server: Uuid::from_u128(9), covers: ChangeNo(1234), compression: Compression::Lz4 }
     }
 
     fn encode_batch(block_size: BlockSize, changes: &[(Extent, Payload)]) -> EncodedSegment {
@@ -462,6 +465,6 @@ mod tests {
         let verify = |sealer: &Sealer, seq| verify_log_object(sealer, BlockSize::default(), seq, &bytes).map(|_| ());
         assert_eq!(verify(&sealer(), SEQ), Ok(()));
         assert_eq!(verify(&sealer(), Seq(78)), Err(CorruptError::TagMismatch));
-        assert_eq!(verify(&Sealer::new(Uuid::from_u128(2)), SEQ), Err(CorruptError::TagMismatch));
+        assert_eq!(verify(&Sealer::new(Uuid::from_u128(2), None), SEQ), Err(CorruptError::TagMismatch));
     }
 }

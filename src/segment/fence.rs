@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::codec::EncodeError;
 use crate::codec::cursor::{Malformed, Reader, Writer};
-use crate::codec::frame::Frames;
+use crate::codec::frame::{Compression, Frames};
 use crate::codec::object::{Encoded, ObjectKind, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::units::{ChangeNo, Epoch, Seq};
@@ -55,7 +55,7 @@ impl Fence {
     pub fn encode(&self, sealer: &Sealer, seq: Seq, salt: Salt) -> Result<Encoded, EncodeError> {
         let mut w = Writer::new();
         self.write(&mut w);
-        encode(sealer, ObjectKind::Fence, seq, salt, &w.finish(), Frames::with_capacity(0, 0))
+        encode(sealer, ObjectKind::Fence, seq, salt, &w.finish(), Frames::with_capacity(0, 0, Compression::None))
     }
 
     pub(super) fn decode(head: &[u8]) -> Result<Fence, Malformed> {
@@ -118,7 +118,7 @@ pub struct Close {
 impl Close {
     /// As an object.
     pub fn encode(&self, sealer: &Sealer, seq: Seq, salt: Salt) -> Result<Encoded, EncodeError> {
-        encode(sealer, ObjectKind::Close, seq, salt, &self.write(), Frames::with_capacity(0, 0))
+        encode(sealer, ObjectKind::Close, seq, salt, &self.write(), Frames::with_capacity(0, 0, Compression::None))
     }
 
     fn write(&self) -> Vec<u8> {

@@ -101,7 +101,7 @@ pub fn open_frame(
     data_len: u32,
     sealed: &Bytes,
 ) -> Result<Bytes, CorruptError> {
-    let key = sealer.object_key(ObjectKind::Segment, addr.seq, salt);
+    let key = sealer.object_key(ObjectKind::Segment, addr.seq, salt)?;
     open_frame_with(&key, addr, data_len, sealed)
 }
 

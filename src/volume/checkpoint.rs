@@ -107,7 +107,7 @@ async fn load_for_rewrite(shared: &Shared) {
 async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
     let Snapshot { changed, root, dead, bytes } = snapshot;
     let seq = root.seq;
-    let (sealer, salt, pages) = (shared.sealer.clone(), shared.random.bytes(), changed.clone());
+    let (sealer, salt, pages) = (shared.sealer.clone(), shared.salt(), changed.clone());
     let encode = move || {
         let mapped: Vec<_> = pages.iter().map(|(index, page)| (*index, page.iter().collect())).collect();
         root::encode_checkpoint(&sealer, salt, root, &mapped)

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::codec::CorruptError;
 use crate::device::DeviceError;
 use crate::journal::JournalError;
+use crate::keyring::UnlockError;
 use crate::segment::Fence;
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::Epoch;
@@ -32,6 +33,14 @@ pub enum VolumeError {
         name: String,
         /// The store's URL.
         store: String,
+    },
+    /// It is encrypted, and the key is missing or wrong.
+    #[error("volume {name:?} is encrypted and stays locked: {why}")]
+    Locked {
+        /// The volume.
+        name: String,
+        /// Why.
+        why: UnlockError,
     },
     /// A name, size or the like that cannot be.
     #[error("{0}")]

@@ -7,26 +7,55 @@ use bytes::Bytes;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::codec::frame::Compression;
+use crate::codec::seal::Seal;
 use crate::gc;
+use crate::keyring::slot::{Cost, NewSlot};
+use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
 use crate::outside::{Clock, Random};
 use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
 use crate::units::{BlockSize, Epoch, Seq};
 use crate::volume::account::Account;
+use crate::volume::description::{self, Description};
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::recover::ServerIdentity;
-use crate::volume::scan::{self, Source};
+use crate::volume::scan::Source;
 use crate::volume::slot::{self, PutSlot};
 
 /// What a new volume is to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
     /// Bytes; a multiple of the block size.
     pub size: u64,
     /// The unit of mapping.
     pub block_size: BlockSize,
+    /// How frames are compressed.
+    pub compression: Compression,
+    /// How it is unlocked, if it is to be encrypted.
+    pub encryption: Option<NewEncryption>,
+}
+
+/// How a new volume is to be unlocked.
+#[derive(Clone, Debug)]
+pub struct NewEncryption {
+    /// What opens its first slot.
+    pub secret: Secret,
+    /// What trying a passphrase costs.
+    pub cost: Cost,
+    /// Whether there is to be a recovery key.
+    pub recovery: bool,
+}
+
+/// What came of [`create`].
+#[derive(Debug)]
+pub struct Created {
+    /// The volume.
+    pub meta: Meta,
+    /// Its recovery key: nobody will learn it who does not learn it now.
+    pub recovery: Option<RecoveryKey>,
 }
 
 /// Creates a volume: one object.
@@ -36,29 +65,37 @@ pub async fn create(
     clock: &Clock,
     name: &VolumeName,
     options: CreateOptions,
-) -> Result<Meta> {
+) -> Result<Created> {
     Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let taken = || VolumeError::AlreadyExists { name: name.to_string(), store: store.url() };
     let keys = Keys::new(name);
-    if scan::newest_meta(store, &keys, name).await?.is_some() {
+    if description::newest(store, &keys, name).await?.is_some() {
         return Err(taken());
     }
+    let uuid = random.uuid();
+    let now = clock.unix_millis();
+    let (encryption, keyring, recovery) = match &options.encryption {
+        Some(new) => encrypt(uuid, random, now, new)?,
+        None => (None, None, None),
+    };
     let meta = Meta {
         name: name.clone(),
-        uuid: random.uuid(),
+        uuid,
         size: options.size,
         block_size: options.block_size,
-        created_unix_millis: clock.unix_millis(),
+        created_unix_millis: now,
+        compression: options.compression,
+        encryption,
         deleted: false,
     };
     let key = keys.meta(1);
-    let encoded = Bytes::from(meta.encode());
+    let encoded = Bytes::from(meta.encode(keyring.as_ref()));
     match store.put(&key, vec![encoded.clone()]).await {
-        Ok(()) => Ok(meta),
+        Ok(()) => Ok(Created { meta, recovery }),
         // Perhaps an earlier try of ours whose answer was lost.
         Err(error) if error.kind == ErrorKind::AlreadyExists => {
             match store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))? == encoded {
-                true => Ok(meta),
+                true => Ok(Created { meta, recovery }),
                 false => Err(taken()),
             }
         }
@@ -66,12 +103,31 @@ pub async fn create(
     }
 }
 
+/// A data key, and the first ways to it.
+#[allow(clippy::type_complexity)] // three things that belong to one volume, or none of them
+fn encrypt(
+    volume: Uuid,
+    random: &Random,
+    now: u64,
+    new: &NewEncryption,
+) -> Result<(Option<Encryption>, Option<Keyring>, Option<RecoveryKey>)> {
+    let keyring = Keyring::new((1, Locked::take(&mut random.bytes())), [], None);
+    let mut encryption = Encryption::of(volume, &keyring);
+    let recovery = new.recovery.then(|| RecoveryKey::new(random.bytes()));
+    let from = [Some(NewSlot::of(&new.secret, new.cost)), recovery.as_ref().map(NewSlot::Recovery)];
+    for (id, from) in (1..).zip(from.into_iter().flatten()) {
+        let slot = KeySlot::new(id, volume, &keyring, &from, random.bytes(), now);
+        encryption.slots.push(slot.map_err(|error| VolumeError::Invalid(error.to_string()))?);
+    }
+    Ok((Some(encryption), Some(keyring), recovery))
+}
+
 /// The names of all volumes of a store, in order. Folders that are no volumes are passed over.
 pub async fn names(store: &Arc<dyn Store>) -> Result<Vec<VolumeName>> {
     let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
     let mut names = Vec::new();
     for name in tops.into_iter().filter_map(|top| VolumeName::new(top).ok()) {
-        match scan::load_meta(&**store, &Keys::new(&name), &name).await {
+        match description::load(&**store, &Keys::new(&name), &name).await {
             Ok(_) => names.push(name),
             Err(VolumeError::NotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -91,6 +147,10 @@ pub struct Info {
     pub size: u64,
     /// Bytes.
     pub block_size: u32,
+    /// How its objects are sealed.
+    pub seal: Seal,
+    /// How new frames are compressed.
+    pub compression: Compression,
     /// When it was created: milliseconds since 1970.
     pub created_unix_millis: u64,
     /// Bytes that hold data, by the map: what the client wrote and did not give up, all-zero blocks aside.
@@ -135,8 +195,8 @@ pub struct HolderInfo {
 }
 
 /// Describes a volume, be it open somewhere or not. Changes nothing.
-pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> {
-    let source = Source::of(store.clone(), name, &Options::default(), None).await?;
+pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Info> {
+    let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
     let scan = source.scan().await?;
     let prefix = source.keys.all();
     let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
@@ -156,6 +216,8 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName) -> Result<Info> 
         uuid: source.meta.uuid,
         size: source.meta.size,
         block_size: source.meta.block_size.bytes(),
+        seal: source.meta.seal(),
+        compression: source.meta.compression,
         created_unix_millis: source.meta.created_unix_millis,
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
@@ -184,17 +246,18 @@ pub async fn delete(
     server: &ServerIdentity,
     name: &VolumeName,
     takeover: bool,
+    secrets: &Secrets,
 ) -> Result<u64> {
     let keys = Keys::new(name);
-    let Some((number, meta)) = scan::newest_meta(&**store, &keys, name).await? else {
+    let Some(Description { number, meta, .. }) = description::newest(&**store, &keys, name).await? else {
         return Err(VolumeError::NotFound { name: name.to_string(), store: store.url() });
     };
     let mut tombstone = number;
     if !meta.deleted {
-        displace(store, random, clock, server, name, takeover).await?;
+        displace(store, random, clock, server, name, takeover, secrets).await?;
         tombstone += 1;
         let key = keys.meta(tombstone);
-        let put = store.put(&key, vec![Bytes::from(Meta { deleted: true, ..meta }.encode())]).await;
+        let put = store.put(&key, vec![Bytes::from(Meta { deleted: true, ..meta }.encode(None))]).await;
         put.or_else(ignore_exists).map_err(VolumeError::store(format!("writing {key}")))?;
     }
     let failed = || VolumeError::store(format!("deleting volume {name}"));
@@ -214,9 +277,14 @@ async fn displace(
     server: &ServerIdentity,
     name: &VolumeName,
     takeover: bool,
+    secrets: &Secrets,
 ) -> Result<()> {
-    let source = Source::of(store.clone(), name, &Options::default(), None).await?;
-    // A damaged volume can be deleted too, but then nothing is known of a server that may have it.
+    let source = match Source::of(store.clone(), name, &Options::default(), None, secrets).await {
+        Ok(source) => source,
+        Err(VolumeError::Locked { .. }) if takeover => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // A damaged or locked volume can be deleted too, but then nothing is known of a server that may have it.
     let scan = match source.scan().await {
         Ok(scan) => scan,
         Err(VolumeError::Corrupt { .. }) if takeover => return Ok(()),
@@ -239,7 +307,7 @@ async fn displace(
         displaces: true,
     };
     let key = source.keys.segment(scan.next);
-    let object = fence.encode(&source.sealer, scan.next, random.bytes());
+    let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(random.bytes()));
     let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let put = slot::put(&**store, &key, object.parts).await.map_err(VolumeError::store(format!("writing {key}")))?;
     match put {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::codec::EncodeError;
 use crate::journal;
 use crate::map::{NeedPages, Placement, SegmentInfo};
-use crate::segment::{self, Close, EncodedSegment, Stamp};
+use crate::segment::{self, Close, EncodedSegment};
 use crate::store::ErrorKind;
 use crate::units::{BlockCount, ChangeNo, Extent, Seq};
 use crate::volume::backoff::Backoff;
@@ -274,7 +274,7 @@ impl Log {
             covers,
             time_unix_millis: self.shared.clock.unix_millis(),
         };
-        let encoded = close.encode(&self.shared.sealer, seq, self.shared.random.bytes());
+        let encoded = close.encode(&self.shared.sealer, seq, self.shared.salt());
         let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
         slot::put_until_done(&self.shared, seq, object.parts).await?;
         // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
@@ -294,8 +294,8 @@ const LITTER_PART: u64 = 16;
 
 /// As [`upload`], for moved data; `covers` is the last change in the log before it.
 async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Move) -> Result<Uploaded, End> {
-    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
-    let stamp = Stamp { epoch: shared.epoch, server: shared.server, covers };
+    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
+    let stamp = shared.stamp(covers);
     let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
     let encoded = shared.workers.run(encode).await;
     put(&shared, seq, encoded).await
@@ -303,11 +303,10 @@ async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Mov
 
 /// Encodes a batch and creates its slot in the log, for as long as that takes.
 async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uploaded, End> {
-    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.random.bytes());
-    let (epoch, server) = (shared.epoch, shared.server);
+    let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
+    let stamp = shared.stamp(batch.covers);
     let encode = move || {
         let changes: Vec<_> = batch.buffer.iter().map(|(extent, payload)| (extent, payload.clone())).collect();
-        let stamp = Stamp { epoch, server, covers: batch.covers };
         segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes)
     };
     let encoded = shared.workers.run(encode).await;

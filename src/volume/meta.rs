@@ -1,19 +1,28 @@
 //! The description of a volume, `meta/<n>`: JSON that a person can read, and a line with the BLAKE3 of all bytes
 //! before it. The highest `n` counts; a volume that is given up gets one that says so before its objects are deleted.
 //!
+//! That of an encrypted volume holds the key slots, and a line before the hash with a tag that only somebody can make who
+//! has the data key ([`Meta::prove`]): a person must be able to read it, but not to change it.
+//!
 //! A later format may add members or values; it has a higher `format`, and this ashlar then refuses the volume instead
 //! of misreading it.
 
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zeroize::Zeroize;
 
+use crate::codec::frame::Compression;
+use crate::codec::seal::Seal;
+use crate::keyring::{Encryption, Keyring};
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 
-/// The format that we write, and the newest that we read.
-pub const FORMAT: u32 = 1;
+/// The newest format that we read. What has neither encryption nor another compression than LZ4 is written in the first
+/// one, which an older ashlar reads too.
+pub const FORMAT: u32 = 2;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -31,15 +40,19 @@ pub struct Meta {
     pub block_size: BlockSize,
     /// When it was created: milliseconds since 1970.
     pub created_unix_millis: u64,
+    /// How new frames are compressed.
+    pub compression: Compression,
+    /// Its key slots, if it is encrypted.
+    pub encryption: Option<Encryption>,
     /// Whether it is given up: its objects are being deleted.
     pub deleted: bool,
 }
 
-/// The JSON. Codec, seal, key slots and parent have one value each in format 1; they stand there so that a person sees
+/// The JSON of format 1. Codec, seal, key slots and parent have one value each; they stand there so that a person sees
 /// them and a later ashlar need not guess.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct Written1 {
     format: u32,
     name: VolumeName,
     uuid: Uuid,
@@ -53,6 +66,22 @@ struct Written {
     deleted: bool,
 }
 
+/// The JSON of format 2.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written2 {
+    format: u32,
+    name: VolumeName,
+    uuid: Uuid,
+    size: u64,
+    block_size: BlockSize,
+    compression: Compression,
+    seal: Seal,
+    created_unix_millis: u64,
+    encryption: Option<Encryption>,
+    deleted: bool,
+}
+
 /// The member that every format has.
 #[derive(Deserialize)]
 struct AnyFormat {
@@ -62,6 +91,7 @@ struct AnyFormat {
 const CODEC: &str = "lz4";
 const SEAL: &str = "blake3";
 const HASH_HEX_BYTES: usize = 64;
+const TAG_CONTEXT: &str = "ashlar 2026 volume description";
 
 impl Meta {
     /// Checks the size: at least one block, whole blocks, no more than a Linux block device can have.
@@ -77,10 +107,50 @@ impl Meta {
         }
     }
 
-    /// As bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let written = Written {
-            format: FORMAT,
+    /// How its objects are sealed.
+    pub fn seal(&self) -> Seal {
+        if self.encryption.is_some() { Seal::ChaCha20Poly1305 } else { Seal::Blake3 }
+    }
+
+    /// As bytes. That of an encrypted volume is proven by the keyring; without one nobody will accept it, unless it
+    /// says that the volume is given up.
+    pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
+        let mut bytes = match self.compression {
+            Compression::Lz4 if self.encryption.is_none() => json(&self.written1()),
+            _ => json(&self.written2()),
+        };
+        if self.encryption.is_some() {
+            let tag = keyring.map_or([0; 32], |keyring| self.tag(keyring, &bytes));
+            bytes.extend_from_slice(HEXLOWER.encode(&tag).as_bytes());
+            bytes.push(b'\n');
+        }
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes.extend_from_slice(hash.as_bytes());
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Proves that somebody with the data key wrote the description `bytes`, from which this was decoded.
+    pub fn prove(&self, bytes: &[u8], keyring: &Keyring) -> Result<(), MetaError> {
+        let (json, tag) = split_tag(check_hash(bytes)?);
+        let expected = HEXLOWER.encode(&self.tag(keyring, json));
+        // A comparison of hashes, so that time tells nothing.
+        match tag.is_some_and(|tag| blake3::hash(tag) == blake3::hash(expected.as_bytes())) {
+            true => Ok(()),
+            false => Err(MetaError::Forged),
+        }
+    }
+
+    fn tag(&self, keyring: &Keyring, json: &[u8]) -> [u8; 32] {
+        let mut key = keyring.derive(TAG_CONTEXT, self.uuid.as_bytes());
+        let tag = *blake3::keyed_hash(&key, json).as_bytes();
+        key.zeroize();
+        tag
+    }
+
+    fn written1(&self) -> Written1 {
+        Written1 {
+            format: 1,
             name: self.name.clone(),
             uuid: self.uuid,
             size: self.size,
@@ -91,38 +161,76 @@ impl Meta {
             key_slots: Vec::new(),
             parent: None,
             deleted: self.deleted,
-        };
-        #[allow(clippy::expect_used)] // maps with string keys, numbers and strings always have a JSON form
-        let mut bytes = serde_json::to_vec_pretty(&written).expect("a description has a JSON form");
-        bytes.push(b'\n');
-        let hash = blake3::hash(&bytes).to_hex();
-        bytes.extend_from_slice(hash.as_bytes());
-        bytes.push(b'\n');
-        bytes
+        }
     }
 
-    /// Proves and decodes a description that was read from the folder of the volume `name`.
+    fn written2(&self) -> Written2 {
+        Written2 {
+            format: 2,
+            name: self.name.clone(),
+            uuid: self.uuid,
+            size: self.size,
+            block_size: self.block_size,
+            compression: self.compression,
+            seal: self.seal(),
+            created_unix_millis: self.created_unix_millis,
+            encryption: self.encryption.clone(),
+            deleted: self.deleted,
+        }
+    }
+
+    /// Checks the hash of and decodes a description that was read from the folder of the volume `name`.
     pub fn decode(name: &VolumeName, bytes: &[u8]) -> Result<Meta, MetaError> {
-        let json = check_hash(bytes)?;
+        let (json, _) = split_tag(check_hash(bytes)?);
         let malformed = |e: serde_json::Error| MetaError::Malformed(e.to_string());
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
-        if format != FORMAT {
-            return Err(MetaError::UnknownFormat(format));
+        let meta = match format {
+            1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
+            2 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
+            _ => return Err(MetaError::UnknownFormat(format)),
+        };
+        if meta.name != *name {
+            return Err(MetaError::OtherVolume { found: meta.name });
         }
-        let written: Written = serde_json::from_slice(json).map_err(malformed)?;
-        check_support(&written)?;
-        if written.name != *name {
-            return Err(MetaError::OtherVolume { found: written.name });
+        Meta::check_size(meta.size, meta.block_size).map_err(|e| MetaError::Malformed(e.to_string()))?;
+        Ok(meta)
+    }
+}
+
+impl Written1 {
+    fn into_meta(self) -> Result<Meta, MetaError> {
+        check_support(&self)?;
+        let Written1 { name, uuid, size, block_size, created_unix_millis, deleted, .. } = self;
+        let compression = Compression::Lz4;
+        Ok(Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption: None, deleted })
+    }
+}
+
+impl Written2 {
+    fn into_meta(self) -> Result<Meta, MetaError> {
+        let Written2 {
+            name, uuid, size, block_size, compression, seal, created_unix_millis, encryption, deleted, ..
+        } = self;
+        let meta = Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted };
+        match meta.seal() == seal {
+            true => Ok(meta),
+            false => Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned())),
         }
-        Meta::check_size(written.size, written.block_size).map_err(|e| MetaError::Malformed(e.to_string()))?;
-        Ok(Meta {
-            name: written.name,
-            uuid: written.uuid,
-            size: written.size,
-            block_size: written.block_size,
-            created_unix_millis: written.created_unix_millis,
-            deleted: written.deleted,
-        })
+    }
+}
+
+fn json(written: &impl Serialize) -> Vec<u8> {
+    #[allow(clippy::expect_used)] // maps with string keys, numbers and strings always have a JSON form
+    let mut bytes = serde_json::to_vec_pretty(written).expect("a description has a JSON form");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// The JSON and, if there is one, the digits of the tag in the line after it.
+fn split_tag(proven: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match proven.split_last_chunk::<{ HASH_HEX_BYTES + 1 }>() {
+        Some((json, [tag @ .., b'\n'])) if json.ends_with(b"}\n") => (json, Some(tag)),
+        _ => (proven, None),
     }
 }
 
@@ -137,7 +245,7 @@ fn check_hash(bytes: &[u8]) -> Result<&[u8], MetaError> {
     }
 }
 
-fn check_support(written: &Written) -> Result<(), MetaError> {
+fn check_support(written: &Written1) -> Result<(), MetaError> {
     let unsupported = |what: String| Err(MetaError::Unsupported(what));
     match written {
         w if w.codec != CODEC => unsupported(format!("codec {:?}", w.codec)),
@@ -154,6 +262,11 @@ pub enum MetaError {
     /// The hash line is missing or does not agree.
     #[error("its last line is not the BLAKE3 of the lines before: it was changed or cut off")]
     Harmed,
+    /// The tag line is missing or was not made with the volume's data key.
+    #[error(
+        "it was not written by somebody who has the volume's key: it was changed, or put together from two volumes"
+    )]
+    Forged,
     /// A later format.
     #[error("its format {0} is unknown (this ashlar reads up to {FORMAT}): a newer ashlar is needed")]
     UnknownFormat(u32),
@@ -283,6 +396,8 @@ pub enum BadName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyring::slot::NewSlot;
+    use crate::keyring::{KeySlot, Locked};
 
     fn name(name: &str) -> VolumeName {
         VolumeName::new(name).unwrap()
@@ -295,13 +410,15 @@ mod tests {
             size: 10 << 30,
             block_size: BlockSize::default(),
             created_unix_millis: 1_700_000_000_000,
+            compression: Compression::Lz4,
+            encryption: None,
             deleted: false,
         }
     }
 
     /// The sample with a text in its JSON replaced, and the hash made right again.
     fn rewritten(from: &str, to: &str) -> Vec<u8> {
-        let bytes = sample().encode();
+        let bytes = sample().encode(None);
         let text = String::from_utf8(bytes).unwrap();
         let json = &text[..text.len() - HASH_HEX_BYTES - 1];
         assert!(json.contains(from), "{json}");
@@ -316,13 +433,53 @@ mod tests {
     #[test]
     fn a_description_comes_back() {
         for meta in [sample(), Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
-            assert_eq!(Meta::decode(&name("disk0"), &meta.encode()), Ok(meta));
+            assert_eq!(Meta::decode(&name("disk0"), &meta.encode(None)), Ok(meta));
         }
+    }
+
+    fn keyring(byte: u8) -> Keyring {
+        Keyring::new((1, Locked::take(&mut [byte; 32])), [], None)
+    }
+
+    /// The sample, encrypted: with one slot, that a key file of threes opens.
+    fn encrypted() -> Meta {
+        let mut encryption = Encryption::of(sample().uuid, &keyring(9));
+        let from = NewSlot::KeyFile(&[3; 32]);
+        encryption.slots.push(KeySlot::new(1, sample().uuid, &keyring(9), &from, [5; 16], 1).unwrap());
+        Meta { encryption: Some(encryption), compression: Compression::Zstd(3), ..sample() }
+    }
+
+    #[test]
+    fn format_2_comes_back_and_proves_who_wrote_it() {
+        let zstd = Meta { compression: Compression::Zstd(7), ..sample() };
+        assert_eq!(Meta::decode(&name("disk0"), &zstd.encode(None)), Ok(zstd));
+        let meta = encrypted();
+        let bytes = meta.encode(Some(&keyring(9)));
+        assert_eq!(Meta::decode(&name("disk0"), &bytes).as_ref(), Ok(&meta));
+        assert_eq!(meta.prove(&bytes, &keyring(9)), Ok(()));
+        assert_eq!(meta.prove(&bytes, &keyring(8)), Err(MetaError::Forged));
+        assert_eq!(meta.prove(&meta.encode(None), &keyring(9)), Err(MetaError::Forged));
+        // The tag of another description, with a good hash.
+        let other = Meta { size: 1 << 40, ..meta.clone() };
+        let (json, tag) = (json(&other.written2()), &bytes[bytes.len() - 130..bytes.len() - 65]);
+        let mut spliced = [&json[..], tag].concat();
+        spliced.extend_from_slice(format!("{}\n", blake3::hash(&spliced).to_hex()).as_bytes());
+        assert_eq!(Meta::decode(&name("disk0"), &spliced), Ok(other.clone()));
+        assert_eq!(other.prove(&spliced, &keyring(9)), Err(MetaError::Forged));
+    }
+
+    #[test]
+    fn seal_and_slots_agree() {
+        let text = String::from_utf8(json(&encrypted().written2())).unwrap();
+        let text = text.replace("chacha20-poly1305", "blake3");
+        let bytes = format!("{text}{}\n", blake3::hash(text.as_bytes()).to_hex());
+        let error = Meta::decode(&name("disk0"), bytes.as_bytes()).unwrap_err().to_string();
+        assert_eq!(error, "it is malformed: its seal and its key slots contradict each other");
     }
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
-        let bytes = sample().encode();
+        let bytes = sample().encode(None);
         for bit in 0..bytes.len() * 8 {
             let mut harmed = bytes.clone();
             harmed[bit / 8] ^= 1 << (bit % 8);
@@ -336,8 +493,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 2, \"news\": true"),
-            "its format 2 is unknown (this ashlar reads up to 1): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 3, \"news\": true"),
+            "its format 3 is unknown (this ashlar reads up to 2): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

@@ -34,6 +34,7 @@ mod watched;
 mod backoff;
 pub mod objects;
 pub mod lifecycle;
+pub mod description;
 pub mod meta;
 pub mod root;
 pub mod keys;
@@ -55,7 +56,7 @@ use crate::units::BlockCount;
 
 pub use account::Account;
 pub use error::{Holder, VolumeError};
-pub use lifecycle::{CreateOptions, Info, create, delete, inspect, names};
+pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, delete, inspect, names};
 pub use meta::{Meta, VolumeName};
 pub use options::Options;
 pub use recover::{Outside, ServerIdentity, Witness};

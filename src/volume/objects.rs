@@ -192,6 +192,7 @@ impl Inner {
         let key = self.keys.segment(get.seq);
         let bytes = self.read(&key, get.range.clone()).await?;
         let object_key = self.sealer.object_key(ObjectKind::Segment, get.seq, salt);
+        let object_key = object_key.map_err(|why| corrupt(&key, 0, why))?;
         let mut opened = HashMap::with_capacity(get.frames.len());
         for &frame in &get.frames {
             let from = (u64::from(frame.offset) - get.range.start) as usize;

@@ -18,6 +18,7 @@ use crate::cache::BlockCache;
 use crate::change::Numbered;
 use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal};
+use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Durability, Fence};
 use crate::store::Store;
@@ -61,6 +62,8 @@ pub struct Outside {
     pub workers: Workers,
     /// Who we are.
     pub server: ServerIdentity,
+    /// What unlocks encrypted volumes.
+    pub secrets: Secrets,
     /// Who else learns the order of changes.
     pub witness: Witness,
 }
@@ -88,7 +91,8 @@ pub(super) async fn open(
 ) -> Result<Shared> {
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
-    let source = Source::of(outside.store.clone(), name, &options, Some(outside.cache.clone())).await?;
+    let (store, cache) = (outside.store.clone(), outside.cache.clone());
+    let source = Source::of(store, name, &options, Some(cache), &outside.secrets).await?;
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
@@ -97,7 +101,7 @@ pub(super) async fn open(
     for _ in 0..TRIES {
         let mut scan = opening.source.scan().await?;
         opening.refuse_a_lost_race(&scan, &mut displaced)?;
-        let found = journal::find(&opening.outside.disk, opening.source.meta.uuid).await?;
+        let found = journal::find(&opening.outside.disk, &opening.source.sealer).await?;
         let verdict = opening.decide(&scan, found.as_ref())?;
         let (journal, replay) = opening.journal(&scan, found, &verdict).await?;
         let displaces = matches!(verdict, Verdict::Begin { displaces: true });
@@ -181,7 +185,12 @@ impl Opening {
     /// Step 3: the journal, and what of it is to be accepted again.
     async fn journal(&self, scan: &Scan, found: Option<Found>, verdict: &Verdict) -> Result<(Journal, Vec<Numbered>)> {
         let outside = &self.outside;
-        let doors = Doors { disk: outside.disk.clone(), random: outside.random.clone(), workers: outside.workers };
+        let doors = Doors {
+            disk: outside.disk.clone(),
+            random: outside.random.clone(),
+            workers: outside.workers,
+            sealer: self.source.sealer.clone(),
+        };
         let meta = &self.source.meta;
         match (found, verdict) {
             (Some(found), Verdict::Resume) => {
@@ -202,7 +211,7 @@ impl Opening {
                 }
                 let (id, first) = (outside.random.uuid(), scan.covers.next());
                 let options = self.journal_options.clone();
-                Ok((Journal::create(doors, options, meta.uuid, id, meta.block_size, first).await?, Vec::new()))
+                Ok((Journal::create(doors, options, id, meta.block_size, first).await?, Vec::new()))
             }
         }
     }
@@ -225,7 +234,7 @@ impl Opening {
             covers: scan.covers,
             displaces,
         };
-        let encoded = fence.encode(&self.source.sealer, seq, self.outside.random.bytes());
+        let encoded = fence.encode(&self.source.sealer, seq, self.source.sealer.salt(self.outside.random.bytes()));
         let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;
         let stored_bytes = object.frames_at;
         let key = self.source.keys.segment(seq);
@@ -282,6 +291,7 @@ impl Opening {
             clock: self.outside.clock,
             random: self.outside.random,
             workers: self.outside.workers,
+            secrets: self.outside.secrets,
             witness: self.outside.witness,
             state,
             checkpoints: scan.checkpoints,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
-use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
+use crate::codec::frame::{Compression, FRAME_OVERHEAD, Frames, decompress_up_to};
 use crate::codec::object::{Decoded, Encoded, Found, ObjectKind, PREFIX_BYTES, decode_head, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
@@ -80,7 +80,8 @@ pub fn encode_checkpoint(
     if !changed.is_sorted_by(|a, b| a.0 < b.0) {
         return Err(refuse("its changed pages are out of order"));
     }
-    let mut frames = Frames::with_capacity(changed.len(), changed.iter().map(|(_, mapped)| mapped.len() * 12).sum());
+    let raw_bytes = changed.iter().map(|(_, mapped)| mapped.len() * 12).sum();
+    let mut frames = Frames::with_capacity(changed.len(), raw_bytes, Compression::Lz4);
     let mut own = Vec::with_capacity(changed.len());
     for (page, mapped) in changed {
         if !mapped.is_empty() {
@@ -154,7 +155,7 @@ pub fn open_page(
     sealed: &Bytes,
 ) -> Result<Vec<Mapped>, CorruptError> {
     expect_len(sealed.len(), u64::from(at.len))?;
-    let key = sealer.object_key(ObjectKind::Checkpoint, at.checkpoint, salt);
+    let key = sealer.object_key(ObjectKind::Checkpoint, at.checkpoint, salt)?;
     let bytes = decompress_up_to(&key.open_frame(at.offset, sealed)?, PAGE_BYTES_MAX)?;
     Ok(decode_page(page, &bytes)?)
 }
@@ -397,7 +398,7 @@ mod tests {
     use uuid::Uuid;
 
     fn sealer() -> Sealer {
-        Sealer::new(Uuid::from_u128(4))
+        Sealer::new(Uuid::from_u128(4), None)
     }
 
     fn mapped(page: u64, blocks: u64) -> (PageIndex, Vec<Mapped>) {
@@ -603,7 +604,7 @@ mod tests {
             let mut head = encoded.object.parts[0][PREFIX_BYTES..].to_vec();
             let at = at.index(head.len());
             head[at] ^= flip;
-            let frames = Frames::with_capacity(0, 0);
+            let frames = Frames::with_capacity(0, 0, Compression::None);
             let object = encode(&sealer(), ObjectKind::Checkpoint, Seq(1 << 30), [0; 16], &head, frames).unwrap();
             match decode_checkpoint(&sealer(), Seq(1 << 30), &object.parts[0]) {
                 Ok(Found::Whole(root)) => prop_assert_eq!(check(&root), Ok(())),

@@ -10,11 +10,13 @@ use futures::future::join_all;
 use crate::cache::{self, BlockCache};
 use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
+use crate::keyring::Secrets;
 use crate::map::{ExtentMap, NeedPages, PageIndex, Runs, SegmentInfo, Usage};
 use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
 use crate::volume::account::Account;
+use crate::volume::description;
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
@@ -78,16 +80,18 @@ pub struct Scan {
 }
 
 impl Source {
-    /// The volume of that name, with a cache of its own or the server's.
+    /// The volume of that name, unlocked, with a cache of its own or the server's.
     pub async fn of(
         store: Arc<dyn Store>,
         name: &VolumeName,
         options: &Options,
         cache: Option<Arc<BlockCache>>,
+        secrets: &Secrets,
     ) -> Result<Source> {
         let keys = Keys::new(name);
-        let meta = load_meta(&*store, &keys, name).await?;
-        let sealer = Sealer::new(meta.uuid);
+        let description = description::load(&*store, &keys, name).await?;
+        let sealer = description.unlock(&keys, secrets).await?;
+        let meta = description.meta;
         let cache = cache.unwrap_or_else(|| Arc::new(BlockCache::new(&cache::Options { memory: 16 << 20 })));
         let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, options);
         Ok(Source { store, keys, meta, sealer, objects })
@@ -259,24 +263,6 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         next: root.next_slot,
         account: root.account,
     }
-}
-
-/// The newest description of a volume; a volume that is being deleted is not there any more.
-pub async fn load_meta(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<Meta> {
-    let not_found = || VolumeError::NotFound { name: name.to_string(), store: store.url() };
-    let meta = newest_meta(store, keys, name).await?.ok_or_else(not_found)?;
-    if meta.1.deleted { Err(not_found()) } else { Ok(meta.1) }
-}
-
-/// The newest description and its number, be it of a deleted volume.
-pub async fn newest_meta(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<Option<(u64, Meta)>> {
-    let listed =
-        list_all(store, &keys.metas()).await.map_err(VolumeError::store(format!("looking for volume {name}")))?;
-    let Some(number) = listed.iter().filter_map(|entry| Keys::number(&entry.key)).max() else { return Ok(None) };
-    let key = keys.meta(number);
-    let bytes = store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))?;
-    let meta = Meta::decode(name, &bytes).map_err(|error| VolumeError::Corrupt { key, why: error.to_string() })?;
-    Ok(Some((number, meta)))
 }
 
 /// What stands in a slot of the log; `None` if it is free.

@@ -9,12 +9,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::codec::frame::Compression;
 use crate::codec::seal::{Salt, Sealer};
 use crate::device::DeviceError;
 use crate::disk::Disk;
 use crate::journal::Journal;
+use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
-use crate::segment::Fence;
+use crate::segment::{Fence, Stamp};
 use crate::store::Store;
 use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
@@ -53,6 +55,8 @@ pub struct Shared {
     pub clock: Clock,
     pub random: Random,
     pub workers: Workers,
+    /// What unlocks the volume when its description changes.
+    pub secrets: Secrets,
     pub witness: Witness,
     /// Held for a few synchronous lines, never across an await.
     pub inner: Mutex<Inner>,
@@ -80,6 +84,8 @@ pub struct Inner {
     pub doomed: Doomed,
     /// Bytes written and moved since the volume was opened; the meter has the requests.
     pub account: Account,
+    /// How new frames are compressed.
+    pub compression: Compression,
     /// What garbage collection has done.
     pub gc: GcStatus,
     /// When a change was committed last.
@@ -163,6 +169,7 @@ pub struct Parts {
     pub clock: Clock,
     pub random: Random,
     pub workers: Workers,
+    pub secrets: Secrets,
     pub witness: Witness,
     pub state: State,
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
@@ -183,6 +190,7 @@ impl Shared {
             doomed: parts.doomed,
             committed_at: None,
             account: Account::default(),
+            compression: parts.meta.compression,
             gc: GcStatus::default(),
             active_since: None,
             uncheckpointed_since: None,
@@ -209,6 +217,7 @@ impl Shared {
             clock: parts.clock,
             random: parts.random,
             workers: parts.workers,
+            secrets: parts.secrets,
             witness: parts.witness,
             inner: Mutex::new(inner),
             progress: Watched::new(Progress { covers, end: None }),
@@ -219,6 +228,17 @@ impl Shared {
             completed: Notify::new(),
             read_ended: Notify::new(),
         }
+    }
+
+    /// A salt for a new object.
+    pub fn salt(&self) -> Salt {
+        self.sealer.salt(self.random.bytes())
+    }
+
+    /// What a segment that contains all changes up to `covers` says of itself.
+    pub fn stamp(&self, covers: ChangeNo) -> Stamp {
+        let compression = self.inner.lock().compression;
+        Stamp { epoch: self.epoch, server: self.server, covers, compression }
     }
 
     /// Fails if the volume is closing or has ended.

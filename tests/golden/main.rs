@@ -10,6 +10,7 @@
 
 use std::path::PathBuf;
 
+use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::Sealer;
 use ashlar::map::placement::Placement;
 use ashlar::map::{Content, Mapped, PAGE_BLOCKS, PageIndex, PageRef, SegmentInfo};
@@ -32,7 +33,7 @@ const JOURNAL: Uuid = uuid!("c0ffee00-0000-4000-8000-000000000002");
 const SALT: [u8; 16] = *b"salt of a golden";
 
 fn sealer() -> Sealer {
-    Sealer::new(VOLUME)
+    Sealer::new(VOLUME, None)
 }
 
 /// The golden file of that name, after checking that it is what the encoder yields.
@@ -88,7 +89,7 @@ fn changes() -> Vec<(Extent, Payload)> {
 #[test]
 fn segment() {
     let seq = Seq(0x1234);
-    let stamp = Stamp { epoch: Epoch(3), server: SERVER, covers: ChangeNo(70_000) };
+    let stamp = Stamp { epoch: Epoch(3), server: SERVER, covers: ChangeNo(70_000), compression: Compression::Lz4 };
     let segment = encode_segment(&sealer(), seq, SALT, block_size(), &stamp, &changes()).unwrap();
     let bytes = golden("v2/segment", segment.object.parts.concat());
 
@@ -219,9 +220,11 @@ fn meta() {
         size: 10 << 30,
         block_size: BlockSize::default(),
         created_unix_millis: 1_700_000_000_000,
+        compression: Compression::Lz4,
+        encryption: None,
         deleted: false,
     };
-    let bytes = golden("v1/meta", meta.encode());
+    let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes), Ok(meta));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
@@ -229,7 +232,7 @@ fn meta() {
 #[test]
 fn segment_of_moved_data() {
     let seq = Seq(0x1236);
-    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001) };
+    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), compression: Compression::Lz4 };
     let data = [(Extent::new(10, 2), noise(1024).into()), (Extent::new(12, 1), noise(512).into())];
     let segment = encode_moved(&sealer(), seq, SALT, block_size(), &stamp, &data, Seq(0x1234)).unwrap();
     let bytes = golden("v2/segment-moved", segment.object.parts.concat());

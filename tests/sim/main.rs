@@ -11,6 +11,7 @@
 
 mod oracle;
 mod life;
+mod seals;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use ashlar::cache::{self, BlockCache};
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
 use ashlar::journal;
+use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 
 use crate::life::{Life, Weights};
 use crate::oracle::{BLOCK, Floors, History, VOLUME_BLOCKS};
+use crate::seals::{self, Seals};
 
 /// How many operations a schedule has.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +65,8 @@ pub struct World {
     floors: Floors,
     /// Segments of moved data, over all lives.
     collected: u64,
+    /// What unlocks the volume if it is encrypted; it sees everything that is sealed.
+    secrets: Secrets,
 }
 
 impl World {
@@ -177,8 +181,13 @@ impl World {
         let random = Random::seeded(seed);
         let store = Arc::new(MemoryStore::default());
         let name = VolumeName::new("v").unwrap();
-        let create =
-            CreateOptions { size: VOLUME_BLOCKS * BLOCK as u64, block_size: BlockSize::new(BLOCK as u64).unwrap() };
+        let create = CreateOptions {
+            size: VOLUME_BLOCKS * BLOCK as u64,
+            block_size: BlockSize::new(BLOCK as u64).unwrap(),
+            encryption: (seed % 4 < 2).then(seals::encryption),
+            ..CreateOptions::default()
+        };
+        let seals = Seals::default();
         volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
         let pick = |values: &[u64]| values[random.below(values.len() as u64) as usize];
         let options = Options {
@@ -229,7 +238,19 @@ impl World {
         };
         let disks = [disk(), disk()];
         let (history, floors) = (History::default(), Floors::default());
-        World { random, store, name, options, store_faults, disk_faults, disks, history, floors, collected: 0 }
+        World {
+            random,
+            store,
+            name,
+            options,
+            store_faults,
+            disk_faults,
+            disks,
+            history,
+            floors,
+            collected: 0,
+            secrets: seals.secrets(),
+        }
     }
 
     fn faulty(&self) -> Arc<FaultyStore> {
@@ -260,6 +281,7 @@ impl World {
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
             server: ServerIdentity { uuid: Uuid::from_u128(server as u128 + 1), name: format!("server-{server}") },
+            secrets: self.secrets.clone(),
             witness: history.witness(),
         };
         let journal = journal::Options { file_bytes: 64 << 10, ..journal::Options::default() };
@@ -417,7 +439,7 @@ impl World {
     /// The volume in the store holds together, whoever died in the middle of what.
     async fn check(&self) {
         let store: Arc<dyn Store> = self.store.clone();
-        let report = ashlar::check::check(&store, &self.name, true, &|_, _| {}).await.unwrap();
+        let report = ashlar::check::check(&store, &self.name, true, &|_, _| {}, &self.secrets).await.unwrap();
         assert!(report.is_clean(), "{:#?}", report.problems);
     }
 
@@ -431,9 +453,9 @@ impl World {
         let status = life.volume.status();
         assert_eq!((status.mapped_bytes, status.dead_bytes, status.gc.doomed_objects), (0, 0, 0), "{status:?}");
         let store: Arc<dyn Store> = self.store.clone();
-        let report = ashlar::check::check(&store, &self.name, false, &|_, _| {}).await.unwrap();
+        let report = ashlar::check::check(&store, &self.name, false, &|_, _| {}, &self.secrets).await.unwrap();
         assert_eq!(report.segments, 0, "{report:?}");
-        let info = volume::inspect(&store, &self.name).await.unwrap();
+        let info = volume::inspect(&store, &self.name, &self.secrets).await.unwrap();
         assert_eq!((info.mapped_bytes, info.dead_objects), (0, 0), "{info:?}");
         let asked = life.volume.status().since_open;
         tokio::time::sleep(Duration::from_secs(1300)).await;

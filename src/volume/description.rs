@@ -1,0 +1,100 @@
+//! A volume's description in the store: read the newest, unlock what it describes, put the next.
+
+use bytes::Bytes;
+
+use crate::codec::seal::Sealer;
+use crate::keyring::{Keyring, Secrets};
+use crate::store::{ErrorKind, Key, Store, list_all};
+use crate::volume::error::{Result, VolumeError};
+use crate::volume::keys::Keys;
+use crate::volume::meta::{Meta, VolumeName};
+
+/// A description as it was read.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Its number.
+    pub number: u64,
+    /// What it says.
+    pub meta: Meta,
+    bytes: Bytes,
+}
+
+/// The newest description of a volume; a volume that is being deleted is not there any more.
+pub async fn load(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<Description> {
+    let found = newest(store, keys, name).await?.filter(|found| !found.meta.deleted);
+    found.ok_or_else(|| VolumeError::NotFound { name: name.to_string(), store: store.url() })
+}
+
+/// How often reading begins again because somebody put a newer description and deleted the one that was listed.
+const TRIES: usize = 4;
+
+/// The newest description, be it of a deleted volume.
+pub async fn newest(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<Option<Description>> {
+    let mut tries = 0;
+    loop {
+        let Some(number) = numbers(store, keys, name).await?.into_iter().max() else { return Ok(None) };
+        let key = keys.meta(number);
+        let bytes = match store.get(&key).await {
+            Err(error) if error.kind == ErrorKind::NotFound && tries < TRIES => {
+                tries += 1;
+                continue;
+            }
+            read => read.map_err(VolumeError::store(format!("reading {key}")))?,
+        };
+        let meta = Meta::decode(name, &bytes).map_err(|error| VolumeError::Corrupt { key, why: error.to_string() })?;
+        return Ok(Some(Description { number, meta, bytes }));
+    }
+}
+
+async fn numbers(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<Vec<u64>> {
+    let listed = list_all(store, &keys.metas()).await;
+    let listed = listed.map_err(VolumeError::store(format!("looking for volume {name}")))?;
+    Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).collect())
+}
+
+impl Description {
+    /// What seals and opens the volume's objects. If it is encrypted, one of the secrets must open one of its slots, and
+    /// the description must have been written by somebody with the key.
+    pub async fn unlock(&self, keys: &Keys, secrets: &Secrets) -> Result<Sealer> {
+        let Some(encryption) = &self.meta.encryption else {
+            return Ok(Sealer::new(self.meta.uuid, None));
+        };
+        let name = self.meta.name.as_str();
+        let locked = |why| VolumeError::Locked { name: name.to_owned(), why };
+        let keyring = secrets.unlock(name, self.meta.uuid, encryption).await.map_err(locked)?;
+        self.prove(keys, &keyring)?;
+        Ok(Sealer::new(self.meta.uuid, Some(keyring)))
+    }
+
+    /// That somebody with the key wrote it.
+    pub fn prove(&self, keys: &Keys, keyring: &Keyring) -> Result<()> {
+        let forged = |error: crate::volume::meta::MetaError| VolumeError::Corrupt {
+            key: keys.meta(self.number),
+            why: error.to_string(),
+        };
+        self.meta.prove(&self.bytes, keyring).map_err(forged)
+    }
+
+    /// Puts the description that follows this one, and deletes those before it: they may hold key slots that are
+    /// to be gone. Fails if somebody else was faster.
+    pub async fn replace(&self, store: &dyn Store, keys: &Keys, meta: &Meta, keyring: Option<&Keyring>) -> Result<()> {
+        let key = keys.meta(self.number + 1);
+        let encoded = Bytes::from(meta.encode(keyring));
+        match store.put(&key, vec![encoded.clone()]).await {
+            Ok(()) => {}
+            Err(error) if error.kind == ErrorKind::AlreadyExists => {
+                // Perhaps an earlier try of ours whose answer was lost.
+                if store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))? != encoded {
+                    return Err(VolumeError::Invalid(format!(
+                        "the description of volume {} was changed by somebody else at the same time; try again",
+                        meta.name
+                    )));
+                }
+            }
+            Err(error) => return Err(VolumeError::Store { doing: format!("writing {key}"), source: error }),
+        }
+        let old = numbers(store, keys, &meta.name).await?.into_iter().filter(|number| *number <= self.number);
+        let old: Vec<Key> = old.map(|number| keys.meta(number)).collect();
+        store.delete(&old).await.map_err(VolumeError::store(format!("deleting older descriptions of {}", meta.name)))
+    }
+}
