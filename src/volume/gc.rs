@@ -31,6 +31,7 @@ use crate::volume::fetch;
 use crate::volume::objects::ReadError;
 use crate::volume::scan;
 use crate::volume::shared::{Inner, Shared};
+use crate::volume::state::LARGE;
 
 /// Victims that are read at one time.
 const PARALLEL: usize = 4;
@@ -179,7 +180,7 @@ impl Collector {
             }
             None => {
                 self.failures = 0;
-                self.moves = cut(gathered.data, shared.options.segment_size, gathered.as_of);
+                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of);
                 self.rest_if_done(shared);
             }
         }

@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal};
 use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
-use crate::segment::Fence;
+use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{Epoch, Seq};
@@ -95,6 +95,9 @@ pub(super) async fn open(
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
     let source = Source::of(store, name, &options, Some(cache), &outside.secrets).await?;
+    // Records are synced for a FLUSH only if that is what a FLUSH promises.
+    let lay_out = options.durability == Durability::Journal;
+    let journal_options = journal::Options { lay_out, ..journal_options };
     let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {

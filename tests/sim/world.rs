@@ -332,7 +332,7 @@ impl World {
             secrets: self.secrets.clone(),
             witness: history.witness(),
         };
-        let journal = journal::Options { file_bytes: 64 << 10 };
+        let journal = journal::Options { file_bytes: 64 << 10, ..journal::Options::default() };
         let volume = Volume::open(outside, &self.name, self.options.clone(), journal, flags).await?;
         // Nobody uses the volume yet: it stands at the first k of what was accepted before.
         history.begin_with(&self.history, ChangeNo(volume.status().accepted));
