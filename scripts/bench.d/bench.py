@@ -17,13 +17,17 @@ import servers
 from jobs import GIB, MIB, Jobs, fio
 from servers import Process
 
+# `sustained`: the random writes that are compared with s3backer's, by goal for a minute.
 SIZES = {
-    "quick": SimpleNamespace(seconds=5, slow=12, sequential=512 * MIB, near=128 * MIB, region=GIB, burst=160 * MIB, opened=[GIB, 10 * GIB]),
-    "full": SimpleNamespace(seconds=60, slow=120, sequential=2 * GIB, near=192 * MIB, region=4 * GIB, burst=160 * MIB,
+    "quick": SimpleNamespace(seconds=5, sustained=60, slow=12, sequential=512 * MIB, near=128 * MIB, region=GIB, burst=160 * MIB,
+                             opened=[GIB, 10 * GIB]),
+    "full": SimpleNamespace(seconds=60, sustained=60, slow=120, sequential=2 * GIB, near=192 * MIB, region=4 * GIB, burst=160 * MIB,
                             opened=[GIB, 10 * GIB, 100 * GIB]),
 }
 COUNTS = ("put", "get", "head", "list", "delete", "bytes_up", "bytes_down")
 NOTHING = dict.fromkeys(COUNTS, 0)
+# What the rows of a job are called, where that is not its name.
+JOB_ROWS = {"reopen": "open after"}
 JOBS = ["seqwrite", "seqread", "randread", "mixed", "burst", "randwrite", "flush"]
 WHOLE = ["mkfs", "trim", "reopen"]
 
@@ -37,8 +41,14 @@ class Bench:
         self.ashlar = os.path.join(target, "release/ashlar")
         self.proxy_program = os.path.join(target, "release/examples/latency-proxy")
         self.sizes = SIZES["quick" if arguments.quick else "full"]
+        self.sizes.opened = arguments.opened or self.sizes.opened
         self.s3, self.proxy, self.proxy_port, self.counter_port = None, None, None, None
         self.results = []
+        if arguments.add:
+            with open(os.path.join(arguments.output, "benchmarks.json")) as file:
+                measured = [(place, job) for place in arguments.places for job in arguments.jobs]
+                kept = lambda row: not any(row["place"] == place and row["job"].startswith(JOB_ROWS.get(job, job)) for place, job in measured)
+                self.results = [row for row in json.load(file)["results"] if kept(row)]
 
     # ---- the store and the way to it
 
@@ -81,6 +91,14 @@ class Bench:
             raise RuntimeError("the proxy did not understand a connection, so its counts are wrong")
         return {key: told[key] for key in COUNTS}
 
+    def bucket_bytes(self, prefix):
+        """What lies in the bucket: asked behind the proxy's back, so that it counts for nobody."""
+        import boto3
+        client = boto3.client("s3", endpoint_url=self.s3["ENDPOINT"], aws_access_key_id=self.s3["ACCESS"],
+                              aws_secret_access_key=self.s3["SECRET"], region_name="us-east-1")
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.s3["BUCKET"], Prefix=prefix)
+        return sum(entry["Size"] for page in pages for entry in page.get("Contents", []))
+
     def s3_environment(self):
         if not self.s3:
             return {}
@@ -120,11 +138,14 @@ class Bench:
     def note(self, place, who, round_no):
         def take(job, figures):
             self.results.append({"place": place, "who": who, "round": round_no, "job": job, **figures})
-            with open(os.path.join(self.arguments.output, "benchmarks.json"), "w") as file:
-                json.dump({"about": self.about(), "results": self.results}, file, indent=0)
+            self.save()
             shown = {key: round(value, 5) for key, value in figures.items() if value}
             print(f"{place} {round_no} {who}: {job} {shown}", flush=True)
         return take
+
+    def save(self):
+        with open(os.path.join(self.arguments.output, "benchmarks.json"), "w") as file:
+            json.dump({"about": self.about(), "results": self.results}, file, indent=0)
 
     def turn(self, place, round_no, who, make, jobs, size):
         folder = tempfile.mkdtemp(dir=self.work)
@@ -161,7 +182,7 @@ class Bench:
             self.turn(place, round_no, who, make, ["mkfs", "trim"] if "trim" in wanted else ["mkfs"], 2 << 40)
         if "trim" in wanted and who == "ashlar":
             self.turn(place, round_no, who, make, ["trim"], 16 << 40)
-        if "reopen" in wanted and who == "ashlar" and round_no == 1:
+        if "reopen" in wanted and who == "ashlar" and round_no == 1 and place in self.arguments.reopen:
             self.turn(place, round_no, who, make, ["reopen"], 256 * GIB)
 
     def baselines(self, place, round_no):
@@ -210,8 +231,13 @@ def main():
     parser.add_argument("--rounds", type=int, help="3, or 2 with --quick")
     parser.add_argument("--places", type=words, default=["local", "s3-0ms", "s3-20ms"], help="local, s3-0ms, s3-20ms")
     parser.add_argument("--jobs", "--only", type=words, default=[*JOBS, *WHOLE], help=", ".join([*JOBS, *WHOLE]))
+    parser.add_argument("--reopen", type=words, default=["local", "s3-0ms", "s3-20ms"], help="places of the job reopen")
+    parser.add_argument("--opened", type=lambda text: [int(part) * GIB for part in words(text)],
+                        help="GiB after which reopen opens; 1,10,100, or 1,10 with --quick")
     parser.add_argument("--peers", type=words, help="only these, as they are named in the table")
     parser.add_argument("--output", help="folder for benchmarks.md, .json and the plots; docs of this tree if not given")
+    parser.add_argument("--add", action="store_true",
+                        help="keep what benchmarks.json has of other places and jobs; baselines are kept and added to")
     parser.add_argument("--report-only", action="store_true", help="write the table anew from benchmarks.json")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 3)
@@ -226,6 +252,7 @@ def main():
         try:
             for place in arguments.places:
                 bench.place(place)
+            bench.save()
         finally:
             bench.stop_proxy()
             bench.stop_s3()

@@ -65,7 +65,7 @@ class Jobs:
             self.server.drain()
             took, moved = time.monotonic() - begin, job["write"]["io_bytes"]
             self.written = moved
-            return {"moved": moved, "seconds": took, "rate": moved / took}
+            return {"moved": moved, "seconds": took, "rate": moved / took, **self.server.kept(moved)}
         self.phase("seqwrite", work)
 
     def filled(self):
@@ -99,8 +99,8 @@ class Jobs:
         self.sequential(near)
         self.phase("randread warm", lambda: self.random(near, "randread"))
 
-    def random(self, size, how, **more):
-        job, _ = fio(self.server, self.sizes.seconds, rw=how, bs="4k", iodepth=32, size=size, time_based=1, norandommap=1, **more)
+    def random(self, size, how, seconds=None, **more):
+        job, _ = fio(self.server, seconds or self.sizes.seconds, rw=how, bs="4k", iodepth=32, size=size, time_based=1, norandommap=1, **more)
         parts = [job[kind] for kind in ("read", "write") if job[kind]["total_ios"]]
         moved = sum(part["io_bytes"] for part in parts)
         figures = {"moved": moved, "iops": sum(part["iops"] for part in parts),
@@ -120,12 +120,14 @@ class Jobs:
         self.phase("burst", work)
 
     def randwrite(self):
-        """Sustained: the requests are those until all of it is in the store."""
+        """Sustained: the requests, and the pace `settled`, are those until all of it is in the store."""
         def work():
-            figures = self.random(self.sizes.region, "randwrite")
+            begin, collected = time.monotonic(), self.server.collected()
+            figures = self.random(self.sizes.region, "randwrite", self.sizes.sustained if self.server.bench.proxy else None)
             fio(self.server, self.sizes.slow, rw="write", bs="4k", iodepth=1, size="4k", end_fsync=1)
             self.server.drain()
-            return figures
+            settled = figures["moved"] / 4096 / (time.monotonic() - begin)
+            return {**figures, "settled": settled, "collected": self.server.collected() - collected, **self.server.kept(None)}
         self.phase("randwrite", work)
 
     def mixed(self):

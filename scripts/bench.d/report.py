@@ -11,6 +11,8 @@ STORAGE_PRICE = 0.023           # a GB for a month
 MONTH_SECONDS = 30 * 24 * 3600
 
 MIB, GIB = 1 << 20, 1 << 30
+# What a month is reckoned for: so much is kept, and written or read at this steady pace.
+KEPT, PACE = 1000 * 10**9, MIB
 
 JOBS = [
     ("seqwrite", "sequential write 1 MiB QD8, until it is in the store", "rate"),
@@ -18,6 +20,7 @@ JOBS = [
     ("seqread warm", "sequential read 1 MiB QD8, warm", "rate"),
     ("burst", "random write 4 KiB QD32, within the dirty bound", "iops"),
     ("randwrite", "random write 4 KiB QD32, sustained", "iops"),
+    ("randwrite", "the same, until it is in the store", "settled"),
     ("randread cold", "random read 4 KiB QD32, cold", "iops"),
     ("randread warm", "random read 4 KiB QD32, warm", "iops"),
     ("mixed", "70/30 read/write 4 KiB QD32", "iops"),
@@ -62,7 +65,7 @@ def shown(value, figure):
         return "–"
     if figure == "rate":
         return f"{value / MIB:.0f} MiB/s"
-    if figure in ("iops", "pairs"):
+    if figure in ("iops", "pairs", "settled"):
         return f"{value:,.0f}/s"
     if value < 1:
         return f"{value * 1000:.3g} ms"
@@ -85,7 +88,7 @@ def speeds(results, place):
 
 
 def costs(results, place):
-    """Requests and bytes of the phases that write or read cold, and what a month of that pace costs."""
+    """Requests and bytes of the phases that write or read cold, and what a month of that costs."""
     rows = []
     for job in ("seqwrite", "randwrite", "flush", "seqread cold", "randread cold"):
         for name in results.servers(place):
@@ -96,12 +99,15 @@ def costs(results, place):
             puts, gets, lists = of("put"), of("get") + of("head"), of("list")
             price = (puts + lists) * PUT_PRICE + gets * GET_PRICE
             writes = "read" not in job
+            spread = of("stored") / of("logical") if of("logical") else None
             rows.append([job, name, f"{moved / MIB:,.0f} MiB", f"{puts:,.0f}", f"{gets:,.0f}", f"{of('delete'):,.0f}",
                          f"{lists:,.0f}", f"{puts / (moved / GIB):,.0f}" if writes else "–",
                          f"{of('bytes_up') / moved:.2f}" if writes else f"{of('bytes_down') / moved:.2f}",
-                         f"{price / (moved / GIB):.4f}"])
+                         f"{spread:.2f}" if spread else "–",
+                         f"{price / moved * PACE * MONTH_SECONDS:,.2f}",
+                         f"{spread * KEPT / 10**9 * STORAGE_PRICE:,.2f}" if spread else "–"])
     header = ["work", "server", "moved", "PUT", "GET, HEAD", "DELETE", "LIST", "PUTs per GiB", "bytes to or from the store per byte",
-              "requests' price per GiB, $"]
+              "stored bytes per logical byte", "a month's requests, $", "a month's storage, $"]
     return table(header, rows)
 
 
@@ -137,6 +143,9 @@ def goals(results):
     far, near = "s3-20ms", "s3-0ms"
     least = lambda bound: lambda value: value >= bound
     most = lambda bound: lambda value: value <= bound
+    beside = lambda figure: ratio(of(far, "ashlar", "randwrite", figure), of(far, "s3backer", "randwrite", figure))
+    own_bytes = lambda place: ratio((of(place, "ashlar", "randwrite", "bytes_up") or 0) - (of(place, "ashlar", "randwrite", "collected") or 0),
+                                    of(place, "ashlar", "randwrite", "moved"))
     per_gib = lambda place: ratio(of(place, "ashlar", "randwrite", "put"), (of(place, "ashlar", "randwrite", "moved") or 0) / GIB)
     rows = [
         line("warm 4 KiB random read QD32", "≥ 1.0 × nbdkit memory",
@@ -155,11 +164,10 @@ def goals(results):
              ratio(of(far, "ashlar", "flush", "p50"), of(far, "plain", "put 8 KiB × 1", "p50")), most(1.25)),
         line("the same, journal, p50", "≤ 1.5 × fdatasync",
              ratio(of(far, "ashlar (journal)", "flush", "p50"), of(far, "plain", "fdatasync", "p50")), most(1.5)),
-        line("4 KiB random write QD32, 20 ms, sustained", "≥ 100 × s3backer",
-             ratio(of(far, "ashlar", "randwrite", "iops"), of(far, "s3backer", "randwrite", "iops")), least(100)),
-        line("– bytes put per byte written", "≤ 1.15",
-             ratio(of(far, "ashlar", "randwrite", "bytes_up"), of(far, "ashlar", "randwrite", "moved")), most(1.15)),
-        line("– PUTs per GiB", "≤ 140", per_gib(far), most(140)),
+        line("4 KiB random write QD32, 20 ms, for a minute", "≥ 100 × s3backer", beside("iops"), least(100)),
+        line("– the same, with the time until all is in the store", "≥ 100 × s3backer", beside("settled"), least(100)),
+        line("– bytes put per byte written, garbage collection aside", "≤ 1.15", own_bytes(far), most(1.15)),
+        line("– PUTs per GiB, with garbage collection and checkpoints", "≤ 140", per_gib(far), most(140)),
         line("cold 4 KiB random read QD32, 20 ms", "≥ 0.8 × QD / latency",
              ratio(of(far, "ashlar", "randread cold", "iops"), 32 / 0.02), least(0.8)),
     ]
@@ -224,8 +232,11 @@ def write(folder):
     for place in results.places():
         parts += [f"## {PLACES[place]}", speeds(results, place), "### The store by itself", plain(results, place)]
         if place != "local":
-            parts += ["### Requests", "Until everything is in the store. A month of storage at list price: "
-                      f"${STORAGE_PRICE} for a GB; PUT ${PUT_PRICE * 1000:g} and GET ${GET_PRICE * 1000:g} for a thousand.", costs(results, place)]
+            parts += ["### Requests", "Until everything is in the store; what is stored for each byte that the disk holds is as of then, "
+                      "with what has yet to be collected. A month is reckoned at S3's list prices "
+                      f"(${STORAGE_PRICE} for a GB, ${PUT_PRICE * 1000:g} for a thousand PUTs or LISTs, ${GET_PRICE * 1000:g} for a thousand GETs, DELETEs "
+                      "for nothing): the requests of 1 MiB/s of this work from its first day to its last, and 1 TB of data kept.",
+                      costs(results, place)]
         parts += ["### The machine", machine(results, place)]
         parts += [f"![{PLACES[place]}]({name})" for name in plots if name == f"benchmarks-{place}.svg"]
     failed = [f"* {row['place']}, {row['who']}, round {row['round']}: {row['why']}" for row in results.rows if row["job"] == "failed"]

@@ -4,6 +4,7 @@ Each is an instance in a folder of its own with a Unix socket there. `start` beg
 data and forgets what is cached, `drain` returns when everything written is in the store.
 """
 
+import json
 import os
 import signal
 import socket
@@ -103,6 +104,15 @@ class Server:
     def drain(self):
         """Nothing, for a server whose FLUSH keeps its word."""
 
+    def kept(self, written):
+        """Figures: `stored`, bytes of its objects, and `logical`, of the data that they hold; `written` from the start of the device, and nothing else,
+        have been written, if that is known. None if it has no store."""
+        return {}
+
+    def collected(self):
+        """Bytes that its own housekeeping has written so far."""
+        return 0
+
     def stop(self):
         while self.processes:
             self.processes.pop().stop()
@@ -140,6 +150,23 @@ class Ashlar(Server):
     def kill(self):
         while self.processes:
             self.processes.pop().stop(signal.SIGKILL)
+
+    def status(self):
+        asked = subprocess.run(self.command("status", "--json"), check=True, cwd=self.folder, text=True, stdout=subprocess.PIPE,
+                               env={**os.environ, **self.environment()})
+        return json.loads(asked.stdout)["volumes"][0]
+
+    def kept(self, written):
+        scheme, path = self.url.split("://", 1)
+        if scheme == "s3":
+            stored = self.bench.bucket_bytes(path.split("/", 1)[1] + "/")
+        else:
+            files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+            stored = sum(os.path.getsize(file) for file in files)
+        return {"stored": stored, "logical": self.status()["mapped_bytes"]}
+
+    def collected(self):
+        return self.status()["since_open"]["bytes_moved"]
 
     def uri(self):
         return f"nbd+unix:///disk?socket={self.socket}"
@@ -194,6 +221,9 @@ class NbdkitS3(Server):
                      f"secret-key={s3['SECRET']}", f"endpoint-url=http://127.0.0.1:{self.bench.proxy_port}",
                      f"bucket={s3['BUCKET']}", f"key={self.key}", f"size={self.size}", "object-size=64k"])
 
+    def kept(self, written):
+        return {"stored": self.bench.bucket_bytes(self.key), "logical": written} if written else {}
+
 
 class S3backer(Server):
     """s3backer, 128 KiB blocks, its file served by nbdkit. Its cache tells the kernel at once that data is safe: so
@@ -231,6 +261,9 @@ class S3backer(Server):
 
     def drain(self):
         self.restart()
+
+    def kept(self, written):
+        return {"stored": self.bench.bucket_bytes(self.prefix), "logical": written} if written else {}
 
 
 class S3backerSync(S3backer):

@@ -26,6 +26,9 @@ mod status;
 mod control;
 mod warm;
 mod check;
+mod set;
+mod key;
+mod rotate;
 mod delete;
 mod bench;
 mod config_command;
@@ -110,6 +113,8 @@ enum Command {
     Status(status::Args),
     Warm(warm::Args),
     Check(check::Args),
+    Set(set::Args),
+    Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
     Config(config_command::Args),
@@ -128,6 +133,8 @@ impl Cli {
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
+            Command::Set(args) => set::run(&args, &config),
+            Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),

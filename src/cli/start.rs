@@ -53,6 +53,11 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let described = describe(&volumes, &names).await?;
     let mut at_once = Vec::new();
     for volume in &described {
+        match volumes.unlock(volume).await {
+            Err(locked) if !wanted.is_empty() => return Err(locked.into()),
+            Err(locked) => warn!("{locked}"),
+            Ok(_) => {}
+        }
         if !wanted.is_empty() || volumes.has_journal(volume).await {
             at_once.push(volume.meta.name.to_string());
         }

@@ -78,7 +78,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("size", about_bytes(status.size)),
         ("mapped", about_bytes(status.mapped_bytes)),
         ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
-        ("compression", ratio(status.mapped_bytes, status.live_bytes)),
+        ("compression", format!("{}, {}", status.compression, ratio(status.mapped_bytes, status.live_bytes))),
         ("objects", status.objects.to_string()),
         ("not yet stored", about_bytes(status.dirty_bytes)),
         (
@@ -94,6 +94,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation)),
         ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
     ];
+    if status.retired_bytes > 0 {
+        let left = about_bytes(status.retired_bytes);
+        lines.push(("key rotation", format!("{left} are still sealed with an older data key")));
+    }
     if status.gc.damaged_segments > 0 {
         lines.push(("damaged", format!("{} segments; see `ashlar check {name}`", status.gc.damaged_segments)));
     }

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::exports::{OpenFailure, Volumes};
 use super::outside::{Cache, State};
+use crate::codec::seal::Sealer;
 use crate::config::Config;
 use crate::journal;
 use crate::keyring::Secrets;
@@ -69,12 +70,15 @@ impl StoreVolumes {
         description::load(&*self.outside.store, &Keys::new(name), name).await
     }
 
+    /// Unlocks a volume: once, whoever needs it later.
+    pub async fn unlock(&self, described: &Description) -> Result<Sealer, VolumeError> {
+        described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await
+    }
+
     /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts, because it is
     /// damaged or locked: opening says what is wrong with it.
     pub async fn has_journal(&self, described: &Description) -> bool {
-        let Ok(sealer) = described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await else {
-            return true;
-        };
+        let Ok(sealer) = self.unlock(described).await else { return true };
         let found = journal::find(&self.state.journal_disk(sealer.volume()), &sealer).await;
         found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
     }

@@ -359,20 +359,20 @@ impl DiskFile for CrashFile {
 
     async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
         let fate = self.disk.begin(|faults| faults.write).await?;
-        let joined = parts.concat();
-        let result = {
-            let world = &mut *self.disk.world.lock();
-            world.writes += 1;
-            let (write, free) = (world.writes, world.free_bytes());
-            let mut state = self.state.lock();
-            let fitting = (state.len + free).saturating_sub(offset).min(joined.len() as u64);
-            let done = fate.part_of(fitting) as usize;
-            state.write(write, offset, &joined[..done]);
-            match fitting < joined.len() as u64 {
-                true => Err(io::Error::from_raw_os_error(28)), // ENOSPC
-                false => Ok(()),
-            }
-        };
+        let result = self.write_now(fate, offset, &parts.concat());
+        self.disk.end(fate, result).await
+    }
+
+    async fn write_durably_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
+        let fate = self.disk.begin(|faults| faults.write.max(faults.sync)).await?;
+        let result = self.write_now(fate, offset, &parts.concat());
+        let write = self.disk.world.lock().writes;
+        match (fate, &result) {
+            (Fate::Whole, Ok(())) => self.state.lock().sync_only(write),
+            // The kernel reports it once and marks the pages clean, as with a sync.
+            (Fate::Fails(_), _) | (_, Err(_)) => self.state.lock().abandon_only(write),
+            (Fate::Cut(_), Ok(())) => {}
+        }
         self.disk.end(fate, result).await
     }
 
@@ -387,6 +387,23 @@ impl DiskFile for CrashFile {
             Fate::Cut(_) => {}
         }
         self.disk.end(fate, Ok(())).await
+    }
+}
+
+impl CrashFile {
+    /// As far as `fate` and the room on the disk allow.
+    fn write_now(&self, fate: Fate, offset: u64, data: &[u8]) -> io::Result<()> {
+        let world = &mut *self.disk.world.lock();
+        world.writes += 1;
+        let (write, free) = (world.writes, world.free_bytes());
+        let mut state = self.state.lock();
+        let fitting = (state.len + free).saturating_sub(offset).min(data.len() as u64);
+        let done = fate.part_of(fitting) as usize;
+        state.write(write, offset, &data[..done]);
+        match fitting < data.len() as u64 {
+            true => Err(io::Error::from_raw_os_error(28)), // ENOSPC
+            false => Ok(()),
+        }
     }
 }
 
@@ -443,6 +460,25 @@ impl FileState {
             }
         }
         self.synced_len = end.min(self.len);
+    }
+
+    /// The sectors that the newest write, `write`, has touched are on the disk as they are now.
+    fn sync_only(&mut self, write: u64) {
+        let mut end = self.synced_len;
+        for (index, sector) in self.sectors.iter_mut().enumerate() {
+            if let Some(last) = sector.later.last().filter(|version| version.write == write) {
+                sector.synced = Some(Arc::clone(&last.image));
+                sector.later.clear();
+                end = end.max(((index + 1) * SECTOR) as u64);
+            }
+        }
+        self.synced_len = end.min(self.len);
+    }
+
+    /// What `write` wrote is on the disk or not, for ever.
+    fn abandon_only(&mut self, write: u64) {
+        let versions = self.sectors.iter_mut().flat_map(|sector| sector.later.iter_mut());
+        versions.filter(|version| version.write == write).for_each(|version| version.abandoned = true);
     }
 
     /// A sync failed: what was written up to `write` is on the disk or not, for ever.
@@ -571,6 +607,21 @@ mod tests {
             lost += u32::from(file.read_at(0, 512).await.unwrap() != data(b'a', 512));
         }
         assert!((10..60).contains(&lost), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn a_durable_write_is_about_its_own_bytes_only() {
+        let mut others_lost = 0;
+        for seed in 0..60 {
+            let disk = CrashDisk::new(seed);
+            let file = disk.create("f").await.unwrap();
+            file.write_at(0, vec![data(b'a', 4096)]).await.unwrap();
+            file.write_durably_at(1024, vec![data(b'b', 500), data(b'b', 12)]).await.unwrap();
+            let file = disk.crash().open("f").await.unwrap().read_at(0, 9999).await.unwrap();
+            assert_eq!(file[1024..1536], data(b'b', 512), "{seed}");
+            others_lost += u32::from(file[..512] != data(b'a', 512));
+        }
+        assert!((10..60).contains(&others_lost), "{others_lost}");
     }
 
     #[tokio::test]

@@ -6,7 +6,12 @@
 //! **Latency.** A write of some kilobytes into the page cache takes a few microseconds, less than handing it to
 //! another thread does, so small writes are done at once on the caller's task. The page cache can be slow, though
 //! (dirty limits, a filesystem busy with its own log), and a slow call holds up the reactor. So once such a write took
-//! longer than [`SLOW`], the next [`AWAY`] writes go to the workers, as all large writes, reads and syncs do.
+//! longer than [`SLOW`], the next [`AWAY`] writes go to the workers, as all large writes and reads do.
+//!
+//! An fdatasync of a few kilobytes takes a tenth of a millisecond on a good disk and tens of them on a bad one, while the
+//! way to another thread and back costs as much as the former. So a small sync is done at once where syncs of this file
+//! have been [`QUICK`] on average of late, and on the workers otherwise. That holds up one thread of the runtime for
+//! less than a slow write may; the others go on.
 //!
 //! **Exclusion.** [`LocalDisk::lock`] keeps a second server out of the directory. It is advisory (flock), so it also
 //! works where the kernel forgets it with the process, however that died; it does not reach across hosts.
@@ -16,13 +21,13 @@ use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio::time::Instant;
 
 use crate::disk::{Disk, DiskFile};
@@ -34,6 +39,10 @@ const INLINE_BYTES: usize = 128 << 10;
 const SLOW: Duration = Duration::from_millis(1);
 /// So many writes go to the workers after a slow one.
 const AWAY: u32 = 256;
+/// A sync that takes less than this on average is not worth the way to another thread.
+const QUICK: Duration = Duration::from_micros(250);
+/// A sync weighs as one in so many in that average.
+const SYNC_WEIGHT: u64 = 8;
 /// Linux takes at most this many parts in one call.
 const PARTS_MAX: usize = 1024;
 
@@ -77,7 +86,7 @@ impl LocalDisk {
     }
 
     fn file(&self, file: fs::File) -> Arc<dyn DiskFile> {
-        Arc::new(LocalFile { file: Arc::new(file), workers: self.workers, away: AtomicU32::new(0) })
+        Arc::new(LocalFile::new(file, self.workers))
     }
 }
 
@@ -117,6 +126,34 @@ struct LocalFile {
     workers: Workers,
     /// So many more writes go to the workers.
     away: AtomicU32,
+    /// Bytes written since the last sync began.
+    unsynced: AtomicU64,
+    /// What a sync took of late, on average.
+    sync_nanos: AtomicU64,
+}
+
+impl LocalFile {
+    fn new(file: fs::File, workers: Workers) -> LocalFile {
+        LocalFile {
+            file: Arc::new(file),
+            workers,
+            away: AtomicU32::new(0),
+            unsynced: AtomicU64::new(0),
+            // Not known yet: the first few go to the workers.
+            sync_nanos: AtomicU64::new(2 * QUICK.as_nanos() as u64),
+        }
+    }
+
+    /// Remembers how long a small sync took. Syncs of one file take turns, and a lost one would make no difference.
+    fn note_sync(&self, took: Duration) {
+        let (average, took) = (self.sync_nanos.load(Ordering::Relaxed), took.as_nanos() as u64);
+        let next = average - average / SYNC_WEIGHT + took / SYNC_WEIGHT;
+        self.sync_nanos.store(next, Ordering::Relaxed);
+    }
+
+    fn syncs_quickly(&self) -> bool {
+        self.sync_nanos.load(Ordering::Relaxed) < QUICK.as_nanos() as u64
+    }
 }
 
 #[async_trait]
@@ -132,6 +169,7 @@ impl DiskFile for LocalFile {
 
     async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
+        self.unsynced.fetch_add(bytes as u64, Ordering::Relaxed);
         if bytes > INLINE_BYTES || self.away.load(Ordering::Relaxed) > 0 {
             // Writers of one file take turns, and a lost count would only change where a write is done.
             self.away.store(self.away.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
@@ -146,9 +184,26 @@ impl DiskFile for LocalFile {
         written
     }
 
-    async fn sync(&self) -> io::Result<()> {
+    async fn write_durably_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()> {
         let file = Arc::clone(&self.file);
-        self.workers.run(move || file.sync_data()).await
+        self.workers.run(move || write_all_durably(&file, offset, &parts)).await
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let is_small = self.unsynced.swap(0, Ordering::Relaxed) <= INLINE_BYTES as u64;
+        let file = Arc::clone(&self.file);
+        let timed = move || {
+            let begun = Instant::now();
+            (file.sync_data(), begun.elapsed())
+        };
+        let (synced, took) = match is_small && self.syncs_quickly() {
+            true => timed(),
+            false => self.workers.run(timed).await,
+        };
+        if is_small {
+            self.note_sync(took);
+        }
+        synced
     }
 }
 
@@ -176,13 +231,29 @@ fn read_up_to(file: &fs::File, offset: u64, len: usize) -> io::Result<Bytes> {
 }
 
 /// Writes all parts, however many calls it takes.
-fn write_all(file: &fs::File, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
+fn write_all(file: &fs::File, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    write_all_with(file, offset, parts, ReadWriteFlags::empty())
+}
+
+/// The same, durably.
+fn write_all_durably(file: &fs::File, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    match write_all_with(file, offset, parts, ReadWriteFlags::DSYNC) {
+        // Not every filesystem knows it: then all of the file goes to the disk.
+        Err(err) if matches!(Errno::from_io_error(&err), Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)) => {
+            write_all(file, offset, parts)?;
+            file.sync_data()
+        }
+        written => written,
+    }
+}
+
+fn write_all_with(file: &fs::File, mut offset: u64, parts: &[Bytes], flags: ReadWriteFlags) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> =
         parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
     let mut rest = slices.as_mut_slice();
     while !rest.is_empty() {
         let now = rest.len().min(PARTS_MAX);
-        match rustix::io::pwritev(file, &rest[..now], offset) {
+        match rustix::io::pwritev2(file, &rest[..now], offset, flags) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 offset += written as u64;
@@ -314,6 +385,27 @@ mod tests {
             file.write_at(0, vec![data.clone()]).await.unwrap();
             assert_eq!(disk.open("f").await.unwrap().read_at(0, len).await.unwrap(), data);
         }
+    }
+
+    #[tokio::test]
+    async fn a_durable_write_reads_back_like_any_other() {
+        let (_dir, disk) = disk();
+        let file = disk.create("f").await.unwrap();
+        file.write_at(0, vec![Bytes::from(vec![1; 8192])]).await.unwrap();
+        file.write_durably_at(4096, vec![Bytes::from(vec![2; 10]), Bytes::from(vec![3; 10])]).await.unwrap();
+        assert_eq!(file.read_at(4095, 22).await.unwrap(), [&[1][..], &[2; 10], &[3; 10], &[1]].concat());
+    }
+
+    #[tokio::test]
+    async fn a_sync_goes_to_the_workers_unless_syncs_have_been_quick() {
+        let file = LocalFile::new(tempfile::tempfile().unwrap(), Workers::Threads);
+        assert!(!file.syncs_quickly(), "not known yet");
+        (0..20).for_each(|_| file.note_sync(QUICK / 2));
+        assert!(file.syncs_quickly());
+        file.note_sync(QUICK * 10);
+        assert!(!file.syncs_quickly(), "a slow one counts");
+        (0..20).for_each(|_| file.note_sync(QUICK / 2));
+        assert!(file.syncs_quickly(), "and is forgotten");
     }
 
     #[tokio::test]

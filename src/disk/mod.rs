@@ -45,6 +45,10 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// this process, not that of the host.
     async fn write_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()>;
 
+    /// As [`DiskFile::write_at`], and returns once these bytes are durable, too. Says nothing about others: what was
+    /// written before elsewhere in the file need not go to the disk for it.
+    async fn write_durably_at(&self, offset: u64, parts: Vec<Bytes>) -> io::Result<()>;
+
     /// Makes everything written before the call durable (fdatasync).
     async fn sync(&self) -> io::Result<()>;
 }

@@ -15,10 +15,16 @@
 //! more, begins it anew ([`Journal::restart_from`]): old files removed, a fresh file, *running* again.
 //!
 //! **Files.** A directory of the journal's own holds the identity file, synced before anything else and removed last,
-//! and files of about [`Options::file_bytes`]. When the store covers all records of a file it is removed, or kept as
-//! the spare that becomes the next file: overwriting blocks that the filesystem has already given out needs no
-//! metadata commit at fdatasync. It gets its new header, durably, when it becomes the spare. Files go strictly from
-//! the oldest.
+//! and files of at most about [`Options::file_bytes`]. When the store covers all records of a file it becomes a spare, of
+//! which a few are kept, to be the next file: overwriting what the page cache and the filesystem already have is
+//! cheaper than making it, and needs no metadata commit at fdatasync. It gets its new header, durably, when it becomes a
+//! spare; that sends nothing but the header to the disk, so records that were released before the kernel got round to
+//! writing them back never go there. Files go strictly from the oldest.
+//!
+//! With [`Options::lay_out`] a new file is filled with zeros, durably, before it is used, so that its first use is as
+//! cheap to sync as a later one. So that the first record need not wait for long, and a volume that is hardly written to
+//! keeps little, the first file is small, and each new one twice as large as the one before. If writing is faster
+//! than laying out, the file at hand grows beyond its size rather than keep anybody waiting.
 //!
 //! One task owns the files and runs at most one write, one sync and one chore (removal, making a spare)
 //! at a time, side by side: while one sync runs, records are written on, and the next sync covers them all.
@@ -62,11 +68,15 @@ pub struct Options {
     /// A file of this many bytes is full and the next one is begun; at least one record goes into each file.
     #[serde(with = "crate::human::bytes")]
     pub file_bytes: u64,
+    /// Files are laid out before use: worth it where records are synced. No setting: it follows from what the volume
+    /// promises with a FLUSH.
+    #[serde(skip)]
+    pub lay_out: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { file_bytes: 64 << 20 }
+        Options { file_bytes: 64 << 20, lay_out: false }
     }
 }
 

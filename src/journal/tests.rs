@@ -30,7 +30,12 @@ fn doors(disk: &CrashDisk) -> Doors {
 }
 
 fn small() -> Options {
-    Options { file_bytes: 8192 }
+    Options { file_bytes: 8192, lay_out: true }
+}
+
+/// As [`small`], of files that grow.
+fn growing() -> Options {
+    Options { lay_out: false, ..small() }
 }
 
 fn block_size() -> BlockSize {
@@ -116,7 +121,7 @@ async fn waiters_share_a_sync_and_writes_do_not_wait_for_it() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_write_suspends_and_tells_everybody_at_once() {
     let disk = CrashDisk::new(1);
-    let journal = create(&disk, small()).await;
+    let journal = create(&disk, growing()).await;
     append(&journal, 1..=3);
     journal.synced(ChangeNo(3)).await.unwrap();
     disk.limit_bytes(disk.stored_bytes() + 100);
@@ -187,6 +192,53 @@ async fn released_files_are_reused_or_removed() {
     assert_eq!(after.after(ChangeNo(990)), uncovered);
     assert_eq!(after.note, None, "the end of a recycled file is an end, not damage");
     assert_eq!(after.after(ChangeNo(10)), [], "what follows a hole is of no use");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_laid_out_does_not_grow_and_its_end_is_an_end() {
+    let disk = CrashDisk::new(1);
+    let journal = create(&disk, small()).await;
+    append(&journal, 1..=1);
+    journal.synced(ChangeNo(1)).await.unwrap();
+    settle().await;
+    let before = disk.stored_bytes();
+    append(&journal, 2..=5);
+    journal.synced(ChangeNo(5)).await.unwrap();
+    assert_eq!(disk.stored_bytes(), before);
+    let after = found(&disk.crash()).await;
+    assert_eq!((after.last(), after.note), (Some(ChangeNo(5)), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_are_laid_out_double_up_to_their_bound() {
+    let disk = CrashDisk::new(1);
+    let options = Options { file_bytes: 10 << 20, lay_out: true };
+    let journal = create(&disk, options).await;
+    for no in 1..=80 {
+        journal.append(Epoch(1), change(no, 1, (512 << 10) / BLOCK));
+        journal.synced(ChangeNo(no)).await.unwrap();
+        settle().await;
+    }
+    let mut lens = Vec::new();
+    for name in disk.list("").await.unwrap().iter().skip(1) {
+        lens.push(disk.open(name).await.unwrap().len().await.unwrap() >> 20);
+    }
+    assert_eq!(lens, [4, 8, 10, 10, 10, 10]);
+    assert_eq!(found(&disk.crash()).await.last(), Some(ChangeNo(80)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_too_full_for_laying_out_still_takes_records() {
+    let disk = CrashDisk::new(1);
+    disk.limit_bytes(8 << 10);
+    let journal = create(&disk, Options { file_bytes: 1 << 20, lay_out: true }).await;
+    append(&journal, 1..=1);
+    journal.synced(ChangeNo(1)).await.unwrap_err();
+    disk.limit_bytes(16 << 10);
+    journal.restart_from(ChangeNo(1));
+    append(&journal, 1..=2);
+    journal.synced(ChangeNo(2)).await.unwrap();
+    assert_eq!(found(&disk.crash()).await.last(), Some(ChangeNo(2)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,7 +325,7 @@ async fn the_journal_of_another_volume_is_refused_and_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn damage_to_synced_bytes_is_noticed_and_said() {
     let disk = CrashDisk::new(1);
-    let journal = create(&disk, small()).await;
+    let journal = create(&disk, growing()).await;
     append(&journal, 1..=3);
     journal.close().await.unwrap();
     let at = record::FIRST_RECORD + (64 + BLOCK) + 70;
@@ -378,13 +430,15 @@ impl Model {
 }
 
 /// One life: opens what is there, then follows the steps until they end or the disk is cut.
-async fn live(disk: &CrashDisk, steps: &[Step], model: &mut Model, faults: DiskFaults) {
+async fn live(disk: &CrashDisk, steps: &[Step], model: &mut Model, faults: DiskFaults, lays_out: u64) {
     let door: Arc<dyn Disk> = Arc::new(disk.clone());
     let Ok(found) = find(&door, &sealer()).await else { return };
     let next = ChangeNo(model.last() + 1);
+    // One life may lay files out, and the next not.
+    let options = if model.epoch % 2 == lays_out { small() } else { growing() };
     let opened = match &found {
-        None => Journal::create(doors(disk), small(), Uuid::from_u128(9), block_size(), next).await,
-        Some(found) => Ok(Journal::resume(doors(disk), small(), found, next).await),
+        None => Journal::create(doors(disk), options, Uuid::from_u128(9), block_size(), next).await,
+        Some(found) => Ok(Journal::resume(doors(disk), options, found, next).await),
     };
     let Ok(journal) = opened else { return };
     let journal = Arc::new(journal);
@@ -451,7 +505,7 @@ async fn lives(seed: u64, steps: &[Step], faults: DiskFaults, cut: u64, kills: [
     let disk = CrashDisk::new(seed);
     let mut model = Model::default();
     disk.cut_at(cut);
-    live(&disk, steps, &mut model, faults).await;
+    live(&disk, steps, &mut model, faults, seed % 2).await;
     let operations = disk.operations();
     let mut disk = disk;
     for (round, kill) in kills.into_iter().enumerate() {
@@ -462,7 +516,7 @@ async fn lives(seed: u64, steps: &[Step], faults: DiskFaults, cut: u64, kills: [
         model.check(found.as_ref(), kill);
         if round < 2 {
             disk.cut_at(disk.operations() + 10 + (seed ^ cut) % 40);
-            live(&disk, steps, &mut model, faults).await;
+            live(&disk, steps, &mut model, faults, seed % 2).await;
         }
     }
     operations

@@ -4,7 +4,7 @@
 //! Order of things on the disk, where it matters:
 //!
 //! 1. The identity file is synced before any other file is created, and removed after all others.
-//! 2. A file's header is synced before its first record is written.
+//! 2. A file's header is durable before its first record is written.
 //! 3. What an earlier server left is written once more and synced before it counts as synced.
 //! 4. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given. Files whose
 //!    release is under way are among them: until it is done they are part of the chain.
@@ -37,6 +37,15 @@ const BATCH_BYTES: u64 = 16 << 20;
 const BATCH_RECORDS: usize = 1024;
 /// Tagging more than this would hold up the reactor, so it goes to the workers.
 const INLINE_BYTES: u64 = 128 << 10;
+/// Files that are kept for use again. With the one in use, and at the default size, they hold the default bound on dirty
+/// bytes, so that a server under load makes no new ones.
+const SPARES_MAX: usize = 3;
+/// The size of the first file that is laid out.
+const LAID_OUT_FIRST: u64 = 4 << 20;
+/// Zeros are written in pieces of this many bytes,
+const ZERO_BYTES: u64 = 1 << 20;
+/// which consist of parts of this many.
+const ZERO_PART: u64 = 64 << 10;
 
 /// The owner of the files.
 pub(super) struct Writer {
@@ -50,8 +59,10 @@ pub(super) struct Writer {
     current: Option<Current>,
     /// Older files, oldest first.
     full: VecDeque<Full>,
-    /// The next one, ready for use.
-    spare: Option<Current>,
+    /// The next ones, ready for use.
+    spares: VecDeque<Current>,
+    /// The size for which the last file was made.
+    size: u64,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     writing: bool,
     syncing: bool,
@@ -72,6 +83,8 @@ struct Current {
     key: FileKey,
     /// Where the next record goes.
     end: u64,
+    /// It is full at so many bytes, if there is a spare.
+    size: u64,
     /// Something of an earlier use may lie behind `end`.
     recycled: bool,
     /// It holds records that no sync has covered.
@@ -84,6 +97,8 @@ struct Full {
     file: Arc<dyn DiskFile>,
     last: ChangeNo,
     bytes: u64,
+    /// Bytes that need not be laid out any more.
+    laid_out: u64,
     dirty: bool,
 }
 
@@ -94,7 +109,7 @@ enum Event {
     Synced(Result<ChangeNo, String>),
     /// A new file is ready for use.
     Prepared(Result<Current, String>),
-    /// The oldest file is no more, or has become the spare.
+    /// The oldest file is no more, or has become a spare.
     GivenUp(Result<Option<Current>, String>),
     /// All old files are gone.
     Cleared(Result<(), String>),
@@ -165,7 +180,7 @@ async fn adopt(disk: &Arc<dyn Disk>, found: &ChainFile) -> Result<Full, JournalE
     let file = disk.open(&name).await.map_err(|err| failed(disk, "open", &name, &err))?;
     let mark = end_mark().slice(..found.rest.min(HEAD_BYTES as u64) as usize);
     redirty(disk, &name, &file, vec![found.good.clone(), mark]).await?;
-    Ok(Full { name, file, last: found.last, bytes, dirty: true })
+    Ok(Full { name, file, last: found.last, bytes, laid_out: bytes + found.rest, dirty: true })
 }
 
 /// Writes what was read once more, so that the next sync is about it. The server before may have died of, or right
@@ -191,7 +206,8 @@ impl Writer {
             serial,
             current: None,
             full: VecDeque::new(),
-            spare: None,
+            spares: VecDeque::new(),
+            size: 0,
             running: FuturesUnordered::new(),
             writing: false,
             syncing: false,
@@ -252,25 +268,30 @@ impl Writer {
         let shared = self.shared();
         let mut state = shared.state.lock();
         let Some((first, bytes)) = state.first_queued() else { return };
-        let full = |current: &Current| current.end.saturating_add(bytes) > self.options.file_bytes && current.is_used();
+        let full = |current: &Current| current.end.saturating_add(bytes) > self.limit(current) && current.is_used();
         if self.current.as_ref().is_none_or(full) {
             // Without a spare there will be one soon: see `start_chore`.
-            let Some(spare) = self.spare.take() else { return };
+            let Some(spare) = self.spares.pop_front() else { return };
             self.rotate(spare, first);
         }
         let Some(current) = self.current.clone() else { return };
-        let room = self.options.file_bytes.saturating_sub(current.end).min(BATCH_BYTES);
+        let room = self.limit(&current).saturating_sub(current.end).min(BATCH_BYTES);
         let batch = state.take_batch(room, BATCH_RECORDS);
         let doors = self.doors.clone();
         self.writing = true;
         self.running.push(Box::pin(async move { Event::Wrote(write(&doors, current, batch).await) }));
     }
 
+    /// The file is full at so many bytes. What there is instead of a spare is the file at hand.
+    fn limit(&self, current: &Current) -> u64 {
+        if self.spares.is_empty() { self.options.file_bytes.max(current.size) } else { current.size }
+    }
+
     /// Records go to `next` from now on, the first of them being `first`.
     fn rotate(&mut self, next: Current, first: ChangeNo) {
-        if let Some(Current { name, file, end, dirty, .. }) = self.current.replace(next) {
+        if let Some(Current { name, file, end, size, dirty, .. }) = self.current.replace(next) {
             let last = ChangeNo(first.0.saturating_sub(1));
-            self.full.push_back(Full { name, file, last, bytes: end, dirty });
+            self.full.push_back(Full { name, file, last, bytes: end, laid_out: end.max(size), dirty });
         }
     }
 
@@ -305,17 +326,19 @@ impl Writer {
         };
         let doors = self.doors.clone();
         let oldest = self.full.front().filter(|full| full.last <= released);
-        let oldest = oldest.map(|full| (full.name.clone(), Arc::clone(&full.file)));
-        let needed = self.current.as_ref().is_none_or(|current| current.end > self.options.file_bytes / 2);
-        let work: BoxFuture<'static, Event> = match (oldest, self.spare.is_some()) {
-            (Some((name, file)), false) => {
-                let header = self.next_header();
-                Box::pin(async move { Event::GivenUp(prepare(&doors, name, file, header, true).await.map(Some)) })
+        let oldest = oldest.map(|full| (full.name.clone(), Arc::clone(&full.file), full.laid_out));
+        let needed = self.current.as_ref().is_none_or(|current| current.end > current.size / 2);
+        let work: BoxFuture<'static, Event> = match (oldest, self.spares.len()) {
+            (Some((name, file, laid_out)), ..SPARES_MAX) => {
+                let (header, laying) = (self.next_header(), self.laying(laid_out));
+                Box::pin(
+                    async move { Event::GivenUp(prepare(&doors, name, file, header, true, laying).await.map(Some)) },
+                )
             }
-            (Some((name, _)), true) => Box::pin(async move { Event::GivenUp(remove(&doors, name).await) }),
-            (None, false) if needed && !closing => {
-                let header = self.next_header();
-                Box::pin(async move { Event::Prepared(create_file(&doors, header).await) })
+            (Some((name, ..)), _) => Box::pin(async move { Event::GivenUp(remove(&doors, name).await) }),
+            (None, 0) if needed && !closing => {
+                let (header, laying) = (self.next_header(), self.laying(0));
+                Box::pin(async move { Event::Prepared(create_file(&doors, header, laying).await) })
             }
             (None, _) => return,
         };
@@ -323,11 +346,21 @@ impl Writer {
         self.running.push(work);
     }
 
+    /// How the next file is laid out, of which `laid_out` bytes are.
+    fn laying(&mut self, laid_out: u64) -> Laying {
+        let most = self.options.file_bytes;
+        if !self.options.lay_out {
+            return Laying { from: most, size: most };
+        }
+        self.size = self.size.saturating_mul(2).max(LAID_OUT_FIRST).min(most);
+        Laying { from: laid_out.max(FIRST_RECORD), size: self.size.max(laid_out.min(most)) }
+    }
+
     fn start_clear(&mut self) {
         let (doors, identity) = (self.doors.clone(), self.identity.name.clone());
         self.current = None;
         self.full.clear();
-        self.spare = None;
+        self.spares.clear();
         self.running.push(Box::pin(async move {
             let cleared = async {
                 let mut names = journal_files(&doors.disk).await?;
@@ -350,7 +383,7 @@ impl Writer {
             }
             Event::Prepared(result) => {
                 self.chore = false;
-                result.map(|spare| self.spare = Some(spare)).err()
+                result.map(|spare| self.spares.push_back(spare)).err()
             }
             Event::GivenUp(result) => {
                 self.chore = false;
@@ -375,7 +408,7 @@ impl Writer {
 
     fn given_up(&mut self, spare: Option<Current>) {
         self.full.pop_front();
-        self.spare = self.spare.take().or(spare);
+        self.spares.extend(spare);
     }
 
     fn reached(&self, promise: Promise, no: ChangeNo) {
@@ -463,11 +496,18 @@ async fn remove(doors: &Doors, name: String) -> Result<Option<Current>, String> 
     removed.map(|()| None).map_err(|err| failure(&doors.disk, "remove", &name, &err))
 }
 
-async fn create_file(doors: &Doors, header: FileHeader) -> Result<Current, String> {
+async fn create_file(doors: &Doors, header: FileHeader, laying: Laying) -> Result<Current, String> {
     let name = new_name(doors, header.number);
     let created = doors.disk.create(&name).await;
     let file = created.map_err(|err| failure(&doors.disk, "create", &name, &err))?;
-    prepare(doors, name, file, header, false).await
+    prepare(doors, name, file, header, false, laying).await
+}
+
+/// How a file is laid out: zeros from `from` to `size`.
+#[derive(Clone, Copy)]
+struct Laying {
+    from: u64,
+    size: u64,
 }
 
 /// Puts a header into the file, durably. From then on, what was in it before is no record of any journal.
@@ -477,16 +517,38 @@ async fn prepare(
     file: Arc<dyn DiskFile>,
     header: FileHeader,
     recycled: bool,
+    laying: Laying,
 ) -> Result<Current, String> {
     let prepared: io::Result<()> = async {
+        lay_out(&*file, laying).await?;
         // Nothing but the header's sector changes: until it does, old records stand whole behind the old header.
-        file.write_at(0, vec![header.encode(&name)]).await?;
-        file.sync().await
+        file.write_durably_at(0, vec![header.encode(&name)]).await
     }
     .await;
     prepared.map_err(|err| failure(&doors.disk, "prepare", &name, &err))?;
     let key = header.key(&doors.sealer).map_err(|error| error.to_string())?;
-    Ok(Current { name, file, key, end: FIRST_RECORD, recycled, dirty: false })
+    Ok(Current { name, file, key, end: FIRST_RECORD, size: laying.size, recycled, dirty: false })
+}
+
+/// Fills the file with zeros that are on the disk. A disk that is too full for it is left as it is: records may still fit.
+async fn lay_out(file: &dyn DiskFile, laying: Laying) -> io::Result<()> {
+    let mut at = laying.from;
+    while at < laying.size {
+        let end = laying.size.min(at + ZERO_BYTES);
+        let parts = (at..end).step_by(ZERO_PART as usize).map(|from| zeros((end - from).min(ZERO_PART)));
+        match file.write_at(at, parts.collect()).await {
+            Err(err) if err.kind() == io::ErrorKind::StorageFull => break,
+            written => written?,
+        }
+        at = end;
+    }
+    if laying.from < laying.size { file.sync().await } else { Ok(()) }
+}
+
+/// At most [`ZERO_PART`] of them.
+fn zeros(len: u64) -> Bytes {
+    static ZEROS: [u8; ZERO_PART as usize] = [0; ZERO_PART as usize];
+    Bytes::from_static(&ZEROS[..len as usize])
 }
 
 fn new_name(doors: &Doors, number: u64) -> String {

@@ -4,12 +4,13 @@
 //! dropped instead, because the work panicked or was given up, the client gets NBD_EIO. proto.md, "Simple reply message".
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::admission::Ticket;
 use super::wire::{self, Errno};
@@ -28,25 +29,47 @@ pub fn errno(error: &DeviceError) -> Errno {
 #[derive(Debug, Default)]
 pub struct Replies {
     queue: Mutex<Queue>,
-    added: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     batch: Batch,
     closed: bool,
+    /// Who writes them, if it waits.
+    writer: Option<Waker>,
+    /// Whoever writes them will look by itself in a moment, and need not be woken.
+    looks_soon: bool,
 }
 
 impl Replies {
     /// Waits for replies, and takes all there are into `batch`, which is empty.
     pub async fn take(&self, batch: &mut Batch) {
-        loop {
-            std::mem::swap(batch, &mut self.queue.lock().batch);
-            if batch.has_remaining() {
-                return;
-            }
-            self.added.notified().await;
+        poll_fn(|context| self.poll_take(context, batch)).await;
+    }
+
+    /// As [`Replies::take`]. One at a time may wait.
+    fn poll_take(&self, context: &mut Context<'_>, batch: &mut Batch) -> Poll<()> {
+        let mut queue = self.queue.lock();
+        std::mem::swap(batch, &mut queue.batch);
+        if batch.has_remaining() {
+            return Poll::Ready(());
         }
+        match &mut queue.writer {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Runs `work`, which may answer requests at once, on the task that writes the replies. Says with its result whether
+    /// there is something to write: nobody was woken for it. Waking a task that is running costs a wake-up of a
+    /// thread that then has nothing to do.
+    pub fn watch<T>(&self, work: impl FnOnce() -> T) -> (T, bool) {
+        self.queue.lock().looks_soon = true;
+        let result = work();
+        let mut queue = self.queue.lock();
+        queue.looks_soon = false;
+        (result, queue.batch.has_remaining())
     }
 
     /// Throws away what is queued and whatever comes later: the client is gone.
@@ -60,8 +83,11 @@ impl Replies {
         let mut queue = self.queue.lock();
         if !queue.closed {
             queue.batch.push(cookie, result, ticket);
+            let writer = if queue.looks_soon { None } else { queue.writer.take() };
             drop(queue);
-            self.added.notify_one();
+            if let Some(writer) = writer {
+                writer.wake();
+            }
         }
     }
 }

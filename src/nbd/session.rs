@@ -142,11 +142,23 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let replies = session.replies.clone();
     let mut writing = pin!(writer.run());
-    let end = tokio::select! {
-        biased;
-        error = &mut writing => return End::Lost(error),
-        end = session.take_requests() => end,
+    let end = {
+        let mut taking = pin!(session.take_requests());
+        poll_fn(|context| {
+            if let Poll::Ready(error) = writing.as_mut().poll(context) {
+                return Poll::Ready(End::Lost(error));
+            }
+            let (taken, answered) = replies.watch(|| taking.as_mut().poll(context));
+            match taken {
+                Poll::Ready(end) => Poll::Ready(end),
+                // What was answered just now goes out just now.
+                Poll::Pending if answered => writing.as_mut().poll(context).map(End::Lost),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     };
     if matches!(end, End::Disconnected | End::ShutDown) {
         tokio::select! {
@@ -373,5 +385,101 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             }
         }
         self.io.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Wake, Waker};
+
+    use tokio::io::ReadBuf;
+
+    use super::super::phase::Life;
+    use super::super::wire::{SIMPLE_REPLY_BYTES, command};
+    use super::*;
+    use crate::device::memory::MemoryDevice;
+
+    /// Requests that have arrived; no more will.
+    struct Arrived(Bytes);
+
+    impl AsyncRead for Arrived {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.0.is_empty() {
+                return Poll::Pending;
+            }
+            let now = self.0.len().min(into.remaining());
+            into.put_slice(&self.0.split_to(now));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The bytes of each system call.
+    #[derive(Clone, Default)]
+    struct Calls(Arc<parking_lot::Mutex<Vec<usize>>>);
+
+    impl AsyncWrite for Calls {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().push(bytes.len());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            parts: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let len = parts.iter().map(|part| part.len()).sum();
+            self.0.lock().push(len);
+            Poll::Ready(Ok(len))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_answered_at_once_are_replied_to_together_without_a_task_switch() {
+        let read = |no: u64| {
+            let (flags, command, cookie) = (0, command::READ, no);
+            RequestHeader { flags, command, cookie, offset: no * 4096, len: 4096 }.encode()
+        };
+        let arrived = Arrived((0..32).flat_map(read).collect());
+        let (calls, wakes, options) = (Calls::default(), Arc::new(Wakes::default()), Options::default());
+        let life = Life::new();
+        let setup = Setup {
+            export: "disk".into(),
+            device: Arc::new(MemoryDevice::new(1 << 20)),
+            visit: None,
+            options: &options,
+            room: Arc::new(Room::new(&options)),
+            phases: life.phases(),
+            rest: BytesMut::new(),
+        };
+        let mut session = pin!(run(setup, arrived, calls.clone()));
+        let waker = Waker::from(wakes.clone());
+        let polled = poll_fn(|_| Poll::Ready(session.as_mut().poll(&mut Context::from_waker(&waker)))).await;
+        assert!(polled.is_pending());
+        assert_eq!(*calls.0.lock(), [32 * (SIMPLE_REPLY_BYTES + 4096)], "one system call for all replies");
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -2,7 +2,7 @@
 //! filesystem that many hosts mount, and a bucket served over that directory are the same store.
 //!
 //! What a PUT does, in this order (the order is the promise):
-//! 1. write the body to a file of a unique name in `.ashlar-tmp/` and fsync it;
+//! 1. write the body to a file of a unique name in `.ashlar-tmp/` (a large one past the page cache: [`direct`]) and fsync it;
 //! 2. make the directories of the key, and fsync each directory that leads there, once per process;
 //! 3. hard-link the file to the key's path. Linking fails if the path is taken, whoever took it on whatever host, so
 //!    that exactly one writer wins, and a reader sees the whole object or none. Where the filesystem has no hard
@@ -37,6 +37,7 @@ use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::{Random, Workers};
 
 mod create;
+mod direct;
 mod walk;
 
 use create::Directories;

@@ -31,6 +31,7 @@ use crate::volume::fetch;
 use crate::volume::objects::ReadError;
 use crate::volume::scan;
 use crate::volume::shared::{Inner, Shared};
+use crate::volume::state::LARGE;
 
 /// Victims that are read at one time.
 const PARALLEL: usize = 4;
@@ -127,15 +128,31 @@ impl Collector {
                 self.uncounted = (here.checkpointed, BTreeSet::new());
             }
             let spared = self.damaged.union(&self.uncounted.1).copied().collect();
-            let victims = gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
+            let mut victims =
+                gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
+            if victims.is_empty() && inner.may_reseal {
+                victims =
+                    gc::choose_retired(usage.iter(), options, &spared, |info| shared.sealer.is_retired(&info.salt));
+            }
             if victims.is_empty() {
                 self.settled = Some(here);
+                drop(inner);
+                self.reseal_tables(shared);
                 return;
             }
             (victims, here.committed)
         };
         self.began = Some(Instant::now());
         self.gathering = Some(Box::pin(gather(shared.clone(), victims, as_of)));
+    }
+
+    /// No segment is to be sealed anew any more: then pages of the map are, with the next checkpoints.
+    fn reseal_tables(&mut self, shared: &Shared) {
+        let mut inner = shared.inner.lock();
+        if inner.may_reseal {
+            inner.may_reseal = inner.checkpoints.values().any(|info| shared.sealer.is_retired(&info.salt));
+            self.owes_checkpoint |= inner.may_reseal;
+        }
     }
 
     /// The gathered data, once there is some; never, if nothing is being gathered.
@@ -163,7 +180,7 @@ impl Collector {
             }
             None => {
                 self.failures = 0;
-                self.moves = cut(gathered.data, shared.options.segment_size, gathered.as_of);
+                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of);
                 self.rest_if_done(shared);
             }
         }
@@ -231,7 +248,7 @@ impl Collector {
         let merge_after = u64::from(options.merge_count.max(2));
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
-        many || fell_quiet || gc::is_due(&inner.state.map.usage().totals(), options, here.activity)
+        many || fell_quiet || inner.may_reseal || gc::is_due(&inner.state.map.usage().totals(), options, here.activity)
     }
 
     /// After work comes rest, in proportion.

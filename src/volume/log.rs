@@ -142,11 +142,13 @@ impl Log {
         }
     }
 
-    /// Whether the buffer is to be sealed although it is not full.
+    /// Whether the buffer is to be sealed now.
     fn is_due(&self, inner: &super::shared::Inner) -> bool {
         let old = inner.active_since.is_some_and(|since| since.elapsed() >= self.shared.options.writeback_delay);
         let asked = inner.state.is_wanted() || inner.paused || self.shared.is_short_of_room();
-        inner.state.has_active() && (old || asked || self.shared.is_closing())
+        // An upload that has ended may make full what was not.
+        let full = inner.state.is_full(self.shared.options.segment_size);
+        inner.state.has_active() && (old || asked || full || self.shared.is_closing())
     }
 
     /// The segment takes effect: every later read and FLUSH sees it as committed.
@@ -285,6 +287,7 @@ impl Log {
         let encoded = close.encode(&self.shared.sealer, seq, self.shared.salt());
         let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
         slot::put_until_done(&self.shared, seq, object.parts).await?;
+        self.shared.remember(seq).await;
         // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
         let closed = self.shared.journal.close().await;
         let removed = journal::discard(&self.shared.disk, self.shared.meta.uuid).await;

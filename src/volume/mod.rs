@@ -35,6 +35,8 @@ mod backoff;
 pub mod objects;
 pub mod lifecycle;
 pub mod description;
+pub mod key_slots;
+mod seen;
 pub mod meta;
 pub mod root;
 pub mod keys;
@@ -51,6 +53,8 @@ use tokio::task::JoinHandle;
 
 use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
+use crate::codec::frame::Compression;
+use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
 use crate::journal;
 use crate::units::BlockCount;
@@ -105,6 +109,12 @@ pub struct Status {
     pub sparse_bytes: u64,
     /// Segments and checkpoints in the store.
     pub objects: u64,
+    /// How its objects are sealed.
+    pub seal: Seal,
+    /// How new frames are compressed.
+    pub compression: Compression,
+    /// Bytes of live objects that are still sealed with a rotated data key.
+    pub retired_bytes: u64,
     /// Garbage collection.
     pub gc: GcStatus,
     /// What it has cost since it was opened here.
@@ -159,6 +169,11 @@ impl Volume {
         }
     }
 
+    /// Takes over what is new in its description: key slots, a new data key, compression.
+    pub async fn reload(&self) -> Result<(), VolumeError> {
+        self.shared.reload().await
+    }
+
     /// Deletes the objects of its folder that belong to nobody, at once.
     pub async fn sweep(&self) -> Result<Swept, VolumeError> {
         sweep::sweep_now(&self.shared).await.map_err(|failed| match failed {
@@ -176,6 +191,9 @@ impl Volume {
         let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
         Status {
             size: self.shared.meta.size,
+            seal: self.shared.sealer.seal(),
+            compression: inner.compression,
+            retired_bytes: if inner.may_reseal { inner.retired_bytes(&self.shared.sealer) } else { 0 },
             mapped_bytes: self.shared.block_size.bytes_in(BlockCount(totals.live_blocks)),
             stored_bytes: totals.stored_bytes + pages,
             live_bytes: totals.live_bytes,

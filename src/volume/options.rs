@@ -16,7 +16,7 @@ use crate::volume::error::VolumeError;
 pub struct Options {
     /// What a successful FLUSH promises: in the store, or on this host's disk.
     pub durability: Durability,
-    /// Bytes of data at which a batch of changes is sealed into a segment.
+    /// Bytes of data at which a batch of changes is sealed into a segment; up to twice as many while others are under way.
     #[serde(with = "human::bytes")]
     pub segment_size: u64,
     /// The longest that an acknowledged change waits before it is uploaded.

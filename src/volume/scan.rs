@@ -17,13 +17,14 @@ use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
 use crate::volume::account::Account;
-use crate::volume::description;
+use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
 use crate::volume::root::{self, CheckpointInfo, Root};
+use crate::volume::seen::Seen;
 
 /// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
 const HEAD_GUESS: u64 = 64 << 10;
@@ -45,6 +46,8 @@ pub struct Source {
     pub keys: Keys,
     /// Its newest description.
     pub meta: Meta,
+    /// The number of the description.
+    pub description: u64,
     /// What proves its objects.
     pub sealer: Sealer,
     /// Its frames and pages.
@@ -92,10 +95,10 @@ impl Source {
         let keys = Keys::new(name);
         let description = description::load(&*store, &keys, name).await?;
         let sealer = description.unlock(&keys, secrets).await?;
-        let meta = description.meta;
+        let Description { meta, number, .. } = description;
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
         let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options);
-        Ok(Source { store, keys, meta, sealer, objects })
+        Ok(Source { store, keys, meta, description: number, sealer, objects })
     }
 
     /// Reads the volume. Begins again if its owner deleted, after a newer checkpoint, what was being read.
@@ -110,6 +113,12 @@ impl Source {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// What a server that has seen this remembers.
+    pub fn seen(&self, scan: &Scan) -> Seen {
+        let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
+        Seen::new(epoch, scan.committed, scan.covers, self.description, self.sealer.seal())
     }
 
     /// The seqs of all checkpoints.

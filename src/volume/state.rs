@@ -18,6 +18,9 @@ use crate::segment::Payload;
 use crate::units::{BlockSize, ChangeNo, Extent, Location, Seq};
 use crate::volume::buffer::WriteBuffer;
 
+/// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
+pub(super) const LARGE: u64 = 2;
+
 /// A run of accepted changes that will be one segment.
 #[derive(Debug)]
 pub struct Batch {
@@ -106,15 +109,22 @@ impl State {
         }
     }
 
-    /// Takes a change into the buffer and numbers it. Freezes the buffer when it has `segment_size` of data.
+    /// Takes a change into the buffer and numbers it. Freezes the buffer when it is full.
     pub fn accept(&mut self, change: Change, segment_size: u64) -> Numbered {
         self.last = self.last.next();
         self.active.insert(self.last, change.clone());
-        // Data that was overwritten in the buffer still takes memory: it counts, but less.
-        if self.active.data_bytes() >= segment_size || self.active.accepted_bytes() >= 4 * segment_size {
+        if self.is_full(segment_size) {
             self.freeze();
         }
         Numbered { no: self.last, change }
+    }
+
+    /// Whether the buffer is worth a segment. Behind another one that is under way it would hardly be committed sooner, and
+    /// a request is saved by filling it up further.
+    pub fn is_full(&self, segment_size: u64) -> bool {
+        let size = if self.uploading() > 0 { LARGE * segment_size } else { segment_size };
+        // Data that was overwritten in the buffer still takes memory: it counts, but less.
+        self.active.data_bytes() >= size || self.active.accepted_bytes() >= 4 * segment_size
     }
 
     /// The last accepted change.
@@ -343,5 +353,65 @@ impl Readers {
     /// Whether every read before the line has ended.
     pub fn passed(&self, line: u64) -> bool {
         self.active.first().is_none_or(|&oldest| oldest > line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const SEGMENT: u64 = 8192;
+
+    fn state() -> State {
+        let block_size = BlockSize::new(4096).unwrap();
+        let origin = Origin {
+            map: ExtentMap::new(crate::units::BlockCount(1 << 20)),
+            covers: ChangeNo(0),
+            committed: Seq(1),
+            next_seq: Seq(2),
+            checkpointed: Seq(0),
+            bytes_since_checkpoint: 0,
+        };
+        State::new(block_size, origin)
+    }
+
+    fn write(state: &mut State, block: u64) {
+        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT);
+    }
+
+    #[test]
+    fn a_batch_fills_up_further_while_others_are_under_way() {
+        let mut state = state();
+        let mut sealed = Vec::new();
+        for block in 0..20 {
+            write(&mut state, block);
+            if let Some((_, batch)) = state.next_upload(8) {
+                sealed.push(batch.buffer.data_bytes() / 4096);
+            }
+        }
+        assert_eq!(sealed, [2, 4, 4, 4, 4]);
+        assert!(!state.is_full(4 * SEGMENT));
+    }
+
+    #[test]
+    fn a_batch_that_was_filling_up_further_is_full_when_the_others_are_done() {
+        let mut state = state();
+        (0..5).for_each(|block| {
+            write(&mut state, block);
+            state.next_upload(8);
+        });
+        assert!(state.has_active() && !state.is_full(SEGMENT), "one under way, three blocks waiting");
+        let info = SegmentInfo { salt: [0; 16], stored_bytes: 8192, blocks: 2, live_blocks: 2 };
+        state.commit(Seq(2), info, &[], None).unwrap();
+        assert!(state.is_full(SEGMENT));
+    }
+
+    #[test]
+    fn what_was_overwritten_in_the_buffer_counts_too() {
+        let mut state = state();
+        (0..8).for_each(|_| write(&mut state, 5));
+        assert_eq!((state.waiting(), state.has_active()), (1, false));
     }
 }

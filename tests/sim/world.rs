@@ -9,6 +9,7 @@ use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::keyring::slot::Cost;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
@@ -17,6 +18,7 @@ use ashlar::store::hedge::{HedgeOptions, HedgeStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::units::{BlockSize, ChangeNo};
+use ashlar::volume::key_slots::Slots;
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };
@@ -75,6 +77,8 @@ pub struct World {
     collected: u64,
     /// What unlocks the volume if it is encrypted; it sees everything that is sealed.
     secrets: Secrets,
+    seals: Seals,
+    encrypted: bool,
 }
 
 impl World {
@@ -99,6 +103,7 @@ impl World {
             tracing::info!(server, ?death, history = %life.history.len(), status = ?life.volume.status(), "a life ends");
             log.push_str(&format!("{server} {death:?} {} {:?}; ", life.history.len(), life.floors.now()));
             closed = false;
+            world.rotate_perhaps().await;
             match death {
                 Death::Close => closed = world.close(life, server).await,
                 Death::Kill | Death::PowerLoss => world.crash(life, server, death).await,
@@ -126,8 +131,18 @@ impl World {
         world.close(life, server).await;
         let mut objects = world.store.objects();
         objects.sort();
+        assert_eq!(world.encrypted, world.seals.count() > 0, "everything that an encrypted volume writes is sealed");
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
         (format!("{log}{contents}"), world.collected)
+    }
+
+    /// A new data key, in the middle of everything: the server that has the volume does not know of it.
+    async fn rotate_perhaps(&self) {
+        if self.encrypted && self.random.below(3) == 0 {
+            let (random, clock) = (&self.random, &Clock::Manual(Arc::default()));
+            let slots = Slots { store: &*self.store, name: &self.name, secrets: &self.secrets, random, clock };
+            slots.rotate(Cost::LEAST).await.unwrap();
+        }
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
@@ -264,6 +279,8 @@ impl World {
             floors,
             collected: 0,
             secrets: seals.secrets(),
+            seals,
+            encrypted: seed % 4 < 2,
         }
     }
 
@@ -315,7 +332,7 @@ impl World {
             secrets: self.secrets.clone(),
             witness: history.witness(),
         };
-        let journal = journal::Options { file_bytes: 64 << 10 };
+        let journal = journal::Options { file_bytes: 64 << 10, ..journal::Options::default() };
         let volume = Volume::open(outside, &self.name, self.options.clone(), journal, flags).await?;
         // Nobody uses the volume yet: it stands at the first k of what was accepted before.
         history.begin_with(&self.history, ChangeNo(volume.status().accepted));

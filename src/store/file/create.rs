@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::walk;
 
 /// A temporary file older than this was left behind by a writer that died.
@@ -31,6 +32,14 @@ pub fn create(directories: &Directories, temporary: &Path, path: &Path, body: &[
 }
 
 fn write_temporary(directories: &Directories, temporary: &Path, body: &[Bytes]) -> io::Result<()> {
+    // If a sync fails, the pages may already count as clean: never again with the same file. A retry writes a new one.
+    if directories.direct.suits(body.iter().map(Bytes::len).sum()) {
+        directories.make_parent(temporary)?;
+        match directories.direct.write(temporary, body)? {
+            Some(file) => return file.sync_all(),
+            None => drop(fs::remove_file(temporary)), // it need not have been made
+        }
+    }
     let open = || OpenOptions::new().write(true).create_new(true).open(temporary);
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -41,7 +50,6 @@ fn write_temporary(directories: &Directories, temporary: &Path, body: &[Bytes]) 
     };
     let mut slices: Vec<IoSlice<'_>> = body.iter().map(|part| IoSlice::new(part)).collect();
     write_all_vectored(&mut file, &mut slices)?;
-    // If this fails, the pages may already count as clean: never again with the same file. A retry writes a new one.
     file.sync_all()
 }
 
@@ -151,12 +159,14 @@ pub struct Directories {
     made: Mutex<HashSet<PathBuf>>,
     /// Directories in which every name that another process left is durable.
     settled: Mutex<HashSet<PathBuf>>,
+    /// How large files are written.
+    direct: Direct,
 }
 
 impl Directories {
     /// Of the store at `root`.
     pub fn new(root: PathBuf) -> Directories {
-        Directories { root, made: Mutex::default(), settled: Mutex::default() }
+        Directories { root, made: Mutex::default(), settled: Mutex::default(), direct: Direct::default() }
     }
 
     /// Makes the directory of `path`, and those above it, durably.
