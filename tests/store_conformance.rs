@@ -89,7 +89,7 @@ mod limit {
     use super::*;
 
     async fn make() -> Subject {
-        let options = LimitOptions { reads: 1, writes: 2, deletes: 1 };
+        let options = LimitOptions { reads: 1, writes: 2, deletes: 1, background: 1 };
         subject(LimitStore::new(Arc::new(MemoryStore::new()), options), (), 100)
     }
     conformance!(make);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::{self, BlockCache};
+use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
@@ -82,7 +82,8 @@ impl World {
         let outside = Outside {
             store: self.store.clone(),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::new(&cache::Options::default())),
+            // None: what is read comes from the store.
+            cache: Arc::new(BlockCache::in_memory(0)),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

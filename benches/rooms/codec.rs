@@ -1,9 +1,10 @@
-//! Encoding a segment of 8 MiB, opening its frames, and the head of a journal record.
+//! Encoding a segment of 8 MiB, opening its frames, and a journal record; each plain and encrypted, side by side.
 
 use ashlar::change::{Change, Numbered};
 use ashlar::codec::frame::Compression;
-use ashlar::codec::seal::Sealer;
-use ashlar::journal::record::{FileHeader, HEAD_BYTES, encode_head};
+use ashlar::codec::seal::{Salt, Sealer};
+use ashlar::journal::record::{FileHeader, HEAD_BYTES, encode as encode_record};
+use ashlar::keyring::{Keyring, Locked};
 use ashlar::segment::{EncodedSegment, Payload, Stamp, encode_segment, open_frame};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
 use bytes::Bytes;
@@ -14,20 +15,27 @@ use crate::noise;
 
 const SEGMENT_BYTES: usize = 8 << 20;
 const BLOCK_BYTES: usize = 4096;
-const SALT: [u8; 16] = [7; 16];
+/// Its first byte is the generation of the data key.
+const SALT: Salt = [1; 16];
+
+fn sealers() -> [(&'static str, Sealer); 2] {
+    let keyring = || Keyring::new((1, Locked::take(&mut [3; 32])), [], None);
+    [("plain", None), ("encrypted", Some(keyring()))]
+        .map(|(name, keyring)| (name, Sealer::new(Uuid::from_u128(1), keyring)))
+}
 
 pub fn all(criterion: &mut Criterion) {
     let text: Bytes = b"the same words over and over, ".iter().copied().cycle().take(SEGMENT_BYTES).collect();
     for (name, data) in [("noise", noise(SEGMENT_BYTES)), ("text", text)] {
         for extent_blocks in [1, 16] {
-            segment(
-                criterion,
-                &format!("{name}, extents of {} KiB", extent_blocks * 4),
-                &changes(&data, extent_blocks),
-            );
+            let changes = changes(&data, extent_blocks);
+            for (seal, sealer) in sealers() {
+                let name = format!("{name}, extents of {} KiB, {seal}", extent_blocks * 4);
+                segment(criterion, &name, &sealer, &changes);
+            }
         }
     }
-    journal_record(criterion);
+    sealers().into_iter().for_each(|(seal, sealer)| journal_record(criterion, seal, &sealer));
 }
 
 /// `data` as extents of that many blocks, with a hole after each.
@@ -38,21 +46,20 @@ fn changes(data: &Bytes, extent_blocks: usize) -> Vec<(Extent, Payload)> {
     (0..parts).map(|part| (extent(part), Payload::Data(data.slice(part * bytes..(part + 1) * bytes)))).collect()
 }
 
-fn encode(changes: &[(Extent, Payload)]) -> EncodedSegment {
+fn encode(sealer: &Sealer, changes: &[(Extent, Payload)]) -> EncodedSegment {
     let stamp =
         Stamp { epoch: Epoch(1), server: Uuid::from_u128(2), covers: ChangeNo(3), compression: Compression::Lz4 };
     let block_size = BlockSize::new(BLOCK_BYTES as u64).unwrap();
-    encode_segment(&Sealer::new(Uuid::from_u128(1), None), Seq(4), SALT, block_size, &stamp, changes).unwrap()
+    encode_segment(sealer, Seq(4), SALT, block_size, &stamp, changes).unwrap()
 }
 
-fn segment(criterion: &mut Criterion, name: &str, changes: &[(Extent, Payload)]) {
+fn segment(criterion: &mut Criterion, name: &str, sealer: &Sealer, changes: &[(Extent, Payload)]) {
     let mut group = criterion.benchmark_group("codec");
     group.throughput(Throughput::Bytes(SEGMENT_BYTES as u64)).sample_size(20);
-    group.bench_function(format!("encode a segment: {name}"), |bencher| bencher.iter(|| encode(changes)));
+    group.bench_function(format!("encode a segment: {name}"), |bencher| bencher.iter(|| encode(sealer, changes)));
 
-    let encoded = encode(changes);
+    let encoded = encode(sealer, changes);
     let object = Bytes::from(encoded.object.parts.concat());
-    let sealer = Sealer::new(Uuid::from_u128(1), None);
     group.bench_function(format!("open its frames: {name}"), |bencher| {
         bencher.iter(|| {
             for (extent, placement) in &encoded.placements {
@@ -60,32 +67,25 @@ fn segment(criterion: &mut Criterion, name: &str, changes: &[(Extent, Payload)])
                 let frame = at.frame;
                 let sealed = object.slice(frame.offset as usize..(frame.offset + frame.len) as usize);
                 let len = extent.count.0 as u32 * BLOCK_BYTES as u32;
-                std::hint::black_box(open_frame(&sealer, &SALT, frame, len, &sealed).unwrap());
+                std::hint::black_box(open_frame(sealer, &SALT, frame, len, &sealed).unwrap());
             }
         });
     });
     group.finish();
 }
 
-fn journal_record(criterion: &mut Criterion) {
-    let header = FileHeader {
-        volume: Uuid::from_u128(1),
-        id: Uuid::from_u128(2),
-        number: 3,
-        version: FileHeader::NEWEST,
-        salt: SALT,
-        block_size: BlockSize::new(BLOCK_BYTES as u64).unwrap(),
-    };
-    let key = header.key();
+fn journal_record(criterion: &mut Criterion, seal: &str, sealer: &Sealer) {
+    let block_size = BlockSize::new(BLOCK_BYTES as u64).unwrap();
+    let key = FileHeader::new(sealer, Uuid::from_u128(2), block_size, 3, SALT).key(sealer).unwrap();
     let mut group = criterion.benchmark_group("codec");
     for bytes in [BLOCK_BYTES, 1 << 20] {
         group.throughput(Throughput::Bytes(bytes as u64));
         let change = Change::Write(Extent::new(5, (bytes / BLOCK_BYTES) as u64), noise(bytes));
         let numbered = Numbered { no: ChangeNo(6), change };
-        group.bench_function(format!("head of a journal record of {} KiB", bytes >> 10), |bencher| {
+        group.bench_function(format!("a journal record of {} KiB, {seal}", bytes >> 10), |bencher| {
             bencher.iter_batched_ref(
                 || [0; HEAD_BYTES],
-                |head| encode_head(&key, 4096, Epoch(1), &numbered, head),
+                |head| encode_record(&key, 4096, Epoch(1), numbered.clone(), head).unwrap(),
                 BatchSize::SmallInput,
             );
         });

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
-use parking_lot::Mutex;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::{Mutex, MutexGuard};
 
 /// A fetch that several wait for; its result is cloned to each.
 pub type Flight<V> = Shared<BoxFuture<'static, V>>;
 
 /// The fetches under way, by what they bring. One fetch may bring several things.
 ///
-/// A flight is driven by whoever waits for it: if the first waiter goes away, the next one drives it on.
+/// A flight is driven by whoever waits for it: if the first waiter goes away, the next one drives it on. If all go away,
+/// it ends where it is, and gives back what it holds.
 #[derive(Debug)]
 pub struct Flights<K, V> {
     under_way: UnderWay<K, V>,
@@ -23,7 +24,9 @@ pub struct Flights<K, V> {
     launched: AtomicU64,
 }
 
-type UnderWay<K, V> = Arc<Mutex<HashMap<K, (u64, Flight<V>)>>>;
+type Weak<V> = WeakShared<BoxFuture<'static, V>>;
+type Table<K, V> = HashMap<K, (u64, Weak<V>)>;
+type UnderWay<K, V> = Arc<Mutex<Table<K, V>>>;
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
@@ -36,32 +39,61 @@ where
     K: Hash + Eq + Copy + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// The table, for this caller alone: what it does not find and launches, nobody else launches meanwhile. Not to be
+    /// held across an await, nor while a flight is dropped.
+    pub fn board(&self) -> Board<'_, K, V> {
+        Board { flights: self, table: self.under_way.lock() }
+    }
+}
+
+/// See [`Flights::board`].
+pub struct Board<'a, K, V> {
+    flights: &'a Flights<K, V>,
+    table: MutexGuard<'a, Table<K, V>>,
+}
+
+impl<K, V> Board<'_, K, V>
+where
+    K: Hash + Eq + Copy + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
     /// The flight that brings `key`, if one is under way.
     pub fn find(&self, key: K) -> Option<Flight<V>> {
-        self.under_way.lock().get(&key).map(|(_, flight)| flight.clone())
+        self.table.get(&key).and_then(|(_, flight)| flight.upgrade())
     }
 
     /// Puts a fetch of `keys` under way. Nothing happens until somebody awaits it.
-    pub fn launch(&self, keys: Vec<K>, fetch: impl Future<Output = V> + Send + 'static) -> Flight<V> {
-        let number = self.launched.fetch_add(1, Ordering::Relaxed);
-        let (table, landed) = (self.under_way.clone(), keys.clone());
+    pub fn launch(&mut self, keys: Vec<K>, fetch: impl Future<Output = V> + Send + 'static) -> Flight<V> {
+        let number = self.flights.launched.fetch_add(1, Ordering::Relaxed);
+        let landing = Landing { table: self.flights.under_way.clone(), keys: keys.clone(), number };
         let flight = async move {
             let result = fetch.await;
-            let mut table = table.lock();
-            for key in landed {
-                if table.get(&key).is_some_and(|(other, _)| *other == number) {
-                    table.remove(&key);
-                }
-            }
+            drop(landing);
             result
-        }
-        .boxed()
-        .shared();
-        let mut table = self.under_way.lock();
-        for key in keys {
-            table.insert(key, (number, flight.clone()));
+        };
+        let flight = flight.boxed().shared();
+        if let Some(weak) = flight.downgrade() {
+            self.table.extend(keys.into_iter().map(|key| (key, (number, weak.clone()))));
         }
         flight
+    }
+}
+
+/// Takes a flight out of the table when it has landed, or when nobody waits for it any more.
+struct Landing<K: Hash + Eq, V> {
+    table: UnderWay<K, V>,
+    keys: Vec<K>,
+    number: u64,
+}
+
+impl<K: Hash + Eq, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        let mut table = self.table.lock();
+        for key in &self.keys {
+            if table.get(key).is_some_and(|(other, _)| *other == self.number) {
+                table.remove(key);
+            }
+        }
     }
 }
 
@@ -75,14 +107,30 @@ mod tests {
         let flights = Flights::<u32, u32>::default();
         let fetches = Arc::new(AtomicU32::new(0));
         let count = fetches.clone();
-        let first = flights.launch(vec![1, 2], async move {
+        let first = flights.board().launch(vec![1, 2], async move {
             tokio::task::yield_now().await;
             count.fetch_add(1, Ordering::Relaxed) + 10
         });
-        let second = flights.find(2).unwrap();
+        let second = flights.board().find(2).unwrap();
         drop(first); // the first waiter gives up; the second drives the flight on
         assert_eq!(second.await, 10);
         assert_eq!(fetches.load(Ordering::Relaxed), 1);
-        assert!(flights.find(1).is_none() && flights.find(2).is_none());
+        assert!(flights.board().find(1).is_none() && flights.board().find(2).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_nobody_waits_for_gives_back_what_it_holds() {
+        let flights = Flights::<u32, u32>::default();
+        let permits = Arc::new(tokio::sync::Semaphore::new(1));
+        let held = permits.clone();
+        let flight = flights.board().launch(vec![1], async move {
+            let _permit = held.acquire().await;
+            std::future::pending().await
+        });
+        assert!(futures::poll!(flight.clone()).is_pending());
+        assert_eq!(permits.available_permits(), 0);
+        drop(flight);
+        assert_eq!(permits.available_permits(), 1);
+        assert!(flights.board().find(1).is_none() && flights.under_way.lock().is_empty());
     }
 }

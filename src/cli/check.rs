@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::outside::State;
+use super::outside::{Cache, State};
 use super::store_volumes::StoreVolumes;
 use super::{output, outside, runtime, secrets};
 use crate::check::{self, Report};
@@ -87,7 +87,8 @@ async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let volumes = StoreVolumes::new(store, state, config, secrets::of(config), OpenFlags::default(), random);
+    let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
+    let volumes = StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random);
     let volume = volumes.open_volume(name).await?;
     let swept = volume.sweep().await;
     volume.close().await.map_err(Failure::failed)?;

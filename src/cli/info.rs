@@ -63,7 +63,8 @@ fn describe(info: &Info) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn date(unix_millis: u64) -> String {
+/// A time as people write it.
+pub fn date(unix_millis: u64) -> String {
     // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
     const LAST: u64 = 253_402_300_799_000;
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()

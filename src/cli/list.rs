@@ -16,7 +16,7 @@ use crate::volume::{self, Info, VolumeError, VolumeName};
 /// Lists the volumes of the store. Changes nothing, and may be used while they are served.
 ///
 /// SIZE is what the disk shows; MAPPED is how much of it holds data; STORED is what its objects in the store take;
-/// SERVER is who has it open, or did not close it.
+/// SERVER is who has it open, or did not close it. An encrypted volume whose key is not given is shown as locked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ashlar list\n  ashlar list --store s3://my-bucket/disks --json")]
 pub struct Args {
@@ -31,7 +31,8 @@ const PARALLEL: usize = 8;
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let (url, volumes) = runtime()?.block_on(inspect_all(config))?;
-    let broken = volumes.iter().filter(|(_, info)| info.is_err()).count();
+    let is_broken = |info: &Result<_, _>| matches!(info, Err(error) if !matches!(error, VolumeError::Locked { .. }));
+    let broken = volumes.iter().filter(|(_, info)| is_broken(info)).count();
     match args.json {
         true => output::json(&volumes.iter().map(to_json).collect::<Vec<_>>())?,
         false if volumes.is_empty() => {
@@ -79,6 +80,7 @@ fn table(volumes: &[Listed]) -> String {
             info.objects.to_string(),
             info.holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.server_name.clone()),
         ],
+        Err(VolumeError::Locked { .. }) => vec![name.to_string(), "locked".to_owned()],
         Err(error) => vec![name.to_string(), format!("error: {error}")],
     };
     output::table(&["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SERVER"], volumes.iter().map(row))

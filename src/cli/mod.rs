@@ -24,7 +24,11 @@ mod list;
 mod info;
 mod status;
 mod control;
+mod warm;
 mod check;
+mod set;
+mod key;
+mod rotate;
 mod delete;
 mod bench;
 mod config_command;
@@ -107,7 +111,10 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Warm(warm::Args),
     Check(check::Args),
+    Set(set::Args),
+    Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
     Config(config_command::Args),
@@ -125,6 +132,9 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Warm(args) => warm::run(&args, &config, &bars),
+            Command::Set(args) => set::run(&args, &config),
+            Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),
@@ -145,6 +155,7 @@ impl Cli {
             common.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value.clone()? }));
         let own = match &self.command {
             Command::Serve(args) => args.flags(),
+            Command::Warm(args) => args.flags(),
             Command::Bench(args) => args.flags(),
             _ => Vec::new(),
         };

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use crate::cache::BlockCache;
+use crate::cache::disk::DiskTier;
 use crate::config::Effective;
 use crate::disk::Disk;
 use crate::disk::local::{DirLock, LocalDisk};
@@ -49,6 +51,40 @@ impl State {
         Arc::new(self.disk.below(&volume.to_string()))
     }
 }
+
+/// The cache of a server, and its directory for this process alone.
+#[derive(Debug)]
+pub struct Cache {
+    /// The cache.
+    pub blocks: Arc<BlockCache>,
+    _lock: Option<DirLock>,
+}
+
+impl Cache {
+    /// For a command that is done in a moment: in memory only.
+    pub fn in_memory(config: &Effective) -> Cache {
+        Cache { blocks: Arc::new(BlockCache::in_memory(config.cache.memory)), _lock: None }
+    }
+}
+
+/// The cache that the configuration describes. A directory that cannot be had is no reason not to serve: then the tier
+/// is off, and says so.
+pub async fn open_cache(config: &Effective) -> Cache {
+    let options = &config.cache;
+    if options.disk.size == 0 {
+        return Cache::in_memory(config);
+    }
+    let directory = options.disk.directory.clone().unwrap_or_else(|| config.state.join(CACHE));
+    let disk = LocalDisk::new(directory, Workers::Threads);
+    let (tier, lock) = match disk.lock().await {
+        Ok(lock) => (DiskTier::start(Arc::new(disk), options.disk.size), Some(lock)),
+        Err(error) => (DiskTier::unusable(&disk.path(), options.disk.size, &error.to_string()), None),
+    };
+    Cache { blocks: Arc::new(BlockCache::new(options.memory, Some(tier))), _lock: lock }
+}
+
+/// The directory of the disk cache in the state directory.
+const CACHE: &str = "cache";
 
 /// The identity for a command that is done in a moment, beside a server that may have the state directory.
 pub fn passing_identity(random: &Random) -> ServerIdentity {

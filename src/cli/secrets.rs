@@ -31,13 +31,13 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
 /// What unlocks volumes, by the configuration; a terminal is asked if nothing is configured.
 pub fn of(config: &Effective) -> Secrets {
     let source = Configured { keys: config.keys.clone(), may_ask: true };
-    Secrets::new(Arc::new(source), Workers::Threads)
+    Secrets::new(Arc::new(source), Workers::Threads).requiring_encryption(config.keys.required)
 }
 
 /// What unlocks volumes, by the configuration alone: for many volumes at once.
 pub fn of_configuration(config: &Effective) -> Secrets {
     let source = Configured { keys: config.keys.clone(), may_ask: false };
-    Secrets::new(Arc::new(source), Workers::Threads)
+    Secrets::new(Arc::new(source), Workers::Threads).requiring_encryption(config.keys.required)
 }
 
 /// The configured secrets for a new slot of the volume: the first of them is used.
@@ -73,7 +73,7 @@ impl SecretSource for Configured {
         }
         if secrets.is_empty() && self.may_ask && is_interactive() {
             let prompt = format!("Passphrase of volume {volume}");
-            secrets.push(tokio::task::spawn_blocking(move || ask(&prompt)).await.map_err(|error| error.to_string())??);
+            secrets.push(Workers::Threads.run(move || ask(&prompt)).await?);
         }
         Ok(secrets)
     }
@@ -128,7 +128,7 @@ pub fn cost() -> Cost {
     const AIM: Duration = Duration::from_millis(500);
     const PASSES_MAX: u32 = 32;
     let info = rustix::system::sysinfo();
-    let part = u64::from(info.totalram) * u64::from(info.mem_unit) / 16 / 1024;
+    let part = info.totalram.saturating_mul(u64::from(info.mem_unit)) / 16 / 1024;
     let mut cost = Cost { memory_kib: part.clamp(*MEMORY_KIB.start(), *MEMORY_KIB.end()) as u32, passes: 1, lanes: 1 };
     loop {
         let began = Instant::now();

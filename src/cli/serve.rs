@@ -59,6 +59,10 @@ pub struct Args {
     /// Drop a journal of the named volumes that they have moved on without
     #[arg(long, requires = "volumes")]
     drop_journal: bool,
+
+    /// Go on from an older state of the named volumes than this server has seen, because you restored it
+    #[arg(long, requires = "volumes")]
+    accept_rollback: bool,
 }
 
 impl Args {
@@ -79,6 +83,7 @@ impl Args {
             takeover: self.takeover,
             accept_loss: self.accept_loss,
             drop_journal: self.drop_journal,
+            accept_rollback: self.accept_rollback,
             ..OpenFlags::default()
         }
     }

@@ -47,11 +47,17 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         false => wanted.clone(),
     };
     let host_name = state.server.name.clone();
-    let secrets = secrets::of(config);
-    let volumes = StoreVolumes::new(Arc::clone(&store), state, config, secrets, flags, random);
+    let cache = outside::open_cache(config).await;
+    let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
+    let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random);
     let described = describe(&volumes, &names).await?;
     let mut at_once = Vec::new();
     for volume in &described {
+        match volumes.unlock(volume).await {
+            Err(locked) if !wanted.is_empty() => return Err(locked.into()),
+            Err(locked) => warn!("{locked}"),
+            Ok(_) => {}
+        }
         if !wanted.is_empty() || volumes.has_journal(volume).await {
             at_once.push(volume.meta.name.to_string());
         }
@@ -63,7 +69,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
     match control::listen(&config.state) {
-        Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), exports.clone()))),
+        Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), blocks, exports.clone()))),
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
     let welcome = welcome(config, &store.url(), &listening(&server, host_name), &described);

@@ -5,6 +5,7 @@ use std::io;
 use super::control::{self, VolumeStatus};
 use super::failure::{Failure, Outcome};
 use super::{output, runtime};
+use crate::cache;
 use crate::config::Effective;
 use crate::human::about_bytes;
 use crate::volume::account::price;
@@ -48,10 +49,26 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if args.json {
         return output::json(&status);
     }
-    let head = format!("server {} on {}", status.pid, status.store);
+    let head = format!("server {} on {}\n{}", status.pid, status.store, describe_cache(&status.cache));
     let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
     output::text([head].into_iter().chain(none).chain(volumes).collect::<Vec<_>>().join("\n\n"))
+}
+
+fn describe_cache(cache: &cache::Status) -> String {
+    let memory = format!("cache {} of {} in memory", about_bytes(cache.memory_used), about_bytes(cache.memory_size));
+    let Some(disk) = &cache.disk else { return memory };
+    if let Some(why) = &disk.off {
+        return format!("{memory}; on disk it is off: {why}");
+    }
+    format!(
+        "{memory}, {} of {} on disk ({} frames found there, {} not, {} bad)",
+        about_bytes(disk.used),
+        about_bytes(disk.size),
+        disk.hits,
+        disk.misses,
+        disk.bad
+    )
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
@@ -61,7 +78,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("size", about_bytes(status.size)),
         ("mapped", about_bytes(status.mapped_bytes)),
         ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
-        ("compression", ratio(status.mapped_bytes, status.live_bytes)),
+        ("compression", format!("{}, {}", status.compression, ratio(status.mapped_bytes, status.live_bytes))),
         ("objects", status.objects.to_string()),
         ("not yet stored", about_bytes(status.dirty_bytes)),
         (
@@ -77,6 +94,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation)),
         ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
     ];
+    if status.retired_bytes > 0 {
+        let left = about_bytes(status.retired_bytes);
+        lines.push(("key rotation", format!("{left} are still sealed with an older data key")));
+    }
     if status.gc.damaged_segments > 0 {
         lines.push(("damaged", format!("{} segments; see `ashlar check {name}`", status.gc.damaged_segments)));
     }

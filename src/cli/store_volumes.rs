@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::exports::{OpenFailure, Volumes};
-use super::outside::State;
-use crate::cache::BlockCache;
+use super::outside::{Cache, State};
+use crate::codec::seal::Sealer;
 use crate::config::Config;
 use crate::journal;
 use crate::keyring::Secrets;
@@ -23,6 +23,7 @@ use crate::volume::{self, OpenFlags, Outside, Volume, VolumeError, VolumeName, W
 pub struct StoreVolumes {
     outside: Outside,
     state: State,
+    _cache: Cache,
     options: volume::Options,
     journal: journal::Options,
     flags: OpenFlags,
@@ -36,6 +37,7 @@ impl StoreVolumes {
     pub fn new(
         store: Arc<dyn Store>,
         state: State,
+        cache: Cache,
         config: &Config,
         secrets: Secrets,
         flags: OpenFlags,
@@ -44,7 +46,7 @@ impl StoreVolumes {
         let outside = Outside {
             store,
             disk: Arc::new(state.disk.clone()),
-            cache: Arc::new(BlockCache::new(&config.cache)),
+            cache: Arc::clone(&cache.blocks),
             clock: Clock::System,
             random,
             workers: Workers::Threads,
@@ -55,6 +57,7 @@ impl StoreVolumes {
         StoreVolumes {
             outside,
             state,
+            _cache: cache,
             options: config.volume.clone(),
             journal: config.journal.clone(),
             flags: OpenFlags { unsafe_no_fencing: config.store.unsafe_no_fencing, ..flags },
@@ -67,12 +70,15 @@ impl StoreVolumes {
         description::load(&*self.outside.store, &Keys::new(name), name).await
     }
 
+    /// Unlocks a volume: once, whoever needs it later.
+    pub async fn unlock(&self, described: &Description) -> Result<Sealer, VolumeError> {
+        described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await
+    }
+
     /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts, because it is
     /// damaged or locked: opening says what is wrong with it.
     pub async fn has_journal(&self, described: &Description) -> bool {
-        let Ok(sealer) = described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await else {
-            return true;
-        };
+        let Ok(sealer) = self.unlock(described).await else { return true };
         let found = journal::find(&self.state.journal_disk(sealer.volume()), &sealer).await;
         found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
     }

@@ -68,6 +68,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
     }
+    if let Err((key, accepted)) = config.cache.check() {
+        return Err(config.refuse(&format!("cache.{key}"), format!("accepted is {accepted}")));
+    }
     Ok(())
 }
 

@@ -103,12 +103,14 @@ pub struct Keys {
     pub command: String,
     /// The passphrase itself, for environments that hand out secrets in variables; "" for none.
     pub passphrase: String,
+    /// Whether volumes that are not encrypted are refused.
+    pub required: bool,
 }
 
 impl Keys {
     /// Whether something is set.
     pub fn is_set(&self) -> bool {
-        let Keys { passphrase_file, key_file, command, passphrase } = self;
+        let Keys { passphrase_file, key_file, command, passphrase, required: _ } = self;
         [passphrase_file, key_file, command, passphrase].iter().any(|value| !value.is_empty())
     }
 }
@@ -119,6 +121,7 @@ impl std::fmt::Debug for Keys {
             .field("passphrase_file", &self.passphrase_file)
             .field("key_file", &self.key_file)
             .field("command", &self.command)
+            .field("required", &self.required)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! Local files: the one door to the server's own disk (journal, and later the disk cache).
+//! Local files: the one door to the server's own disk (journal and disk cache).
 //!
 //! [`local`] is the real one; [`crash`] is a disk in memory that forgets, in part and torn, what was not synced.
 

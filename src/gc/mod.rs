@@ -165,6 +165,23 @@ pub fn choose<'a>(
     chosen
 }
 
+/// The segments to rewrite next because of what `is_retired` says of them, in log order.
+pub fn choose_retired<'a>(
+    segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
+    options: &Options,
+    spared: &BTreeSet<Seq>,
+    is_retired: impl Fn(&SegmentInfo) -> bool,
+) -> Vec<Seq> {
+    let mut live = 0;
+    let retired = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq) && is_retired(info));
+    let fits = |(_, info): &(Seq, &SegmentInfo)| {
+        let is_first = live == 0;
+        live += info.live_bytes();
+        is_first || live <= options.batch
+    };
+    retired.take_while(fits).map(|(seq, _)| seq).collect()
+}
+
 /// Whether [`choose`] may find something, without looking at every segment: merging aside.
 pub fn is_due(totals: &UsageTotals, options: &Options, activity: Activity) -> bool {
     excess(totals, options, activity) > 0

@@ -26,7 +26,7 @@ impl Locked {
     /// Takes the key out of `key`, which is zeroed.
     pub fn take(key: &mut [u8; KEY_BYTES]) -> Locked {
         let mut page = Box::new(Page { key: [0; KEY_BYTES], _rest: [0; 4096 - KEY_BYTES] });
-        let lock = region::lock(&raw const *page, size_of::<Page>()).inspect_err(|error| warn_once(error)).ok();
+        let lock = region::lock(&raw const *page, size_of::<Page>()).inspect_err(warn_once).ok();
         page.key.copy_from_slice(key);
         key.zeroize();
         Locked { _lock: lock, page }

@@ -85,6 +85,11 @@ impl Keyring {
         self.0.keys.read().retired.iter().map(|(generation, key)| (*generation, key.clone())).collect()
     }
 
+    /// Whether there are data keys before the current one.
+    pub fn has_retired(&self) -> bool {
+        !self.0.keys.read().retired.is_empty()
+    }
+
     /// Takes over what another keyring of the same volume holds: from now on its current key seals.
     pub fn follow(&self, newer: &Keyring) {
         let newer = newer.0.keys.read();

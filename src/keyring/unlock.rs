@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::slot::{BadSlot, Encryption};
+use super::slot::{BadSlot, Encryption, SlotKind};
 use super::{Keyring, Locked, SealWitness, Secret};
 use crate::outside::Workers;
 
@@ -25,6 +25,7 @@ pub trait SecretSource: Send + Sync {
 pub struct Secrets {
     source: Option<Arc<dyn SecretSource>>,
     workers: Workers,
+    required: bool,
     unlocked: Arc<Mutex<HashMap<Uuid, Unlocked>>>,
     witness: Option<Arc<SealWitness>>,
 }
@@ -57,6 +58,9 @@ pub enum UnlockError {
         /// What is wrong.
         why: BadSlot,
     },
+    /// It is not encrypted, and must be.
+    #[error("it is not encrypted, and keys.required says that every volume must be")]
+    NotEncrypted,
     /// A slot opened, but an older data key did not.
     #[error("a retired data key in its description does not open: it was changed, or put together from two volumes")]
     Retired,
@@ -73,48 +77,66 @@ impl Secrets {
         Secrets { witness: Some(witness), ..self }
     }
 
-    /// Who is told of everything that is sealed.
-    pub fn witness(&self) -> Option<Arc<SealWitness>> {
-        self.witness.clone()
-    }
-
     /// Opens the first slot that one of the secrets fits.
     pub async fn unlock(&self, name: &str, volume: Uuid, by: &Encryption) -> Result<Keyring, UnlockError> {
         if let Some(known) = self.unlocked.lock().get(&volume).filter(|known| known.by == *by) {
             return Ok(known.keyring.clone());
         }
-        let (_, current) = self.open_slot(name, volume, by).await?;
-        let keyring = by.keyring(volume, current, self.witness.clone()).ok_or(UnlockError::Retired)?;
-        self.remember(volume, by.clone(), keyring.clone());
+        let (_, keyring) = self.open(name, volume, by).await?;
+        self.unlocked.lock().insert(volume, Unlocked { by: by.clone(), keyring: keyring.clone() });
         Ok(keyring)
     }
 
-    /// Keeps a keyring that was made here: its volume need not be unlocked again.
-    pub fn remember(&self, volume: Uuid, by: Encryption, keyring: Keyring) {
-        self.unlocked.lock().insert(volume, Unlocked { by, keyring });
-    }
-
-    /// The id of the slot that one of the secrets opens, and the data key.
-    pub async fn open_slot(&self, name: &str, volume: Uuid, by: &Encryption) -> Result<(u8, Locked), UnlockError> {
+    /// The same, without a memory: also tells what opened which slot.
+    pub async fn open(&self, name: &str, volume: Uuid, by: &Encryption) -> Result<(Opened, Keyring), UnlockError> {
         let source = self.source.as_ref().ok_or(UnlockError::NoKey)?;
         let secrets = source.secrets(name).await.map_err(UnlockError::Source)?;
         if secrets.is_empty() {
             return Err(UnlockError::NoKey);
         }
-        let by = by.clone();
-        self.workers.run(move || try_all(volume, &by, &secrets)).await
+        let (slots, witness) = (by.clone(), self.witness.clone());
+        self.workers
+            .run(move || {
+                let (opened, current) = try_all(volume, &slots, &secrets)?;
+                let keyring = slots.keyring(volume, current, witness).ok_or(UnlockError::Retired)?;
+                Ok((opened, keyring))
+            })
+            .await
+    }
+
+    /// Refuses volumes that are not encrypted: somebody who can write to the store could put one in an encrypted one's place.
+    pub fn requiring_encryption(self, required: bool) -> Secrets {
+        Secrets { required, ..self }
+    }
+
+    /// Whether volumes that are not encrypted are refused.
+    pub fn require_encryption(&self) -> bool {
+        self.required
     }
 }
 
+/// What opened a slot.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The slot.
+    pub id: u8,
+    /// Its kind.
+    pub kind: SlotKind,
+    /// What opened it.
+    pub secret: Secret,
+}
+
 /// Slots whose key is cheap come first; a bad slot matters only if no other opens.
-fn try_all(volume: Uuid, by: &Encryption, secrets: &[Secret]) -> Result<(u8, Locked), UnlockError> {
+fn try_all(volume: Uuid, by: &Encryption, secrets: &[Secret]) -> Result<(Opened, Locked), UnlockError> {
     let mut slots: Vec<_> = by.slots.iter().collect();
     slots.sort_by_key(|slot| (slot.argon2id.is_some(), slot.id));
     let mut bad = None;
     for slot in slots {
         for secret in secrets {
             match slot.open(volume, by.generation, secret) {
-                Ok(Some(key)) => return Ok((slot.id, key)),
+                Ok(Some(key)) => {
+                    return Ok((Opened { id: slot.id, kind: slot.kind, secret: secret.clone() }, key));
+                }
                 Ok(None) => {}
                 Err(why) => bad = Some(UnlockError::Slot { id: slot.id, why }),
             }

@@ -158,6 +158,10 @@ impl Store for MeterStore {
         self.meter.list.record(1, self.inner.list_top()).await
     }
 
+    fn background(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(MeterStore::new(self.inner.background()?, self.meter.clone())))
+    }
+
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         self.meter.objects_deleted.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.meter.delete.record(keys.len().div_ceil(1000) as u64, self.inner.delete(keys)).await

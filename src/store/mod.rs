@@ -1,11 +1,12 @@
 //! Objects: created once, read in ranges, listed in order, deleted (rule R1). The one door to the object store.
 //!
-//! Backends (`file`, `memory`, `s3`) implement [`Store`]; wrappers (`retry`, `limit`, `meter`, `faults`)
+//! Backends (`file`, `memory`, `s3`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
 //! implement it around another store. [`open`] assembles the tower, bottom to top, on one page.
 //! Nothing here knows a format of ours.
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ pub mod file;
 pub mod s3;
 pub mod retry;
 pub mod limit;
+pub mod hedge;
 pub mod meter;
 pub mod faults;
 pub mod probe;
@@ -136,6 +138,12 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// The distinct first path segments of all keys ("directories" at the top), in order.
     async fn list_top(&self) -> Result<Vec<String>>;
+
+    /// The same store for work that nobody waits for, with a share of its own of what is under way; `None` if it makes no
+    /// difference.
+    fn background(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
 
     /// Deletes the objects, in batches where the store has them; one that does not exist counts as deleted.
     async fn delete(&self, keys: &[Key]) -> Result<()>;

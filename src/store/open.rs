@@ -3,6 +3,7 @@
 //! ```text
 //! retry     repeats what may pass, pausing
 //! limit     bounds what is under way, reads apart from writes
+//! hedge     asks a second time for what takes too long
 //! meter     counts every attempt
 //! faults    misbehaves, if asked to
 //! file | memory | s3
@@ -15,6 +16,7 @@ use tracing::warn;
 
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
+use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
 use super::memory::MemoryStore;
 use super::meter::{Meter, MeterStore};
@@ -41,6 +43,8 @@ pub struct StoreOptions {
     pub retry: RetryOptions,
     /// How many requests are under way at once.
     pub limit: LimitOptions,
+    /// When a GET is asked a second time.
+    pub hedge: HedgeOptions,
     /// Faults to inject: for tests, and for benchmarks that want the delay of a far-away store.
     pub faults: FaultOptions,
 }
@@ -53,6 +57,7 @@ impl Default for StoreOptions {
             s3: S3Options::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
+            hedge: HedgeOptions::default(),
             faults: FaultOptions::default(),
         }
     }
@@ -137,6 +142,9 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
         store = Arc::new(FaultyStore::new(store, options.faults, random.clone()));
     }
     store = Arc::new(MeterStore::new(store, meter.clone()));
+    if options.hedge.share_percent > 0 {
+        store = Arc::new(HedgeStore::new(store, options.hedge));
+    }
     store = Arc::new(LimitStore::new(store, options.limit));
     store = Arc::new(RetryStore::new(store, options.retry, random.clone()));
     Opened { store, meter }

@@ -61,7 +61,7 @@ pub struct RetryStore {
     options: RetryOptions,
     random: Random,
     /// Since when the store has not answered.
-    away: Mutex<Option<Instant>>,
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 /// From this attempt on, a failure is no hiccup any more.
@@ -70,7 +70,7 @@ const AWAY_ATTEMPTS: u32 = 4;
 impl RetryStore {
     /// Wraps `inner`; the jitter is drawn from `random`.
     pub fn new(inner: Arc<dyn Store>, options: RetryOptions, random: Random) -> RetryStore {
-        RetryStore { inner, options, random, away: Mutex::default() }
+        RetryStore { inner, options, random, away: Arc::default() }
     }
 
     async fn repeat<'a, T>(&self, limit: Duration, attempt: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
@@ -147,6 +147,11 @@ impl Store for RetryStore {
 
     async fn list_top(&self) -> Result<Vec<String>> {
         self.repeat(self.options.read_limit, || self.inner.list_top()).await
+    }
+
+    fn background(&self) -> Option<Arc<dyn Store>> {
+        let (inner, away) = (self.inner.background()?, self.away.clone());
+        Some(Arc::new(RetryStore { inner, options: self.options, random: self.random.clone(), away }))
     }
 
     async fn delete(&self, keys: &[Key]) -> Result<()> {

@@ -26,6 +26,10 @@ use crate::volume::slot;
 /// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
 const MIN_LIVE_PERCENT: u64 = 50;
 
+/// Bytes of pages that one checkpoint writes anew because they are sealed with a rotated data key: the default of what the
+/// map may take in memory. One object may hold more; further ones wait for the next checkpoint.
+const RESEAL_BYTES: u64 = 256 << 20;
+
 /// Writes one checkpoint. Fails only if the volume cannot go on.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     load_for_rewrite(&shared).await;
@@ -35,7 +39,10 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
             break snapshot;
         }
     };
-    write(&shared, snapshot).await
+    let seq = snapshot.root.seq;
+    write(&shared, snapshot).await?;
+    shared.remember(seq).await;
+    Ok(())
 }
 
 /// Step 1.
@@ -85,7 +92,14 @@ async fn load_for_rewrite(shared: &Shared) {
             let live = live.get(seq).copied().unwrap_or(0);
             (live > 0 && live * 100 < info.page_bytes * MIN_LIVE_PERCENT).then_some(*seq)
         };
-        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter_map(sparse).collect();
+        let mut room = RESEAL_BYTES;
+        let retired = |(seq, info): (&Seq, &CheckpointInfo)| {
+            let is_retired = room > 0 && shared.sealer.is_retired(&info.salt);
+            room = room.saturating_sub(if is_retired { info.page_bytes } else { 0 });
+            is_retired.then_some(*seq)
+        };
+        let retired: Vec<Seq> = inner.checkpoints.iter().filter_map(retired).collect();
+        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter_map(sparse).chain(retired).collect();
         let pages = inner.state.map.unloaded();
         let wanted: Vec<_> = pages.into_iter().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
         (wanted, objects)

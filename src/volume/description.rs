@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::codec::seal::Sealer;
-use crate::keyring::{Keyring, Secrets};
+use crate::keyring::{Keyring, Secrets, UnlockError};
 use crate::store::{ErrorKind, Key, Store, list_all};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
@@ -56,11 +56,14 @@ impl Description {
     /// What seals and opens the volume's objects. If it is encrypted, one of the secrets must open one of its slots, and
     /// the description must have been written by somebody with the key.
     pub async fn unlock(&self, keys: &Keys, secrets: &Secrets) -> Result<Sealer> {
-        let Some(encryption) = &self.meta.encryption else {
-            return Ok(Sealer::new(self.meta.uuid, None));
-        };
         let name = self.meta.name.as_str();
         let locked = |why| VolumeError::Locked { name: name.to_owned(), why };
+        let Some(encryption) = &self.meta.encryption else {
+            return match secrets.require_encryption() {
+                true => Err(locked(UnlockError::NotEncrypted)),
+                false => Ok(Sealer::new(self.meta.uuid, None)),
+            };
+        };
         let keyring = secrets.unlock(name, self.meta.uuid, encryption).await.map_err(locked)?;
         self.prove(keys, &keyring)?;
         Ok(Sealer::new(self.meta.uuid, Some(keyring)))

@@ -34,8 +34,8 @@ pub enum VolumeError {
         /// The store's URL.
         store: String,
     },
-    /// It is encrypted, and the key is missing or wrong.
-    #[error("volume {name:?} is encrypted and stays locked: {why}")]
+    /// It is encrypted, and the key is missing or wrong; or it is not, and must be.
+    #[error("volume {name:?} stays locked: {why}")]
     Locked {
         /// The volume.
         name: String,
@@ -114,6 +114,17 @@ pub enum VolumeError {
         epoch: Epoch,
         /// Who took the volume since.
         holder: Holder,
+    },
+    /// The store holds an older state than this server has seen.
+    #[error(
+        "volume {name:?} has gone back: {what}; somebody restored an old copy of the store, or wants you to \
+         take it for the present one; if you did it, open with --accept-rollback"
+    )]
+    RolledBack {
+        /// The volume.
+        name: String,
+        /// What is older than what was seen.
+        what: String,
     },
     /// The journal continues beyond what the store has: the store lost something.
     #[error(

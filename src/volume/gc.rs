@@ -128,15 +128,31 @@ impl Collector {
                 self.uncounted = (here.checkpointed, BTreeSet::new());
             }
             let spared = self.damaged.union(&self.uncounted.1).copied().collect();
-            let victims = gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
+            let mut victims =
+                gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
+            if victims.is_empty() && inner.may_reseal {
+                victims =
+                    gc::choose_retired(usage.iter(), options, &spared, |info| shared.sealer.is_retired(&info.salt));
+            }
             if victims.is_empty() {
                 self.settled = Some(here);
+                drop(inner);
+                self.reseal_tables(shared);
                 return;
             }
             (victims, here.committed)
         };
         self.began = Some(Instant::now());
         self.gathering = Some(Box::pin(gather(shared.clone(), victims, as_of)));
+    }
+
+    /// No segment is to be sealed anew any more: then pages of the map are, with the next checkpoints.
+    fn reseal_tables(&mut self, shared: &Shared) {
+        let mut inner = shared.inner.lock();
+        if inner.may_reseal {
+            inner.may_reseal = inner.checkpoints.values().any(|info| shared.sealer.is_retired(&info.salt));
+            self.owes_checkpoint |= inner.may_reseal;
+        }
     }
 
     /// The gathered data, once there is some; never, if nothing is being gathered.
@@ -232,7 +248,7 @@ impl Collector {
         let merge_after = u64::from(options.merge_count.max(2));
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
-        many || fell_quiet || gc::is_due(&inner.state.map.usage().totals(), options, here.activity)
+        many || fell_quiet || inner.may_reseal || gc::is_due(&inner.state.map.usage().totals(), options, here.activity)
     }
 
     /// After work comes rest, in proportion.
@@ -318,14 +334,14 @@ async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Un
         _ => Unread::Store(error),
     };
     let whole = match info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes {
-        true => Some(shared.store.get(&key).await.map_err(store_failed)?),
+        true => Some(shared.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
     let read = match &whole {
         Some(bytes) => {
             segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
         }
-        None => match scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, seq).await {
+        None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
             Ok(Some(read)) => Ok(read),
             Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
             Err(crate::volume::VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
@@ -349,7 +365,7 @@ async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Un
             let gets = fetch::plan(frames, READ_GAP, READ_MAX);
             let mut gets = stream::iter(gets.into_iter().map(|get| {
                 let key = &key;
-                async move { (get.range.start, shared.store.get_range(key, get.range).await) }
+                async move { (get.range.start, shared.background.get_range(key, get.range).await) }
             }))
             .buffered(PARALLEL);
             while let Some((start, got)) = gets.next().await {

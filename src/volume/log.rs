@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::time::Instant;
@@ -31,6 +32,8 @@ struct Uploaded {
     info: SegmentInfo,
     placements: Vec<(Extent, Placement)>,
     as_of: Option<Seq>,
+    /// The object as it is in the store, if somebody wants it.
+    sealed: Vec<Bytes>,
 }
 
 struct Log {
@@ -150,7 +153,14 @@ impl Log {
 
     /// The segment takes effect: every later read and FLUSH sees it as committed.
     async fn commit(&mut self, uploaded: Uploaded) -> Result<(), End> {
-        let Uploaded { seq, info, placements, as_of } = uploaded;
+        let Uploaded { seq, info, placements, as_of, sealed } = uploaded;
+        // Before it takes effect: a read finds it in the batch until then, and in the cache from then on. All before it is
+        // in the store, so whatever happens now, this place of the log will hold this for ever.
+        let batch = self.shared.inner.lock().state.oldest_upload();
+        if let Some(batch) = batch {
+            self.shared.objects.keep_opened(&placements, batch).await;
+        }
+        self.shared.objects.keep_sealed(&placements, &sealed);
         let mut backoff = Backoff::new(&self.shared);
         let shared = self.shared.clone();
         let _reading = shared.begin_reading();
@@ -277,6 +287,7 @@ impl Log {
         let encoded = close.encode(&self.shared.sealer, seq, self.shared.salt());
         let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
         slot::put_until_done(&self.shared, seq, object.parts).await?;
+        self.shared.remember(seq).await;
         // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
         let closed = self.shared.journal.close().await;
         let removed = journal::discard(&self.shared.disk, self.shared.meta.uuid).await;
@@ -316,8 +327,9 @@ async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uplo
 async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeError>) -> Result<Uploaded, End> {
     let EncodedSegment { object, placements, info, as_of } =
         encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
+    let sealed = if shared.objects.keeps_sealed() { object.parts.clone() } else { Vec::new() };
     slot::put_until_done(shared, seq, object.parts).await?;
-    Ok(Uploaded { seq, info, placements, as_of })
+    Ok(Uploaded { seq, info, placements, as_of, sealed })
 }
 
 /// The result of the checkpoint under way; never, if there is none.

@@ -35,6 +35,8 @@ mod backoff;
 pub mod objects;
 pub mod lifecycle;
 pub mod description;
+pub mod key_slots;
+mod seen;
 pub mod meta;
 pub mod root;
 pub mod keys;
@@ -49,7 +51,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
+use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
+use crate::codec::frame::Compression;
+use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
 use crate::journal;
 use crate::units::BlockCount;
@@ -104,6 +109,12 @@ pub struct Status {
     pub sparse_bytes: u64,
     /// Segments and checkpoints in the store.
     pub objects: u64,
+    /// How its objects are sealed.
+    pub seal: Seal,
+    /// How new frames are compressed.
+    pub compression: Compression,
+    /// Bytes of live objects that are still sealed with a rotated data key.
+    pub retired_bytes: u64,
     /// Garbage collection.
     pub gc: GcStatus,
     /// What it has cost since it was opened here.
@@ -136,9 +147,11 @@ impl Volume {
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
         options.check()?;
+        let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let log = tokio::spawn(log::run(shared.clone()));
-        let ahead = Mutex::new(ReadAhead::new(shared.meta.size, shared.options.read_ahead));
+        let ahead = ReadAhead::new(shared.meta.size, shared.options.read_ahead, cache.memory_size() / AHEAD_PART);
+        let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
         Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)), ahead, prefetcher }))
     }
@@ -154,6 +167,11 @@ impl Volume {
             Ok(Err(end)) => Err(DeviceError::from(end).into()),
             Err(_) => Err(DeviceError::Io("the log task has died".into()).into()),
         }
+    }
+
+    /// Takes over what is new in its description: key slots, a new data key, compression.
+    pub async fn reload(&self) -> Result<(), VolumeError> {
+        self.shared.reload().await
     }
 
     /// Deletes the objects of its folder that belong to nobody, at once.
@@ -173,6 +191,9 @@ impl Volume {
         let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
         Status {
             size: self.shared.meta.size,
+            seal: self.shared.sealer.seal(),
+            compression: inner.compression,
+            retired_bytes: if inner.may_reseal { inner.retired_bytes(&self.shared.sealer) } else { 0 },
             mapped_bytes: self.shared.block_size.bytes_in(BlockCount(totals.live_blocks)),
             stored_bytes: totals.stored_bytes + pages,
             live_bytes: totals.live_bytes,
@@ -209,6 +230,10 @@ impl Drop for Volume {
     }
 }
 
+/// The part of the cache's memory that all streams of a volume together may be ahead: what is fetched ahead must still be
+/// there when it is read.
+const AHEAD_PART: u64 = 4;
+
 /// Bytes of an NBD CACHE request that are fetched at once.
 const CACHE_PIECE: u64 = 8 << 20;
 
@@ -220,10 +245,12 @@ impl Device for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
-        if let Some(range) = self.ahead.lock().read(offset, u64::from(len)) {
+        let advice = self.ahead.lock().read(offset, u64::from(len));
+        if let Some(range) = advice.ahead {
             self.prefetcher.want(range);
         }
-        self.shared.read(offset, u64::from(len)).await
+        let purpose = if advice.in_stream { Purpose::Stream } else { Purpose::Read };
+        self.shared.read(offset, u64::from(len), purpose).await
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
@@ -246,7 +273,9 @@ impl Device for Volume {
         // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
         let end = offset + len;
         for start in (offset..end).step_by(CACHE_PIECE as usize) {
-            self.shared.prefetch(start, CACHE_PIECE.min(end - start)).await?;
+            // As much as a client's requests that are under way together may bring, so that the disk gets it all.
+            self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
+            self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
         }
         Ok(())
     }

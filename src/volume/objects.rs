@@ -1,27 +1,34 @@
 //! Reading a volume's objects: frames and map pages, each verified before use (rule R9), each fetched once however many
-//! wait for it.
+//! wait for it. A frame comes from memory, from the local disk, or from the store, and is the same wherever it comes from:
+//! what is not in memory is opened with the key of its object.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::cache::BlockCache;
+use crate::cache::disk::Run;
 use crate::cache::flight::{Flight, Flights};
+use crate::cache::{BlockCache, Purpose};
 use crate::codec::object::ObjectKind;
-use crate::codec::seal::{Salt, Sealer};
-use crate::codec::{CorruptError, frame};
-use crate::map::{Page, PageIndex, PageRef};
+use crate::codec::seal::{ObjectKey, Salt, Sealer};
+use crate::codec::{CorruptError, expect_len, frame};
+use crate::outside::Workers;
 use crate::store::{Key, Store, StoreError};
-use crate::units::{FRAME_BYTES_MAX, FrameAddr};
+use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
 use crate::volume::fetch::{self, Get};
 use crate::volume::keys::Keys;
 use crate::volume::options::Options;
-use crate::volume::root;
+
+mod keep;
+mod pages;
+
+use pages::{BroughtPages, PagePlace};
 
 /// Why bytes could not be had from the store; cheap to hand to everybody who waits.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -50,21 +57,21 @@ pub enum ReadError {
 
 /// The frames that one GET brought, or why not.
 type Brought = Result<Arc<HashMap<FrameAddr, Bytes>>, ReadError>;
-/// The pages that one GET brought, or why not.
-type BroughtPages = Result<Arc<HashMap<PagePlace, Arc<Page>>>, ReadError>;
-
-/// A page and where it lies.
-type PagePlace = (PageIndex, u64, u32);
-
-/// Pages of one checkpoint object that one GET brings, in the order of their offsets.
-struct PageGet {
-    range: Range<u64>,
-    pages: Vec<(PageIndex, PageRef)>,
+/// What a fetch needs to know beside its frames.
+#[derive(Debug)]
+struct How {
+    /// The salts of the segments.
+    salts: Salts,
+    /// What it is for.
+    purpose: Purpose,
+    /// The most bytes of one request.
+    request: u64,
 }
 
-fn place(index: PageIndex, at: PageRef) -> PagePlace {
-    (index, at.checkpoint.0, at.offset)
-}
+type Salts = HashMap<Seq, Salt>;
+
+/// Frames of more bytes than this together are opened by the workers; fewer take less time than going there.
+const INLINE_BYTES: usize = 96 << 10;
 
 /// The reader of one volume's objects.
 #[derive(Clone, Debug)]
@@ -79,6 +86,7 @@ struct Inner {
     volume: Uuid,
     sealer: Sealer,
     cache: Arc<BlockCache>,
+    workers: Workers,
     requests: Semaphore,
     read_gap: u64,
     read_max: u64,
@@ -94,6 +102,7 @@ impl Objects {
         volume: Uuid,
         sealer: Sealer,
         cache: Arc<BlockCache>,
+        workers: Workers,
         options: &Options,
     ) -> Objects {
         let inner = Inner {
@@ -102,6 +111,7 @@ impl Objects {
             volume,
             sealer,
             cache,
+            workers,
             requests: Semaphore::new(options.read_parallel.max(1) as usize),
             read_gap: options.read_gap,
             read_max: options.read_max,
@@ -111,116 +121,158 @@ impl Objects {
         Objects { inner: Arc::new(inner) }
     }
 
-    /// The opened frames, from the cache or the store.
-    pub async fn frames(&self, wanted: &[(FrameAddr, Salt)]) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
+    /// The opened frames, from the cache or the store; from the latter with requests of up to `request` bytes, or `read_max`
+    /// if that is more.
+    pub async fn frames(
+        &self,
+        wanted: &[(FrameAddr, Salt)],
+        purpose: Purpose,
+        request: u64,
+    ) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
         let mut have = HashMap::with_capacity(wanted.len());
         let mut missing = Vec::new();
-        let mut salts = HashMap::new();
-        let mut flights: Vec<Flight<Brought>> = Vec::new();
         for &(frame, salt) in wanted {
-            if let Some(data) = self.inner.cache.get(self.inner.volume, frame) {
-                have.insert(frame, data);
-            } else if let Some(flight) = self.inner.frames.find(frame) {
+            match self.inner.cache.get(self.inner.volume, frame, purpose) {
+                Some(data) => drop(have.insert(frame, data)),
+                None => missing.push((frame, salt)),
+            }
+        }
+        if !missing.is_empty() {
+            let mut landing: FuturesUnordered<_> =
+                self.flights(missing, &mut have, purpose, request).into_iter().collect();
+            while let Some(brought) = landing.next().await {
+                have.extend(brought?.iter().map(|(frame, data)| (*frame, data.clone())));
+            }
+        }
+        Ok(have)
+    }
+
+    /// The flights that bring the frames, new ones for those that nobody has asked for; what came meanwhile is added to
+    /// `have`.
+    fn flights(
+        &self,
+        wanted: Vec<(FrameAddr, Salt)>,
+        have: &mut HashMap<FrameAddr, Bytes>,
+        purpose: Purpose,
+        request: u64,
+    ) -> Vec<Flight<Brought>> {
+        let inner = &self.inner;
+        let (mut flights, mut missing, mut salts) = (Vec::new(), Vec::new(), Salts::new());
+        // While we look nobody else can launch, nor land.
+        let mut board = inner.frames.board();
+        for (frame, salt) in wanted {
+            if let Some(flight) = board.find(frame) {
                 flights.push(flight);
+            } else if let Some(data) = inner.cache.get(inner.volume, frame, purpose) {
+                have.insert(frame, data);
             } else {
                 missing.push(frame);
                 salts.insert(frame.seq, salt);
             }
         }
-        for get in fetch::plan(missing, self.inner.read_gap, self.inner.read_max) {
-            let salt = salts.get(&get.seq).copied().unwrap_or_default();
-            let frames = get.frames.clone();
-            flights.push(self.inner.frames.launch(frames, self.inner.clone().bring(get, salt)));
-        }
-        let mut landing: FuturesUnordered<_> = flights.into_iter().collect();
-        while let Some(brought) = landing.next().await {
-            let brought = brought?;
-            have.extend(wanted.iter().filter_map(|(frame, _)| Some((*frame, brought.get(frame)?.clone()))));
-        }
-        Ok(have)
-    }
-
-    /// The pages at the given places; the salt is that of the checkpoint object.
-    pub async fn pages(
-        &self,
-        wanted: Vec<(PageIndex, PageRef, Salt)>,
-    ) -> Result<Vec<(PageIndex, PageRef, Arc<Page>)>, ReadError> {
-        let flights = &self.inner.pages;
-        let mut flying: Vec<Flight<BroughtPages>> = Vec::new();
-        let (mut missing, mut salts) = (Vec::new(), HashMap::new());
-        for &(index, at, salt) in &wanted {
-            match flights.find(place(index, at)) {
-                Some(flight) => flying.push(flight),
-                None => {
-                    missing.push((index, at));
-                    salts.insert(at.checkpoint, salt);
-                }
+        let how = Arc::new(How { salts, purpose, request: request.max(inner.read_max) });
+        if let Some(disk) = inner.cache.disk() {
+            let (runs, elsewhere) = disk.find(inner.volume, missing);
+            missing = elsewhere;
+            for run in runs {
+                let frames = run.frames().collect();
+                flights.push(board.launch(frames, inner.clone().bring_from_disk(run, how.clone())));
             }
         }
-        for get in plan_pages(missing, self.inner.read_gap, self.inner.read_max) {
-            let salt = get.pages.first().and_then(|(_, at)| salts.get(&at.checkpoint)).copied().unwrap_or_default();
-            let places = get.pages.iter().map(|&(index, at)| place(index, at)).collect();
-            flying.push(flights.launch(places, self.inner.clone().bring_pages(get, salt)));
+        for get in inner.plan(missing, &how) {
+            let frames = get.frames.clone();
+            flights.push(board.launch(frames, inner.clone().bring(get, how.clone())));
         }
-        let mut have = HashMap::with_capacity(wanted.len());
-        let mut landing: FuturesUnordered<_> = flying.into_iter().collect();
-        while let Some(brought) = landing.next().await {
-            have.extend(brought?.iter().map(|(place, page)| (*place, page.clone())));
-        }
-        let page = |(index, at, _)| have.get(&place(index, at)).map(|page| (index, at, page.clone()));
-        Ok(wanted.into_iter().filter_map(page).collect())
+        flights
     }
 }
 
 impl Inner {
+    fn plan(&self, frames: Vec<FrameAddr>, how: &How) -> Vec<Get> {
+        fetch::plan(frames, self.read_gap, how.request)
+    }
+
+    /// What the disk does not have after all, or cannot prove, comes from the store.
+    async fn bring_from_disk(self: Arc<Self>, run: Run, how: Arc<How>) -> Brought {
+        let (Some(disk), Some(read)) = (self.cache.disk(), self.read_disk(&run).await) else {
+            return self.bring_all(run.frames().collect(), &how).await;
+        };
+        let (mut opened, mut missing) = (HashMap::with_capacity(read.len()), Vec::new());
+        for (frame, result) in self.open(read, &how).await {
+            match result {
+                Ok(data) => drop(opened.insert(frame, data)),
+                Err(_) => {
+                    disk.reject(self.volume, &run, frame);
+                    missing.push(frame);
+                }
+            }
+        }
+        disk.accept(opened.len());
+        if missing.is_empty() {
+            return Ok(Arc::new(opened));
+        }
+        let rest = self.bring_all(missing, &how).await?;
+        opened.extend(rest.iter().map(|(frame, data)| (*frame, data.clone())));
+        Ok(Arc::new(opened))
+    }
+
+    async fn read_disk(&self, run: &Run) -> Option<Vec<(FrameAddr, Bytes)>> {
+        self.cache.disk()?.read(run).await
+    }
+
+    async fn bring_all(self: &Arc<Self>, frames: Vec<FrameAddr>, how: &Arc<How>) -> Brought {
+        let gets = self.plan(frames, how).into_iter().map(|get| self.clone().bring(get, how.clone()));
+        let all = try_join_all(gets).await?;
+        let all = all.iter().flat_map(|some| some.iter()).map(|(frame, data)| (*frame, data.clone()));
+        Ok(Arc::new(all.collect()))
+    }
+
     /// Reads again once what could not be proven: it may have been harmed on the way, not in the store.
-    async fn bring(self: Arc<Self>, get: Get, salt: Salt) -> Brought {
-        match self.bring_once(&get, &salt).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &salt).await,
+    async fn bring(self: Arc<Self>, get: Get, how: Arc<How>) -> Brought {
+        match self.bring_once(&get, &how).await {
+            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &how).await,
             brought => brought,
         }
     }
 
-    async fn bring_pages(self: Arc<Self>, get: PageGet, salt: Salt) -> BroughtPages {
-        match self.bring_pages_once(&get, &salt).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_pages_once(&get, &salt).await,
-            brought => brought,
-        }
-    }
-
-    async fn bring_once(&self, get: &Get, salt: &Salt) -> Brought {
+    async fn bring_once(&self, get: &Get, how: &How) -> Brought {
         let key = self.keys.segment(get.seq);
         let bytes = self.read(&key, get.range.clone()).await?;
-        let object_key = self.sealer.object_key(ObjectKind::Segment, get.seq, salt);
-        let object_key = object_key.map_err(|why| corrupt(&key, 0, why))?;
-        let mut opened = HashMap::with_capacity(get.frames.len());
-        for &frame in &get.frames {
+        let cut = |&frame: &FrameAddr| {
             let from = (u64::from(frame.offset) - get.range.start) as usize;
-            let sealed = bytes.slice(from..from + frame.len as usize);
-            let body = object_key.open_frame(frame.offset, &sealed);
-            let data = body.and_then(|body| frame::decompress_up_to(&body, FRAME_BYTES_MAX));
-            let data = data.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?;
-            // A frame that was stored as it is would keep the whole GET alive.
-            let data = Bytes::copy_from_slice(&data);
-            self.cache.insert(self.volume, frame, data.clone());
-            opened.insert(frame, data);
+            (frame, bytes.slice(from..from + frame.len as usize))
+        };
+        let mut opened = HashMap::with_capacity(get.frames.len());
+        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), how).await {
+            opened.insert(frame, result.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?);
+        }
+        // Only what is proven goes to the disk.
+        if let Some(disk) = self.cache.disk() {
+            disk.offer(self.volume, &bytes, get.range.start, get.frames.iter().copied());
         }
         Ok(Arc::new(opened))
     }
 
-    async fn bring_pages_once(&self, get: &PageGet, salt: &Salt) -> BroughtPages {
-        let Some((_, first)) = get.pages.first() else { return Ok(Arc::default()) };
-        let key = self.keys.checkpoint(first.checkpoint);
-        let bytes = self.read(&key, get.range.clone()).await?;
-        let mut opened = HashMap::with_capacity(get.pages.len());
-        for &(index, at) in &get.pages {
-            let from = (u64::from(at.offset) - get.range.start) as usize;
-            let sealed = bytes.slice(from..from + at.len as usize);
-            let mapped = root::open_page(&self.sealer, salt, index, at, &sealed);
-            let mapped = mapped.map_err(|why| corrupt(&key, u64::from(at.offset), why))?;
-            opened.insert(place(index, at), Arc::new(Page::from_mapped(&mapped)));
+    /// Proves and decompresses frames, and puts what is proven into memory.
+    async fn open(&self, sealed: Vec<(FrameAddr, Bytes)>, how: &How) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
+        let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
+        let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
+        for (frame, _) in &sealed {
+            let salt = how.salts.get(&frame.seq).copied().unwrap_or_default();
+            let key = || self.sealer.object_key(ObjectKind::Segment, frame.seq, &salt);
+            keys.entry(frame.seq).or_insert_with(key);
         }
-        Ok(Arc::new(opened))
+        let open = move || -> Vec<_> {
+            let open = |(frame, sealed): (FrameAddr, Bytes)| (frame, open_frame(keys.get(&frame.seq), frame, &sealed));
+            sealed.into_iter().map(open).collect()
+        };
+        let opened = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
+        for (frame, result) in &opened {
+            if let Ok(data) = result {
+                self.cache.insert(self.volume, *frame, data.clone(), how.purpose);
+            }
+        }
+        opened
     }
 
     /// Exactly the bytes of the range.
@@ -236,27 +288,18 @@ impl Inner {
     }
 }
 
-/// Joins pages of one object that lie at most `gap` bytes apart into one GET of at most `max` bytes (a single page may
-/// be longer).
-fn plan_pages(mut pages: Vec<(PageIndex, PageRef)>, gap: u64, max: u64) -> Vec<PageGet> {
-    pages.sort_unstable_by_key(|(index, at)| (at.checkpoint, at.offset, *index));
-    pages.dedup();
-    let mut gets: Vec<PageGet> = Vec::new();
-    for (index, at) in pages {
-        let range = u64::from(at.offset)..u64::from(at.offset) + u64::from(at.len);
-        match gets.last_mut() {
-            Some(get)
-                if get.pages.last().is_some_and(|(_, last)| last.checkpoint == at.checkpoint)
-                    && range.start <= get.range.end + gap
-                    && range.end.max(get.range.end) - get.range.start <= max =>
-            {
-                get.range.end = get.range.end.max(range.end);
-                get.pages.push((index, at));
-            }
-            _ => gets.push(PageGet { range, pages: vec![(index, at)] }),
-        }
-    }
-    gets
+/// The data of a frame, in memory of its own: one that was stored as it is would keep all the bytes alive that came with
+/// it.
+fn open_frame(
+    key: Option<&Result<ObjectKey, CorruptError>>,
+    addr: FrameAddr,
+    sealed: &Bytes,
+) -> Result<Bytes, CorruptError> {
+    let key = key.ok_or(CorruptError::TagMismatch)?.as_ref().map_err(Clone::clone)?;
+    expect_len(sealed.len(), u64::from(addr.len))?;
+    let data = frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)?;
+    let within = sealed.as_ptr_range().contains(&data.as_ptr());
+    Ok(if within { Bytes::copy_from_slice(&data) } else { data })
 }
 
 fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {

@@ -44,7 +44,8 @@ pub struct Options {
     /// The most bytes that one request reads.
     #[serde(with = "human::bytes")]
     pub read_max: u64,
-    /// The most bytes that are fetched ahead of a client that reads in sequence; 0 turns it off.
+    /// The most bytes that are fetched ahead of a client that reads in sequence; 0 turns it off. All streams of a volume
+    /// together are ahead by a quarter of the cache's memory at most.
     #[serde(with = "human::bytes")]
     pub read_ahead: u64,
     /// Garbage collection.
@@ -68,7 +69,7 @@ impl Default for Options {
             read_parallel: 32,
             read_gap: 32 << 10,
             read_max: 1 << 20,
-            read_ahead: 16 << 20,
+            read_ahead: 64 << 20,
             gc: gc::Options::default(),
             retry_pause_max: Duration::from_secs(10),
         }

@@ -10,10 +10,12 @@ use tokio::task::JoinHandle;
 
 use crate::volume::shared::Shared;
 
-/// Bytes of the volume that one piece covers.
-const PIECE: u64 = 1 << 20;
+/// Bytes of the volume that one piece covers: an eighth of the range, so that its pieces come at the same time, within these
+/// bounds. Where the data lies together, a piece is one request; long ones cost the store and us less for each byte.
+const PIECE_MIN: u64 = 1 << 20;
+const PIECE_MAX: u64 = 4 << 20;
 
-/// Pieces that are fetched at a time: half of what `read_parallel` allows by default, so that reads find a free request.
+/// Pieces that are fetched at a time.
 const PARALLEL: usize = 16;
 
 /// Ranges that may wait.
@@ -48,14 +50,15 @@ impl Drop for Prefetcher {
 async fn run(shared: Arc<Shared>, wanted: Receiver<Range<u64>>) {
     let ranges = stream::unfold(wanted, |mut wanted| async { Some((wanted.recv().await?, wanted)) });
     let pieces = ranges.flat_map(|range| {
-        let starts = (range.start..range.end).step_by(PIECE as usize);
-        stream::iter(starts.map(move |start| (start, PIECE.min(range.end - start))))
+        let piece = ((range.end - range.start) / 8).next_multiple_of(PIECE_MIN).clamp(PIECE_MIN, PIECE_MAX);
+        let starts = (range.start..range.end).step_by(piece as usize);
+        stream::iter(starts.map(move |start| (start, piece.min(range.end - start))))
     });
     let fetches = pieces.map(|(start, len)| {
         let shared = &shared;
         async move {
             // Whoever reads this range will see the error again.
-            if let Err(error) = shared.prefetch(start, len).await {
+            if let Err(error) = shared.prefetch(start, len, PIECE_MAX).await {
                 tracing::debug!(start, len, "not fetched ahead: {error}");
             }
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
 use crate::map::NeedPages;
@@ -17,7 +18,7 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 impl Shared {
     /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).
-    pub(super) async fn read(&self, offset: u64, len: u64) -> Result<Pieces, DeviceError> {
+    pub(super) async fn read(&self, offset: u64, len: u64, purpose: Purpose) -> Result<Pieces, DeviceError> {
         if len == 0 {
             return Ok(Vec::new());
         }
@@ -26,7 +27,7 @@ impl Shared {
         let wanted: Vec<(FrameAddr, Salt)> = planned.wanted();
         let frames = match wanted.is_empty() {
             true => HashMap::new(),
-            false => self.objects.frames(&wanted).await.map_err(io_error)?,
+            false => self.objects.frames(&wanted, purpose, 0).await.map_err(io_error)?,
         };
         let mut out = Pieces::with_capacity(planned.pieces.len());
         for (part, piece) in std::mem::take(&mut planned.pieces) {
@@ -39,11 +40,12 @@ impl Shared {
         Ok(out)
     }
 
-    /// Asks for the frames of a range to be in the cache.
-    pub(super) async fn prefetch(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+    /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
+    /// is more.
+    pub(super) async fn prefetch(&self, offset: u64, len: u64, request: u64) -> Result<(), DeviceError> {
         if len > 0 {
             let planned = self.plan(self.block_size.cover(offset, len)).await?;
-            self.objects.frames(&planned.wanted()).await.map_err(io_error)?;
+            self.objects.frames(&planned.wanted(), Purpose::Ahead, request).await.map_err(io_error)?;
         }
         Ok(())
     }

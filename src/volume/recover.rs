@@ -1,6 +1,7 @@
 //! Opening a volume: read what is there, decide, fence, accept the journal's changes again.
 //!
-//! 1. Scan: newest description, newest checkpoint, the log after it up to the first gap.
+//! 1. Scan: newest description, newest checkpoint, the log after it up to the first gap. If this server has seen a newer
+//!    state ([`seen`]), refuse.
 //! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
 //! 3. Have a journal: begin one or go on with the one that is here. It must exist before the fence that names it.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again.
@@ -28,6 +29,7 @@ use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
+use crate::volume::seen;
 use crate::volume::shared::{Doomed, Parts, Shared};
 use crate::volume::slot::{self, PutSlot};
 use crate::volume::state::{Origin, State};
@@ -91,7 +93,7 @@ pub(super) async fn open(
 ) -> Result<Shared> {
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
-    let (store, cache) = (outside.store.clone(), outside.cache.clone());
+    let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
     let source = Source::of(store, name, &options, Some(cache), &outside.secrets).await?;
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
@@ -100,6 +102,7 @@ pub(super) async fn open(
     let mut displaced: Option<Epoch> = None;
     for _ in 0..TRIES {
         let mut scan = opening.source.scan().await?;
+        opening.refuse_the_past(&scan).await?;
         opening.refuse_a_lost_race(&scan, &mut displaced)?;
         let found = journal::find(&opening.outside.disk, &opening.source.sealer).await?;
         let verdict = opening.decide(&scan, found.as_ref())?;
@@ -111,7 +114,9 @@ pub(super) async fn open(
             } else {
                 scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
             }
-            return Ok(opening.start(scan, placed, journal, replay));
+            let shared = opening.start(scan, placed, journal, replay);
+            shared.remember(shared.fence.0).await;
+            return Ok(shared);
         }
         // The journal that was just begun is empty: the next try finds it and drops it.
     }
@@ -137,6 +142,22 @@ struct Opening {
 }
 
 impl Opening {
+    /// Nothing in the store is ever older than it was, unless somebody put an old copy there.
+    async fn refuse_the_past(&self, scan: &Scan) -> Result<()> {
+        let name = self.source.meta.name.to_string();
+        let seen = match seen::read(&*self.outside.disk).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                tracing::warn!(volume = %name, "what was seen of it before cannot be read: {error}");
+                None
+            }
+        };
+        match seen.and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
+            Some(what) if !self.flags.accept_rollback => Err(VolumeError::RolledBack { name, what }),
+            _ => Ok(()),
+        }
+    }
+
     /// A flag names the server that is there now; whoever takes the volume meanwhile was not meant.
     fn refuse_a_lost_race(&self, scan: &Scan, first_seen: &mut Option<Epoch>) -> Result<()> {
         let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
@@ -278,6 +299,7 @@ impl Opening {
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
         Shared::new(Parts {
             meta,
+            description: self.source.description,
             options: self.options,
             fence: (seq, fence),
             store: self.outside.store,

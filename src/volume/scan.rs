@@ -7,22 +7,24 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::join_all;
 
-use crate::cache::{self, BlockCache};
+use crate::cache::BlockCache;
 use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
 use crate::keyring::Secrets;
 use crate::map::{ExtentMap, NeedPages, PageIndex, Runs, SegmentInfo, Usage};
+use crate::outside::Workers;
 use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
 use crate::volume::account::Account;
-use crate::volume::description;
+use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
 use crate::volume::root::{self, CheckpointInfo, Root};
+use crate::volume::seen::Seen;
 
 /// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
 const HEAD_GUESS: u64 = 64 << 10;
@@ -44,6 +46,8 @@ pub struct Source {
     pub keys: Keys,
     /// Its newest description.
     pub meta: Meta,
+    /// The number of the description.
+    pub description: u64,
     /// What proves its objects.
     pub sealer: Sealer,
     /// Its frames and pages.
@@ -80,21 +84,21 @@ pub struct Scan {
 }
 
 impl Source {
-    /// The volume of that name, unlocked, with a cache of its own or the server's.
+    /// The volume of that name, unlocked, with a cache of its own or the server's, whose workers open what is read.
     pub async fn of(
         store: Arc<dyn Store>,
         name: &VolumeName,
         options: &Options,
-        cache: Option<Arc<BlockCache>>,
+        cache: Option<(Arc<BlockCache>, Workers)>,
         secrets: &Secrets,
     ) -> Result<Source> {
         let keys = Keys::new(name);
         let description = description::load(&*store, &keys, name).await?;
         let sealer = description.unlock(&keys, secrets).await?;
-        let meta = description.meta;
-        let cache = cache.unwrap_or_else(|| Arc::new(BlockCache::new(&cache::Options { memory: 16 << 20 })));
-        let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, options);
-        Ok(Source { store, keys, meta, sealer, objects })
+        let Description { meta, number, .. } = description;
+        let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
+        let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options);
+        Ok(Source { store, keys, meta, description: number, sealer, objects })
     }
 
     /// Reads the volume. Begins again if its owner deleted, after a newer checkpoint, what was being read.
@@ -109,6 +113,12 @@ impl Source {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// What a server that has seen this remembers.
+    pub fn seen(&self, scan: &Scan) -> Seen {
+        let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
+        Seen::new(epoch, scan.committed, scan.covers, self.description, self.sealer.seal())
     }
 
     /// The seqs of all checkpoints.

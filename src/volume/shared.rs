@@ -14,7 +14,7 @@ use crate::codec::seal::{Salt, Sealer};
 use crate::device::DeviceError;
 use crate::disk::Disk;
 use crate::journal::Journal;
-use crate::keyring::Secrets;
+use crate::keyring::{Keyring, Secrets};
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Fence, Stamp};
 use crate::store::Store;
@@ -22,12 +22,15 @@ use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
 use crate::volume::GcStatus;
 use crate::volume::account::Account;
+use crate::volume::description;
+use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
 use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
+use crate::volume::seen::{self, Seen};
 use crate::volume::state::State;
 use crate::volume::watched::Watched;
 
@@ -42,6 +45,8 @@ pub struct Shared {
     pub epoch: Epoch,
     pub server: Uuid,
     pub store: Arc<dyn Store>,
+    /// The same, for reads of collection and sweeping.
+    pub background: Arc<dyn Store>,
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
@@ -78,6 +83,8 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Inner {
     pub state: State,
+    /// The number of the newest description that we know.
+    pub description: u64,
     /// The checkpoint objects that hold pages of the newest root.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     /// What is still to be deleted.
@@ -86,6 +93,8 @@ pub struct Inner {
     pub account: Account,
     /// How new frames are compressed.
     pub compression: Compression,
+    /// Something may still be sealed with a rotated data key.
+    pub may_reseal: bool,
     /// What garbage collection has done.
     pub gc: GcStatus,
     /// When a change was committed last.
@@ -156,6 +165,7 @@ impl From<End> for DeviceError {
 /// The parts that recovery hands over.
 pub struct Parts {
     pub meta: Meta,
+    pub description: u64,
     pub options: Options,
     pub fence: (Seq, Fence),
     pub store: Arc<dyn Store>,
@@ -186,11 +196,13 @@ impl Shared {
         let covers = parts.state.covers();
         let mut inner = Inner {
             state: parts.state,
+            description: parts.description,
             checkpoints: parts.checkpoints,
             doomed: parts.doomed,
             committed_at: None,
             account: Account::default(),
             compression: parts.meta.compression,
+            may_reseal: parts.sealer.keyring().is_some_and(Keyring::has_retired),
             gc: GcStatus::default(),
             active_since: None,
             uncheckpointed_since: None,
@@ -206,6 +218,7 @@ impl Shared {
             epoch: parts.fence.1.epoch,
             server: parts.fence.1.server,
             fence: parts.fence,
+            background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
             store: parts.store,
             keys: parts.keys,
             sealer: parts.sealer,
@@ -239,6 +252,41 @@ impl Shared {
     pub fn stamp(&self, covers: ChangeNo) -> Stamp {
         let compression = self.inner.lock().compression;
         Stamp { epoch: self.epoch, server: self.server, covers, compression }
+    }
+
+    /// Keeps on the local disk how far the volume is: `committed` is the last slot of the log. Failing is said, and
+    /// weakens only the notice of a store that was put back.
+    pub async fn remember(&self, committed: Seq) {
+        let (covers, description) = {
+            let inner = self.inner.lock();
+            (inner.state.covers(), inner.description)
+        };
+        let seen = Seen::new(self.epoch, committed, covers, description, self.sealer.seal());
+        if let Err(error) = seen::write(&self.disk, &seen).await {
+            tracing::warn!(volume = %self.meta.name, "what was seen of it cannot be kept in {}: {error}", self.disk.path());
+        }
+    }
+
+    /// Takes over what is new in the description: keys, compression.
+    pub async fn reload(&self) -> Result<(), VolumeError> {
+        let description = description::load(&*self.store, &self.keys, &self.meta.name).await?;
+        if description.meta.uuid != self.meta.uuid {
+            return Err(VolumeError::Invalid(format!("volume {} is another one now", self.meta.name)));
+        }
+        let sealer = description.unlock(&self.keys, &self.secrets).await?;
+        match (self.sealer.keyring(), sealer.keyring()) {
+            (Some(ours), Some(newer)) => ours.follow(newer),
+            (None, None) => {}
+            _ => return Err(VolumeError::Invalid(format!("volume {} cannot change its seal", self.meta.name))),
+        }
+        {
+            let mut inner = self.inner.lock();
+            inner.description = description.number;
+            inner.compression = description.meta.compression;
+            inner.may_reseal = self.sealer.keyring().is_some_and(Keyring::has_retired);
+        }
+        self.wake.notify_one();
+        Ok(())
     }
 
     /// Fails if the volume is closing or has ended.
@@ -319,6 +367,13 @@ impl Inner {
             true => drop(self.uncheckpointed_since.get_or_insert_with(Instant::now)),
             false => self.uncheckpointed_since = None,
         }
+    }
+
+    /// Bytes of objects that are still needed and sealed with a rotated data key.
+    pub fn retired_bytes(&self, sealer: &Sealer) -> u64 {
+        let segments = self.state.map.usage().iter().map(|(_, info)| (info.salt, info.live_bytes()));
+        let tables = self.checkpoints.values().map(|info| (info.salt, info.page_bytes));
+        segments.chain(tables).filter(|(salt, _)| sealer.is_retired(salt)).map(|(_, bytes)| bytes).sum()
     }
 
     /// The salt of a checkpoint object that holds pages.

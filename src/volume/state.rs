@@ -213,6 +213,11 @@ impl State {
         self.frozen.len()
     }
 
+    /// The batch that the oldest upload brings; none if it is moved data.
+    pub fn oldest_upload(&self) -> Option<Arc<Batch>> {
+        self.under_way.front().cloned().flatten()
+    }
+
     /// The oldest upload is in the store: it takes effect. Returns the bytes that its changes no longer hold.
     pub fn commit(
         &mut self,

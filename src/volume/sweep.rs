@@ -190,7 +190,7 @@ async fn remove(shared: &Shared, orphans: &[Key]) -> Result<(), Failed> {
 
 /// The objects that belong to nobody, and those of them that are to be left alone.
 async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
-    let listed = list_all(&*shared.store, &shared.keys.all()).await?;
+    let listed = list_all(&*shared.background, &shared.keys.all()).await?;
     // After the listing: whatever it shows was begun before, and is in the tables by now or still under way.
     let tables = {
         let inner = shared.inner.lock();
@@ -204,7 +204,7 @@ async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
     };
     let (mut orphans, mut left) = (Vec::new(), Vec::new());
     for ObjectEntry { key, .. } in listed {
-        match verdict(&*shared.store, &shared.keys, &shared.sealer, tables.owner(&shared.keys, &key)).await? {
+        match verdict(&*shared.background, &shared.keys, &shared.sealer, tables.owner(&shared.keys, &key)).await? {
             Verdict::Owned => {}
             Verdict::Orphan => orphans.push(key),
             Verdict::LeaveAlone => left.push(key),

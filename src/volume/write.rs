@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::SemaphorePermit;
 
+use crate::cache::Purpose;
 use crate::change::Change;
 use crate::device::DeviceError;
 use crate::segment::Durability;
@@ -186,12 +187,12 @@ impl Shared {
         let start = self.block_size.offset_of(cover.start);
         let end = self.block_size.offset_of(cover.end());
         let mut whole = BytesMut::with_capacity((end - start) as usize);
-        for piece in self.read(start, offset - start).await? {
+        for piece in self.read(start, offset - start, Purpose::Read).await? {
             whole.extend_from_slice(&piece);
         }
         whole.extend_from_slice(&data);
         let data_end = offset + data.len() as u64;
-        for piece in self.read(data_end, end - data_end).await? {
+        for piece in self.read(data_end, end - data_end, Purpose::Read).await? {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.freeze())

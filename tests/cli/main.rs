@@ -5,4 +5,5 @@
 mod bench;
 mod program;
 mod refusals;
+mod encryption;
 mod serving;

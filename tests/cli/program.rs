@@ -113,6 +113,11 @@ impl Serving {
         Ok(Disk(NbdClient::new(stream, &export)))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -103,7 +103,7 @@ fn an_unknown_key_in_the_environment() {
     assert_eq!(
         ended.err,
         "ashlar: environment variable ASHLAR_CACHE__MEMRY = \"1G\": there is no such key; did you mean ASHLAR_CACHE__MEMORY? \
-         [cache] has memory\n"
+         [cache] has disk, memory\n"
     );
 }
 

@@ -248,6 +248,60 @@ fn status_shows_what_a_running_server_does_and_what_it_costs() {
 }
 
 #[test]
+fn warm_fills_the_cache_and_the_disk_keeps_it() {
+    let place = Place::new();
+    let ended = place.run(&["warm", "disk0"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("no server answers at ./ashlar-state/ashlar.sock"), "{}", ended.err);
+    place.serve(&[]).stop();
+    let start = || {
+        let mut command = place.command(&["serve", "--listen", "none"]);
+        command.env("ASHLAR_CACHE__DISK__SIZE", "64MiB").env("ASHLAR_CACHE__DISK__DIRECTORY", place.path("near"));
+        Serving::start(command)
+    };
+    let serving = start();
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, 16 * MIB).unwrap();
+    disk.flush().unwrap();
+    serving.kill();
+    std::fs::remove_dir_all(place.path("near")).unwrap();
+    let serving = start();
+    let status = || -> Value { serde_json::from_str(&place.ok(&["status", "--json"])).unwrap() };
+    assert_eq!(status()["cache"]["disk"]["frames"], 0);
+    let said = place.ok(&["warm", "disk0", "0..16MiB"]);
+    assert!(said.starts_with("16.0 MiB of volume disk0 are warm, after "), "{said}");
+    let gets = || status()["volumes"][0]["since_open"]["gets"].clone();
+    let before = gets();
+    assert!(serving.attach("disk0").unwrap().holds(0, 1, 16 * MIB));
+    assert_eq!(gets(), before);
+    // All of a volume of 10 GiB that is mostly holes, with a word about the room.
+    let ended = place.run(&["warm", "disk0"]);
+    assert!(ended.code == Some(0) && ended.err.contains("the cache has room for 256.0 MiB of data"), "{ended:?}");
+    for (args, code, words) in [
+        (["warm", "other", ".."], 1, "volume other cannot be had at"),
+        (["warm", "disk0", "1..11G"], 2, "is not within the volume, which has 10737418240 bytes"),
+        (["warm", "disk0", "5G"], 2, "is not a range"),
+    ] {
+        let ended = place.run(&args);
+        assert!(ended.code == Some(code) && ended.err.contains(words), "{args:?}: {ended:?}");
+    }
+    // What has reached the disk is there after a sudden death.
+    while status()["cache"]["disk"]["frames"] != 256 {
+        std::thread::yield_now();
+    }
+    serving.kill();
+    let serving = start();
+    while status()["cache"]["disk"]["frames"] != 256 {
+        std::thread::yield_now();
+    }
+    assert!(serving.attach("disk0").unwrap().holds(0, 1, 16 * MIB));
+    assert_eq!(status()["cache"]["disk"]["hits"], 256);
+    let text = place.ok(&["status"]);
+    assert!(text.contains("of 64.0 MiB on disk (256 frames found there, 0 not, 0 bad)"), "{text}");
+    serving.stop();
+}
+
+#[test]
 fn check_repair_removes_what_nobody_owns_and_nothing_else() {
     let place = Place::new();
     let serving = place.serve(&[]);
@@ -298,7 +352,7 @@ fn every_command_explains_itself() {
     for code in ["0 ", "1 ", "2 ", "3 ", "130 "] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "exit code {code}is not in:\n{help}");
     }
-    for command in ["serve", "create", "list", "info", "status", "check", "delete", "config"] {
+    for command in ["serve", "create", "list", "info", "status", "warm", "check", "delete", "config"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in:\n{help}");
         let own = place.ok(&[command, "--help"]);
         assert!(own.contains("\nExamples:\n"), "{command} has no example:\n{own}");

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::Sealer;
+use ashlar::keyring::slot::{Cost, NewSlot};
+use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret};
 use ashlar::map::placement::Placement;
 use ashlar::map::{Content, Mapped, PAGE_BLOCKS, PageIndex, PageRef, SegmentInfo};
 use ashlar::segment::{
@@ -179,6 +181,10 @@ fn sample_account() -> Account {
 }
 
 fn checkpoint() -> EncodedCheckpoint {
+    checkpoint_by(&sealer(), SALT)
+}
+
+fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
     let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
     let old = |offset, len| PageRef { checkpoint: Seq(0x1000), offset, len };
     let root = Root {
@@ -192,7 +198,7 @@ fn checkpoint() -> EncodedCheckpoint {
         pages: vec![(PageIndex(2), old(500, 300)), (PageIndex(5), old(100, 200)), (PageIndex(7), old(800, 100))],
         account: sample_account(),
     };
-    encode_checkpoint(&sealer(), SALT, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
+    encode_checkpoint(sealer, salt, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
 }
 
 #[test]
@@ -242,6 +248,99 @@ fn segment_of_moved_data() {
     assert_eq!(head.placements(seq, read.frames_at), segment.placements);
     assert_eq!(segment.placements.len(), 1, "neighbours share a frame");
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+/// The salt of a sealed object begins with the generation of its data key.
+const SEALED_SALT: [u8; 16] = *b"\x02alt of a golden";
+
+fn keyring() -> Keyring {
+    let retired = [(1, Locked::take(&mut [9; 32]))];
+    let mut current = *b"thirty-two bytes of a golden key";
+    Keyring::new((2, Locked::take(&mut current)), retired, None)
+}
+
+fn encrypting() -> Sealer {
+    Sealer::new(VOLUME, Some(keyring()))
+}
+
+#[test]
+fn encrypted_segment_with_zstd() {
+    let seq = Seq(0x1234);
+    let stamp = Stamp { epoch: Epoch(3), server: SERVER, covers: ChangeNo(70_000), compression: Compression::Zstd(3) };
+    let segment = encode_segment(&encrypting(), seq, SEALED_SALT, block_size(), &stamp, &changes()).unwrap();
+    let encoded = segment.object.parts.concat();
+    // Another release of zstd may find other matches: what it wrote once must be read, and not be found again.
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2/segment-encrypted");
+    if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
+        std::fs::write(&path, &encoded).unwrap();
+    }
+    let stored = Bytes::from(std::fs::read(path).unwrap());
+    for bytes in [stored, encoded.into()] {
+        let read = decode_log_object(&encrypting(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+        let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+        assert_eq!((head.epoch, head.server, head.covers), (Epoch(3), SERVER, ChangeNo(70_000)));
+        for (extent, frame) in head.frames(seq, read.frames_at) {
+            let sealed = bytes.slice(frame.offset as usize..(frame.offset + frame.len) as usize);
+            let data = open_frame(&encrypting(), &read.salt, frame, extent.count.0 as u32 * 512, &sealed).unwrap();
+            match extent.start.0 {
+                10 => assert!(data.starts_with(b"ashlar: worked stone, laid in courses. ashlar")),
+                19 => assert_eq!(data, noise(512)),
+                _ => assert_eq!(data, [7; 512][..]),
+            }
+        }
+        all_harm_is_found(&bytes, |bytes| verify_log_object(&encrypting(), block_size(), seq, bytes));
+        assert!(verify_log_object(&sealer(), block_size(), seq, &bytes).is_err());
+    }
+}
+
+#[test]
+fn encrypted_fence_checkpoint_and_description() {
+    let (seq, at) = (Seq(0x1235), Seq(0x1240));
+    let fence = sample_fence().encode(&encrypting(), seq, SEALED_SALT).unwrap().parts.concat();
+    let fence = golden("v2/fence-encrypted", fence);
+    let read = decode_log_object(&encrypting(), seq, &fence).unwrap().whole(fence.len()).unwrap();
+    assert_eq!(read.object, LogObject::Fence(sample_fence()));
+    all_harm_is_found(&fence, |bytes| verify_log_object(&encrypting(), block_size(), seq, bytes));
+
+    let encoded = checkpoint_by(&encrypting(), SEALED_SALT);
+    let bytes = golden("v2/checkpoint-encrypted", encoded.object.parts.concat());
+    assert_eq!(verify_checkpoint(&encrypting(), at, &bytes).unwrap(), encoded.root);
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&encrypting(), at, bytes));
+
+    let name = VolumeName::new("disk0").unwrap();
+    let recovery = RecoveryKey::new(*b"twenty random bytes!");
+    let ways = [
+        NewSlot::Passphrase("correct horse", Cost { memory_kib: 64, passes: 2, lanes: 1 }),
+        NewSlot::KeyFile(&[3; 32]),
+        NewSlot::Recovery(&recovery),
+    ];
+    let mut encryption = Encryption::of(VOLUME, &keyring());
+    let slot = |(id, way)| KeySlot::new(id, VOLUME, &keyring(), way, [id; 16], 1_700_000_000_000).unwrap();
+    encryption.slots = (1..).zip(&ways).map(slot).collect();
+    let meta = Meta {
+        name: name.clone(),
+        uuid: VOLUME,
+        size: 10 << 30,
+        block_size: BlockSize::default(),
+        created_unix_millis: 1_700_000_000_000,
+        compression: Compression::Zstd(3),
+        encryption: Some(encryption),
+        deleted: false,
+    };
+    let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
+    let decoded = Meta::decode(&name, &bytes).unwrap();
+    decoded.prove(&bytes, &keyring()).unwrap();
+    let encryption = decoded.encryption.unwrap();
+    let secrets = [
+        Secret::passphrase(b"correct horse".to_vec().into()).unwrap(),
+        Secret::key_file(vec![3; 32].into()).unwrap(),
+        Secret::passphrase(recovery.to_text().as_bytes().to_vec().into()).unwrap(),
+    ];
+    for (slot, secret) in encryption.slots.iter().zip(&secrets) {
+        let current = slot.open(VOLUME, 2, secret).unwrap().unwrap();
+        let again = encryption.keyring(VOLUME, current, None).unwrap();
+        assert_eq!(again.key(1).unwrap().bytes(), &[9; 32]);
+    }
 }
 
 /// What an older program wrote means what it always did.

@@ -12,11 +12,19 @@ use ashlar::volume::NewEncryption;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-/// What was sealed: by key and nonce, the hash of the text.
+/// What was sealed.
 #[derive(Clone, Default)]
-pub struct Seals(Arc<Mutex<HashMap<([u8; 32], u64), blake3::Hash>>>);
+pub struct Seals(Arc<Mutex<Sealed>>);
+
+/// By key and nonce, the hash of the text.
+type Sealed = HashMap<([u8; 32], u64), blake3::Hash>;
 
 impl Seals {
+    /// How many texts were sealed.
+    pub fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
     /// What unlocks the world's volume, and records what is sealed from then on.
     pub fn secrets(&self) -> Secrets {
         let sealed = self.0.clone();

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ashlar::cache::disk::DiskTier;
 use ashlar::cache::{self, BlockCache};
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::gc;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::keyring::slot::Cost;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
+use ashlar::store::hedge::{HedgeOptions, HedgeStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::units::{BlockSize, ChangeNo};
+use ashlar::volume::key_slots::Slots;
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };
@@ -61,12 +65,20 @@ pub struct World {
     disk_faults: DiskFaults,
     /// The disks of the two servers.
     disks: [CrashDisk; 2],
+    /// The disks of their caches, if they have such.
+    caches: Option<[CrashDisk; 2]>,
+    /// Bytes of their caches in memory.
+    cache_memory: u64,
+    /// Decides about caches only, so that what else happens in a world is as it was before there were any.
+    cache_random: Random,
     history: History,
     floors: Floors,
     /// Segments of moved data, over all lives.
     collected: u64,
     /// What unlocks the volume if it is encrypted; it sees everything that is sealed.
     secrets: Secrets,
+    seals: Seals,
+    encrypted: bool,
 }
 
 impl World {
@@ -91,6 +103,7 @@ impl World {
             tracing::info!(server, ?death, history = %life.history.len(), status = ?life.volume.status(), "a life ends");
             log.push_str(&format!("{server} {death:?} {} {:?}; ", life.history.len(), life.floors.now()));
             closed = false;
+            world.rotate_perhaps().await;
             match death {
                 Death::Close => closed = world.close(life, server).await,
                 Death::Kill | Death::PowerLoss => world.crash(life, server, death).await,
@@ -118,8 +131,18 @@ impl World {
         world.close(life, server).await;
         let mut objects = world.store.objects();
         objects.sort();
+        assert_eq!(world.encrypted, world.seals.count() > 0, "everything that an encrypted volume writes is sealed");
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
         (format!("{log}{contents}"), world.collected)
+    }
+
+    /// A new data key, in the middle of everything: the server that has the volume does not know of it.
+    async fn rotate_perhaps(&self) {
+        if self.encrypted && self.random.below(3) == 0 {
+            let (random, clock) = (&self.random, &Clock::Manual(Arc::default()));
+            let slots = Slots { store: &*self.store, name: &self.name, secrets: &self.secrets, random, clock };
+            slots.rotate(Cost::LEAST).await.unwrap();
+        }
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
@@ -237,6 +260,9 @@ impl World {
             disk
         };
         let disks = [disk(), disk()];
+        let cache_random = Random::seeded(!seed);
+        let caches = (cache_random.below(2) == 0).then(|| [CrashDisk::new(seed), CrashDisk::new(!seed)]);
+        let cache_memory = cache_random.below(2) * (64 << 10);
         let (history, floors) = (History::default(), Floors::default());
         World {
             random,
@@ -246,16 +272,33 @@ impl World {
             store_faults,
             disk_faults,
             disks,
+            caches,
+            cache_memory,
+            cache_random,
             history,
             floors,
             collected: 0,
             secrets: seals.secrets(),
+            seals,
+            encrypted: seed % 4 < 2,
         }
     }
 
     fn faulty(&self) -> Arc<FaultyStore> {
         let random = Random::seeded(self.random.below(u64::MAX));
         Arc::new(FaultyStore::new(self.store.clone(), self.store_faults, random))
+    }
+
+    /// A cache for the next life of a server. Its disk has died since the last one, and may have decayed.
+    fn cache(&mut self, server: usize) -> BlockCache {
+        let Some(caches) = &mut self.caches else { return BlockCache::in_memory(self.cache_memory) };
+        let disk = &mut caches[server];
+        *disk = if self.cache_random.below(2) == 0 { disk.kill() } else { disk.crash() };
+        for _ in 0..self.cache_random.below(8) {
+            disk.damage("slab-00000001", self.cache_random.below(disk.stored_bytes() + 1), 1);
+        }
+        disk.set_faults(self.disk_faults);
+        BlockCache::new(self.cache_memory, Some(DiskTier::start(Arc::new(disk.clone()), cache::disk::SIZE_MIN)))
     }
 
     /// Opens with a history of its own, still empty: a displaced server may be adding to the old one until the fence.
@@ -273,10 +316,15 @@ impl World {
             read_limit: Duration::from_secs(5),
             write_limit: Duration::from_secs(3),
         };
+        let hedge = HedgeOptions { share_percent: 50, p95_percent: 100, delay_min: Duration::from_millis(1) };
         let outside = Outside {
-            store: Arc::new(RetryStore::new(store, retry, Random::seeded(self.random.below(u64::MAX)))),
+            store: Arc::new(RetryStore::new(
+                Arc::new(HedgeStore::new(store, hedge)),
+                retry,
+                Random::seeded(self.random.below(u64::MAX)),
+            )),
             disk: Arc::new(self.disks[server].clone()),
-            cache: Arc::new(BlockCache::new(&cache::Options { memory: 64 << 10 })),
+            cache: Arc::new(self.cache(server)),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,

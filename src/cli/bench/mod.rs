@@ -14,6 +14,7 @@ use super::{output, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::{about_bytes, exact_bytes, parse_bytes};
 use crate::outside::Random;
+use crate::store::hedge::HedgeOptions;
 use crate::store::limit::LimitOptions;
 use crate::store::open::{Access, Outside, StoreOptions};
 use crate::store::{self, ErrorKind};
@@ -91,9 +92,10 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
 async fn measure_store(plan: &Plan, config: &Effective, bars: &MultiProgress) -> Result<Measured, Failure> {
     config.store.check_url().map_err(|error| config.refuse("store.url", error.message))?;
     let most = plan.parallel_max() as usize;
-    // The configured bounds are what is to be found out.
+    // The configured bounds are what is to be found out, and every request is to be seen as it is.
     let limit = LimitOptions { reads: most, writes: most, ..config.store.limit };
-    let options = StoreOptions { limit, ..config.store.clone() };
+    let hedge = HedgeOptions { share_percent: 0, ..config.store.hedge };
+    let options = StoreOptions { limit, hedge, ..config.store.clone() };
     let opened = store::open::open(&options, Access::Write, &Outside::real()).await;
     let opened = opened.map_err(|error| match error.kind {
         ErrorKind::Invalid => Failure::usage(error),

@@ -1,0 +1,149 @@
+//! The key slots of an encrypted volume: list, add, remove, change; and the rotation of its data key. Each is one new
+//! description; none touches data. What was sealed with a rotated key is sealed anew by garbage collection.
+
+use crate::keyring::slot::{Cost, NewSlot, SLOTS_MAX};
+use crate::keyring::unlock::Opened;
+use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets, SlotKind};
+use crate::outside::{Clock, Random};
+use crate::store::Store;
+use crate::volume::description::{self, Description};
+use crate::volume::error::{Result, VolumeError};
+use crate::volume::keys::Keys;
+use crate::volume::meta::{Meta, VolumeName};
+
+/// Who changes slots: where the volume is, and what unlocks it now.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots<'a> {
+    /// The store.
+    pub store: &'a dyn Store,
+    /// The volume.
+    pub name: &'a VolumeName,
+    /// What unlocks it.
+    pub secrets: &'a Secrets,
+    /// For salts and keys.
+    pub random: &'a Random,
+    /// For the time of creation.
+    pub clock: &'a Clock,
+}
+
+/// The slots of a volume, and the generation of its data key. Needs no key; proves nothing.
+pub async fn list(store: &dyn Store, name: &VolumeName) -> Result<Encryption> {
+    let description = description::load(store, &Keys::new(name), name).await?;
+    description.meta.encryption.ok_or_else(|| not_encrypted(name))
+}
+
+fn not_encrypted(name: &VolumeName) -> VolumeError {
+    VolumeError::Invalid(format!(
+        "volume {name} is not encrypted and has no key slots; a volume is encrypted when it is created"
+    ))
+}
+
+/// An unlocked description.
+struct Unlocked {
+    keys: Keys,
+    description: Description,
+    encryption: Encryption,
+    opened: Opened,
+    keyring: Keyring,
+}
+
+impl Slots<'_> {
+    /// Adds a slot that the secret opens; returns its id.
+    pub async fn add(&self, secret: &Secret, cost: Cost) -> Result<u8> {
+        self.add_from(&NewSlot::of(secret, cost)).await
+    }
+
+    /// Adds a slot for a recovery key, and returns both.
+    pub async fn add_recovery(&self) -> Result<(u8, RecoveryKey)> {
+        let key = RecoveryKey::new(self.random.bytes());
+        let id = self.add_from(&NewSlot::Recovery(&key)).await?;
+        Ok((id, key))
+    }
+
+    async fn add_from(&self, from: &NewSlot<'_>) -> Result<u8> {
+        let mut unlocked = self.unlock().await?;
+        let id = unlocked.encryption.free_id().ok_or_else(|| {
+            VolumeError::Invalid(format!("volume {} has {SLOTS_MAX} key slots, the most there may be", self.name))
+        })?;
+        let slot = self.slot(&unlocked, id, from)?;
+        unlocked.encryption.slots.push(slot);
+        unlocked.encryption.slots.sort_by_key(|slot| slot.id);
+        self.replace(unlocked).await?;
+        Ok(id)
+    }
+
+    /// Removes a slot; what opened it opens the volume no more. The last one stays.
+    pub async fn remove(&self, id: u8) -> Result<SlotKind> {
+        let mut unlocked = self.unlock().await?;
+        let slots = &mut unlocked.encryption.slots;
+        let at = slots.iter().position(|slot| slot.id == id).ok_or_else(|| {
+            VolumeError::Invalid(format!("volume {} has no key slot {id}; `ashlar key list` shows all", self.name))
+        })?;
+        if slots.len() == 1 {
+            return Err(VolumeError::Invalid(format!(
+                "slot {id} is the only one of volume {}: without it nobody could open it again; add another first",
+                self.name
+            )));
+        }
+        let kind = slots.remove(at).kind;
+        self.replace(unlocked).await?;
+        Ok(kind)
+    }
+
+    /// Gives the slot that was opened another secret; returns its id.
+    pub async fn change(&self, secret: &Secret, cost: Cost) -> Result<u8> {
+        let mut unlocked = self.unlock().await?;
+        let id = unlocked.opened.id;
+        let slot = self.slot(&unlocked, id, &NewSlot::of(secret, cost))?;
+        unlocked.encryption.slots.iter_mut().filter(|slot| slot.id == id).for_each(|old| *old = slot.clone());
+        self.replace(unlocked).await?;
+        Ok(id)
+    }
+
+    /// Draws a new data key. Only the slot that was opened gets it, and a recovery key if there was one: the secrets of
+    /// the other slots are not here, and a key that leaked must not lead to the new one. Returns the new generation
+    /// and the new recovery key.
+    pub async fn rotate(&self, cost: Cost) -> Result<(u8, Option<RecoveryKey>)> {
+        let unlocked = self.unlock().await?;
+        let new_key = Locked::take(&mut self.random.bytes());
+        let keyring = unlocked.keyring.rotated(new_key).ok_or_else(|| {
+            VolumeError::Invalid(format!("volume {} has had 255 data keys, the most there may be", self.name))
+        })?;
+        let had_recovery = unlocked.encryption.slots.iter().any(|slot| slot.kind == SlotKind::Recovery);
+        let recovery = had_recovery.then(|| RecoveryKey::new(self.random.bytes()));
+        let mut rotated =
+            Unlocked { encryption: Encryption::of(unlocked.description.meta.uuid, &keyring), keyring, ..unlocked };
+        // A recovery key that unlocked is used up: the new one takes its place.
+        let opened_by_recovery = rotated.opened.kind == SlotKind::Recovery;
+        let kept = (!opened_by_recovery).then(|| NewSlot::of(&rotated.opened.secret, cost));
+        let from = [kept, recovery.as_ref().map(NewSlot::Recovery)];
+        let slots = (1..).zip(from.into_iter().flatten()).map(|(id, from)| self.slot(&rotated, id, &from));
+        rotated.encryption.slots = slots.collect::<Result<_>>()?;
+        let generation = rotated.encryption.generation;
+        self.replace(rotated).await?;
+        Ok((generation, recovery))
+    }
+
+    async fn unlock(&self) -> Result<Unlocked> {
+        let keys = Keys::new(self.name);
+        let description = description::load(self.store, &keys, self.name).await?;
+        let encryption = description.meta.encryption.clone().ok_or_else(|| not_encrypted(self.name))?;
+        let locked = |why| VolumeError::Locked { name: self.name.to_string(), why };
+        let uuid = description.meta.uuid;
+        let (opened, keyring) = self.secrets.open(self.name.as_str(), uuid, &encryption).await.map_err(locked)?;
+        description.prove(&keys, &keyring)?;
+        Ok(Unlocked { keys, description, encryption, opened, keyring })
+    }
+
+    fn slot(&self, unlocked: &Unlocked, id: u8, from: &NewSlot<'_>) -> Result<KeySlot> {
+        let (volume, now) = (unlocked.description.meta.uuid, self.clock.unix_millis());
+        let slot = KeySlot::new(id, volume, &unlocked.keyring, from, self.random.bytes(), now);
+        slot.map_err(|error| VolumeError::Invalid(error.to_string()))
+    }
+
+    async fn replace(&self, unlocked: Unlocked) -> Result<()> {
+        let Unlocked { keys, description, encryption, keyring, .. } = unlocked;
+        let meta = Meta { encryption: Some(encryption), ..description.meta.clone() };
+        description.replace(self.store, &keys, &meta, Some(&keyring)).await
+    }
+}

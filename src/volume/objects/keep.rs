@@ -1,0 +1,108 @@
+//! What is committed goes into the cache: opened into memory, as it was when it was written, and sealed to the disk tier,
+//! as it went to the store. So what was written lately is read without a request.
+//!
+//! It costs one copy of the data, done by the workers, and the memory that the cache has anyway: a frame of its own is
+//! copied together from the changes that it was made of, since a slice of a client's payload would keep all of it alive. What
+//! garbage collection moves goes to the disk only: nobody has asked for it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Objects;
+use crate::cache::Purpose;
+use crate::map::Placement;
+use crate::segment::Payload;
+use crate::units::{Extent, FrameAddr};
+use crate::volume::buffer::WriteBuffer;
+use crate::volume::state::Batch;
+
+/// Batches of fewer bytes are copied at once: that takes less time than going to the workers.
+const INLINE_BYTES: u64 = 256 << 10;
+
+impl Objects {
+    /// Waits until the disk tier takes so many bytes more; at once if there is none.
+    pub async fn wait_for_room(&self, bytes: u64) {
+        if let Some(disk) = self.inner.cache.disk() {
+            disk.wait_for_room(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
+        }
+    }
+
+    /// Whether [`Objects::keep_sealed`] has somewhere to put things.
+    pub fn keeps_sealed(&self) -> bool {
+        self.inner.cache.disk().is_some()
+    }
+
+    /// Puts the frames of a segment that is about to take effect into memory.
+    pub async fn keep_opened(&self, placements: &[(Extent, Placement)], batch: Arc<Batch>) {
+        let (inner, frames) = (self.inner.clone(), frames_of(placements));
+        let small = batch.buffer.data_bytes() <= INLINE_BYTES;
+        let keep = move || {
+            for (extent, frame) in frames {
+                if let Some(data) = content(&batch.buffer, extent) {
+                    inner.cache.insert(inner.volume, frame, data, Purpose::Read);
+                }
+            }
+        };
+        if small { keep() } else { self.inner.workers.run(keep).await }
+    }
+
+    /// Offers the frames of a segment in the store, whose object is `parts` joined, to the disk tier.
+    pub fn keep_sealed(&self, placements: &[(Extent, Placement)], parts: &[Bytes]) {
+        let Some(disk) = self.inner.cache.disk() else { return };
+        let frames = frames_of(placements);
+        let mut start = 0;
+        for part in parts {
+            let end = start + part.len() as u64;
+            let inside = frames.iter().map(|(_, frame)| *frame).filter(|frame| {
+                let offset = u64::from(frame.offset);
+                start <= offset && offset + u64::from(frame.len) <= end
+            });
+            let inside: Vec<FrameAddr> = inside.collect();
+            if !inside.is_empty() {
+                disk.offer(self.inner.volume, part, start, inside);
+            }
+            start = end;
+        }
+    }
+}
+
+fn frames_of(placements: &[(Extent, Placement)]) -> Vec<(Extent, FrameAddr)> {
+    let frame = |(extent, placement): &(Extent, Placement)| match placement {
+        Placement::Data(location) => Some((*extent, location.frame)),
+        Placement::Zero | Placement::Hole => None,
+    };
+    placements.iter().filter_map(frame).collect()
+}
+
+/// The data of `extent`, in memory of its own; `None` if the buffer does not have all of it.
+fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
+    let (mut parts, mut whole) = (Vec::new(), true);
+    let mut missing = false;
+    let add = |_, payload| match payload {
+        Payload::Data(part) => parts.push(part),
+        Payload::Zero | Payload::Hole => whole = false,
+    };
+    buffer.lookup(extent, add, |_| missing = true);
+    (whole && !missing).then(|| parts.concat().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Change;
+    use crate::units::{BlockSize, ChangeNo};
+
+    #[test]
+    fn a_frame_is_put_together_from_its_changes_or_not_at_all() {
+        let mut buffer = WriteBuffer::new(BlockSize::default());
+        let data = |fill| Bytes::from(vec![fill; 8192]);
+        buffer.insert(ChangeNo(1), Change::Write(Extent::new(0, 2), data(1)));
+        buffer.insert(ChangeNo(2), Change::Write(Extent::new(1, 2), data(2)));
+        buffer.insert(ChangeNo(3), Change::Zero(Extent::new(3, 1)));
+        let expected = [vec![1; 4096], vec![2; 8192]].concat();
+        assert_eq!(content(&buffer, Extent::new(0, 3)).unwrap(), expected);
+        assert_eq!(content(&buffer, Extent::new(0, 4)), None);
+        assert_eq!(content(&buffer, Extent::new(4, 1)), None);
+    }
+}
