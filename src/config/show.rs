@@ -158,9 +158,17 @@ const MASK: &str = "***";
 /// The value without what must not be shown: all of a secret, and user and password of a URL.
 fn mask(key: &str, value: &Value) -> Value {
     const SECRET: [&str; 6] = ["secret", "password", "passphrase", "token", "access_key", "private_key"];
-    // A file's name is no secret.
-    let secret = !key.ends_with("_file") && SECRET.iter().any(|word| key.contains(word));
+    // Of the section of keys only these are none, so that a misspelt passphrase is not shown either.
+    const NO_SECRET: [&str; 4] = ["keys.passphrase_file", "keys.key_file", "keys.command", "keys.required"];
+    let secret = match key.starts_with("keys.") {
+        true => !NO_SECRET.contains(&key),
+        false => SECRET.iter().any(|word| key.contains(word)),
+    };
     match value {
+        Value::Dict(tag, inner) => {
+            let masked = inner.iter().map(|(name, value)| (name.clone(), mask(&join(key, name), value)));
+            Value::Dict(*tag, masked.collect())
+        }
         Value::String(_, text) if text.is_empty() => value.clone(),
         Value::Empty(..) => value.clone(),
         _ if secret => Value::from(MASK),
@@ -191,6 +199,9 @@ mod tests {
         assert_eq!(shown("s3.secret_access_key", &Value::from("hunter2")), "\"***\"");
         assert_eq!(shown("s3.secret_access_key", &Value::from("")), "\"\"");
         assert_eq!(shown("keys.passphrase", &Value::from("hunter2")), "\"***\"");
+        assert_eq!(shown("keys.pasphrase", &Value::from("hunter2")), "\"***\"");
+        let section = Value::from(Dict::from([("passphrase".to_owned(), Value::from("hunter2"))]));
+        assert_eq!(shown("key", &section), "{ passphrase = \"***\" }");
         assert_eq!(shown("keys.passphrase_file", &Value::from("/run/key")), "\"/run/key\"");
         assert_eq!(shown("store", &Value::from("s3://me:hunter2@bucket/a@b")), "\"s3://***@bucket/a@b\"");
         assert_eq!(shown("store", &Value::from("file:///a@b/c")), "\"file:///a@b/c\"");

@@ -1,5 +1,6 @@
 //! Encrypted volumes, as a user has them: created with a key, unlocked with it, keys changed, nothing shown.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
@@ -238,6 +239,44 @@ fn with_keys_required_a_plain_volume_is_refused() {
     place.ok(&["create", "db", "--size", "1G"]);
     let ended = Ended::of(place.command(&["info", "db"]).env("ASHLAR_KEYS__REQUIRED", "true"));
     locked(&ended, "it is not encrypted, and keys.required says that every volume must be");
+}
+
+/// Runs a command on a terminal of its own, where somebody answers each question; returns all that it showed.
+fn on_a_terminal(place: &Place, args: &[&str], answers: &[(&str, &str)]) -> (Option<i32>, String) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let keyboard = openpt(flags).unwrap();
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let terminal = || Stdio::from(ioctl_tiocgptpeer(&keyboard, flags).unwrap());
+    let mut command = place.command(args);
+    let mut child = command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
+    drop(command);
+    let mut screen = std::fs::File::from(keyboard);
+    let (mut shown, mut answered, mut buffer) = (String::new(), 0, [0; 4096]);
+    // Reading fails once nobody has the terminal any more.
+    while let Ok(read @ 1..) = screen.read(&mut buffer) {
+        shown.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        if let Some((question, answer)) = answers.get(answered)
+            && shown.contains(question)
+        {
+            writeln!(screen, "{answer}").unwrap();
+            answered += 1;
+        }
+    }
+    (child.wait().unwrap().code(), shown)
+}
+
+#[test]
+fn a_terminal_is_asked_where_no_key_is_configured() {
+    let place = place();
+    let twice = [("New passphrase of volume db", "typed in"), ("The same once more", "typed in")];
+    let (code, shown) = on_a_terminal(&place, &["create", "db", "--size", "1G", "--encrypt"], &twice);
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(!shown.contains("typed in"), "what is typed is not shown: {shown}");
+    let info = |answer| on_a_terminal(&place, &["info", "db"], &[("Passphrase of volume db", answer)]);
+    assert_eq!(info("typed in").0, Some(0));
+    assert_eq!(info("something else").0, Some(4));
 }
 
 /// Whether the memory of a process holds the bytes; `None` if this user may not look.
