@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar::cache::BlockCache;
+use ashlar::cache::disk::DiskTier;
 use ashlar::check::Report;
 use ashlar::codec::frame::Compression;
 use ashlar::device::Device;
@@ -53,12 +54,18 @@ fn secrets() -> Secrets {
 struct World {
     store: MemoryStore,
     disk: CrashDisk,
+    cache: CrashDisk,
     random: Random,
 }
 
 impl World {
     async fn new() -> World {
-        let world = World { store: MemoryStore::new(), disk: CrashDisk::new(1), random: Random::seeded(1) };
+        let world = World {
+            store: MemoryStore::new(),
+            disk: CrashDisk::new(1),
+            cache: CrashDisk::new(2),
+            random: Random::seeded(1),
+        };
         world.create("v").await;
         world
     }
@@ -80,7 +87,7 @@ impl World {
         let outside = Outside {
             store: Arc::new(FaultyStore::new(Arc::new(self.store.clone()), delay, Random::seeded(3))),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(64 << 20)),
+            cache: Arc::new(BlockCache::new(MIB as u64, Some(DiskTier::start(Arc::new(self.cache.clone()), 64 << 20)))),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,
@@ -168,17 +175,20 @@ async fn nothing_in_the_bucket_can_be_read_and_thin_compressed_trimmed_stays_so(
             assert!(!contains(&body, secret), "{key}");
         }
     }
-    // Nor on the server's own disk, while the journal holds what is not in the store.
+    // Nor on the server's own disks: the cache holds what was written and read, the journal what is not in the store.
     let volume = world.open().await;
     volume.write(0, repeated(b"only in the journal. ", MIB), false).await.unwrap();
-    let mut bytes = 0;
-    for name in world.disk.list("").await.unwrap() {
-        let file = world.disk.open(&name).await.unwrap();
-        let content = file.read_at(0, 64 << 20).await.unwrap();
-        assert!(!contains(&content, b"in the journal"), "{name}");
-        bytes += content.len();
+    for (disk, least) in [(&world.disk, MIB), (&world.cache, MIB / 8)] {
+        let mut bytes = 0;
+        for name in disk.list("").await.unwrap() {
+            let content = disk.open(&name).await.unwrap().read_at(0, 64 << 20).await.unwrap();
+            for secret in [&b"in the journal"[..], b"quick brown", &noise[..16]] {
+                assert!(!contains(&content, secret), "{name}");
+            }
+            bytes += content.len();
+        }
+        assert!(bytes >= least, "{bytes} bytes are worth a look");
     }
-    assert!(bytes > MIB);
 }
 
 #[tokio::test]
@@ -263,7 +273,8 @@ async fn an_older_state_of_the_bucket_is_noticed_by_a_server_that_saw_a_newer_on
     world.write_and_close(b"first").await;
     let old = world.store.fork();
     world.write_and_close(b"second").await;
-    let put_back = World { store: old, disk: world.disk.clone(), random: world.random.clone() };
+    let put_back =
+        World { store: old, disk: world.disk.clone(), cache: CrashDisk::new(3), random: world.random.clone() };
     let error = put_back.try_open_with("v", secrets(), OpenFlags::default()).await.unwrap_err();
     assert!(matches!(error, VolumeError::RolledBack { .. }), "{error}");
     assert!(put_back.store.object_count() > 0, "nothing was changed");
@@ -274,7 +285,7 @@ async fn an_older_state_of_the_bucket_is_noticed_by_a_server_that_saw_a_newer_on
     for (key, _) in cut.objects().into_iter().filter(|(key, _)| key.as_str().contains("/segments/")).rev().take(2) {
         cut.remove(&key);
     }
-    let cut = World { store: cut, disk: world.disk.clone(), random: world.random.clone() };
+    let cut = World { store: cut, disk: world.disk.clone(), cache: CrashDisk::new(3), random: world.random.clone() };
     assert!(cut.try_open_with("v", secrets(), OpenFlags::default()).await.is_err());
     // Whoever did it on purpose says so, once.
     let accept = OpenFlags { accept_rollback: true, ..OpenFlags::default() };

@@ -120,6 +120,7 @@ class Bench:
 
         both = [ashlar("ashlar"), ashlar("ashlar (journal)", **{"volume.durability": "journal"})]
         if place == "local":
+            both.append(ashlar("ashlar (encrypted)", **{"keys.passphrase": "correct horse battery staple"}))
             return [*both, *map(peer, [servers.NbdkitMemory, servers.NbdkitFile, servers.QemuNbd])]
         return [*both, *map(peer, [servers.S3backer, servers.S3backerSync, servers.NbdkitS3])]
 
@@ -127,6 +128,8 @@ class Bench:
         """The variants that differ only in what a FLUSH promises take part only where that is measured."""
         if name == "ashlar (journal)":
             return job == "flush"
+        if name == "ashlar (encrypted)":
+            return job in ("seqwrite", "seqread")
         if name == "s3backer (sync)":
             return job == "flush"
         if name == "s3backer" and job == "flush":

@@ -45,6 +45,7 @@ struct Ring {
     witness: Option<Arc<SealWitness>>,
 }
 
+#[derive(Clone)]
 struct Keys {
     current: (Generation, Arc<Locked>),
     retired: BTreeMap<Generation, Arc<Locked>>,
@@ -92,8 +93,9 @@ impl Keyring {
 
     /// Takes over what another keyring of the same volume holds: from now on its current key seals.
     pub fn follow(&self, newer: &Keyring) {
-        let newer = newer.0.keys.read();
-        *self.0.keys.write() = Keys { current: newer.current.clone(), retired: newer.retired.clone() };
+        // It may be this very one: its lock must be free again.
+        let newer = newer.0.keys.read().clone();
+        *self.0.keys.write() = newer;
     }
 
     /// A keyring with one more data key, which seals from now on; none after 255 generations.

@@ -107,7 +107,7 @@ impl Cost {
 
     /// Whether a machine may be asked to pay it: whoever can write to the bucket could ask for anything.
     fn is_sane(self) -> bool {
-        self.memory_kib <= 4 << 20 && self.passes <= 1 << 10 && self.lanes <= 64
+        self.memory_kib <= 1 << 20 && self.passes <= 64 && self.lanes <= 16
     }
 
     /// The key that the passphrase yields.
@@ -240,6 +240,13 @@ impl Encryption {
             RetiredKey { generation: old, sealed: seal(&key, old, &associated, data_key.bytes()) }
         };
         Encryption { generation, slots: Vec::new(), retired: keyring.retired().into_iter().map(seal_one).collect() }
+    }
+
+    /// Whether there are not too many slots, and no two of one id.
+    pub fn is_sane(&self) -> bool {
+        let mut ids: Vec<u8> = self.slots.iter().map(|slot| slot.id).collect();
+        ids.sort_unstable();
+        ids.len() <= SLOTS_MAX && !ids.is_empty() && ids.windows(2).all(|pair| pair[0] != pair[1])
     }
 
     /// The lowest id that no slot has; none if there are as many slots as there may be.

@@ -212,9 +212,12 @@ impl Written2 {
             name, uuid, size, block_size, compression, seal, created_unix_millis, encryption, deleted, ..
         } = self;
         let meta = Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted };
-        match meta.seal() == seal {
+        if meta.seal() != seal {
+            return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
+        }
+        match meta.encryption.as_ref().is_none_or(Encryption::is_sane) {
             true => Ok(meta),
-            false => Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned())),
+            false => Err(MetaError::Malformed("it has no key slots, too many, or two of one id".to_owned())),
         }
     }
 }
@@ -466,6 +469,17 @@ mod tests {
         spliced.extend_from_slice(format!("{}\n", blake3::hash(&spliced).to_hex()).as_bytes());
         assert_eq!(Meta::decode(&name("disk0"), &spliced), Ok(other.clone()));
         assert_eq!(other.prove(&spliced, &keyring(9)), Err(MetaError::Forged));
+    }
+
+    #[test]
+    fn slots_are_few_and_of_different_ids() {
+        for slots in [0, 2, 17] {
+            let mut meta = encrypted();
+            let encryption = meta.encryption.as_mut().unwrap();
+            encryption.slots = vec![encryption.slots[0].clone(); slots];
+            let error = Meta::decode(&name("disk0"), &meta.encode(Some(&keyring(9)))).unwrap_err().to_string();
+            assert_eq!(error, "it is malformed: it has no key slots, too many, or two of one id");
+        }
     }
 
     #[test]

@@ -273,6 +273,11 @@ impl Shared {
         if description.meta.uuid != self.meta.uuid {
             return Err(VolumeError::Invalid(format!("volume {} is another one now", self.meta.name)));
         }
+        let known = self.inner.lock().description;
+        if description.number < known {
+            let what = format!("this server has its description {known}, and the store {}", description.number);
+            return Err(VolumeError::RolledBack { name: self.meta.name.to_string(), what });
+        }
         let sealer = description.unlock(&self.keys, &self.secrets).await?;
         match (self.sealer.keyring(), sealer.keyring()) {
             (Some(ours), Some(newer)) => ours.follow(newer),

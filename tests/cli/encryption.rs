@@ -168,23 +168,35 @@ fn a_data_key_is_rotated_with_and_without_a_server() {
 
 #[test]
 fn compression_is_changed_while_a_server_has_the_volume() {
-    let place = Place::new();
-    let serving = place.serve(&[]);
+    let place = place();
+    let key = ["--passphrase-file", "passphrase"];
+    let serving = place.serve(&key);
     let mut disk = serving.attach("disk0").unwrap();
-    assert!(place.ok(&["set", "disk0", "--compression", "zstd:7"]).contains("zstd:7, from now on"));
+    assert!(
+        place
+            .ok(&["set", "disk0", "--compression", "zstd:7", "--passphrase-file", "passphrase"])
+            .contains("zstd:7, from now on")
+    );
     disk.write(0, b'z', MIB).unwrap();
     disk.flush().unwrap();
+    // Twice, and with the same keys: what the server knows already must not stand in its way.
+    place.ok(&["set", "disk0", "--compression", "zstd:7", "--passphrase-file", "passphrase"]);
     let status: Value = serde_json::from_str(&place.ok(&["status", "disk0", "--json"])).unwrap();
     assert_eq!(status["volumes"][0]["compression"], "zstd:7");
     serving.stop();
-    assert!(place.ok(&["set", "disk0", "--compression", "none"]).contains("the next time it is opened"));
-    let serving = place.serve(&[]);
+    assert!(
+        place
+            .ok(&["set", "disk0", "--compression", "none", "--passphrase-file", "passphrase"])
+            .contains("the next time it is opened")
+    );
+    let serving = place.serve(&key);
     let mut disk = serving.attach("disk0").unwrap();
     assert!(disk.holds(0, b'z', MIB));
     disk.write(MIB as u64, b'n', MIB).unwrap();
     disk.flush().unwrap();
     serving.stop();
-    let info: Value = serde_json::from_str(&place.ok(&["info", "disk0", "--json"])).unwrap();
+    let info: Value =
+        serde_json::from_str(&place.ok(&["info", "disk0", "--json", "--passphrase-file", "passphrase"])).unwrap();
     assert!(info["stored_bytes"].as_u64().unwrap() > MIB as u64, "the second MiB is stored as it is: {info}");
     let bad = place.run(&["set", "disk0", "--compression", "gzip"]);
     assert!(bad.code == Some(2) && bad.err.contains("accepted are lz4, zstd, zstd:1 to zstd:19, and none"), "{bad:?}");
@@ -228,8 +240,39 @@ fn with_keys_required_a_plain_volume_is_refused() {
     locked(&ended, "it is not encrypted, and keys.required says that every volume must be");
 }
 
+/// Whether the memory of a process holds the bytes; `None` if this user may not look.
+fn memory_holds(pid: u32, wanted: &[u8]) -> Option<bool> {
+    let memory = match std::fs::File::open(format!("/proc/{pid}/mem")) {
+        Ok(memory) => memory,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return None,
+        Err(error) => panic!("{error}"),
+    };
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let readable = maps.lines().filter(|line| line.contains(" rw"));
+    Some(readable.into_iter().any(|line| {
+        let (start, end) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+        let mut bytes = vec![0; (end - start) as usize];
+        // Some mappings cannot be read although they say so.
+        let read = std::os::unix::fs::FileExt::read_at(&memory, &mut bytes, start).unwrap_or(0);
+        contains(&bytes[..read], wanted)
+    }))
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    let first = wanted[0];
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| *byte == first) {
+        if rest[at..].starts_with(wanted) {
+            return true;
+        }
+        rest = &rest[at + 1..];
+    }
+    false
+}
+
 /// The passphrase is nowhere that somebody else may look: neither in the log at its most talkative, nor in the arguments,
-/// nor in what configuration and status show; the process leaves no core dump, and its keys are locked in memory.
+/// nor in what configuration and status show, nor in memory any more; the process leaves no core dump, and its keys are locked.
 #[test]
 fn secrets_stay_in_the_process() {
     let place = place();
@@ -246,6 +289,11 @@ fn secrets_stay_in_the_process() {
     let status = text("status");
     let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
     assert_ne!(locked.trim(), "0 kB", "the data key is locked into memory");
+    // Once the volume is unlocked, the passphrase is gone. Whoever is not root is not even allowed to look.
+    if let Some(holds) = memory_holds(serving.pid(), PASSPHRASE.as_bytes()) {
+        assert!(!holds, "the passphrase is still in memory");
+        assert_eq!(memory_holds(serving.pid(), b"ashlar-state"), Some(true), "the search finds what is there");
+    }
     let arguments = of_process("cmdline");
     let shown = [place.ok(&["status", "--json"]), place.ok(&["config", "--passphrase-file", "passphrase"])];
     serving.signal(rustix::process::Signal::TERM);
