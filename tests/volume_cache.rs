@@ -357,6 +357,44 @@ async fn a_long_sequential_read_is_fetched_once_and_does_not_drive_out_what_is_r
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_does_not_wait_for_what_is_fetched_ahead() {
+    const SEGMENTS: u64 = 120;
+    let mut world = World::new(&["a"]).await;
+    world.options.read_parallel = 4;
+    let blocks: Vec<Bytes> = (0..=SEGMENTS).map(|i| noise(i, 4096)).collect();
+    {
+        let server = Server { world: &world, cache: Arc::new(BlockCache::in_memory(0)) };
+        let volume = server.open("a").await;
+        // A segment for each block.
+        for (i, block) in blocks.iter().enumerate() {
+            volume.write(i as u64 * 4096, block.clone(), true).await.unwrap();
+        }
+        volume.close().await.unwrap();
+    }
+    let delay = Duration::from_millis(20);
+    let faults = FaultOptions { delay_min: delay, ..FaultOptions::default() };
+    let far = Arc::new(FaultyStore::new(world.store.clone(), faults, Random::seeded(1)));
+    let server = Server { world: &world, cache: Arc::new(BlockCache::in_memory(16 << 20)) };
+    let volume = server.open_from("a", far).await;
+    volume.read(SIZE - 4096, 4096).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let ahead = async {
+        volume.cache(0, SEGMENTS * 4096).await.unwrap();
+        began.elapsed()
+    };
+    let reading = async {
+        tokio::time::sleep(delay / 2).await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(read(&volume, SEGMENTS * 4096, 4096).await, blocks[SEGMENTS as usize]);
+        began.elapsed()
+    };
+    let (ahead, reading) = tokio::join!(ahead, reading);
+    assert!(ahead >= 10 * delay, "many requests: {ahead:?}");
+    assert!(reading < 2 * delay, "{reading:?} while {ahead:?} worth of requests waited");
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_readers_of_one_frame_make_one_get() {
     let world = World::new(&["a"]).await;
     let data = noise(1, 64 << 10);

@@ -73,6 +73,10 @@ type Salts = HashMap<Seq, Salt>;
 /// Frames of more bytes than this together are opened by the workers; fewer take less time than going there.
 const INLINE_BYTES: usize = 96 << 10;
 
+/// One of so many requests stays free for reads, however much is being fetched ahead: what lies in many segments takes many
+/// requests, and a read would wait for all of them.
+const AHEAD_LEAVES: usize = 4;
+
 /// The reader of one volume's objects.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -88,6 +92,8 @@ struct Inner {
     cache: Arc<BlockCache>,
     workers: Workers,
     requests: Semaphore,
+    /// The part of them that what nobody waits for may have.
+    requests_ahead: Semaphore,
     read_gap: u64,
     read_max: u64,
     frames: Flights<FrameAddr, Brought>,
@@ -105,6 +111,7 @@ impl Objects {
         workers: Workers,
         options: &Options,
     ) -> Objects {
+        let requests = options.read_parallel.max(1) as usize;
         let inner = Inner {
             store,
             keys,
@@ -112,7 +119,8 @@ impl Objects {
             sealer,
             cache,
             workers,
-            requests: Semaphore::new(options.read_parallel.max(1) as usize),
+            requests: Semaphore::new(requests),
+            requests_ahead: Semaphore::new(requests - requests / AHEAD_LEAVES),
             read_gap: options.read_gap,
             read_max: options.read_max,
             frames: Flights::default(),
@@ -237,7 +245,12 @@ impl Inner {
 
     async fn bring_once(&self, get: &Get, how: &How) -> Brought {
         let key = self.keys.segment(get.seq);
+        let turn = match how.purpose {
+            Purpose::Ahead => self.requests_ahead.acquire().await.ok(),
+            Purpose::Read | Purpose::Stream => None,
+        };
         let bytes = self.read(&key, get.range.clone()).await?;
+        drop(turn);
         let cut = |&frame: &FrameAddr| {
             let from = (u64::from(frame.offset) - get.range.start) as usize;
             (frame, bytes.slice(from..from + frame.len as usize))
