@@ -244,6 +244,7 @@ fn with_keys_required_a_plain_volume_is_refused() {
 /// Runs a command on a terminal of its own, where somebody answers each question; returns all that it showed.
 fn on_a_terminal(place: &Place, args: &[&str], answers: &[(&str, &str)]) -> (Option<i32>, String) {
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{LocalModes, tcgetattr};
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
     let keyboard = openpt(flags).unwrap();
     grantpt(&keyboard).unwrap();
@@ -260,6 +261,12 @@ fn on_a_terminal(place: &Place, args: &[&str], answers: &[(&str, &str)]) -> (Opt
         if let Some((question, answer)) = answers.get(answered)
             && shown.contains(question)
         {
+            // Whatever comes before the echo is turned off is thrown away, as for every program that asks for secrets.
+            while tcgetattr(&screen).unwrap().local_modes.contains(LocalModes::ECHO)
+                && child.try_wait().unwrap().is_none()
+            {
+                std::thread::yield_now();
+            }
             writeln!(screen, "{answer}").unwrap();
             answered += 1;
         }
