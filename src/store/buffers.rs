@@ -1,4 +1,4 @@
-//! Memory for large reads and writes that is used again and again.
+//! Memory for large reads and writes that is used again and again: of files, and of bodies from the network.
 //!
 //! Fresh memory is dear: the kernel finds pages, clears them and maps them one by one, and on a virtual machine whose host takes
 //! back unused memory, the host does so once more. So what a read or write used is kept for the next one, up to a bound.
@@ -15,8 +15,10 @@ pub const ALIGN: usize = 4096;
 /// Bytes that are kept for later, at most.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
-/// New buffers are multiples of this long, in bytes, so that reads of about the same length can use the same ones.
-const GRAIN: usize = 512 << 10;
+/// New buffers are a multiple of this long and [`MARGIN`] bytes, so that reads of about the same length can use the same ones.
+const GRAIN: usize = 256 << 10;
+/// What comes on top of round lengths: what sealing adds to the data, and aligning.
+const MARGIN: usize = 64 << 10;
 
 /// The buffers that wait for use. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +35,8 @@ impl Buffers {
     /// A buffer of at least `len` bytes that begins at a multiple of [`ALIGN`]. What is in it is left from its last use.
     pub fn lend(&self, len: usize) -> Lent {
         let need = len + ALIGN;
-        let memory = self.0.lock().take(need).unwrap_or_else(|| vec![0; need.next_multiple_of(GRAIN)]);
+        let len = need.saturating_sub(MARGIN).next_multiple_of(GRAIN) + MARGIN;
+        let memory = self.0.lock().take(need).unwrap_or_else(|| vec![0; len]);
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
         Lent { memory, start, buffers: self.clone() }
     }
@@ -45,9 +48,9 @@ impl Buffers {
 }
 
 impl Kept {
-    /// One of `need` bytes or more, but not so many that a small read would hold a large one for long.
+    /// One of `need` bytes or a little more: the block cache may keep it.
     fn take(&mut self, need: usize) -> Option<Vec<u8>> {
-        let fits = |memory: &Vec<u8>| (need..=(4 * need).max(GRAIN)).contains(&memory.len());
+        let fits = |memory: &Vec<u8>| (need..=need + need / 4 + MARGIN).contains(&memory.len());
         let memory = self.idle.remove(self.idle.iter().rposition(fits)?);
         self.bytes -= memory.len();
         Some(memory)
@@ -114,15 +117,18 @@ mod tests {
         assert_eq!((&slice[..], buffers.idle()), (&b"bc"[..], 0));
         drop(slice);
         assert_eq!(buffers.idle(), 1);
-        assert_eq!(buffers.lend(GRAIN / 2).aligned().as_ptr(), place);
+        assert_eq!(buffers.lend(GRAIN - ALIGN).aligned().as_ptr(), place);
     }
 
     #[test]
-    fn a_small_read_does_not_take_a_large_buffer() {
+    fn a_read_takes_little_more_than_it_needs() {
         let buffers = Buffers::default();
-        drop(buffers.lend(8 * GRAIN));
-        assert!(buffers.lend(GRAIN).aligned().len() <= 2 * GRAIN);
-        assert!(buffers.lend(4 * GRAIN).aligned().len() > 8 * GRAIN);
+        for len in [GRAIN, 1 << 20, 4 << 20] {
+            let room = buffers.lend(len + len / 4000 + ALIGN).aligned().len();
+            assert!((len..=len + 2 * MARGIN).contains(&room), "{room} for {len}");
+        }
+        assert!(buffers.lend(2 << 20).aligned().len() < 3 << 20, "not that of 4 MiB");
+        assert!(buffers.lend((4 << 20) - (300 << 10)).aligned().len() >= 4 << 20, "that of 4 MiB");
     }
 
     #[test]

@@ -40,7 +40,6 @@ use crate::outside::{Random, Workers};
 
 mod create;
 mod direct;
-mod buffers;
 mod walk;
 
 use create::Directories;

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use rustix::fs::OFlags;
 
-use super::buffers::{ALIGN, Buffers};
+use super::super::buffers::{ALIGN, Buffers};
 
 /// Smaller bodies are not worth the wait for the disk that each write then is.
 const BODY_MIN: usize = 1 << 20;
