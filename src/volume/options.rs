@@ -111,6 +111,9 @@ impl Options {
         if gc.limit_percent <= gc.busy_percent {
             return refuse("gc.limit_percent", "more than gc.busy_percent");
         }
+        if gc.hold_percent <= gc.limit_percent {
+            return refuse("gc.hold_percent", "more than gc.limit_percent");
+        }
         if !(1..=100).contains(&gc.share_percent) {
             return refuse("gc.share_percent", "1 to 100");
         }

@@ -281,6 +281,7 @@ impl Opening {
             bytes: scan.doomed.iter().filter_map(|seq| scan.map.usage().get(*seq)).map(|info| info.stored_bytes).sum(),
             segments: scan.doomed,
             checkpoints: scan.listed.difference(&needed).copied().collect(),
+            is_stuck: false,
         };
         let origin = Origin {
             map: scan.map,

@@ -118,6 +118,8 @@ pub struct Doomed {
     pub bytes: u64,
     /// Checkpoint objects that hold no page of the map.
     pub checkpoints: BTreeSet<Seq>,
+    /// The store did not delete them when it was asked last: nobody knows when they will go.
+    pub is_stuck: bool,
 }
 
 impl Doomed {
