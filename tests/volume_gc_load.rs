@@ -127,6 +127,7 @@ async fn open(store: &Arc<Far>, random: &Random, options: Options) -> Arc<Volume
         store: store.clone(),
         disk: Arc::new(CrashDisk::new(7)) as Arc<dyn Disk>,
         cache: Arc::new(BlockCache::in_memory(0)),
+        budget: ashlar::volume::Budget::default(),
         clock: Clock::System,
         random: random.clone(),
         workers: Workers::Inline,

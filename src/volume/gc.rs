@@ -22,6 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::codec::CorruptError;
@@ -67,7 +68,19 @@ pub(super) struct Move {
     pub data: Vec<(Extent, Bytes)>,
     /// See [`segment::SegmentHead::as_of`].
     pub as_of: Seq,
+    /// Its round's place in memory.
+    _held: Held,
 }
+
+impl Move {
+    /// Bytes of its data.
+    pub fn bytes(&self) -> u64 {
+        self.data.iter().map(|(_, data)| data.len() as u64).sum()
+    }
+}
+
+/// A place in memory, held by all that is of one round.
+type Held = Option<Arc<OwnedSemaphorePermit>>;
 
 /// The collector of one volume; the log task owns it.
 #[derive(Default)]
@@ -115,6 +128,7 @@ struct Settled {
 
 /// What came of reading victims.
 pub(super) struct Gathered {
+    held: Held,
     victims: Vec<Seq>,
     data: Vec<(Extent, Bytes)>,
     as_of: Seq,
@@ -219,7 +233,7 @@ impl Collector {
             }
             None => {
                 self.failures = 0;
-                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of);
+                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of, &gathered.held);
                 if self.has_moves() {
                     self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
                 }
@@ -236,7 +250,7 @@ impl Collector {
     /// The next segment's worth; it has a slot now.
     pub fn next_move(&mut self) -> Option<Move> {
         let next = self.moves.pop_front()?;
-        self.uploading.push_back(next.data.iter().map(|(_, data)| data.len() as u64).sum());
+        self.uploading.push_back(next.bytes());
         Some(next)
     }
 
@@ -360,7 +374,7 @@ pub(super) fn activity(shared: &Shared, inner: &Inner) -> Activity {
 
 /// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one
 /// and a half of it, or less if that is all.
-fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq) -> VecDeque<Move> {
+fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -> VecDeque<Move> {
     let total: u64 = data.iter().map(|(_, data)| data.len() as u64).sum();
     let even = total.div_ceil(((total + segment_size / 2) / segment_size).max(1));
     let mut moves = VecDeque::new();
@@ -368,23 +382,24 @@ fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq) -> VecDeque<Mo
     let mut part = Vec::new();
     for piece in data {
         if bytes >= even {
-            moves.push_back(Move { data: std::mem::take(&mut part), as_of });
+            moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
             bytes = 0;
         }
         bytes += piece.1.len() as u64;
         part.push(piece);
     }
     if !part.is_empty() {
-        moves.push_back(Move { data: part, as_of });
+        moves.push_back(Move { data: part, as_of, _held: held.clone() });
     }
     moves
 }
 
 /// Reads what is live in the victims.
 async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+    let held = shared.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
     let mut gathered =
-        Gathered { victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
+        Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
     let reads = gathered.victims.clone().into_iter().map(|seq| {
         let shared = &shared;
         async move { (seq, read_live(shared, seq).await) }
@@ -484,7 +499,7 @@ async fn live_parts(shared: &Shared, seq: Seq, extents: &[Extent]) -> Result<Vec
                     .try_for_each(|extent| inner.state.map.lookup(*extent).map(|parts| found.extend(parts)))
                 {
                     Ok(()) => {
-                        inner.state.map.evict(shared.options.map_memory as usize);
+                        inner.state.map.evict(shared.seat.map_memory() as usize);
                         break;
                     }
                     Err(need) => need,

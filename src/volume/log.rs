@@ -200,7 +200,7 @@ impl Log {
                 match inner.state.commit(seq, info, &placements, as_of) {
                     Ok(released) => {
                         inner.note_commit();
-                        inner.state.map.evict(self.shared.options.map_memory as usize);
+                        inner.state.map.evict(self.shared.seat.map_memory() as usize);
                         let covers = inner.state.covers();
                         let data = self.shared.block_size.bytes_in(BlockCount(info.blocks.into()));
                         match as_of {
@@ -218,7 +218,7 @@ impl Log {
                             self.collector.committed();
                             return Ok(());
                         }
-                        self.shared.room.add_permits(released as usize);
+                        self.shared.seat.give_back(released);
                         self.shared.journal.release(covers);
                         self.shared.progress.change(|progress| progress.covers = covers);
                         return Ok(());
@@ -239,8 +239,9 @@ impl Log {
             let options = &self.shared.options;
             let old = inner.uncheckpointed_since.is_some_and(|since| since.elapsed() >= options.checkpoint_interval);
             let long = inner.state.bytes_since_checkpoint() >= options.checkpoint_bytes;
-            let crowded = inner.state.map.memory() as u64 > options.map_memory / 2
-                && inner.state.map.dirty_memory() as u64 > options.map_memory / 2;
+            let map_memory = self.shared.seat.map_memory();
+            let crowded = inner.state.map.memory() as u64 > map_memory / 2
+                && inner.state.map.dirty_memory() as u64 > map_memory / 2;
             let last = self.shared.is_closing() && self.uploads.is_empty() && !inner.state.has_active();
             let totals = inner.state.map.usage().totals();
             let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
@@ -344,6 +345,7 @@ const LITTER_PART: u64 = 16;
 async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Move) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
     let stamp = shared.stamp(covers);
+    let _held = shared.seat.upload(moved.bytes()).await;
     let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
     let encoded = shared.workers.run(encode).await;
     put(&shared, seq, encoded).await
@@ -353,6 +355,7 @@ async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Mov
 async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
     let stamp = shared.stamp(batch.covers);
+    let _held = shared.seat.upload(batch.buffer.data_bytes()).await;
     let encode = move || {
         let changes: Vec<_> = batch.buffer.iter().map(|(extent, payload)| (extent, payload.clone())).collect();
         segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes)

@@ -326,6 +326,7 @@ impl World {
             )),
             disk: Arc::new(self.disks[server].clone()),
             cache: Arc::new(self.cache(server)),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
