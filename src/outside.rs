@@ -89,3 +89,24 @@ impl Workers {
         }
     }
 }
+
+/// Lets other threads have their turn in the middle of long work. A kernel without preemption (Debian's is with, many
+/// servers' are not) lets a thread run to its next tick, 4 ms, while a client waits for its reply.
+#[derive(Debug, Default)]
+pub struct Turns {
+    worked: usize,
+}
+
+impl Turns {
+    /// Between two turns for others, in bytes worked upon: some tens of microseconds.
+    const BYTES: usize = 64 << 10;
+
+    /// So many more bytes were worked upon.
+    pub fn worked(&mut self, bytes: usize) {
+        self.worked += bytes;
+        if self.worked >= Turns::BYTES {
+            self.worked = 0;
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The block cache: hits, and insertions that let others go.
 
-use ashlar::cache::{BlockCache, Purpose};
+use ashlar::cache::{BlockCache, Content, Purpose};
 use ashlar::units::{FrameAddr, Seq};
 use criterion::{Criterion, Throughput};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ pub fn all(criterion: &mut Criterion) {
     let data = noise(FRAME_BYTES);
     let frame = |no: u64| FrameAddr { seq: Seq(no / 64), offset: (no % 64) as u32 * 8192, len: 4116 };
     let cache = BlockCache::in_memory(2 * ENTRIES * FRAME_BYTES as u64);
-    (0..ENTRIES).for_each(|no| cache.insert(volume, frame(no), data.clone(), Purpose::Read));
+    (0..ENTRIES).for_each(|no| cache.insert(volume, frame(no), Content::Own(data.clone()), Purpose::Read));
     let mut group = criterion.benchmark_group("cache");
     group.throughput(Throughput::Elements(ENTRIES));
     group.bench_function("4096 hits", |bencher| {
@@ -30,7 +30,7 @@ pub fn all(criterion: &mut Criterion) {
         bencher.iter(|| {
             for _ in 0..ENTRIES {
                 next += 1;
-                cache.insert(volume, frame(next), data.clone(), Purpose::Read);
+                cache.insert(volume, frame(next), Content::Own(data.clone()), Purpose::Read);
             }
         });
     });

@@ -6,6 +6,9 @@
 //! In memory a frame that is read once goes as it came, first in first out, and one that is read again stays. Being fetched
 //! ahead of a stream is no reading: the stream's own read of it is the first one. So a scan, however long, leaves what is
 //! read again and again where it is.
+//!
+//! Frames that came together may share the memory in which they came, which is there until the last of them has gone. Since
+//! they go as they came, that is soon after the first. One that is read again, and therefore stays, gets memory of its own.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -95,6 +98,25 @@ struct Frame {
     data: Bytes,
     /// It was fetched ahead, and nobody has read it yet.
     unread: AtomicBool,
+    /// It keeps the memory of those that came with it.
+    shares: bool,
+}
+
+/// What is to be kept in memory of a frame.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Memory that is the frame's alone.
+    Own(Bytes),
+    /// A part of memory that is nearly filled by frames which are handed in together.
+    Shared(Bytes),
+}
+
+impl Content {
+    /// The data.
+    pub fn data(&self) -> &Bytes {
+        let (Content::Own(data) | Content::Shared(data)) = self;
+        data
+    }
 }
 
 /// Why a frame is looked for, or brought.
@@ -132,25 +154,33 @@ impl BlockCache {
     /// The opened frame, if it is in memory.
     pub fn get(&self, volume: Uuid, frame: FrameAddr, purpose: Purpose) -> Option<Bytes> {
         let key = (volume, frame);
-        let found = match purpose {
-            Purpose::Read => self.memory.get(&key)?,
-            Purpose::Ahead => self.memory.peek(&key)?,
+        let (found, again) = match purpose {
+            Purpose::Read => (self.memory.get(&key)?, true),
+            Purpose::Ahead => (self.memory.peek(&key)?, false),
             Purpose::Stream => {
                 let found = self.memory.peek(&key)?;
-                if !found.unread.swap(false, Ordering::Relaxed) {
+                let again = !found.unread.swap(false, Ordering::Relaxed);
+                if again {
                     self.memory.get(&key);
                 }
-                found
+                (found, again)
             }
         };
+        if again && found.shares {
+            // In the place of the other one.
+            let data = Bytes::copy_from_slice(&found.data);
+            self.insert(volume, frame, Content::Own(data.clone()), purpose);
+            return Some(data);
+        }
         Some(found.data.clone())
     }
 
-    /// Keeps an opened frame in memory, and lets others go for it. `data` must own its memory: a slice of something larger
-    /// would keep all of it.
-    pub fn insert(&self, volume: Uuid, frame: FrameAddr, data: Bytes, purpose: Purpose) {
+    /// Keeps an opened frame in memory, and lets others go for it.
+    pub fn insert(&self, volume: Uuid, frame: FrameAddr, content: Content, purpose: Purpose) {
         let unread = AtomicBool::new(purpose == Purpose::Ahead);
-        self.memory.insert((volume, frame), Arc::new(Frame { data, unread }));
+        let shares = matches!(content, Content::Shared(_));
+        let (Content::Own(data) | Content::Shared(data)) = content;
+        self.memory.insert((volume, frame), Arc::new(Frame { data, unread, shares }));
     }
 
     /// The tier on the local disk.
@@ -170,5 +200,89 @@ impl BlockCache {
             memory_used: self.memory.weight(),
             disk: self.disk.as_ref().map(DiskTier::status),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Seq;
+
+    const VOLUME: Uuid = Uuid::nil();
+    const FRAME_BYTES: usize = 64 << 10;
+
+    fn frame(no: usize) -> FrameAddr {
+        FrameAddr { seq: Seq(1), offset: (no * FRAME_BYTES) as u32, len: FRAME_BYTES as u32 }
+    }
+
+    /// Sixteen frames that came together, for `purpose`, and where their memory begins.
+    fn shared(cache: &BlockCache, purpose: Purpose) -> (Bytes, *const u8) {
+        let whole = Bytes::from((0..16 * FRAME_BYTES).map(|i| (i / FRAME_BYTES) as u8).collect::<Vec<_>>());
+        for no in 0..16 {
+            let part = whole.slice(no * FRAME_BYTES..(no + 1) * FRAME_BYTES);
+            cache.insert(VOLUME, frame(no), Content::Shared(part), purpose);
+        }
+        let place = whole.as_ptr();
+        (whole, place)
+    }
+
+    #[test]
+    fn a_frame_that_is_read_again_gets_memory_of_its_own() {
+        for (purpose, reads) in [(Purpose::Read, [Purpose::Read; 2]), (Purpose::Ahead, [Purpose::Stream; 2])] {
+            let cache = BlockCache::in_memory(64 << 20);
+            let (mut whole, place) = shared(&cache, purpose);
+            let data: Vec<Bytes> = reads.iter().map(|read| cache.get(VOLUME, frame(0), *read).unwrap()).collect();
+            assert!(data.iter().all(|data| data[..] == whole[..FRAME_BYTES]));
+            // The stream's own read of what was fetched ahead for it is the first one.
+            assert_eq!(data[0].as_ptr() == place, purpose == Purpose::Ahead);
+            assert_ne!(data[1].as_ptr(), place);
+            assert_eq!(cache.get(VOLUME, frame(0), Purpose::Read).unwrap().as_ptr(), data[1].as_ptr());
+            drop(data);
+            for no in 1..16 {
+                cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
+                cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
+            }
+            whole = whole.try_into_mut().map(|whole| whole.freeze()).expect("nobody else keeps it");
+            assert_eq!(whole.as_ptr(), place);
+        }
+    }
+
+    #[test]
+    fn what_looks_ahead_copies_nothing() {
+        let cache = BlockCache::in_memory(64 << 20);
+        let (_, place) = shared(&cache, Purpose::Read);
+        for _ in 0..3 {
+            assert_eq!(cache.get(VOLUME, frame(0), Purpose::Ahead).unwrap().as_ptr(), place);
+        }
+    }
+
+    #[test]
+    fn shared_memory_goes_with_the_frames_that_came_in_it() {
+        const MEMORY: u64 = 64 << 20;
+        let cache = BlockCache::in_memory(MEMORY);
+        let alive = Arc::new(());
+        let mut most = 0;
+        for group in 0..1000u32 {
+            // The count of this is that of the groups in memory.
+            struct Group {
+                memory: Vec<u8>,
+                _alive: Arc<()>,
+            }
+            impl AsRef<[u8]> for Group {
+                fn as_ref(&self) -> &[u8] {
+                    &self.memory
+                }
+            }
+            let whole = Bytes::from_owner(Group { memory: vec![0; 16 * 4096], _alive: alive.clone() });
+            for no in 0..16u32 {
+                let frame = FrameAddr { seq: Seq(u64::from(group)), offset: no * 4096, len: 4096 };
+                let part = whole.slice(no as usize * 4096..(no as usize + 1) * 4096);
+                cache.insert(VOLUME, frame, Content::Shared(part), Purpose::Ahead);
+            }
+            drop(whole);
+            most = most.max(Arc::strong_count(&alive) - 1);
+        }
+        let held = (most * 16 * 4096) as u64;
+        assert!(held <= MEMORY + MEMORY / 4, "{held} bytes are held for {MEMORY}");
     }
 }

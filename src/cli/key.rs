@@ -154,7 +154,7 @@ async fn list(name: &VolumeName, json: bool, config: &Effective) -> Outcome {
     let rows = encryption.slots.iter().map(|slot| {
         let cost = slot.argon2id.map_or_else(
             || "-".to_owned(),
-            |cost| format!("argon2id, {} MiB, {} passes", cost.memory_kib >> 10, cost.passes),
+            |cost| format!("argon2id, {} MiB × {}", cost.memory_kib >> 10, cost.passes),
         );
         vec![slot.id.to_string(), slot.kind.to_string(), date(slot.created_unix_millis), cost]
     });

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::seal::TAG_BYTES;
 use super::{CorruptError, EncodeError};
+use crate::outside::Turns;
 use crate::units::FRAME_BYTES_MAX;
 
 /// Bytes of codec and length before a frame's data.
@@ -114,6 +115,7 @@ pub struct Frames {
     bytes: Vec<u8>,
     lens: Vec<u32>,
     compressor: Compressor,
+    turns: Turns,
 }
 
 impl Frames {
@@ -123,6 +125,7 @@ impl Frames {
             bytes: Vec::with_capacity(raw_bytes + frames * FRAME_OVERHEAD),
             lens: Vec::with_capacity(frames),
             compressor: Compressor::new(compression),
+            turns: Turns::default(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Frames {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; TAG_BYTES]);
         self.compressor.append_body(parts, raw_len, &mut self.bytes)?;
+        self.turns.worked(raw_len);
         // At most RAW_BYTES_MAX and the overhead: 25 bits.
         let len = (self.bytes.len() - start) as u32;
         self.lens.push(len);

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use super::frame::Frames;
 use super::seal::{ObjectKey, Salt, Seal, Sealer, TAG_BYTES};
 use super::{CorruptError, EncodeError};
+use crate::outside::Turns;
 use crate::units::Seq;
 
 /// Bytes before the head.
@@ -154,9 +155,11 @@ fn seal_frames(
     let mut rest = bytes;
     let mut offset = frames_at;
     let mut frames = Vec::with_capacity(lens.len());
+    let mut turns = Turns::default();
     for &len in lens {
         let (frame, after) = rest.split_at_mut(len as usize);
         key.seal_frame(offset, frame)?;
+        turns.worked(frame.len());
         frames.push((offset, len));
         (rest, offset) = (after, offset + len);
     }

@@ -248,9 +248,10 @@ pub fn encode(
         }
         sealing => {
             head[8..16].copy_from_slice(&(data.len() as u64).to_le_bytes());
-            let mut text = BytesMut::zeroed(NUMBERS_BYTES + data.len());
-            put_numbers(&mut text[..NUMBERS_BYTES], &numbers);
-            text[NUMBERS_BYTES..].copy_from_slice(&data);
+            let mut text = BytesMut::with_capacity(NUMBERS_BYTES + data.len());
+            text.extend_from_slice(&[0; NUMBERS_BYTES]);
+            put_numbers(&mut text, &numbers);
+            text.extend_from_slice(&data);
             let tag = sealing.seal(offset, &head[..16], &mut text)?;
             head[16..32].copy_from_slice(&tag);
             head[32..64].copy_from_slice(&text.split_to(NUMBERS_BYTES));

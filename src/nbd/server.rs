@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -220,7 +221,7 @@ impl Core {
     /// Sees to what a client left behind: its last changes, and a flush of what it had not flushed.
     async fn settle(&self, leftover: Leftover, export: String, device: Arc<dyn Device>) {
         let mut changes = leftover.changes;
-        let all = async { while changes.join_next().await.is_some() {} };
+        let all = async { while changes.next().await.is_some() {} };
         if tokio::time::timeout(LEFTOVER_TIMEOUT, all).await.is_err() {
             tracing::warn!(
                 export,

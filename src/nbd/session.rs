@@ -1,8 +1,10 @@
 //! The transmission phase of one connection (proto.md, "Transmission", "Terminating the transmission phase").
 //!
-//! One task reads requests and writes replies; it polls each request once itself, so that what the device answers at
-//! once costs no task of its own, and hands a request that must wait to a task. So requests run concurrently and
-//! are answered in any order (rule R3). What is in flight is bounded by [`super::admission`]: without room the task does not read.
+//! One task reads requests and writes replies. It polls each request once itself, so that what the device answers at
+//! once costs no task of its own, and hands a read that must wait to a task. Changes nearly always wait, many of them
+//! for the same write to the journal, so they stay with the one task: the journal then wakes one task for all of them,
+//! and their replies go out together. So requests run concurrently and are answered in any order (rule R3). What is in
+//! flight is bounded by [`super::admission`]: without room the task does not read.
 //!
 //! How it ends:
 //!
@@ -18,14 +20,18 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -102,11 +108,14 @@ pub struct Leftover {
     pub visit: Option<Visit>,
     /// Requests that were served.
     pub requests: u64,
-    /// Changes and flushes that are still being carried out.
-    pub changes: JoinSet<()>,
+    /// Changes and flushes that are still being carried out, by whoever polls them.
+    pub changes: Changes,
     /// Whether the device may hold changes of this client that no flush of this client covers.
     pub unflushed: bool,
 }
+
+/// Changes and flushes under way. None of them panics.
+pub type Changes = FuturesUnordered<BoxFuture<'static, ()>>;
 
 /// Serves requests until the session ends. Dropping it gives up what is in flight.
 pub async fn run<R, W>(mut setup: Setup<'_>, read: R, write: W) -> Leftover
@@ -131,9 +140,9 @@ where
     if matches!(end, End::ShutDown) {
         let _ = timeout(LINGER, session.incoming.until_closed()).await;
     }
-    while session.changes.try_join_next().is_some() {}
-    let unflushed = session.client.unflushed.load(Ordering::Acquire) || !session.changes.is_empty();
-    Leftover { end, visit, requests: session.requests, changes: session.changes, unflushed }
+    let changes = std::mem::take(&mut *session.changes.lock());
+    let unflushed = session.client.unflushed.load(Ordering::Acquire) || !changes.is_empty();
+    Leftover { end, visit, requests: session.requests, changes, unflushed }
 }
 
 /// Reads and writes side by side; writing goes first, so that a client with much to say still gets its replies.
@@ -142,7 +151,9 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let replies = session.replies.clone();
+    let (replies, changes) = (session.replies.clone(), session.changes.clone());
+    let go_on =
+        |context: &mut Context<'_>| while let Poll::Ready(Some(())) = changes.lock().poll_next_unpin(context) {};
     let mut writing = pin!(writer.run());
     let end = {
         let mut taking = pin!(session.take_requests());
@@ -150,7 +161,11 @@ where
             if let Poll::Ready(error) = writing.as_mut().poll(context) {
                 return Poll::Ready(End::Lost(error));
             }
-            let (taken, answered) = replies.watch(|| taking.as_mut().poll(context));
+            let (taken, answered) = replies.watch(|| {
+                let taken = taking.as_mut().poll(context);
+                go_on(context);
+                taken
+            });
             match taken {
                 Poll::Ready(end) => Poll::Ready(end),
                 // What was answered just now goes out just now.
@@ -161,10 +176,16 @@ where
         .await
     };
     if matches!(end, End::Disconnected | End::ShutDown) {
-        tokio::select! {
-            biased;
-            error = &mut writing => return End::Lost(error),
-            () = session.admission.all_answered() => {}
+        let mut all_answered = pin!(session.admission.all_answered());
+        let finished = poll_fn(|context| {
+            go_on(context);
+            match writing.as_mut().poll(context) {
+                Poll::Ready(error) => Poll::Ready(Err(error)),
+                Poll::Pending => all_answered.as_mut().poll(context).map(Ok),
+            }
+        });
+        if let Err(error) = finished.await {
+            return End::Lost(error);
         }
     }
     end
@@ -188,8 +209,8 @@ struct Session<R> {
     shutting_down: bool,
     /// Requests that change nothing: dropped with the session.
     reads: JoinSet<()>,
-    /// Requests that are carried out even if the client leaves.
-    changes: JoinSet<()>,
+    /// Requests that are carried out even if the client leaves. [`exchange`] polls them.
+    changes: Arc<Mutex<Changes>>,
     requests: u64,
     /// Bytes of read data that were answered here since the last chance to write.
     unwritten: u64,
@@ -213,7 +234,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             phases: setup.phases,
             shutting_down: false,
             reads: JoinSet::new(),
-            changes: JoinSet::new(),
+            changes: Arc::default(),
             requests: 0,
             unwritten: 0,
         }
@@ -277,21 +298,21 @@ impl<R: AsyncRead + Unpin> Session<R> {
             _ => Bytes::new(),
         };
         let answer = Answer::new(cookie, self.replies.clone(), ticket);
-        self.start(request, Box::pin(carry_out(self.client.clone(), request, payload, answer))).await;
+        self.start(request, carry_out(self.client.clone(), request, payload, answer)).await;
         Ok(())
     }
 
-    /// Begins the work here, and hands it to a task if it has to wait. If the device panics, the work is dropped, and
-    /// its [`Answer`] tells the client.
-    async fn start(&mut self, request: Request, mut work: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        let begun = poll_fn(|context| {
-            Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))).unwrap_or(Poll::Ready(())))
-        });
-        if begun.await.is_pending() {
-            let goes_on_alone = request.is_change() || request == Request::Flush;
-            let tasks = if goes_on_alone { &mut self.changes } else { &mut self.reads };
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn(work);
+    /// Begins the work here. If it has to wait, a change goes on here and anything else in a task. If the device panics,
+    /// the work is dropped, and its [`Answer`] tells the client.
+    async fn start(&mut self, request: Request, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = AssertUnwindSafe(work).catch_unwind().map(drop).boxed();
+        if poll_fn(|context| Poll::Ready(work.poll_unpin(context))).await.is_pending() {
+            if request.is_change() || request == Request::Flush {
+                self.changes.lock().push(work);
+            } else {
+                while self.reads.try_join_next().is_some() {}
+                self.reads.spawn(work);
+            }
         } else if let Request::Read { len, .. } = request {
             self.unwritten += u64::from(len);
         }
@@ -391,8 +412,9 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
-    use std::task::{Context, Wake, Waker};
+    use std::task::{Wake, Waker};
 
     use tokio::io::ReadBuf;
 

@@ -17,6 +17,8 @@
 //! Names outside the alphabet of [`Key`], symbolic links and special files are not objects: no listing shows them.
 //! A key cannot be an object and the directory of others at once (`a` and `a/b`).
 //!
+//! Large ranges are read past the page cache, too.
+//!
 //! [`create`] makes files, [`walk`] lists them; this file joins them to the trait and keeps blocking calls off the
 //! reactor.
 
@@ -169,6 +171,12 @@ impl Root {
         self.directories.settle_names_beside(path)?;
         let start = range.start.min(found.len());
         let end = range.end.clamp(start, found.len());
+        let direct = &self.directories.direct;
+        if direct.suits_range(end - start)
+            && let Some(body) = direct.read(path, start..end)?
+        {
+            return Ok(Some(body));
+        }
         let mut body = vec![0; (end - start) as usize];
         file.read_exact_at(&mut body, start)?;
         Ok(Some(body.into()))

@@ -21,6 +21,7 @@ pub mod hedge;
 pub mod meter;
 pub mod faults;
 pub mod probe;
+mod buffers;
 pub mod options;
 
 /// A relative path of an object: segments of `[A-Za-z0-9._-]` joined by `/`, none of them empty, `.` or `..`.
@@ -126,7 +127,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// unchanged. Returns once the object is durable. Readers see all of it or nothing.
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()>;
 
-    /// The bytes `range` of the object, cut at its end; an empty result if `range.start` is at or beyond the end.
+    /// The bytes `range` of the object, cut at its end; an empty result if `range.start` is at or beyond the end. They do
+    /// not keep much more memory than their length.
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes>;
 
     /// The whole object.

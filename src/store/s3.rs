@@ -23,6 +23,7 @@ use rusoto_s3::{
 };
 use tracing::info;
 
+use super::buffers::Buffers;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::Clock;
 
@@ -57,6 +58,8 @@ pub struct S3Store {
     prefix: String,
     credentials: Arc<Credentials>,
     request_timeout: Duration,
+    /// For the bodies of GETs.
+    buffers: Buffers,
     /// Cleared once the store said that it has no batch delete, or none for us.
     batches: AtomicBool,
 }
@@ -89,6 +92,7 @@ impl S3Store {
             place,
             credentials,
             request_timeout: options.request_timeout,
+            buffers: Buffers::default(),
             batches: AtomicBool::new(true),
         })
     }
@@ -153,7 +157,8 @@ impl S3Store {
             let answer = self.client.get_object(request).await?;
             let expected = answer.content_length.map(|len| len.max(0) as u64);
             let start = answer.content_range.as_deref().and_then(start_of);
-            let body = collect(answer.body, expected).await.map_err(RusotoError::<GetObjectError>::from)?;
+            let body =
+                collect(answer.body, expected, &self.buffers).await.map_err(RusotoError::<GetObjectError>::from)?;
             Ok((body, start))
         };
         match self.request(asked, work).await {

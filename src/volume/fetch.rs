@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::codec::frame::FRAME_OVERHEAD;
 use crate::units::{FrameAddr, Seq};
 
 /// One ranged GET and the frames that it brings.
@@ -16,7 +17,7 @@ pub struct Get {
 }
 
 /// Joins frames of one segment that lie at most `gap` bytes apart into one GET of at most `max` bytes (a single frame
-/// may be longer).
+/// may be longer). What sealing added to each frame does not count: else a read of just `max` bytes of the volume would take two.
 pub fn plan(mut frames: Vec<FrameAddr>, gap: u64, max: u64) -> Vec<Get> {
     frames.sort_unstable();
     frames.dedup();
@@ -27,7 +28,7 @@ pub fn plan(mut frames: Vec<FrameAddr>, gap: u64, max: u64) -> Vec<Get> {
             Some(get)
                 if get.seq == frame.seq
                     && range.start <= get.range.end + gap
-                    && range.end.max(get.range.end) - get.range.start <= max =>
+                    && range.end.max(get.range.end) - get.range.start <= max + overhead(get.frames.len() + 1) =>
             {
                 get.range.end = get.range.end.max(range.end);
                 get.frames.push(frame);
@@ -38,9 +39,14 @@ pub fn plan(mut frames: Vec<FrameAddr>, gap: u64, max: u64) -> Vec<Get> {
     gets
 }
 
+fn overhead(frames: usize) -> u64 {
+    (frames * FRAME_OVERHEAD) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::frame::SEALED_BYTES_MAX;
     use proptest::prelude::*;
 
     fn frame(seq: u64, offset: u32, len: u32) -> FrameAddr {
@@ -52,6 +58,14 @@ mod tests {
         let gets = plan(vec![frame(1, 110, 10), frame(1, 100, 10), frame(1, 200, 10), frame(2, 120, 5)], 8, 1000);
         let ranges: Vec<_> = gets.iter().map(|get| (get.seq.0, get.range.clone())).collect();
         assert_eq!(ranges, [(1, 100..120), (1, 200..210), (2, 120..125)]);
+    }
+
+    #[test]
+    fn as_much_data_as_the_most_bytes_takes_one_get() {
+        const SEALED: u32 = SEALED_BYTES_MAX;
+        let stored = |frames: u32| (0..frames).map(|no| frame(1, no * SEALED, SEALED)).collect::<Vec<_>>();
+        let counts = |frames| plan(stored(frames), 0, 1 << 20).iter().map(|get| get.frames.len()).collect::<Vec<_>>();
+        assert_eq!((counts(16), counts(17), counts(32)), (vec![16], vec![16, 1], vec![16, 16]));
     }
 
     proptest! {
@@ -68,7 +82,7 @@ mod tests {
             brought.sort_unstable();
             prop_assert_eq!(brought, wanted);
             for get in gets {
-                prop_assert!(get.frames.len() == 1 || get.range.end - get.range.start <= max);
+                prop_assert!(get.frames.len() == 1 || get.range.end - get.range.start <= max + overhead(get.frames.len()));
                 for f in get.frames {
                     prop_assert!(f.seq == get.seq && get.range.start <= u64::from(f.offset));
                     prop_assert!(u64::from(f.offset) + u64::from(f.len) <= get.range.end);

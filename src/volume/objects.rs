@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::cache::disk::Run;
 use crate::cache::flight::{Flight, Flights};
-use crate::cache::{BlockCache, Purpose};
+use crate::cache::{BlockCache, Content, Purpose};
 use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
@@ -206,7 +206,7 @@ impl Inner {
             return self.bring_all(run.frames().collect(), &how).await;
         };
         let (mut opened, mut missing) = (HashMap::with_capacity(read.len()), Vec::new());
-        for (frame, result) in self.open(read, &how).await {
+        for (frame, result) in self.open(read, run.bytes(), &how).await {
             match result {
                 Ok(data) => drop(opened.insert(frame, data)),
                 Err(_) => {
@@ -256,7 +256,7 @@ impl Inner {
             (frame, bytes.slice(from..from + frame.len as usize))
         };
         let mut opened = HashMap::with_capacity(get.frames.len());
-        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), how).await {
+        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), bytes.len() as u64, how).await {
             opened.insert(frame, result.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?);
         }
         // Only what is proven goes to the disk.
@@ -266,8 +266,13 @@ impl Inner {
         Ok(Arc::new(opened))
     }
 
-    /// Proves and decompresses frames, and puts what is proven into memory.
-    async fn open(&self, sealed: Vec<(FrameAddr, Bytes)>, how: &How) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
+    /// Proves and decompresses frames, which came in so many bytes in one piece, and puts what is proven into memory.
+    async fn open(
+        &self,
+        sealed: Vec<(FrameAddr, Bytes)>,
+        piece: u64,
+        how: &How,
+    ) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
         let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
         let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
         for (frame, _) in &sealed {
@@ -276,16 +281,27 @@ impl Inner {
             keys.entry(frame.seq).or_insert_with(key);
         }
         let open = move || -> Vec<_> {
-            let open = |(frame, sealed): (FrameAddr, Bytes)| (frame, open_frame(keys.get(&frame.seq), frame, &sealed));
-            sealed.into_iter().map(open).collect()
+            let open = |(frame, sealed): &(FrameAddr, Bytes)| open_frame(keys.get(&frame.seq), *frame, sealed);
+            let opened: Vec<_> = sealed.iter().map(open).collect();
+            let stays = |((_, sealed), opened): (&(FrameAddr, Bytes), &Result<Bytes, CorruptError>)| {
+                opened.as_ref().is_ok_and(|data| is_within(data, sealed)).then_some(sealed.len() as u64)
+            };
+            let memory = Memory::of(sealed.iter().zip(&opened).filter_map(stays), piece);
+            let content = |((frame, sealed), opened): ((FrameAddr, Bytes), Result<Bytes, CorruptError>)| {
+                (frame, opened.map(|data| memory.content(data, &sealed)))
+            };
+            sealed.into_iter().zip(opened).map(content).collect()
         };
         let opened = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
-        for (frame, result) in &opened {
-            if let Ok(data) = result {
-                self.cache.insert(self.volume, *frame, data.clone(), how.purpose);
-            }
-        }
-        opened
+        let keep = |(frame, opened): (FrameAddr, Result<Content, CorruptError>)| {
+            let opened = opened.map(|content| {
+                let data = content.data().clone();
+                self.cache.insert(self.volume, frame, content, how.purpose);
+                data
+            });
+            (frame, opened)
+        };
+        opened.into_iter().map(keep).collect()
     }
 
     /// Exactly the bytes of the range.
@@ -301,8 +317,42 @@ impl Inner {
     }
 }
 
-/// The data of a frame, in memory of its own: one that was stored as it is would keep all the bytes alive that came with
-/// it.
+/// What becomes of the memory in which frames came. One that was stored as it is can stay there, but keeps all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// It is one frame's.
+    OfOne,
+    /// Frames that came together fill it, and will share it.
+    OfMany,
+    /// Too much of it is something else: frames are copied out of it.
+    Scratch,
+}
+
+impl Memory {
+    /// Of `piece` bytes that came together, among them frames of these lengths that could stay there.
+    fn of(frames: impl Iterator<Item = u64>, piece: u64) -> Memory {
+        let (count, bytes) = frames.fold((0, 0), |(count, bytes), len| (count + 1, bytes + len));
+        match bytes >= piece - piece / 8 {
+            true if count == 1 => Memory::OfOne,
+            true => Memory::OfMany,
+            false => Memory::Scratch,
+        }
+    }
+
+    /// What is kept of a frame that came as `sealed`.
+    fn content(self, data: Bytes, sealed: &Bytes) -> Content {
+        match (self, is_within(&data, sealed)) {
+            (Memory::OfMany, true) => Content::Shared(data),
+            (Memory::Scratch, true) => Content::Own(Bytes::copy_from_slice(&data)),
+            (Memory::OfOne, true) | (_, false) => Content::Own(data),
+        }
+    }
+}
+
+fn is_within(data: &Bytes, sealed: &Bytes) -> bool {
+    sealed.as_ptr_range().contains(&data.as_ptr())
+}
+
 fn open_frame(
     key: Option<&Result<ObjectKey, CorruptError>>,
     addr: FrameAddr,
@@ -310,12 +360,35 @@ fn open_frame(
 ) -> Result<Bytes, CorruptError> {
     let key = key.ok_or(CorruptError::TagMismatch)?.as_ref().map_err(Clone::clone)?;
     expect_len(sealed.len(), u64::from(addr.len))?;
-    let data = frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)?;
-    let within = sealed.as_ptr_range().contains(&data.as_ptr());
-    Ok(if within { Bytes::copy_from_slice(&data) } else { data })
+    frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)
 }
 
 fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {
     tracing::error!(object = %key, offset, "corrupt object: {why}");
     ReadError::Corrupt { key: key.clone(), offset, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_stay_in_the_memory_in_which_they_came_only_if_they_fill_it() {
+        let memory = |frames: &[u64], piece| Memory::of(frames.iter().copied(), piece);
+        assert_eq!(memory(&[4116], 4116), Memory::OfOne);
+        assert_eq!(memory(&[4116], 16 << 10), Memory::Scratch);
+        assert_eq!(memory(&[65556; 16], 16 * 65556), Memory::OfMany);
+        assert_eq!(memory(&[65556; 15], 16 * 65556), Memory::OfMany);
+        assert_eq!(memory(&[65556; 13], 16 * 65556), Memory::Scratch, "the others were compressed, or not asked for");
+        assert_eq!(memory(&[], 1), Memory::Scratch);
+        let sealed = Bytes::from(vec![7; 100]);
+        let (within, apart) = (sealed.slice(20..), Bytes::from(vec![8; 200]));
+        let kept = |memory: Memory, data: &Bytes| memory.content(data.clone(), &sealed);
+        assert!(matches!(kept(Memory::OfMany, &within), Content::Shared(data) if data.as_ptr() == within.as_ptr()));
+        assert!(matches!(kept(Memory::OfOne, &within), Content::Own(data) if data.as_ptr() == within.as_ptr()));
+        assert!(matches!(kept(Memory::Scratch, &within), Content::Own(data) if data.as_ptr() != within.as_ptr()));
+        for memory in [Memory::OfOne, Memory::OfMany, Memory::Scratch] {
+            assert!(matches!(kept(memory, &apart), Content::Own(data) if data.as_ptr() == apart.as_ptr()));
+        }
+    }
 }

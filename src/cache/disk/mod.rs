@@ -148,6 +148,11 @@ impl Run {
     pub fn frames(&self) -> impl Iterator<Item = FrameAddr> {
         self.frames.iter().map(|(frame, _)| *frame)
     }
+
+    /// Bytes of the read.
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
 }
 
 impl DiskTier {

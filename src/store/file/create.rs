@@ -159,8 +159,8 @@ pub struct Directories {
     made: Mutex<HashSet<PathBuf>>,
     /// Directories in which every name that another process left is durable.
     settled: Mutex<HashSet<PathBuf>>,
-    /// How large files are written.
-    direct: Direct,
+    /// How large files are written and read.
+    pub direct: Direct,
 }
 
 impl Directories {

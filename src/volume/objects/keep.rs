@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Objects;
-use crate::cache::Purpose;
+use crate::cache::{Content, Purpose};
 use crate::map::Placement;
 use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr};
@@ -40,7 +40,7 @@ impl Objects {
         let keep = move || {
             for (extent, frame) in frames {
                 if let Some(data) = content(&batch.buffer, extent) {
-                    inner.cache.insert(inner.volume, frame, data, Purpose::Read);
+                    inner.cache.insert(inner.volume, frame, Content::Own(data), Purpose::Read);
                 }
             }
         };
