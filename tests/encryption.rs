@@ -88,6 +88,7 @@ impl World {
             store: Arc::new(FaultyStore::new(Arc::new(self.store.clone()), delay, Random::seeded(3))),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::new(MIB as u64, Some(DiskTier::start(Arc::new(self.cache.clone()), 64 << 20)))),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

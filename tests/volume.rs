@@ -49,6 +49,7 @@ impl World {
             store: self.store.clone(),
             disk: self.disk.clone() as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(256 << 20)),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

@@ -101,6 +101,7 @@ impl Server<'_> {
             store,
             disk: Arc::new(self.world.journals[name].clone()) as Arc<dyn Disk>,
             cache: self.cache.clone(),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::System,
             random: self.world.random.clone(),
             workers: Workers::Inline,

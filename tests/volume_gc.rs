@@ -84,6 +84,7 @@ impl World {
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             // None: what is read comes from the store.
             cache: Arc::new(BlockCache::in_memory(0)),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,

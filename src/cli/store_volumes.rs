@@ -17,7 +17,7 @@ use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
 use crate::volume::description::{self, Description};
 use crate::volume::keys::Keys;
-use crate::volume::{self, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
+use crate::volume::{self, Budget, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -47,6 +47,7 @@ impl StoreVolumes {
             store,
             disk: Arc::new(state.disk.clone()),
             cache: Arc::clone(&cache.blocks),
+            budget: Budget::new(&config.volume),
             clock: Clock::System,
             random,
             workers: Workers::Threads,

@@ -7,8 +7,9 @@
 //! - while a client writes, `busy_percent`: rewriting early would copy blocks that the client is about to overwrite;
 //! - when it has been quiet for a while, `quiet_percent`: what is dead now stays, and what is live will not die soon.
 //!
-//! Between `busy_percent` and `limit_percent` the share of time and of upload slots that collection takes grows from
-//! `share_percent` to all that is there (see [`pace`]).
+//! Between `busy_percent` and `limit_percent` the share of time and of upload slots that collection takes grows, from
+//! `share_percent` to all of the time and half of the slots; between `limit_percent` and `hold_percent` the client is held
+//! back, until its uploads only trickle (see [`pace`]).
 //!
 //! Victims are taken in the order of `(1 - u) * age / (1 + u)`, where `u` is the live share: what is freed, times how
 //! long it has been stable, per byte read and written (cost-benefit, Rosenblum and Ousterhout, "The Design and
@@ -36,6 +37,9 @@ pub struct Options {
     pub quiet_percent: u32,
     /// Stored bytes, in percent of live ones, at which collection takes all the time and half of the upload slots.
     pub limit_percent: u32,
+    /// Stored bytes, in percent of live ones, at which the client's uploads only trickle while collection works; from
+    /// `limit_percent` on it is held back more and more.
+    pub hold_percent: u32,
     /// How long nothing may have been committed before the volume counts as quiet.
     #[serde(with = "human::duration")]
     pub quiet_after: Duration,
@@ -64,11 +68,12 @@ impl Default for Options {
         Options {
             busy_percent: 145,
             quiet_percent: 118,
-            limit_percent: 155,
+            limit_percent: 148,
+            hold_percent: 156,
             quiet_after: Duration::from_secs(5),
             share_percent: 25,
             garbage_min: 64 << 10,
-            batch: 32 << 20,
+            batch: 36 << 20,
             merge_count: 64,
             delete_rate: 1000,
             sweep_interval: Duration::from_secs(24 * 3600),
@@ -88,6 +93,9 @@ pub enum Activity {
 
 /// Segments that are fuller than this, in percent, are left alone while a client writes: they would be copied for little.
 const BUSY_LIVE_MAX_PERCENT: u64 = 85;
+
+/// While a client writes, at most this part of what is live is rewritten at once without need.
+const BATCH_PART: u64 = 16;
 
 /// A segment is small if it has at most this part of the size of a full one.
 const SMALL_PART: u64 = 16;
@@ -112,20 +120,58 @@ pub struct Pace {
     pub time_percent: u32,
     /// Segments that it may have under way at once, of the window of uploads.
     pub uploads: u32,
+    /// What that leaves to the client.
+    pub client: Client,
 }
 
-/// The share of collection: it gives way to the client, less so the shorter space is.
-pub fn pace(totals: &UsageTotals, options: &Options, activity: Activity, window: u32) -> Pace {
+/// How far the client is held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// It gives slots only to moved data that waits for one.
+    Free,
+    /// It has the other slots of the window, whether there is something for those of collection or not yet.
+    Shares,
+    /// While collection works, it has a slot now and then.
+    Trickles,
+}
+
+/// The share of collection: it gives way to the client, less so the shorter space is. `passing_bytes` take space for a
+/// while only: dead objects that will go soon, and segments that are on their way to the store.
+pub fn pace(totals: &UsageTotals, passing_bytes: u64, options: &Options, activity: Activity, window: u32) -> Pace {
     let half = (window / 2).max(1);
     if activity == Activity::Quiet {
-        return Pace { time_percent: 100, uploads: half };
+        return Pace { time_percent: 100, uploads: half, client: Client::Free };
     }
-    let least = share(totals.live_bytes, options.busy_percent.saturating_sub(100));
-    let most = share(totals.live_bytes, options.limit_percent.saturating_sub(100)).max(least + 1);
-    let over = totals.sparse_bytes().clamp(least, most) - least;
-    let pressure = (u128::from(over) * 100 / u128::from(most - least)) as u32;
+    let garbage = totals.sparse_bytes() + passing_bytes;
+    let allowed = |percent: u32| share(totals.live_bytes, percent.saturating_sub(100));
+    let (busy, limit, hold) =
+        (allowed(options.busy_percent), allowed(options.limit_percent), allowed(options.hold_percent));
+    let (pressure, excess) = (part(garbage, busy, limit), part(garbage, limit, hold));
     let base = options.share_percent.clamp(1, 100);
-    Pace { time_percent: base + (100 - base) * pressure / 100, uploads: (half * pressure / 100).max(1) }
+    let most = (window - 1).max(half);
+    Pace {
+        time_percent: base + (100 - base) * pressure / 100,
+        uploads: (half * pressure / 100).max(1) + (most - half) * excess / 100,
+        client: match excess {
+            0 => Client::Free,
+            1..100 => Client::Shares,
+            _ => Client::Trickles,
+        },
+    }
+}
+
+/// The totals with what passing bytes leave of the room between `busy_percent` and `hold_percent` taken into account: what
+/// is more than the part up to `limit_percent` counts as garbage, so that sparse segments make way for it.
+pub fn make_way(totals: &UsageTotals, passing_bytes: u64, options: &Options) -> UsageTotals {
+    let free = share(totals.live_bytes, options.limit_percent.saturating_sub(options.busy_percent));
+    let most = share(totals.live_bytes, options.hold_percent.saturating_sub(options.limit_percent));
+    UsageTotals { stored_bytes: totals.stored_bytes + passing_bytes.saturating_sub(free).min(most), ..*totals }
+}
+
+/// How far `value` is on the way between two bounds, in percent.
+fn part(value: u64, from: u64, to: u64) -> u32 {
+    let to = to.max(from + 1);
+    (u128::from(value.clamp(from, to) - from) * 100 / u128::from(to - from)) as u32
 }
 
 /// The rest after so much work.
@@ -157,7 +203,7 @@ pub fn choose<'a>(
         }
     }
     let mut chosen = match sparse.is_empty() {
-        false => take_sparse(sparse, head, segment_size, options, activity, excess),
+        false => take_sparse(sparse, head, segment_size, totals.live_bytes, options, activity, excess),
         true if small.len() >= options.merge_count.max(2) as usize => take_small(small, options),
         true => Vec::new(),
     };
@@ -210,12 +256,13 @@ impl Candidate {
     }
 }
 
-/// The best ones until enough is freed, but while a client writes at least a full segment's worth: what is written
-/// should not be small itself.
+/// The best ones until enough is freed, but while a client writes at least the worth of some segments, if that is little
+/// for this volume: what is written should not be small itself.
 fn take_sparse(
     mut sparse: Vec<Candidate>,
     head: Seq,
     segment_size: u64,
+    live_bytes: u64,
     options: &Options,
     activity: Activity,
     excess: u64,
@@ -229,7 +276,10 @@ fn take_sparse(
             sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq))
         }
     }
-    let worth_writing = if activity == Activity::Busy { segment_size } else { 0 };
+    let worth_writing = match activity {
+        Activity::Busy => (4 * segment_size).min(live_bytes / BATCH_PART).max(segment_size),
+        Activity::Quiet => 0,
+    };
     let (mut freed, mut live) = (0, 0);
     let mut chosen = Vec::new();
     for candidate in sparse {
@@ -257,4 +307,53 @@ fn take_small(mut small: Vec<Candidate>, options: &Options) -> Vec<Seq> {
 
 fn share(bytes: u64, percent: u32) -> u64 {
     (u128::from(bytes) * u128::from(percent) / 100) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Live bytes of the volume, and a window of uploads.
+    const LIVE: u64 = 1 << 30;
+    const WINDOW: u32 = 8;
+
+    fn at(stored_percent: u64, passing: u64, window: u32) -> Pace {
+        let totals = UsageTotals {
+            live_bytes: LIVE,
+            stored_bytes: LIVE / 100 * stored_percent - passing,
+            ..UsageTotals::default()
+        };
+        pace(&totals, passing, &Options::default(), Activity::Busy, window)
+    }
+
+    #[test]
+    fn collection_takes_more_and_more_of_the_window_and_then_the_client_trickles() {
+        let all: Vec<_> = [140, 147, 149, 152, 157].map(|percent| at(percent, 0, WINDOW)).into();
+        assert_eq!(all[0], Pace { time_percent: 25, uploads: 1, client: Client::Free });
+        assert!(all.windows(2).all(|pair| pair[0].uploads <= pair[1].uploads), "{all:?}");
+        assert_eq!((all[1].client, all[2].client, all[3].client), (Client::Free, Client::Shares, Client::Shares));
+        assert_eq!(all[4], Pace { time_percent: 100, uploads: WINDOW - 1, client: Client::Trickles });
+    }
+
+    #[test]
+    fn what_passes_counts_as_what_is_sparse_does() {
+        assert_eq!(at(153, LIVE / 10, WINDOW), at(153, 0, WINDOW));
+    }
+
+    #[test]
+    fn a_window_of_one_or_two_has_a_slot_for_collection() {
+        for window in [1, 2] {
+            for percent in [140, 150, 170] {
+                assert_eq!(at(percent, 0, window).uploads, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn sparse_segments_make_way_for_what_passes_but_only_so_far() {
+        let totals = UsageTotals { live_bytes: LIVE, stored_bytes: 2 * LIVE, ..UsageTotals::default() };
+        let more = |passing| make_way(&totals, passing, &Options::default()).stored_bytes - totals.stored_bytes;
+        assert_eq!(more(LIVE / 100), 0);
+        assert!(more(LIVE / 20) > 0 && more(LIVE) == more(2 * LIVE) && more(LIVE) < LIVE / 10);
+    }
 }

@@ -74,6 +74,7 @@ impl Deletion {
     /// Takes in what [`Deletion::ended`] returned.
     pub fn take(&mut self, shared: &Shared, outcome: Outcome) {
         self.running = None;
+        shared.inner.lock().doomed.is_stuck = matches!(outcome, Outcome::Postponed(_));
         let Outcome::Postponed(error) = outcome else {
             if self.failures > 0 {
                 tracing::info!(volume = %shared.meta.name, "dead objects are deleted again");
@@ -114,7 +115,8 @@ async fn run(shared: Arc<Shared>) -> Result<Outcome, End> {
         let mut inner = shared.inner.lock();
         let segments: Vec<Seq> = inner.doomed.segments.iter().copied().collect();
         let checkpoints: Vec<Seq> = inner.doomed.checkpoints.iter().copied().collect();
-        let from = checkpoint::slot_after(&shared, inner.state.checkpointed());
+        // What is committed is ours.
+        let from = checkpoint::slot_after(&shared, inner.state.committed());
         (segments, checkpoints, from, inner.state.readers().line())
     };
     match slot::prove_unfenced(&shared, from).await {

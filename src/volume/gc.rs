@@ -11,6 +11,9 @@
 //!   anywhere leaves the data in its old place, in its new one, or in both.
 //! - While victims are read, a reader's ticket keeps them in the store.
 //! - What cannot be proven is not copied: a damaged victim is left as it is, with all its evidence.
+//!
+//! Victims are read in *rounds* of up to `gc.batch` live bytes. While space is not short one round follows the other, with
+//! rests between them; when it is, the next one is read while the last one is uploaded.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,11 +22,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::codec::CorruptError;
 use crate::gc::{self, Activity};
-use crate::map::Placement;
+use crate::map::{Placement, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
 use crate::store::{ErrorKind, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
@@ -45,6 +49,12 @@ const READ_GAP: u64 = 256 << 10;
 /// The most that one request reads.
 const READ_MAX: u64 = 8 << 20;
 
+/// A volume of fewer segments is small.
+const FEW_SEGMENTS: u64 = 64;
+
+/// This part of what is live may be dead and not deleted.
+const LITTER_PART: u64 = 9;
+
 /// Extents that are looked up in the map under one lock.
 const LOOKUPS: usize = 256;
 
@@ -58,7 +68,19 @@ pub(super) struct Move {
     pub data: Vec<(Extent, Bytes)>,
     /// See [`segment::SegmentHead::as_of`].
     pub as_of: Seq,
+    /// Its round's place in memory.
+    _held: Held,
 }
+
+impl Move {
+    /// Bytes of its data.
+    pub fn bytes(&self) -> u64 {
+        self.data.iter().map(|(_, data)| data.len() as u64).sum()
+    }
+}
+
+/// A place in memory, held by all that is of one round.
+type Held = Option<Arc<OwnedSemaphorePermit>>;
 
 /// The collector of one volume; the log task owns it.
 #[derive(Default)]
@@ -66,20 +88,34 @@ pub(super) struct Collector {
     gathering: Option<BoxFuture<'static, Gathered>>,
     /// Waiting for a slot of the log.
     moves: VecDeque<Move>,
-    /// In a slot, not committed.
-    uploading: usize,
+    /// In a slot, not committed: bytes of data, in the order of the log.
+    uploading: VecDeque<u64>,
+    /// The rounds of which not everything is committed, oldest first.
+    rounds: VecDeque<Round>,
     /// Victims that cannot be read.
     damaged: BTreeSet<Seq>,
     /// Victims in which nothing was live although the table says so, as of the checkpoint at this place: the map dropped
     /// pages without reading them, and the next checkpoint will count what was in them.
     uncounted: (Seq, BTreeSet<Seq>),
     began: Option<Instant>,
-    rest_until: Option<Instant>,
+    /// When the last work ended, and how long it took.
+    worked: Option<(Instant, Duration)>,
+    /// The store failed; when to ask it again.
+    retry_at: Option<Instant>,
     failures: u32,
+    /// Space is short, and will be less so when what is doomed is gone.
+    waits_for_deletion: bool,
     /// Something was moved that no checkpoint covers: its victims still take space.
     owes_checkpoint: bool,
     /// There was nothing to do when the volume stood here.
     settled: Option<Settled>,
+}
+
+/// Victims that are being moved together.
+struct Round {
+    victims: Vec<Seq>,
+    /// Segments that are not committed; they are committed in the order of the rounds.
+    left: usize,
 }
 
 /// Where a volume stands, as far as it makes a difference to what is garbage.
@@ -92,6 +128,8 @@ struct Settled {
 
 /// What came of reading victims.
 pub(super) struct Gathered {
+    held: Held,
+    victims: Vec<Seq>,
     data: Vec<(Extent, Bytes)>,
     as_of: Seq,
     damaged: Vec<Seq>,
@@ -105,16 +143,24 @@ impl Collector {
         if shared.is_closing() {
             // What has no slot yet is still where it was.
             self.gathering = None;
-            self.moves.clear();
-            self.rest_until = None;
+            self.give_up_moves();
+            (self.worked, self.retry_at) = (None, None);
             return;
         }
-        if self.is_working() || self.rest_until.is_some_and(|until| until > Instant::now()) {
+        if self.gathering.is_some() || self.has_moves() {
             return;
         }
-        self.rest_until = None;
         let (victims, as_of) = {
             let inner = shared.inner.lock();
+            let is_pressed = self.pace(shared, &inner).time_percent >= 100;
+            self.waits_for_deletion = is_pressed && is_littered(&inner);
+            if self.waits_for_deletion
+                || self.is_working() && !is_pressed
+                || self.pause(shared, &inner).is_some_and(|end| end > Instant::now())
+            {
+                return;
+            }
+            (self.worked, self.retry_at) = (None, None);
             let activity = activity(shared, &inner);
             let here =
                 Settled { committed: inner.state.committed(), checkpointed: inner.state.checkpointed(), activity };
@@ -122,14 +168,17 @@ impl Collector {
                 return;
             }
             let usage = inner.state.map.usage();
+            let being_moved: BTreeSet<Seq> =
+                self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
+            let mut totals = gc::make_way(&usage.totals(), self.passing_bytes(shared, &inner), &shared.options.gc);
+            totals.stored_bytes -= being_moved.iter().filter_map(|&seq| usage.get(seq)).map(sparse_bytes).sum::<u64>();
             let size = shared.options.segment_size;
             let options = &shared.options.gc;
             if self.uncounted.0 != here.checkpointed {
                 self.uncounted = (here.checkpointed, BTreeSet::new());
             }
-            let spared = self.damaged.union(&self.uncounted.1).copied().collect();
-            let mut victims =
-                gc::choose(usage.iter(), &usage.totals(), here.committed, size, options, activity, &spared);
+            let spared = self.damaged.union(&self.uncounted.1).copied().chain(being_moved).collect();
+            let mut victims = gc::choose(usage.iter(), &totals, here.committed, size, options, activity, &spared);
             if victims.is_empty() && inner.may_reseal {
                 victims =
                     gc::choose_retired(usage.iter(), options, &spared, |info| shared.sealer.is_retired(&info.salt));
@@ -137,12 +186,14 @@ impl Collector {
             if victims.is_empty() {
                 self.settled = Some(here);
                 drop(inner);
-                self.reseal_tables(shared);
+                if !self.is_working() {
+                    self.reseal_tables(shared);
+                }
                 return;
             }
             (victims, here.committed)
         };
-        self.began = Some(Instant::now());
+        self.began.get_or_insert_with(Instant::now);
         self.gathering = Some(Box::pin(gather(shared.clone(), victims, as_of)));
     }
 
@@ -176,12 +227,17 @@ impl Collector {
                     tracing::warn!(volume = %shared.meta.name, "garbage collection pauses: {error}");
                 }
                 self.failures += 1;
-                self.rest_until = Some(Instant::now() + pause);
+                self.note_if_done();
+                self.worked = None;
+                self.retry_at = Some(Instant::now() + pause);
             }
             None => {
                 self.failures = 0;
-                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of);
-                self.rest_if_done(shared);
+                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of, &gathered.held);
+                if self.has_moves() {
+                    self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
+                }
+                self.note_if_done();
             }
         }
     }
@@ -194,15 +250,21 @@ impl Collector {
     /// The next segment's worth; it has a slot now.
     pub fn next_move(&mut self) -> Option<Move> {
         let next = self.moves.pop_front()?;
-        self.uploading += 1;
+        self.uploading.push_back(next.bytes());
         Some(next)
     }
 
     /// A segment of ours took effect.
-    pub fn committed(&mut self, shared: &Shared) {
-        self.uploading -= 1;
+    pub fn committed(&mut self) {
+        self.uploading.pop_front();
+        if let Some(round) = self.rounds.front_mut() {
+            round.left -= 1;
+            if round.left == 0 {
+                self.rounds.pop_front();
+            }
+        }
         self.owes_checkpoint = true;
-        self.rest_if_done(shared);
+        self.note_if_done();
     }
 
     /// Whether it is time to checkpoint for what was moved: nothing more is to be done, and nobody writes.
@@ -220,8 +282,8 @@ impl Collector {
         if self.is_working() {
             return None;
         }
-        if let Some(until) = self.rest_until {
-            return Some(until);
+        if let Some(end) = self.pause(shared, inner) {
+            return Some(end);
         }
         let totals = inner.state.map.usage().totals();
         let waits = activity(shared, inner) == Activity::Busy && inner.state.dirty_bytes() == 0;
@@ -232,11 +294,44 @@ impl Collector {
     /// Whether it may have uploads under way.
     pub fn pace(&self, shared: &Shared, inner: &Inner) -> gc::Pace {
         let totals = inner.state.map.usage().totals();
-        gc::pace(&totals, &shared.options.gc, activity(shared, inner), shared.options.upload_window)
+        gc::pace(
+            &totals,
+            self.passing_bytes(shared, inner),
+            &shared.options.gc,
+            activity(shared, inner),
+            shared.options.upload_window,
+        )
     }
 
-    fn is_working(&self) -> bool {
-        self.gathering.is_some() || !self.moves.is_empty() || self.uploading > 0
+    /// What takes space for a while only: dead objects that will go soon, and segments under way. A volume of a few segments
+    /// would never be within its bounds if they counted in full.
+    fn passing_bytes(&self, shared: &Shared, inner: &Inner) -> u64 {
+        let totals = inner.state.map.usage().totals();
+        let dead = if inner.doomed.is_stuck { 0 } else { totals.dead_bytes };
+        let passing = dead + inner.state.uploading_bytes() + self.uploading.iter().sum::<u64>();
+        let full = (FEW_SEGMENTS * shared.options.segment_size).max(totals.live_bytes).max(1);
+        (u128::from(passing) * u128::from(totals.live_bytes) / u128::from(full)) as u64
+    }
+
+    /// Whether something is being gathered or uploaded.
+    pub fn is_working(&self) -> bool {
+        self.gathering.is_some() || !self.rounds.is_empty() || self.waits_for_deletion
+    }
+
+    /// Until when it does nothing: after a failure, and after work in proportion to it. The shorter space has become
+    /// meanwhile, the sooner that ends.
+    fn pause(&self, shared: &Shared, inner: &Inner) -> Option<Instant> {
+        let rest = self.worked.map(|(ended, worked)| ended + gc::rest(worked, self.pace(shared, inner)));
+        self.retry_at.max(rest)
+    }
+
+    /// What waits for a slot, all of it of the last round, is not moved.
+    fn give_up_moves(&mut self) {
+        if let Some(round) = self.rounds.back_mut() {
+            round.left -= self.moves.len();
+        }
+        self.moves.clear();
+        self.rounds.retain(|round| round.left > 0);
     }
 
     /// Not at every commit: looking at all segments takes its time.
@@ -248,20 +343,27 @@ impl Collector {
         let merge_after = u64::from(options.merge_count.max(2));
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
-        many || fell_quiet || inner.may_reseal || gc::is_due(&inner.state.map.usage().totals(), options, here.activity)
+        let totals = gc::make_way(&inner.state.map.usage().totals(), self.passing_bytes(shared, inner), options);
+        many || fell_quiet || inner.may_reseal || gc::is_due(&totals, options, here.activity)
     }
 
-    /// After work comes rest, in proportion.
-    fn rest_if_done(&mut self, shared: &Shared) {
-        if self.is_working() {
-            return;
-        }
-        if let Some(began) = self.began.take() {
-            let pace = self.pace(shared, &shared.inner.lock());
-            let rest = gc::rest(began.elapsed(), pace);
-            self.rest_until = (!rest.is_zero()).then(|| Instant::now() + rest);
+    /// After work comes rest.
+    fn note_if_done(&mut self) {
+        if !self.is_working() {
+            self.worked = self.began.take().map(|began| (Instant::now(), began.elapsed()));
         }
     }
+}
+
+/// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
+fn is_littered(inner: &Inner) -> bool {
+    let totals = inner.state.map.usage().totals();
+    !inner.doomed.segments.is_empty() && !inner.doomed.is_stuck && totals.dead_bytes >= totals.live_bytes / LITTER_PART
+}
+
+/// What moving a segment would free.
+fn sparse_bytes(info: &SegmentInfo) -> u64 {
+    if info.live_blocks == 0 { 0 } else { info.stored_bytes.saturating_sub(info.live_bytes()) }
 }
 
 /// Whether somebody writes.
@@ -270,30 +372,35 @@ pub(super) fn activity(shared: &Shared, inner: &Inner) -> Activity {
     if rested && inner.state.dirty_bytes() == 0 { Activity::Quiet } else { Activity::Busy }
 }
 
-/// Cuts sorted data into segments.
-fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq) -> VecDeque<Move> {
+/// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one
+/// and a half of it, or less if that is all.
+fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -> VecDeque<Move> {
+    let total: u64 = data.iter().map(|(_, data)| data.len() as u64).sum();
+    let even = total.div_ceil(((total + segment_size / 2) / segment_size).max(1));
     let mut moves = VecDeque::new();
     let mut bytes = 0;
     let mut part = Vec::new();
     for piece in data {
-        if bytes + piece.1.len() as u64 > segment_size && !part.is_empty() {
-            moves.push_back(Move { data: std::mem::take(&mut part), as_of });
+        if bytes >= even {
+            moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
             bytes = 0;
         }
         bytes += piece.1.len() as u64;
         part.push(piece);
     }
     if !part.is_empty() {
-        moves.push_back(Move { data: part, as_of });
+        moves.push_back(Move { data: part, as_of, _held: held.clone() });
     }
     moves
 }
 
 /// Reads what is live in the victims.
 async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+    let held = shared.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
-    let mut gathered = Gathered { data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
-    let reads = victims.into_iter().map(|seq| {
+    let mut gathered =
+        Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
+    let reads = gathered.victims.clone().into_iter().map(|seq| {
         let shared = &shared;
         async move { (seq, read_live(shared, seq).await) }
     });
@@ -392,7 +499,7 @@ async fn live_parts(shared: &Shared, seq: Seq, extents: &[Extent]) -> Result<Vec
                     .try_for_each(|extent| inner.state.map.lookup(*extent).map(|parts| found.extend(parts)))
                 {
                     Ok(()) => {
-                        inner.state.map.evict(shared.options.map_memory as usize);
+                        inner.state.map.evict(shared.seat.map_memory() as usize);
                         break;
                     }
                     Err(need) => need,

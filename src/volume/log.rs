@@ -4,6 +4,7 @@
 //! [`State`]: crate::volume::state::State
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -11,6 +12,7 @@ use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::time::Instant;
 
 use crate::codec::EncodeError;
+use crate::gc::Client;
 use crate::journal;
 use crate::map::{NeedPages, Placement, SegmentInfo};
 use crate::segment::{self, Close, EncodedSegment};
@@ -21,7 +23,7 @@ use crate::volume::checkpoint;
 use crate::volume::deletion::Deletion;
 use crate::volume::gc::{Collector, Move};
 use crate::volume::objects::ReadError;
-use crate::volume::shared::{End, Shared};
+use crate::volume::shared::{End, Inner, Shared};
 use crate::volume::slot;
 use crate::volume::state::Batch;
 use crate::volume::sweep::Sweeper;
@@ -40,6 +42,8 @@ struct Log {
     shared: Arc<Shared>,
     /// In the order of the log: the next to finish is the next to commit.
     uploads: FuturesOrdered<BoxFuture<'static, Result<Uploaded, End>>>,
+    /// When a batch was put under way last.
+    client_slot_at: Instant,
     checkpoint: Option<BoxFuture<'static, Result<(), End>>>,
     deletion: Deletion,
     collector: Collector,
@@ -52,6 +56,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     let mut log = Log {
         shared: shared.clone(),
         uploads: FuturesOrdered::new(),
+        client_slot_at: Instant::now(),
         checkpoint: None,
         deletion: Deletion::default(),
         collector: Collector::default(),
@@ -115,17 +120,42 @@ impl Log {
         loop {
             let next = {
                 let mut inner = self.shared.inner.lock();
-                let window = self.shared.options.upload_window;
-                let slot_free = inner.state.uploading() < window as usize && inner.state.waiting() == 0;
+                let (window, share) = (self.shared.options.upload_window, self.client_share(&inner));
+                let slot_free = inner.state.has_slot(window, share) && inner.state.waiting() == 0;
                 if slot_free && self.is_due(&inner) {
                     inner.state.freeze();
                 }
                 inner.note_age();
-                inner.state.next_upload(window)
+                inner.state.next_upload(window, share)
             };
             let Some((seq, batch)) = next else { return };
+            self.client_slot_at = Instant::now();
             self.uploads.push_back(Box::pin(upload(self.shared.clone(), seq, batch)));
         }
+    }
+
+    /// Of the window of uploads, what is the client's: all of it, but for what collection needs now.
+    fn client_share(&self, inner: &Inner) -> u32 {
+        let window = self.shared.options.upload_window;
+        let pace = self.collector.pace(&self.shared, inner);
+        let moves_wait = self.collector.has_moves();
+        let rest = match window.saturating_sub(pace.uploads) {
+            // A single slot: in turns.
+            0 => u32::from(!moves_wait || inner.state.moved_last()),
+            rest => rest,
+        };
+        match pace.client {
+            Client::Free if !moves_wait => window,
+            Client::Free => rest,
+            _ if !self.collector.is_working() => window,
+            Client::Shares => rest,
+            Client::Trickles => u32::from(Instant::now() >= self.trickle_at(inner)),
+        }
+    }
+
+    /// When the client gets a slot although space is short: nobody waits for ever for a collection that makes no progress.
+    fn trickle_at(&self, inner: &Inner) -> Instant {
+        self.client_slot_at + if inner.state.is_waited_for() { TRICKLE_WAITED_FOR } else { TRICKLE }
     }
 
     /// Puts moved data under way, as much as its share allows.
@@ -143,7 +173,7 @@ impl Log {
     }
 
     /// Whether the buffer is to be sealed now.
-    fn is_due(&self, inner: &super::shared::Inner) -> bool {
+    fn is_due(&self, inner: &Inner) -> bool {
         let old = inner.active_since.is_some_and(|since| since.elapsed() >= self.shared.options.writeback_delay);
         let asked = inner.state.is_wanted() || inner.paused || self.shared.is_short_of_room();
         // An upload that has ended may make full what was not.
@@ -170,7 +200,7 @@ impl Log {
                 match inner.state.commit(seq, info, &placements, as_of) {
                     Ok(released) => {
                         inner.note_commit();
-                        inner.state.map.evict(self.shared.options.map_memory as usize);
+                        inner.state.map.evict(self.shared.seat.map_memory() as usize);
                         let covers = inner.state.covers();
                         let data = self.shared.block_size.bytes_in(BlockCount(info.blocks.into()));
                         match as_of {
@@ -185,10 +215,10 @@ impl Log {
                         }
                         drop(inner);
                         if as_of.is_some() {
-                            self.collector.committed(&self.shared);
+                            self.collector.committed();
                             return Ok(());
                         }
-                        self.shared.room.add_permits(released as usize);
+                        self.shared.seat.give_back(released);
                         self.shared.journal.release(covers);
                         self.shared.progress.change(|progress| progress.covers = covers);
                         return Ok(());
@@ -209,8 +239,9 @@ impl Log {
             let options = &self.shared.options;
             let old = inner.uncheckpointed_since.is_some_and(|since| since.elapsed() >= options.checkpoint_interval);
             let long = inner.state.bytes_since_checkpoint() >= options.checkpoint_bytes;
-            let crowded = inner.state.map.memory() as u64 > options.map_memory / 2
-                && inner.state.map.dirty_memory() as u64 > options.map_memory / 2;
+            let map_memory = self.shared.seat.map_memory();
+            let crowded = inner.state.map.memory() as u64 > map_memory / 2
+                && inner.state.map.dirty_memory() as u64 > map_memory / 2;
             let last = self.shared.is_closing() && self.uploads.is_empty() && !inner.state.has_active();
             let totals = inner.state.map.usage().totals();
             let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
@@ -252,14 +283,16 @@ impl Log {
     fn deadline(&self) -> Option<Instant> {
         let inner = self.shared.inner.lock();
         let options = &self.shared.options;
-        let slot_free = inner.state.uploading() < options.upload_window as usize;
+        let share = self.client_share(&inner);
+        let slot_free = inner.state.has_slot(options.upload_window, share);
+        let trickle = (share == 0 && inner.state.has_changes()).then(|| self.trickle_at(&inner));
         let seal = inner.active_since.filter(|_| slot_free).map(|since| since + options.writeback_delay);
         let checkpoint = inner.uncheckpointed_since.filter(|_| self.checkpoint.is_none());
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = inner.journal_retry.filter(|_| !inner.paused);
         let collect = self.collector.deadline(&self.shared, &inner);
         let sweep = self.sweeper.deadline(inner.state.committed()).filter(|_| !self.shared.is_closing());
-        [seal, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
+        [seal, trickle, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
     }
 
     fn is_drained(&self) -> bool {
@@ -298,6 +331,11 @@ impl Log {
     }
 }
 
+/// While space is short and collection works, a batch gets a slot at least this often,
+const TRICKLE: Duration = Duration::from_secs(5);
+/// and this often while somebody waits for it with a FLUSH.
+const TRICKLE_WAITED_FOR: Duration = Duration::from_secs(1);
+
 /// A checkpoint is due when so many segments' worth of bytes died that it would let go,
 const LITTER_SEGMENTS: u64 = 2;
 /// and at least this part of what is live.
@@ -307,6 +345,7 @@ const LITTER_PART: u64 = 16;
 async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Move) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
     let stamp = shared.stamp(covers);
+    let _held = shared.seat.upload(moved.bytes()).await;
     let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
     let encoded = shared.workers.run(encode).await;
     put(&shared, seq, encoded).await
@@ -316,6 +355,7 @@ async fn upload_move(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved: Mov
 async fn upload(shared: Arc<Shared>, seq: Seq, batch: Arc<Batch>) -> Result<Uploaded, End> {
     let (sealer, block_size, salt) = (shared.sealer.clone(), shared.block_size, shared.salt());
     let stamp = shared.stamp(batch.covers);
+    let _held = shared.seat.upload(batch.buffer.data_bytes()).await;
     let encode = move || {
         let changes: Vec<_> = batch.buffer.iter().map(|(extent, payload)| (extent, payload.clone())).collect();
         segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes)

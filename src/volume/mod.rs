@@ -28,6 +28,7 @@ mod deletion;
 mod gc;
 pub mod sweep;
 mod recover;
+pub mod budget;
 pub mod scan;
 mod shared;
 mod watched;
@@ -60,6 +61,7 @@ use crate::journal;
 use crate::units::BlockCount;
 
 pub use account::Account;
+pub use budget::Budget;
 pub use error::{Holder, VolumeError};
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, delete, inspect, names};
 pub use meta::{Meta, VolumeName};

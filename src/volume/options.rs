@@ -25,11 +25,20 @@ pub struct Options {
     /// Bytes of acknowledged changes that are not yet in the store; at the bound, writers wait.
     #[serde(with = "human::bytes")]
     pub dirty_bytes: u64,
+    /// The same, of all volumes of a server together.
+    #[serde(with = "human::bytes")]
+    pub total_dirty_bytes: u64,
     /// Segments that may be under way to the store at once (the window W of the design).
     pub upload_window: u32,
+    /// Bytes of segments that all volumes of a server together may have encoded and on their way to the store.
+    #[serde(with = "human::bytes")]
+    pub total_upload_bytes: u64,
     /// Bytes of map pages in memory; beyond it, clean pages leave and are read again when needed.
     #[serde(with = "human::bytes")]
     pub map_memory: u64,
+    /// The same, of all volumes of a server together: each has an equal part of it at most.
+    #[serde(with = "human::bytes")]
+    pub total_map_memory: u64,
     /// Bytes of segments after which the map is checkpointed: bounds what opening has to read.
     #[serde(with = "human::bytes")]
     pub checkpoint_bytes: u64,
@@ -62,8 +71,11 @@ impl Default for Options {
             segment_size: 8 << 20,
             writeback_delay: Duration::from_secs(5),
             dirty_bytes: 256 << 20,
+            total_dirty_bytes: 1 << 30,
             upload_window: 8,
+            total_upload_bytes: 512 << 20,
             map_memory: 256 << 20,
+            total_map_memory: 1 << 30,
             checkpoint_bytes: 512 << 20,
             checkpoint_interval: Duration::from_secs(30),
             read_parallel: 32,
@@ -90,6 +102,12 @@ impl Options {
         if self.dirty_bytes < dirty_min {
             return refuse("dirty_bytes", format!("{} or more", exact_bytes(dirty_min)));
         }
+        if self.total_dirty_bytes < self.dirty_bytes {
+            return refuse("total_dirty_bytes", "volume.dirty_bytes or more".into());
+        }
+        if self.total_upload_bytes < 4 * self.segment_size {
+            return refuse("total_upload_bytes", "4 times volume.segment_size or more".into());
+        }
         if !(1..=UPLOAD_WINDOW_MAX).contains(&self.upload_window) {
             return refuse("upload_window", format!("1 to {UPLOAD_WINDOW_MAX}"));
         }
@@ -110,6 +128,9 @@ impl Options {
         }
         if gc.limit_percent <= gc.busy_percent {
             return refuse("gc.limit_percent", "more than gc.busy_percent");
+        }
+        if gc.hold_percent <= gc.limit_percent {
+            return refuse("gc.hold_percent", "more than gc.limit_percent");
         }
         if !(1..=100).contains(&gc.share_percent) {
             return refuse("gc.share_percent", "1 to 100");

@@ -72,7 +72,7 @@ impl Shared {
                 let mut inner = self.inner.lock();
                 match inner.state.plan_read(extent) {
                     Ok(pieces) => {
-                        inner.state.map.evict(self.options.map_memory as usize);
+                        inner.state.map.evict(self.seat.map_memory() as usize);
                         return Ok(Planned { _reading: reading, pieces });
                     }
                     Err(need) => need,

@@ -25,6 +25,7 @@ use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{Epoch, Seq};
+use crate::volume::budget::Budget;
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
@@ -56,6 +57,8 @@ pub struct Outside {
     pub disk: Arc<dyn Disk>,
     /// The server's cache, shared by its volumes.
     pub cache: Arc<BlockCache>,
+    /// What the server's volumes may hold in memory together.
+    pub budget: Budget,
     /// Wall time.
     pub clock: Clock,
     /// Uuids, salts, jitter.
@@ -281,6 +284,7 @@ impl Opening {
             bytes: scan.doomed.iter().filter_map(|seq| scan.map.usage().get(*seq)).map(|info| info.stored_bytes).sum(),
             segments: scan.doomed,
             checkpoints: scan.listed.difference(&needed).copied().collect(),
+            is_stuck: false,
         };
         let origin = Origin {
             map: scan.map,
@@ -302,6 +306,7 @@ impl Opening {
             description: self.source.description,
             options: self.options,
             fence: (seq, fence),
+            budget: self.outside.budget,
             store: self.outside.store,
             keys: self.source.keys,
             sealer: self.source.sealer,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
 use crate::volume::GcStatus;
 use crate::volume::account::Account;
+use crate::volume::budget::{Budget, Seat};
 use crate::volume::description;
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
@@ -67,8 +68,8 @@ pub struct Shared {
     pub inner: Mutex<Inner>,
     /// How far commits have come, and whether the volume has ended.
     pub progress: Watched<Progress>,
-    /// Bytes that may still become dirty.
-    pub room: Semaphore,
+    /// What it may hold in memory.
+    pub seat: Seat,
     waiting: AtomicUsize,
     closing: AtomicBool,
     /// There is something for the log task to decide.
@@ -118,6 +119,8 @@ pub struct Doomed {
     pub bytes: u64,
     /// Checkpoint objects that hold no page of the map.
     pub checkpoints: BTreeSet<Seq>,
+    /// The store did not delete them when it was asked last: nobody knows when they will go.
+    pub is_stuck: bool,
 }
 
 impl Doomed {
@@ -168,6 +171,7 @@ pub struct Parts {
     pub description: u64,
     pub options: Options,
     pub fence: (Seq, Fence),
+    pub budget: Budget,
     pub store: Arc<dyn Store>,
     pub keys: Keys,
     pub sealer: Sealer,
@@ -190,9 +194,7 @@ impl Shared {
     /// An open volume whose buffer may hold replayed changes already.
     pub fn new(parts: Parts) -> Shared {
         let replayed = parts.state.dirty_bytes();
-        // Were the bound lower than what the journal held, replayed changes may exceed it until they are committed.
-        let room = Semaphore::new(parts.options.dirty_bytes.max(replayed) as usize);
-        room.forget_permits(replayed as usize);
+        let seat = parts.budget.seat(&parts.options, replayed);
         let covers = parts.state.covers();
         let mut inner = Inner {
             state: parts.state,
@@ -234,7 +236,7 @@ impl Shared {
             witness: parts.witness,
             inner: Mutex::new(inner),
             progress: Watched::new(Progress { covers, end: None }),
-            room,
+            seat,
             waiting: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             wake: Notify::new(),
@@ -316,7 +318,7 @@ impl Shared {
     /// Ends the volume: everybody who waits is told.
     pub fn end(&self, end: End) {
         self.progress.change(|progress| progress.end = Some(end));
-        self.room.close();
+        self.seat.close();
         self.completed.notify_waiters();
     }
 

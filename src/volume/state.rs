@@ -52,6 +52,8 @@ pub struct State {
     frozen: VecDeque<Arc<Batch>>,
     /// What has a slot and is under way, in the order of the log; nothing for a segment of moved data.
     under_way: VecDeque<Option<Arc<Batch>>>,
+    /// The last slot went to a segment of moved data.
+    moved_last: bool,
     /// The last accepted change.
     last: ChangeNo,
     /// The last change that is committed.
@@ -97,6 +99,7 @@ impl State {
             active: WriteBuffer::new(block_size),
             frozen: VecDeque::new(),
             under_way: VecDeque::new(),
+            moved_last: false,
             last: origin.covers,
             covers: origin.covers,
             committed: origin.committed,
@@ -119,10 +122,10 @@ impl State {
         Numbered { no: self.last, change }
     }
 
-    /// Whether the buffer is worth a segment. Behind another one that is under way it would hardly be committed sooner, and
-    /// a request is saved by filling it up further.
+    /// Whether the buffer is worth a segment. Behind another one that is under way, or waits, it would hardly be committed
+    /// sooner, and a request is saved by filling it up further.
     pub fn is_full(&self, segment_size: u64) -> bool {
-        let size = if self.uploading() > 0 { LARGE * segment_size } else { segment_size };
+        let size = if self.uploading() + self.waiting() > 0 { LARGE * segment_size } else { segment_size };
         // Data that was overwritten in the buffer still takes memory: it counts, but less.
         self.active.data_bytes() >= size || self.active.accepted_bytes() >= 4 * segment_size
     }
@@ -157,9 +160,19 @@ impl State {
         !self.active.is_empty() && self.wanted > self.frozen.back().map_or(self.assigned(), |batch| batch.covers)
     }
 
+    /// Whether somebody waits for changes that have no slot yet.
+    pub fn is_waited_for(&self) -> bool {
+        self.wanted > self.assigned()
+    }
+
     /// Whether a change waits in the buffer.
     pub fn has_active(&self) -> bool {
         !self.active.is_empty()
+    }
+
+    /// Whether a change has no slot yet.
+    pub fn has_changes(&self) -> bool {
+        self.has_active() || self.waiting() > 0
     }
 
     /// Makes a batch of what the buffer holds.
@@ -170,24 +183,40 @@ impl State {
         }
     }
 
-    /// The next batch to upload and the slot it takes, unless `window` are under way or none waits.
-    pub fn next_upload(&mut self, window: u32) -> Option<(Seq, Arc<Batch>)> {
-        if self.under_way.len() >= window as usize {
+    /// The next batch to upload and the slot it takes, unless there is none of either: see [`State::has_slot`].
+    pub fn next_upload(&mut self, window: u32, share: u32) -> Option<(Seq, Arc<Batch>)> {
+        if !self.has_slot(window, share) {
             return None;
         }
         let batch = self.frozen.pop_front()?;
         self.under_way.push_back(Some(batch.clone()));
+        self.moved_last = false;
         Some((self.take_slot(), batch))
+    }
+
+    /// Whether a batch may be put under way: fewer than `window` segments are, fewer than `share` of them batches.
+    pub fn has_slot(&self, window: u32, share: u32) -> bool {
+        self.under_way.len() < window as usize && self.under_way.len() - self.moving() < share as usize
+    }
+
+    /// Segments of moved data under way.
+    fn moving(&self) -> usize {
+        self.under_way.iter().filter(|batch| batch.is_none()).count()
+    }
+
+    /// Whether the last slot went to a segment of moved data.
+    pub fn moved_last(&self) -> bool {
+        self.moved_last
     }
 
     /// A slot for a segment of moved data and the last change before it, unless `window` segments are under way,
     /// `moves` of them such ones.
     pub fn next_move(&mut self, window: u32, moves: u32) -> Option<(Seq, ChangeNo)> {
-        let moving = self.under_way.iter().filter(|batch| batch.is_none()).count();
-        if self.under_way.len() >= window as usize || moving >= moves as usize {
+        if self.under_way.len() >= window as usize || self.moving() >= moves as usize {
             return None;
         }
         let covers = self.assigned();
+        self.moved_last = true;
         self.under_way.push_back(None);
         Some((self.take_slot(), covers))
     }
@@ -206,6 +235,11 @@ impl State {
     /// Segments under way.
     pub fn uploading(&self) -> usize {
         self.under_way.len()
+    }
+
+    /// Bytes of data in the batches under way.
+    pub fn uploading_bytes(&self) -> u64 {
+        self.under_way.iter().flatten().map(|batch| batch.buffer.data_bytes()).sum()
     }
 
     /// Batches that wait for a slot.
@@ -387,7 +421,7 @@ mod tests {
         let mut sealed = Vec::new();
         for block in 0..20 {
             write(&mut state, block);
-            if let Some((_, batch)) = state.next_upload(8) {
+            if let Some((_, batch)) = state.next_upload(8, 8) {
                 sealed.push(batch.buffer.data_bytes() / 4096);
             }
         }
@@ -400,7 +434,7 @@ mod tests {
         let mut state = state();
         (0..5).for_each(|block| {
             write(&mut state, block);
-            state.next_upload(8);
+            state.next_upload(8, 8);
         });
         assert!(state.has_active() && !state.is_full(SEGMENT), "one under way, three blocks waiting");
         let info = SegmentInfo { salt: [0; 16], stored_bytes: 8192, blocks: 2, live_blocks: 2 };

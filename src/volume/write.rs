@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::SemaphorePermit;
 
 use crate::cache::Purpose;
 use crate::change::Change;
 use crate::device::DeviceError;
 use crate::segment::Durability;
 use crate::units::{BlockCount, ChangeNo, Extent};
+use crate::volume::budget::Room;
 use crate::volume::buffer;
 use crate::volume::shared::{End, Shared};
 
@@ -119,7 +119,7 @@ impl Shared {
             let room = self.wait_for_room(buffer::cost(&change)).await?;
             last = self.accept(change, held).await?;
             // From here on the room belongs to the change: its commit gives it back.
-            room.forget();
+            room.keep();
         }
         Ok(last)
     }
@@ -155,14 +155,19 @@ impl Shared {
     }
 
     /// Waits until `cost` more bytes may be dirty (rule R6: the client waits, it gets no error for being fast).
-    async fn wait_for_room(&self, cost: u64) -> Result<SemaphorePermit<'_>, DeviceError> {
+    async fn wait_for_room(&self, cost: u64) -> Result<Room<'_>, DeviceError> {
         let permits = cost.min(u64::from(u32::MAX)) as u32;
-        if let Ok(room) = self.room.try_acquire_many(permits) {
+        if let Some(room) = self.seat.try_room(permits) {
             return Ok(room);
         }
         let _waiting = self.waiting_for_room();
         self.wake.notify_one();
-        self.room.acquire_many(permits).await.map_err(|_| self.end_error())
+        tokio::select! {
+            biased;
+            room = self.seat.room(permits) => room.ok_or_else(|| self.end_error()),
+            // What all volumes share does not end with this one.
+            _ = self.progress.wait_for(|progress| progress.end.is_some()) => Err(self.end_error()),
+        }
     }
 
     /// Cuts a write into changes that fit into a segment.

@@ -83,6 +83,7 @@ fn a_cut_after_every_operation_is_survived() {
         for k in 1..=counted.disk {
             in_virtual_time(World::cut(seed, End::Disk { k }));
         }
+        println!("seed {seed}: {} operations of the store, {} of the disk", counted.store, counted.disk);
         (store, disk) = (store + counted.store, disk + counted.disk);
     }
     println!("cut after each of {store} operations of the store and {disk} of the disk");

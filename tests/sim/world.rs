@@ -213,7 +213,7 @@ impl World {
         let seals = Seals::default();
         volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
         let pick = |values: &[u64]| values[random.below(values.len() as u64) as usize];
-        let options = Options {
+        let mut options = Options {
             durability: if random.below(2) == 0 { Durability::Store } else { Durability::Journal },
             segment_size: 64 << 10,
             writeback_delay: Duration::from_millis(pick(&[10, 200, 5000])),
@@ -238,6 +238,7 @@ impl World {
             },
             ..Options::default()
         };
+        options.gc.hold_percent = options.gc.limit_percent + 1;
         let store_faults = FaultOptions {
             delay_spread: Duration::from_millis(pick(&[1, 20, 100])),
             refuse: pick(&[0, 0, 20, 200]) as u32,
@@ -325,6 +326,7 @@ impl World {
             )),
             disk: Arc::new(self.disks[server].clone()),
             cache: Arc::new(self.cache(server)),
+            budget: ashlar::volume::Budget::default(),
             clock: Clock::Manual(Arc::default()),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,

@@ -1,0 +1,244 @@
+//! The bound on what is stored holds however fast the client and however slow the store: clients that never pause, over a
+//! memory store behind a line with a round trip and a bandwidth. Time is virtual.
+//!
+//! The world is a sixteenth of a volume of 1 GiB behind 20 ms and 200 MB/s: live bytes, segments, bounds and bandwidth are
+//! all divided by 16, so that requests, times and ratios are those of the large one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::device::Device;
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+const BLOCK: u64 = 4096;
+const SCALE: u64 = 16;
+const LIVE: u64 = (1 << 30) / SCALE;
+const BLOCKS: u64 = LIVE / BLOCK;
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+/// What does not wait for others.
+const SMALL: u64 = 64 << 10;
+/// Bytes a second, in each direction.
+const BANDWIDTH: u64 = 200_000_000 / SCALE;
+
+/// A store at the end of a line. Large requests share each direction in the order in which they come; small ones slip through.
+#[derive(Debug)]
+struct Far {
+    objects: MemoryStore,
+    /// When the line is free: to the store, and back.
+    free: Mutex<[Instant; 2]>,
+    puts: Mutex<u64>,
+    /// What it does not do.
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// Every deletion is refused.
+    NoDeletes,
+    /// No answer to a GET ever comes.
+    NoReads,
+}
+
+impl Far {
+    fn new(fault: Fault) -> Far {
+        Far { objects: MemoryStore::default(), free: Mutex::new([Instant::now(); 2]), puts: Mutex::new(0), fault }
+    }
+
+    async fn transfer(&self, direction: usize, bytes: u64) {
+        let done = if bytes < SMALL {
+            Instant::now()
+        } else {
+            let free = &mut self.free.lock()[direction];
+            *free = (*free).max(Instant::now()) + Duration::from_micros(bytes * 1_000_000 / BANDWIDTH);
+            *free
+        };
+        tokio::time::sleep_until(done + ROUND_TRIP).await;
+    }
+}
+
+#[async_trait]
+impl Store for Far {
+    fn url(&self) -> String {
+        self.objects.url()
+    }
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
+        self.transfer(0, body.iter().map(|part| part.len() as u64).sum()).await;
+        *self.puts.lock() += 1;
+        self.objects.put(key, body).await
+    }
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
+        self.transfer(1, range.end - range.start).await;
+        self.objects.get_range(key, range).await
+    }
+    async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
+        let found = self.objects.get(key).await;
+        if self.fault == Fault::NoReads && found.as_ref().is_ok_and(|bytes| bytes.len() as u64 > SMALL) {
+            std::future::pending::<()>().await;
+        }
+        self.transfer(1, found.as_ref().map_or(0, |bytes| bytes.len() as u64)).await;
+        found
+    }
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+        self.transfer(1, 0).await;
+        self.objects.list(prefix, after).await
+    }
+    async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {
+        self.objects.list_top().await
+    }
+    async fn delete(&self, keys: &[Key]) -> ashlar::store::Result<()> {
+        self.transfer(0, 0).await;
+        if self.fault == Fault::NoDeletes {
+            return Err(StoreError::new(ErrorKind::Denied, "deleting is forbidden"));
+        }
+        self.objects.delete(keys).await
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.segment_size /= SCALE;
+    options.dirty_bytes /= SCALE;
+    options.checkpoint_bytes /= SCALE;
+    options.gc.batch /= SCALE;
+    options
+}
+
+async fn open(store: &Arc<Far>, random: &Random, options: Options) -> Arc<Volume> {
+    let name = VolumeName::new("v").unwrap();
+    let created = CreateOptions { size: LIVE, ..CreateOptions::default() };
+    volume::create(&**store, random, &Clock::System, &name, created).await.unwrap();
+    let outside = Outside {
+        store: store.clone(),
+        disk: Arc::new(CrashDisk::new(7)) as Arc<dyn Disk>,
+        cache: Arc::new(BlockCache::in_memory(0)),
+        budget: ashlar::volume::Budget::default(),
+        clock: Clock::System,
+        random: random.clone(),
+        workers: Workers::Inline,
+        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+        secrets: Secrets::default(),
+        witness: Witness::default(),
+    };
+    Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()
+}
+
+/// Bytes that do not compress.
+fn noise(random: &Random, blocks: u64) -> Bytes {
+    let mut data = vec![0; (blocks * BLOCK) as usize];
+    blake3::Hasher::new_keyed(&random.bytes()).finalize_xof().fill(&mut data);
+    data.into()
+}
+
+/// 1.6, and what a few segments under way are of a volume of this size.
+const BOUND: f64 = 1.64;
+
+/// What came of a run.
+#[derive(Debug)]
+struct Seen {
+    /// The most that was stored for each live byte, at any moment.
+    most: f64,
+    puts_per_gib: f64,
+    moved: f64,
+    /// Of what the line can carry to the store, the part that was the client's.
+    share: f64,
+    /// The longest FLUSH.
+    flush: Duration,
+}
+
+/// Overwrites blocks at random with 32 writers that never pause, after the volume was filled; `flushes`: one of
+/// them flushes after each of its so many writes.
+async fn hammer(volumes_worth: u64, flushes: Option<u64>, fault: Fault) -> Seen {
+    let store = Arc::new(Far::new(fault));
+    let random = Random::seeded(7);
+    let volume = open(&store, &random, options()).await;
+    for at in (0..BLOCKS).step_by(64) {
+        volume.write(at * BLOCK, noise(&random, 64), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    let (puts, moved, began) = (*store.puts.lock(), volume.status().since_open.bytes_moved, Instant::now());
+    let each = volumes_worth * BLOCKS / 32;
+    let writers = (0..32).map(|writer| {
+        let (volume, random) = (volume.clone(), random.clone());
+        tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            for i in 0..each {
+                let block = random.below(BLOCKS);
+                volume.write(block * BLOCK, noise(&random, 1), false).await.unwrap();
+                if writer == 0 && flushes.is_some_and(|every| i % every == 0) {
+                    let asked = Instant::now();
+                    volume.flush().await.unwrap();
+                    longest = longest.max(asked.elapsed());
+                }
+            }
+            longest
+        })
+    });
+    let writers = futures::future::join_all(writers);
+    tokio::pin!(writers);
+    let mut most = 0;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut writers => break ended,
+            () = tokio::time::sleep(Duration::from_millis(10)) => most = most.max(store.objects.total_bytes()),
+        }
+    };
+    volume.flush().await.unwrap();
+    let written = 32 * each * BLOCK;
+    let status = volume.status();
+    Seen {
+        most: most as f64 / LIVE as f64,
+        puts_per_gib: (*store.puts.lock() - puts) as f64 * LIVE as f64 / written as f64,
+        moved: (status.since_open.bytes_moved - moved) as f64 / written as f64,
+        share: written as f64 / began.elapsed().as_secs_f64() / BANDWIDTH as f64,
+        flush: ended.into_iter().map(Result::unwrap).max().unwrap(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_pauses_is_held_back_rather_than_the_bound_exceeded() {
+    let seen = hammer(5, None, Fault::None).await;
+    println!("{seen:?}");
+    assert!(seen.most <= BOUND && seen.puts_per_gib <= 140.0, "{seen:?}");
+    // Four parts of what is written are the client's for three that are moved, and the line is hardly ever idle.
+    assert!(seen.share > 0.4, "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bound_holds_for_a_client_that_flushes_as_well_and_its_flushes_return() {
+    let seen = hammer(4, Some(64), Fault::None).await;
+    println!("{seen:?}");
+    assert!(seen.most <= BOUND, "{seen:?}");
+    // All dirty bytes before it take 1.3 s without any collection.
+    assert!(seen.flush < Duration::from_secs(5), "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_deletes_nothing_does_not_hold_the_client_back_for_ever() {
+    let seen = hammer(3, None, Fault::NoDeletes).await;
+    println!("{seen:?}");
+    assert!(seen.most > 3.0 && seen.share > 0.4, "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn collection_that_makes_no_progress_lets_the_client_trickle() {
+    let seen = hammer(1, None, Fault::NoReads).await;
+    println!("{seen:?}");
+    // One segment, an eighth of a second's worth of the line, every five seconds once space is short.
+    assert!(seen.share > 0.01 && seen.moved == 0.0, "{seen:?}");
+}
