@@ -285,7 +285,9 @@ impl Log {
         let options = &self.shared.options;
         let share = self.client_share(&inner);
         let slot_free = inner.state.has_slot(options.upload_window, share);
-        let trickle = (share == 0 && inner.state.has_changes()).then(|| self.trickle_at(&inner));
+        // Past it, the slot is denied because it is the other's turn: the next commit changes that, not time.
+        let trickle =
+            Some(self.trickle_at(&inner)).filter(|at| share == 0 && inner.state.has_changes() && *at > Instant::now());
         let seal = inner.active_since.filter(|_| slot_free).map(|since| since + options.writeback_delay);
         let checkpoint = inner.uncheckpointed_since.filter(|_| self.checkpoint.is_none());
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
