@@ -146,6 +146,8 @@ class Ashlar(Server):
     def run(self):
         self.launch(self.command("serve", "disk", "--listen", "none", "--socket", self.socket),
                     env={**self.environment(), "ASHLAR_LOG__LEVEL": "warn"}, cwd=self.folder)
+        # The volume is open; before, the socket takes connections that have to wait.
+        wait_until("ashlar", lambda: os.path.exists(os.path.join(self.folder, "state", "control.sock")), self.processes[0])
 
     def kill(self):
         while self.processes:

@@ -35,6 +35,7 @@ mod config_command;
 mod outside;
 mod secrets;
 mod hygiene;
+mod allocator;
 mod output;
 mod logging;
 mod failure;
@@ -165,6 +166,7 @@ impl Cli {
 
 /// Where commands run.
 fn runtime() -> Result<Runtime, Failure> {
+    allocator::limit_arenas();
     runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)
 }
 
