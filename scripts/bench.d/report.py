@@ -210,6 +210,12 @@ def plot(results, folder):
     return made
 
 
+def rounds(results):
+    """Places may have been measured in runs of their own."""
+    most = [max(row["round"] for row in results.rows if row["place"] == place) for place in results.places()]
+    return f"{min(most)} to {max(most)}" if min(most) < max(most) else f"{most[0]}"
+
+
 def write(folder):
     with open(os.path.join(folder, "benchmarks.json")) as file:
         stored = json.load(file)
@@ -219,7 +225,7 @@ def write(folder):
     kind = "short phases (`--quick`)" if about["quick"] else "full phases"
     parts = [
         "# Benchmarks",
-        f"Written by `scripts/bench`: {about['rounds']} rounds of {kind}, the servers taking turns within each round; medians. "
+        f"Written by `scripts/bench`: {rounds(results)} rounds of {kind}, the servers taking turns within each round; medians. "
         f"{about['processors']} processors shared by the client, the server and the store, so ratios count, and not the figures "
         f"themselves. Kernel {about['kernel']}; {packages}; ashlar at {about['commit']}.",
         "One connection over a Unix socket (fio's nbd engine), incompressible data, default settings everywhere except where the "
