@@ -129,9 +129,15 @@ impl Seat {
         self.budget.0.dirty.add_permits(before.unwrap_or_else(|taken| taken).min(bytes) as usize);
     }
 
-    /// Nobody gets room any more.
+    /// The volume has ended: nobody gets room any more, and what it took goes to others, for its own writes may be among
+    /// those that wait for the room of all.
     pub fn close(&self) {
         self.own.close();
+        self.leave();
+    }
+
+    fn leave(&self) {
+        self.budget.0.dirty.add_permits(self.taken.swap(0, Ordering::Relaxed) as usize);
     }
 
     /// Waits until a segment of so many bytes may be encoded; to be held until the store has it.
@@ -154,7 +160,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.budget.0.dirty.add_permits(self.taken.load(Ordering::Relaxed) as usize);
+        self.leave();
         self.budget.0.volumes.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -185,6 +191,20 @@ mod tests {
         drop(one);
         assert!(other.try_room(21).is_none(), "its own bound");
         drop(other);
+        assert_eq!(budget.0.dirty.available_permits(), 150);
+    }
+
+    #[tokio::test]
+    async fn what_an_ended_volume_took_goes_to_those_that_wait_for_the_room_of_all() {
+        let budget = Budget::new(&options());
+        let (one, other) = (budget.seat(&options(), 0), budget.seat(&options(), 0));
+        one.try_room(100).unwrap().keep();
+        let mut waiting = std::pin::pin!(other.room(80));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        one.close();
+        assert!(futures::poll!(&mut waiting).is_ready());
+        one.give_back(100);
+        drop(one);
         assert_eq!(budget.0.dirty.available_permits(), 150);
     }
 
