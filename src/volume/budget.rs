@@ -129,8 +129,8 @@ impl Seat {
         self.budget.0.dirty.add_permits(before.unwrap_or_else(|taken| taken).min(bytes) as usize);
     }
 
-    /// The volume has ended: nobody gets room any more, and what it took goes to others, for its own writes may be among
-    /// those that wait for the room of all.
+    /// The volume has ended: nobody gets room any more, and what it took goes to others. Its client may stay for long, and
+    /// with some such volumes all the others would wait for room that never comes.
     pub fn close(&self) {
         self.own.close();
         self.leave();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_ended_volume_took_goes_to_those_that_wait_for_the_room_of_all() {
+    async fn what_an_ended_volume_took_goes_to_others_that_wait() {
         let budget = Budget::new(&options());
         let (one, other) = (budget.seat(&options(), 0), budget.seat(&options(), 0));
         one.try_room(100).unwrap().keep();
