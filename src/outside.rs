@@ -90,8 +90,8 @@ impl Workers {
     }
 }
 
-/// Lets other threads have their turn in the middle of long work. A kernel without preemption (Debian's is with, many
-/// servers' are not) lets a thread run to its next tick, 4 ms, while a client waits for its reply.
+/// Lets other threads have their turn in the middle of long work. A kernel that does not preempt lets a thread run to its next
+/// tick, 4 ms at 250 Hz, while a client waits for its reply.
 #[derive(Debug, Default)]
 pub struct Turns {
     worked: usize,
