@@ -34,7 +34,10 @@ pub async fn run(name: &VolumeName, drop_other_slots: bool, config: &Effective, 
         )));
     }
     let (generation, recovery) = place.slots(name).rotate(secrets::cost()).await?;
-    let recovery = recovery.map_or_else(String::new, |key| recovery_text(&key.to_text()).to_string());
+    let recovery = recovery.map_or_else(String::new, |key| {
+        recovery_text(&key.to_text())
+            + "  It takes the place of all earlier recovery keys, which open the volume no longer.\n"
+    });
     output::text(format!("volume {name} seals with data key {generation} from now on{recovery}"))?;
     let bar = bars.add(bar());
     let served = control::reload_if_served(&config.state, &place.store.url(), name).await;

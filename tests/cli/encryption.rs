@@ -150,6 +150,7 @@ fn a_data_key_is_rotated_with_and_without_a_server() {
     disk.flush().unwrap();
     let rotated = place.ok(&["key", "rotate", "db", "--passphrase-file", "passphrase"]);
     assert!(rotated.contains("seals with data key 2 from now on") && rotated.contains("recovery key: "), "{rotated}");
+    assert!(rotated.contains("all earlier recovery keys, which open the volume no longer"), "{rotated}");
     assert!(rotated.contains("all of volume db is sealed with the new data key"), "{rotated}");
     assert!(disk.holds(0, b'r', 3 * MIB));
     serving.stop();
