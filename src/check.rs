@@ -160,7 +160,7 @@ fn damaged(mut report: Report, error: VolumeError) -> Result<(Report, Seq)> {
 async fn read_map(source: &Source, scan: &mut Scan, report: &mut Report) -> Result<BTreeMap<Seq, Vec<Mapped>>> {
     let mut wanted: BTreeMap<Seq, Vec<Mapped>> = BTreeMap::new();
     // Pages that the log dropped without reading them still count as live: account for them first.
-    for (index, at) in scan.map.take_released() {
+    for (index, at) in scan.map.take_released(u64::MAX) {
         let salt = scan.checkpoints.get(&at.checkpoint).map_or_else(Default::default, |info| info.salt);
         match source.objects.pages(vec![(index, at, salt)]).await {
             Ok(pages) => pages.iter().for_each(|(_, _, page)| scan.map.account_released(page)),

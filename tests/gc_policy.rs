@@ -108,7 +108,7 @@ impl Simulation {
         loop {
             let totals = self.usage.totals();
             let segments = self.usage.iter();
-            let size = SEGMENT_BLOCKS as u64 * BLOCK;
+            let size = gc::Sizes { segment: SEGMENT_BLOCKS as u64 * BLOCK, block: BLOCK };
             let victims = gc::choose(segments, &totals, self.head, size, &self.options, activity, &BTreeSet::new());
             if victims.is_empty() {
                 return;

@@ -6,7 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::ops::Range;
+mod support;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,98 +18,18 @@ use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
-use ashlar::store::memory::MemoryStore;
-use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
-use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use support::far::{Far, Fault};
 
 const BLOCK: u64 = 4096;
 const SCALE: u64 = 16;
 const LIVE: u64 = (1 << 30) / SCALE;
 const BLOCKS: u64 = LIVE / BLOCK;
-const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// What does not wait for others.
-const SMALL: u64 = 64 << 10;
 /// Bytes a second, in each direction.
 const BANDWIDTH: u64 = 200_000_000 / SCALE;
-
-/// A store at the end of a line. Large requests share each direction in the order in which they come; small ones slip through.
-#[derive(Debug)]
-struct Far {
-    objects: MemoryStore,
-    /// When the line is free: to the store, and back.
-    free: Mutex<[Instant; 2]>,
-    puts: Mutex<u64>,
-    /// What it does not do.
-    fault: Fault,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    None,
-    /// Every deletion is refused.
-    NoDeletes,
-    /// No answer to a GET ever comes.
-    NoReads,
-}
-
-impl Far {
-    fn new(fault: Fault) -> Far {
-        Far { objects: MemoryStore::default(), free: Mutex::new([Instant::now(); 2]), puts: Mutex::new(0), fault }
-    }
-
-    async fn transfer(&self, direction: usize, bytes: u64) {
-        let done = if bytes < SMALL {
-            Instant::now()
-        } else {
-            let free = &mut self.free.lock()[direction];
-            *free = (*free).max(Instant::now()) + Duration::from_micros(bytes * 1_000_000 / BANDWIDTH);
-            *free
-        };
-        tokio::time::sleep_until(done + ROUND_TRIP).await;
-    }
-}
-
-#[async_trait]
-impl Store for Far {
-    fn url(&self) -> String {
-        self.objects.url()
-    }
-    async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
-        self.transfer(0, body.iter().map(|part| part.len() as u64).sum()).await;
-        *self.puts.lock() += 1;
-        self.objects.put(key, body).await
-    }
-    async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
-        self.transfer(1, range.end - range.start).await;
-        self.objects.get_range(key, range).await
-    }
-    async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
-        let found = self.objects.get(key).await;
-        if self.fault == Fault::NoReads && found.as_ref().is_ok_and(|bytes| bytes.len() as u64 > SMALL) {
-            std::future::pending::<()>().await;
-        }
-        self.transfer(1, found.as_ref().map_or(0, |bytes| bytes.len() as u64)).await;
-        found
-    }
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
-        self.transfer(1, 0).await;
-        self.objects.list(prefix, after).await
-    }
-    async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {
-        self.objects.list_top().await
-    }
-    async fn delete(&self, keys: &[Key]) -> ashlar::store::Result<()> {
-        self.transfer(0, 0).await;
-        if self.fault == Fault::NoDeletes {
-            return Err(StoreError::new(ErrorKind::Denied, "deleting is forbidden"));
-        }
-        self.objects.delete(keys).await
-    }
-}
 
 fn options() -> Options {
     let mut options = Options::default();
@@ -164,14 +85,14 @@ struct Seen {
 /// Overwrites blocks at random with 32 writers that never pause, after the volume was filled; `flushes`: one of
 /// them flushes after each of its so many writes.
 async fn hammer(volumes_worth: u64, flushes: Option<u64>, fault: Fault) -> Seen {
-    let store = Arc::new(Far::new(fault));
+    let store = Arc::new(Far::new(BANDWIDTH, fault));
     let random = Random::seeded(7);
     let volume = open(&store, &random, options()).await;
     for at in (0..BLOCKS).step_by(64) {
         volume.write(at * BLOCK, noise(&random, 64), false).await.unwrap();
     }
     volume.flush().await.unwrap();
-    let (puts, moved, began) = (*store.puts.lock(), volume.status().since_open.bytes_moved, Instant::now());
+    let (puts, moved, began) = (store.puts(), volume.status().since_open.bytes_moved, Instant::now());
     let each = volumes_worth * BLOCKS / 32;
     let writers = (0..32).map(|writer| {
         let (volume, random) = (volume.clone(), random.clone());
@@ -203,7 +124,7 @@ async fn hammer(volumes_worth: u64, flushes: Option<u64>, fault: Fault) -> Seen 
     let status = volume.status();
     Seen {
         most: most as f64 / LIVE as f64,
-        puts_per_gib: (*store.puts.lock() - puts) as f64 * LIVE as f64 / written as f64,
+        puts_per_gib: (store.puts() - puts) as f64 * LIVE as f64 / written as f64,
         moved: (status.since_open.bytes_moved - moved) as f64 / written as f64,
         share: written as f64 / began.elapsed().as_secs_f64() / BANDWIDTH as f64,
         flush: ended.into_iter().map(Result::unwrap).max().unwrap(),

@@ -48,10 +48,10 @@ pub struct Options {
     /// Less garbage than this is left alone: the requests would cost more.
     #[serde(with = "human::bytes")]
     pub garbage_min: u64,
-    /// Live bytes that are read and held in memory at once, to be sorted and written again.
+    /// Bytes of live data, as the client wrote them, that are read and held in memory at once, to be sorted and written again.
     #[serde(with = "human::bytes")]
     pub batch: u64,
-    /// So many small segments (a sixteenth of `segment_size` or less) are merged.
+    /// So many small segments (with a sixteenth of `segment_size` of live data or less) are merged.
     pub merge_count: u32,
     /// Objects deleted per second, at most: a trim of terabytes must not crowd out the rest.
     pub delete_rate: u32,
@@ -179,13 +179,23 @@ pub fn rest(worked: Duration, pace: Pace) -> Duration {
     worked * (100 - pace.time_percent.min(100)) / pace.time_percent.max(1)
 }
 
+/// How much goes into a segment and into a block, in bytes of data as the client wrote it. Memory is taken by data, not by
+/// what is left of it in the store; and a segment that is full of data which compresses well cannot become fuller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Of a full segment.
+    pub segment: u64,
+    /// Of a block.
+    pub block: u64,
+}
+
 /// The segments to rewrite next, in log order; none if nothing is to be done. `head` is the last place of the log,
 /// `spared` are segments that cannot be read or are being rewritten already.
 pub fn choose<'a>(
     segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
     totals: &UsageTotals,
     head: Seq,
-    segment_size: u64,
+    sizes: Sizes,
     options: &Options,
     activity: Activity,
     spared: &BTreeSet<Seq>,
@@ -194,16 +204,16 @@ pub fn choose<'a>(
     let partly_live = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq));
     let (mut sparse, mut small) = (Vec::new(), Vec::new());
     for (seq, info) in partly_live {
-        let candidate = Candidate { seq, stored: info.stored_bytes, live: info.live_bytes() };
+        let candidate = Candidate::new(seq, info, sizes);
         if excess > 0 && candidate.is_worth_it(activity) {
             sparse.push(candidate);
         }
-        if candidate.stored <= segment_size / SMALL_PART {
+        if candidate.data <= sizes.segment / SMALL_PART {
             small.push(candidate);
         }
     }
     let mut chosen = match sparse.is_empty() {
-        false => take_sparse(sparse, head, segment_size, totals.live_bytes, options, activity, excess),
+        false => take_sparse(sparse, head, sizes.segment, totals.live_bytes, options, activity, excess),
         true if small.len() >= options.merge_count.max(2) as usize => take_small(small, options),
         true => Vec::new(),
     };
@@ -214,16 +224,17 @@ pub fn choose<'a>(
 /// The segments to rewrite next because of what `is_retired` says of them, in log order.
 pub fn choose_retired<'a>(
     segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
+    sizes: Sizes,
     options: &Options,
     spared: &BTreeSet<Seq>,
     is_retired: impl Fn(&SegmentInfo) -> bool,
 ) -> Vec<Seq> {
-    let mut live = 0;
+    let mut data = 0;
     let retired = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq) && is_retired(info));
-    let fits = |(_, info): &(Seq, &SegmentInfo)| {
-        let is_first = live == 0;
-        live += info.live_bytes();
-        is_first || live <= options.batch
+    let fits = |(seq, info): &(Seq, &SegmentInfo)| {
+        let is_first = data == 0;
+        data += Candidate::new(*seq, info, sizes).data;
+        is_first || data <= options.batch
     };
     retired.take_while(fits).map(|(seq, _)| seq).collect()
 }
@@ -236,11 +247,20 @@ pub fn is_due(totals: &UsageTotals, options: &Options, activity: Activity) -> bo
 #[derive(Clone, Copy)]
 struct Candidate {
     seq: Seq,
+    /// Bytes of the object.
     stored: u64,
+    /// Of those, bytes of what is live.
     live: u64,
+    /// Bytes of live data.
+    data: u64,
 }
 
 impl Candidate {
+    fn new(seq: Seq, info: &SegmentInfo, sizes: Sizes) -> Candidate {
+        let data = u64::from(info.live_blocks) * sizes.block;
+        Candidate { seq, stored: info.stored_bytes, live: info.live_bytes(), data }
+    }
+
     fn is_worth_it(&self, activity: Activity) -> bool {
         match activity {
             Activity::Busy => self.live * 100 < self.stored * BUSY_LIVE_MAX_PERCENT,
@@ -280,15 +300,16 @@ fn take_sparse(
         Activity::Busy => (4 * segment_size).min(live_bytes / BATCH_PART).max(segment_size),
         Activity::Quiet => 0,
     };
-    let (mut freed, mut live) = (0, 0);
+    let (mut freed, mut live, mut data) = (0, 0, 0);
     let mut chosen = Vec::new();
     for candidate in sparse {
         let is_enough = freed >= excess && live >= worth_writing;
-        if !chosen.is_empty() && (is_enough || live + candidate.live > options.batch) {
+        if !chosen.is_empty() && (is_enough || data + candidate.data > options.batch) {
             break;
         }
         freed += candidate.stored - candidate.live.min(candidate.stored);
         live += candidate.live;
+        data += candidate.data;
         chosen.push(candidate.seq);
     }
     chosen
@@ -296,11 +317,11 @@ fn take_sparse(
 
 /// The smallest ones: each byte is then merged a few times at most on its way to a full segment.
 fn take_small(mut small: Vec<Candidate>, options: &Options) -> Vec<Seq> {
-    small.sort_unstable_by_key(|c| (c.stored, c.seq));
-    let mut live = 0;
+    small.sort_unstable_by_key(|c| (c.data, c.seq));
+    let mut data = 0;
     let fits = |candidate: &Candidate| {
-        live += candidate.live;
-        live <= options.batch
+        data += candidate.data;
+        data <= options.batch
     };
     small.into_iter().take_while(fits).map(|candidate| candidate.seq).collect()
 }

@@ -1,6 +1,6 @@
 //! The pages of a volume's map: those in memory, where the others lie, and what each change does to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Placement;
@@ -91,6 +91,37 @@ impl ExtentMap {
         Ok(found)
     }
 
+    /// The pages under `extent` that are not in memory.
+    pub fn missing(&self, extent: Extent) -> impl Iterator<Item = (PageIndex, PageRef)> + '_ {
+        self.slots(extent).filter_map(|(&index, slot)| slot.page.is_none().then_some((index, slot.stored?)))
+    }
+
+    /// As [`ExtentMap::lookup`], but pages that are not in memory are taken from `pages`, if they are the newest there are. No
+    /// page counts as used.
+    pub fn lookup_with(
+        &self,
+        extent: Extent,
+        pages: &HashMap<PageIndex, (PageRef, Arc<Page>)>,
+    ) -> Result<Vec<(Extent, Placement)>, NeedPages> {
+        let mut found = Vec::new();
+        for (index, part) in parts(extent) {
+            let page = match self.pages.get(&index) {
+                Some(Slot { page: Some(page), .. }) => Some(page),
+                Some(Slot { stored: Some(stored), .. }) => match pages.get(&index).filter(|(at, _)| at == stored) {
+                    Some((_, page)) => Some(page),
+                    None => return Err(NeedPages(vec![(index, *stored)])),
+                },
+                _ => None,
+            };
+            match page {
+                Some(page) => page.lookup(part, |extent, content| found.push((extent, placement(content)))),
+                None if self.zeroed.contains(index.0) => found.push((part, Placement::Zero)),
+                None => found.push((part, Placement::Hole)),
+            }
+        }
+        Ok(found)
+    }
+
     /// A segment takes effect: live commit, recovery and garbage collection all come through here, in log order. Either
     /// all of it is applied or, if pages are missing, nothing.
     ///
@@ -121,14 +152,14 @@ impl ExtentMap {
     }
 
     /// A page that was asked for came in. Too late is fine: the page may have gone or changed meanwhile.
-    pub fn page_loaded(&mut self, index: PageIndex, from: PageRef, page: Page) {
+    pub fn page_loaded(&mut self, index: PageIndex, from: PageRef, page: Arc<Page>) {
         if let Some(slot) = self.pages.get_mut(&index)
             && slot.page.is_none()
             && slot.stored == Some(from)
         {
             self.memory += page.memory();
             slot.used = self.tick;
-            slot.page = Some(Arc::new(page));
+            slot.page = Some(page);
         }
     }
 
@@ -171,9 +202,17 @@ impl ExtentMap {
         &mut self.usage
     }
 
-    /// Takes the list of pages that were dropped unread; each goes back through [`ExtentMap::account_released`].
-    pub fn take_released(&mut self) -> Vec<(PageIndex, PageRef)> {
-        std::mem::take(&mut self.released)
+    /// Takes pages that were dropped unread, of so many sealed bytes together, one at least; each goes back through
+    /// [`ExtentMap::account_released`].
+    pub fn take_released(&mut self, bytes: u64) -> Vec<(PageIndex, PageRef)> {
+        let mut sum = 0;
+        let fits = self.released.iter().rev().take_while(|(_, at)| {
+            sum += u64::from(at.len);
+            sum <= bytes
+        });
+        let count = fits.count().max(1).min(self.released.len());
+        let left = self.released.len() - count;
+        self.released.split_off(left)
     }
 
     /// Puts back released pages that could not be read.
@@ -224,10 +263,11 @@ impl ExtentMap {
         }
     }
 
-    /// Rewrites these pages with the next checkpoint, so that the objects which hold them now can go.
-    pub fn mark_for_rewrite(&mut self, index: PageIndex) {
+    /// Rewrites a page with the next checkpoint, if it still lies there, so that the object which holds it can go.
+    pub fn mark_for_rewrite(&mut self, index: PageIndex, at: PageRef) {
         if let Some(slot) = self.pages.get_mut(&index)
             && slot.page.is_some()
+            && slot.stored == Some(at)
         {
             slot.dirty = true;
         }
@@ -240,8 +280,12 @@ impl ExtentMap {
 
     /// All pages that are not in memory.
     pub fn unloaded(&self) -> Vec<(PageIndex, PageRef)> {
-        let unloaded = |(&index, slot): (&PageIndex, &Slot)| slot.page.is_none().then_some((index, slot.stored?));
-        self.pages.iter().filter_map(unloaded).collect()
+        self.missing(self.volume).collect()
+    }
+
+    /// Whether a page is in memory.
+    pub fn has_page(&self, index: PageIndex) -> bool {
+        self.pages.get(&index).is_some_and(|slot| slot.page.is_some())
     }
 
     /// The pages in memory.
@@ -271,12 +315,13 @@ impl ExtentMap {
 
     /// The pages under `extent` that are not in memory.
     fn pages_missing(&self, extent: Extent) -> BTreeMap<PageIndex, PageRef> {
-        if extent.is_empty() {
-            return BTreeMap::new();
-        }
-        let last = PageIndex::of(BlockIndex(extent.end().0 - 1));
-        let missing = |(&index, slot): (&PageIndex, &Slot)| slot.page.is_none().then_some((index, slot.stored?));
-        self.pages.range(PageIndex::of(extent.start)..=last).filter_map(missing).collect()
+        self.missing(extent).collect()
+    }
+
+    fn slots(&self, extent: Extent) -> impl Iterator<Item = (&PageIndex, &Slot)> {
+        let end = PageIndex(extent.end().0.div_ceil(PAGE_BLOCKS));
+        let first = PageIndex::of(extent.start).min(end);
+        self.pages.range(if extent.is_empty() { end..end } else { first..end })
     }
 
     /// The pages not in memory that `extent` changes in part: those it covers whole need not be read.
@@ -470,12 +515,12 @@ mod tests {
     impl Stored {
         fn load(&self, map: &mut ExtentMap, need: NeedPages) {
             for (index, at) in need.0 {
-                map.page_loaded(index, at, self.0[&(at.checkpoint, at.offset)].clone());
+                map.page_loaded(index, at, Arc::new(self.0[&(at.checkpoint, at.offset)].clone()));
             }
         }
 
         fn checkpoint(&mut self, map: &mut ExtentMap, seq: Seq) {
-            for (_, at) in map.take_released() {
+            for (_, at) in map.take_released(u64::MAX) {
                 map.account_released(&self.0[&(at.checkpoint, at.offset)]);
             }
             let changed = map.snapshot().unwrap().changed;
@@ -607,7 +652,7 @@ mod tests {
         let mut map = ExtentMap::new(BlockCount(BLOCKS));
         let at = PageRef { checkpoint: Seq(1), offset: 0, len: 1 };
         let stale = [Mapped { extent: Extent::new(0, 4), content: Content::Zero }];
-        map.page_loaded(PageIndex(0), at, Page::from_mapped(&stale));
+        map.page_loaded(PageIndex(0), at, Arc::new(Page::from_mapped(&stale)));
         assert_eq!(map.lookup(Extent::new(0, 4)).unwrap(), [(Extent::new(0, 4), Placement::Hole)]);
     }
 }

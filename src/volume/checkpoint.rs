@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::map::{Page, PageIndex, PageRef};
+use crate::map::{NeedPages, Page, PageIndex, PageRef};
 use crate::store::ErrorKind;
 use crate::units::Seq;
 use crate::volume::backoff::Backoff;
@@ -26,9 +26,12 @@ use crate::volume::slot;
 /// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
 const MIN_LIVE_PERCENT: u64 = 50;
 
-/// Bytes of pages that one checkpoint writes anew because they are sealed with a rotated data key: the default of what the
-/// map may take in memory. One object may hold more; further ones wait for the next checkpoint.
-const RESEAL_BYTES: u64 = 256 << 20;
+/// Sealed bytes of pages that one checkpoint brings into memory to write them anew: this part of what the map may take,
+/// since a page takes some times as much in memory. What is left waits for the next checkpoint.
+const REWRITE_PART: u64 = 32;
+
+/// Sealed bytes of dropped pages that are read at once to count what was in them.
+const COUNT_BYTES: u64 = 2 << 20;
 
 /// Writes one checkpoint. Fails only if the volume cannot go on.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
@@ -45,18 +48,18 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     Ok(())
 }
 
-/// Step 1.
+/// Step 1, some pages at a time.
 async fn account_released(shared: &Shared) -> Result<(), End> {
     let mut backoff = Backoff::new(shared);
     loop {
-        let released = shared.inner.lock().state.map.take_released();
+        let released = shared.inner.lock().state.map.take_released(COUNT_BYTES);
         if released.is_empty() {
             return Ok(());
         }
-        match load(shared, &released).await {
+        match shared.fetch_pages(NeedPages(released.clone())).await {
             Ok(pages) => {
                 let mut inner = shared.inner.lock();
-                pages.iter().for_each(|page| inner.state.map.account_released(page));
+                pages.iter().for_each(|(_, _, page)| inner.state.map.account_released(page));
             }
             Err(error) => {
                 shared.inner.lock().state.map.put_back_released(released);
@@ -71,50 +74,55 @@ async fn account_released(shared: &Shared) -> Result<(), End> {
     }
 }
 
-async fn load(shared: &Shared, released: &[(PageIndex, PageRef)]) -> Result<Vec<Arc<Page>>, ReadError> {
-    let wanted = {
-        let inner = shared.inner.lock();
-        released.iter().map(|&(index, at)| (index, at, inner.checkpoint_salt(at.checkpoint))).collect()
-    };
-    Ok(shared.objects.pages(wanted).await?.into_iter().map(|(_, _, page)| page).collect())
-}
-
-/// Brings in the pages of mostly superseded checkpoint objects, so that they are written anew and the objects can go.
-/// Failing is harmless: the objects stay a little longer.
+/// Brings in pages of mostly superseded checkpoint objects, and of those that are sealed with a rotated data key, so that
+/// they are written anew and the objects can go. Failing is harmless: the objects stay a little longer.
 async fn load_for_rewrite(shared: &Shared) {
-    let (wanted, objects) = {
+    let wanted = {
         let inner = shared.inner.lock();
         let mut live: BTreeMap<Seq, u64> = BTreeMap::new();
         for (_, at) in inner.state.map.stored_pages() {
             *live.entry(at.checkpoint).or_default() += u64::from(at.len);
         }
-        let sparse = |(seq, info): (&Seq, &CheckpointInfo)| {
+        let is_wanted = |(seq, info): &(&Seq, &CheckpointInfo)| {
             let live = live.get(seq).copied().unwrap_or(0);
-            (live > 0 && live * 100 < info.page_bytes * MIN_LIVE_PERCENT).then_some(*seq)
+            live > 0 && (live * 100 < info.page_bytes * MIN_LIVE_PERCENT || shared.sealer.is_retired(&info.salt))
         };
-        let mut room = RESEAL_BYTES;
-        let retired = |(seq, info): (&Seq, &CheckpointInfo)| {
-            let is_retired = room > 0 && shared.sealer.is_retired(&info.salt);
-            room = room.saturating_sub(if is_retired { info.page_bytes } else { 0 });
-            is_retired.then_some(*seq)
-        };
-        let retired: Vec<Seq> = inner.checkpoints.iter().filter_map(retired).collect();
-        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter_map(sparse).chain(retired).collect();
-        let pages = inner.state.map.unloaded();
-        let wanted: Vec<_> = pages.into_iter().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
-        (wanted, objects)
+        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter(is_wanted).map(|(seq, _)| *seq).collect();
+        if objects.is_empty() {
+            return;
+        }
+        let mut pages: Vec<_> =
+            inner.state.map.stored_pages().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
+        // Object by object, so that as many as possible can go.
+        pages.sort_unstable_by_key(|(index, at)| (at.checkpoint, *index));
+        within(pages, shared.seat.map_memory() / REWRITE_PART)
     };
-    if objects.is_empty() {
-        return;
+    let absent = {
+        let inner = shared.inner.lock();
+        NeedPages(wanted.iter().copied().filter(|(index, _)| !inner.state.map.has_page(*index)).collect())
+    };
+    match shared.fetch_pages(absent).await {
+        Ok(pages) => {
+            let mut inner = shared.inner.lock();
+            inner.take_pages(pages);
+            wanted.into_iter().for_each(|(index, at)| inner.state.map.mark_for_rewrite(index, at));
+        }
+        Err(error) => {
+            tracing::warn!(volume = %shared.meta.name, "pages of older checkpoints are not rewritten this time: {error}");
+        }
     }
-    let need = crate::map::NeedPages(wanted);
-    if let Err(error) = shared.load_pages(need).await {
-        tracing::warn!(volume = %shared.meta.name, "pages of older checkpoints are not rewritten this time: {error}");
-        return;
-    }
-    let mut inner = shared.inner.lock();
-    let pages: Vec<_> = inner.state.map.stored_pages().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
-    pages.into_iter().for_each(|(index, _)| inner.state.map.mark_for_rewrite(index));
+}
+
+/// The first of the pages, of so many sealed bytes together, one at least.
+fn within(mut pages: Vec<(PageIndex, PageRef)>, bytes: u64) -> Vec<(PageIndex, PageRef)> {
+    let mut sum = 0;
+    let fits = pages.iter().take_while(|(_, at)| {
+        sum += u64::from(at.len);
+        sum <= bytes
+    });
+    let count = fits.count().max(1);
+    pages.truncate(count);
+    pages
 }
 
 /// Steps 2 to 4.
@@ -146,6 +154,8 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
     let refs: BTreeMap<PageIndex, PageRef> = refs.into_iter().collect();
     let pages = changed.into_iter().map(|(index, page)| (index, page, refs.get(&index).copied())).collect();
     inner.state.map.checkpointed(pages);
+    // What was kept only because it had to be written may go.
+    inner.state.map.evict(shared.seat.map_memory() as usize);
     let kept: BTreeMap<Seq, CheckpointInfo> = root.checkpoints.iter().copied().collect();
     let before = std::mem::take(&mut inner.checkpoints).into_keys().chain([inner.state.checkpointed()]);
     let superseded: Vec<Seq> = before.filter(|old| old.0 > 0 && !kept.contains_key(old)).collect();

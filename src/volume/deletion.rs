@@ -14,12 +14,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::Seq;
 use crate::volume::checkpoint;
+use crate::volume::effect::{self, Effect};
 use crate::volume::shared::{End, Inner, Shared};
 use crate::volume::slot::{self, ProofError};
 
@@ -37,7 +37,7 @@ const CLOSE_WAITS_FOR: usize = 10 * BATCH;
 /// The deletions of one volume; the log task owns it.
 #[derive(Default)]
 pub(super) struct Deletion {
-    running: Option<BoxFuture<'static, Result<Outcome, End>>>,
+    running: Option<Effect<Result<Outcome, End>>>,
     retry_at: Option<Instant>,
     failures: u32,
 }
@@ -59,21 +59,17 @@ impl Deletion {
         }
         if !shared.inner.lock().doomed.is_empty() {
             self.retry_at = None;
-            self.running = Some(Box::pin(run(shared.clone())));
+            self.running = Some(Effect::start(run(shared.clone())));
         }
     }
 
     /// The result of the run under way; never, if there is none.
     pub async fn ended(&mut self) -> Result<Outcome, End> {
-        match &mut self.running {
-            Some(running) => running.await,
-            None => std::future::pending().await,
-        }
+        effect::ended(&mut self.running).await
     }
 
     /// Takes in what [`Deletion::ended`] returned.
     pub fn take(&mut self, shared: &Shared, outcome: Outcome) {
-        self.running = None;
         shared.inner.lock().doomed.is_stuck = matches!(outcome, Outcome::Postponed(_));
         let Outcome::Postponed(error) = outcome else {
             if self.failures > 0 {
@@ -137,7 +133,9 @@ async fn run(shared: Arc<Shared>) -> Result<Outcome, End> {
             return Ok(Outcome::Postponed(error));
         }
         let doomed = &mut shared.inner.lock().doomed.checkpoints;
-        doomed.retain(|seq| !batch.contains(seq));
+        for seq in batch {
+            doomed.remove(seq);
+        }
     }
     for batch in segments.chunks(BATCH) {
         let began = Instant::now();

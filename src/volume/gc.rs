@@ -1,5 +1,5 @@
-//! Garbage collection, the part that reads and writes: gathers the live blocks of the victims that [`crate::gc`] chose,
-//! and hands them, sorted by block, to the log as segments of moved data.
+//! Garbage collection, the part that works: has the live blocks of the victims that [`crate::gc`] chose gathered
+//! ([`super::gather`]), and hands them, sorted by block, to the log as segments of moved data.
 //!
 //! What makes it safe:
 //!
@@ -20,43 +20,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::{self, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::codec::CorruptError;
 use crate::gc::{self, Activity};
-use crate::map::{Placement, SegmentInfo};
-use crate::segment::{self, LogObject, LogRead};
-use crate::store::{ErrorKind, StoreError};
-use crate::units::{Extent, FrameAddr, Location, Seq};
-use crate::volume::fetch;
-use crate::volume::objects::ReadError;
-use crate::volume::scan;
+use crate::map::SegmentInfo;
+use crate::units::{Extent, Seq};
+use crate::volume::effect::{self, Effect};
+use crate::volume::gather::{Gathered, gather};
 use crate::volume::shared::{Inner, Shared};
 use crate::volume::state::LARGE;
-
-/// Victims that are read at one time.
-const PARALLEL: usize = 4;
-
-/// Objects up to this length, and those that are mostly live, are read whole: one request instead of several.
-const WHOLE_BYTES: u64 = 512 << 10;
-
-/// Dead bytes between live frames that are read along with them: collection is not in a hurry, requests cost money.
-const READ_GAP: u64 = 256 << 10;
-
-/// The most that one request reads.
-const READ_MAX: u64 = 8 << 20;
 
 /// A volume of fewer segments is small.
 const FEW_SEGMENTS: u64 = 64;
 
 /// This part of what is live may be dead and not deleted.
 const LITTER_PART: u64 = 9;
-
-/// Extents that are looked up in the map under one lock.
-const LOOKUPS: usize = 256;
 
 /// The pause after the store failed a read of ours; it doubles up to a hundred times as much.
 const RETRY: Duration = Duration::from_secs(5);
@@ -80,12 +59,12 @@ impl Move {
 }
 
 /// A place in memory, held by all that is of one round.
-type Held = Option<Arc<OwnedSemaphorePermit>>;
+pub(super) type Held = Option<Arc<OwnedSemaphorePermit>>;
 
 /// The collector of one volume; the log task owns it.
 #[derive(Default)]
 pub(super) struct Collector {
-    gathering: Option<BoxFuture<'static, Gathered>>,
+    gathering: Option<Effect<Gathered>>,
     /// Waiting for a slot of the log.
     moves: VecDeque<Move>,
     /// In a slot, not committed: bytes of data, in the order of the log.
@@ -126,17 +105,6 @@ struct Settled {
     activity: Activity,
 }
 
-/// What came of reading victims.
-pub(super) struct Gathered {
-    held: Held,
-    victims: Vec<Seq>,
-    data: Vec<(Extent, Bytes)>,
-    as_of: Seq,
-    damaged: Vec<Seq>,
-    empty: Vec<Seq>,
-    failed: Option<StoreError>,
-}
-
 impl Collector {
     /// Puts the next batch under way, if there is something worth it.
     pub fn start(&mut self, shared: &Arc<Shared>) {
@@ -145,6 +113,7 @@ impl Collector {
             self.gathering = None;
             self.give_up_moves();
             (self.worked, self.retry_at) = (None, None);
+            self.waits_for_deletion = false;
             return;
         }
         if self.gathering.is_some() || self.has_moves() {
@@ -172,16 +141,17 @@ impl Collector {
                 self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
             let mut totals = gc::make_way(&usage.totals(), self.passing_bytes(shared, &inner), &shared.options.gc);
             totals.stored_bytes -= being_moved.iter().filter_map(|&seq| usage.get(seq)).map(sparse_bytes).sum::<u64>();
-            let size = shared.options.segment_size;
+            let sizes = gc::Sizes { segment: shared.options.segment_size, block: shared.block_size.bytes().into() };
             let options = &shared.options.gc;
             if self.uncounted.0 != here.checkpointed {
                 self.uncounted = (here.checkpointed, BTreeSet::new());
             }
             let spared = self.damaged.union(&self.uncounted.1).copied().chain(being_moved).collect();
-            let mut victims = gc::choose(usage.iter(), &totals, here.committed, size, options, activity, &spared);
+            let mut victims = gc::choose(usage.iter(), &totals, here.committed, sizes, options, activity, &spared);
             if victims.is_empty() && inner.may_reseal {
-                victims =
-                    gc::choose_retired(usage.iter(), options, &spared, |info| shared.sealer.is_retired(&info.salt));
+                victims = gc::choose_retired(usage.iter(), sizes, options, &spared, |info| {
+                    shared.sealer.is_retired(&info.salt)
+                });
             }
             if victims.is_empty() {
                 self.settled = Some(here);
@@ -194,7 +164,7 @@ impl Collector {
             (victims, here.committed)
         };
         self.began.get_or_insert_with(Instant::now);
-        self.gathering = Some(Box::pin(gather(shared.clone(), victims, as_of)));
+        self.gathering = Some(Effect::start(gather(shared.clone(), victims, as_of)));
     }
 
     /// No segment is to be sealed anew any more: then pages of the map are, with the next checkpoints.
@@ -208,15 +178,11 @@ impl Collector {
 
     /// The gathered data, once there is some; never, if nothing is being gathered.
     pub async fn gathered(&mut self) -> Gathered {
-        match &mut self.gathering {
-            Some(gathering) => gathering.await,
-            None => std::future::pending().await,
-        }
+        effect::ended(&mut self.gathering).await
     }
 
     /// Takes in what [`Collector::gathered`] returned.
     pub fn take(&mut self, shared: &Shared, gathered: Gathered) {
-        self.gathering = None;
         self.damaged.extend(&gathered.damaged);
         shared.inner.lock().gc.damaged_segments = self.damaged.len() as u64;
         self.uncounted.1.extend(&gathered.empty);
@@ -392,166 +358,4 @@ fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -
         moves.push_back(Move { data: part, as_of, _held: held.clone() });
     }
     moves
-}
-
-/// Reads what is live in the victims.
-async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
-    let held = shared.seat.round().await.map(Arc::new);
-    let _reading = shared.begin_reading();
-    let mut gathered =
-        Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
-    let reads = gathered.victims.clone().into_iter().map(|seq| {
-        let shared = &shared;
-        async move { (seq, read_live(shared, seq).await) }
-    });
-    let mut reads = stream::iter(reads).buffered(PARALLEL);
-    while let Some((seq, read)) = reads.next().await {
-        match read {
-            Ok(data) if data.is_empty() => gathered.empty.push(seq),
-            Ok(data) => gathered.data.extend(data),
-            Err(Unread::Store(error)) => {
-                gathered.failed = Some(error);
-                return gathered;
-            }
-            Err(Unread::Damaged(why)) => {
-                tracing::error!(object = %shared.keys.segment(seq), "not collected: {why}");
-                gathered.damaged.push(seq);
-            }
-        }
-    }
-    gathered.data.sort_unstable_by_key(|(extent, _)| extent.start);
-    gathered
-}
-
-/// Why a victim could not be read.
-enum Unread {
-    /// The store failed; worth trying again.
-    Store(StoreError),
-    /// It is not what was written, or not there.
-    Damaged(String),
-}
-
-/// The live blocks of one victim and their data.
-async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Unread> {
-    let info = shared.inner.lock().state.map.usage().get(seq).copied();
-    let Some(info) = info else { return Ok(Vec::new()) }; // it died meanwhile
-    let key = shared.keys.segment(seq);
-    let store_failed = |error: StoreError| match error.kind {
-        ErrorKind::NotFound => Unread::Damaged(error.to_string()),
-        _ => Unread::Store(error),
-    };
-    let whole = match info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes {
-        true => Some(shared.background.get(&key).await.map_err(store_failed)?),
-        false => None,
-    };
-    let read = match &whole {
-        Some(bytes) => {
-            segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
-        }
-        None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
-            Ok(Some(read)) => Ok(read),
-            Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
-            Err(crate::volume::VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
-            Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
-        },
-    };
-    let read = read.map_err(|why| Unread::Damaged(why.to_string()))?;
-    let LogObject::Segment(head) = &read.object else {
-        return Err(Unread::Damaged("the map needs data in it, but it is no segment".into()));
-    };
-    if read.salt != info.salt {
-        return Err(Unread::Damaged("it is another encoding than the one that was committed".into()));
-    }
-    let extents: Vec<Extent> = head.frames(seq, read.frames_at).into_iter().map(|(extent, _)| extent).collect();
-    let live = live_parts(shared, seq, &extents).await?;
-    let mut bytes = Pieces(Vec::new());
-    match whole {
-        Some(object) => bytes.0.push((0, object)),
-        None => {
-            let frames = live.iter().map(|(_, location)| location.frame).collect();
-            let gets = fetch::plan(frames, READ_GAP, READ_MAX);
-            let mut gets = stream::iter(gets.into_iter().map(|get| {
-                let key = &key;
-                async move { (get.range.start, shared.background.get_range(key, get.range).await) }
-            }))
-            .buffered(PARALLEL);
-            while let Some((start, got)) = gets.next().await {
-                bytes.0.push((start, got.map_err(store_failed)?));
-            }
-        }
-    }
-    let block_bytes = shared.block_size.bytes() as usize;
-    let opened = shared.workers.run(move || open(&read, &live, &bytes, block_bytes)).await;
-    opened.map_err(|why| Unread::Damaged(why.to_string()))
-}
-
-/// The parts of the extents that the map still places in `seq`.
-async fn live_parts(shared: &Shared, seq: Seq, extents: &[Extent]) -> Result<Vec<(Extent, Location)>, Unread> {
-    let mut live = Vec::new();
-    for some in extents.chunks(LOOKUPS) {
-        let mut found = Vec::new();
-        loop {
-            let need = {
-                let mut inner = shared.inner.lock();
-                found.clear();
-                match some
-                    .iter()
-                    .try_for_each(|extent| inner.state.map.lookup(*extent).map(|parts| found.extend(parts)))
-                {
-                    Ok(()) => {
-                        inner.state.map.evict(shared.seat.map_memory() as usize);
-                        break;
-                    }
-                    Err(need) => need,
-                }
-            };
-            shared.load_pages(need).await.map_err(|error| match error {
-                ReadError::Store { source, .. } => Unread::Store(source),
-                // Not the victim's fault, but what is live in it cannot be known.
-                damaged => Unread::Damaged(damaged.to_string()),
-            })?;
-        }
-        live.extend(found.into_iter().filter_map(|(extent, placement)| match placement {
-            Placement::Data(location) if location.frame.seq == seq => Some((extent, location)),
-            _ => None,
-        }));
-    }
-    Ok(live)
-}
-
-/// Parts of an object, by the offset at which each begins.
-struct Pieces(Vec<(u64, Bytes)>);
-
-impl Pieces {
-    fn frame(&self, frame: FrameAddr) -> Result<Bytes, CorruptError> {
-        let (from, to) = (u64::from(frame.offset), u64::from(frame.offset) + u64::from(frame.len));
-        let piece = self.0.iter().find(|(start, bytes)| *start <= from && to <= start + bytes.len() as u64);
-        let (start, bytes) = piece.ok_or(CorruptError::Truncated { have: 0, need: to })?;
-        Ok(bytes.slice((from - start) as usize..(to - start) as usize))
-    }
-}
-
-/// Proves the frames and copies out what is live in them.
-fn open(
-    read: &LogRead,
-    live: &[(Extent, Location)],
-    bytes: &Pieces,
-    block_bytes: usize,
-) -> Result<Vec<(Extent, Bytes)>, CorruptError> {
-    // Live parts come in the order of blocks, and so of frames.
-    let mut opened: Option<(FrameAddr, Bytes)> = None;
-    let mut data = Vec::with_capacity(live.len());
-    for (extent, location) in live {
-        let frame = match opened.take().filter(|(frame, _)| *frame == location.frame) {
-            Some((_, frame)) => frame,
-            None => segment::open_frame_up_to(&read.key, location.frame, &bytes.frame(location.frame)?)?,
-        };
-        let (from, len) = (usize::from(location.block) * block_bytes, extent.count.0 as usize * block_bytes);
-        let part = frame
-            .get(from..from + len)
-            .ok_or(CorruptError::FrameLength { found: frame.len() as u32, expected: (from + len) as u32 })?;
-        data.push((*extent, Bytes::copy_from_slice(part)));
-        opened = Some((location.frame, frame));
-    }
-    Ok(data)
 }

@@ -1,50 +1,41 @@
 //! The log task: the one owner of the log's head. It decides when a batch is sealed, keeps up to W uploads under way,
-//! commits them in order, and starts checkpoints. It only waits and reports; [`State`] decides.
+//! has them take effect in order, and starts checkpoints. It only waits and reports; [`State`] decides.
+//!
+//! Whatever takes time is an [`Effect`]: it goes on while the log task is busy with something else, and the log task is
+//! never busy for long.
 //!
 //! [`State`]: crate::volume::state::State
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::time::Instant;
 
 use crate::codec::EncodeError;
 use crate::gc::Client;
 use crate::journal;
-use crate::map::{NeedPages, Placement, SegmentInfo};
 use crate::segment::{self, Close, EncodedSegment};
-use crate::store::ErrorKind;
-use crate::units::{BlockCount, ChangeNo, Extent, Seq};
-use crate::volume::backoff::Backoff;
+use crate::units::{ChangeNo, Seq};
 use crate::volume::checkpoint;
+use crate::volume::commit::{self, Committed, Uploaded};
 use crate::volume::deletion::Deletion;
+use crate::volume::effect::{self, Effect};
 use crate::volume::gc::{Collector, Move};
-use crate::volume::objects::ReadError;
 use crate::volume::shared::{End, Inner, Shared};
 use crate::volume::slot;
 use crate::volume::state::Batch;
 use crate::volume::sweep::Sweeper;
 
-/// A segment that is in the store.
-struct Uploaded {
-    seq: Seq,
-    info: SegmentInfo,
-    placements: Vec<(Extent, Placement)>,
-    as_of: Option<Seq>,
-    /// The object as it is in the store, if somebody wants it.
-    sealed: Vec<Bytes>,
-}
-
 struct Log {
     shared: Arc<Shared>,
     /// In the order of the log: the next to finish is the next to commit.
-    uploads: FuturesOrdered<BoxFuture<'static, Result<Uploaded, End>>>,
+    uploads: FuturesOrdered<Effect<Result<Uploaded, End>>>,
+    /// The oldest of them, taking effect.
+    commit: Option<Effect<Result<Committed, End>>>,
     /// When a batch was put under way last.
     client_slot_at: Instant,
-    checkpoint: Option<BoxFuture<'static, Result<(), End>>>,
+    checkpoint: Option<Effect<Result<(), End>>>,
     deletion: Deletion,
     collector: Collector,
     sweeper: Sweeper,
@@ -56,6 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     let mut log = Log {
         shared: shared.clone(),
         uploads: FuturesOrdered::new(),
+        commit: None,
         client_slot_at: Instant::now(),
         checkpoint: None,
         deletion: Deletion::default(),
@@ -96,16 +88,17 @@ impl Log {
             if self.is_drained() {
                 return self.close().await;
             }
-            self.restart_journal().await;
+            self.restart_journal();
             let deadline = self.deadline();
             let shared = self.shared.clone();
+            // Nothing is awaited in the branches.
             tokio::select! {
                 biased;
-                Some(uploaded) = self.uploads.next(), if !self.uploads.is_empty() => self.commit(uploaded?).await?,
-                done = running(&mut self.checkpoint) => {
-                    self.checkpoint = None;
-                    done?;
+                committed = effect::ended(&mut self.commit) => self.note_commit(&committed?),
+                Some(uploaded) = self.uploads.next(), if self.commit.is_none() => {
+                    self.commit = Some(Effect::start(commit::run(shared, uploaded?)));
                 }
+                done = effect::ended(&mut self.checkpoint) => done?,
                 gathered = self.collector.gathered() => self.collector.take(&shared, gathered),
                 found = self.sweeper.ended() => self.sweeper.take(&shared, found)?,
                 outcome = self.deletion.ended() => self.deletion.take(&shared, outcome?),
@@ -130,7 +123,7 @@ impl Log {
             };
             let Some((seq, batch)) = next else { return };
             self.client_slot_at = Instant::now();
-            self.uploads.push_back(Box::pin(upload(self.shared.clone(), seq, batch)));
+            self.uploads.push_back(Effect::start(upload(self.shared.clone(), seq, batch)));
         }
     }
 
@@ -168,7 +161,7 @@ impl Log {
             };
             let Some((seq, covers)) = next else { return };
             let Some(data) = self.collector.next_move() else { return };
-            self.uploads.push_back(Box::pin(upload_move(self.shared.clone(), seq, covers, data)));
+            self.uploads.push_back(Effect::start(upload_move(self.shared.clone(), seq, covers, data)));
         }
     }
 
@@ -181,53 +174,16 @@ impl Log {
         inner.state.has_active() && (old || asked || full || self.shared.is_closing())
     }
 
-    /// The segment takes effect: every later read and FLUSH sees it as committed.
-    async fn commit(&mut self, uploaded: Uploaded) -> Result<(), End> {
-        let Uploaded { seq, info, placements, as_of, sealed } = uploaded;
-        // Before it takes effect: a read finds it in the batch until then, and in the cache from then on. All before it is
-        // in the store, so whatever happens now, this place of the log will hold this for ever.
-        let batch = self.shared.inner.lock().state.oldest_upload();
-        if let Some(batch) = batch {
-            self.shared.objects.keep_opened(&placements, batch).await;
+    /// A segment took effect.
+    fn note_commit(&mut self, committed: &Committed) {
+        if committed.moved {
+            self.collector.committed();
         }
-        self.shared.objects.keep_sealed(&placements, &sealed);
-        let mut backoff = Backoff::new(&self.shared);
-        let shared = self.shared.clone();
-        let _reading = shared.begin_reading();
-        loop {
-            let need = {
-                let mut inner = self.shared.inner.lock();
-                match inner.state.commit(seq, info, &placements, as_of) {
-                    Ok(released) => {
-                        inner.note_commit();
-                        inner.state.map.evict(self.shared.seat.map_memory() as usize);
-                        let covers = inner.state.covers();
-                        let data = self.shared.block_size.bytes_in(BlockCount(info.blocks.into()));
-                        match as_of {
-                            None => {
-                                inner.committed_at = Some(Instant::now());
-                                inner.account.bytes_written += data;
-                            }
-                            Some(_) => {
-                                inner.gc.segments_written += 1;
-                                inner.account.bytes_moved += data;
-                            }
-                        }
-                        drop(inner);
-                        if as_of.is_some() {
-                            self.collector.committed();
-                            return Ok(());
-                        }
-                        self.shared.seat.give_back(released);
-                        self.shared.journal.release(covers);
-                        self.shared.progress.change(|progress| progress.covers = covers);
-                        return Ok(());
-                    }
-                    Err(need) => need,
-                }
-            };
-            load_pages(&shared, need, &mut backoff).await?;
-        }
+    }
+
+    /// Whether everything that has a slot took effect.
+    fn is_idle(&self) -> bool {
+        self.uploads.is_empty() && self.commit.is_none()
     }
 
     fn start_checkpoint(&mut self) {
@@ -242,7 +198,7 @@ impl Log {
             let map_memory = self.shared.seat.map_memory();
             let crowded = inner.state.map.memory() as u64 > map_memory / 2
                 && inner.state.map.dirty_memory() as u64 > map_memory / 2;
-            let last = self.shared.is_closing() && self.uploads.is_empty() && !inner.state.has_active();
+            let last = self.shared.is_closing() && self.is_idle() && !inner.state.has_changes();
             let totals = inner.state.map.usage().totals();
             let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
             let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
@@ -251,13 +207,13 @@ impl Log {
         };
         if due {
             self.collector.checkpoint_begins();
-            self.checkpoint = Some(Box::pin(checkpoint::run(self.shared.clone())));
+            self.checkpoint = Some(Effect::start(checkpoint::run(self.shared.clone())));
         }
     }
 
     /// Begins a journal that failed anew, when its time has come: accepting pauses until everything is committed, so
     /// that the new one has no gap.
-    async fn restart_journal(&mut self) {
+    fn restart_journal(&mut self) {
         let last = {
             let mut inner = self.shared.inner.lock();
             match inner.journal_retry {
@@ -297,22 +253,31 @@ impl Log {
         [seal, trickle, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
     }
 
+    /// Whether a clean stop has nothing left to do.
     fn is_drained(&self) -> bool {
         let inner = self.shared.inner.lock();
         self.shared.is_closing()
-            && self.uploads.is_empty()
+            && inner.state.is_drained()
+            && self.is_idle()
             && self.checkpoint.is_none()
             && self.deletion.lets_close(&inner)
-            && !inner.state.has_active()
-            && !inner.state.needs_checkpoint()
     }
 
     /// The last entry of a clean stop: whoever opens next need not ask whether this server is alive.
     async fn close(&mut self) -> Result<(), End> {
-        let (seq, covers) = {
+        let (seq, covers, last) = {
             let inner = self.shared.inner.lock();
-            (inner.state.next_seq(), inner.state.covers())
+            (inner.state.next_seq(), inner.state.covers(), inner.state.last())
         };
+        // Whoever gives the journal up proves that it may (rule R15): a close entry says that nothing is owed.
+        if covers != last {
+            return Err(End::Failed(format!(
+                "it cannot be closed: changes {} to {last} are acknowledged and not in the store; the journal in {} keeps them, and \
+                 the next opening on this host accepts them again",
+                covers.next(),
+                self.shared.disk.path()
+            )));
+        }
         let close = Close {
             epoch: self.shared.epoch,
             server: self.shared.server,
@@ -372,26 +337,6 @@ async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeEr
     let sealed = if shared.objects.keeps_sealed() { object.parts.clone() } else { Vec::new() };
     slot::put_until_done(shared, seq, object.parts).await?;
     Ok(Uploaded { seq, info, placements, as_of, sealed })
-}
-
-/// The result of the checkpoint under way; never, if there is none.
-async fn running(checkpoint: &mut Option<BoxFuture<'static, Result<(), End>>>) -> Result<(), End> {
-    match checkpoint {
-        Some(checkpoint) => checkpoint.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// One try to bring pages into memory; fails only if they are damaged.
-async fn load_pages(shared: &Shared, need: NeedPages, backoff: &mut Backoff) -> Result<(), End> {
-    match shared.load_pages(need).await {
-        Ok(()) => Ok(()),
-        Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
-            backoff.pause("loading a page of the map", &source).await;
-            Ok(())
-        }
-        Err(damaged) => Err(End::Failed(damaged.to_string())),
-    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -7,7 +7,8 @@
 //! | who | file | runs |
 //! | --- | --- | --- |
 //! | the client's request | [`write`], [`read`] | on the connection's task |
-//! | the log task | [`log`], with [`slot`] and [`checkpoint`] | one a volume, until it is closed or ends |
+//! | the log task | [`log`] | one a volume, until it is closed or ends |
+//! | its effects | [`commit`], [`slot`], [`checkpoint`], [`deletion`], [`gc`], [`sweep`] | as tasks of their own ([`effect`]) that end with it |
 //! | opening | [`scan`], [`verdict`], [`recover`] | before both |
 //!
 //! What is in the store is described in [`meta`], [`root`] and `segment/`; [`keys`] says where. The volume does not
@@ -21,11 +22,14 @@ mod write;
 mod read;
 mod prefetch;
 mod log;
+mod commit;
+mod effect;
 mod slot;
 pub mod account;
 mod checkpoint;
 mod deletion;
 mod gc;
+mod gather;
 pub mod sweep;
 mod recover;
 pub mod budget;

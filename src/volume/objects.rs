@@ -28,6 +28,7 @@ use crate::volume::options::Options;
 mod keep;
 mod pages;
 
+pub use pages::LoadedPages;
 use pages::{BroughtPages, PagePlace};
 
 /// Why bytes could not be had from the store; cheap to hand to everybody who waits.

@@ -10,7 +10,7 @@ use crate::device::{DeviceError, Pieces};
 use crate::map::NeedPages;
 use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr};
-use crate::volume::objects::ReadError;
+use crate::volume::objects::{LoadedPages, ReadError};
 use crate::volume::shared::Shared;
 use crate::volume::state::Piece;
 
@@ -50,26 +50,23 @@ impl Shared {
         Ok(())
     }
 
-    /// The pages that were missing are brought into memory.
-    pub(super) async fn load_pages(&self, need: NeedPages) -> Result<(), ReadError> {
+    /// The pages that were missing, from the store; [`Inner::take_pages`] brings them into the map.
+    pub(super) async fn fetch_pages(&self, need: NeedPages) -> Result<LoadedPages, ReadError> {
         let wanted = {
             let inner = self.inner.lock();
             need.0.into_iter().map(|(index, at)| (index, at, inner.checkpoint_salt(at.checkpoint))).collect()
         };
-        let pages = self.objects.pages(wanted).await?;
-        let mut inner = self.inner.lock();
-        for (index, at, page) in pages {
-            inner.state.map.page_loaded(index, at, (*page).clone());
-        }
-        Ok(())
+        self.objects.pages(wanted).await
     }
 
     /// A plan, and the promise that the segments it names stay until it is dropped.
     async fn plan(&self, extent: Extent) -> Result<Planned<'_>, DeviceError> {
         let reading = self.begin_reading();
+        let mut loaded = LoadedPages::new();
         loop {
             let need = {
                 let mut inner = self.inner.lock();
+                inner.take_pages(std::mem::take(&mut loaded));
                 match inner.state.plan_read(extent) {
                     Ok(pieces) => {
                         inner.state.map.evict(self.seat.map_memory() as usize);
@@ -78,7 +75,7 @@ impl Shared {
                     Err(need) => need,
                 }
             };
-            self.load_pages(need).await.map_err(io_error)?;
+            loaded = self.fetch_pages(need).await.map_err(io_error)?;
         }
     }
 

@@ -229,7 +229,7 @@ impl Source {
         let salt = |seq: Seq| scan.checkpoints.get(&seq).map_or_else(Default::default, |info| info.salt);
         let wanted = need.0.into_iter().map(|(index, at)| (index, at, salt(at.checkpoint))).collect();
         for (index, at, page) in self.objects.pages(wanted).await? {
-            scan.map.page_loaded(index, at, (*page).clone());
+            scan.map.page_loaded(index, at, page);
         }
         Ok(())
     }

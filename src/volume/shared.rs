@@ -27,7 +27,7 @@ use crate::volume::description;
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
-use crate::volume::objects::Objects;
+use crate::volume::objects::{LoadedPages, Objects};
 use crate::volume::options::Options;
 use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
@@ -355,6 +355,13 @@ impl Shared {
 }
 
 impl Inner {
+    /// Brings pages into the map. Whoever asked for them looks under the same lock: they may leave again after it.
+    pub fn take_pages(&mut self, pages: LoadedPages) {
+        for (index, at, page) in pages {
+            self.state.map.page_loaded(index, at, page);
+        }
+    }
+
     /// Keeps `active_since` true; whether the buffer just became non-empty.
     pub fn note_age(&mut self) -> bool {
         if !self.state.has_active() {

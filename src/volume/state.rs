@@ -175,6 +175,11 @@ impl State {
         self.has_active() || self.waiting() > 0
     }
 
+    /// Whether everything that was accepted took effect, wherever it stood on its way, and a checkpoint covers it.
+    pub fn is_drained(&self) -> bool {
+        self.covers == self.last && self.under_way.is_empty() && !self.needs_checkpoint()
+    }
+
     /// Makes a batch of what the buffer holds.
     pub fn freeze(&mut self) {
         if !self.active.is_empty() {
@@ -427,6 +432,23 @@ mod tests {
         }
         assert_eq!(sealed, [2, 4, 4, 4, 4]);
         assert!(!state.is_full(4 * SEGMENT));
+    }
+
+    #[test]
+    fn nothing_is_drained_before_all_that_was_accepted_took_effect() {
+        let mut state = state();
+        state.checkpoint_done(Seq(1), 0);
+        assert!(state.is_drained());
+        write(&mut state, 1);
+        assert!(!state.is_drained(), "it is in the buffer");
+        state.freeze();
+        assert!(!state.is_drained(), "it waits for a slot");
+        let (seq, _) = state.next_upload(1, 1).unwrap();
+        assert!(!state.is_drained(), "it is under way");
+        state.commit(seq, SegmentInfo::default(), &[], None).unwrap();
+        assert!(!state.is_drained(), "no checkpoint covers it");
+        state.checkpoint_done(seq, 0);
+        assert!(state.is_drained());
     }
 
     #[test]

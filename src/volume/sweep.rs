@@ -11,12 +11,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::segment::LogObject;
 use crate::store::{Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::Seq;
+use crate::volume::effect::{self, Effect};
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::scan;
@@ -80,7 +80,7 @@ pub struct Swept {
 
 /// The sweeps of one volume; the log task owns it.
 pub(super) struct Sweeper {
-    running: Option<BoxFuture<'static, Result<BTreeSet<Key>, Failed>>>,
+    running: Option<Effect<Result<BTreeSet<Key>, Failed>>>,
     /// What the listing before found.
     suspects: BTreeSet<Key>,
     next_at: Instant,
@@ -114,21 +114,17 @@ impl Sweeper {
         if self.running.is_none() && self.is_wanted(committed) && self.next_at <= Instant::now() && !shared.is_closing()
         {
             self.swept_at = Some(committed);
-            self.running = Some(Box::pin(sweep_suspects(shared.clone(), std::mem::take(&mut self.suspects))));
+            self.running = Some(Effect::start(sweep_suspects(shared.clone(), std::mem::take(&mut self.suspects))));
         }
     }
 
     /// The objects that belong to nobody, found by the sweep under way; never, if there is none.
     pub async fn ended(&mut self) -> Result<BTreeSet<Key>, Failed> {
-        match &mut self.running {
-            Some(running) => running.await,
-            None => std::future::pending().await,
-        }
+        effect::ended(&mut self.running).await
     }
 
     /// Takes in what [`Sweeper::ended`] returned.
     pub fn take(&mut self, shared: &Shared, found: Result<BTreeSet<Key>, Failed>) -> Result<(), End> {
-        self.running = None;
         let options = &shared.options.gc;
         match found {
             Ok(suspects) => self.suspects = suspects,

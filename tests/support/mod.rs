@@ -3,5 +3,6 @@
 #![allow(dead_code)] // each test binary uses a part
 
 pub mod conformance;
+pub mod far;
 pub mod rotate;
 pub mod s3_server;

@@ -15,6 +15,9 @@ use crate::volume::root;
 /// The pages that one GET brought, or why not.
 pub(super) type BroughtPages = Result<Arc<HashMap<PagePlace, Arc<Page>>>, ReadError>;
 
+/// Pages of the map as they lie in the store.
+pub type LoadedPages = Vec<(PageIndex, PageRef, Arc<Page>)>;
+
 /// A page and where it lies.
 pub(super) type PagePlace = (PageIndex, u64, u32);
 
@@ -30,10 +33,7 @@ fn place(index: PageIndex, at: PageRef) -> PagePlace {
 
 impl Objects {
     /// The pages at the given places; the salt is that of the checkpoint object.
-    pub async fn pages(
-        &self,
-        wanted: Vec<(PageIndex, PageRef, Salt)>,
-    ) -> Result<Vec<(PageIndex, PageRef, Arc<Page>)>, ReadError> {
+    pub async fn pages(&self, wanted: Vec<(PageIndex, PageRef, Salt)>) -> Result<LoadedPages, ReadError> {
         let flights = &self.inner.pages;
         let mut flying: Vec<Flight<BroughtPages>> = Vec::new();
         let (mut missing, mut salts) = (Vec::new(), HashMap::new());

@@ -1,0 +1,345 @@
+//! Reading what is live in the victims of garbage collection.
+//!
+//! 1. The heads of all victims of the round are read: which blocks each brought.
+//! 2. The map is asked which of them are live, in the order of blocks over all victims together: so each page of the map is
+//!    needed once in a round, however many victims have blocks in it. Pages that are not in memory are read in groups, used
+//!    and let go: they take no place from those that clients need, and nobody can throw them out before they were used.
+//! 3. The frames with live blocks are read, proven, and what is live is copied out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+
+use crate::codec::CorruptError;
+use crate::map::{NeedPages, PageIndex, PageRef, Placement, SegmentInfo};
+use crate::segment::{self, LogObject, LogRead};
+use crate::store::{ErrorKind, StoreError};
+use crate::units::{Extent, FrameAddr, Location, Seq};
+use crate::volume::error::VolumeError;
+use crate::volume::fetch;
+use crate::volume::gc::Held;
+use crate::volume::objects::ReadError;
+use crate::volume::scan;
+use crate::volume::shared::Shared;
+
+/// Victims that are read at one time.
+const PARALLEL: usize = 4;
+
+/// Objects up to this length, and those that are mostly live, are read whole: one request instead of several.
+const WHOLE_BYTES: u64 = 512 << 10;
+
+/// Of one round, so many times `gc.batch` may be objects that are read whole: they are in memory until all is looked up.
+const WHOLE_BATCHES: u64 = 2;
+
+/// Dead bytes between live frames that are read along with them: collection is not in a hurry, requests cost money.
+const READ_GAP: u64 = 256 << 10;
+
+/// The most that one request reads.
+const READ_MAX: u64 = 8 << 20;
+
+/// Extents that are looked up in the map under one lock.
+const LOOKUPS: usize = 256;
+
+/// Sealed bytes of pages of the map that are read for one group, one page at least: some times as much in memory.
+const GROUP_BYTES: u64 = 2 << 20;
+
+/// What came of reading victims.
+pub(super) struct Gathered {
+    pub held: Held,
+    pub victims: Vec<Seq>,
+    /// Sorted by block.
+    pub data: Vec<(Extent, Bytes)>,
+    pub as_of: Seq,
+    /// Victims that are not what was written, or not there.
+    pub damaged: Vec<Seq>,
+    /// Victims in which nothing is live.
+    pub empty: Vec<Seq>,
+    /// The store failed: nothing came of it.
+    pub failed: Option<StoreError>,
+}
+
+/// Why something could not be read.
+enum Unread {
+    /// The store failed; worth trying again.
+    Store(StoreError),
+    /// It is not what was written, or not there.
+    Damaged(String),
+}
+
+impl From<ReadError> for Unread {
+    fn from(error: ReadError) -> Unread {
+        match error {
+            ReadError::Store { source, .. } => Unread::Store(source),
+            damaged => Unread::Damaged(damaged.to_string()),
+        }
+    }
+}
+
+/// A victim whose head was read.
+struct Victim {
+    seq: Seq,
+    read: LogRead,
+    /// The object, if it was read whole.
+    whole: Option<Bytes>,
+    extents: Vec<Extent>,
+}
+
+/// The live parts of each victim, in the order of blocks.
+type Live = HashMap<Seq, Vec<(Extent, Location)>>;
+
+/// Reads what is live in the victims. The map is as of `as_of` or later.
+pub(super) async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+    let held = shared.seat.round().await.map(Arc::new);
+    let _reading = shared.begin_reading();
+    let mut gathered =
+        Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
+    if let Err(error) = fill(&shared, &mut gathered).await {
+        gathered.failed = Some(error);
+    }
+    gathered
+}
+
+async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError> {
+    let planned = plan(shared, &gathered.victims);
+    let heads = planned.into_iter().map(|(seq, whole)| async move { (seq, read_head(shared, seq, whole).await) });
+    let mut victims = Vec::new();
+    for (seq, head) in stream::iter(heads).buffered(PARALLEL).collect::<Vec<_>>().await {
+        match head {
+            Ok(Some(victim)) => victims.push(victim),
+            Ok(None) => gathered.empty.push(seq), // it died meanwhile
+            Err(Unread::Store(error)) => return Err(error),
+            Err(Unread::Damaged(why)) => gathered.note_damage(shared, seq, &why),
+        }
+    }
+    let mut live = match live_parts(shared, &victims).await {
+        Ok(live) => live,
+        Err(Unread::Store(error)) => return Err(error),
+        Err(Unread::Damaged(why)) => {
+            // Not the victims' fault, but what is live in them cannot be known.
+            victims.iter().for_each(|victim| gathered.note_damage(shared, victim.seq, &why));
+            return Ok(());
+        }
+    };
+    let mut parts = Vec::new();
+    for victim in victims {
+        match live.remove(&victim.seq) {
+            Some(live) => parts.push((victim, live)),
+            None => gathered.empty.push(victim.seq),
+        }
+    }
+    let reads = parts.into_iter().map(|(victim, live)| async move {
+        let seq = victim.seq;
+        (seq, read_live(shared, victim, live).await)
+    });
+    for (seq, read) in stream::iter(reads).buffered(PARALLEL).collect::<Vec<_>>().await {
+        match read {
+            Ok(data) => gathered.data.extend(data),
+            Err(Unread::Store(error)) => return Err(error),
+            Err(Unread::Damaged(why)) => gathered.note_damage(shared, seq, &why),
+        }
+    }
+    gathered.data.sort_unstable_by_key(|(extent, _)| extent.start);
+    Ok(())
+}
+
+impl Gathered {
+    fn note_damage(&mut self, shared: &Shared, seq: Seq, why: &str) {
+        tracing::error!(object = %shared.keys.segment(seq), "not collected: {why}");
+        self.damaged.push(seq);
+    }
+}
+
+/// The victims, and which of them are read whole.
+fn plan(shared: &Shared, victims: &[Seq]) -> Vec<(Seq, bool)> {
+    let inner = shared.inner.lock();
+    let usage = inner.state.map.usage();
+    let mut room = WHOLE_BATCHES * shared.options.gc.batch;
+    let mut is_whole = |info: &SegmentInfo| {
+        let pays = info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes;
+        let fits = pays && info.stored_bytes <= room;
+        room -= if fits { info.stored_bytes } else { 0 };
+        fits
+    };
+    victims.iter().map(|&seq| (seq, usage.get(seq).is_some_and(&mut is_whole))).collect()
+}
+
+/// The head of one victim, and its object if that is to be read `whole`; nothing if it died meanwhile.
+async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Victim>, Unread> {
+    let info = shared.inner.lock().state.map.usage().get(seq).copied();
+    let Some(info) = info else { return Ok(None) };
+    let key = shared.keys.segment(seq);
+    let whole = match whole {
+        true => Some(shared.background.get(&key).await.map_err(store_failed)?),
+        false => None,
+    };
+    let read = match &whole {
+        Some(bytes) => {
+            segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
+        }
+        None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
+            Ok(Some(read)) => Ok(read),
+            Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
+            Err(VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
+            Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
+        },
+    };
+    let read = read.map_err(|why| Unread::Damaged(why.to_string()))?;
+    let LogObject::Segment(head) = &read.object else {
+        return Err(Unread::Damaged("the map needs data in it, but it is no segment".into()));
+    };
+    if read.salt != info.salt {
+        return Err(Unread::Damaged("it is another encoding than the one that was committed".into()));
+    }
+    let extents = head.frames(seq, read.frames_at).into_iter().map(|(extent, _)| extent).collect();
+    Ok(Some(Victim { seq, read, whole, extents }))
+}
+
+/// The parts of the victims' extents that the map still places in them.
+async fn live_parts(shared: &Shared, victims: &[Victim]) -> Result<Live, Unread> {
+    let of = |victim: &Victim| victim.extents.iter().map(|extent| (*extent, victim.seq)).collect::<Vec<_>>();
+    let mut extents: Vec<(Extent, Seq)> = victims.iter().flat_map(of).collect();
+    extents.sort_unstable_by_key(|(extent, seq)| (extent.start, *seq));
+    let mut live = Live::new();
+    let mut rest = &extents[..];
+    while !rest.is_empty() {
+        let (count, need) = next_group(shared, rest);
+        let (group, further) = rest.split_at(count);
+        look_up(shared, group, need, &mut live).await?;
+        rest = further;
+    }
+    Ok(live)
+}
+
+/// How many of the extents come next, and the pages that they lack: of [`GROUP_BYTES`] together, or one extent's.
+fn next_group(shared: &Shared, extents: &[(Extent, Seq)]) -> (usize, NeedPages) {
+    let inner = shared.inner.lock();
+    let (mut need, mut bytes) = (HashMap::<PageIndex, PageRef>::new(), 0);
+    let mut count = 0;
+    for (extent, _) in &extents[..extents.len().min(LOOKUPS)] {
+        let fresh: Vec<_> = inner.state.map.missing(*extent).filter(|(index, _)| !need.contains_key(index)).collect();
+        let more: u64 = fresh.iter().map(|(_, at)| u64::from(at.len)).sum();
+        if count > 0 && bytes + more > GROUP_BYTES {
+            break;
+        }
+        bytes += more;
+        need.extend(fresh);
+        count += 1;
+    }
+    (count, NeedPages(need.into_iter().collect()))
+}
+
+/// Asks the map about a group of extents, for which the pages are read.
+async fn look_up(shared: &Shared, group: &[(Extent, Seq)], mut need: NeedPages, live: &mut Live) -> Result<(), Unread> {
+    loop {
+        let pages = match need.0.is_empty() {
+            true => HashMap::new(),
+            false => {
+                let pages = shared.fetch_pages(need).await?;
+                pages.into_iter().map(|(index, at, page)| (index, (at, page))).collect()
+            }
+        };
+        let found = {
+            let inner = shared.inner.lock();
+            let all = group.iter().map(|(extent, seq)| Ok((*seq, inner.state.map.lookup_with(*extent, &pages)?)));
+            all.collect::<Result<Vec<_>, NeedPages>>()
+        };
+        match found {
+            Ok(found) => {
+                for (seq, parts) in found {
+                    let placed = parts.into_iter().filter_map(|(extent, placement)| match placement {
+                        Placement::Data(location) if location.frame.seq == seq => Some((extent, location)),
+                        _ => None,
+                    });
+                    let mut placed = placed.peekable();
+                    if placed.peek().is_some() {
+                        live.entry(seq).or_default().extend(placed);
+                    }
+                }
+                return Ok(());
+            }
+            // A page left memory or was written anew meanwhile.
+            Err(_) => need = missing(shared, group),
+        }
+    }
+}
+
+/// The pages that the extents lack now.
+fn missing(shared: &Shared, group: &[(Extent, Seq)]) -> NeedPages {
+    let inner = shared.inner.lock();
+    let all: HashMap<PageIndex, PageRef> =
+        group.iter().flat_map(|(extent, _)| inner.state.map.missing(*extent)).collect();
+    NeedPages(all.into_iter().collect())
+}
+
+/// The data of what is live in one victim.
+async fn read_live(
+    shared: &Shared,
+    victim: Victim,
+    live: Vec<(Extent, Location)>,
+) -> Result<Vec<(Extent, Bytes)>, Unread> {
+    let Victim { seq, read, whole, .. } = victim;
+    let key = &shared.keys.segment(seq);
+    let mut bytes = Pieces(Vec::new());
+    match whole {
+        Some(object) => bytes.0.push((0, object)),
+        None => {
+            let frames = live.iter().map(|(_, location)| location.frame).collect();
+            let gets = fetch::plan(frames, READ_GAP, READ_MAX);
+            let gets = gets
+                .into_iter()
+                .map(|get| async move { (get.range.start, shared.background.get_range(key, get.range).await) });
+            for (start, got) in stream::iter(gets).buffered(PARALLEL).collect::<Vec<_>>().await {
+                bytes.0.push((start, got.map_err(store_failed)?));
+            }
+        }
+    }
+    let block_bytes = shared.block_size.bytes() as usize;
+    let opened = shared.workers.run(move || open(&read, &live, &bytes, block_bytes)).await;
+    opened.map_err(|why| Unread::Damaged(why.to_string()))
+}
+
+fn store_failed(error: StoreError) -> Unread {
+    match error.kind {
+        ErrorKind::NotFound => Unread::Damaged(error.to_string()),
+        _ => Unread::Store(error),
+    }
+}
+
+/// Parts of an object, by the offset at which each begins.
+struct Pieces(Vec<(u64, Bytes)>);
+
+impl Pieces {
+    fn frame(&self, frame: FrameAddr) -> Result<Bytes, CorruptError> {
+        let (from, to) = (u64::from(frame.offset), u64::from(frame.offset) + u64::from(frame.len));
+        let piece = self.0.iter().find(|(start, bytes)| *start <= from && to <= start + bytes.len() as u64);
+        let (start, bytes) = piece.ok_or(CorruptError::Truncated { have: 0, need: to })?;
+        Ok(bytes.slice((from - start) as usize..(to - start) as usize))
+    }
+}
+
+/// Proves the frames and copies out what is live in them.
+fn open(
+    read: &LogRead,
+    live: &[(Extent, Location)],
+    bytes: &Pieces,
+    block_bytes: usize,
+) -> Result<Vec<(Extent, Bytes)>, CorruptError> {
+    // Live parts come in the order of blocks, and so of frames.
+    let mut opened: Option<(FrameAddr, Bytes)> = None;
+    let mut data = Vec::with_capacity(live.len());
+    for (extent, location) in live {
+        let frame = match opened.take().filter(|(frame, _)| *frame == location.frame) {
+            Some((_, frame)) => frame,
+            None => segment::open_frame_up_to(&read.key, location.frame, &bytes.frame(location.frame)?)?,
+        };
+        let (from, len) = (usize::from(location.block) * block_bytes, extent.count.0 as usize * block_bytes);
+        let part = frame
+            .get(from..from + len)
+            .ok_or(CorruptError::FrameLength { found: frame.len() as u32, expected: (from + len) as u32 })?;
+        data.push((*extent, Bytes::copy_from_slice(part)));
+        opened = Some((location.frame, frame));
+    }
+    Ok(data)
+}

@@ -1,0 +1,215 @@
+//! A volume goes on and stops well while everything is scarce: permits, pages of the map, slots, time. Time is virtual, so
+//! what hangs for ever hangs for a day of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::device::Device;
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::Store;
+use ashlar::store::faults::{FaultOptions, FaultyStore};
+use ashlar::store::limit::{LimitOptions, LimitStore};
+use ashlar::store::memory::MemoryStore;
+use ashlar::units::BlockSize;
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use bytes::Bytes;
+
+use support::far::{Far, Fault};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes of a volume of blocks of 512 bytes that one page of the map describes.
+const PAGE: u64 = 16384 * 512;
+
+fn name(name: &str) -> VolumeName {
+    VolumeName::new(name).unwrap()
+}
+
+async fn create(store: &dyn Store, volume: &str, size: u64, block_size: u64) {
+    let block_size = BlockSize::new(block_size).unwrap();
+    let options = CreateOptions { size, block_size, ..CreateOptions::default() };
+    volume::create(store, &Random::seeded(1), &Clock::System, &name(volume), options).await.unwrap();
+}
+
+async fn open(store: Arc<dyn Store>, volume: &str, disk: &CrashDisk, options: Options) -> Arc<Volume> {
+    let outside = Outside {
+        store,
+        disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
+        // None: what is read comes from the store.
+        cache: Arc::new(BlockCache::in_memory(0)),
+        budget: volume::Budget::new(&options),
+        clock: Clock::System,
+        random: Random::seeded(9),
+        workers: Workers::Inline,
+        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+        secrets: Secrets::default(),
+        witness: Witness::default(),
+    };
+    Volume::open(outside, &name(volume), options, journal::Options::default(), OpenFlags::default()).await.unwrap()
+}
+
+/// Bytes that do not compress.
+fn noise(random: &Random, bytes: u64) -> Bytes {
+    let mut data = vec![0; bytes as usize];
+    blake3::Hasher::new_keyed(&random.bytes()).finalize_xof().fill(&mut data);
+    data.into()
+}
+
+/// One life: a volume is overwritten by clients that never pause, more than there is space for, and closed in the middle of
+/// it. Returns the changes that were acknowledged, and those that are there when it is opened again.
+async fn stopped_under_load(seed: u64) -> (u64, u64) {
+    const SCALE: u64 = 16;
+    const SIZE: u64 = (1 << 30) / SCALE;
+    const WRITE: u64 = 512 << 10;
+    let mut options = Options::default();
+    options.segment_size /= SCALE;
+    options.dirty_bytes /= SCALE;
+    options.checkpoint_bytes /= SCALE;
+    options.gc.batch /= SCALE;
+    let store = Arc::new(Far::new(200_000_000 / SCALE, Fault::SlowDeletes));
+    let (random, disk) = (Random::seeded(seed), CrashDisk::new(seed));
+    create(&*store, "v", SIZE, 4096).await;
+    let volume = open(store.clone(), "v", &disk, options.clone()).await;
+    for at in (0..SIZE).step_by(WRITE as usize) {
+        volume.write(at, noise(&random, WRITE), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    let acknowledged = Arc::new(AtomicU64::new(volume.status().accepted));
+    let writers = (0..32).map(|_| {
+        let (volume, random, acknowledged) = (volume.clone(), random.clone(), acknowledged.clone());
+        tokio::spawn(async move {
+            let block = |random: &Random| random.below((SIZE - WRITE) / 4096) * 4096;
+            while volume.write(block(&random), noise(&random, WRITE), false).await.is_ok() {
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    tokio::time::sleep(Duration::from_millis(3000 + seed * 777 % 20_000)).await;
+    volume.close().await.unwrap();
+    futures::future::join_all(writers).await;
+    let acknowledged = acknowledged.load(Ordering::Relaxed);
+    drop(volume);
+    let volume = open(store, "v", &disk.kill(), options).await;
+    (acknowledged, volume.status().accepted)
+}
+
+/// Batches waited for slots while space was short and deletions were under way; the stop looked at the buffer only, wrote
+/// its close entry, and discarded the journal that had them.
+#[tokio::test(start_paused = true)]
+async fn a_clean_stop_under_load_loses_nothing() {
+    for seed in 0..6 {
+        let (acknowledged, found) = stopped_under_load(seed).await;
+        assert!(found >= acknowledged, "seed {seed}: {acknowledged} changes were acknowledged, {found} are there");
+    }
+}
+
+/// A volume whose map has many pages, none of them in memory, over a store 20 ms away.
+async fn cold(backend: &Arc<MemoryStore>, store: Arc<dyn Store>, volume: &str, options: &Options) -> Arc<Volume> {
+    create(&**backend, volume, 400 * PAGE, 512).await;
+    let disk = CrashDisk::new(7);
+    let before = open(backend.clone(), volume, &disk, options.clone()).await;
+    for page in 0..300 {
+        before.write(page * PAGE, Bytes::from(vec![page as u8 | 1; 512]), false).await.unwrap();
+    }
+    before.close().await.unwrap();
+    open(store, volume, &disk, options.clone()).await
+}
+
+/// One GET for each page, as it is when pages are long, and checkpoints that begin at once.
+fn scarce(read_parallel: u32) -> Options {
+    Options {
+        read_parallel,
+        read_max: 1,
+        checkpoint_interval: Duration::from_millis(10),
+        writeback_delay: Duration::from_millis(5),
+        ..Options::default()
+    }
+}
+
+/// Drops pages that the next checkpoint has to read, and goes on writing into others that are not in memory.
+async fn trim_and_write(volume: &Volume) {
+    volume.trim(0, 200 * PAGE, true).await.unwrap();
+    for page in 250..300 {
+        volume.write(page * PAGE + 1024, Bytes::from(vec![7; 512]), true).await.unwrap();
+    }
+}
+
+fn far(backend: &Arc<MemoryStore>) -> Arc<dyn Store> {
+    let faults = FaultOptions { delay_min: Duration::from_millis(20), ..FaultOptions::default() };
+    Arc::new(FaultyStore::new(backend.clone(), faults, Random::seeded(3)))
+}
+
+/// A checkpoint that waited for pages held all permits, and the commit that waited for one kept it from going on.
+#[tokio::test(start_paused = true)]
+async fn commits_and_checkpoints_that_both_need_pages_do_not_wait_for_each_other() {
+    for read_parallel in [1, 4, 32] {
+        let backend = Arc::new(MemoryStore::default());
+        let volume = cold(&backend, far(&backend), "v", &scarce(read_parallel)).await;
+        let work = tokio::time::timeout(DAY, trim_and_write(&volume)).await;
+        assert!(work.is_ok(), "hangs with {read_parallel} permits");
+        tokio::time::timeout(DAY, volume.close()).await.expect("the stop hangs").unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_share_one_permit_of_the_server_do_not_wait_for_each_other() {
+    let backend = Arc::new(MemoryStore::default());
+    let limit = LimitOptions { reads: 1, writes: 1, deletes: 1, background: 1 };
+    let store: Arc<dyn Store> = Arc::new(LimitStore::new(far(&backend), limit));
+    let volumes = [
+        cold(&backend, store.clone(), "a", &scarce(1)).await,
+        cold(&backend, store.clone(), "b", &scarce(4)).await,
+        cold(&backend, store.clone(), "c", &scarce(32)).await,
+    ];
+    let work = futures::future::join_all(volumes.iter().map(|volume| trim_and_write(volume)));
+    assert!(tokio::time::timeout(DAY, work).await.is_ok(), "hangs");
+    for volume in volumes {
+        tokio::time::timeout(DAY, volume.close()).await.expect("the stop hangs").unwrap();
+    }
+}
+
+/// Random overwrites of a volume whose map is many times what may be in memory, of data of which little is left in the store:
+/// collection ends, and costs requests in proportion to what it moves.
+#[tokio::test(start_paused = true)]
+async fn collection_on_a_map_that_does_not_fit_ends() {
+    for compressible in [true, false] {
+        let backend = Arc::new(MemoryStore::default());
+        create(&*backend, "v", 64 * PAGE, 512).await;
+        let mut options = Options { map_memory: 64 << 10, segment_size: 256 << 10, ..Options::default() };
+        options.gc.batch = 1 << 20;
+        options.gc.merge_count = 8;
+        options.checkpoint_bytes = 8 << 20;
+        options.total_map_memory = options.map_memory;
+        let (random, disk) = (Random::seeded(5), CrashDisk::new(7));
+        let volume = open(backend.clone(), "v", &disk, options.clone()).await;
+        for _ in 0..20_000 {
+            let block = random.below(64) * PAGE + random.below(256) * 512;
+            let data = if compressible { Bytes::from(vec![7; 512]) } else { noise(&random, 512) };
+            volume.write(block, data, false).await.unwrap();
+        }
+        volume.close().await.unwrap();
+        drop(volume);
+        let volume = open(backend.clone(), "v", &disk.kill(), options).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let status = volume.status();
+        let requests = |account: volume::Account| account.puts + account.gets + account.lists + account.deletes;
+        let after_a_minute = requests(status.since_open);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(requests(volume.status().since_open), after_a_minute, "an idle volume makes no request");
+        let stored = status.live_bytes * 125 / 100 + (256 << 10);
+        assert!(status.stored_bytes <= stored, "{} stored, {} live", status.stored_bytes, status.live_bytes);
+        assert!(status.map_memory <= 64 << 10, "{} bytes of map", status.map_memory);
+        volume.close().await.unwrap();
+    }
+}
