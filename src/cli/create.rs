@@ -7,7 +7,7 @@ use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
-use crate::volume::{self, CreateOptions, Created, Meta, NewEncryption, VolumeError, VolumeName};
+use crate::volume::{self, BadSize, CreateOptions, Created, Meta, NewEncryption, VolumeError, VolumeName};
 
 /// Makes a new, empty volume. It takes no space until something is written to it.
 ///
@@ -60,7 +60,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
-    Meta::check_size(args.size, args.block_size).map_err(|error| Failure::usage(format!("--size: {error}")))?;
+    Meta::check_size(args.size, args.block_size).map_err(|error| refuse_size(args.size, &error))?;
     let (url, Created { meta, recovery }) = runtime()?.block_on(create(args, config))?;
     let recovery = recovery.map(|key| key.to_text());
     if args.json {
@@ -86,6 +86,13 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         recovery.map_or_else(String::new, |key| recovery_text(&key)),
         meta.name,
     ))
+}
+
+/// A size that cannot be, and both ways out where there are two: sizes in 1000, such as 100GB, are whole sectors of 512 bytes.
+fn refuse_size(size: u64, error: &BadSize) -> Failure {
+    let whole_sectors = size.is_multiple_of(512) && matches!(error, BadSize::NotBlocks { .. });
+    let or = if whole_sectors { "; or give --block-size 512" } else { "" };
+    Failure::usage(format!("--size: {error}{or}"))
 }
 
 /// What is said of a recovery key.

@@ -68,7 +68,7 @@ pub use account::Account;
 pub use budget::Budget;
 pub use error::{Holder, VolumeError};
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, delete, inspect, names};
-pub use meta::{Meta, VolumeName};
+pub use meta::{BadSize, Meta, VolumeName};
 pub use options::Options;
 pub use recover::{Outside, ServerIdentity, Witness};
 pub use sweep::Swept;

@@ -37,7 +37,7 @@ fn a_size_that_is_no_whole_number_of_blocks() {
         &Place::new(),
         &["create", "a", "--size", "10GB", "--block-size", "64K"],
         2,
-        "ashlar: --size: size 10000000000 is not a multiple of the block size 65536; the next that is would be 10000007168",
+        "ashlar: --size: size 10000000000 is not a multiple of the block size 65536; the next that is would be 10000007168; or give --block-size 512",
     );
 }
 
