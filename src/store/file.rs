@@ -4,7 +4,7 @@
 //! What a PUT does, in this order (the order is the promise):
 //! 1. write the body to a file of a unique name in `.ashlar-tmp/` (a large one past the page cache: [`direct`]) and fsync it;
 //! 2. make the directories of the key, and fsync each directory that leads there, once per process;
-//! 3. hard-link the file to the key's path. Linking fails if the path is taken, whoever took it on whatever host, so
+//! 3. hard-link the file to the key's path ([`naming`]). Linking fails if the path is taken, whoever took it on whatever host, so
 //!    that exactly one writer wins, and a reader sees the whole object or none. Where the filesystem has no hard
 //!    links, `renameat2(RENAME_NOREPLACE)` does the same;
 //! 4. fsync the directory, remove the temporary name.
@@ -40,6 +40,7 @@ use crate::outside::{Random, Workers};
 
 mod create;
 mod direct;
+mod naming;
 mod walk;
 
 use create::Directories;

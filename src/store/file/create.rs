@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
 use super::direct::Direct;
+use super::naming::Naming;
 use super::walk;
 
 /// A temporary file older than this was left behind by a writer that died.
@@ -70,7 +69,7 @@ fn write_all_vectored(file: &mut File, mut slices: &mut [IoSlice<'_>]) -> io::Re
 fn place(directories: &Directories, temporary: &Path, path: &Path) -> io::Result<()> {
     for _ in 0..PLACE_ATTEMPTS {
         directories.make_parent(path)?;
-        match link_or_rename(temporary, path) {
+        match directories.naming.give(temporary, path) {
             Ok(()) => return sync_parent(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return taken(temporary, path, error),
             Err(error) if error.kind() == io::ErrorKind::NotFound && temporary.try_exists()? => {
@@ -92,30 +91,6 @@ fn taken(temporary: &Path, path: &Path, error: io::Error) -> io::Result<()> {
     match fs::metadata(temporary)?.nlink() {
         2.. => Ok(()),
         _ => Err(error),
-    }
-}
-
-fn link_or_rename(temporary: &Path, path: &Path) -> io::Result<()> {
-    let refused = match fs::hard_link(temporary, path) {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
-    };
-    match Errno::from_io_error(&refused) {
-        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
-        _ => return Err(refused),
-    }
-    rename(temporary, path)
-}
-
-/// For filesystems without hard links.
-fn rename(temporary: &Path, path: &Path) -> io::Result<()> {
-    match renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS) => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this filesystem has neither hard links nor renameat2(RENAME_NOREPLACE), so that two servers could \
-             overwrite each other; put the store on another filesystem",
-        )),
-        renamed => Ok(renamed?),
     }
 }
 
@@ -161,12 +136,20 @@ pub struct Directories {
     settled: Mutex<HashSet<PathBuf>>,
     /// How large files are written and read.
     pub direct: Direct,
+    /// How files get their names.
+    naming: Naming,
 }
 
 impl Directories {
     /// Of the store at `root`.
     pub fn new(root: PathBuf) -> Directories {
-        Directories { root, made: Mutex::default(), settled: Mutex::default(), direct: Direct::default() }
+        Directories {
+            root,
+            made: Mutex::default(),
+            settled: Mutex::default(),
+            direct: Direct::default(),
+            naming: Naming::default(),
+        }
     }
 
     /// Makes the directory of `path`, and those above it, durably.
@@ -280,17 +263,6 @@ mod tests {
         fs::remove_dir_all(root.path().join("v")).unwrap(); // by another host
         create(&directories, &temporary, &path, &[Bytes::from_static(b"two")]).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
-    }
-
-    #[test]
-    fn a_rename_does_not_replace_either() {
-        let root = tempfile::tempdir().unwrap();
-        let [first, second, path] = ["first", "second", "object"].map(|name| root.path().join(name));
-        fs::write(&first, "first").unwrap();
-        fs::write(&second, "second").unwrap();
-        rename(&first, &path).unwrap();
-        assert_eq!(rename(&second, &path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&path).unwrap(), b"first");
     }
 
     #[test]
