@@ -7,7 +7,9 @@ use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
 use crate::config::Effective;
 use crate::human::{about_bytes, exact_bytes};
-use crate::store::open::Access;
+use crate::store::open::{Access, Opened};
+use crate::store::s3::S3Store;
+use crate::store::s3::versions::Kept;
 use crate::volume::{self, Info, VolumeName};
 
 /// Describes a volume as it stands in the store. Changes nothing, and may be used while it is served.
@@ -26,23 +28,45 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
-    let info = runtime()?.block_on(async {
-        let store = outside::open_store(config, Access::Read).await?.store;
-        volume::inspect(&store, &args.name, &secrets::of(config)).await.map_err(Failure::from)
+    let (info, kept) = runtime()?.block_on(async {
+        let Opened { store, s3, .. } = outside::open_store(config, Access::Read).await?;
+        let info = volume::inspect(&store, &args.name, &secrets::of(config)).await?;
+        Ok::<_, Failure>((info, kept_versions(s3.as_deref(), &args.name).await))
     })?;
     match args.json {
-        true => output::json(&info),
-        false => output::text(output::pairs(describe(&info))),
+        true => output::json(&Described { info: &info, kept_versions: kept }),
+        false => output::text(output::pairs(describe(&info, kept))),
     }
 }
 
-fn describe(info: &Info) -> Vec<(&'static str, String)> {
+/// A volume, and what its bucket holds of it.
+#[derive(serde::Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    info: &'a Info,
+    /// In a bucket that keeps old versions: all of them.
+    kept_versions: Option<Kept>,
+}
+
+/// What a bucket that keeps old versions holds of a volume, which is more than what the volume knows of. `None` if it
+/// keeps none, or does not say.
+async fn kept_versions(s3: Option<&S3Store>, name: &VolumeName) -> Option<Kept> {
+    let s3 = s3?;
+    match s3.has_versions().await? {
+        true => s3.kept(&format!("{name}/")).await.ok(),
+        false => None,
+    }
+}
+
+fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
     let with_bytes = |bytes: u64| format!("{} ({bytes} bytes)", about_bytes(bytes));
     let holder = match &info.holder {
         Some(holder) => format!("{} ({}) since {}", holder.server_name, holder.server, date(holder.since_unix_millis)),
         None => "nobody: closed, or never opened".to_owned(),
     };
-    vec![
+    let paid_bytes = kept.map_or(info.stored_bytes, |kept| kept.bytes);
+    let cost = status::storage_cost(paid_bytes);
+    let mut lines = vec![
         ("name", info.name.clone()),
         ("uuid", info.uuid.to_string()),
         ("created", date(info.created_unix_millis)),
@@ -55,12 +79,22 @@ fn describe(info: &Info) -> Vec<(&'static str, String)> {
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
         ("cost so far", status::account(&info.since_creation)),
-        ("cost a month", format!("about ${:.2} for what is stored now", status::storage_cost(info.stored_bytes))),
+        ("cost a month", format!("about ${cost:.2} for what is stored now")),
         ("epoch", info.epoch.to_string()),
         ("held by", holder),
         ("last commit", format!("segment {}, change {}", info.last_commit_seq, info.last_commit_change)),
         ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
-    ]
+    ];
+    if let Some(kept) = kept {
+        let text = format!(
+            "the bucket keeps them: {} in {} versions of objects are stored and paid for, also of what is deleted \
+             (store.s3.delete_versions)",
+            about_bytes(kept.bytes),
+            kept.versions
+        );
+        lines.push(("old versions", text));
+    }
+    lines
 }
 
 /// A time as people write it.

@@ -111,19 +111,24 @@ pub struct Opened {
     pub store: Arc<dyn Store>,
     /// What was asked of the backend at its bottom.
     pub meter: Arc<Meter>,
+    /// The backend, if it is S3: for what only buckets have.
+    pub s3: Option<Arc<S3Store>>,
 }
 
 /// Opens the store that `options` name.
 pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> Result<Opened> {
+    let mut s3 = None;
     let backend: Arc<dyn Store> = match Address::parse(&options.url)? {
         Address::Memory => Arc::new(MemoryStore::new()),
         Address::File(path) => Arc::new(FileStore::open(path, outside.workers, outside.random.clone()).await?),
         Address::S3 { bucket, prefix } => {
             let (environment, clock) = (&outside.environment, outside.clock.clone());
-            Arc::new(S3Store::new(bucket, prefix, &options.s3, environment, clock)?)
+            let store = Arc::new(S3Store::new(bucket, prefix, &options.s3, environment, clock)?);
+            s3 = Some(Arc::clone(&store));
+            store
         }
     };
-    let opened = stack(backend, options, &outside.random);
+    let opened = Opened { s3, ..stack(backend, options, &outside.random) };
     if access == Access::Write && probe(opened.store.as_ref(), &outside.random).await? == CreateOnly::Ignored {
         let refusal = refusal(&opened.store.url());
         match options.unsafe_no_fencing {
@@ -131,7 +136,20 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
             false => return Err(refusal),
         }
     }
+    // The probe's PUT has told.
+    if !options.s3.delete_versions && opened.s3.as_ref().is_some_and(|s3| s3.keeps_versions()) {
+        warn!("{}", kept_versions(&opened.store.url()));
+    }
     Ok(opened)
+}
+
+/// What it means that a bucket keeps old versions.
+fn kept_versions(url: &str) -> String {
+    format!(
+        "the bucket of {url} keeps old versions of objects: what is deleted there (after TRIM, overwriting, `ashlar delete`) \
+         stays stored and is paid for. Set store.s3.delete_versions = true, or let a lifecycle rule expire noncurrent \
+         versions, or suspend versioning"
+    )
 }
 
 /// The wrappers around a backend.
@@ -147,7 +165,7 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
     }
     store = Arc::new(LimitStore::new(store, options.limit));
     store = Arc::new(RetryStore::new(store, options.retry, random.clone()));
-    Opened { store, meter }
+    Opened { store, meter, s3: None }
 }
 
 /// A store URL, taken apart.

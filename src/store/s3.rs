@@ -3,7 +3,8 @@
 //! The typed API is rusoto's; everything that faces the network is ours and current. Read downwards:
 //! this file turns [`Store`] operations into requests and answers into results; [`dispatcher`] makes PUTs create-only,
 //! addresses, signs and sends; [`http`] owns connections and the watch over stalls; [`credentials`] finds the keys;
-//! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it.
+//! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it. [`tls`] says
+//! whom we trust, [`proxy`] which way a connection takes, [`versions`] what becomes of old versions of objects.
 //!
 //! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
 use rusoto_core::{ByteStream, Client, Region, RusotoError};
 use rusoto_s3::{
     Delete, DeleteObjectRequest, DeleteObjectsRequest, GetObjectError, GetObjectRequest, ListObjectsV2Output,
@@ -33,8 +35,11 @@ mod ranges;
 pub mod errors;
 mod answers;
 pub mod http;
+mod tls;
+mod proxy;
 pub mod credentials;
 pub mod dispatcher;
+pub mod versions;
 
 use address::Address;
 use answers::{Refused, Typed, answer_of, strange};
@@ -46,6 +51,9 @@ use ranges::{collect, cut, header_of, start_of};
 
 /// A batch delete names at most this many keys.
 const BATCH_KEYS_MAX: usize = 1000;
+
+/// The version of an object in a bucket whose versioning is suspended, or was not yet switched on.
+const NO_VERSION: &str = "null";
 
 /// Single deletes, where there is no batch, that are under way at once.
 const SINGLE_DELETES: usize = 8;
@@ -62,6 +70,31 @@ pub struct S3Store {
     buffers: Buffers,
     /// Cleared once the store said that it has no batch delete, or none for us.
     batches: AtomicBool,
+    /// Whether all versions of what is deleted are deleted.
+    delete_versions: bool,
+    versions: Mutex<VersionsSeen>,
+}
+
+/// What replies to PUTs said of versions.
+#[derive(Clone, Copy, Debug, Default)]
+struct VersionsSeen {
+    /// The bucket has versions: it keeps them, or did once.
+    exist: bool,
+    /// The bucket keeps every version.
+    are_kept: bool,
+}
+
+/// What is to be deleted: an object as it shows, or one version of it.
+#[derive(Clone, Debug)]
+struct Doomed<'a> {
+    key: &'a Key,
+    version: Option<String>,
+}
+
+impl Doomed<'_> {
+    fn whole(key: &Key) -> Doomed<'_> {
+        Doomed { key, version: None }
+    }
 }
 
 impl S3Store {
@@ -75,7 +108,7 @@ impl S3Store {
         clock: Clock,
     ) -> Result<S3Store> {
         let Address { place, prefix, bucket_in_host } = Address::new(bucket, prefix, options, environment)?;
-        let http = http::connect(options, place.endpoint.starts_with("https://"))?;
+        let http = http::connect(options, environment, &place.endpoint)?;
         let credentials = Arc::new(Credentials::new(options, credentials::context(environment, &http), clock));
         let dispatcher = Dispatcher::new(Settings {
             http,
@@ -84,6 +117,7 @@ impl S3Store {
             checksum: options.checksum,
             sign_payload: options.sign_payload,
             stall_timeout: options.stall_timeout,
+            has_answered: AtomicBool::new(false),
         });
         let region = Region::Custom { name: place.region.clone(), endpoint: place.endpoint.clone() };
         Ok(S3Store {
@@ -94,6 +128,8 @@ impl S3Store {
             request_timeout: options.request_timeout,
             buffers: Buffers::default(),
             batches: AtomicBool::new(true),
+            delete_versions: options.delete_versions,
+            versions: Mutex::default(),
         })
     }
 
@@ -134,14 +170,10 @@ impl S3Store {
 
     /// A request that got no answer, in a sentence.
     fn unanswered(&self, asked: Asked<'_>, cause: &StoreError) -> StoreError {
-        let what = match asked {
-            Asked::Put(key) => format!("PUT of {key}"),
-            Asked::Get(key) => format!("GET of {key}"),
-            Asked::List(prefix) => format!("listing of {prefix:?}"),
-            Asked::Delete(key) => format!("DELETE of {key}"),
-            Asked::DeleteBatch(count) => format!("DELETE of {count} objects"),
-        };
-        StoreError::new(cause.kind, format!("{what} got no answer from {}: {}", self.place.endpoint, cause.message))
+        StoreError::new(
+            cause.kind,
+            format!("{} got no answer from {}: {}", asked.text(), self.place.endpoint, cause.message),
+        )
     }
 
     /// The bytes of `range`; `None` if it lies beyond the end.
@@ -184,17 +216,17 @@ impl S3Store {
         }
     }
 
-    async fn delete_batch(&self, keys: &[Key]) -> std::result::Result<(), Refused> {
-        let objects = keys.iter().map(|key| ObjectIdentifier { key: self.path(key), version_id: None }).collect();
+    async fn delete_batch(&self, batch: &[Doomed<'_>]) -> std::result::Result<(), Refused> {
+        let objects = batch.iter().map(|doomed| doomed.identifier(self)).collect();
         let request = DeleteObjectsRequest {
             bucket: self.place.bucket.clone(),
             delete: Delete { objects, quiet: Some(true) },
             ..DeleteObjectsRequest::default()
         };
-        let asked = Asked::DeleteBatch(keys.len());
+        let of_versions = batch.iter().any(|doomed| doomed.version.is_some());
+        let asked = if of_versions { Asked::DeleteVersions(batch.len()) } else { Asked::DeleteBatch(batch.len()) };
         let answer = self.request(asked, self.client.delete_objects(request)).await?;
-        let refusal =
-            answer.errors.unwrap_or_default().into_iter().find(|error| error.code.as_deref() != Some("NoSuchKey"));
+        let refusal = answer.errors.unwrap_or_default().into_iter().find(|error| !is_gone(error.code.as_deref()));
         let Some(refusal) = refusal else { return Ok(()) };
         let code = refusal.code.unwrap_or_default();
         // The batch as a whole was answered with 200; what each object's code would have been alone decides.
@@ -203,29 +235,45 @@ impl S3Store {
         Err(Refused { error: failure(&self.place, asked, &answer), answer: None })
     }
 
-    async fn delete_single(&self, key: &Key) -> Result<()> {
-        let request =
-            DeleteObjectRequest { bucket: self.place.bucket.clone(), key: self.path(key), ..Default::default() };
-        match self.request(Asked::Delete(key), self.client.delete_object(request)).await {
+    async fn delete_single(&self, doomed: Doomed<'_>) -> Result<()> {
+        let ObjectIdentifier { key, version_id } = doomed.identifier(self);
+        let asked = if version_id.is_some() { Asked::DeleteVersions(1) } else { Asked::Delete(doomed.key) };
+        let request = DeleteObjectRequest {
+            bucket: self.place.bucket.clone(),
+            key,
+            version_id,
+            ..DeleteObjectRequest::default()
+        };
+        match self.request(asked, self.client.delete_object(request)).await {
             Ok(_) => Ok(()),
-            Err(Refused { answer: Some(answer), .. }) if answer.code == "NoSuchKey" => Ok(()),
+            Err(Refused { answer: Some(answer), .. }) if is_gone(Some(&answer.code)) => Ok(()),
             Err(refused) => Err(refused.error),
         }
     }
 
-    async fn delete_singly(&self, keys: &[Key]) -> Result<()> {
-        let deletes: Vec<_> = keys.iter().map(|key| self.delete_single(key)).collect();
+    async fn delete_singly(&self, doomed: &[Doomed<'_>]) -> Result<()> {
+        let deletes: Vec<_> = doomed.iter().map(|doomed| self.delete_single(doomed.clone())).collect();
         stream::iter(deletes).buffer_unordered(SINGLE_DELETES).try_collect().await
+    }
+
+    fn has_batches(&self) -> bool {
+        self.batches.load(Ordering::Relaxed)
+    }
+
+    fn forget_batches(&self, status: u16) {
+        if self.batches.swap(false, Ordering::Relaxed) {
+            info!("{} answers batch deletes with {status}: deleting one by one", self.url());
+        }
     }
 
     /// The key of a listed object; `None` if it is not one of ours.
     fn key_of(&self, listed: &ListObjectsV2Output, path: &str) -> Option<Key> {
-        Key::new(decoded(listed, path)?.strip_prefix(&self.prefix)?).ok()
+        Key::new(decoded(listed.encoding_type.is_some(), path)?.strip_prefix(&self.prefix)?).ok()
     }
 
     /// The first segment of keys that a listing by delimiter sums up as `top/`, or of an object at the top.
     fn top_of(&self, listed: &ListObjectsV2Output, path: &str) -> Option<String> {
-        let path = decoded(listed, path)?;
+        let path = decoded(listed.encoding_type.is_some(), path)?;
         let top = path.strip_prefix(&self.prefix)?;
         let top = top.strip_suffix('/').unwrap_or(top);
         Key::new(top).ok().map(|key| key.to_string())
@@ -249,7 +297,11 @@ impl Store for S3Store {
             ..PutObjectRequest::default()
         };
         let asked = Asked::Put(key);
-        match self.request(asked, self.client.put_object(request)).await?.e_tag {
+        let done = self.request(asked, self.client.put_object(request)).await?;
+        if let Some(version) = done.version_id {
+            *self.versions.lock() = VersionsSeen { exist: true, are_kept: version != NO_VERSION };
+        }
+        match done.e_tag {
             Some(_) => Ok(()),
             None => Err(self.unanswered(asked, &strange("the ETag of an object"))),
         }
@@ -279,7 +331,7 @@ impl Store for S3Store {
             };
             let objects = listed.contents.as_deref().unwrap_or_default();
             let entries: Vec<ObjectEntry> = objects.iter().filter_map(entry).collect();
-            after = objects.last().and_then(|object| decoded(&listed, object.key.as_deref()?));
+            after = objects.last().and_then(|object| decoded(listed.encoding_type.is_some(), object.key.as_deref()?));
             // A page of foreign objects only is not the end.
             let is_last = !listed.is_truncated.unwrap_or_default() || after.is_none();
             if is_last || !entries.is_empty() {
@@ -309,24 +361,20 @@ impl Store for S3Store {
     }
 
     async fn delete(&self, keys: &[Key]) -> Result<()> {
+        let of_versions = self.delete_versions && self.versions.lock().exist;
         for batch in keys.chunks(BATCH_KEYS_MAX) {
-            if batch.len() == 1 || !self.batches.load(Ordering::Relaxed) {
-                self.delete_singly(batch).await?;
-                continue;
-            }
-            match self.delete_batch(batch).await {
-                Ok(()) => {}
-                Err(Refused { answer: Some(answer), .. }) if answer.refuses_batch() => {
-                    self.delete_singly(batch).await?;
-                    if self.batches.swap(false, Ordering::Relaxed) {
-                        info!("{} answers batch deletes with {}: deleting one by one", self.url(), answer.status);
-                    }
-                }
-                Err(refused) => return Err(refused.error),
+            match of_versions {
+                true => self.delete_with_versions(batch).await?,
+                false => self.delete_doomed(batch.iter().map(Doomed::whole).collect()).await?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether a code says that there is nothing to delete.
+fn is_gone(code: Option<&str>) -> bool {
+    matches!(code, Some("NoSuchKey" | "NoSuchVersion"))
 }
 
 impl std::fmt::Debug for S3Store {
@@ -336,9 +384,9 @@ impl std::fmt::Debug for S3Store {
 }
 
 /// A path out of a listing, as it is.
-fn decoded(listed: &ListObjectsV2Output, path: &str) -> Option<String> {
-    match listed.encoding_type.as_deref() {
-        Some("url") => percent_encoding::percent_decode_str(path).decode_utf8().ok().map(|path| path.into_owned()),
-        _ => Some(path.to_owned()),
+fn decoded(is_encoded: bool, path: &str) -> Option<String> {
+    match is_encoded {
+        true => percent_encoding::percent_decode_str(path).decode_utf8().ok().map(|path| path.into_owned()),
+        false => Some(path.to_owned()),
     }
 }

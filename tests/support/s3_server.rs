@@ -5,7 +5,7 @@
 //! It can misbehave: overwrite although asked not to (as Garage does), answer with any status and code, refuse batch
 //! deletes, send no S3 at all, or fall silent in the middle.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +47,18 @@ pub struct Behaviour {
     pub batch_answer: Option<(u16, &'static str)>,
     /// The next requests of that HTTP method are answered so, one entry each, whatever they ask.
     pub answers: VecDeque<(&'static str, Misanswer)>,
+    /// Keeps old versions, as a bucket with versioning does.
+    pub keeps_versions: bool,
+    /// All versions, by key, the oldest first: id, and content unless it is a marker.
+    pub versions: BTreeMap<String, Vec<(String, Option<Bytes>)>>,
+    /// A listing of versions has at most so many on a page.
+    pub versions_page: Option<usize>,
+    /// A listing of versions leaves out the first that stands behind a marker without a version, as moto's does.
+    pub loses_first_version: bool,
+    /// Versions made so far, for their ids.
+    pub versions_made: u64,
+    /// Keys that showed older content after something was deleted.
+    pub undead: Vec<String>,
     /// Keys that a listing shows besides those of the store, as if somebody else kept things in the bucket.
     pub foreign_keys: Vec<String>,
     /// Requests so far: method and path with query.
@@ -256,6 +268,49 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// Deletes an object, or with `version` that version of it, after which an older one may show again.
+    async fn remove(&self, key: &Key, version: Option<&str>) -> S3Result<()> {
+        let keeps_versions = self.behaviour.lock().keeps_versions;
+        if keeps_versions && version.is_none() {
+            self.behaviour.lock().keep(key.as_str(), None);
+        }
+        self.store.delete(std::slice::from_ref(key)).await.map_err(failed)?;
+        let Some(version) = version else { return Ok(()) };
+        let shows = {
+            let mut behaviour = self.behaviour.lock();
+            let history = behaviour.versions.entry(key.to_string()).or_default();
+            let newest = history.last().map(|(id, _)| id.clone());
+            history.retain(|(id, _)| id != version);
+            let shows = history.last().and_then(|(_, content)| content.clone());
+            if newest.as_deref() == Some(version) && shows.is_some() {
+                behaviour.undead.push(key.to_string());
+            }
+            if behaviour.versions[key.as_str()].is_empty() {
+                behaviour.versions.remove(key.as_str());
+            }
+            shows
+        };
+        match shows {
+            Some(content) => self.store.put(key, vec![content]).await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Behaviour {
+    /// A new version, if they are kept; its id.
+    fn keep(&mut self, path: &str, content: Option<Bytes>) -> Option<String> {
+        if !self.keeps_versions {
+            return None;
+        }
+        self.versions_made += 1;
+        let id = format!("id-{}", self.versions_made);
+        self.versions.entry(path.to_owned()).or_default().push((id.clone(), content));
+        Some(id)
+    }
+}
+
 fn failed(error: StoreError) -> S3Error {
     let code = match error.kind {
         ErrorKind::NotFound => S3ErrorCode::NoSuchKey,
@@ -278,7 +333,7 @@ impl S3 for Bucket {
         };
         if let Some(sum) = input.checksum_crc32c {
             let found = crc32c::crc32c(&body).to_be_bytes();
-            if decode_base64(&sum) != found {
+            if data_encoding::BASE64.decode(sum.as_bytes()).ok().as_deref() != Some(&found[..]) {
                 return Err(s3_error!(BadDigest));
             }
         }
@@ -286,8 +341,11 @@ impl S3 for Bucket {
         if !create_only || self.behaviour.lock().overwrites {
             self.store.delete(std::slice::from_ref(&key)).await.map_err(failed)?;
         }
-        self.store.put(&key, vec![body.freeze()]).await.map_err(failed)?;
-        Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong("x".into())), ..PutObjectOutput::default() }))
+        let body = body.freeze();
+        self.store.put(&key, vec![body.clone()]).await.map_err(failed)?;
+        let version_id = self.behaviour.lock().keep(key.as_str(), Some(body));
+        let e_tag = Some(ETag::Strong("x".into()));
+        Ok(S3Response::new(PutObjectOutput { e_tag, version_id, ..PutObjectOutput::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
@@ -365,7 +423,7 @@ impl S3 for Bucket {
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         let key = self.key(&request.input.bucket, &request.input.key)?;
-        self.store.delete(&[key]).await.map_err(failed)?;
+        self.remove(&key, request.input.version_id.as_deref()).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -380,24 +438,73 @@ impl S3 for Bucket {
             error.set_status_code(http::StatusCode::from_u16(status).unwrap());
             return Err(error);
         }
-        let keys: Vec<Key> = input.delete.objects.iter().filter_map(|object| Key::new(&object.key).ok()).collect();
-        self.store.delete(&keys).await.map_err(failed)?;
+        for object in input.delete.objects {
+            if let Ok(key) = Key::new(&object.key) {
+                self.remove(&key, object.version_id.as_deref()).await?;
+            }
+        }
         Ok(S3Response::new(DeleteObjectsOutput::default()))
+    }
+
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
+        self.check(&request.input.bucket)?;
+        let kept = self.behaviour.lock().keeps_versions;
+        let status = kept.then(|| BucketVersioningStatus::from_static(BucketVersioningStatus::ENABLED));
+        Ok(S3Response::new(GetBucketVersioningOutput { status, ..GetBucketVersioningOutput::default() }))
+    }
+
+    async fn list_object_versions(
+        &self,
+        request: S3Request<ListObjectVersionsInput>,
+    ) -> S3Result<S3Response<ListObjectVersionsOutput>> {
+        let input = request.input;
+        self.check(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let (after, after_version) = (input.key_marker.unwrap_or_default(), input.version_id_marker);
+        let (mut versions, mut markers, mut last) = (Vec::new(), Vec::new(), None);
+        let mut output = ListObjectVersionsOutput { is_truncated: Some(false), ..ListObjectVersionsOutput::default() };
+        let behaviour = self.behaviour.lock();
+        let mut to_lose = usize::from(behaviour.loses_first_version && !after.is_empty() && after_version.is_none());
+        'listing: for (path, history) in behaviour.versions.iter().filter(|(path, _)| path.starts_with(&prefix)) {
+            let mut begun = *path > after;
+            for (age, (id, content)) in history.iter().rev().enumerate() {
+                if !begun {
+                    begun = *path == after && after_version.as_ref() == Some(id);
+                    continue;
+                }
+                if to_lose > 0 {
+                    to_lose -= 1;
+                    continue;
+                }
+                if versions.len() + markers.len() == behaviour.versions_page.unwrap_or(1000) {
+                    output.is_truncated = Some(true);
+                    (output.next_key_marker, output.next_version_id_marker) = last.unzip();
+                    break 'listing;
+                }
+                let (key, version_id, is_latest) = (Some(path.clone()), Some(id.clone()), Some(age == 0));
+                match content {
+                    Some(content) => versions.push(ObjectVersion {
+                        key,
+                        version_id,
+                        is_latest,
+                        size: Some(content.len() as i64),
+                        ..ObjectVersion::default()
+                    }),
+                    None => {
+                        markers.push(DeleteMarkerEntry { key, version_id, is_latest, ..DeleteMarkerEntry::default() })
+                    }
+                }
+                last = Some((path.clone(), id.clone()));
+            }
+        }
+        output.versions = Some(versions);
+        output.delete_markers = Some(markers);
+        Ok(S3Response::new(output))
     }
 }
 
 /// As Amazon does it, but for `/`, which some servers encode too.
 const URL_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// The 4 bytes of a CRC out of their 8 characters of base64.
-fn decode_base64(text: &str) -> [u8; 4] {
-    let digit = |c: u8| match c {
-        b'A'..=b'Z' => c - b'A',
-        b'a'..=b'z' => c - b'a' + 26,
-        b'0'..=b'9' => c - b'0' + 52,
-        b'+' => 62,
-        _ => 63,
-    };
-    let bits = text.bytes().take(6).fold(0u64, |bits, c| bits << 6 | u64::from(digit(c)));
-    ((bits >> 4) as u32).to_be_bytes()
-}

@@ -12,12 +12,14 @@
 //! [`ErrorKind`] through it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use data_encoding::BASE64;
 use futures::StreamExt;
 use futures::stream;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use rusoto_core::request::{DispatchSignedRequestFuture, HttpResponse};
 use rusoto_core::signature::{SignedRequest, SignedRequestPayload};
@@ -45,6 +47,8 @@ pub struct Settings {
     pub sign_payload: bool,
     /// The longest time without progress.
     pub stall_timeout: Duration,
+    /// Set once something answered that may be S3.
+    pub has_answered: AtomicBool,
 }
 
 impl Dispatcher {
@@ -73,12 +77,37 @@ impl Settings {
         }
         request.payload = self.payload_to_sign(&request.method, &body);
         request.sign(&self.credentials.get().await?);
-        let reads_object = request.method == "GET" && !request.params.contains_key("list-type");
-        let (response, _) = send(&self.http, on_the_wire(&request, body)?, self.stall_timeout).await?;
+        let reads_object =
+            request.method == "GET" && !DOCUMENTS.iter().any(|param| request.params.contains_key(*param));
+        let response = self.send(on_the_wire(&request, body)?).await?;
         match reads_object && response.status().is_success() {
             true => Ok(object_to_rusoto(response, self.stall_timeout)),
             false => document_to_rusoto(response, self.stall_timeout).await,
         }
+    }
+
+    /// Sends, and if it is not S3 that answers over plain HTTP, finds out whether that is TLS.
+    async fn send(&self, request: Request<PartsBody>) -> Result<Response<Incoming>> {
+        let uri = request.uri().clone();
+        let may_be_tls = uri.scheme_str() == Some("http") && !self.has_answered.load(Ordering::Relaxed);
+        let sent = send(&self.http, request, self.stall_timeout).await;
+        // Servers of TLS close the connection, or say in a page of their own what is wrong.
+        let is_strange = match &sent {
+            Ok((response, _)) => response.status() == StatusCode::BAD_REQUEST && !is_of_xml(response),
+            Err(error) => error.kind == ErrorKind::Retryable,
+        };
+        if is_strange && may_be_tls && self.http.speaks_tls(&uri).await {
+            let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+            return Err(StoreError::new(
+                ErrorKind::Denied,
+                format!(
+                    "{authority} speaks TLS; if it is https://{authority} that is meant, name it so in store.s3.endpoint"
+                ),
+            ));
+        }
+        let (response, _) = sent?;
+        self.has_answered.fetch_or(!is_strange, Ordering::Relaxed);
+        Ok(response)
     }
 
     /// The PUTs of this client are PUTs of objects, and objects are never overwritten.
@@ -86,7 +115,7 @@ impl Settings {
         request.add_header("if-none-match", "*");
         if self.checksum {
             let crc = body.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
-            request.add_header("x-amz-checksum-crc32c", &base64_of(crc.to_be_bytes()));
+            request.add_header("x-amz-checksum-crc32c", &BASE64.encode(&crc.to_be_bytes()));
         }
     }
 
@@ -155,10 +184,18 @@ fn on_the_wire(request: &SignedRequest, body: Vec<Bytes>) -> Result<Request<Part
     build().map_err(|_| StoreError::invalid(format!("{uri} or the credentials hold bytes that HTTP does not permit")))
 }
 
+fn is_of_xml(response: &Response<Incoming>) -> bool {
+    let kind = response.headers().get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.contains("xml"))
+}
+
+/// The parameters of GETs that are answered with a document and not with an object.
+const DOCUMENTS: [&str; 3] = ["list-type", "versions", "versioning"];
+
 const USER_AGENT: &str = concat!("ashlar/", env!("CARGO_PKG_VERSION"));
 
 /// The headers of responses that we use. rusoto panics on strange values of some others.
-const HEADERS: [&str; 4] = ["content-length", "content-range", "etag", "x-amz-bucket-region"];
+const HEADERS: [&str; 5] = ["content-length", "content-range", "etag", "x-amz-bucket-region", "x-amz-version-id"];
 
 /// A listing of 1000 keys of 1 KiB, each byte of them encoded, is shorter.
 const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -221,14 +258,6 @@ pub fn from_text(text: &str) -> StoreError {
     StoreError::new(ErrorKind::Retryable, text)
 }
 
-/// Base64 of a CRC: 6 characters and the padding `==`.
-fn base64_of(bytes: [u8; 4]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = u64::from(u32::from_be_bytes(bytes)) << 4;
-    let digits = (0..6).rev().map(|place| DIGITS[(bits >> (6 * place)) as usize % 64] as char);
-    digits.chain("==".chars()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,13 +273,6 @@ mod tests {
         for end in 0..whole.trim_end().len() {
             assert!(!is_xml(&whole.as_bytes()[..end]), "broken off at {end}");
         }
-    }
-
-    #[test]
-    fn base64_of_a_crc() {
-        assert_eq!(base64_of([0, 0, 0, 0]), "AAAAAA==");
-        assert_eq!(base64_of([0xff; 4]), "/////w==");
-        assert_eq!(base64_of(*b"abcd"), "YWJjZA==");
     }
 
     #[test]

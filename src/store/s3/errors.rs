@@ -30,6 +30,28 @@ pub enum Asked<'a> {
     Delete(&'a Key),
     /// DELETE of a batch.
     DeleteBatch(usize),
+    /// A page of a listing with the versions of each object.
+    Versions(&'a str),
+    /// DELETE of versions.
+    DeleteVersions(usize),
+    /// Whether the bucket keeps versions.
+    Versioning,
+}
+
+impl Asked<'_> {
+    /// What was asked, without the bucket.
+    pub fn text(self) -> String {
+        match self {
+            Asked::Put(key) => format!("PUT of {key}"),
+            Asked::Get(key) => format!("GET of {key}"),
+            Asked::List(prefix) => format!("listing of {prefix:?}"),
+            Asked::Delete(key) => format!("DELETE of {key}"),
+            Asked::DeleteBatch(count) => format!("DELETE of {count} objects"),
+            Asked::Versions(prefix) => format!("listing of versions of {prefix:?}"),
+            Asked::DeleteVersions(count) => format!("DELETE of {count} versions of objects"),
+            Asked::Versioning => "asking for the versioning".to_owned(),
+        }
+    }
 }
 
 /// What the server answered: HTTP status, S3 error code and message, and the region that the bucket is said to be in.
@@ -94,7 +116,7 @@ pub fn failure(place: &Place, asked: Asked<'_>, answer: &Answer) -> StoreError {
             (ErrorKind::Denied, _) => format!(
                 "{request} was refused by {} with {said}; {}",
                 place.endpoint,
-                advice(answer.code.as_str(), &place.bucket)
+                advice(answer, asked, &place.bucket)
             ),
             _ if answer.code == "RequestTimeTooSkewed" => format!(
                 "{request} was refused by {} with {said}; this host's clock is wrong, let NTP set it",
@@ -118,7 +140,8 @@ fn kind(asked: Asked<'_>, answer: &Answer) -> ErrorKind {
         (404, "NoSuchKey") if matches!(asked, Asked::Get(_)) => ErrorKind::NotFound,
         (404, _) => ErrorKind::Retryable,
         (412, _) if matches!(asked, Asked::Put(_)) => ErrorKind::AlreadyExists,
-        (401 | 403, _) => ErrorKind::Denied,
+        (_, code) if is_full(code) => ErrorKind::Denied,
+        (401 | 403 | 407, _) => ErrorKind::Denied,
         (501, _) => ErrorKind::Invalid,
         (307 | 408 | 409 | 425 | 429 | 500.., _) => ErrorKind::Retryable,
         _ => ErrorKind::Invalid,
@@ -154,12 +177,36 @@ fn is_wrong_region(answer: &Answer) -> bool {
     ) || answer.status == 301
 }
 
-fn advice(code: &str, bucket: &str) -> String {
-    match code {
+/// Codes that say that there is no more room, under whatever status: Ceph's, Amazon's for accounts, and MinIO's.
+fn is_full(code: &str) -> bool {
+    matches!(code, "QuotaExceeded" | "ServiceQuotaExceeded" | "XMinioAdminBucketQuotaExceeded" | "XMinioStorageFull")
+}
+
+/// What somebody can do about a refusal, by its code; of an unknown one, only that it is the store's own word.
+fn advice(answer: &Answer, asked: Asked<'_>, bucket: &str) -> String {
+    match answer.code.as_str() {
         "SignatureDoesNotMatch" => "check the secret access key".into(),
         "InvalidAccessKeyId" => "check the access key id, and that it belongs to this store".into(),
         "InvalidToken" => "check the session token, which goes with one access key only".into(),
-        _ => format!("check that the credentials may put, get, list and delete objects in bucket {bucket}"),
+        code if is_full(code) => format!(
+            "bucket {bucket} or the account it belongs to is full: raise the quota, or give space back (TRIM, or delete \
+             a volume)"
+        ),
+        "InvalidObjectState" => {
+            "the object was moved to an archive class: restore it from there, and take the store's \
+                                 prefix out of the bucket's lifecycle rule"
+                .into()
+        }
+        "AccessDenied" if matches!(asked, Asked::Versions(_) | Asked::DeleteVersions(_)) => format!(
+            "check that the credentials may list and delete versions of objects in bucket {bucket} (ListBucketVersions, \
+             DeleteObjectVersion), or set store.s3.delete_versions = false"
+        ),
+        "AccessDenied" => {
+            format!("check that the credentials may put, get, list and delete objects in bucket {bucket}")
+        }
+        "" if answer.status == 407 => "a proxy wants credentials: put them into the URL of HTTP_PROXY".into(),
+        "" => "the answer has no S3 error code; is a proxy in between?".into(),
+        code => format!("look up {code} in the store's documentation"),
     }
 }
 
@@ -170,7 +217,9 @@ fn request(asked: Asked<'_>, bucket: &str) -> String {
         Asked::List("") => format!("listing of bucket {bucket}"),
         Asked::List(prefix) => format!("listing of {prefix} in bucket {bucket}"),
         Asked::Delete(key) => format!("DELETE of {key} from bucket {bucket}"),
-        Asked::DeleteBatch(count) => format!("DELETE of {count} objects from bucket {bucket}"),
+        Asked::Versions(prefix) => format!("listing of versions of {prefix:?} in bucket {bucket}"),
+        Asked::Versioning => format!("asking for the versioning of bucket {bucket}"),
+        Asked::DeleteBatch(_) | Asked::DeleteVersions(_) => format!("{} from bucket {bucket}", asked.text()),
     }
 }
 
@@ -240,6 +289,11 @@ mod tests {
             (get, 500, "InternalError", Retryable),
             (get, 502, "", Retryable),
             (get, 507, "", Retryable),
+            (put, 403, "QuotaExceeded", Denied),
+            (put, 400, "XMinioAdminBucketQuotaExceeded", Denied),
+            (put, 507, "XMinioStorageFull", Denied),
+            (get, 403, "InvalidObjectState", Denied),
+            (get, 407, "", Denied),
             (get, 301, "PermanentRedirect", Invalid),
             (get, 400, "AuthorizationHeaderMalformed", Invalid),
         ];
@@ -268,6 +322,39 @@ mod tests {
             "listing of bucket disks at https://s3.example.com was signed for region eu-1, but the bucket is in us-2 \
              (301 PermanentRedirect); set store.s3.region"
         );
+    }
+
+    #[test]
+    fn the_way_out_of_a_refusal_goes_by_its_code() {
+        let key = Key::new("v/meta/0").unwrap();
+        let say = |asked, status, code| failure(&place(), asked, &answer(status, code)).message;
+        let (put, get) = (Asked::Put(&key), Asked::Get(&key));
+        let permission = "may put, get, list and delete objects in bucket disks";
+        for (asked, status, code, words) in [
+            (put, 403, "AccessDenied", permission),
+            (
+                put,
+                403,
+                "QuotaExceeded",
+                "disks or the account it belongs to is full: raise the quota, or give space back",
+            ),
+            (put, 507, "XMinioStorageFull", "is full"),
+            (
+                get,
+                403,
+                "InvalidObjectState",
+                "restore it from there, and take the store's prefix out of the bucket's lifecycle",
+            ),
+            (get, 403, "RequestTimeTooSkewed", "this host's clock is wrong, let NTP set it"),
+            (get, 403, "AccountProblem", "look up AccountProblem in the store's documentation"),
+            (get, 403, "", "no S3 error code; is a proxy in between?"),
+            (get, 407, "", "HTTP_PROXY"),
+            (Asked::Versions("v/"), 403, "AccessDenied", "store.s3.delete_versions = false"),
+        ] {
+            let said = say(asked, status, code);
+            assert!(said.contains(words), "{said}");
+            assert_eq!(said.contains(permission), words == permission, "{said}");
+        }
     }
 
     #[test]

@@ -15,58 +15,81 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::InvalidMessage;
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
 use super::super::{ErrorKind, Result, StoreError};
+use super::credentials::Environment;
 use super::options::S3Options;
+use super::proxy::{Proxies, ProxyError, Way};
+use super::tls;
 
 /// A pool of connections; clones share it.
-pub type Http = Client<HttpsConnector<HttpConnector<Names>>, PartsBody>;
+#[derive(Clone)]
+pub struct Http {
+    client: Client<HttpsConnector<Way>, PartsBody>,
+    connector: HttpsConnector<Way>,
+    proxies: Arc<Proxies>,
+}
 
-/// Makes a pool. Certificates are checked against the system's roots, or those of `SSL_CERT_FILE`; a host without any
-/// can still reach stores of `http://`.
-pub fn connect(options: &S3Options, needs_tls: bool) -> Result<Http> {
+/// Makes a pool for requests to `endpoint` and to the services that give credentials for it.
+pub fn connect(options: &S3Options, environment: &Environment, endpoint: &str) -> Result<Http> {
+    let endpoint: Uri =
+        endpoint.parse().map_err(|error| StoreError::invalid(format!("store.s3.endpoint is {endpoint}: {error}")))?;
     let mut tcp = HttpConnector::new_with_resolver(Names);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEPALIVE));
     tcp.set_connect_timeout(Some(options.connect_timeout));
-    let provider = rustls::crypto::ring::default_provider();
-    let builder = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
-        Ok(with_roots) => with_roots,
-        Err(error) if needs_tls => {
-            return Err(StoreError::invalid(format!(
-                "no root certificates to check the store's with ({error}); install the package ca-certificates, or \
-                 name a file of them in SSL_CERT_FILE"
-            )));
-        }
-        Err(_) => HttpsConnectorBuilder::new().with_tls_config(without_roots(provider)?),
-    };
-    let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
+    let config = tls::config(options, environment, endpoint.scheme_str() == Some("https"))?;
+    let proxies = Arc::new(Proxies::new(environment, &endpoint)?);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(Way::new(tcp, proxies.clone()));
+    let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(options.idle_connections_max)
-        .build(connector))
+        .build(connector.clone());
+    Ok(Http { client, connector, proxies })
 }
 
-fn without_roots(provider: rustls::crypto::CryptoProvider) -> Result<ClientConfig> {
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| StoreError::invalid(format!("TLS cannot be set up: {error}")))?;
-    Ok(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+impl Http {
+    fn request(&self, mut request: Request<PartsBody>) -> ResponseFuture {
+        if let Some(authorization) = self.proxies.authorization(request.uri()) {
+            request.headers_mut().insert(http::header::PROXY_AUTHORIZATION, authorization);
+        }
+        self.client.request(request)
+    }
+
+    /// Whether what fails to answer requests of `http://` there speaks TLS. Tries it out, directly.
+    pub async fn speaks_tls(&self, plain: &Uri) -> bool {
+        let Some(authority) = plain.authority().filter(|_| !self.proxies.are_used_for(plain)) else { return false };
+        let Ok(by_tls) = format!("https://{authority}/").parse() else { return false };
+        match tokio::time::timeout(TRIAL_TIMEOUT, self.connector.clone().call(by_tls)).await {
+            Err(_) => false,
+            Ok(Ok(_)) => true,
+            // A certificate that is not trusted, an alert, another version: all of these are TLS.
+            Ok(Err(error)) => chain(&*error)
+                .any(|cause| cause.downcast_ref().is_some_and(|e| !matches!(e, rustls::Error::InvalidMessage(_)))),
+        }
+    }
 }
+
+/// How long it may take to find out whether a server speaks TLS.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// TCP notices a peer that vanished.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -102,8 +125,10 @@ impl Service<Name> for Names {
 /// Sends a request and waits for the head of the response, for as long as there is progress.
 pub async fn send(http: &Http, request: Request<PartsBody>, stall: Duration) -> Result<(Response<Incoming>, Progress)> {
     let progress = request.body().progress.clone();
+    let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
     match progress.watch(stall, http.request(request)).await {
         None => Err(stalled(stall)),
+        Some(Err(error)) if error.is_connect() && chain(&error).any(is_no_tls) => Err(no_tls(&authority)),
         Some(Err(error)) => Err(broken(&error)),
         Some(Ok(response)) => Ok((response, progress)),
     }
@@ -146,24 +171,52 @@ fn stalled(stall: Duration) -> StoreError {
 /// A request that never got its answer. Waiting does not mend a certificate, somebody has to.
 fn broken(error: &(dyn Error + 'static)) -> StoreError {
     let mut causes: Vec<String> = Vec::new();
-    let mut kind = ErrorKind::Retryable;
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let error = unwrapped(error);
-        let shown = error.to_string();
-        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
-            kind = ErrorKind::Denied;
+    let mut advice = None;
+    for error in chain(error) {
+        let shown = match error.downcast_ref() {
+            Some(tls) if tls::is_authority_as_server(tls) => {
+                advice = Some(format!("; put that very certificate into {}, or issue one with CA:FALSE", tls::ROOTS));
+                "invalid peer certificate: a CA certificate (CA:TRUE) serves as the server's own".to_owned()
+            }
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                advice = Some(format!(
+                    "; check the endpoint's name, or name a file with its root certificate in {}",
+                    tls::ROOTS
+                ));
+                error.to_string()
+            }
+            _ => error.to_string(),
+        };
+        if error.downcast_ref().is_some_and(|error: &ProxyError| error.is_denial) {
+            advice = Some(String::new());
         }
         if causes.last().is_none_or(|last| !last.contains(&shown)) {
             causes.push(shown);
         }
-        next = error.source();
     }
-    let advice = match kind {
-        ErrorKind::Denied => "; check the endpoint's name, or name a file with its root certificate in SSL_CERT_FILE",
-        _ => "",
-    };
-    StoreError::new(kind, format!("{}{advice}", causes.join(": ")))
+    let kind = if advice.is_some() { ErrorKind::Denied } else { ErrorKind::Retryable };
+    StoreError::new(kind, format!("{}{}", causes.join(": "), advice.unwrap_or_default()))
+}
+
+/// Whether what answered a greeting of TLS is no TLS.
+fn is_no_tls(cause: &(dyn Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+}
+
+/// Waiting does not mend this either.
+fn no_tls(authority: &str) -> StoreError {
+    StoreError::new(
+        ErrorKind::Denied,
+        format!(
+            "{authority} does not speak TLS; if it is http://{authority} that is meant, name it so in store.s3.endpoint \
+             and set store.s3.allow_http = true"
+        ),
+    )
+}
+
+/// An error and what caused it, one after the other.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(unwrapped(error)), |error: &&'a (dyn Error + 'static)| (*error).source().map(unwrapped))
 }
 
 /// What an I/O error was made of; its `source()` would skip that.

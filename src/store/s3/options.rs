@@ -1,5 +1,6 @@
 //! How to reach an S3 store. There is no place for a secret here: [`super::credentials`] finds those.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct S3Options {
     pub addressing: Addressing,
     /// Permits an endpoint of `http://`: then whoever is on the way can read and change everything.
     pub allow_http: bool,
+    /// A file of certificates (PEM) to check the store's with, and no others. Without it: the environment's
+    /// `AWS_CA_BUNDLE`, or else `SSL_CERT_FILE` and `SSL_CERT_DIR`, or else the system's.
+    pub ca_bundle: Option<PathBuf>,
     /// Where the credentials are.
     pub credentials: CredentialSource,
     /// The profile in the files of credentials. Without it: the environment's `AWS_PROFILE`, or else `default`.
@@ -28,6 +32,9 @@ pub struct S3Options {
     pub checksum: bool,
     /// Signs the bodies of PUTs too, at the cost of a SHA-256 over all data. For stores that ask for it.
     pub sign_payload: bool,
+    /// In a bucket that keeps old versions of objects, deletes all versions of what is deleted, at the cost of a listing
+    /// for up to 1000 objects. Otherwise they stay in the bucket, and are paid for.
+    pub delete_versions: bool,
     /// A connection that is not established by then has failed.
     #[serde(with = "human")]
     pub connect_timeout: Duration,
@@ -48,10 +55,12 @@ impl Default for S3Options {
             region: None,
             addressing: Addressing::Auto,
             allow_http: false,
+            ca_bundle: None,
             credentials: CredentialSource::Auto,
             profile: None,
             checksum: true,
             sign_payload: false,
+            delete_versions: false,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(300),
