@@ -77,8 +77,9 @@ fn fixture_at(now: Arc<AtomicU64>, options: S3Options, variables: &[(&str, &str)
     let mut environment: HashMap<String, String> =
         variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
     environment.entry("HOME".into()).or_insert("/nonexistent".into());
-    let http = connect(&options, false).unwrap();
-    let context = context(&Environment::Fixed(environment), &http);
+    let environment = Environment::Fixed(environment);
+    let http = connect(&options, &environment, "http://localhost").unwrap();
+    let context = context(&environment, &http);
     Fixture { credentials: Credentials::new(&options, context, Clock::Manual(now.clone())), now }
 }
 
