@@ -297,6 +297,26 @@ async fn an_older_state_of_the_bucket_is_noticed_by_a_server_that_saw_a_newer_on
 }
 
 #[tokio::test]
+async fn what_was_seen_must_be_readable_so_that_nobody_turns_the_notice_off() {
+    let world = World::new().await;
+    world.write_and_close(b"first").await;
+    let old = world.store.fork();
+    world.write_and_close(b"second").await;
+    let name = world.disk.list("").await.unwrap().into_iter().find(|name| name.starts_with("seen-")).unwrap();
+    assert!(world.disk.damage(&name, 10, 1));
+    let accept = OpenFlags { accept_rollback: true, ..OpenFlags::default() };
+    for store in [old, world.store.fork()] {
+        let world = World { store, disk: world.disk.copy(4), cache: CrashDisk::new(3), random: world.random.clone() };
+        let error = world.try_open_with("v", secrets(), OpenFlags::default()).await.unwrap_err();
+        assert!(matches!(error, VolumeError::SeenUnreadable { .. }), "{error}");
+        assert!(error.to_string().contains("--accept-rollback") && error.to_string().contains(&name), "{error}");
+        world.try_open_with("v", secrets(), accept).await.unwrap().close().await.unwrap();
+        // What was seen now is readable.
+        world.try_open_with("v", secrets(), OpenFlags::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_plain_volume_in_the_place_of_an_encrypted_one_is_refused() {
     let world = World::new().await;
     world.write_and_close(b"secret").await;

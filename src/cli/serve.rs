@@ -52,11 +52,11 @@ pub struct Args {
     #[arg(long, requires = "volumes")]
     takeover: bool,
 
-    /// Go on although changes may be missing that only a lost journal holds
+    /// Go on although changes may be missing that only a lost or damaged journal holds
     #[arg(long, requires = "volumes")]
     accept_loss: bool,
 
-    /// Drop a journal of the named volumes that they have moved on without
+    /// Set aside a journal of the named volumes that they have moved on without, or that cannot be read
     #[arg(long, requires = "volumes")]
     drop_journal: bool,
 

@@ -13,10 +13,11 @@
 //! | operations take time, and their effect falls somewhere within it | so do real ones | nothing counts before its operation has returned |
 //! | handles from before a crash or kill fail for ever | that host, or process, is no more | whatever still runs in the test cannot touch the next life |
 //!
-//! Not injected: damage to what was synced (see [`CrashDisk::damage`] for tests of that), a creation or removal that
+//! Not injected: damage to what was synced (see [`CrashDisk::damage`], [`CrashDisk::cut`] and
+//! [`CrashDisk::break_reads_of`] for tests of that), a creation or removal that
 //! is forgotten after it returned (the [`Disk`] promises those), tearing inside a sector.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ struct World {
     /// The operation with this number is the last, and is cut short.
     cut_at: Option<u64>,
     writes: u64,
+    /// Files on a bad place of the disk.
+    unreadable: BTreeSet<String>,
 }
 
 /// How far an operation gets.
@@ -78,7 +81,7 @@ enum Fate {
     Cut(u64),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct FileState {
     len: u64,
     synced_len: u64,
@@ -116,6 +119,7 @@ impl CrashDisk {
             operations: 0,
             cut_at: None,
             writes: 0,
+            unreadable: BTreeSet::new(),
         };
         CrashDisk { world: Arc::new(Mutex::new(world)), life: 0 }
     }
@@ -145,6 +149,37 @@ impl CrashDisk {
     /// The disk is full at so many bytes of files.
     pub fn limit_bytes(&self, bytes: u64) {
         self.world.lock().limit_bytes = bytes;
+    }
+
+    /// Another disk with the same files as they are now: what a backup, or a clone of the machine, is.
+    pub fn copy(&self, seed: u64) -> CrashDisk {
+        let copy = CrashDisk::new(seed);
+        {
+            let (from, to) = (self.world.lock(), &mut *copy.world.lock());
+            to.operations = from.operations;
+            for (name, file) in &from.files {
+                to.files.insert(name.clone(), Arc::new(Mutex::new(file.lock().clone())));
+            }
+        }
+        copy
+    }
+
+    /// A file's last bytes are gone, as a program that meddles leaves it; false if it is not longer.
+    pub fn cut(&self, name: &str, len: u64) -> bool {
+        let world = self.world.lock();
+        let Some(file) = world.files.get(name) else { return false };
+        let mut file = file.lock();
+        if len >= file.len {
+            return false;
+        }
+        (file.len, file.synced_len) = (len, len.min(file.synced_len));
+        file.sectors.truncate((len as usize).div_ceil(SECTOR));
+        true
+    }
+
+    /// Reading this file fails from now on, in all lives.
+    pub fn break_reads_of(&self, name: &str) {
+        self.world.lock().unreadable.insert(name.to_owned());
     }
 
     /// Operations begun so far, in all lives.
@@ -312,8 +347,13 @@ impl Disk for CrashDisk {
 
     async fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let fate = self.begin(|_| 0).await?;
-        let file = self.world.lock().files.get(name).cloned();
-        let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        let file = {
+            let world = self.world.lock();
+            match world.unreadable.contains(name) {
+                true => Err(io::Error::from_raw_os_error(5)), // EIO
+                false => world.files.get(name).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)),
+            }
+        };
         self.end(fate, file.map(|file| self.handle(file))).await
     }
 
@@ -329,6 +369,24 @@ impl Disk for CrashDisk {
             }
         }
         self.end(fate, Ok(())).await
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let fate = self.begin(|faults| faults.remove).await?;
+        let renamed = {
+            let world = &mut *self.world.lock();
+            match fate.done() {
+                false => Ok(()),
+                true => match world.files.remove(from) {
+                    Some(file) => {
+                        world.files.insert(to.to_owned(), file);
+                        Ok(())
+                    }
+                    None => Err(io::Error::from(io::ErrorKind::NotFound)),
+                },
+            }
+        };
+        self.end(fate, renamed).await
     }
 }
 

@@ -118,6 +118,11 @@ impl Disk for LocalDisk {
         let path = self.find(name)?;
         self.workers.run(move || remove_file(&path)).await
     }
+
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to, root) = (self.find(from)?, self.find(to)?, self.root.clone());
+        self.workers.run(move || rename_file(&root, &from, &to)).await
+    }
 }
 
 #[derive(Debug)]
@@ -303,6 +308,15 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// The new name is durable before the old one's absence is: a crash between leaves one of them, or both.
+fn rename_file(root: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    let (dir, old_dir) = (to.parent().unwrap_or(root), from.parent().unwrap_or(root));
+    make_dir(dir)?;
+    fs::rename(from, to)?;
+    sync_dir(dir)?;
+    if dir == old_dir { Ok(()) } else { sync_dir(old_dir) }
+}
+
 /// Makes the directory and those above it that are missing, durably.
 fn make_dir(dir: &Path) -> io::Result<()> {
     if dir.as_os_str().is_empty() || dir.is_dir() {
@@ -423,6 +437,20 @@ mod tests {
         disk.remove("nowhere/a").await.unwrap();
         assert_eq!(disk.open("a").await.unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(disk.list("").await.unwrap(), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_renamed_file_is_there_under_its_new_name_only_and_replaces_what_was_there() {
+        let (_dir, disk) = disk();
+        disk.create("a").await.unwrap().write_at(0, vec![Bytes::from_static(b"a")]).await.unwrap();
+        disk.create("b").await.unwrap();
+        disk.rename("a", "b").await.unwrap();
+        assert_eq!(disk.list("").await.unwrap(), ["b"]);
+        disk.rename("b", "sub/c").await.unwrap();
+        assert_eq!((disk.list("").await.unwrap(), disk.list("sub").await.unwrap()), (vec![], vec!["c".to_owned()]));
+        assert_eq!(disk.open("sub/c").await.unwrap().read_at(0, 9).await.unwrap(), "a");
+        assert_eq!(disk.rename("a", "b").await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(disk.rename("sub/c", "../c").await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[tokio::test]

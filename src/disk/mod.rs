@@ -29,6 +29,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Removes a file, durably; one that is not there counts as removed.
     async fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Gives a file another name (whose directories are made), durably. What had that name before is replaced.
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 }
 
 /// An open file.

@@ -1,4 +1,4 @@
-//! Reading what an earlier server left: [`find`], and removing it: [`discard`].
+//! Reading what an earlier server left: [`find`]; removing it: [`discard`], or keeping it out of the way: [`set_aside`].
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use crate::change::Numbered;
 use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::journal::JournalError;
+use crate::journal::mark::Mark;
 use crate::journal::record::FileHeader;
 use crate::journal::replay::{ChainFile, FileBytes, number_in_name, replay};
 use crate::units::{BlockSize, ChangeNo, Epoch};
@@ -30,13 +31,23 @@ pub struct Found {
     pub(super) void: Vec<String>,
     pub(super) greatest: u64,
     pub(super) identity: FileHeader,
-    pub(super) identity_name: String,
+    pub(super) identity_name: Option<String>,
+    pub(super) mark: Mark,
+    /// Every change up to this one was on the disk: if [`Found::changes`] end before it, some are lost.
+    pub synced: ChangeNo,
+    /// By which fences name it.
+    pub names: Vec<Uuid>,
 }
 
 impl Found {
     /// The number of the last change, if there is any.
     pub fn last(&self) -> Option<ChangeNo> {
         self.changes.last().map(|change| change.no)
+    }
+
+    /// Whether it can be told that nothing is missing at the end.
+    pub fn is_whole(&self) -> bool {
+        self.identity_name.is_some()
     }
 
     /// The changes after `covered`. Empty if the first of them is not here: what follows a hole is of no use.
@@ -55,11 +66,15 @@ impl Found {
 pub async fn find(disk: &Arc<dyn Disk>, sealer: &Sealer) -> Result<Option<Found>, JournalError> {
     let mut files = Vec::new();
     for name in journal_files(disk).await? {
-        let bytes = read(disk, &name).await.map_err(|err| failed(disk, "read", &name, &err))?;
+        let bytes = read(disk, &name).await;
+        let bytes = bytes.map_err(|err| JournalError::Unreadable { what: failure(disk, "read", &name, &err) })?;
         files.push(FileBytes { name, bytes });
     }
     let replayed = replay(&disk.path(), sealer, &files)?;
     Ok(replayed.map(|replay| Found {
+        names: if replay.mark.names.is_empty() { vec![replay.identity.id] } else { replay.mark.names.clone() },
+        mark: replay.mark,
+        synced: replay.synced,
         id: replay.identity.id,
         block_size: replay.identity.block_size,
         epoch: replay.epoch,
@@ -89,6 +104,26 @@ pub async fn discard(disk: &Arc<dyn Disk>, volume: Uuid) -> Result<(), JournalEr
         }
     }
     remove_files(disk, names).await
+}
+
+/// Moves the journal's files into a new directory below theirs, whatever is in them, and says which. The identity file goes first, so
+/// that what a crash on the way leaves does not pass for a whole journal. Whoever wants them back moves them back.
+pub async fn set_aside(disk: &Arc<dyn Disk>) -> Result<String, JournalError> {
+    let mut number = 1;
+    let dir = loop {
+        let dir = format!("dropped-{number}");
+        if disk.list(&dir).await.map_err(|err| failed(disk, "list", &dir, &err))?.is_empty() {
+            break dir;
+        }
+        number += 1;
+    };
+    let mut names = journal_files(disk).await?;
+    names.sort();
+    for name in names {
+        let moved = disk.rename(&name, &format!("{dir}/{name}")).await;
+        moved.map_err(|err| failed(disk, "set aside", &name, &err))?;
+    }
+    Ok(format!("{}/{dir}", disk.path()))
 }
 
 /// Removes files, the identity file last.

@@ -26,7 +26,11 @@
 //! keeps little, the first file is small, and each new one twice as large as the one before. If writing is faster
 //! than laying out, the file at hand grows beyond its size rather than keep anybody waiting.
 //!
-//! One task owns the files and runs at most one write, one sync and one chore (removal, making a spare)
+//! **Damage.** Whoever was promised that a change is on the disk is not to lose it unheard. So the journal says, in each record and after
+//! each sync in the identity file, up to where it was synced ([`mark`]); [`Found::synced`] is the greatest number that can be
+//! proven. A chain that ends before it has lost something. A torn tail behind it is what a crash is.
+//!
+//! One task owns the files and runs at most one write, one sync, one mark and one chore (removal, making a spare)
 //! at a time, side by side: while one sync runs, records are written on, and the next sync covers them all.
 //!
 //! What it does not do: bound its memory (what is queued is uncommitted, and the volume bounds that), decide which
@@ -49,6 +53,7 @@ use crate::outside::{Random, Workers};
 use crate::units::{BlockSize, ChangeNo, Epoch};
 
 pub mod find;
+pub mod mark;
 pub mod record;
 pub mod replay;
 mod state;
@@ -56,7 +61,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use find::{Found, discard, find};
+pub use find::{Found, discard, find, set_aside};
 
 use state::{Asked, Promise, State};
 use writer::Writer;
@@ -120,10 +125,20 @@ pub enum JournalError {
     },
     /// The files contradict each other, or do not verify where they must.
     #[error(
-        "{what}: restore the directory, or drop the journal and with it the changes that only it holds; it was not touched"
+        "{what}: restore the directory, or open with --drop-journal to set its files aside and go on without the changes \
+         that only they hold; it was not touched"
     )]
     Damaged {
         /// What was found, with the directory.
+        what: String,
+    },
+    /// A file is there and the disk does not give it back.
+    #[error(
+        "{what}: mend the disk, or open with --drop-journal to set the journal's files aside and go on without the changes \
+         that only they hold; it was not touched"
+    )]
+    Unreadable {
+        /// What failed, with the file.
         what: String,
     },
     /// A format of another version.
@@ -165,7 +180,7 @@ pub struct Progress {
 pub struct Journal {
     shared: Arc<Shared>,
     dir: String,
-    id: Uuid,
+    name: Uuid,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -191,14 +206,15 @@ impl Journal {
     /// Goes on with a journal that was found; `next` is the number of the next change. If that is not the one after
     /// the last that was found, then what was found does not count any more (the store covers it, or it is of no use)
     /// and is removed. Otherwise it stays until released, and [`Journal::synced`] covers it too. If the disk fails at
-    /// this, the journal begins suspended.
-    pub async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo) -> Journal {
-        Journal::start(writer::resume(doors, options, found, next).await)
+    /// this, the journal begins suspended. What of it was known to be synced and is not there any more is forgotten.
+    pub async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo, named_by: Uuid) -> Journal {
+        Journal::start(writer::resume(doors, options, found, next, named_by).await)
     }
 
-    /// The journal's id, as given at its creation.
-    pub fn id(&self) -> Uuid {
-        self.id
+    /// By which a fence is to name the journal: its id if it was created now, otherwise a new name that is in it, durably; if it
+    /// could not be put there, `named_by` again.
+    pub fn name(&self) -> Uuid {
+        self.name
     }
 
     /// Queues a record. Never blocks; the order of calls is the order in the file, so numbers are consecutive and
@@ -246,7 +262,8 @@ impl Journal {
         self.shared.state.lock().stored_bytes
     }
 
-    /// Writes and syncs what is queued and ends. The files stay; [`discard`] removes them.
+    /// Writes and syncs what is queued and ends: when this returns, nothing of it touches the directory any more. The files stay;
+    /// [`discard`] removes them.
     pub async fn close(&self) -> Result<(), JournalError> {
         self.shared.state.lock().closing = true;
         self.shared.wake.notify_one();
@@ -265,9 +282,9 @@ impl Journal {
     }
 
     fn start(writer: Writer) -> Journal {
-        let (shared, dir, id) = (writer.shared(), writer.dir(), writer.id());
+        let (shared, dir, name) = (writer.shared(), writer.dir(), writer.name());
         let task = tokio::spawn(writer.run());
-        Journal { shared, dir, id, task: Mutex::new(Some(task)) }
+        Journal { shared, dir, name, task: Mutex::new(Some(task)) }
     }
 
     async fn reached(&self, promise: Promise, no: ChangeNo) -> Result<(), JournalError> {

@@ -5,7 +5,7 @@
 //! | offset | bytes | header |
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `ASHLJRNL` |
-//! | 8 | 2 | version, 2 |
+//! | 8 | 2 | version, 3 |
 //! | 10 | 1 | seal: 0 = BLAKE3 tags, 1 = ChaCha20-Poly1305 |
 //! | 11 | 1 | 0 |
 //! | 12 | 4 | block size of the volume in bytes |
@@ -22,7 +22,7 @@
 //! | ---: | ---: | --- |
 //! | 0 | 4 | magic `AJR1` |
 //! | 4 | 1 | kind: 1 write, 2 zero, 3 hole |
-//! | 5 | 3 | 0 |
+//! | 5 | 3 | synced: how many changes before this one the last change lies that is known to be on the disk; 0: nothing is said |
 //! | 8 | 8 | epoch |
 //! | 16 | 8 | change number |
 //! | 24 | 8 | first block |
@@ -37,7 +37,7 @@
 //! | ---: | ---: | --- |
 //! | 0 | 4 | magic `AJR1` |
 //! | 4 | 1 | kind |
-//! | 5 | 3 | 0 |
+//! | 5 | 3 | synced: how many changes before this one the last change lies that is known to be on the disk; 0: nothing is said |
 //! | 8 | 8 | bytes of data that follow |
 //! | 16 | 16 | tag |
 //! | 32 | 32 | sealed: epoch, change number, first block, blocks |
@@ -51,6 +51,10 @@
 //! use of a recycled file, another journal or a stale disk block left there never passes. The header is bound to the
 //! file's name, half of which is drawn at random, for the same reason: blocks of a removed file may come to light in a
 //! new one after a crash, and must not pass for it.
+//!
+//! The number in `synced` is the *mark*: whoever finds the record knows that what is up to there was once promised to be on the
+//! disk, so that its absence is a loss and no torn tail. In versions 1 and 2 these bytes are 0. Marks also stand in the
+//! identity file: see [`super::mark`].
 //!
 //! Zero bytes where a head would be are an end: a file that was used before carries 64 of them behind its last record.
 
@@ -70,8 +74,12 @@ pub const FIRST_RECORD: u64 = 4096;
 pub const HEAD_BYTES: usize = 64;
 
 const MAGIC: &[u8; 8] = b"ASHLJRNL";
-/// What is written. Version 1 is read too: its tags cover a record's offset and head before its data.
-const VERSION: u16 = 2;
+/// What is written. Version 2 is read too: its records have no mark. So is version 1: its tags cover a record's offset and
+/// head before its data.
+const VERSION: u16 = 3;
+const MARKED_SINCE: u16 = 3;
+/// A mark that lies further back is not written.
+const MARK_MAX: u64 = (1 << 24) - 1;
 const HEADER_USED: usize = 88;
 const HEADER_TAGGED: usize = 72;
 const RECORD_MAGIC: &[u8; 4] = b"AJR1";
@@ -140,6 +148,11 @@ impl FileHeader {
         out.freeze()
     }
 
+    /// The part of the header in which something stands.
+    pub fn used(&self, name: &str) -> Bytes {
+        self.encode(name).slice(..HEADER_USED)
+    }
+
     /// Reads the header at the beginning of `file`, which has that name.
     pub fn decode(name: &str, file: &[u8]) -> Result<FileHeader, HeaderFault> {
         let head = file.get(..HEADER_USED).ok_or(HeaderFault::Broken)?;
@@ -194,6 +207,8 @@ pub struct FileKey {
 /// One record as read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
+    /// Every change up to this one was on the disk when the record was written; 0: nothing is said.
+    pub synced: ChangeNo,
     /// The epoch in which the change was accepted.
     pub epoch: Epoch,
     /// The change.
@@ -219,10 +234,12 @@ pub fn record_len(change: &Change) -> u64 {
     HEAD_BYTES as u64 + change.data_len()
 }
 
-/// Writes the head of the record that will stand at `offset`, and returns the data that follows it in the file.
+/// Writes the head of the record that will stand at `offset`, and returns the data that follows it in the file. Every change
+/// up to `synced` is on the disk.
 pub fn encode(
     key: &FileKey,
     offset: u64,
+    synced: ChangeNo,
     epoch: Epoch,
     numbered: Numbered,
     head: &mut [u8; HEAD_BYTES],
@@ -238,6 +255,10 @@ pub fn encode(
     *head = [0; HEAD_BYTES];
     head[0..4].copy_from_slice(RECORD_MAGIC);
     head[4] = kind;
+    if key.version >= MARKED_SINCE {
+        let back = no.0.checked_sub(synced.0).filter(|back| *back <= MARK_MAX && synced.0 > 0).unwrap_or_default();
+        head[5..8].copy_from_slice(&back.to_le_bytes()[..3]);
+    }
     match &key.key {
         ObjectKey::Blake3(tag_key) => {
             put_numbers(&mut head[8..40], &numbers);
@@ -279,7 +300,7 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     if &head[0..4] != RECORD_MAGIC {
         return Err(RecordFault::Broken);
     }
-    let len = u64_at(head, if matches!(key.key, ObjectKey::Blake3(_)) { 40 } else { 8 });
+    let len = u64_at(head, data_len_at(key));
     let data_end = usize::try_from(len).ok().and_then(|len| HEAD_BYTES.checked_add(len)).ok_or(RecordFault::Cut)?;
     let data = rest.get(HEAD_BYTES..data_end).ok_or(RecordFault::Cut)?;
     let (numbers, data) = match &key.key {
@@ -303,11 +324,43 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
         3 if len == 0 => Change::Hole(extent),
         _ => return Err(RecordFault::Broken),
     };
-    if head[5..8] != [0; 3] || extent.start.0.checked_add(extent.count.0).is_none() {
+    let back = u64::from(u32::from_le_bytes([head[5], head[6], head[7], 0]));
+    let no = ChangeNo(number(1));
+    let is_marked = key.version >= MARKED_SINCE && back < no.0;
+    if back > 0 && !is_marked || extent.start.0.checked_add(extent.count.0).is_none() {
         return Err(RecordFault::Broken);
     }
-    let record = Record { epoch: Epoch(number(0)), numbered: Numbered { no: ChangeNo(number(1)), change } };
+    let synced = if back > 0 { ChangeNo(no.0 - back) } else { ChangeNo(0) };
+    let record = Record { synced, epoch: Epoch(number(0)), numbered: Numbered { no, change } };
     Ok((record, offset + data_end as u64))
+}
+
+/// The greatest mark of the records behind `offset`, where reading stopped at something that is none. They prove themselves, but
+/// with what is missing before them they are of no use. Records begin at multiples of 64. Data may look like heads, so
+/// the work is bounded: a few times the file.
+pub fn mark_behind(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -> ChangeNo {
+    let (mut at, mut work, mut mark) = (offset + HEAD_BYTES as u64, 0, ChangeNo(0));
+    while work < SEARCH_FACTOR * file.len() as u64 {
+        let Some(begin) = usize::try_from(at).ok().and_then(|at| file.get(at..at + HEAD_BYTES)) else { break };
+        let mut next = at + HEAD_BYTES as u64;
+        if begin.starts_with(RECORD_MAGIC) {
+            work += (file.len() as u64 - at).min(u64_at(begin, data_len_at(key)));
+            if let Ok((record, end)) = decode(key, block_size, file, at) {
+                mark = mark.max(record.synced);
+                next = end;
+            }
+        }
+        at = next;
+    }
+    mark
+}
+
+/// See [`mark_behind`].
+const SEARCH_FACTOR: u64 = 4;
+
+/// Where in a head the length of the data stands.
+fn data_len_at(key: &FileKey) -> usize {
+    if matches!(key.key, ObjectKey::Blake3(_)) { 40 } else { 8 }
 }
 
 fn header_tag(tagged: &[u8], name: &str) -> [u8; 16] {
@@ -391,7 +444,7 @@ mod tests {
         for (no, change) in (17..).zip(changes()) {
             let mut head = [0; HEAD_BYTES];
             let numbered = Numbered { no: ChangeNo(no), change };
-            let data = encode(&key(header), out.len() as u64, Epoch(4), numbered, &mut head).unwrap();
+            let data = encode(&key(header), out.len() as u64, ChangeNo(15), Epoch(4), numbered, &mut head).unwrap();
             out.extend_from_slice(&head);
             out.extend_from_slice(&data);
         }
@@ -422,7 +475,7 @@ mod tests {
         for (name, encoded) in
             [("journal", &file()[..]), ("journal-identity", &identity[..]), ("journal-sealed", &sealed[..])]
         {
-            let path = format!("{}/tests/golden/v2/{name}", env!("CARGO_MANIFEST_DIR"));
+            let path = format!("{}/tests/golden/v3/{name}", env!("CARGO_MANIFEST_DIR"));
             if std::env::var_os("ASHLAR_BLESS_GOLDEN").is_some() {
                 std::fs::create_dir_all(std::path::Path::new(&path).parent().unwrap()).unwrap();
                 std::fs::write(&path, encoded).unwrap();
@@ -433,20 +486,63 @@ mod tests {
         }
     }
 
+    /// The records of the file without their marks.
+    fn unmarked(file: &Bytes) -> (Vec<Record>, RecordFault) {
+        let (mut records, fault) = read(file);
+        records.iter_mut().for_each(|record| record.synced = ChangeNo(0));
+        (records, fault)
+    }
+
     #[test]
-    fn a_journal_of_version_1_is_read() {
-        let path = format!("{}/tests/golden/v1/journal", env!("CARGO_MANIFEST_DIR"));
-        let old = Bytes::from(std::fs::read(path).unwrap());
-        assert_eq!(FileHeader::decode(NAME, &old), Ok(FileHeader { version: 1, ..header() }));
-        assert_eq!(read(&old), read(&file()));
-        assert!(!read(&old).0.is_empty());
+    fn journals_of_versions_1_and_2_are_read_and_say_nothing_of_what_was_synced() {
+        let sealed = file_of(&sealed_header());
+        for (version, name, expected, newest) in [
+            (1, "v1/journal", header(), file()),
+            (2, "v2/journal", header(), file()),
+            (2, "v2/journal-sealed", sealed_header(), sealed),
+        ] {
+            let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+            let old = Bytes::from(std::fs::read(path).unwrap());
+            assert_eq!(FileHeader::decode(NAME, &old), Ok(FileHeader { version, ..expected }));
+            assert_eq!(read(&old), unmarked(&newest), "{name}");
+            assert!(!read(&old).0.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_mark_that_lies_too_far_back_is_not_written() {
+        for (no, synced, expected) in
+            [(17, 16, 16), (17, 0, 0), (17, 17, 0), (17, 30, 0), (1 << 24, 1, 1), ((1 << 24) + 1, 1, 0)]
+        {
+            let mut head = [0; HEAD_BYTES];
+            let numbered = Numbered { no: ChangeNo(no), change: Change::Hole(Extent::new(0, 1)) };
+            encode(&key(&header()), FIRST_RECORD, ChangeNo(synced), Epoch(4), numbered, &mut head).unwrap();
+            let file = Bytes::from([&header().encode(NAME)[..], &head].concat());
+            assert_eq!(read(&file).0[0].synced, ChangeNo(expected), "{synced} before {no}");
+        }
+    }
+
+    #[test]
+    fn data_full_of_heads_does_not_make_the_search_for_a_mark_long() {
+        let mut file = BytesMut::from(&file()[..]);
+        let mut head = [0; HEAD_BYTES];
+        head[..4].copy_from_slice(RECORD_MAGIC);
+        head[40..48].copy_from_slice(&(1u64 << 19).to_le_bytes());
+        file[FIRST_RECORD as usize] ^= 1;
+        (0..16_384).for_each(|_| file.extend_from_slice(&head));
+        let mark = mark_behind(&key(&header()), header().block_size, &file.freeze(), FIRST_RECORD);
+        assert_eq!(mark, ChangeNo(15), "and those near by are found");
     }
 
     #[test]
     fn what_is_encoded_is_decoded() {
         let expected: Vec<Record> = (17..)
             .zip(changes())
-            .map(|(no, change)| Record { epoch: Epoch(4), numbered: Numbered { no: ChangeNo(no), change } })
+            .map(|(no, change)| Record {
+                synced: ChangeNo(15),
+                epoch: Epoch(4),
+                numbered: Numbered { no: ChangeNo(no), change },
+            })
             .collect();
         for header in [header(), sealed_header()] {
             let file = file_of(&header);
@@ -533,10 +629,10 @@ mod tests {
     #[test]
     fn an_unknown_version_or_seal_is_not_taken_for_damage() {
         let mut file = BytesMut::from(&file()[..]);
-        file[8] = 3;
+        file[8] = 4;
         let refused = FileHeader::decode(NAME, &file).unwrap_err();
-        assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 3 });
-        file[8] = 2;
+        assert_eq!(refused, HeaderFault::Unknown { what: "format version", value: 4 });
+        file[8] = 3;
         file[10] = 2;
         let refused = FileHeader::decode(NAME, &file).unwrap_err();
         assert_eq!(refused, HeaderFault::Unknown { what: "seal", value: 2 });
@@ -554,7 +650,8 @@ mod tests {
             let numbered = Numbered { no: ChangeNo(17), change };
             let mut head = [0; HEAD_BYTES];
             for header in [header(), sealed_header()] {
-                let data = encode(&key(&header), FIRST_RECORD, Epoch(4), numbered.clone(), &mut head).unwrap();
+                let data =
+                    encode(&key(&header), FIRST_RECORD, ChangeNo(9), Epoch(4), numbered.clone(), &mut head).unwrap();
                 let file = Bytes::from([&header.encode(NAME)[..], &head, &data].concat());
                 assert_eq!(read(&file), (Vec::new(), RecordFault::Broken), "{numbered:?}");
             }

@@ -16,12 +16,20 @@
 //!
 //! So the result is a run of consecutive changes. All that was synced and not released is in it, and it begins no later
 //! than with the first change that was not released, unless the disk itself lost something.
+//!
+//! Whether it did is told by the *marks* (see [`super::mark`]; records have them too): the greatest one that can be proven anywhere, in
+//! front of a break or behind it. A chain that ends before it has lost what was on the disk. A newer file that begins earlier
+//! (case D) takes back what files before it say of the changes from there on: that loss was accepted.
+//!
+//! Without the identity file the others still say whose journal this is and what is in it, but not whether anything is
+//! missing at the end: the result is then not *whole*.
 
 use bytes::Bytes;
 
 use crate::change::Numbered;
 use crate::codec::seal::Sealer;
 use crate::journal::JournalError;
+use crate::journal::mark::Mark;
 use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HeaderFault, Record, RecordFault};
 use crate::units::{ChangeNo, Epoch};
 
@@ -37,10 +45,14 @@ pub struct FileBytes {
 /// What the files say together.
 #[derive(Clone, Debug)]
 pub struct Replay {
-    /// The header of the identity file.
+    /// The header of the identity file, or what it must have said.
     pub identity: FileHeader,
-    /// Its name.
-    pub identity_name: String,
+    /// Its name; none if it is missing.
+    pub identity_name: Option<String>,
+    /// The newest mark in it.
+    pub mark: Mark,
+    /// Every change up to this one was on the disk once.
+    pub synced: ChangeNo,
     /// The epoch of the last record; 0 without one.
     pub epoch: Epoch,
     /// Consecutive changes.
@@ -100,15 +112,19 @@ pub fn replay(dir: &str, sealer: &Sealer, files: &[FileBytes]) -> Result<Option<
     }
     named.sort_by_key(|(header, _)| header.number);
     check_identity(dir, sealer, &named)?;
-    let Some(((identity, identity_file), rest)) = named.split_first() else {
+    let Some((first, file)) = named.first() else {
         return no_header(dir, &void);
     };
-    if identity.number != 0 {
-        let what = format!("the identity file of the journal in {dir} is missing or does not verify");
-        return Err(JournalError::Damaged { what });
-    }
     let mut chain = Chain::default();
-    for (header, file) in rest {
+    let is_identified = first.number == 0;
+    let (identity, identity_name, mark) = match is_identified {
+        true => (first.clone(), Some(file.name.clone()), Mark::newest(&file.bytes, &first.used(&file.name))),
+        false => {
+            chain.say(format!("the identity file of the journal in {dir} is missing or does not verify"));
+            (FileHeader { number: 0, version: FileHeader::NEWEST, ..first.clone() }, None, Mark::default())
+        }
+    };
+    for (header, file) in named.iter().skip(usize::from(is_identified)) {
         chain.add(dir, sealer, header, file)?;
     }
     void.extend(chain.void);
@@ -116,8 +132,10 @@ pub fn replay(dir: &str, sealer: &Sealer, files: &[FileBytes]) -> Result<Option<
     let in_names = files.iter().filter_map(|file| number_in_name(&file.name));
     let greatest = named.iter().map(|(header, _)| header.number).chain(in_names).max().unwrap_or_default();
     Ok(Some(Replay {
-        identity: identity.clone(),
-        identity_name: identity_file.name.clone(),
+        identity,
+        identity_name,
+        synced: mark.synced.max(chain.synced),
+        mark,
         epoch: chain.epochs.last().copied().unwrap_or_default(),
         changes: chain.changes,
         chain: chain.files,
@@ -168,6 +186,8 @@ struct Chain {
     empty: Vec<String>,
     note: Option<String>,
     broken: bool,
+    /// The greatest mark.
+    synced: ChangeNo,
 }
 
 impl Chain {
@@ -176,7 +196,13 @@ impl Chain {
             what: format!("journal file {dir}/{} cannot be read: {error}", file.name),
         })?;
         let (records, end, fault) = read(&key, header, file);
+        let behind = match fault {
+            RecordFault::End => ChangeNo(0),
+            _ => record::mark_behind(&key, header.block_size, &file.bytes, end as u64),
+        };
+        let mark = records.iter().map(|record| record.synced).max().unwrap_or_default().max(behind);
         let Some((first, epoch)) = records.first().map(|record| (record.numbered.no, record.epoch)) else {
+            self.synced = self.synced.max(mark);
             self.empty.push(file.name.clone());
             return Ok(());
         };
@@ -184,6 +210,7 @@ impl Chain {
             self.look_for_a_hole(dir, first, epoch, &file.name);
         }
         if self.broken {
+            self.synced = self.synced.max(mark);
             self.void.push(file.name.clone());
             return Ok(());
         }
@@ -191,6 +218,7 @@ impl Chain {
             self.say(format!("{dir}/{} ends at byte {end} of {}: {fault}", file.name, file.bytes.len()));
         }
         self.forget_from(first);
+        self.synced = self.synced.max(mark);
         let mut last = first;
         for record in records {
             last = record.numbered.no;
@@ -222,6 +250,7 @@ impl Chain {
         let keep = self.changes.partition_point(|change| change.no < first);
         self.changes.truncate(keep);
         self.epochs.truncate(keep);
+        self.synced = self.synced.min(before(first));
         for file in &mut self.files {
             file.last = file.last.min(before(first));
         }
@@ -293,12 +322,17 @@ mod tests {
 
     /// A file that holds changes of an epoch.
     fn file(number: u64, nos: impl IntoIterator<Item = u64>, epoch: u64) -> FileBytes {
+        marked(number, nos, epoch, 0)
+    }
+
+    /// The same, with a mark in each record.
+    fn marked(number: u64, nos: impl IntoIterator<Item = u64>, epoch: u64, synced: u64) -> FileBytes {
         let (name, header) = (file_name(number, 7), header(number));
         let mut bytes = BytesMut::from(&header.encode(&name)[..]);
         for no in nos {
             let mut head = [0; record::HEAD_BYTES];
             let key = header.key(&sealer()).unwrap();
-            record::encode(&key, bytes.len() as u64, Epoch(epoch), trim(no), &mut head).unwrap();
+            record::encode(&key, bytes.len() as u64, ChangeNo(synced), Epoch(epoch), trim(no), &mut head).unwrap();
             bytes.extend_from_slice(&head);
         }
         FileBytes { name, bytes: bytes.freeze() }
@@ -400,10 +434,9 @@ mod tests {
         let mut newer = BytesMut::from(&identity().bytes[..]);
         newer[8] = 9;
         let newer = FileBytes { name: identity().name, bytes: newer.freeze() };
-        let tail =
-            "restore the directory, or drop the journal and with it the changes that only it holds; it was not touched";
+        let tail = "restore the directory, or open with --drop-journal to set its files aside and go on without the changes \
+                    that only they hold; it was not touched";
         let cases = [
-            (vec![file(1, 1..3, 2)], format!("the identity file of the journal in /j is missing or does not verify: {tail}")),
             (vec![cut(identity(), 4090), cut(file(1, [], 2), 4090)], format!("no file of the journal in /j has a header that verifies: {tail}")),
             (
                 vec![identity(), file(1, 1..3, 2), stranger],
@@ -418,6 +451,39 @@ mod tests {
         for (files, expected) in cases {
             assert_eq!(replay("/j", &sealer(), &files).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn a_journal_without_its_identity_is_read_and_not_whole() {
+        let replay = replay("/j", &sealer(), &[cut(identity(), 4090), file(1, 1..3, 2)]).unwrap().unwrap();
+        assert_eq!((replay.changes.len(), replay.identity_name, replay.identity.id), (2, None, header(0).id));
+        assert_eq!(replay.note.unwrap(), "the identity file of the journal in /j is missing or does not verify");
+    }
+
+    #[test]
+    fn the_greatest_mark_is_found_before_and_behind_a_break() {
+        let synced = |files: &[FileBytes]| replay("/j", &sealer(), files).unwrap().unwrap().synced.0;
+        let damaged = |mut file: FileBytes, record: usize| {
+            let mut bytes = BytesMut::from(&file.bytes[..]);
+            bytes[4096 + 64 * record + 20] ^= 1;
+            file.bytes = bytes.freeze();
+            file
+        };
+        assert_eq!(synced(&[identity(), file(1, 1..9, 2)]), 0, "nothing is said");
+        assert_eq!(synced(&[identity(), marked(1, 3..9, 2, 2)]), 2);
+        assert_eq!(synced(&[identity(), damaged(marked(1, 3..9, 2, 2), 0)]), 2, "a record behind it says so");
+        let whole = || [marked(1, 1..4, 2, 0), marked(2, 4..6, 2, 3), marked(3, 6..8, 2, 5)];
+        let [one, two, three] = whole();
+        assert_eq!(synced(&[identity(), one, two.clone(), three]), 5);
+        let [one, _, three] = whole();
+        assert_eq!(synced(&[identity(), one.clone(), three]), 5, "case E");
+        let accepted = marked(4, 4..5, 3, 0);
+        assert_eq!(synced(&[identity(), marked(1, 1..12, 2, 8), accepted]), 3, "case D: the loss was accepted");
+        let mut marked_file = BytesMut::from(&identity().bytes[..]);
+        let mark = Mark { number: 4, synced: ChangeNo(7), names: vec![] };
+        marked_file.extend_from_slice(&mark.encode(&header(0).used(&identity().name)));
+        let identity = FileBytes { bytes: marked_file.freeze(), ..identity() };
+        assert_eq!(synced(&[identity, one]), 7);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct State {
     epoch: Epoch,
     written: ChangeNo,
     synced: ChangeNo,
+    /// What an earlier life is known to have synced.
+    synced_before: ChangeNo,
     queue: VecDeque<Queued>,
     /// By promise.
     waiters: [BTreeMap<(ChangeNo, u64), Waiter>; 2],
@@ -64,8 +66,9 @@ pub enum Asked {
 }
 
 impl State {
-    /// The next record will be `next`; those before are in the files, of which all up to `synced` are on the disk.
-    pub fn new(next: ChangeNo, epoch: Epoch, synced: ChangeNo) -> State {
+    /// The next record will be `next`; those before are in the files, of which all up to `synced` are on the disk, and those
+    /// up to `synced_before` were, before they were written once more.
+    pub fn new(next: ChangeNo, epoch: Epoch, synced: ChangeNo, synced_before: ChangeNo) -> State {
         State {
             phase: Phase::Running,
             closing: false,
@@ -75,6 +78,7 @@ impl State {
             epoch,
             written: before(next),
             synced: synced.min(before(next)),
+            synced_before: synced_before.min(before(next)),
             queue: VecDeque::new(),
             waiters: Default::default(),
             waiter_no: 0,
@@ -139,6 +143,11 @@ impl State {
         self.queue.front().map(|(_, numbered)| (numbered.no, record::record_len(&numbered.change)))
     }
 
+    /// What a mark says now.
+    pub fn mark(&self) -> ChangeNo {
+        self.synced.max(self.synced_before)
+    }
+
     /// Up to where a sync is worth starting now: somebody waits for something that is written.
     pub fn sync_due(&self) -> Option<ChangeNo> {
         let first = self.waiters[Promise::Synced as usize].keys().next().map(|(no, _)| *no);
@@ -185,6 +194,7 @@ impl State {
         self.next = no;
         self.written = before(no);
         self.synced = before(no);
+        self.synced_before = before(no);
         self.released = before(no);
         true
     }

@@ -52,6 +52,12 @@ async fn create(disk: &CrashDisk, options: Options) -> Journal {
     Journal::create(doors(disk), options, Uuid::from_u128(9), block_size(), ChangeNo(1)).await.unwrap()
 }
 
+/// The log names it by the last of its names.
+async fn resume(disk: &CrashDisk, options: Options, found: &Found, next: ChangeNo) -> Journal {
+    let named_by = *found.names.last().unwrap();
+    Journal::resume(doors(disk), options, found, next, named_by).await
+}
+
 async fn found(disk: &CrashDisk) -> Found {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     find(&disk, &sealer()).await.unwrap().unwrap()
@@ -114,8 +120,9 @@ async fn waiters_share_a_sync_and_writes_do_not_wait_for_it() {
     for wait in waits {
         wait.await.unwrap().unwrap();
     }
-    // One write, one sync for the fifty.
-    assert_eq!(disk.operations() - before, 2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // One write, one sync for the fifty, and the mark (an opening and a write).
+    assert_eq!(disk.operations() - before, 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +177,7 @@ async fn a_successor_of_a_failed_sync_does_not_trust_the_page_cache() {
     assert!(journal.synced(ChangeNo(3)).await.is_err());
     disk.set_faults(DiskFaults::default());
     let disk = disk.kill();
-    let journal = Journal::resume(doors(&disk), small(), &found(&disk).await, ChangeNo(4)).await;
+    let journal = resume(&disk, small(), &found(&disk).await, ChangeNo(4)).await;
     journal.synced(ChangeNo(3)).await.unwrap();
     assert_eq!(found(&disk.crash()).await.last(), Some(ChangeNo(3)));
 }
@@ -335,13 +342,138 @@ async fn damage_to_synced_bytes_is_noticed_and_said() {
     assert_eq!(after.last(), Some(ChangeNo(1)));
     let note = format!("/crash-disk/{name} ends at byte 4672 of 5824: the record does not verify");
     assert_eq!(after.note, Some(note));
-    // Without its identity the directory is not guessed at.
+    assert_eq!(after.synced, ChangeNo(3), "what was there is known");
+    // Without its identity it is not known whether it is whole.
+    assert!(after.is_whole());
     assert!(disk.damage(&file_named(&disk, 0).await, 20, 1));
+    let after = found(&disk).await;
+    assert!(!after.is_whole() && after.last() == Some(ChangeNo(1)));
+    // Files that contradict each other say nothing.
+    assert!(disk.damage(&file_named(&disk, 1).await, 20, 1));
     let door: Arc<dyn Disk> = Arc::new(disk.clone());
     let refused = find(&door, &sealer()).await.unwrap_err().to_string();
-    let expected = "the identity file of the journal in /crash-disk is missing or does not verify: restore the \
-                    directory, or drop the journal and with it the changes that only it holds; it was not touched";
+    let expected = "no file of the journal in /crash-disk has a header that verifies: restore the directory, or open with \
+                    --drop-journal to set its files aside and go on without the changes that only they hold; it was not touched";
     assert_eq!(refused, expected);
+    disk.break_reads_of(&name);
+    let refused = find(&door, &sealer()).await.unwrap_err();
+    assert!(matches!(refused, JournalError::Unreadable { .. }), "{refused}");
+    let before = disk.stored_bytes();
+    assert_eq!(set_aside(&door).await.unwrap(), "/crash-disk/dropped-1");
+    assert!(find(&door, &sealer()).await.unwrap().is_none());
+    assert_eq!((door.list("dropped-1").await.unwrap().len(), disk.stored_bytes()), (2, before), "nothing is lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_set_aside_is_a_journal_again_when_it_is_moved_back() {
+    let disk = CrashDisk::new(1);
+    let journal = create(&disk, small()).await;
+    append(&journal, 1..=3);
+    journal.close().await.unwrap();
+    let door: Arc<dyn Disk> = Arc::new(disk.clone());
+    set_aside(&door).await.unwrap();
+    create(&disk, small()).await.close().await.unwrap();
+    assert_eq!(set_aside(&door).await.unwrap(), "/crash-disk/dropped-2");
+    for name in door.list("dropped-1").await.unwrap() {
+        door.rename(&format!("dropped-1/{name}"), &name).await.unwrap();
+    }
+    assert_eq!(found(&disk).await.last(), Some(ChangeNo(3)));
+}
+
+/// A crash while files are set aside leaves no journal that passes for whole with fewer changes.
+#[tokio::test(start_paused = true)]
+async fn setting_aside_that_is_cut_short_leaves_nothing_that_passes_for_whole() {
+    for operation in 0..8 {
+        let disk = CrashDisk::new(operation);
+        let journal = create(&disk, small()).await;
+        append(&journal, 1..=40);
+        journal.close().await.unwrap();
+        drop(journal);
+        disk.cut_at(disk.operations() + operation);
+        let door: Arc<dyn Disk> = Arc::new(disk.clone());
+        let done = set_aside(&door).await;
+        let disk = disk.crash();
+        let door: Arc<dyn Disk> = Arc::new(disk.clone());
+        let left = find(&door, &sealer()).await.unwrap();
+        let whole = left.as_ref().is_some_and(Found::is_whole);
+        assert!(!whole || left.unwrap().last() == Some(ChangeNo(40)), "{operation}");
+        assert!(done.is_err() || door.list("").await.unwrap().is_empty());
+    }
+}
+
+/// Every file of the journal, gone: what was synced is never missed unheard.
+#[tokio::test(start_paused = true)]
+async fn whichever_file_vanishes_what_was_synced_is_missed() {
+    let whole = CrashDisk::new(1);
+    let journal = create(&whole, small()).await;
+    append(&journal, 1..=60);
+    journal.synced(ChangeNo(60)).await.unwrap();
+    settle().await;
+    drop(journal);
+    let names = whole.list("").await.unwrap();
+    let mut missed = 0;
+    for name in &names {
+        for cut in [None, Some(0), Some(4000), Some(5000)] {
+            let disk = whole.copy(2);
+            match cut {
+                None => disk.remove(name).await.unwrap(),
+                Some(len) if disk.cut(name, len) => {}
+                Some(_) => continue,
+            }
+            let disk = disk.kill();
+            let after = found(&disk).await;
+            let held = after.last().unwrap_or_default();
+            let begins = after.changes.first().is_none_or(|first| first.no == ChangeNo(1));
+            let said = !after.is_whole() || after.synced > held || !begins;
+            assert!(said || held == ChangeNo(60), "{name} cut to {cut:?}: ends at {held}, marked {}", after.synced);
+            missed += u32::from(said);
+        }
+    }
+    assert!(missed > 10, "{missed} of {}", names.len());
+}
+
+/// A loss that was accepted is not asked about again.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_goes_on_after_a_loss_is_whole_again() {
+    for identity in [false, true] {
+        let disk = CrashDisk::new(1);
+        let journal = create(&disk, small()).await;
+        append(&journal, 1..=60);
+        journal.synced(ChangeNo(60)).await.unwrap();
+        settle().await;
+        drop(journal);
+        let lost = file_named(&disk, if identity { 0 } else { 2 }).await;
+        disk.remove(&lost).await.unwrap();
+        let disk = disk.kill();
+        let after = found(&disk).await;
+        let next = after.last().unwrap().next();
+        assert!(!after.is_whole() || after.synced >= next);
+        let journal = resume(&disk, small(), &after, next).await;
+        let there = found(&disk).await;
+        assert!(there.is_whole() && there.synced < next, "{identity}: {} of {next}", there.synced);
+        append(&journal, next.0..next.0 + 3);
+        journal.synced(next).await.unwrap();
+        let there = found(&disk.crash()).await;
+        assert!(there.is_whole() && Some(there.synced) <= there.last() && there.last() >= Some(next), "{identity}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_goes_on_has_a_new_name_that_a_copy_does_not_know() {
+    let disk = CrashDisk::new(1);
+    let journal = create(&disk, small()).await;
+    let id = journal.name();
+    append(&journal, 1..=3);
+    journal.close().await.unwrap();
+    let copy = disk.copy(2);
+    let journal = resume(&disk, small(), &found(&disk).await, ChangeNo(4)).await;
+    let name = journal.name();
+    assert_eq!(found(&copy).await.names, [id]);
+    assert_eq!(found(&disk.crash()).await.names, [id, name], "the fence may have been put or not");
+    let failing = copy.kill();
+    failing.set_faults(DiskFaults { sync: 1000, ..DiskFaults::default() });
+    let journal = resume(&failing, small(), &found(&failing).await, ChangeNo(4)).await;
+    assert_eq!(journal.name(), id, "no fence names what is not on the disk");
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -411,6 +543,11 @@ impl Model {
     fn check(&mut self, found: Option<&Found>, killed: bool) {
         let none = Vec::new();
         let there = found.map_or(&none, |found| &found.changes);
+        // Nothing was damaged: no crash looks like a loss.
+        if let Some(found) = found {
+            let reach = found.last().unwrap_or_default().0.max(self.released);
+            assert!(found.is_whole() && found.synced.0 <= reach, "{} was synced, {reach} is there", found.synced);
+        }
         for pair in there.windows(2) {
             assert_eq!(pair[0].no.next(), pair[1].no);
         }
@@ -438,7 +575,7 @@ async fn live(disk: &CrashDisk, steps: &[Step], model: &mut Model, faults: DiskF
     let options = if model.epoch % 2 == lays_out { small() } else { growing() };
     let opened = match &found {
         None => Journal::create(doors(disk), options, Uuid::from_u128(9), block_size(), next).await,
-        Some(found) => Ok(Journal::resume(doors(disk), options, found, next).await),
+        Some(found) => Ok(resume(disk, options, found, next).await),
     };
     let Ok(journal) = opened else { return };
     let journal = Arc::new(journal);

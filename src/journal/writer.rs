@@ -9,7 +9,9 @@
 //! 4. A sync covers every file with unsynced records, oldest first, before [`Promise::Synced`] is given. Files whose
 //!    release is under way are among them: until it is done they are part of the chain.
 //! 5. Files of released records go one by one, oldest first, each durably before the next.
-//! 6. After a failure all old files are gone, durably, before a new one is begun.
+//! 6. After a failure all old files are gone, durably, and the mark is of what is left, before a new one is begun.
+//! 7. A mark says only what a sync has returned for. One that says less than the one before it, and one with a new name, is synced
+//!    before anything that relies on it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,6 +27,7 @@ use uuid::Uuid;
 use crate::codec::EncodeError;
 use crate::disk::{Disk, DiskFile};
 use crate::journal::find::{Found, failed, failure, journal_files, remove_files};
+use crate::journal::mark::Mark;
 use crate::journal::record::{self, FIRST_RECORD, FileHeader, FileKey, HEAD_BYTES};
 use crate::journal::replay::{ChainFile, file_name};
 use crate::journal::state::{Phase, Promise, Queued, State};
@@ -66,13 +69,17 @@ pub(super) struct Writer {
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     writing: bool,
     syncing: bool,
+    marking: bool,
     chore: bool,
 }
 
 /// The file that says whose journal this is.
+#[derive(Clone)]
 struct Identity {
     name: String,
     header: FileHeader,
+    /// The newest mark in it.
+    mark: Mark,
 }
 
 /// A file that is being filled, or will be. Its header is on the disk.
@@ -107,12 +114,14 @@ enum Event {
     /// The end of the file, and the last change.
     Wrote(Result<(u64, ChangeNo), String>),
     Synced(Result<ChangeNo, String>),
+    /// The identity file has this mark.
+    Marked(Result<Mark, String>),
     /// A new file is ready for use.
     Prepared(Result<Current, String>),
     /// The oldest file is no more, or has become a spare.
     GivenUp(Result<Option<Current>, String>),
-    /// All old files are gone.
-    Cleared(Result<(), String>),
+    /// All old files are gone, and the mark is of what is left.
+    Cleared(Result<Mark, String>),
 }
 
 /// See [`crate::journal::Journal::create`].
@@ -130,38 +139,71 @@ pub(super) async fn create(
     }
     remove_files(disk, leftovers).await?;
     let header = FileHeader::new(&doors.sealer, id, block_size, 0, doors.random.bytes());
-    let name = new_name(&doors, 0);
+    let name = create_identity(&doors, &header).await?;
+    // Nothing was synced yet, and everything before `first` is covered.
+    let before = ChangeNo(first.0.saturating_sub(1));
+    let mark = Mark { synced: before, ..Mark::default() };
+    let state = State::new(first, Epoch(0), before, before);
+    Ok(Writer::new(doors, options, Identity { name, header, mark }, 0, state))
+}
+
+async fn create_identity(doors: &Doors, header: &FileHeader) -> Result<String, JournalError> {
+    let (disk, name) = (&doors.disk, new_name(doors, 0));
     let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
     identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
     identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
-    let state = State::new(first, Epoch(0), first);
-    Ok(Writer::new(doors, options, Identity { name, header }, 0, state))
+    Ok(name)
 }
 
 /// See [`crate::journal::Journal::resume`].
-pub(super) async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo) -> Writer {
+pub(super) async fn resume(doors: Doors, options: Options, found: &Found, next: ChangeNo, named_by: Uuid) -> Writer {
     let goes_on = found.last().is_some_and(|last| last.next() == next);
     let epoch = if goes_on { found.epoch } else { Epoch(0) };
     let first = found.changes.first().filter(|_| goes_on).map_or(next, |first| first.no);
-    let state = State::new(next, epoch, ChangeNo(first.0.saturating_sub(1)));
-    let identity = Identity { name: found.identity_name.clone(), header: found.identity.clone() };
+    let synced = ChangeNo(first.0.saturating_sub(1));
+    let state = State::new(next, epoch, synced, found.synced);
     let disk = doors.disk.clone();
-    let mut writer = Writer::new(doors, options, identity, found.greatest, state);
-    match take_over(&disk, found, goes_on).await {
-        Ok(full) => writer.full = full,
+    let taken = async {
+        let name = match &found.identity_name {
+            Some(name) => name.clone(),
+            None => create_identity(&doors, &found.identity).await?,
+        };
+        let mark = found.mark.named(state.mark(), named_by, doors.random.uuid());
+        let identity = Identity { name, header: found.identity.clone(), mark };
+        Ok::<_, JournalError>((take_over(&disk, found, &identity, goes_on).await?, identity))
+    };
+    match taken.await {
+        Ok((full, identity)) => {
+            let mut writer = Writer::new(doors, options, identity, found.greatest, state);
+            writer.full = full;
+            writer.count_bytes();
+            writer
+        }
         // What was found is in the caller's hands, and need not be lost because the disk is full or broken.
-        Err(failed) => writer.shared.suspend(&disk.path(), &failed.to_string()),
+        Err(failed) => {
+            let name = found.identity_name.clone().unwrap_or_else(|| new_name(&doors, 0));
+            // The new name may be in the file or not: the one that the log knows certainly is.
+            let mark = Mark { names: vec![named_by], ..found.mark.clone() };
+            let identity = Identity { name, header: found.identity.clone(), mark };
+            let writer = Writer::new(doors, options, identity, found.greatest, state);
+            writer.shared.suspend(&disk.path(), &failed.to_string());
+            writer
+        }
     }
-    writer.count_bytes();
-    writer
 }
 
 /// Makes the files of an earlier server our own, and removes those that do not count.
-async fn take_over(disk: &Arc<dyn Disk>, found: &Found, goes_on: bool) -> Result<VecDeque<Full>, JournalError> {
-    let name = &found.identity_name;
-    let identity = disk.open(name).await.map_err(|err| failed(disk, "open", name, &err))?;
-    redirty(disk, name, &identity, vec![found.identity.encode(name)]).await?;
-    identity.sync().await.map_err(|err| failed(disk, "sync", name, &err))?;
+async fn take_over(
+    disk: &Arc<dyn Disk>,
+    found: &Found,
+    identity: &Identity,
+    goes_on: bool,
+) -> Result<VecDeque<Full>, JournalError> {
+    let name = &identity.name;
+    let file = disk.open(name).await.map_err(|err| failed(disk, "open", name, &err))?;
+    redirty(disk, name, &file, vec![identity.header.encode(name)]).await?;
+    put_mark(disk, identity).await.map_err(|what| JournalError::Disk { what })?;
+    file.sync().await.map_err(|err| failed(disk, "sync", name, &err))?;
     remove_files(disk, found.void.clone()).await?;
     if !goes_on {
         remove_files(disk, found.chain.iter().map(|file| file.name.clone()).collect()).await?;
@@ -172,6 +214,24 @@ async fn take_over(disk: &Arc<dyn Disk>, found: &Found, goes_on: bool) -> Result
         full.push_back(adopt(disk, found).await?);
     }
     Ok(full)
+}
+
+/// The same after all old files are gone; if the identity file was never made, it is made now.
+async fn mark_durably(doors: &Doors, identity: &Identity) -> Result<(), JournalError> {
+    let disk = &doors.disk;
+    put_mark(disk, identity).await.map_err(|what| JournalError::Disk { what })?;
+    let file = disk.open(&identity.name).await.map_err(|err| failed(disk, "open", &identity.name, &err))?;
+    file.sync().await.map_err(|err| failed(disk, "sync", &identity.name, &err))
+}
+
+/// Writes the mark of the identity file, without syncing it.
+async fn put_mark(disk: &Arc<dyn Disk>, identity: &Identity) -> Result<(), String> {
+    let Identity { name, header, mark } = identity;
+    let written = async {
+        let file = disk.open(name).await?;
+        file.write_at(mark.place(), vec![mark.encode(&header.used(name))]).await
+    };
+    written.await.map_err(|err| failure(disk, "mark", name, &err))
 }
 
 /// A file of an earlier server, whose records still count.
@@ -211,6 +271,7 @@ impl Writer {
             running: FuturesUnordered::new(),
             writing: false,
             syncing: false,
+            marking: false,
             chore: false,
         }
     }
@@ -223,8 +284,9 @@ impl Writer {
         self.doors.disk.path()
     }
 
-    pub(super) fn id(&self) -> Uuid {
-        self.identity.header.id
+    /// By which a fence is to name the journal.
+    pub(super) fn name(&self) -> Uuid {
+        self.identity.mark.names.last().copied().unwrap_or(self.identity.header.id)
     }
 
     /// The task. Ends once the journal is closed and nothing is left to do.
@@ -257,6 +319,9 @@ impl Writer {
                 if !self.syncing {
                     self.start_sync();
                 }
+                if !self.marking {
+                    self.start_mark();
+                }
                 if !self.chore {
                     self.start_chore();
                 }
@@ -277,9 +342,10 @@ impl Writer {
         let Some(current) = self.current.clone() else { return };
         let room = self.limit(&current).saturating_sub(current.end).min(BATCH_BYTES);
         let batch = state.take_batch(room, BATCH_RECORDS);
+        let synced = state.mark();
         let doors = self.doors.clone();
         self.writing = true;
-        self.running.push(Box::pin(async move { Event::Wrote(write(&doors, current, batch).await) }));
+        self.running.push(Box::pin(async move { Event::Wrote(write(&doors, current, synced, batch).await) }));
     }
 
     /// The file is full at so many bytes. What there is instead of a spare is the file at hand.
@@ -316,6 +382,19 @@ impl Writer {
             }
             Event::Synced(Ok(up_to))
         }));
+    }
+
+    /// Says in the identity file what is synced now. Nobody waits for it.
+    fn start_mark(&mut self) {
+        let synced = self.shared.state.lock().mark();
+        if synced <= self.identity.mark.synced {
+            return;
+        }
+        let (disk, mut identity) = (self.doors.disk.clone(), self.identity.clone());
+        identity.mark = identity.mark.next(synced);
+        self.marking = true;
+        self.running
+            .push(Box::pin(async move { Event::Marked(put_mark(&disk, &identity).await.map(|()| identity.mark)) }));
     }
 
     /// Sees to it that there is a spare in time, and gives up the oldest file if the store covers it.
@@ -357,17 +436,19 @@ impl Writer {
     }
 
     fn start_clear(&mut self) {
-        let (doors, identity) = (self.doors.clone(), self.identity.name.clone());
+        let (doors, mut identity) = (self.doors.clone(), self.identity.clone());
+        identity.mark = identity.mark.next(self.shared.state.lock().mark());
         self.current = None;
         self.full.clear();
         self.spares.clear();
         self.running.push(Box::pin(async move {
             let cleared = async {
                 let mut names = journal_files(&doors.disk).await?;
-                names.retain(|name| *name != identity);
-                remove_files(&doors.disk, names).await
+                names.retain(|name| *name != identity.name);
+                remove_files(&doors.disk, names).await?;
+                mark_durably(&doors, &identity).await
             };
-            Event::Cleared(cleared.await.map_err(|err| err.to_string()))
+            Event::Cleared(cleared.await.map(|()| identity.mark).map_err(|err| err.to_string()))
         }));
     }
 
@@ -389,7 +470,11 @@ impl Writer {
                 self.chore = false;
                 result.map(|spare| self.given_up(spare)).err()
             }
-            Event::Cleared(result) => result.map(|()| self.cleared()).err(),
+            Event::Marked(result) => {
+                self.marking = false;
+                result.map(|mark| self.identity.mark = mark).err()
+            }
+            Event::Cleared(result) => result.map(|mark| self.cleared(mark)).err(),
         };
         if let Some(reason) = failure {
             self.shared.suspend(&self.dir(), &reason);
@@ -419,7 +504,8 @@ impl Writer {
         }
     }
 
-    fn cleared(&mut self) {
+    fn cleared(&mut self, mark: Mark) {
+        self.identity.mark = mark;
         let mut state = self.shared.state.lock();
         if state.phase == Phase::Restarting {
             state.phase = Phase::Running;
@@ -447,13 +533,18 @@ impl Current {
 }
 
 /// Writes records behind those in the file. Returns where they end, and the last change.
-async fn write(doors: &Doors, current: Current, batch: Vec<Queued>) -> Result<(u64, ChangeNo), String> {
+async fn write(
+    doors: &Doors,
+    current: Current,
+    synced: ChangeNo,
+    batch: Vec<Queued>,
+) -> Result<(u64, ChangeNo), String> {
     let bytes: u64 = batch.iter().map(|(_, numbered)| record::record_len(&numbered.change)).sum();
     let last = batch.last().map_or(ChangeNo(0), |(_, numbered)| numbered.no);
     let (key, at) = (current.key.clone(), current.end);
     let mut parts = match bytes > INLINE_BYTES {
-        true => doors.workers.run(move || encode(&key, at, batch)).await,
-        false => encode(&key, at, batch),
+        true => doors.workers.run(move || encode(&key, at, synced, batch)).await,
+        false => encode(&key, at, synced, batch),
     }
     .map_err(|error| error.to_string())?;
     if current.recycled {
@@ -465,13 +556,13 @@ async fn write(doors: &Doors, current: Current, batch: Vec<Queued>) -> Result<(u
 }
 
 /// The records as parts of one vectored write: heads from one allocation, data as it came, if it is not encrypted.
-fn encode(key: &FileKey, mut offset: u64, batch: Vec<Queued>) -> Result<Vec<Bytes>, EncodeError> {
+fn encode(key: &FileKey, mut offset: u64, synced: ChangeNo, batch: Vec<Queued>) -> Result<Vec<Bytes>, EncodeError> {
     let mut heads = BytesMut::with_capacity(batch.len() * HEAD_BYTES);
     let mut data = Vec::with_capacity(batch.len());
     for (epoch, numbered) in batch {
         let mut head = [0; HEAD_BYTES];
         let len = record::record_len(&numbered.change);
-        data.push(record::encode(key, offset, epoch, numbered, &mut head)?);
+        data.push(record::encode(key, offset, synced, epoch, numbered, &mut head)?);
         heads.extend_from_slice(&head);
         offset += len;
     }

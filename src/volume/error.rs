@@ -11,6 +11,7 @@ use crate::keyring::UnlockError;
 use crate::segment::Fence;
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::Epoch;
+use crate::volume::verdict::Flag;
 
 /// The result of an operation on a volume.
 pub type Result<T> = std::result::Result<T, VolumeError>;
@@ -86,8 +87,8 @@ pub enum VolumeError {
     /// The last writer may have acknowledged changes that only its journal holds, and that journal is not here.
     #[error(
         "volume {name:?} was served with durability \"journal\" by {holder}, which did not close it, and its journal \
-         is not in {journal_dir}: changes that it acknowledged since then may be missing; bring the journal here, or \
-         accept their loss with --accept-loss"
+         is not in {journal_dir}: changes that it acknowledged since then may be missing; stop that server and bring its journal \
+         here, or accept their loss with --accept-loss"
     )]
     Owed {
         /// The volume.
@@ -100,8 +101,8 @@ pub enum VolumeError {
     /// A journal is here that the newest fence does not name.
     #[error(
         "{journal_dir} holds a journal of volume {name:?} with {changes} changes from epoch {epoch} that the volume \
-         has moved on without: it was taken over by {holder}; keep the files if somebody may want them, and open with \
-         --drop-journal to go on without them"
+         has moved on without: it was taken over by {holder}{copied}; open with --drop-journal to set its files aside and go on \
+         without them"
     )]
     StaleJournal {
         /// The volume.
@@ -114,6 +115,47 @@ pub enum VolumeError {
         epoch: Epoch,
         /// Who took the volume since.
         holder: Holder,
+        /// What follows if that has our own identity.
+        copied: &'static str,
+    },
+    /// The journal ends before what was on the disk.
+    #[error(
+        "the journal of volume {name:?} in {journal_dir} has lost changes that were on the disk: it ends at change {last}{synced} \
+         ({note}); restore the directory, or go on with what is there and accept the loss of the rest with --accept-loss"
+    )]
+    JournalCut {
+        /// The volume.
+        name: String,
+        /// Where the journal is.
+        journal_dir: String,
+        /// The last change that can be had.
+        last: u64,
+        /// And the last that was there, if that is known: a part of the sentence.
+        synced: String,
+        /// Where and why reading stopped.
+        note: String,
+    },
+    /// A flag was given whose danger is not there.
+    #[error(
+        "{flag} was given for volume {name:?}, but {}; a flag that accepts a danger is for that danger only: leave it out",
+        flag.needless_because()
+    )]
+    NeedlessFlag {
+        /// The volume.
+        name: String,
+        /// The flag.
+        flag: Flag,
+    },
+    /// What was seen of an encrypted volume before cannot be read.
+    #[error(
+        "what this server has seen of volume {name:?} before cannot be read ({why}), so that an older copy of the store would pass \
+         for the present one; mend the directory, or open with --accept-rollback if nobody put one there"
+    )]
+    SeenUnreadable {
+        /// The volume.
+        name: String,
+        /// What failed.
+        why: String,
     },
     /// The store holds an older state than this server has seen.
     #[error(
@@ -129,8 +171,8 @@ pub enum VolumeError {
     /// The journal continues beyond what the store has: the store lost something.
     #[error(
         "the journal in {journal_dir} begins at change {journal_first} of volume {name:?}, but the store ends at change \
-         {store_last}: the store has lost what was committed between; restore it, or open with --drop-journal to go \
-         on from what is there"
+         {store_last}: the store has lost what was committed between, or the journal its oldest file; restore it, or open with \
+         --drop-journal to set the journal's files aside and go on from what is in the store"
     )]
     StoreBehind {
         /// The volume.
@@ -191,6 +233,11 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// There is none.
+    pub fn nobody() -> Holder {
+        Holder { server: Uuid::nil(), server_name: "none".into(), epoch: Epoch(0), since_unix_millis: 0 }
+    }
+
     /// The server that put a fence.
     pub fn of(fence: &Fence) -> Holder {
         Holder {

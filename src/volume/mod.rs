@@ -168,7 +168,13 @@ impl Volume {
         self.shared.begin_closing();
         let log = self.log.lock().take();
         let Some(log) = log else { return Ok(()) };
-        match log.await {
+        let ended = log.await;
+        if !matches!(ended, Ok(Ok(()))) {
+            // Whoever opens the volume next must not meet a journal that still makes or removes files, whoever still holds this
+            // volume. What is queued in it is written first; that it fails has been said.
+            drop(self.shared.journal.close().await);
+        }
+        match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(end)) => Err(DeviceError::from(end).into()),
             Err(_) => Err(DeviceError::Io("the log task has died".into()).into()),

@@ -3,7 +3,8 @@
 //! 1. Scan: newest description, newest checkpoint, the log after it up to the first gap. If this server has seen a newer
 //!    state ([`seen`]), refuse.
 //! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
-//! 3. Have a journal: begin one or go on with the one that is here. It must exist before the fence that names it.
+//! 3. Have a journal: begin one or go on with the one that is here. It must exist, under the name that the fence says, before the
+//!    fence does. What is dropped with changes in it is set aside, never removed.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again.
 //! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
 //!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use crate::cache::BlockCache;
 use crate::change::Numbered;
 use crate::disk::Disk;
-use crate::journal::{self, Doors, Found, Journal};
+use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Durability, Fence};
@@ -34,7 +35,7 @@ use crate::volume::seen;
 use crate::volume::shared::{Doomed, Parts, Shared};
 use crate::volume::slot::{self, PutSlot};
 use crate::volume::state::{Origin, State};
-use crate::volume::verdict::{self, JournalEvidence, LogEvidence, OpenFlags, Refusal, Verdict};
+use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 
 /// How often opening begins again because others wrote to the log meanwhile.
 const TRIES: usize = 16;
@@ -103,25 +104,36 @@ pub(super) async fn open(
     let journal_options = journal::Options { lay_out, ..journal_options };
     let opening = Opening { outside, meter, source, options, journal_options, flags };
     let mut displaced: Option<Epoch> = None;
-    for _ in 0..TRIES {
+    for turn in 0..TRIES {
         let mut scan = opening.source.scan().await?;
-        opening.refuse_the_past(&scan).await?;
+        let seen = opening.refuse_the_past(&scan).await?;
         opening.refuse_a_lost_race(&scan, &mut displaced)?;
-        let found = journal::find(&opening.outside.disk, &opening.source.sealer).await?;
-        let verdict = opening.decide(&scan, found.as_ref())?;
-        let (journal, replay) = opening.journal(&scan, found, &verdict).await?;
-        let displaces = matches!(verdict, Verdict::Begin { displaces: true });
-        if let Some(placed) = opening.put_fence(&scan, journal.id(), displaces).await? {
-            if placed.is_based_on_less {
-                scan = opening.source.scan().await?;
-            } else {
-                scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
-            }
-            let shared = opening.start(scan, placed, journal, replay);
-            shared.remember(shared.fence.0).await;
-            return Ok(shared);
+        let found = journal::find(&opening.outside.disk, &opening.source.sealer).await;
+        let verdict = opening.decide(&scan, &found)?;
+        if turn == 0 {
+            // Later the danger may be over because this very opening has met it.
+            opening.refuse_needless_flags(&scan, &found, seen)?;
         }
-        // The journal that was just begun is empty: the next try finds it and drops it.
+        let (journal, replay) = opening.journal(&scan, found.ok().flatten(), &verdict).await?;
+        match opening.put_fence(&scan, journal.name()).await {
+            Ok(Some(placed)) => {
+                if placed.is_based_on_less {
+                    scan = opening.source.scan().await?;
+                } else {
+                    scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
+                }
+                let shared = opening.start(scan, placed, journal, replay);
+                shared.remember(shared.fence.0).await;
+                return Ok(shared);
+            }
+            // A journal that was just begun is empty: the next try finds it and drops it. Nothing of this one may be under way
+            // then. Why it could not be closed is found by the next one.
+            Ok(None) => drop(journal.close().await),
+            Err(error) => {
+                drop(journal.close().await);
+                return Err(error);
+            }
+        }
     }
     Err(VolumeError::Invalid(format!("volume {name} changes too fast to be opened; another server is writing to it")))
 }
@@ -135,6 +147,41 @@ struct PlacedFence {
     is_based_on_less: bool,
 }
 
+/// What [`journal::find`] said.
+type FoundJournal = std::result::Result<Option<Found>, JournalError>;
+
+/// How the store stands to what was seen before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Past {
+    /// As new, or newer.
+    IsKept,
+    /// Older, or nobody can tell; a flag accepts it.
+    IsAccepted,
+}
+
+/// Said if the server that took a volume from this one has its identity.
+const COPIED: &str = ", which has this server's own identity: there is a copy of this state directory, or an older one was put back here";
+
+fn log_evidence(scan: &Scan) -> LogEvidence<'_> {
+    LogEvidence { fence: scan.fence.as_ref().map(|(_, fence)| fence), closed: scan.closed, covers: scan.covers }
+}
+
+fn journal_evidence(found: &FoundJournal) -> JournalEvidence<'_> {
+    match found {
+        Ok(None) => JournalEvidence::None,
+        Ok(Some(found)) => JournalEvidence::Here(JournalHere {
+            names: &found.names,
+            changes: found.changes.first().map(|change| change.no).zip(found.last()),
+            synced: found.synced,
+            whole: found.is_whole(),
+        }),
+        Err(JournalError::Foreign { .. }) => JournalEvidence::Foreign,
+        Err(JournalError::Damaged { .. } | JournalError::Unreadable { .. }) => JournalEvidence::Damaged,
+        // A directory that cannot even be listed can as little be set aside.
+        Err(_) => JournalEvidence::Unknown,
+    }
+}
+
 struct Opening {
     outside: Outside,
     meter: Arc<Meter>,
@@ -146,18 +193,37 @@ struct Opening {
 
 impl Opening {
     /// Nothing in the store is ever older than it was, unless somebody put an old copy there.
-    async fn refuse_the_past(&self, scan: &Scan) -> Result<()> {
+    async fn refuse_the_past(&self, scan: &Scan) -> Result<Past> {
         let name = self.source.meta.name.to_string();
         let seen = match seen::read(&*self.outside.disk).await {
             Ok(seen) => seen,
+            // Whoever encrypts does not trust the store: the notice must not be turned off by a file that went bad.
+            Err(error) if self.source.meta.encryption.is_some() => match self.flags.accept_rollback {
+                true => return Ok(Past::IsAccepted),
+                false => return Err(VolumeError::SeenUnreadable { name, why: error.to_string() }),
+            },
             Err(error) => {
-                tracing::warn!(volume = %name, "what was seen of it before cannot be read: {error}");
+                tracing::warn!(
+                    volume = %name,
+                    "what was seen of it before cannot be read, so an older copy of the store would not be noticed: {error}"
+                );
                 None
             }
         };
         match seen.and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
             Some(what) if !self.flags.accept_rollback => Err(VolumeError::RolledBack { name, what }),
-            _ => Ok(()),
+            Some(_) => Ok(Past::IsAccepted),
+            None => Ok(Past::IsKept),
+        }
+    }
+
+    /// Each flag is for one danger.
+    fn refuse_needless_flags(&self, scan: &Scan, found: &FoundJournal, past: Past) -> Result<()> {
+        let rollback = self.flags.accept_rollback && past == Past::IsKept;
+        let needless = verdict::needless(&log_evidence(scan), journal_evidence(found), self.flags);
+        match needless.or(rollback.then_some(Flag::AcceptRollback)) {
+            Some(flag) => Err(VolumeError::NeedlessFlag { name: self.source.meta.name.to_string(), flag }),
+            None => Ok(()),
         }
     }
 
@@ -173,36 +239,45 @@ impl Opening {
     }
 
     /// Step 2.
-    fn decide(&self, scan: &Scan, found: Option<&Found>) -> Result<Verdict> {
-        let fence = scan.fence.as_ref().map(|(_, fence)| fence);
-        let log = LogEvidence { fence, closed: scan.closed, covers: scan.covers };
-        let evidence = |found: &Found| JournalEvidence {
-            id: found.id,
-            changes: found.changes.first().map(|change| change.no).zip(found.last()),
-        };
-        let verdict = verdict::decide(&log, found.map(evidence), self.flags);
+    fn decide(&self, scan: &Scan, found: &FoundJournal) -> Result<Verdict> {
+        let verdict = verdict::decide(&log_evidence(scan), journal_evidence(found), self.flags);
         let Verdict::Refuse(refusal) = verdict else { return Ok(verdict) };
         let name = self.source.meta.name.to_string();
         let journal_dir = self.outside.disk.path();
-        let holder = fence.map(Holder::of).unwrap_or(Holder {
-            server: Uuid::nil(),
-            server_name: "none".into(),
-            epoch: Epoch(0),
-            since_unix_millis: 0,
-        });
+        let here = match found {
+            Err(error) if refusal == Refusal::Unusable => return Err(error.clone().into()),
+            Err(_) => None,
+            Ok(found) => found.as_ref(),
+        };
+        let holder = scan.fence.as_ref().map_or_else(Holder::nobody, |(_, fence)| Holder::of(fence));
         Err(match refusal {
-            Refusal::Held => VolumeError::Held { name, holder },
-            Refusal::Owed => VolumeError::Owed { name, holder, journal_dir },
-            Refusal::StaleJournal => {
-                let (changes, epoch) = found.map_or((0, Epoch(0)), |found| (found.changes.len(), found.epoch));
-                VolumeError::StaleJournal { name, journal_dir, changes, epoch, holder }
-            }
+            Refusal::StaleJournal => VolumeError::StaleJournal {
+                name,
+                journal_dir,
+                changes: here.map_or(0, |found| found.changes.len()),
+                epoch: here.map_or(Epoch(0), |found| found.epoch),
+                copied: if holder.server == self.outside.server.uuid { COPIED } else { "" },
+                holder,
+            },
             Refusal::StoreBehind => VolumeError::StoreBehind {
                 name,
                 journal_dir,
-                journal_first: found.and_then(|found| found.changes.first()).map_or(0, |change| change.no.0),
+                journal_first: here.and_then(|found| found.changes.first()).map_or(0, |change| change.no.0),
                 store_last: scan.covers.0,
             },
+            Refusal::JournalCut => {
+                let last = here.and_then(Found::last).unwrap_or_default().max(scan.covers);
+                let synced = here.map(|found| found.synced).filter(|synced| *synced > last);
+                VolumeError::JournalCut {
+                    name,
+                    journal_dir,
+                    last: last.0,
+                    synced: synced.map_or_else(String::new, |synced| format!(", and change {synced} was there")),
+                    note: here.and_then(|found| found.note.clone()).unwrap_or_else(|| "a file is missing".to_owned()),
+                }
+            }
+            Refusal::Owed => VolumeError::Owed { name, holder, journal_dir },
+            Refusal::Held | Refusal::Unusable => VolumeError::Held { name, holder },
         })
     }
 
@@ -216,21 +291,22 @@ impl Opening {
             sealer: self.source.sealer.clone(),
         };
         let meta = &self.source.meta;
-        match (found, verdict) {
-            (Some(found), Verdict::Resume) => {
+        match (found, verdict, &scan.fence) {
+            (Some(found), Verdict::Resume, Some((_, fence))) => {
                 if let Some(note) = &found.note {
                     tracing::warn!(volume = %meta.name, "{note}");
                 }
                 let replay = found.after(scan.covers).to_vec();
                 let next = replay.last().map_or(scan.covers, |change| change.no).next();
-                let journal = Journal::resume(doors, self.journal_options.clone(), &found, next).await;
-                Ok((journal, replay))
+                let options = self.journal_options.clone();
+                Ok((Journal::resume(doors, options, &found, next, fence.journal).await, replay))
             }
-            (found, _) => {
-                if let Some(found) = found {
-                    if !found.changes.is_empty() {
-                        tracing::warn!(volume = %meta.name, changes = found.changes.len(), "dropping the journal in {}", outside.disk.path());
-                    }
+            (found, verdict, _) => {
+                if matches!(verdict, Verdict::Begin { aside: true }) {
+                    let kept = journal::set_aside(&outside.disk).await?;
+                    let changes = found.map_or(0, |found| found.changes.len());
+                    tracing::warn!(volume = %meta.name, changes, "the journal was dropped; its files are kept in {kept}");
+                } else if found.is_some() {
                     journal::discard(&outside.disk, meta.uuid).await?;
                 }
                 let (id, first) = (outside.random.uuid(), scan.covers.next());
@@ -241,7 +317,7 @@ impl Opening {
     }
 
     /// Steps 4 and 5: our fence and its slot, or nothing if the log has moved on.
-    async fn put_fence(&self, scan: &Scan, journal: Uuid, displaces: bool) -> Result<Option<PlacedFence>> {
+    async fn put_fence(&self, scan: &Scan, journal: Uuid) -> Result<Option<PlacedFence>> {
         let seq = scan.next;
         let old = scan.fence.as_ref().map(|(_, fence)| fence);
         // The old writer had at most W slots after its last commit, which is before this one.
@@ -256,7 +332,7 @@ impl Opening {
             continues_at: Seq(seq.0 + strays.max(1)),
             durability: self.options.durability,
             covers: scan.covers,
-            displaces,
+            displaces: log_evidence(scan).displaces(),
         };
         let encoded = fence.encode(&self.source.sealer, seq, self.source.sealer.salt(self.outside.random.bytes()));
         let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;

@@ -2,7 +2,7 @@
 //! the store in place of the present one. Each old object is genuine, so no tag tells.
 //!
 //! A file `seen-<n>` holds a JSON object, a newline, and the BLAKE3 of both as hexadecimal digits. The highest whole one
-//! counts; the next is written before the one before it is removed.
+//! counts; the next is written, and gets its name once it is on the disk, before the one before it is removed.
 
 use std::io;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Seen {
 }
 
 const PREFIX: &str = "seen-";
+/// The next one, until it is whole.
+const UNFINISHED: &str = "seen.unfinished";
 const HASH_BYTES: usize = 64;
 const LONGEST: usize = 4096;
 
@@ -69,24 +71,33 @@ impl Seen {
     }
 }
 
-/// What was seen last; nothing on a server that never had the volume.
+/// What was seen last; nothing on a server that never had the volume. Files of which none is whole are an error: a file gets its
+/// name when it is whole and on the disk.
 pub async fn read(disk: &dyn Disk) -> io::Result<Option<Seen>> {
+    let mut damaged = None;
     for (_, name) in files(disk).await?.into_iter().rev() {
         let bytes = disk.open(&name).await?.read_at(0, LONGEST).await?;
         if let Some(seen) = Seen::decode(&bytes) {
             return Ok(Some(seen));
         }
+        damaged = Some(name);
     }
-    Ok(None)
+    match damaged {
+        Some(name) => Err(io::Error::other(format!("{}/{name} is damaged", disk.path()))),
+        None => Ok(None),
+    }
 }
 
 /// Keeps what was seen now in place of what was seen before.
 pub async fn write(disk: &Arc<dyn Disk>, seen: &Seen) -> io::Result<()> {
     let before = files(&**disk).await?;
     let number = before.last().map_or(0, |(number, _)| *number) + 1;
-    let file = disk.create(&format!("{PREFIX}{number:016x}")).await?;
+    // What a crash left of an earlier try.
+    disk.remove(UNFINISHED).await?;
+    let file = disk.create(UNFINISHED).await?;
     file.write_at(0, vec![Bytes::from(seen.encode())]).await?;
     file.sync().await?;
+    disk.rename(UNFINISHED, &format!("{PREFIX}{number:016x}")).await?;
     for (_, name) in before {
         disk.remove(&name).await?;
     }
@@ -128,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_whole_one_counts_whenever_the_host_dies() {
-        for operation in 0..12 {
+        for operation in 0..16 {
             let crash_disk = CrashDisk::new(operation);
             let disk: Arc<dyn Disk> = Arc::new(crash_disk.clone());
             write(&disk, &seen(1, 1, 1, 1)).await.unwrap();
@@ -140,5 +151,30 @@ mod tests {
                 Err(_) => assert!(found.epoch == 1 || found.epoch == 2, "cut at operation {operation}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_one_is_whole_or_not_there_whenever_the_host_dies() {
+        for operation in 1..16 {
+            let crash_disk = CrashDisk::new(operation);
+            crash_disk.cut_at(operation);
+            let written = write(&(Arc::new(crash_disk.clone()) as Arc<dyn Disk>), &seen(1, 1, 1, 1)).await;
+            let found = read(&crash_disk.crash()).await.unwrap();
+            assert!(found.is_some() || written.is_err(), "cut at operation {operation}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_went_bad_is_not_taken_for_none() {
+        let disk = CrashDisk::new(1);
+        write(&(Arc::new(disk.clone()) as Arc<dyn Disk>), &seen(1, 1, 1, 1)).await.unwrap();
+        let name = "seen-0000000000000001";
+        assert!(disk.cut(name, 20));
+        let refused = read(&disk).await.unwrap_err().to_string();
+        assert_eq!(refused, "/crash-disk/seen-0000000000000001 is damaged");
+        disk.break_reads_of(name);
+        read(&disk).await.unwrap_err();
+        disk.remove(name).await.unwrap();
+        assert_eq!(read(&disk).await.unwrap(), None);
     }
 }

@@ -134,6 +134,10 @@ fn a_second_signal_leaves_at_once_and_the_journal_keeps_the_rest() {
 fn a_volume_of_another_server_is_taken_only_when_told_to() {
     let place = Place::new();
     place.ok(&["create", "disk0", "--size", "1G"]);
+    let ended = place.run(&["serve", "disk0", "--listen", "none", "--state", "first", "--takeover"]);
+    let needless = "ashlar: --takeover was given for volume \"disk0\", but no other server has the volume open; ";
+    assert!(ended.code == Some(1) && ended.err.starts_with(needless), "{}", ended.err);
+    place.serve(&["disk0", "--state", "dead"]).kill();
     let first = place.serve(&["disk0", "--state", "first", "--takeover"]);
     let mut disk = first.attach("disk0").unwrap();
     disk.write(0, 1, 4096).unwrap();
@@ -143,7 +147,7 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
     assert_eq!(ended.code, Some(1));
     let holder = info(&place, "disk0")["holder"].clone();
     let start = format!(
-        "ashlar: volume \"disk0\" was opened by server {} ({}) in epoch 1 since ",
+        "ashlar: volume \"disk0\" was opened by server {} ({}) in epoch 2 since ",
         holder["server_name"].as_str().unwrap(),
         holder["server"].as_str().unwrap()
     );

@@ -378,6 +378,11 @@ impl World {
                 }
                 Err(VolumeError::StaleJournal { .. }) => flags.drop_journal = true,
                 Err(VolumeError::Store { .. }) => {}
+                // A try that put its fence and died of something else took the volume: the next one resumes.
+                Err(VolumeError::NeedlessFlag { .. }) => {
+                    assert_ne!(flags, OpenFlags::default());
+                    flags = OpenFlags::default();
+                }
                 // A zombie's checkpoint let go of its fence between our listing and our look at that slot: the first
                 // look saw the epoch before, the second one this. Refusing is right, asking again helps.
                 Err(VolumeError::LostRace { .. }) => {}
