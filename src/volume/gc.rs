@@ -33,7 +33,7 @@ use crate::store::{ErrorKind, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
 use crate::volume::fetch;
 use crate::volume::objects::ReadError;
-use crate::volume::scan;
+use crate::volume::scan::{self, Slot};
 use crate::volume::shared::{Inner, Shared};
 use crate::volume::state::LARGE;
 
@@ -435,27 +435,32 @@ enum Unread {
 async fn read_live(shared: &Shared, seq: Seq) -> Result<Vec<(Extent, Bytes)>, Unread> {
     let info = shared.inner.lock().state.map.usage().get(seq).copied();
     let Some(info) = info else { return Ok(Vec::new()) }; // it died meanwhile
-    let key = shared.keys.segment(seq);
+    let mut key = shared.keys.segment(seq);
     let store_failed = |error: StoreError| match error.kind {
         ErrorKind::NotFound => Unread::Damaged(error.to_string()),
         _ => Unread::Store(error),
     };
-    let whole = match info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes {
+    let mut whole = match info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes {
         true => Some(shared.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
-    let read = match &whole {
+    let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes) {
         Some(bytes) => {
-            segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
+            let read =
+                segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()));
+            read.map_err(|why| Unread::Damaged(why.to_string()))?
         }
+        // It was not asked for at once, or what came is not the whole of it.
         None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
-            Ok(Some(read)) => Ok(read),
-            Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
+            Ok(Slot::Holds(read, place)) => {
+                (key, whole) = (place, None);
+                read
+            }
+            Ok(_) => return Err(Unread::Damaged("it is missing or cut short, and the map needs it".into())),
             Err(crate::volume::VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
             Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
         },
     };
-    let read = read.map_err(|why| Unread::Damaged(why.to_string()))?;
     let LogObject::Segment(head) = &read.object else {
         return Err(Unread::Damaged("the map needs data in it, but it is no segment".into()));
     };

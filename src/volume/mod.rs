@@ -22,6 +22,7 @@ mod read;
 mod prefetch;
 mod log;
 mod slot;
+pub(crate) mod places;
 pub mod account;
 mod checkpoint;
 mod deletion;
