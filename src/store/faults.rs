@@ -358,7 +358,8 @@ mod tests {
     async fn a_put_that_breaks_off_leaves_its_first_part_and_the_key_is_taken() {
         let (memory, store) = over_memory(FaultOptions::default(), 5);
         let store = &store;
-        let put = |n| async move { store.put(&key(n), vec![Bytes::from_static(b"bo"), Bytes::from_static(b"dy")]).await };
+        let put =
+            |n| async move { store.put(&key(n), vec![Bytes::from_static(b"bo"), Bytes::from_static(b"dy")]).await };
         (0..50).for_each(|k| store.faults().set_trap(Counted::Mutations, 2 * k + 1, Trap::KeepHalf));
         let mut lengths = std::collections::BTreeSet::new();
         for n in 0..50 {

@@ -29,8 +29,9 @@ pub async fn load(store: &dyn Store, keys: &Keys, name: &VolumeName) -> Result<D
             None => VolumeError::NotFound { name: name.to_string(), store: store.url() },
             Some(torn) => VolumeError::Corrupt {
                 key: keys.meta(torn),
-                why: "only the first part of the description is there; if creating the volume broke off, create it again"
-                    .into(),
+                why:
+                    "only the first part of the description is there; if creating the volume broke off, create it again"
+                        .into(),
             },
         }),
     }

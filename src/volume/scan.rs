@@ -99,7 +99,11 @@ pub struct Torn {
 impl std::fmt::Display for Torn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let what = self.head.as_ref().map_or("an object", |read| read.object.name());
-        write!(f, "the log ends with {}, the first part of {what} whose upload broke off; it was never acknowledged", self.key)
+        write!(
+            f,
+            "the log ends with {}, the first part of {what} whose upload broke off; it was never acknowledged",
+            self.key
+        )
     }
 }
 

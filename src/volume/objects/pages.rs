@@ -7,10 +7,10 @@ use std::sync::Arc;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::{Inner, Objects, ReadError, corrupt};
-use crate::store::Key;
 use crate::cache::flight::Flight;
 use crate::codec::seal::Salt;
 use crate::map::{Page, PageIndex, PageRef};
+use crate::store::Key;
 use crate::volume::root;
 
 /// The pages that one GET brought, or why not.
