@@ -166,11 +166,15 @@ async fn race(store: &dyn Store, keys: &[Key]) -> Result<CreateOnly> {
         let looks = keys.iter().cycle().take(readers).map(|key| is_there(store, key));
         join_all(looks).await.into_iter().collect::<Result<Vec<bool>>>()?;
     }
-    let mut winners = Vec::with_capacity(keys.len());
+    let mut raced = Vec::with_capacity(keys.len());
     for some in keys.chunks(KEYS_AT_ONCE) {
-        winners.extend(join_all(some.iter().map(|key| race_for(store, key))).await);
+        raced.extend(join_all(some.iter().map(|key| race_for(store, key))).await);
     }
-    let winners: Vec<usize> = winners.into_iter().collect::<Result<_>>()?;
+    let raced: Vec<Vec<bool>> = raced.into_iter().collect::<Result<_>>()?;
+    let there = join_all(keys.iter().map(|key| store.get(key))).await;
+    let there: Vec<Bytes> = there.into_iter().collect::<Result<_>>()?;
+    let counts = keys.iter().zip(raced.iter().zip(&there)).map(|(key, (won, there))| winners(key, won, there));
+    let winners: Vec<usize> = counts.collect();
     let several = winners.iter().filter(|count| **count > 1).count();
     Ok(match winners.into_iter().max() {
         Some(most) if most > 1 => CreateOnly::Raced { keys: several, most },
@@ -178,21 +182,22 @@ async fn race(store: &dyn Store, keys: &[Key]) -> Result<CreateOnly> {
     })
 }
 
-/// How many won the key. An object that is not the winner's counts as one more winner.
-async fn race_for(store: &dyn Store, key: &Key) -> Result<usize> {
+/// Who was told that it won the key.
+async fn race_for(store: &dyn Store, key: &Key) -> Result<Vec<bool>> {
     let bodies: Vec<Bytes> = (0..WRITERS).map(|writer| body(key, writer)).collect();
-    let puts = join_all(bodies.iter().map(|body| put(store, key, body))).await;
-    let won: Vec<bool> = puts.into_iter().collect::<Result<_>>()?;
-    let there = store.get(key).await?;
-    let winners = won.iter().filter(|won| **won).count();
-    let is_a_winners = bodies.iter().zip(&won).any(|(body, won)| *won && *body == there);
-    // Nobody was told that it won: the answer was lost, or that to an earlier attempt of the same writer.
-    let is_somebodys = bodies.contains(&there);
-    Ok(match winners {
-        0 if is_somebodys => 1,
+    join_all(bodies.iter().map(|body| put(store, key, body))).await.into_iter().collect()
+}
+
+/// How many won the key. An object that is not the winner's counts as one more winner.
+fn winners(key: &Key, won: &[bool], there: &Bytes) -> usize {
+    let is_whose = |writer: usize| body(key, writer) == *there;
+    let is_a_winners = won.iter().enumerate().any(|(writer, won)| *won && is_whose(writer));
+    match won.iter().filter(|won| **won).count() {
+        // Nobody was told that it won: the answer was lost, or that to an earlier attempt of the same writer.
+        0 if (0..WRITERS).any(is_whose) => 1,
         1 if is_a_winners => 1,
-        others => others.max(1) + usize::from(!is_a_winners),
-    })
+        count => count.max(1) + usize::from(!is_a_winners),
+    }
 }
 
 /// What a writer wants to put: different for each, from the first byte on.
