@@ -29,7 +29,8 @@ use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
-use crate::volume::scan::{self, Scan, Source};
+use crate::volume::places::{PLACES_MAX, place};
+use crate::volume::scan::{self, Scan, Slot, Source};
 use crate::volume::sweep::{self, Tables, Verdict};
 
 /// What a check found.
@@ -129,8 +130,9 @@ async fn check_once(
     count_live(&source.keys, &scan, &wanted, &mut report);
     let total = wanted.len() as u64;
     let checks = wanted.iter().map(|(&seq, placed)| {
-        let (info, size) = (scan.map.usage().get(seq).copied(), sizes.get(&source.keys.segment(seq)).copied());
-        check_segment(&source, seq, placed, info, size, data)
+        let info = scan.map.usage().get(seq).copied();
+        let there = info.and_then(|info| find_place(&source.keys.segment(seq), info.stored_bytes, &sizes));
+        check_segment(&source, seq, placed, info.zip(there), data)
     });
     let mut checks = stream::iter(checks).buffer_unordered(PARALLEL);
     while let Some(result) = checks.next().await {
@@ -226,21 +228,20 @@ async fn check_segment(
     source: &Source,
     seq: Seq,
     placed: &[Mapped],
-    info: Option<SegmentInfo>,
-    size: Option<u64>,
+    there: Option<(SegmentInfo, (Key, u64))>,
     data: bool,
 ) -> Result<(u64, Vec<Problem>)> {
     let key = source.keys.segment(seq);
     let problem = |what: String| vec![Problem { object: key.to_string(), what }];
-    let (Some(size), Some(info)) = (size, info) else {
+    let Some((info, (place, size))) = there else {
         return Ok((0, problem("it is missing, and the map needs it".into())));
     };
     if size != info.stored_bytes {
         return Ok((0, problem(format!("it is {size} bytes long where {} are expected", info.stored_bytes))));
     }
     let read = match scan::read_slot(&*source.store, &source.keys, &source.sealer, seq).await {
-        Ok(Some(read)) => read,
-        Ok(None) => return Ok((0, problem("it is missing, and the map needs it".into()))),
+        Ok(Slot::Holds(read, _)) => read,
+        Ok(_) => return Ok((0, problem("it is missing, and the map needs it".into()))),
         Err(VolumeError::Corrupt { why, .. }) => return Ok((0, problem(why))),
         Err(other) => return Err(other),
     };
@@ -259,11 +260,20 @@ async fn check_segment(
     if !data {
         return Ok((0, Vec::new()));
     }
-    let bytes: Bytes = source.store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))?;
+    let bytes: Bytes = source.store.get(&place).await.map_err(VolumeError::store(format!("reading {place}")))?;
     match segment::verify_log_object(&source.sealer, source.meta.block_size, seq, &bytes) {
         Ok(_) => Ok((frames.len() as u64, Vec::new())),
         Err(error) => Ok((0, problem(error.to_string()))),
     }
+}
+
+/// The place of an object that has that length, or else its first place; and the length of what is there.
+fn find_place(own: &Key, bytes: u64, sizes: &HashMap<Key, u64>) -> Option<(Key, u64)> {
+    let there = |n| {
+        let key = place(own, n).ok()?;
+        sizes.get(&key).map(|size| (key, *size))
+    };
+    (0..PLACES_MAX).filter_map(there).find(|(_, size)| *size == bytes).or_else(|| there(0))
 }
 
 /// Whether the frame holds, at the position that the map says, exactly these blocks.
@@ -285,7 +295,7 @@ async fn find_orphans(source: &Source, scan: &Scan, sizes: &HashMap<Key, u64>, r
     };
     for key in sizes.keys() {
         let owner = tables.owner(&source.keys, key);
-        let verdict = sweep::verdict(&*source.store, &source.keys, &source.sealer, owner).await;
+        let verdict = sweep::verdict(&*source.store, &source.keys, &source.sealer, key, owner).await;
         match verdict.map_err(VolumeError::store(format!("reading {key}")))? {
             Verdict::Owned => {}
             Verdict::Orphan | Verdict::LeaveAlone => report.orphans.push(key.to_string()),

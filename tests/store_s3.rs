@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::open::{Access, Outside, StoreOptions, open};
+use ashlar::store::open::{Access, Fencing, Outside, StoreOptions, open};
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::store::s3::S3Store;
 use ashlar::store::s3::credentials::Environment;
@@ -302,7 +302,7 @@ async fn a_server_that_speaks_no_tls_is_no_mystery() {
 #[tokio::test]
 async fn a_put_whose_reply_was_lost_says_already_exists_when_tried_again() {
     let (memory, server, _) = start().await;
-    let opened = open_tower(&server, false, Access::Read).await.unwrap();
+    let opened = open_tower(&server, Fencing::Auto, Access::Read).await.unwrap();
     server.answer_next("PUT", Misanswer::ErrorAfter(500, "InternalError"));
     let error = opened.put(&key("v/1"), body()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::AlreadyExists);
@@ -313,7 +313,7 @@ async fn a_put_whose_reply_was_lost_says_already_exists_when_tried_again() {
 #[tokio::test]
 async fn what_radosgw_does_now_and_then_is_tried_again() {
     let (_, server, _) = start().await;
-    let opened = open_tower(&server, false, Access::Read).await.unwrap();
+    let opened = open_tower(&server, Fencing::Auto, Access::Read).await.unwrap();
     for answer in [(404, "NoSuchKey"), (409, "ConditionalRequestConflict"), (503, "SlowDown")] {
         server.answer_next("PUT", Misanswer::Error(answer.0, answer.1));
     }
@@ -321,11 +321,11 @@ async fn what_radosgw_does_now_and_then_is_tried_again() {
     assert_eq!(opened.get(&key("v/1")).await.unwrap(), "body");
 }
 
-async fn open_tower(server: &S3Server, unsafe_no_fencing: bool, access: Access) -> Result<Arc<dyn Store>, StoreError> {
+async fn open_tower(server: &S3Server, fencing: Fencing, access: Access) -> Result<Arc<dyn Store>, StoreError> {
     let quick = Duration::from_millis(1);
     let options = StoreOptions {
         url: format!("s3://{}/prefix", server.bucket),
-        unsafe_no_fencing,
+        fencing,
         s3: options(server),
         retry: RetryOptions { pause_min: quick, pause_max: quick, ..RetryOptions::default() },
         ..StoreOptions::default()
@@ -338,26 +338,50 @@ async fn open_tower(server: &S3Server, unsafe_no_fencing: bool, access: Access) 
 #[tokio::test]
 async fn a_store_that_overwrites_is_refused_for_writing() {
     let (memory, server, _) = start().await;
-    open_tower(&server, false, Access::Write).await.unwrap();
+    open_tower(&server, Fencing::Auto, Access::Write).await.unwrap();
     server.behaviour.lock().overwrites = true;
-    open_tower(&server, false, Access::Read).await.unwrap();
-    let error = open_tower(&server, false, Access::Write).await.unwrap_err();
+    open_tower(&server, Fencing::Auto, Access::Read).await.unwrap();
+    let error = open_tower(&server, Fencing::Auto, Access::Write).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert_eq!(
         error.message,
-        "store s3://disks/prefix overwrites objects although asked to create only (If-None-Match), so nothing would \
-         stop two servers from destroying each other's volumes; use another store, or set store.unsafe_no_fencing = \
-         true if you make sure yourself that only one server ever opens a volume"
+        "store s3://disks/prefix cannot keep two servers apart, so nothing would stop them from destroying each other's \
+         volumes (seen: a create-only PUT (If-None-Match: *) of a taken key succeeded); use another store, or set \
+         store.fencing = \"unsafe\" if you make sure yourself that only one server ever opens a volume"
     );
-    open_tower(&server, true, Access::Write).await.unwrap();
+    open_tower(&server, Fencing::Unsafe, Access::Write).await.unwrap();
     assert_eq!(memory.object_count(), 0, "probes are deleted");
+}
+
+#[tokio::test]
+async fn a_put_that_is_begun_and_broken_off_leaves_nothing_on_a_good_store() {
+    use ashlar::store::probe::{CutPut, probe};
+    let (memory, server, store) = start().await;
+    let found = probe(&store, &store, &Random::seeded(1)).await.unwrap();
+    assert!(found.is_good() && found.cut_put == CutPut::Nothing, "{found:?}");
+    assert_eq!(memory.object_count(), 0);
+    assert!(server.count("PUT") >= 2 + 256 + 1, "the race, and the one that breaks off");
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_the_condition_is_refused_and_written_to_without_it_when_told_to() {
+    for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument")] {
+        let (memory, server, _) = start().await;
+        server.behaviour.lock().refuses_condition = Some((status, code));
+        let error = open_tower(&server, Fencing::Auto, Access::Write).await.unwrap_err();
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains(code), "{error}");
+        let store = open_tower(&server, Fencing::Unsafe, Access::Write).await.unwrap();
+        store.put(&key("v/1"), body()).await.unwrap();
+        assert_eq!(store.get(&key("v/1")).await.unwrap(), "body");
+        assert_eq!(memory.object_count(), 1, "probes are deleted");
+    }
 }
 
 #[tokio::test]
 async fn a_store_that_cannot_be_probed_says_why() {
     let (_, server, _) = start().await;
     server.answer_next("PUT", Misanswer::Error(403, "AccessDenied"));
-    let error = open_tower(&server, false, Access::Write).await.unwrap_err();
+    let error = open_tower(&server, Fencing::Auto, Access::Write).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.message.contains("403 AccessDenied"), "{error}");
     assert!(error.message.contains("may put, get, list and delete objects in bucket disks"), "{error}");

@@ -74,13 +74,7 @@ impl World {
     }
 }
 
-const NONE: OpenFlags = OpenFlags {
-    takeover: false,
-    accept_loss: false,
-    drop_journal: false,
-    accept_rollback: false,
-    unsafe_no_fencing: false,
-};
+const NONE: OpenFlags = OpenFlags { takeover: false, accept_loss: false, drop_journal: false, accept_rollback: false };
 const TAKEOVER: OpenFlags = OpenFlags { takeover: true, ..NONE };
 const ACCEPT_LOSS: OpenFlags = OpenFlags { accept_loss: true, ..NONE };
 const DROP_JOURNAL: OpenFlags = OpenFlags { drop_journal: true, ..NONE };

@@ -85,7 +85,7 @@ fn journal_record(criterion: &mut Criterion, seal: &str, sealer: &Sealer) {
         group.bench_function(format!("a journal record of {} KiB, {seal}", bytes >> 10), |bencher| {
             bencher.iter_batched_ref(
                 || [0; HEAD_BYTES],
-                |head| encode_record(&key, 4096, Epoch(1), numbered.clone(), head).unwrap(),
+                |head| encode_record(&key, 4096, ChangeNo(0), Epoch(1), numbered.clone(), head).unwrap(),
                 BatchSize::SmallInput,
             );
         });

@@ -33,6 +33,7 @@ mod delete;
 mod bench;
 mod config_command;
 mod outside;
+mod probes;
 mod secrets;
 mod hygiene;
 mod allocator;

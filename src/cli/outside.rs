@@ -6,24 +6,54 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::probes::{self, Probed};
 use crate::cache::BlockCache;
 use crate::cache::disk::DiskTier;
-use crate::config::Effective;
+use crate::config::{Config, Effective};
 use crate::disk::Disk;
 use crate::disk::local::{DirLock, LocalDisk};
 use crate::outside::{Clock, Random, Workers};
-use crate::store::open::{Access, Opened};
+use crate::store::open::{Access, Fencing, Opened, StoreOptions};
+use crate::store::probe::Finding;
 use crate::store::{self, ErrorKind};
 use crate::volume::ServerIdentity;
 
-/// The store that the configuration names.
+/// The store that the configuration names. One that is written to is probed, unless it passed not long ago.
 pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Failure> {
     config.store.check_url().map_err(|error| config.refuse("store.url", error.message))?;
+    let access = match access {
+        Access::Write if recall_probe(config).await.is_some() => Access::WriteUnprobed,
+        access => access,
+    };
+    let opened = open_with(&config.store, access).await?;
+    if let Some(found) = opened.finding {
+        remember_probe(config, found).await;
+    }
+    Ok(opened)
+}
+
+/// The store that the options name.
+pub async fn open_with(options: &StoreOptions, access: Access) -> Result<Opened, Failure> {
     let outside = store::open::Outside::real();
-    store::open::open(&config.store, access, &outside).await.map_err(|error| match error.kind {
+    store::open::open(options, access, &outside).await.map_err(|error| match error.kind {
         ErrorKind::Invalid => Failure::usage(error),
         _ => Failure::failed(error),
     })
+}
+
+async fn recall_probe(config: &Effective) -> Option<Probed> {
+    let disk = LocalDisk::new(&config.state, Workers::Threads);
+    let is_unsafe = config.store.fencing() == Fencing::Unsafe;
+    if is_unsafe { None } else { probes::recall(&disk, &config.store, Clock::System.unix_millis()).await }
+}
+
+/// Remembers what a probe found just now.
+pub async fn remember_probe(config: &Effective, found: Finding) -> Probed {
+    let probed = Probed::new(&config.store, Clock::System.unix_millis(), found);
+    // One that was named is made for it: `create` and then `serve` is one probe. The default one is left to the server.
+    let makes_directory = config.state != Config::default().state;
+    probes::remember(&LocalDisk::new(&config.state, Workers::Threads), &config.store, &probed, makes_directory).await;
+    probed
 }
 
 /// The state directory, for this process alone until it is dropped.

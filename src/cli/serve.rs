@@ -84,7 +84,6 @@ impl Args {
             accept_loss: self.accept_loss,
             drop_journal: self.drop_journal,
             accept_rollback: self.accept_rollback,
-            ..OpenFlags::default()
         }
     }
 }

@@ -61,7 +61,7 @@ impl StoreVolumes {
             _cache: cache,
             options: config.volume.clone(),
             journal: config.journal.clone(),
-            flags: OpenFlags { unsafe_no_fencing: config.store.unsafe_no_fencing, ..flags },
+            flags,
             opened: Mutex::default(),
         }
     }
@@ -89,8 +89,7 @@ impl StoreVolumes {
         let uuid = self.describe(name).await?.meta.uuid;
         let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
         let first = !self.opened.lock().contains(name);
-        let again = OpenFlags { unsafe_no_fencing: self.flags.unsafe_no_fencing, ..OpenFlags::default() };
-        let flags = if first { self.flags } else { again };
+        let flags = if first { self.flags } else { OpenFlags::default() };
         let volume = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await?;
         self.opened.lock().insert(name.clone());
         Ok(volume)

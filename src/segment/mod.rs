@@ -44,6 +44,15 @@ pub enum LogObject {
 }
 
 impl LogObject {
+    /// What it is, with its article.
+    pub fn name(&self) -> &'static str {
+        match self {
+            LogObject::Segment(_) => "a segment",
+            LogObject::Fence(_) => "a fence",
+            LogObject::Close(_) => "a close entry",
+        }
+    }
+
     /// The epoch that wrote it, or that begins with it.
     pub fn epoch(&self) -> Epoch {
         match self {
@@ -74,6 +83,26 @@ pub struct LogRead {
     pub frames_at: u32,
     /// What opens its frames.
     pub key: ObjectKey,
+}
+
+impl LogRead {
+    /// How many bytes the object has when it is whole.
+    pub fn total(&self) -> u64 {
+        match &self.object {
+            LogObject::Segment(head) => head.info(self.salt, self.frames_at).stored_bytes,
+            LogObject::Fence(_) | LogObject::Close(_) => u64::from(self.frames_at),
+        }
+    }
+}
+
+/// Whether `object`, all that there is of it, is the first part of a log object at `seq`: as far as it goes there is nothing
+/// wrong with it, but it ends early.
+pub fn is_torn(sealer: &Sealer, seq: Seq, object: &Bytes) -> bool {
+    match decode_log_object(sealer, seq, object) {
+        Ok(Found::Whole(read)) => (object.len() as u64) < read.total(),
+        Ok(Found::NeedMore { .. }) => true,
+        Err(_) => false,
+    }
 }
 
 /// Proves and decodes the log object at `seq`. `bytes` is the object or its beginning; the frames need not be there.
@@ -125,10 +154,8 @@ pub fn verify_log_object(
     bytes: &Bytes,
 ) -> Result<LogObject, CorruptError> {
     let read = decode_log_object(sealer, seq, bytes)?.whole(bytes.len())?;
-    let LogObject::Segment(head) = &read.object else {
-        return expect_len(bytes.len(), u64::from(read.frames_at)).map(|()| read.object);
-    };
-    expect_len(bytes.len(), head.info(read.salt, read.frames_at).stored_bytes)?;
+    expect_len(bytes.len(), read.total())?;
+    let LogObject::Segment(head) = &read.object else { return Ok(read.object) };
     for (extent, addr) in head.frames(seq, read.frames_at) {
         let sealed = bytes.slice(addr.offset as usize..(addr.offset + addr.len) as usize);
         let data_len = u32::try_from(block_size.bytes_in(extent.count)).unwrap_or(u32::MAX);

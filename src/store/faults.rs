@@ -12,6 +12,7 @@
 //! | fail after | applied         | `Retryable`: the reply was lost                                   |
 //! | time-out   | applied or not  | `Retryable`, after `time_out_after`                               |
 //! | short      | read            | a GET breaks off in the middle; a DELETE has deleted only a part  |
+//! | half       | keeps the first part of a PUT's body | `Retryable`: the connection broke, and the key is taken |
 //! | corrupt    | read            | a GET returns one flipped bit                                     |
 //!
 //! Besides what is random, [`Faults`] sets a trap at the k-th operation, or cuts the wrapper off for ever: from then
@@ -63,6 +64,8 @@ pub struct FaultOptions {
     pub short: u32,
     /// Thousandths of GETs that return one flipped bit.
     pub corrupt: u32,
+    /// Thousandths of PUTs whose connection breaks; the store keeps the part of the body that came.
+    pub half: u32,
 }
 
 /// A store below, with faults.
@@ -118,7 +121,7 @@ impl FaultyStore {
 
     /// The reply's way back.
     async fn leave<T>(&self, op: &Op<'_>, passage: Passage, result: Result<T>) -> Result<T> {
-        if passage.fate == Fate::CutAfter {
+        if matches!(passage.fate, Fate::CutAfter | Fate::CutHalf) {
             self.faults.isolate();
         }
         if !passage.reply_delay.is_zero() && !self.faults.is_isolated() {
@@ -150,6 +153,7 @@ impl FaultyStore {
             (options.time_out, Fate::TimeOut { applied: place % 2 == 0 }),
             (options.short, Fate::Short),
             (options.corrupt, Fate::Corrupt),
+            (options.half, Fate::Half),
         ];
         let mut drawn = Fate::Fair;
         for (thousandths, fate) in fates {
@@ -188,7 +192,14 @@ impl Store for FaultyStore {
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
         let op = Op { verb: "put", what: key.as_str(), mutates: true };
         let passage = self.enter(&op).await?;
-        let result = self.inner.put(key, body).await;
+        let result = match passage.fate {
+            Fate::Half | Fate::CutHalf => {
+                let (part, whole) = first_part(body, passage.place);
+                let kept = self.inner.put(key, part).await;
+                kept.and(Err(lost(&op, &format!("connection broke within {whole} bytes, by a fault"))))
+            }
+            _ => self.inner.put(key, body).await,
+        };
         self.leave(&op, passage, result).await
     }
 
@@ -234,6 +245,12 @@ fn lost(op: &Op<'_>, cause: &str) -> StoreError {
     StoreError::new(ErrorKind::Retryable, format!("cannot {} {}: {cause}", op.verb, op.what))
 }
 
+/// Less than all of a body, maybe nothing of it; and how long it was.
+fn first_part(body: Vec<Bytes>, place: u64) -> (Vec<Bytes>, usize) {
+    let body = Bytes::from(body.concat());
+    (vec![body.slice(..place as usize % body.len().max(1))], body.len())
+}
+
 fn flipped(body: &Bytes, place: u64) -> Bytes {
     let mut body = body.to_vec();
     if !body.is_empty() {
@@ -272,6 +289,7 @@ mod tests {
         time_out_after: Duration::from_secs(30),
         short: 0,
         corrupt: 0,
+        half: 0,
     };
 
     #[tokio::test(start_paused = true)]
@@ -334,6 +352,24 @@ mod tests {
         sleep(Duration::from_secs(60)).await;
         assert!(!put.is_finished());
         assert_eq!((memory.object_count(), faults.operations()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_put_that_breaks_off_leaves_its_first_part_and_the_key_is_taken() {
+        let (memory, store) = over_memory(FaultOptions::default(), 5);
+        let store = &store;
+        let put =
+            |n| async move { store.put(&key(n), vec![Bytes::from_static(b"bo"), Bytes::from_static(b"dy")]).await };
+        (0..50).for_each(|k| store.faults().set_trap(Counted::Mutations, 2 * k + 1, Trap::KeepHalf));
+        let mut lengths = std::collections::BTreeSet::new();
+        for n in 0..50 {
+            assert_eq!(put(n).await.unwrap_err().kind, ErrorKind::Retryable);
+            assert_eq!(put(n).await.unwrap_err().kind, ErrorKind::AlreadyExists);
+            let kept = memory.get(&key(n)).await.unwrap();
+            assert!(b"body".starts_with(&kept));
+            lengths.insert(kept.len());
+        }
+        assert_eq!(lengths, (0..4).collect(), "any part, but never the whole");
     }
 
     #[tokio::test(start_paused = true)]

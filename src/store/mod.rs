@@ -147,6 +147,13 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Begins to create an object: sends `part`, promises `missing` bytes more, and sends nothing else until this is dropped,
+    /// as if the connection had broken. Ends early, with true, if the store answers all the same; with false, at once, if
+    /// the backend cannot do that. For the probe; wrappers do not pass it on.
+    async fn begin_put(&self, _key: &Key, _part: Bytes, _missing: u64) -> bool {
+        false
+    }
+
     /// Deletes the objects, in batches where the store has them; one that does not exist counts as deleted.
     async fn delete(&self, keys: &[Key]) -> Result<()>;
 }

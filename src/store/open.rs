@@ -20,12 +20,12 @@ use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
 use super::memory::MemoryStore;
 use super::meter::{Meter, MeterStore};
-use super::probe::{CreateOnly, probe, refusal};
+use super::probe::{Finding, PUTS_AT_ONCE, probe, refusal};
 use super::retry::{RetryOptions, RetryStore};
 use super::s3::S3Store;
 use super::s3::credentials::Environment;
 use super::s3::options::S3Options;
-use super::{Result, Store, StoreError};
+use super::{ErrorKind, Result, Store, StoreError};
 use crate::outside::{Clock, Random, Workers};
 
 /// Which store, and how it is used.
@@ -34,9 +34,11 @@ use crate::outside::{Clock, Random, Workers};
 pub struct StoreOptions {
     /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, or `memory://`.
     pub url: String,
-    /// Accepts a store without create-only PUT. Then nothing but your own care keeps two servers from opening one
-    /// volume, and if they do, both destroy it.
-    pub unsafe_no_fencing: bool,
+    /// What keeps two servers from writing to one volume.
+    pub fencing: Fencing,
+    /// The older spelling of `fencing = "unsafe"`.
+    #[serde(skip_serializing)]
+    pub unsafe_no_fencing: Option<bool>,
     /// How to reach an S3 store.
     pub s3: S3Options,
     /// How failed requests are repeated.
@@ -49,11 +51,25 @@ pub struct StoreOptions {
     pub faults: FaultOptions,
 }
 
+/// What keeps two servers from writing to one volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fencing {
+    /// What the store can do, as a probe finds; a store that can do nothing of it is refused.
+    #[default]
+    Auto,
+    /// Create-only PUT; a store that does not pass the probe is refused.
+    CreateOnly,
+    /// Nothing: only your own care keeps two servers from opening one volume, and if they do, both destroy it.
+    Unsafe,
+}
+
 impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             url: "file://./ashlar-data".into(),
-            unsafe_no_fencing: false,
+            fencing: Fencing::Auto,
+            unsafe_no_fencing: None,
             s3: S3Options::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
@@ -64,6 +80,11 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
+    /// What is to keep servers apart, be it by the older spelling.
+    pub fn fencing(&self) -> Fencing {
+        if self.unsafe_no_fencing == Some(true) { Fencing::Unsafe } else { self.fencing }
+    }
+
     /// Checks the URL, without going there.
     pub fn check_url(&self) -> Result<()> {
         Address::parse(&self.url).map(|_| ())
@@ -100,8 +121,10 @@ impl Outside {
 pub enum Access {
     /// Reading and listing only: nothing is asked of the store yet.
     Read,
-    /// Writing too: the store is probed, and refused if it overwrites.
+    /// Writing too: the store is probed, and refused if it cannot keep two servers apart.
     Write,
+    /// Writing too, to a store that passed the probe not long ago.
+    WriteUnprobed,
 }
 
 /// A store that is ready for use.
@@ -113,10 +136,81 @@ pub struct Opened {
     pub meter: Arc<Meter>,
     /// The backend, if it is S3: for what only buckets have.
     pub s3: Option<Arc<S3Store>>,
+    /// What a probe found, if there was one.
+    pub finding: Option<Finding>,
 }
 
 /// Opens the store that `options` name.
 pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> Result<Opened> {
+    let (backend, s3) = backend(options, outside).await?;
+    let opened = Opened { s3, ..stack(backend.clone(), options, &outside.random) };
+    if options.unsafe_no_fencing.is_some() {
+        warn!(
+            "store.unsafe_no_fencing has a new name: write store.fencing = \"unsafe\" for true, and nothing for false"
+        );
+    }
+    let opened = match (access, options.fencing()) {
+        (Access::Read, _) | (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) => Ok(opened),
+        (_, Fencing::Unsafe) => open_unsafe(opened, backend, options, outside).await,
+        (Access::Write, Fencing::Auto | Fencing::CreateOnly) => {
+            let finding = try_out(backend, options, outside).await?;
+            match finding.is_good() {
+                true => Ok(Opened { finding: Some(finding), ..opened }),
+                false => Err(refusal(&opened.store.url(), &finding)),
+            }
+        }
+    }?;
+    warn_of_versions(&opened, options);
+    Ok(opened)
+}
+
+/// Nothing keeps two servers apart, and somebody accepted that. The condition is left out of PUTs where the store refuses it;
+/// where it honours it, if only one by one, it does some good.
+async fn open_unsafe(
+    opened: Opened,
+    backend: Arc<dyn Store>,
+    options: &StoreOptions,
+    outside: &Outside,
+) -> Result<Opened> {
+    let why = match try_out(backend, options, outside).await {
+        Ok(finding) if finding.is_good() => {
+            let url = opened.store.url();
+            warn!("store.fencing = \"unsafe\" is not needed: {url} passed the probe ({})", finding.seen());
+            return Ok(Opened { finding: Some(finding), ..opened });
+        }
+        Ok(finding) => {
+            let refusal = refusal(&opened.store.url(), &finding);
+            warn!("store.fencing = \"unsafe\" accepts this: {refusal}");
+            return Ok(Opened { finding: Some(finding), ..opened });
+        }
+        Err(error) if error.kind == ErrorKind::Invalid => error,
+        Err(error) => return Err(error),
+    };
+    let s3 = S3Options { unconditional: true, ..options.s3.clone() };
+    let options = StoreOptions { s3, ..options.clone() };
+    let (backend, s3) = self::backend(&options, outside).await?;
+    let opened = Opened { s3, ..stack(backend, &options, &outside.random) };
+    // A store that refuses PUTs of any kind says so here, and not in the middle of a volume.
+    put_once(&*opened.store, &outside.random).await?;
+    warn!("store.fencing = \"unsafe\": PUTs to {} go without If-None-Match, because {why}", opened.store.url());
+    Ok(opened)
+}
+
+/// Probes a backend, through a tower of its own: however few writes are configured, those of a race are all under way.
+async fn try_out(backend: Arc<dyn Store>, options: &StoreOptions, outside: &Outside) -> Result<Finding> {
+    let limit = LimitOptions { writes: options.limit.writes.max(PUTS_AT_ONCE), ..options.limit };
+    let tower = stack(backend.clone(), &StoreOptions { limit, ..options.clone() }, &outside.random);
+    probe(&*tower.store, &*backend, &outside.random).await
+}
+
+async fn put_once(store: &dyn Store, random: &Random) -> Result<()> {
+    let key = super::Key::new(format!("{}/{}", super::probe::PROBE, random.uuid()))?;
+    store.put(&key, vec![]).await?;
+    store.delete(&[key]).await
+}
+
+/// What is at the bottom of the tower.
+async fn backend(options: &StoreOptions, outside: &Outside) -> Result<(Arc<dyn Store>, Option<Arc<S3Store>>)> {
     let mut s3 = None;
     let backend: Arc<dyn Store> = match Address::parse(&options.url)? {
         Address::Memory => Arc::new(MemoryStore::new()),
@@ -128,19 +222,14 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
             store
         }
     };
-    let opened = Opened { s3, ..stack(backend, options, &outside.random) };
-    if access == Access::Write && probe(opened.store.as_ref(), &outside.random).await? == CreateOnly::Ignored {
-        let refusal = refusal(&opened.store.url());
-        match options.unsafe_no_fencing {
-            true => warn!("store.unsafe_no_fencing accepts this: {refusal}"),
-            false => return Err(refusal),
-        }
-    }
-    // The probe's PUT has told.
+    Ok((backend, s3))
+}
+
+/// What was asked of the bucket has told, if it keeps old versions.
+fn warn_of_versions(opened: &Opened, options: &StoreOptions) {
     if !options.s3.delete_versions && opened.s3.as_ref().is_some_and(|s3| s3.keeps_versions()) {
         warn!("{}", kept_versions(&opened.store.url()));
     }
-    Ok(opened)
 }
 
 /// What it means that a bucket keeps old versions.
@@ -165,7 +254,7 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
     }
     store = Arc::new(LimitStore::new(store, options.limit));
     store = Arc::new(RetryStore::new(store, options.retry, random.clone()));
-    Opened { store, meter, s3: None }
+    Opened { store, meter, s3: None, finding: None }
 }
 
 /// A store URL, taken apart.
@@ -232,12 +321,26 @@ mod tests {
         assert!(!say("s3://AKIA:secret@disks").contains("secret"));
     }
 
+    #[test]
+    fn the_older_spelling_of_unsafe_is_understood() {
+        let fencing = |text| toml::from_str::<StoreOptions>(text).unwrap().fencing();
+        assert_eq!(fencing(""), Fencing::Auto);
+        assert_eq!(fencing("fencing = \"create-only\""), Fencing::CreateOnly);
+        assert_eq!(fencing("unsafe_no_fencing = false"), Fencing::Auto);
+        for text in ["unsafe_no_fencing = true", "fencing = \"unsafe\""] {
+            assert_eq!(fencing(text), Fencing::Unsafe);
+        }
+        let error = toml::from_str::<StoreOptions>("fencing = \"none\"").unwrap_err().to_string();
+        assert!(error.contains("`auto`, `create-only`, `unsafe`"), "{error}");
+    }
+
     #[tokio::test]
-    async fn a_store_that_overwrites_is_refused_for_writing_unless_the_risk_is_accepted() {
-        let message = refusal("s3://disks").message;
-        assert!(message.contains("s3://disks") && message.contains("store.unsafe_no_fencing = true"));
+    async fn a_store_that_passes_the_probe_is_opened_for_writing_and_says_what_was_found() {
         let memory = StoreOptions { url: "memory://".into(), ..StoreOptions::default() };
-        open(&memory, Access::Write, &Outside::real()).await.unwrap();
+        let opened = open(&memory, Access::Write, &Outside::real()).await.unwrap();
+        assert!(opened.finding.is_some_and(|finding| finding.is_good()));
+        let unprobed = open(&memory, Access::WriteUnprobed, &Outside::real()).await.unwrap();
+        assert_eq!((unprobed.finding, unprobed.meter.snapshot().bytes_put), (None, 0));
     }
 
     #[test]

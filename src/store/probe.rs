@@ -1,84 +1,378 @@
-//! Finding out whether a store keeps what everything rests on: that a create-only PUT of a taken key fails.
+//! Finding out whether a store keeps what everything rests on: that of many create-only PUTs of one key exactly one
+//! succeeds, and that an object is there whole or not at all.
 //!
-//! Some stores accept the condition and overwrite all the same. Two servers that open one volume there would destroy
-//! it, so this is asked with a real object before the first write, and not believed from a name or a version.
-//! What a probe cannot find: a store that honours the condition one PUT after the other, but not in a race.
+//! Some stores accept the condition and overwrite all the same; some honour it one PUT after the other, and let several
+//! win that come at once. Two servers that open one volume there would destroy it. So this is tried with real objects
+//! before the first write, and not believed from a name or a version:
+//!
+//! 1. One after the other: create a key, create it again. The second fails, and the first's object is unchanged.
+//! 2. In a race: [`WRITERS`] writers create the same key at once, over as many connections, for each of [`KEYS`] keys.
+//!    One succeeds, and the object is its. (If answers are lost, none may be told so; the object must be one of theirs.)
+//! 3. Meanwhile, where the backend can: a PUT whose body stops half way. Until the connection breaks nothing may be seen of
+//!    it: a store that shows objects while they are uploaded is refused, because what one server takes for torn may
+//!    become another's segment. What is left of it afterwards is noted; volumes live with a half (`volume/slot.rs`).
+//!
+//! A race that was won by one is evidence, no proof. It costs some 320 requests, of which 16 are under way at once: about 25
+//! round trips, half a second on a store that is 20 ms away. So what a store passed is remembered (`cli/probes.rs`).
+
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{join, join_all};
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use super::{ErrorKind, Key, Result, Store, StoreError};
 use crate::outside::Random;
 
-/// Whether create-only PUTs are honoured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The version of the probe: what an earlier one found is not believed.
+pub const VERSION: u32 = 2;
+
+/// Writers that want one key.
+pub const WRITERS: usize = 16;
+/// Keys that are raced for.
+pub const KEYS: usize = 16;
+/// Keys that are raced for at the same time.
+const KEYS_AT_ONCE: usize = 1;
+/// As many requests are under way, one such number after the other, before the race: each needs a few connections more than
+/// the one before. Small servers drop what connects beyond their backlog, and every such connection costs a second or more.
+const WARM_UP: [usize; 5] = [2, 4, 8, 12, WRITERS];
+/// So many PUTs are under way at once.
+pub const PUTS_AT_ONCE: usize = KEYS_AT_ONCE * WRITERS;
+/// Bytes of an object that is raced for.
+const BODY_BYTES: usize = 4096;
+
+/// Bytes of the broken-off PUT that are sent, and that are not.
+const HALF_BYTES: usize = 64 << 10;
+/// How long a store has to show what it received of an upload that has stopped, and how long to notice that it broke.
+const LOOK_AFTER: Duration = Duration::from_millis(150);
+
+/// What a store did with create-only PUTs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum CreateOnly {
-    /// The second PUT failed and the first's object is unchanged.
+    /// Exactly one succeeded each time.
     Honoured,
-    /// The second PUT succeeded, or changed the object.
+    /// A later PUT succeeded, or changed the object.
     Ignored,
+    /// One after the other they were honoured; in the race several succeeded for some keys.
+    Raced {
+        /// For how many of the keys.
+        keys: usize,
+        /// How many for one key, at most.
+        most: usize,
+    },
+}
+
+/// What a store did with a PUT that broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutPut {
+    /// It was not tried: only an S3 store can be asked.
+    NotTried,
+    /// It kept nothing.
+    Nothing,
+    /// It kept the part that came.
+    Half,
+    /// It showed the part while more could come.
+    ShownEarly,
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Whether create-only PUTs are honoured.
+    pub create_only: CreateOnly,
+    /// What becomes of a PUT that breaks off.
+    pub cut_put: CutPut,
+}
+
+impl Finding {
+    /// Whether one server can fence another off there.
+    pub fn is_good(&self) -> bool {
+        self.create_only == CreateOnly::Honoured && self.cut_put != CutPut::ShownEarly
+    }
+
+    /// What was seen, in words.
+    pub fn seen(&self) -> String {
+        let race = format!("{WRITERS} create-only PUTs at once of each of {KEYS} keys");
+        let create_only = match self.create_only {
+            CreateOnly::Honoured => format!("{race}: one succeeded each time"),
+            CreateOnly::Ignored => "a create-only PUT (If-None-Match: *) of a taken key succeeded".to_owned(),
+            CreateOnly::Raced { keys, most } => {
+                format!("{race}: several succeeded for {keys} of the keys, {most} for one of them")
+            }
+        };
+        let cut_put = match self.cut_put {
+            CutPut::NotTried => "",
+            CutPut::Nothing => "; a PUT that broke off left nothing",
+            CutPut::Half => "; a PUT that broke off left its first part under the key",
+            CutPut::ShownEarly => "; a PUT could be read in part while it was under way",
+        };
+        format!("{create_only}{cut_put}")
+    }
 }
 
 /// The top of the keys of probes; a name that no volume can have.
-const PROBE: &str = ".ashlar-probe";
+pub(super) const PROBE: &str = ".ashlar-probe";
 
-/// Creates an object twice under a random key and deletes it. Fails only if the store cannot be written to or read.
-pub async fn probe(store: &dyn Store, random: &Random) -> Result<CreateOnly> {
-    let key = Key::new(format!("{PROBE}/{}", random.uuid()))?;
-    let asked = ask(store, &key).await;
-    if let Err(error) = store.delete(std::slice::from_ref(&key)).await {
-        debug!("the probe {key} is left behind: {error}"); // a few bytes; who may not delete is told soon enough
+/// Tries the store, and deletes what that leaves; `backend` is what is at its bottom. Fails only if the store cannot be
+/// written to or read.
+pub async fn probe(store: &dyn Store, backend: &dyn Store, random: &Random) -> Result<Finding> {
+    let run = random.uuid();
+    let key = |what: &str| Key::new(format!("{PROBE}/{run}/{what}"));
+    let keys: Vec<Key> = (0..KEYS).map(|n| key(&n.to_string())).collect::<Result<_>>()?;
+    let (single, cut) = (key("single")?, key("cut")?);
+    let tried = async {
+        let one_by_one = one_by_one(store, &single).await?;
+        if one_by_one != CreateOnly::Honoured {
+            return Ok(Finding { create_only: one_by_one, cut_put: CutPut::NotTried });
+        }
+        let (create_only, cut_put) = join(race(store, &keys), break_off(store, backend, &cut)).await;
+        Ok(Finding { create_only: create_only?, cut_put: cut_put? })
+    };
+    let found = tried.await;
+    let all: Vec<Key> = keys.into_iter().chain([single, cut]).collect();
+    if let Err(error) = store.delete(&all).await {
+        debug!("what the probe {run} put is left behind: {error}"); // some KiB; who may not delete is told soon enough
     }
-    asked
+    found
 }
 
-async fn ask(store: &dyn Store, key: &Key) -> Result<CreateOnly> {
+/// Step 1.
+async fn one_by_one(store: &dyn Store, key: &Key) -> Result<CreateOnly> {
     let (first, second) = (Bytes::from(format!("first {key}")), Bytes::from(format!("second {key}")));
-    match store.put(key, vec![first.clone()]).await {
-        Ok(()) => {}
-        // The reply to our own first attempt was lost; the comparison below tells.
-        Err(error) if error.kind == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+    // If the reply to our own first attempt was lost, it says that the key is taken; the comparison below tells.
+    let _ = put(store, key, &first).await?;
+    if put(store, key, &second).await? {
+        return Ok(CreateOnly::Ignored);
     }
-    let repeated = store.put(key, vec![second]).await;
-    match repeated {
-        Ok(()) => return Ok(CreateOnly::Ignored),
-        Err(error) if error.kind == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
-    match store.get(key).await? == first {
-        true => Ok(CreateOnly::Honoured),
-        false => Ok(CreateOnly::Ignored),
+    Ok(if store.get(key).await? == first { CreateOnly::Honoured } else { CreateOnly::Ignored })
+}
+
+/// Whether a create-only PUT succeeded.
+async fn put(store: &dyn Store, key: &Key, body: &Bytes) -> Result<bool> {
+    match store.put(key, vec![body.clone()]).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
-/// The refusal to write to a store that ignores create-only PUTs.
-pub fn refusal(url: &str) -> StoreError {
+/// Step 2.
+async fn race(store: &dyn Store, keys: &[Key]) -> Result<CreateOnly> {
+    for readers in WARM_UP {
+        let looks = keys.iter().cycle().take(readers).map(|key| is_there(store, key));
+        join_all(looks).await.into_iter().collect::<Result<Vec<bool>>>()?;
+    }
+    let mut raced = Vec::with_capacity(keys.len());
+    for some in keys.chunks(KEYS_AT_ONCE) {
+        raced.extend(join_all(some.iter().map(|key| race_for(store, key))).await);
+    }
+    let raced: Vec<Vec<bool>> = raced.into_iter().collect::<Result<_>>()?;
+    let there = join_all(keys.iter().map(|key| store.get(key))).await;
+    let there: Vec<Bytes> = there.into_iter().collect::<Result<_>>()?;
+    let counts = keys.iter().zip(raced.iter().zip(&there)).map(|(key, (won, there))| winners(key, won, there));
+    let winners: Vec<usize> = counts.collect();
+    let several = winners.iter().filter(|count| **count > 1).count();
+    Ok(match winners.into_iter().max() {
+        Some(most) if most > 1 => CreateOnly::Raced { keys: several, most },
+        _ => CreateOnly::Honoured,
+    })
+}
+
+/// Who was told that it won the key.
+async fn race_for(store: &dyn Store, key: &Key) -> Result<Vec<bool>> {
+    let bodies: Vec<Bytes> = (0..WRITERS).map(|writer| body(key, writer)).collect();
+    join_all(bodies.iter().map(|body| put(store, key, body))).await.into_iter().collect()
+}
+
+/// How many won the key. An object that is not the winner's counts as one more winner.
+fn winners(key: &Key, won: &[bool], there: &Bytes) -> usize {
+    let is_whose = |writer: usize| body(key, writer) == *there;
+    let is_a_winners = won.iter().enumerate().any(|(writer, won)| *won && is_whose(writer));
+    match won.iter().filter(|won| **won).count() {
+        // Nobody was told that it won: the answer was lost, or that to an earlier attempt of the same writer.
+        0 if (0..WRITERS).any(is_whose) => 1,
+        1 if is_a_winners => 1,
+        count => count.max(1) + usize::from(!is_a_winners),
+    }
+}
+
+/// What a writer wants to put: different for each, from the first byte on.
+fn body(key: &Key, writer: usize) -> Bytes {
+    let mut body = vec![0; BODY_BYTES];
+    blake3::Hasher::new().update(key.as_str().as_bytes()).update(&writer.to_le_bytes()).finalize_xof().fill(&mut body);
+    body.into()
+}
+
+/// Step 3.
+async fn break_off(store: &dyn Store, backend: &dyn Store, key: &Key) -> Result<CutPut> {
+    {
+        let mut upload = pin!(backend.begin_put(key, Bytes::from(vec![0x5a; HALF_BYTES]), HALF_BYTES as u64));
+        tokio::select! {
+            biased;
+            tried = &mut upload => {
+                if !tried {
+                    return Ok(CutPut::NotTried);
+                }
+            }
+            () = tokio::time::sleep(LOOK_AFTER) => {
+                if is_there(store, key).await? {
+                    return Ok(CutPut::ShownEarly);
+                }
+            }
+        }
+        // Dropped here, and with it the connection.
+    }
+    tokio::time::sleep(LOOK_AFTER).await;
+    Ok(if is_there(store, key).await? { CutPut::Half } else { CutPut::Nothing })
+}
+
+async fn is_there(store: &dyn Store, key: &Key) -> Result<bool> {
+    match store.get_range(key, 0..1).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The refusal to write to a store that cannot keep two servers apart.
+pub fn refusal(url: &str, finding: &Finding) -> StoreError {
     StoreError::invalid(format!(
-        "store {url} overwrites objects although asked to create only (If-None-Match), so nothing would stop two \
-         servers from destroying each other's volumes; use another store, or set store.unsafe_no_fencing = true if \
-         you make sure yourself that only one server ever opens a volume"
+        "store {url} cannot keep two servers apart, so nothing would stop them from destroying each other's volumes \
+         (seen: {}); use another store, or set store.fencing = \"unsafe\" if you make sure yourself that only one server \
+         ever opens a volume",
+        finding.seen()
     ))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
 
+    use async_trait::async_trait;
+
     use super::*;
+    use crate::store::ObjectEntry;
     use crate::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
+    use crate::store::limit::{LimitOptions, LimitStore};
     use crate::store::memory::MemoryStore;
     use crate::store::retry::{RetryOptions, RetryStore};
 
+    async fn probe_of(store: &dyn Store) -> Finding {
+        probe(store, store, &Random::seeded(3)).await.unwrap()
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_good_store_passes_and_keeps_nothing_even_if_replies_are_lost() {
-        for lost in 0..=3 {
-            let memory = MemoryStore::new();
-            let faulty = FaultyStore::new(Arc::new(memory.clone()), FaultOptions::default(), Random::seeded(1));
-            faulty.faults().set_trap(Counted::Mutations, lost, Trap::FailAfter);
-            let store = RetryStore::new(Arc::new(faulty), RetryOptions::default(), Random::seeded(2));
-            assert_eq!(probe(&store, &Random::seeded(3)).await.unwrap(), CreateOnly::Honoured, "{lost}");
-            assert_eq!(memory.object_count(), 0);
+    async fn a_good_store_passes_and_keeps_nothing_even_if_replies_are_lost_and_puts_are_cut() {
+        for trap in [Trap::FailAfter, Trap::FailBefore] {
+            for lost in (0..=40).chain([258]) {
+                let memory = MemoryStore::new();
+                let faulty = FaultyStore::new(Arc::new(memory.clone()), FaultOptions::default(), Random::seeded(1));
+                faulty.faults().set_trap(Counted::Mutations, lost, trap);
+                let store = RetryStore::new(Arc::new(faulty), RetryOptions::default(), Random::seeded(2));
+                let found = probe_of(&store).await;
+                assert!(found.is_good() && found.cut_put == CutPut::NotTried, "{lost}: {found:?}");
+                assert_eq!(memory.object_count(), 0);
+            }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_of_a_store_20_ms_away_takes_half_a_second() {
+        let delay = FaultOptions { delay_min: Duration::from_millis(20), ..FaultOptions::default() };
+        let faulty = FaultyStore::new(Arc::new(MemoryStore::new()), delay, Random::seeded(1));
+        let faults = faulty.faults();
+        let store = LimitStore::new(Arc::new(faulty), LimitOptions::default());
+        let began = tokio::time::Instant::now();
+        assert!(probe_of(&store).await.is_good());
+        let took = began.elapsed(); // virtual time
+        assert!((Duration::from_millis(300)..=Duration::from_millis(560)).contains(&took), "{took:?}");
+        assert!(faults.operations() <= 322, "{faults:?}");
+    }
+
+    /// A store that looks whether a key is free, and then puts: it passes one by one, and several win at once.
+    #[derive(Clone, Debug, Default)]
+    struct LooksFirst {
+        memory: MemoryStore,
+        /// Does not even look.
+        overwrites: bool,
+        /// Lets everybody believe that it won, and keeps the first.
+        lies: bool,
+    }
+
+    #[async_trait]
+    impl Store for LooksFirst {
+        fn url(&self) -> String {
+            "looks-first://".into()
+        }
+
+        async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
+            let is_taken = self.memory.get(key).await.is_ok();
+            tokio::task::yield_now().await;
+            if self.lies {
+                let _ = self.memory.put(key, body).await;
+                return if is_taken { Err(StoreError::already_exists(key)) } else { Ok(()) };
+            }
+            if is_taken && !self.overwrites {
+                return Err(StoreError::already_exists(key));
+            }
+            self.memory.replace(key, Bytes::from(body.concat()));
+            Ok(())
+        }
+
+        async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+            self.memory.get_range(key, range).await
+        }
+
+        async fn get(&self, key: &Key) -> Result<Bytes> {
+            self.memory.get(key).await
+        }
+
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+            self.memory.list(prefix, start_after).await
+        }
+
+        async fn list_top(&self) -> Result<Vec<String>> {
+            self.memory.list_top().await
+        }
+
+        async fn delete(&self, keys: &[Key]) -> Result<()> {
+            self.memory.delete(keys).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_several_win_at_once_is_caught_though_it_passes_one_by_one() {
+        let store = LooksFirst::default();
+        let single = Key::new("a/single").unwrap();
+        assert_eq!(one_by_one(&store, &single).await.unwrap(), CreateOnly::Honoured);
+        let found = probe_of(&store).await;
+        assert_eq!(found.create_only, CreateOnly::Raced { keys: KEYS, most: WRITERS });
+        assert!(!found.is_good());
+        let said = refusal("s3://disks", &found).message;
+        assert!(said.contains("16 create-only PUTs at once of each of 16 keys: several succeeded for 16"), "{said}");
+        assert!(said.starts_with("store s3://disks ") && said.contains("store.fencing = \"unsafe\""), "{said}");
+        let lies = LooksFirst { lies: true, ..LooksFirst::default() };
+        assert!(matches!(probe_of(&lies).await.create_only, CreateOnly::Raced { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_overwrites_is_caught_at_once() {
+        let store = LooksFirst { overwrites: true, ..LooksFirst::default() };
+        let found = probe_of(&store).await;
+        assert_eq!(found, Finding { create_only: CreateOnly::Ignored, cut_put: CutPut::NotTried });
+        assert!(refusal("s3://disks", &found).message.contains("of a taken key succeeded"));
+    }
+
+    #[test]
+    fn halves_are_lived_with_and_what_is_shown_early_is_refused() {
+        let found = |cut_put| Finding { create_only: CreateOnly::Honoured, cut_put };
+        assert!(found(CutPut::Nothing).is_good() && found(CutPut::Half).is_good());
+        assert!(!found(CutPut::ShownEarly).is_good());
+        assert!(found(CutPut::ShownEarly).seen().ends_with("a PUT could be read in part while it was under way"));
     }
 }

@@ -44,7 +44,7 @@ pub mod versions;
 use address::Address;
 use answers::{Refused, Typed, answer_of, strange};
 use credentials::{Credentials, Environment};
-use dispatcher::{Dispatcher, Settings, from_text};
+use dispatcher::{Dispatcher, MISSING, Settings, from_text};
 use errors::{Answer, Asked, Place, failure};
 use options::S3Options;
 use ranges::{collect, cut, header_of, start_of};
@@ -116,6 +116,7 @@ impl S3Store {
             bucket_in_host: bucket_in_host.then(|| place.bucket.clone()),
             checksum: options.checksum,
             sign_payload: options.sign_payload,
+            unconditional: options.unconditional,
             stall_timeout: options.stall_timeout,
             has_answered: AtomicBool::new(false),
         });
@@ -305,6 +306,20 @@ impl Store for S3Store {
             Some(_) => Ok(()),
             None => Err(self.unanswered(asked, &strange("the ETag of an object"))),
         }
+    }
+
+    async fn begin_put(&self, key: &Key, part: Bytes, missing: u64) -> bool {
+        let len = part.len() + missing as usize;
+        let request = PutObjectRequest {
+            bucket: self.place.bucket.clone(),
+            key: self.path(key),
+            body: Some(ByteStream::new_with_size(stream::iter([Ok(part)]), len)),
+            content_length: Some(len as i64),
+            metadata: Some([(MISSING.to_owned(), missing.to_string())].into()),
+            ..PutObjectRequest::default()
+        };
+        let _ = self.request(Asked::Put(key), self.client.put_object(request)).await;
+        true
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {

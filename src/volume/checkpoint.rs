@@ -21,7 +21,7 @@ use crate::volume::backoff::Backoff;
 use crate::volume::objects::ReadError;
 use crate::volume::root::{self, CheckpointInfo, EncodedCheckpoint, Root};
 use crate::volume::shared::{End, Shared};
-use crate::volume::slot;
+use crate::volume::slot::{self, Put};
 
 /// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
 const MIN_LIVE_PERCENT: u64 = 50;
@@ -140,10 +140,11 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
     let key = shared.keys.checkpoint(seq);
     let mut backoff = Backoff::new(shared);
     loop {
-        match slot::put(&*shared.store, &key, object.parts.clone()).await {
-            Ok(slot::PutSlot::Ours) => break,
-            // Only we can have committed slot S, so only we can have put this: an earlier try of this very server.
-            Ok(slot::PutSlot::Taken(_)) => {
+        // Only we can have committed slot S, so only we can have put this: an earlier try of this very server.
+        match slot::put(&*shared.store, &key, object.parts.clone(), &|_| false).await {
+            Ok(Put::Ours(_)) => break,
+            Ok(Put::Torn) => return Err(End::Failed(slot::torn(&key))),
+            Ok(Put::Taken(_)) => {
                 return Err(End::Failed(format!("{key} is there already, but this server did not write it")));
             }
             Err(error) => backoff.pause(&format!("writing {key}"), &error).await,

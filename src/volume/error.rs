@@ -62,17 +62,6 @@ pub enum VolumeError {
         /// What is wrong with it.
         why: String,
     },
-    /// The store lets two servers create the same object.
-    #[error(
-        "the store {store} does not honour create-only PUT, so two servers could write volume {name:?} at once and \
-         destroy it; use another store, or set `store.unsafe_no_fencing = true` if nothing else will ever write here"
-    )]
-    NoFencing {
-        /// The volume.
-        name: String,
-        /// The store's URL.
-        store: String,
-    },
     /// Another server opened the volume and did not close it.
     #[error(
         "volume {name:?} was opened by {holder} and not closed; if that server is gone, open it with --takeover: from \
@@ -114,7 +103,7 @@ pub enum VolumeError {
         /// The epoch they were accepted in.
         epoch: Epoch,
         /// Who took the volume since.
-        holder: Holder,
+        holder: Box<Holder>,
         /// What follows if that has our own identity.
         copied: &'static str,
     },

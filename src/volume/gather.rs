@@ -15,13 +15,13 @@ use futures::stream::{self, StreamExt};
 use crate::codec::CorruptError;
 use crate::map::{NeedPages, PageIndex, PageRef, Placement, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
-use crate::store::{ErrorKind, StoreError};
+use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
 use crate::volume::error::VolumeError;
 use crate::volume::fetch;
 use crate::volume::gc::Held;
 use crate::volume::objects::ReadError;
-use crate::volume::scan;
+use crate::volume::scan::{self, Slot};
 use crate::volume::shared::Shared;
 
 /// Victims that are read at one time.
@@ -80,6 +80,8 @@ impl From<ReadError> for Unread {
 /// A victim whose head was read.
 struct Victim {
     seq: Seq,
+    /// Where it lies.
+    key: Key,
     read: LogRead,
     /// The object, if it was read whole.
     whole: Option<Bytes>,
@@ -169,23 +171,27 @@ fn plan(shared: &Shared, victims: &[Seq]) -> Vec<(Seq, bool)> {
 async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Victim>, Unread> {
     let info = shared.inner.lock().state.map.usage().get(seq).copied();
     let Some(info) = info else { return Ok(None) };
-    let key = shared.keys.segment(seq);
-    let whole = match whole {
+    let mut key = shared.keys.segment(seq);
+    let mut whole = match whole {
         true => Some(shared.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
-    let read = match &whole {
+    let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes) {
         Some(bytes) => {
-            segment::decode_log_object(&shared.sealer, seq, bytes).and_then(|found| found.whole(bytes.len()))
+            let read = segment::decode_log_object(&shared.sealer, seq, bytes);
+            read.and_then(|found| found.whole(bytes.len())).map_err(|why| Unread::Damaged(why.to_string()))?
         }
+        // It was not asked for at once, or what came is not the whole of it.
         None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
-            Ok(Some(read)) => Ok(read),
-            Ok(None) => return Err(Unread::Damaged("it is missing, and the map needs it".into())),
+            Ok(Slot::Holds(read, place)) => {
+                (key, whole) = (place, None);
+                read
+            }
+            Ok(_) => return Err(Unread::Damaged("it is missing or cut short, and the map needs it".into())),
             Err(VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
             Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
         },
     };
-    let read = read.map_err(|why| Unread::Damaged(why.to_string()))?;
     let LogObject::Segment(head) = &read.object else {
         return Err(Unread::Damaged("the map needs data in it, but it is no segment".into()));
     };
@@ -193,7 +199,7 @@ async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Vict
         return Err(Unread::Damaged("it is another encoding than the one that was committed".into()));
     }
     let extents = head.frames(seq, read.frames_at).into_iter().map(|(extent, _)| extent).collect();
-    Ok(Some(Victim { seq, read, whole, extents }))
+    Ok(Some(Victim { seq, key, read, whole, extents }))
 }
 
 /// The parts of the victims' extents that the map still places in them.
@@ -279,8 +285,8 @@ async fn read_live(
     victim: Victim,
     live: Vec<(Extent, Location)>,
 ) -> Result<Vec<(Extent, Bytes)>, Unread> {
-    let Victim { seq, read, whole, .. } = victim;
-    let key = &shared.keys.segment(seq);
+    let Victim { key, read, whole, .. } = victim;
+    let key = &key;
     let mut bytes = Pieces(Vec::new());
     match whole {
         Some(object) => bytes.0.push((0, object)),

@@ -13,7 +13,7 @@ use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
 use crate::outside::{Clock, Random};
-use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
+use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, Epoch, Seq};
 use crate::volume::account::Account;
 use crate::volume::description::{self, Description};
@@ -23,7 +23,7 @@ use crate::volume::meta::{Meta, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::recover::ServerIdentity;
 use crate::volume::scan::Source;
-use crate::volume::slot::{self, PutSlot};
+use crate::volume::slot::{self, Put};
 
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]
@@ -88,18 +88,12 @@ pub async fn create(
         encryption,
         deleted: false,
     };
-    let key = keys.meta(1);
     let encoded = Bytes::from(meta.encode(keyring.as_ref()));
-    match store.put(&key, vec![encoded.clone()]).await {
-        Ok(()) => Ok(Created { meta, recovery }),
-        // Perhaps an earlier try of ours whose answer was lost.
-        Err(error) if error.kind == ErrorKind::AlreadyExists => {
-            match store.get(&key).await.map_err(VolumeError::store(format!("reading {key}")))? == encoded {
-                true => Ok(Created { meta, recovery }),
-                false => Err(taken()),
-            }
-        }
-        Err(error) => Err(VolumeError::Store { doing: format!("creating volume {name}"), source: error }),
+    let put = description::put(store, &keys, 1, encoded).await;
+    match put.map_err(VolumeError::store(format!("creating volume {name}")))? {
+        Put::Ours(_) => Ok(Created { meta, recovery }),
+        Put::Taken(_) => Err(taken()),
+        Put::Torn => Err(VolumeError::Invalid(slot::torn(&keys.meta(1)))),
     }
 }
 
@@ -127,10 +121,9 @@ pub async fn names(store: &Arc<dyn Store>) -> Result<Vec<VolumeName>> {
     let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
     let mut names = Vec::new();
     for name in tops.into_iter().filter_map(|top| VolumeName::new(top).ok()) {
-        match description::load(&**store, &Keys::new(&name), &name).await {
-            Ok(_) => names.push(name),
-            Err(VolumeError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
+        let newest = description::newest(&**store, &Keys::new(&name), &name).await?;
+        if newest.is_some_and(|found| !found.meta.deleted) {
+            names.push(name);
         }
     }
     Ok(names)
@@ -252,17 +245,19 @@ pub async fn delete(
     let Some(Description { number, meta, .. }) = description::newest(&**store, &keys, name).await? else {
         return Err(VolumeError::NotFound { name: name.to_string(), store: store.url() });
     };
-    let mut tombstone = number;
+    let mut last = keys.meta(number);
     if !meta.deleted {
         displace(store, random, clock, server, name, takeover, secrets).await?;
-        tombstone += 1;
-        let key = keys.meta(tombstone);
-        let put = store.put(&key, vec![Bytes::from(Meta { deleted: true, ..meta }.encode(None))]).await;
-        put.or_else(ignore_exists).map_err(VolumeError::store(format!("writing {key}")))?;
+        let tombstone = Bytes::from(Meta { deleted: true, ..meta }.encode(None));
+        let put = description::put(&**store, &keys, number + 1, tombstone).await;
+        last = match put.map_err(VolumeError::store(format!("giving up volume {name}")))? {
+            Put::Ours(key) => key,
+            Put::Taken(_) => return Err(description::changed_meanwhile(name)),
+            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&keys.meta(number + 1)))),
+        };
     }
     let failed = || VolumeError::store(format!("deleting volume {name}"));
     let listed = list_all(&**store, &keys.all()).await.map_err(failed())?;
-    let last = keys.meta(tombstone);
     let rest: Vec<Key> = listed.into_iter().map(|entry| entry.key).filter(|key| *key != last).collect();
     store.delete(&rest).await.map_err(failed())?;
     store.delete(std::slice::from_ref(&last)).await.map_err(failed())?;
@@ -309,15 +304,12 @@ async fn displace(
     let key = source.keys.segment(scan.next);
     let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(random.bytes()));
     let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
-    let put = slot::put(&**store, &key, object.parts).await.map_err(VolumeError::store(format!("writing {key}")))?;
-    match put {
-        PutSlot::Ours => Ok(()),
-        PutSlot::Taken(_) => Err(VolumeError::Invalid(format!(
+    let put = slot::put_log_object(&**store, &key, object.parts, &source.sealer, scan.next).await;
+    match put.map_err(VolumeError::store(format!("writing {key}")))? {
+        Put::Ours(_) => Ok(()),
+        Put::Torn => Err(VolumeError::Invalid(slot::torn(&key))),
+        Put::Taken(_) => Err(VolumeError::Invalid(format!(
             "volume {name} is being written to right now; stop the server that has it, then delete it"
         ))),
     }
-}
-
-fn ignore_exists(error: StoreError) -> std::result::Result<(), StoreError> {
-    if error.kind == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
 }

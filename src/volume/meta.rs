@@ -130,6 +130,17 @@ impl Meta {
         bytes
     }
 
+    /// Whether `bytes`, all that there are, are the first part of a description: it ends before its last line does.
+    pub fn is_torn(bytes: &[u8]) -> bool {
+        let begins = bytes.first().is_none_or(|first| *first == b'{');
+        let Some(json) = bytes.windows(3).position(|end| end == b"\n}\n").map(|at| at + 3) else {
+            return begins && !ends_in_digits(bytes);
+        };
+        let is_encrypted = |json: serde_json::Value| json.get("encryption").is_some_and(|slots| !slots.is_null());
+        let lines = 1 + usize::from(serde_json::from_slice(&bytes[..json]).is_ok_and(is_encrypted));
+        begins && bytes.len() < json + lines * (HASH_HEX_BYTES + 1)
+    }
+
     /// Proves that somebody with the data key wrote the description `bytes`, from which this was decoded.
     pub fn prove(&self, bytes: &[u8], keyring: &Keyring) -> Result<(), MetaError> {
         let (json, tag) = split_tag(check_hash(bytes)?);
@@ -235,6 +246,12 @@ fn split_tag(proven: &[u8]) -> (&[u8], Option<&[u8]>) {
         Some((json, [tag @ .., b'\n'])) if json.ends_with(b"}\n") => (json, Some(tag)),
         _ => (proven, None),
     }
+}
+
+/// Whether the last line is as a hash or a tag is, right or not.
+fn ends_in_digits(bytes: &[u8]) -> bool {
+    let last = bytes.last_chunk::<{ HASH_HEX_BYTES + 1 }>();
+    last.is_some_and(|line| line[..HASH_HEX_BYTES].iter().all(u8::is_ascii_hexdigit) && line[HASH_HEX_BYTES] == b'\n')
 }
 
 /// The JSON, if the last line is the hash of it.
@@ -501,6 +518,21 @@ mod tests {
         }
         for len in 0..bytes.len() {
             assert_eq!(Meta::decode(&name("disk0"), &bytes[..len]), Err(MetaError::Harmed), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn every_cut_is_torn_and_nothing_else_is() {
+        for bytes in [sample().encode(None), encrypted().encode(Some(&keyring(1))), encrypted().encode(None)] {
+            for len in 0..bytes.len() {
+                assert!(Meta::is_torn(&bytes[..len]), "{len} bytes");
+            }
+            for at in 0..bytes.len() {
+                let mut harmed = bytes.clone();
+                harmed[at] ^= 1;
+                assert!(!Meta::is_torn(&harmed), "byte {at}");
+            }
+            assert!(!Meta::is_torn(&bytes) && !Meta::is_torn(&[&bytes[..], b"x"].concat()));
         }
     }
 

@@ -25,6 +25,7 @@ mod log;
 mod commit;
 mod effect;
 mod slot;
+pub(crate) mod places;
 pub mod account;
 mod checkpoint;
 mod deletion;

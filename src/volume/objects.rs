@@ -19,11 +19,12 @@ use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
 use crate::outside::Workers;
-use crate::store::{Key, Store, StoreError};
+use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
 use crate::volume::fetch::{self, Get};
 use crate::volume::keys::Keys;
 use crate::volume::options::Options;
+use crate::volume::places::{PLACES_MAX, place};
 
 mod keep;
 mod pages;
@@ -236,16 +237,32 @@ impl Inner {
         Ok(Arc::new(all.collect()))
     }
 
-    /// Reads again once what could not be proven: it may have been harmed on the way, not in the store.
     async fn bring(self: Arc<Self>, get: Get, how: Arc<How>) -> Brought {
-        match self.bring_once(&get, &how).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_once(&get, &how).await,
-            brought => brought,
-        }
+        self.try_places(&self.keys.segment(get.seq), |key| self.bring_once(key, &get, &how)).await
     }
 
-    async fn bring_once(&self, get: &Get, how: &How) -> Brought {
-        let key = self.keys.segment(get.seq);
+    /// What `read` proves at one of the places of an object; mostly there is only one. What could not be proven anywhere is
+    /// read again once: it may have been harmed on the way, not in the store.
+    async fn try_places<T, F>(&self, own: &Key, read: impl Fn(Key) -> F) -> Result<T, ReadError>
+    where
+        F: Future<Output = Result<T, ReadError>>,
+    {
+        for n in 0..PLACES_MAX {
+            let Ok(key) = place(own, n) else { break };
+            match read(key).await {
+                Err(ReadError::Corrupt { .. }) => {}
+                Err(ReadError::Store { source, .. }) if n > 0 && source.kind == ErrorKind::NotFound => break,
+                read => return read,
+            }
+        }
+        let again = read(own.clone()).await;
+        if let Err(ReadError::Corrupt { key, offset, why }) = &again {
+            tracing::error!(object = %key, offset, "corrupt object: {why}");
+        }
+        again
+    }
+
+    async fn bring_once(&self, key: Key, get: &Get, how: &How) -> Brought {
         let turn = match how.purpose {
             Purpose::Ahead => self.requests_ahead.acquire().await.ok(),
             Purpose::Read | Purpose::Stream => None,
@@ -365,7 +382,6 @@ fn open_frame(
 }
 
 fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {
-    tracing::error!(object = %key, offset, "corrupt object: {why}");
     ReadError::Corrupt { key: key.clone(), offset, why }
 }
 

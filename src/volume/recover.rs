@@ -5,7 +5,8 @@
 //! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
 //! 3. Have a journal: begin one or go on with the one that is here. It must exist, under the name that the fence says, before the
 //!    fence does. What is dropped with changes in it is set aside, never removed.
-//! 4. Put the fence into the first free slot. If something else got there first it counts: scan again.
+//! 4. Put the fence into the first free slot. If something else got there first it counts: scan again. A slot with
+//!    nothing but torn objects in it is free (see [`slot`]).
 //! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
 //!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
 //!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
@@ -33,7 +34,7 @@ use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
 use crate::volume::seen;
 use crate::volume::shared::{Doomed, Parts, Shared};
-use crate::volume::slot::{self, PutSlot};
+use crate::volume::slot::{self, Put};
 use crate::volume::state::{Origin, State};
 use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 
@@ -113,6 +114,9 @@ pub(super) async fn open(
         if turn == 0 {
             // Later the danger may be over because this very opening has met it.
             opening.refuse_needless_flags(&scan, &found, seen)?;
+        }
+        if let Some(torn) = &scan.torn {
+            tracing::warn!(volume = %name, "{torn}; going on without it");
         }
         let (journal, replay) = opening.journal(&scan, found.ok().flatten(), &verdict).await?;
         match opening.put_fence(&scan, journal.name()).await {
@@ -257,7 +261,7 @@ impl Opening {
                 changes: here.map_or(0, |found| found.changes.len()),
                 epoch: here.map_or(Epoch(0), |found| found.epoch),
                 copied: if holder.server == self.outside.server.uuid { COPIED } else { "" },
-                holder,
+                holder: Box::new(holder),
             },
             Refusal::StoreBehind => VolumeError::StoreBehind {
                 name,
@@ -338,10 +342,12 @@ impl Opening {
         let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;
         let stored_bytes = object.frames_at;
         let key = self.source.keys.segment(seq);
-        let put = slot::put(&*self.outside.store, &key, object.parts).await;
-        if let PutSlot::Taken(_) = put.map_err(VolumeError::store(format!("writing {key}")))? {
-            return Ok(None);
-        }
+        let put = slot::put_log_object(&*self.outside.store, &key, object.parts, &self.source.sealer, seq).await;
+        let key = match put.map_err(VolumeError::store(format!("writing {key}")))? {
+            Put::Ours(key) => key,
+            Put::Taken(_) => return Ok(None),
+            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
+        };
         let newest = self.source.list_checkpoints().await?.last().copied().unwrap_or_default();
         if newest >= seq {
             let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;

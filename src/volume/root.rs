@@ -132,13 +132,30 @@ pub fn decode_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Fou
     decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.and_then(|decoded| Ok(decode_root(seq, &decoded)?))
 }
 
+/// [`decode_checkpoint`], and how many bytes the object has when it is whole.
+pub fn decode_checkpoint_and_total(
+    sealer: &Sealer,
+    seq: Seq,
+    bytes: &Bytes,
+) -> Result<Found<(Root, u64)>, CorruptError> {
+    decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.and_then(|decoded| {
+        let root = decode_root(seq, &decoded)?;
+        let total = total_of(&root, &decoded);
+        Ok((root, total))
+    })
+}
+
+fn total_of(root: &Root, decoded: &Decoded) -> u64 {
+    let own = root.pages.iter().filter(|(_, at)| at.checkpoint == root.seq);
+    own.map(|(_, at)| u64::from(at.len)).sum::<u64>() + u64::from(decoded.frames_at)
+}
+
 /// Proves a whole checkpoint object, every page of it, and that nothing follows.
 pub fn verify_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Root, CorruptError> {
     let decoded = decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.whole(bytes.len())?;
     let root = decode_root(seq, &decoded)?;
     let own = || root.pages.iter().filter(|(_, at)| at.checkpoint == seq);
-    let total = own().map(|(_, at)| u64::from(at.len)).sum::<u64>() + u64::from(decoded.frames_at);
-    expect_len(bytes.len(), total)?;
+    expect_len(bytes.len(), total_of(&root, &decoded))?;
     for (page, at) in own() {
         let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
         open_page(sealer, &decoded.salt, *page, *at, &sealed)?;

@@ -1,7 +1,8 @@
 //! Reading a volume as it stands in the store: description, newest checkpoint, the log after it. Changes nothing; opening,
-//! `info` and `check` all begin here.
+//! `info` and `check` all begin here. Only whole objects count; why a torn one may be passed over is said in
+//! [`slot`](super::slot).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
+use crate::volume::places::{PLACES_MAX, place};
 use crate::volume::root::{self, CheckpointInfo, Root};
 use crate::volume::seen::Seen;
 
@@ -81,6 +83,47 @@ pub struct Scan {
     pub next: Seq,
     /// What the volume had cost at the newest checkpoint.
     pub account: Account,
+    /// The first part of an object that stands in the first free slot; it never took effect.
+    pub torn: Option<Torn>,
+}
+
+/// What a store kept of a PUT that broke off.
+#[derive(Clone, Debug)]
+pub struct Torn {
+    /// Where it is: the last place of its slot that is taken.
+    pub key: Key,
+    /// What it was to be, if its head is there.
+    pub head: Option<Box<LogRead>>,
+}
+
+impl std::fmt::Display for Torn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = self.head.as_ref().map_or("an object", |read| read.object.name());
+        write!(
+            f,
+            "the log ends with {}, the first part of {what} whose upload broke off; it was never acknowledged",
+            self.key
+        )
+    }
+}
+
+/// What stands in a slot of the log.
+#[derive(Clone, Debug)]
+pub enum Slot {
+    /// Nothing.
+    Free,
+    /// Nothing that is whole: nobody has the slot yet.
+    Torn(Torn),
+    /// The object that has the slot, and its place.
+    Holds(LogRead, Key),
+}
+
+/// Where a scan begins.
+struct Base {
+    root: Root,
+    listed: BTreeSet<Seq>,
+    /// The newest checkpoint of which there is only a part, if it is newer than the root.
+    torn: Option<Seq>,
 }
 
 impl Source {
@@ -105,14 +148,27 @@ impl Source {
     pub async fn scan(&self) -> Result<Scan> {
         let mut tries = 0;
         loop {
-            let (root, listed) = self.newest_root().await?;
+            let Base { root, listed, torn } = self.newest_root().await?;
             let before = root.seq;
             match self.scan_from(root, listed).await {
-                Ok(scan) => return Ok(scan),
+                Ok(scan) => match torn.filter(|torn| scan.committed < *torn) {
+                    None => return Ok(scan),
+                    Some(_) if tries < RESCANS => tries += 1,
+                    Some(torn) => return Err(self.lost_checkpoint(torn, &scan)),
+                },
                 Err(error) if error.is_not_found() && tries < RESCANS && self.has_moved(before).await? => tries += 1,
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The log does not reach a torn checkpoint: it was whole once, and what it made needless was deleted.
+    fn lost_checkpoint(&self, torn: Seq, scan: &Scan) -> VolumeError {
+        let why = format!(
+            "only its first part is there, and without it the log ends at slot {}: it was whole once and is damaged",
+            scan.committed
+        );
+        VolumeError::Corrupt { key: self.keys.checkpoint(torn), why }
     }
 
     /// What a server that has seen this remembers.
@@ -123,31 +179,59 @@ impl Source {
 
     /// The seqs of all checkpoints.
     pub async fn list_checkpoints(&self) -> Result<BTreeSet<Seq>> {
+        Ok(seqs(&self.checkpoint_sizes().await?))
+    }
+
+    /// All objects of checkpoints and their lengths in bytes.
+    async fn checkpoint_sizes(&self) -> Result<HashMap<Key, u64>> {
         let listed = list_all(&*self.store, &self.keys.checkpoints()).await;
         let listed = listed.map_err(VolumeError::store(format!("listing {}", self.keys.checkpoints())))?;
-        Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).map(Seq).collect())
+        Ok(listed.into_iter().map(|entry| (entry.key, entry.size)).collect())
     }
 
     async fn has_moved(&self, before: Seq) -> Result<bool> {
         Ok(self.list_checkpoints().await?.last().is_some_and(|&newest| newest > before))
     }
 
-    /// The root of the newest checkpoint, or that of an empty volume.
-    async fn newest_root(&self) -> Result<(Root, BTreeSet<Seq>)> {
+    /// The root of the newest checkpoint that is whole, or that of an empty volume.
+    async fn newest_root(&self) -> Result<Base> {
         let mut tries = 0;
-        loop {
-            let listed = self.list_checkpoints().await?;
-            let Some(&seq) = listed.last() else {
-                return Ok((Root { next_slot: Seq(1), ..Root::default() }, listed));
-            };
-            let key = self.keys.checkpoint(seq);
-            let decode = |bytes: &Bytes| root::decode_checkpoint(&self.sealer, seq, bytes);
-            match read_head(&*self.store, &key, decode).await {
-                Ok(root) => return Ok((root, listed)),
-                Err(error) if error.is_not_found() && tries < RESCANS => tries += 1,
-                Err(error) => return Err(error),
+        'again: loop {
+            let sizes = self.checkpoint_sizes().await?;
+            let listed = seqs(&sizes);
+            let mut torn = None;
+            for &seq in listed.iter().rev() {
+                match self.read_root(seq, &sizes).await {
+                    Ok(Some(root)) => return Ok(Base { root, listed, torn }),
+                    Ok(None) => {
+                        let key = self.keys.checkpoint(seq);
+                        tracing::warn!(object = %key, "only the first part of this checkpoint is there, because its upload broke off; the one before it counts");
+                        torn = torn.or(Some(seq));
+                    }
+                    Err(error) if error.is_not_found() && tries < RESCANS => {
+                        tries += 1;
+                        continue 'again;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(Base { root: Root { next_slot: Seq(1), ..Root::default() }, listed, torn });
+        }
+    }
+
+    /// The root of a checkpoint; nothing if no place of it holds a whole object.
+    async fn read_root(&self, seq: Seq, sizes: &HashMap<Key, u64>) -> Result<Option<Root>> {
+        let own = self.keys.checkpoint(seq);
+        for n in 0..PLACES_MAX {
+            let key = place(&own, n).map_err(VolumeError::store("reading checkpoints"))?;
+            let Some(&size) = sizes.get(&key) else { break };
+            let decode = |bytes: &Bytes| root::decode_checkpoint_and_total(&self.sealer, seq, bytes);
+            match read_head(&*self.store, &key, decode).await? {
+                Head::There((root, total), _) if size >= total => return Ok(Some(root)),
+                Head::There(..) | Head::Torn => {}
             }
         }
+        Ok(None)
     }
 
     async fn scan_from(&self, root: Root, listed: BTreeSet<Seq>) -> Result<Scan> {
@@ -164,20 +248,43 @@ impl Source {
                     break; // a fence sent us further on
                 }
                 match probe? {
-                    Some(read) => self.apply(&mut scan, seq, read).await?,
-                    None => return Ok(scan),
+                    Slot::Holds(read, _) => self.apply(&mut scan, seq, read).await?,
+                    Slot::Free => return Ok(scan),
+                    Slot::Torn(torn) if self.was_committed(&scan).await? => {
+                        self.apply_damaged(&mut scan, seq, torn).await?;
+                    }
+                    Slot::Torn(torn) => return Ok(Scan { torn: Some(torn), ..scan }),
                 }
             }
             width = (width * 2).min(PROBE_MAX);
         }
     }
 
+    /// Whether the next slot of the log was committed whatever stands in it now: a server fills at most its window beyond
+    /// the last committed one.
+    async fn was_committed(&self, scan: &Scan) -> Result<bool> {
+        let window = scan.fence.as_ref().map_or(1, |(_, fence)| u64::from(fence.window).max(1));
+        let beyond = Seq(scan.next.0.saturating_add(window));
+        Ok(!matches!(read_slot(&*self.store, &self.keys, &self.sealer, beyond).await?, Slot::Free))
+    }
+
+    /// An object was committed whole and cut later: the ranges that are gone are read errors, the rest is good.
+    async fn apply_damaged(&self, scan: &mut Scan, seq: Seq, torn: Torn) -> Result<()> {
+        let Torn { key, head } = torn;
+        let Some(read) = head else {
+            let why = "only its first part is there, but it was whole once: the log goes on after it".into();
+            return Err(VolumeError::Corrupt { key, why });
+        };
+        tracing::error!(object = %key, "only its first part is there, but it was whole once: the log goes on after it");
+        self.apply(scan, seq, *read).await
+    }
+
     /// Brings the pages that these segments change into the map at once, not for one segment after the other. Some of
     /// them may turn out to be void; then a page is there that nobody needed.
-    async fn load_pages_for(&self, scan: &mut Scan, probed: &[(Seq, Result<Option<LogRead>>)]) -> Result<()> {
+    async fn load_pages_for(&self, scan: &mut Scan, probed: &[(Seq, Result<Slot>)]) -> Result<()> {
         let mut missing = BTreeMap::new();
         for (seq, probe) in probed {
-            if let Ok(Some(LogRead { object: LogObject::Segment(head), frames_at, .. })) = probe {
+            if let Ok(Slot::Holds(LogRead { object: LogObject::Segment(head), frames_at, .. }, _)) = probe {
                 missing.extend(scan.map.missing_for(&head.placements(*seq, *frames_at), head.as_of));
             }
         }
@@ -272,16 +379,75 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         committed: root.seq,
         next: root.next_slot,
         account: root.account,
+        torn: None,
     }
 }
 
-/// What stands in a slot of the log; `None` if it is free.
-pub async fn read_slot(store: &dyn Store, keys: &Keys, sealer: &Sealer, seq: Seq) -> Result<Option<LogRead>> {
+/// The checkpoints among these objects, by their own keys.
+fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
+    sizes.keys().filter_map(Keys::number).map(Seq).collect()
+}
+
+/// What stands in a slot of the log: the first whole object among its places.
+pub async fn read_slot(store: &dyn Store, keys: &Keys, sealer: &Sealer, seq: Seq) -> Result<Slot> {
+    let own = keys.segment(seq);
+    let mut found = Slot::Free;
+    for n in 0..PLACES_MAX {
+        let key = place(&own, n).map_err(VolumeError::store("reading the log"))?;
+        match read_log_object(store, key, sealer, seq).await {
+            Ok(Slot::Torn(torn)) => found = Slot::Torn(torn),
+            Err(error) if error.is_not_found() => break,
+            other => return other,
+        }
+    }
+    Ok(found)
+}
+
+/// The log object under one key: [`Slot::Holds`] or [`Slot::Torn`], if there is any.
+pub(crate) async fn read_log_object(store: &dyn Store, key: Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
     let decode = |bytes: &Bytes| segment::decode_log_object(sealer, seq, bytes);
-    match read_head(store, &keys.segment(seq), decode).await {
-        Ok(read) => Ok(Some(read)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+    let (read, have) = match read_head(store, &key, decode).await? {
+        Head::There(read, have) => (read, have),
+        Head::Torn => return Ok(Slot::Torn(Torn { key, head: None })),
+    };
+    let total = read.total();
+    let is_whole = match have {
+        Have::All(len) => len >= total,
+        Have::AtLeast(len) if len >= total => true,
+        // What is behind the head was not read: the last byte says whether it is there.
+        Have::AtLeast(_) => {
+            let last = store.get_range(&key, total - 1..total).await;
+            !last.map_err(VolumeError::store(format!("reading {key}")))?.is_empty()
+        }
+    };
+    Ok(match is_whole {
+        true => Slot::Holds(read, key),
+        false => Slot::Torn(Torn { key, head: Some(Box::new(read)) }),
+    })
+}
+
+/// The beginning of an object.
+enum Head<T> {
+    /// Its head, and what is known of its length.
+    There(T, Have),
+    /// It ends before its head does.
+    Torn,
+}
+
+/// What is known of the length of an object, in bytes.
+#[derive(Clone, Copy)]
+enum Have {
+    All(u64),
+    AtLeast(u64),
+}
+
+impl Have {
+    /// After `got` bytes came of `asked`.
+    fn of(got: &Bytes, asked: u64) -> Have {
+        match got.len() as u64 {
+            len if len < asked => Have::All(len),
+            len => Have::AtLeast(len),
+        }
     }
 }
 
@@ -290,15 +456,16 @@ async fn read_head<T>(
     store: &dyn Store,
     key: &Key,
     decode: impl Fn(&Bytes) -> std::result::Result<Found<T>, crate::codec::CorruptError>,
-) -> Result<T> {
+) -> Result<Head<T>> {
     let failed = |error: StoreError| VolumeError::Store { doing: format!("reading {key}"), source: error };
-    let begin = store.get_range(key, 0..HEAD_GUESS).await.map_err(failed)?;
-    match decode(&begin).map_err(VolumeError::corrupt(key))? {
-        Found::Whole(it) => Ok(it),
-        Found::NeedMore { total } => {
-            let more = store.get_range(key, 0..total).await.map_err(failed)?;
-            let found = decode(&more).and_then(|found| found.whole(more.len()));
-            found.map_err(VolumeError::corrupt(key))
+    let mut asked = HEAD_GUESS;
+    loop {
+        let begin = store.get_range(key, 0..asked).await.map_err(failed)?;
+        let have = Have::of(&begin, asked);
+        match decode(&begin).map_err(VolumeError::corrupt(key))? {
+            Found::Whole(it) => return Ok(Head::There(it, have)),
+            Found::NeedMore { total } if total > asked && matches!(have, Have::AtLeast(_)) => asked = total,
+            Found::NeedMore { .. } => return Ok(Head::Torn),
         }
     }
 }

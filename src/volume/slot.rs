@@ -1,4 +1,37 @@
-//! Taking a slot of the log: a create-only PUT whose outcome is certain in the end (rules R1, R4, R10).
+//! Creating an object for certain (rules R1, R4, R10): a slot of the log, a checkpoint, a description. A create-only PUT may
+//! end without an answer, or with "already exists" after an earlier try of ours. Then what is there is read back, all of
+//! it, and compared with what was sent:
+//!
+//! | what is there | it is | what is done |
+//! | --- | --- | --- |
+//! | every byte of ours | ours, from a try whose answer was lost | done |
+//! | less than all of ours, or a *torn* object of another server | what a store kept of a PUT whose connection broke | the next place |
+//! | anything else | somebody else's | the caller decides |
+//!
+//! A torn object is never deleted, finished or believed. The argument:
+//!
+//! 1. An object has *places*: its key, then `<key>.1`, `<key>.2`, … ([`super::places`]; of a description: the next number).
+//!    Nobody looks at a place before the one before it holds a torn object, and whoever wants to create the object then
+//!    tries the next one, create-only.
+//! 2. What is at a place stays the same for as long as anybody may want the object: a store shows an object whole or not
+//!    at all and never changes it (what it kept of a broken PUT is what it shows then), and we overwrite nothing. So all
+//!    servers agree on which places are torn, and on the first that is not. That one *is* the object.
+//! 3. So one slot has one winner, as without torn objects: a segment and a fence that want the same slot meet at the same
+//!    place. If the fence wins, the writer finds it and is fenced; if the segment wins, the taker finds it and scans on.
+//! 4. A PUT that was given up and arrives late finds its place taken, or wins a place that was free, with the very bytes
+//!    that were to be there. Neither does harm; this is why nothing is ever deleted and created again. (A late *DELETE*
+//!    would: one that was repeated because its answer was lost may arrive after a fence was put into the slot that the
+//!    first one freed, and two servers would write.)
+//! 5. Nothing is acknowledged before its object is whole at its place: the PUT succeeded there, or every byte was read
+//!    back. So a slot whose places are all torn was never acknowledged: for a recovery it is the end of the log, as a
+//!    free slot is. What was in flight behind it is void as it always was.
+//! 6. An object that was whole and was cut by the store later (damage) looks the same. It is told apart where it can be: if
+//!    a slot is filled that its server can only have filled after a commit of this one, the torn one was committed and is
+//!    reported as damaged; the journal and what this server has seen of the volume refuse a log that is too short.
+//! 7. A checkpoint that is torn at all its places was never durable, so nothing was deleted for its sake: the one before
+//!    it and the log from there are complete. If the log does not reach it from there, it was durable: that is damage.
+//! 8. A store that shows a part of an object *while it is uploaded* breaks 2, and two servers could disagree. The probe
+//!    looks for that ([`crate::store::probe`]).
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -9,35 +42,104 @@ use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::Seq;
 use crate::volume::backoff::Backoff;
 use crate::volume::error::{Holder, VolumeError};
-use crate::volume::scan;
+use crate::volume::places::{self, PLACES_MAX};
+use crate::volume::scan::{self, Slot};
 use crate::volume::shared::{End, Shared};
 
-/// What stands in a slot that was to be taken.
+/// What became of an object that was to be created.
 #[derive(Debug)]
-pub(super) enum PutSlot {
-    /// Ours, from this try or an earlier one whose answer was lost.
-    Ours,
-    /// Something else.
+pub(super) enum Put {
+    /// It is there, whole, under this key.
+    Ours(Key),
+    /// Something else is there.
     Taken(Bytes),
+    /// The store keeps only parts of it.
+    Torn,
 }
 
-/// How much of an object is read to tell whose it is: its prefix has a random salt and a tag.
-const IDENTITY_BYTES: usize = 48;
+/// Says of an object that another server put whether it is torn.
+type IsTorn<'a> = &'a (dyn Fn(&Bytes) -> bool + Send + Sync);
 
-/// Puts an object into a slot once; after "already exists", reads back what is there and compares.
-pub(super) async fn put(store: &dyn Store, key: &Key, parts: Vec<Bytes>) -> Result<PutSlot, StoreError> {
-    let identity: Vec<u8> = parts.iter().flatten().copied().take(IDENTITY_BYTES).collect();
-    match store.put(key, parts).await {
-        Ok(()) => Ok(PutSlot::Ours),
-        Err(error) if error.kind == ErrorKind::AlreadyExists => {
-            let there = store.get(key).await?;
-            match there.starts_with(&identity) {
-                true => Ok(PutSlot::Ours),
-                false => Ok(PutSlot::Taken(there)),
-            }
+/// Creates an object once, at the first place that is not torn. Fails if the store does; whoever tries again goes the same
+/// way and finds what it left.
+pub(super) async fn put(
+    store: &dyn Store,
+    key: &Key,
+    parts: Vec<Bytes>,
+    is_torn: IsTorn<'_>,
+) -> Result<Put, StoreError> {
+    put_at(store, &|n| places::place(key, n), parts, is_torn).await
+}
+
+/// [`put`] into a slot of the log.
+pub(super) async fn put_log_object(
+    store: &dyn Store,
+    key: &Key,
+    parts: Vec<Bytes>,
+    sealer: &crate::codec::seal::Sealer,
+    seq: Seq,
+) -> Result<Put, StoreError> {
+    put(store, key, parts, &|there| segment::is_torn(sealer, seq, there)).await
+}
+
+/// [`put`], with places of the caller's own.
+pub(super) async fn put_at(
+    store: &dyn Store,
+    place: &(dyn Fn(u8) -> Result<Key, StoreError> + Send + Sync),
+    parts: Vec<Bytes>,
+    is_torn: IsTorn<'_>,
+) -> Result<Put, StoreError> {
+    for n in 0..PLACES_MAX {
+        let key = place(n)?;
+        match store.put(&key, parts.clone()).await {
+            Ok(()) => return Ok(Put::Ours(key)),
+            Err(error) if error.kind == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
+        let there = store.get(&key).await?;
+        match of_ours(&parts, &there) {
+            Share::All => return Ok(Put::Ours(key)),
+            Share::Part => {}
+            Share::None if is_torn(&there) => {}
+            Share::None => return Ok(Put::Taken(there)),
+        }
+        tracing::warn!(object = %key, bytes = there.len(), "the store kept only a part of a PUT that broke off; going on beside it");
     }
+    Ok(Put::Torn)
+}
+
+/// How much of ours an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    All,
+    /// Its first part, maybe nothing.
+    Part,
+    /// It is something else.
+    None,
+}
+
+/// Compares every byte.
+fn of_ours(parts: &[Bytes], there: &Bytes) -> Share {
+    let mut rest = &there[..];
+    for part in parts {
+        let common = rest.len().min(part.len());
+        if rest[..common] != part[..common] {
+            return Share::None;
+        }
+        rest = &rest[common..];
+        if common < part.len() {
+            return Share::Part;
+        }
+    }
+    if rest.is_empty() { Share::All } else { Share::None }
+}
+
+/// Why an object cannot be created.
+pub(super) fn torn(key: &Key) -> String {
+    format!(
+        "the store kept only the first part of {key}, {PLACES_MAX} times in a row: uploads to it break off; look for a \
+         proxy or a limit on the way to the store"
+    )
 }
 
 /// Puts an object into a slot, for as long as the store takes to accept it. Fails only if somebody else has the slot.
@@ -45,9 +147,10 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
     let key = shared.keys.segment(seq);
     let mut backoff = Backoff::new(shared);
     loop {
-        match put(&*shared.store, &key, parts.clone()).await {
-            Ok(PutSlot::Ours) => return Ok(()),
-            Ok(PutSlot::Taken(there)) => return Err(whose(shared, seq, &there)),
+        match put_log_object(&*shared.store, &key, parts.clone(), &shared.sealer, seq).await {
+            Ok(Put::Ours(_)) => return Ok(()),
+            Ok(Put::Taken(there)) => return Err(whose(shared, seq, &there)),
+            Ok(Put::Torn) => return Err(End::Failed(torn(&key))),
             Err(error) => backoff.pause(&format!("writing {key}"), &error).await,
         }
     }
@@ -87,9 +190,10 @@ pub(super) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
         let reads = (0..count).map(|i| scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, Seq(seq.0 + i)));
         for found in join_all(reads).await {
             match found {
-                Ok(None) => return Ok(()),
-                Ok(Some(read)) if read.object.epoch() == shared.epoch => seq = seq.next(),
-                Ok(Some(read)) => return Err(ProofError::Fenced(taken_by(shared, seq, &read.object))),
+                // A fence would be at the first place that is not torn.
+                Ok(Slot::Free | Slot::Torn(_)) => return Ok(()),
+                Ok(Slot::Holds(read, _)) if read.object.epoch() == shared.epoch => seq = seq.next(),
+                Ok(Slot::Holds(read, _)) => return Err(ProofError::Fenced(taken_by(shared, seq, &read.object))),
                 Err(VolumeError::Store { source, .. }) => return Err(ProofError::Store(source)),
                 Err(damaged) => return Err(ProofError::Fenced(End::Failed(damaged.to_string()))),
             }
@@ -107,4 +211,60 @@ pub(super) enum ProofError {
     Store(StoreError),
     /// There is a fence, or worse.
     Fenced(End),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outside::Random;
+    use crate::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
+    use crate::store::memory::MemoryStore;
+    use crate::store::retry::{RetryOptions, RetryStore};
+    use std::sync::Arc;
+
+    fn parts() -> Vec<Bytes> {
+        vec![Bytes::from_static(b"head, "), Bytes::new(), Bytes::from_static(b"frames")]
+    }
+
+    #[test]
+    fn only_every_byte_is_ours() {
+        let whole = parts().concat();
+        let share = |there: &[u8]| of_ours(&parts(), &Bytes::copy_from_slice(there));
+        assert_eq!(share(&whole), Share::All);
+        (0..whole.len()).for_each(|cut| assert_eq!(share(&whole[..cut]), Share::Part, "{cut}"));
+        for at in 0..whole.len() {
+            let mut other = whole.clone();
+            other[at] ^= 1;
+            assert_eq!(share(&other), Share::None, "{at}");
+        }
+        assert_eq!(share(&[&whole[..], b"!"].concat()), Share::None);
+        assert_eq!(of_ours(&[], &Bytes::new()), Share::All);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_torn_stays_and_the_next_place_has_one_winner() {
+        let key = Key::new("v/segments/01/0000000000000001").unwrap();
+        let memory = MemoryStore::new();
+        let faulty = FaultyStore::new(Arc::new(memory.clone()), FaultOptions::default(), Random::seeded(1));
+        [1, 3].into_iter().for_each(|k| faulty.faults().set_trap(Counted::Mutations, k, Trap::KeepHalf));
+        let store = RetryStore::new(Arc::new(faulty), RetryOptions::default(), Random::seeded(2));
+        let second = places::place(&key, 2).unwrap();
+        let put_ours = || put(&store, &key, parts(), &|_| false);
+        assert!(matches!(put_ours().await.unwrap(), Put::Ours(at) if at == second));
+        assert!(matches!(put_ours().await.unwrap(), Put::Ours(at) if at == second), "found again");
+        assert_eq!(memory.object_count(), 3);
+        // Somebody else calls the two parts torn, too, and finds the winner.
+        let other = vec![Bytes::from_static(b"a fence")];
+        let lost = put(&store, &key, other, &|there| there.len() < 12).await.unwrap();
+        assert!(matches!(lost, Put::Taken(there) if there == parts().concat()));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_never_takes_all_of_it_is_given_up() {
+        let key = Key::new("v/meta/1").unwrap();
+        let memory = MemoryStore::new();
+        (0..PLACES_MAX).for_each(|n| memory.replace(&places::place(&key, n).unwrap(), Bytes::from_static(b"he")));
+        assert!(matches!(put(&memory, &key, parts(), &|_| false).await.unwrap(), Put::Torn));
+        assert!(torn(&key).contains("8 times"));
+    }
 }

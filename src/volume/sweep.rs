@@ -19,7 +19,8 @@ use crate::units::Seq;
 use crate::volume::effect::{self, Effect};
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
-use crate::volume::scan;
+use crate::volume::places::further_place;
+use crate::volume::scan::{self, Slot};
 use crate::volume::shared::{End, Shared};
 use crate::volume::slot::{self, ProofError};
 
@@ -52,6 +53,9 @@ pub struct Tables {
 impl Tables {
     /// Whose object that is.
     pub fn owner(&self, keys: &Keys, key: &Key) -> Owner {
+        // Whatever stands beside an object is its owner's.
+        let own = further_place(key).map(|(own, _)| own);
+        let key = own.as_ref().unwrap_or(key);
         match Keys::number(key).map(Seq) {
             Some(Seq(n)) if *key == keys.meta(n) => Owner::Volume,
             Some(seq) if *key == keys.checkpoint(seq) => {
@@ -200,7 +204,8 @@ async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
     };
     let (mut orphans, mut left) = (Vec::new(), Vec::new());
     for ObjectEntry { key, .. } in listed {
-        match verdict(&*shared.background, &shared.keys, &shared.sealer, tables.owner(&shared.keys, &key)).await? {
+        let owner = tables.owner(&shared.keys, &key);
+        match verdict(&*shared.background, &shared.keys, &shared.sealer, &key, owner).await? {
             Verdict::Owned => {}
             Verdict::Orphan => orphans.push(key),
             Verdict::LeaveAlone => left.push(key),
@@ -225,6 +230,7 @@ pub async fn verdict(
     store: &dyn Store,
     keys: &Keys,
     sealer: &crate::codec::seal::Sealer,
+    key: &Key,
     owner: Owner,
 ) -> Result<Verdict, StoreError> {
     let seq = match owner {
@@ -233,12 +239,20 @@ pub async fn verdict(
         Owner::Foreign => return Ok(Verdict::LeaveAlone),
         Owner::FenceOrNobody(seq) => seq,
     };
-    match scan::read_slot(store, keys, sealer, seq).await {
-        Ok(Some(read)) => match read.object {
+    let mut slot = scan::read_slot(store, keys, sealer, seq).await;
+    if matches!(slot, Ok(Slot::Free)) {
+        // What stood before it in the slot is gone, or all of the slot.
+        slot = scan::read_log_object(store, key.clone(), sealer, seq).await;
+    }
+    match slot {
+        Ok(Slot::Holds(read, _)) => match read.object {
             LogObject::Fence(fence) if fence.displaces => Ok(Verdict::Owned),
             _ => Ok(Verdict::Orphan),
         },
-        Ok(None) => Ok(Verdict::Owned), // it has gone meanwhile
+        Ok(Slot::Torn(torn)) if torn.head.is_some() => Ok(Verdict::Orphan),
+        Ok(Slot::Torn(_)) => Ok(Verdict::LeaveAlone),
+        Ok(Slot::Free) => Ok(Verdict::Owned),
+        Err(gone) if gone.is_not_found() => Ok(Verdict::Owned),
         Err(VolumeError::Store { source, .. }) => Err(source),
         Err(_) => Ok(Verdict::LeaveAlone),
     }

@@ -41,8 +41,6 @@ pub struct OpenFlags {
     pub drop_journal: bool,
     /// Open although the store holds an older state than this server has seen.
     pub accept_rollback: bool,
-    /// Write although the store does not honour create-only PUT.
-    pub unsafe_no_fencing: bool,
 }
 
 /// One of the flags that the table knows.
@@ -268,13 +266,8 @@ mod tests {
         decide(&log, journal, flags)
     }
 
-    const NONE: OpenFlags = OpenFlags {
-        takeover: false,
-        accept_loss: false,
-        drop_journal: false,
-        accept_rollback: false,
-        unsafe_no_fencing: false,
-    };
+    const NONE: OpenFlags =
+        OpenFlags { takeover: false, accept_loss: false, drop_journal: false, accept_rollback: false };
 
     #[test]
     fn a_new_and_b_closed_volumes_begin_a_journal() {

@@ -43,6 +43,8 @@ pub struct S3Server {
 pub struct Behaviour {
     /// Overwrites although the request says `If-None-Match: *`.
     pub overwrites: bool,
+    /// Every PUT with `If-None-Match` is answered with this.
+    pub refuses_condition: Option<(u16, &'static str)>,
     /// Every batch delete is answered with this.
     pub batch_answer: Option<(u16, &'static str)>,
     /// The next requests of that HTTP method are answered so, one entry each, whatever they ask.
@@ -183,6 +185,11 @@ async fn answer(
             let wanted = ["if-none-match", "x-amz-checksum-crc32c", "x-amz-content-sha256", "content-length", "host"];
             let header = |name: &str| Some((name.to_owned(), request.headers().get(name)?.to_str().ok()?.to_owned()));
             behaviour.put_headers = wanted.into_iter().filter_map(header).collect();
+        }
+        if request.headers().contains_key("if-none-match")
+            && let Some((status, code)) = behaviour.refuses_condition
+        {
+            behaviour.answers.push_front(("PUT", Misanswer::Error(status, code)));
         }
         let place = behaviour.answers.iter().position(|(method, _)| *method == request.method().as_str());
         place.and_then(|place| behaviour.answers.remove(place)).map(|(_, misanswer)| misanswer)

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::plan::{Operation, Plan, Request, SINGLE_DELETES};
+use crate::cli::probes::Probed;
 use crate::outside::Random;
 use crate::store::{Key, Result, Store, StoreError, list_all};
 
@@ -51,6 +52,8 @@ impl Cell {
 /// All that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
+    /// What the probe found before: date, version, outcome.
+    pub probe: Option<Probed>,
     /// In the order in which it was measured.
     pub cells: Vec<Cell>,
 }
@@ -74,7 +77,7 @@ pub async fn measure(
     let mut result = tokio::select! {
         biased;
         () = interrupted => Err(StoreError::invalid("broken off; what was written has been deleted")),
-        cells = bench.all(plan, say) => cells.map(|cells| Measured { cells }),
+        cells = bench.all(plan, say) => cells.map(|cells| Measured { probe: None, cells }),
     };
     // Also what a request left that was given up half way.
     if let Err(error) = bench.clean_up().await {

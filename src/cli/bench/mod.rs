@@ -10,14 +10,13 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use self::measure::{Cell, Measured};
 use self::plan::{Operation, Plan};
 use super::failure::{Failure, Outcome};
-use super::{output, runtime};
+use super::{output, outside, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::{about_bytes, exact_bytes, parse_bytes};
 use crate::outside::Random;
 use crate::store::hedge::HedgeOptions;
 use crate::store::limit::LimitOptions;
-use crate::store::open::{Access, Outside, StoreOptions};
-use crate::store::{self, ErrorKind};
+use crate::store::open::{Access, StoreOptions};
 
 mod measure;
 mod plan;
@@ -83,6 +82,9 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     match args.json {
         true => output::json(&measured),
         false => {
+            if let Some(probe) = &measured.probe {
+                output::text(format!("probe {}: {}\n", probe.version, probe.found.seen()))?;
+            }
             output::text(table(&measured.cells))?;
             output::text(format!("\n{}", recommend::settings(&measured).to_toml()))
         }
@@ -96,11 +98,12 @@ async fn measure_store(plan: &Plan, config: &Effective, bars: &MultiProgress) ->
     let limit = LimitOptions { reads: most, writes: most, ..config.store.limit };
     let hedge = HedgeOptions { share_percent: 0, ..config.store.hedge };
     let options = StoreOptions { limit, hedge, ..config.store.clone() };
-    let opened = store::open::open(&options, Access::Write, &Outside::real()).await;
-    let opened = opened.map_err(|error| match error.kind {
-        ErrorKind::Invalid => Failure::usage(error),
-        _ => Failure::failed(error),
-    })?;
+    // A bench tries the store anew, whatever is remembered of it.
+    let opened = outside::open_with(&options, Access::Write).await?;
+    let probe = match opened.finding {
+        Some(found) => Some(outside::remember_probe(config, found).await),
+        None => None,
+    };
     let bar = bars.add(bar(plan.cells().len() as u64));
     let say = |cell: &plan::Request| {
         bar.set_message(format!("{} {} × {}", cell.operation, exact_bytes(cell.size), cell.parallel));
@@ -109,7 +112,7 @@ async fn measure_store(plan: &Plan, config: &Effective, bars: &MultiProgress) ->
     let interrupted = async { drop(tokio::signal::ctrl_c().await) };
     let measured = measure::measure(opened.store, plan, &Random::system(), &say, interrupted).await;
     bar.finish_and_clear();
-    measured.map_err(Failure::failed)
+    Ok(Measured { probe, ..measured.map_err(Failure::failed)? })
 }
 
 fn bar(cells: u64) -> ProgressBar {

@@ -145,7 +145,7 @@ mod tests {
                 }
             }
         }
-        Measured { cells }
+        Measured { probe: None, cells }
     }
 
     #[test]
@@ -161,7 +161,9 @@ mod tests {
 
     #[test]
     fn what_is_recommended_is_accepted_as_configuration() {
-        for measured in [store(0.0, 1e12, 1e12), store(0.02, 50.0 * MIB, 300.0 * MIB), Measured { cells: vec![] }] {
+        for measured in
+            [store(0.0, 1e12, 1e12), store(0.02, 50.0 * MIB, 300.0 * MIB), Measured { probe: None, cells: vec![] }]
+        {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("ashlar.toml");
             let settings = settings(&measured);

@@ -19,6 +19,10 @@ pub enum Trap {
     FailBefore,
     /// It is applied, but reported as failed; what comes later is fair again.
     FailAfter,
+    /// A PUT leaves the first part of its body, and fails; what comes later is fair again.
+    KeepHalf,
+    /// A PUT leaves the first part of its body; its reply and everything later is lost.
+    CutHalf,
 }
 
 /// Which operations a trap counts, from 1.
@@ -115,6 +119,8 @@ impl Faults {
             Some(Trap::CutAfter) => Fate::CutAfter,
             Some(Trap::FailBefore) => Fate::Refuse,
             Some(Trap::FailAfter) => Fate::FailAfter,
+            Some(Trap::KeepHalf) => Fate::Half,
+            Some(Trap::CutHalf) => Fate::CutHalf,
             None => drawn,
         };
         let line = format!("{} {} {} {fate:?}\n", state.operations, op.verb, op.what);
@@ -157,5 +163,7 @@ pub(super) enum Fate {
     TimeOut { applied: bool },
     Short,
     Corrupt,
+    Half,
     CutAfter,
+    CutHalf,
 }

@@ -265,6 +265,8 @@ impl Progress {
 pub struct PartsBody {
     parts: VecDeque<Bytes>,
     left: u64,
+    /// Bytes that are promised, and never come.
+    missing: u64,
     progress: Progress,
 }
 
@@ -274,8 +276,13 @@ const PIECE_BYTES: usize = 64 * 1024;
 impl PartsBody {
     /// A body of these parts.
     pub fn new(parts: Vec<Bytes>) -> PartsBody {
-        let left = parts.iter().map(|part| part.len() as u64).sum();
-        PartsBody { parts: parts.into(), left, progress: Progress::new() }
+        PartsBody::that_stops(parts, 0)
+    }
+
+    /// A body that promises `missing` bytes after these parts, and stops.
+    pub fn that_stops(parts: Vec<Bytes>, missing: u64) -> PartsBody {
+        let left = parts.iter().map(|part| part.len() as u64).sum::<u64>() + missing;
+        PartsBody { parts: parts.into(), left, missing, progress: Progress::new() }
     }
 }
 
@@ -299,7 +306,8 @@ impl Body for PartsBody {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
         }
-        Poll::Ready(None)
+        // Nobody wakes what stops: whoever began it drops it.
+        if this.missing > 0 { Poll::Pending } else { Poll::Ready(None) }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -38,6 +38,9 @@ pub struct S3Options {
     /// A connection that is not established by then has failed.
     #[serde(with = "human")]
     pub connect_timeout: Duration,
+    /// Leaves `If-None-Match` out of PUTs, for stores that refuse it; set by `store.fencing = "unsafe"` and no key of its own.
+    #[serde(skip)]
+    pub unconditional: bool,
     /// A request has failed if for this long neither side has sent anything.
     #[serde(with = "human")]
     pub stall_timeout: Duration,
@@ -62,6 +65,7 @@ impl Default for S3Options {
             sign_payload: false,
             delete_versions: false,
             connect_timeout: Duration::from_secs(5),
+            unconditional: false,
             stall_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(300),
             idle_connections_max: 64,

@@ -10,6 +10,7 @@ use super::{Inner, Objects, ReadError, corrupt};
 use crate::cache::flight::Flight;
 use crate::codec::seal::Salt;
 use crate::map::{Page, PageIndex, PageRef};
+use crate::store::Key;
 use crate::volume::root;
 
 /// The pages that one GET brought, or why not.
@@ -66,15 +67,12 @@ impl Objects {
 
 impl Inner {
     async fn bring_pages(self: Arc<Self>, get: PageGet, salt: Salt) -> BroughtPages {
-        match self.bring_pages_once(&get, &salt).await {
-            Err(ReadError::Corrupt { .. }) => self.bring_pages_once(&get, &salt).await,
-            brought => brought,
-        }
+        let Some((_, first)) = get.pages.first() else { return Ok(Arc::default()) };
+        let own = self.keys.checkpoint(first.checkpoint);
+        self.try_places(&own, |key| self.bring_pages_once(key, &get, &salt)).await
     }
 
-    async fn bring_pages_once(&self, get: &PageGet, salt: &Salt) -> BroughtPages {
-        let Some((_, first)) = get.pages.first() else { return Ok(Arc::default()) };
-        let key = self.keys.checkpoint(first.checkpoint);
+    async fn bring_pages_once(&self, key: Key, get: &PageGet, salt: &Salt) -> BroughtPages {
         let bytes = self.read(&key, get.range.clone()).await?;
         let mut opened = HashMap::with_capacity(get.pages.len());
         for &(index, at) in &get.pages {

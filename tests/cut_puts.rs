@@ -1,0 +1,306 @@
+//! A store that keeps the first part of a PUT whose connection broke: whichever PUT that is, nothing half counts as the
+//! whole, nothing that was promised is lost, and the volume goes on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::device::Device;
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::faults::{Counted, FaultOptions, Faults, FaultyStore, Trap};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::retry::{RetryOptions, RetryStore};
+use ashlar::store::{Key, Store};
+use ashlar::volume::{
+    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+};
+use bytes::Bytes;
+
+const SIZE: u64 = 8 << 20;
+const LEN: u32 = 300 << 10;
+
+/// A store that outlives servers, and the disk of one of them.
+struct World {
+    memory: MemoryStore,
+    disk: CrashDisk,
+    name: VolumeName,
+    seed: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let name = VolumeName::new("v").unwrap();
+        World { memory: MemoryStore::new(), disk: CrashDisk::new(seed), name, seed }
+    }
+
+    fn tower(&self) -> (Arc<dyn Store>, Faults) {
+        let faulty =
+            FaultyStore::new(Arc::new(self.memory.clone()), FaultOptions::default(), Random::seeded(self.seed));
+        let faults = faulty.faults();
+        (Arc::new(RetryStore::new(Arc::new(faulty), RetryOptions::default(), Random::seeded(1))), faults)
+    }
+
+    async fn create(&self, store: &Arc<dyn Store>) -> Result<(), VolumeError> {
+        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        let random = Random::seeded(self.seed);
+        volume::create(&**store, &random, &Clock::Manual(Arc::default()), &self.name, options).await.map(drop)
+    }
+
+    async fn open(&self, store: Arc<dyn Store>, disk: &CrashDisk, takeover: bool) -> Result<Arc<Volume>, VolumeError> {
+        self.open_with(store, disk, takeover, options()).await
+    }
+
+    async fn open_with(
+        &self,
+        store: Arc<dyn Store>,
+        disk: &CrashDisk,
+        takeover: bool,
+        options: Options,
+    ) -> Result<Arc<Volume>, VolumeError> {
+        let outside = Outside {
+            store,
+            disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
+            cache: Arc::new(BlockCache::in_memory(0)),
+            budget: ashlar::volume::Budget::default(),
+            clock: Clock::Manual(Arc::default()),
+            random: Random::system(),
+            workers: Workers::Inline,
+            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            secrets: Secrets::default(),
+            witness: Witness::default(),
+        };
+        let flags = OpenFlags { takeover, ..OpenFlags::default() };
+        Volume::open(outside, &self.name, options, journal::Options::default(), flags).await
+    }
+
+    /// Nothing in the store is wrong, every frame of it.
+    async fn check(&self, when: &str) -> ashlar::check::Report {
+        let store: Arc<dyn Store> = Arc::new(self.memory.clone());
+        let report = ashlar::check::check(&store, &self.name, true, &|_, _| {}, &Secrets::default()).await.unwrap();
+        assert!(report.is_clean(), "{when}: {:#?}", report.problems);
+        report
+    }
+
+    /// Another server finds what was flushed.
+    async fn elsewhere(&self, takeover: bool, when: &str) {
+        let volume = self.open(Arc::new(self.memory.clone()), &CrashDisk::new(9), takeover).await;
+        let volume = volume.unwrap_or_else(|error| panic!("{when}: {error}"));
+        for n in 0..3 {
+            assert_eq!(read(&volume, n).await, pattern(n), "{when}, write {n}");
+        }
+        volume.close().await.unwrap();
+        self.check(when).await;
+    }
+}
+
+fn options() -> Options {
+    // Several segments under way, and a checkpoint after the first of them.
+    Options { segment_size: 64 << 10, checkpoint_bytes: 100 << 10, ..Options::default() }
+}
+
+fn pattern(n: u64) -> Bytes {
+    let mut data = vec![0; LEN as usize];
+    blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut data);
+    data.into()
+}
+
+async fn read(volume: &Volume, n: u64) -> Bytes {
+    volume.read(n << 20, LEN).await.unwrap().concat().into()
+}
+
+/// What one server does with a new volume.
+async fn session(world: &World, store: Arc<dyn Store>) {
+    world.create(&store).await.unwrap();
+    let volume = world.open(store, &world.disk, false).await.unwrap();
+    for n in 0..3 {
+        volume.write(n << 20, pattern(n), false).await.unwrap();
+        volume.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for n in 0..3 {
+        assert_eq!(read(&volume, n).await, pattern(n), "write {n}, by the one who wrote it");
+    }
+    volume.close().await.unwrap();
+}
+
+/// How many mutations a session has.
+async fn mutations() -> u64 {
+    let world = World::new(0);
+    let (store, faults) = world.tower();
+    session(&world, store).await;
+    faults.mutations()
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_put_is_cut_in_the_middle_the_server_goes_on_and_another_finds_everything() {
+    let all = mutations().await;
+    assert!(all > 12, "a description, a fence, segments, checkpoints, a close: {all}");
+    for k in 1..=all {
+        for seed in 0..4 {
+            let world = World::new(seed);
+            let (store, faults) = world.tower();
+            faults.set_trap(Counted::Mutations, k, Trap::KeepHalf);
+            session(&world, store).await;
+            let when = format!("mutation {k} cut, seed {seed}");
+            world.check(&when).await;
+            world.elsewhere(false, &when).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_put_may_be_cut_in_the_middle_twice() {
+    for seed in 0..4 {
+        let world = World::new(seed);
+        let (store, faults) = world.tower();
+        (0..200).filter(|k| k % 3 != 0).for_each(|k| faults.set_trap(Counted::Mutations, k, Trap::KeepHalf));
+        session(&world, store).await;
+        world.check("all cut").await;
+        world.elsewhere(false, "all cut").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_with_a_put_cut_in_the_middle_comes_back_and_so_does_another() {
+    let all = mutations().await;
+    for k in 2..=all {
+        for (seed, same) in [(0, true), (1, false), (2, true), (3, false)] {
+            let when = format!("died at mutation {k}, seed {seed}");
+            let world = World::new(seed);
+            let (store, faults) = world.tower();
+            faults.set_trap(Counted::Mutations, k, Trap::CutHalf);
+            let flushed = tokio::select! {
+                biased;
+                () = faults.isolated() => false,
+                () = session(&world, store) => true,
+            };
+            world.check(&when).await;
+            if flushed || world.memory.object_count() < 2 {
+                continue; // the last one deletes
+            }
+            let disk = if same { world.disk.kill() } else { CrashDisk::new(8) };
+            let volume = world.open(Arc::new(world.memory.clone()), &disk, !same).await;
+            let volume = volume.unwrap_or_else(|error| panic!("{when}: {error}"));
+            for n in 0..3 {
+                let found = read(&volume, n).await;
+                let is_prefix = found == pattern(n) || found.iter().all(|byte| *byte == 0) || !same;
+                assert!(is_prefix, "{when}: write {n} is there or not");
+                volume.write(n << 20, pattern(n), true).await.unwrap();
+            }
+            volume.close().await.unwrap();
+            world.check(&when).await;
+            world.elsewhere(false, &when).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_lands_beside_a_torn_segment_stops_the_server_that_tore_it() {
+    let world = World::new(2);
+    let (store, faults) = world.tower();
+    world.create(&store).await.unwrap();
+    let volume = world.open(store, &world.disk, false).await.unwrap();
+    volume.write(0, pattern(0), true).await.unwrap();
+    faults.set_trap(Counted::Mutations, faults.mutations() + 1, Trap::KeepHalf);
+    let (torn_at, writer) = (faults.mutations() + 1, volume.clone());
+    let writing = tokio::spawn(async move { writer.write(1 << 20, pattern(1), true).await });
+    while faults.mutations() < torn_at {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    faults.set_options(FaultOptions { refuse: 1000, ..FaultOptions::default() });
+    let other = world.open(Arc::new(world.memory.clone()), &CrashDisk::new(9), true).await.unwrap();
+    let keys: Vec<String> = world.memory.objects().into_iter().map(|(key, _)| key.to_string()).collect();
+    assert!(keys.iter().any(|key| key.ends_with(".1")), "the fence stands beside what is torn: {keys:?}");
+    faults.set_options(FaultOptions::default());
+    let error = writing.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("was taken over by server one"), "{error}");
+    assert_eq!(read(&other, 0).await, pattern(0));
+    assert!(read(&other, 1).await.iter().all(|byte| *byte == 0), "what was never acknowledged is not there");
+    other.write(1 << 20, pattern(2), true).await.unwrap();
+    other.close().await.unwrap();
+    drop(volume);
+    world.check("after the takeover").await;
+}
+
+/// The segments in the store, in the order of the log.
+fn segments(world: &World) -> Vec<(Key, Bytes)> {
+    let mut all = world.memory.objects();
+    all.retain(|(key, _)| key.as_str().contains("/segments/"));
+    all.sort_by_key(|(key, _)| key.as_str().rsplit('/').next().unwrap().to_owned());
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_was_committed_and_is_cut_later_is_damage_and_not_the_end_of_the_log() {
+    for (left, opens) in [(2, true), (3000, false)] {
+        let world = World::new(2);
+        let store: Arc<dyn Store> = Arc::new(world.memory.clone());
+        world.create(&store).await.unwrap();
+        let options = Options { upload_window: 1, checkpoint_bytes: 1 << 40, ..options() };
+        let volume = world.open_with(store.clone(), &world.disk, false, options.clone()).await.unwrap();
+        for n in 0..3 {
+            volume.write(n << 20, pattern(n).slice(..64 << 10), true).await.unwrap();
+        }
+        drop(volume);
+        // The fence, and three segments; of the second a bit, or most, is missing.
+        let (key, whole) = segments(&world)[2].clone();
+        world.memory.replace(&key, whole.slice(..whole.len() / left));
+        let opened = world.open_with(store.clone(), &world.disk.kill(), false, options).await;
+        match opened {
+            Ok(volume) => {
+                assert!(opens, "half of its head is not there");
+                for n in [0, 2] {
+                    assert_eq!(volume.read(n << 20, 64 << 10).await.unwrap().concat(), pattern(n)[..64 << 10]);
+                }
+                volume.read(1 << 20, 64 << 10).await.unwrap_err();
+            }
+            Err(error) => {
+                assert!(!opens, "{error}");
+                assert!(error.to_string().contains("it was whole once: the log goes on after it"), "{error}");
+            }
+        }
+        let report = ashlar::check::check(&store, &world.name, true, &|_, _| {}, &Secrets::default()).await.unwrap();
+        assert_eq!(report.problems.len(), 1, "{report:?}");
+        assert_eq!(report.problems[0].object, key.to_string());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_was_whole_and_is_cut_later_is_damage() {
+    let world = World::new(2);
+    let (store, _) = world.tower();
+    session(&world, store).await;
+    let checkpoints = world.memory.objects().into_iter().filter(|(key, _)| key.as_str().contains("/checkpoints/"));
+    let (key, whole) = checkpoints.last().unwrap();
+    world.memory.replace(&key, whole.slice(..whole.len() / 2));
+    let error = world.open(Arc::new(world.memory.clone()), &CrashDisk::new(9), true).await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains(key.as_str()) && said.contains("it was whole once and is damaged"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_description_of_which_only_parts_came_is_no_volume_and_can_be_created_again() {
+    let world = World::new(2);
+    let (store, faults) = world.tower();
+    faults.set_trap(Counted::Mutations, 1, Trap::CutHalf);
+    tokio::select! {
+        biased;
+        () = faults.isolated() => {}
+        _ = world.create(&store) => panic!("it was cut off"),
+    }
+    let (store, _) = world.tower();
+    assert_eq!(volume::names(&store).await.unwrap(), []);
+    let error = world.open(store.clone(), &world.disk, false).await.unwrap_err().to_string();
+    assert!(error.contains("create it again"), "{error}");
+    world.create(&store).await.unwrap();
+    assert_eq!(volume::names(&store).await.unwrap(), [world.name.clone()]);
+    let again = world.create(&store).await.unwrap_err();
+    assert!(matches!(again, VolumeError::AlreadyExists { .. }), "{again}");
+    world.open(store, &world.disk, false).await.unwrap().close().await.unwrap();
+}
