@@ -166,11 +166,18 @@ fn listening(server: &Server, host_name: String) -> Listening {
 /// Volumes whose lines are printed; further ones are counted.
 const SHOWN: usize = 8;
 
+/// What `-b` means: partition tables and filesystems count in it.
+const SECTORS: &str = "-b is the disk's sector size: give the same for the life of what is on the disk. An image that was \
+                       partitioned elsewhere (a cloud image, a virtual machine's disk) needs -b 512.";
+
 /// What somebody needs who wants to attach a volume.
 fn welcome(config: &Effective, store: &str, listening: &Listening, volumes: &[Description]) -> String {
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
+    if !volumes.is_empty() {
+        lines.push(format!("\n{SECTORS}"));
+    }
     for (device, Description { meta, .. }) in volumes.iter().take(SHOWN).enumerate() {
         let encrypted = if meta.encryption.is_some() { ", encrypted" } else { "" };
         lines.push(format!("\nvolume {}, {}{encrypted}", meta.name, exact_bytes(meta.size)));

@@ -21,6 +21,8 @@ fn without_any_configuration_there_is_a_first_volume_and_the_lines_to_attach_it(
     let port = welcome.lines().find_map(|line| line.strip_prefix("listening on 127.0.0.1:")).unwrap();
     let expected = format!(
         "store {url}\nstate ./ashlar-state\nlistening on 127.0.0.1:{port}\nlistening on {socket}\n\n\
+         -b is the disk's sector size: give the same for the life of what is on the disk. An image that was partitioned \
+         elsewhere (a cloud image, a virtual machine's disk) needs -b 512.\n\n\
          volume disk0, 10 GiB\n  \
          nbd-client 127.0.0.1 {port} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
          nbd-client -unix {socket} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
