@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use super::exports::VolumeExports;
+use super::logging::{self, LogStatus};
 use super::store_volumes::StoreVolumes;
 use crate::cache::{self, BlockCache};
 use crate::volume::{Status, VolumeName};
@@ -47,6 +48,8 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its store.
     pub store: String,
+    /// Its log.
+    pub log: LogStatus,
     /// Its cache.
     pub cache: cache::Status,
     /// The open volumes, by name.
@@ -133,7 +136,8 @@ fn status(store: &str, cache: &BlockCache, exports: &VolumeExports<StoreVolumes>
     let volumes = exports.open_volumes().into_iter();
     let mut volumes: Vec<_> = volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    ServerStatus { pid: std::process::id(), store: store.to_owned(), cache: cache.status(), volumes }
+    let (store, log) = (store.to_owned(), logging::status());
+    ServerStatus { pid: std::process::id(), store, log, cache: cache.status(), volumes }
 }
 
 /// Asks the server that has the state directory for its status.

@@ -49,7 +49,10 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if args.json {
         return output::json(&status);
     }
-    let head = format!("server {} on {}\n{}", status.pid, status.store, describe_cache(&status.cache));
+    let mut head = format!("server {} on {}\n{}", status.pid, status.store, describe_cache(&status.cache));
+    if status.log.lines_dropped > 0 {
+        head += &format!("\n{} lines of the log could not be written, and were dropped", status.log.lines_dropped);
+    }
     let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
     output::text([head].into_iter().chain(none).chain(volumes).collect::<Vec<_>>().join("\n\n"))

@@ -7,3 +7,5 @@ mod program;
 mod refusals;
 mod encryption;
 mod serving;
+mod looking_on;
+mod signals;
