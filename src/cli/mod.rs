@@ -24,6 +24,7 @@ mod list;
 mod info;
 mod status;
 mod control;
+mod evict;
 mod warm;
 mod check;
 mod set;
@@ -117,6 +118,7 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Evict(evict::Args),
     Warm(warm::Args),
     Check(check::Args),
     Set(set::Args),
@@ -147,6 +149,7 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Evict(args) => evict::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Set(args) => set::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),

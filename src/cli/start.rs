@@ -10,7 +10,7 @@ use futures::stream;
 use tracing::{info, warn};
 
 use super::attach::Listening;
-use super::control;
+use super::control::{self, Insight};
 use super::exports::VolumeExports;
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
@@ -69,7 +69,12 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
     match control::listen(&config.state) {
-        Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), blocks, exports.clone()))),
+        Ok(listener) => {
+            let (exports, server) = (exports.clone(), Arc::clone(&server));
+            let insight =
+                Insight { store: store.url(), cache: blocks, exports, server, clock: outside::real().0 };
+            drop(tokio::spawn(control::serve(listener, insight)));
+        }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
     let welcome = welcome(config, &store.url(), &listening(&server, host_name), &described);

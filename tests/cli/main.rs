@@ -9,3 +9,4 @@ mod encryption;
 mod serving;
 mod looking_on;
 mod signals;
+mod operating;
