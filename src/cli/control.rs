@@ -16,10 +16,12 @@ use tracing::warn;
 use super::exports::VolumeExports;
 use super::logging::{self, LogStatus};
 use super::store_volumes::StoreVolumes;
+use super::trouble::StoreTrouble;
 use crate::cache::{self, BlockCache};
 use crate::nbd::{ClientInfo, Server};
 use crate::outside::Clock;
-use crate::volume::{Status, VolumeName};
+use crate::store::health::{Health, Trouble};
+use crate::volume::{Status, Volume, VolumeName};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "control.sock";
@@ -60,6 +62,8 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its store.
     pub store: String,
+    /// What is wrong with its store, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
     /// Its log.
     pub log: LogStatus,
     /// Its cache.
@@ -75,6 +79,8 @@ pub struct ServerStatus {
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
+    /// What is wrong with the store as far as this volume knows, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
     /// What it is doing.
     #[serde(flatten)]
     pub status: Status,
@@ -101,6 +107,8 @@ pub struct ClientStatus {
 pub struct Insight {
     /// Its store.
     pub store: String,
+    /// What fails there.
+    pub health: Health,
     /// Its cache.
     pub cache: Arc<BlockCache>,
     /// Its volumes.
@@ -172,17 +180,28 @@ async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
 
 impl Insight {
     fn status(&self) -> ServerStatus {
-        let open = self.exports.open_volumes().into_iter();
-        let mut volumes: Vec<_> = open.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
+        let open = self.exports.open_volumes();
+        let troubles = open.iter().map(|(_, volume)| volume.trouble());
+        let worst = troubles.fold(self.health.trouble(), Trouble::worst);
+        let mut volumes: Vec<_> = open.iter().map(|(name, volume)| self.volume(name, volume)).collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let waiting = volumes.iter().map(|volume| volume.status.flushes_waiting).sum();
         ServerStatus {
             pid: std::process::id(),
             store: self.store.clone(),
+            store_trouble: worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock)),
             log: logging::status(),
             cache: self.cache.status(),
             clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
             volumes,
         }
+    }
+
+    fn volume(&self, name: &str, volume: &Volume) -> VolumeStatus {
+        let status = volume.status();
+        let worst = Trouble::worst(self.health.trouble(), volume.trouble());
+        let store_trouble = worst.map(|trouble| StoreTrouble::new(&trouble, status.flushes_waiting, &self.clock));
+        VolumeStatus { name: name.to_owned(), store_trouble, status }
     }
 
     fn client(&self, client: ClientInfo) -> ClientStatus {

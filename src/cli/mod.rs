@@ -23,6 +23,7 @@ mod create;
 mod list;
 mod info;
 mod status;
+mod trouble;
 mod control;
 mod evict;
 mod warm;

@@ -21,7 +21,7 @@ use crate::human::exact_bytes;
 use crate::nbd::{ListenAddr, Server};
 use crate::outside::Random;
 use crate::store::Store;
-use crate::store::open::Access;
+use crate::store::open::{Access, Opened};
 use crate::volume::description::Description;
 use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, VolumeError, VolumeName};
 
@@ -41,7 +41,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let addresses = addresses(config).await?;
     let random = Random::system();
     let state = State::take(config, &random).await?;
-    let store = outside::open_store(config, Access::Write).await?.store;
+    let Opened { store, health, .. } = outside::open_store(config, Access::Write).await?;
     let names = match wanted.is_empty() {
         true => all_volumes(config, &store, &random).await?,
         false => wanted.clone(),
@@ -72,7 +72,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         Ok(listener) => {
             let (exports, server) = (exports.clone(), Arc::clone(&server));
             let insight =
-                Insight { store: store.url(), cache: blocks, exports, server, clock: outside::real().0 };
+                Insight { store: store.url(), health, cache: blocks, exports, server, clock: outside::real().0 };
             drop(tokio::spawn(control::serve(listener, insight)));
         }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),

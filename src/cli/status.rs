@@ -12,8 +12,8 @@ use crate::human::about_bytes;
 use crate::volume::account::price;
 use crate::volume::{Account, VolumeName};
 
-/// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, and the clients
-/// that are attached.
+/// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
+/// are attached, and what is wrong with the store.
 ///
 /// Costs are estimates at the list prices of S3 Standard: what the store really bills depends on the store.
 #[derive(Debug, clap::Args)]
@@ -65,6 +65,7 @@ pub fn no_answer(config: &Effective, error: &io::Error) -> Failure {
 
 fn head(status: &ServerStatus) -> String {
     let mut lines = vec![format!("server {} on {}", status.pid, status.store)];
+    lines.extend(status.store_trouble.as_ref().map(|trouble| trouble.sentence.clone()));
     lines.push(describe_cache(&status.cache));
     if status.log.lines_dropped > 0 {
         lines.push(format!("{} lines of the log could not be written, and were dropped", status.log.lines_dropped));
@@ -102,7 +103,7 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, status } = volume;
+    let VolumeStatus { name, store_trouble, status } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("size", about_bytes(status.size)),
@@ -124,6 +125,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation)),
         ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
     ];
+    if status.flushes_waiting > 0 {
+        lines.push(("flushes waiting", status.flushes_waiting.to_string()));
+    }
+    lines.extend(store_trouble.as_ref().map(|trouble| ("store", trouble.sentence.clone())));
     if status.retired_bytes > 0 {
         let left = about_bytes(status.retired_bytes);
         lines.push(("key rotation", format!("{left} are still sealed with an older data key")));
