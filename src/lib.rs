@@ -1,6 +1,8 @@
 //! ashlar turns object storage into block devices: volumes whose data lives in a log of immutable objects, served
 //! over NBD. `ARCHITECTURE.md` is the map; modules stand here in the order that a newcomer should read them.
 
+// A standard output or error that fails must not panic, see [`cli`].
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods))]
 
 pub mod units;

@@ -2,6 +2,8 @@
 //! run. The object store and the local disk are doors of their own ([`crate::store::Store`], [`crate::disk::Disk`]);
 //! monotonic time is `tokio::time`, which a test can pause.
 
+pub mod panics;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -360,7 +360,7 @@ async fn a_put_that_is_begun_and_broken_off_leaves_nothing_on_a_good_store() {
     let found = probe(&store, &store, &Random::seeded(1)).await.unwrap();
     assert!(found.is_good() && found.cut_put == CutPut::Nothing, "{found:?}");
     assert_eq!(memory.object_count(), 0);
-    assert!(server.count("PUT") >= 2 + 256 + 1, "the race, and the one that breaks off");
+    assert!(server.count("PUT") > 2 + 256, "the race, and the one that breaks off");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::failure::{Failure, Outcome};
 use super::outside::{Cache, State};
 use super::store_volumes::StoreVolumes;
-use super::{output, outside, runtime, secrets};
+use super::{logging, output, outside, runtime, secrets};
 use crate::check::{self, Report};
 use crate::config::Effective;
 use crate::human::about_bytes;
@@ -94,12 +94,12 @@ async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
     volume.close().await.map_err(Failure::failed)?;
     let swept = swept.map_err(Failure::failed)?;
     for key in &swept.removed {
-        eprintln!("removed {key}: nothing needs it");
+        logging::say(&format!("removed {key}: nothing needs it"));
     }
     for key in &swept.left {
-        eprintln!("left alone {key}: nothing needs it, but it is not ours or cannot be read");
+        logging::say(&format!("left alone {key}: nothing needs it, but it is not ours or cannot be read"));
     }
-    eprintln!("{name}: {} objects removed", swept.removed.len());
+    logging::say(&format!("{name}: {} objects removed", swept.removed.len()));
     Ok(())
 }
 

@@ -14,9 +14,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use super::exports::VolumeExports;
+use super::logging::{self, LogStatus};
 use super::store_volumes::StoreVolumes;
+use super::trouble::StoreTrouble;
 use crate::cache::{self, BlockCache};
-use crate::volume::{Status, VolumeName};
+use crate::nbd::{ClientInfo, Server};
+use crate::outside::Clock;
+use crate::store::health::{Health, Trouble};
+use crate::volume::{Status, Volume, VolumeName};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "control.sock";
@@ -33,12 +38,22 @@ const REQUEST_MAX: u64 = 4096;
 pub enum Request {
     /// The status of every open volume: a [`ServerStatus`].
     Status,
+    /// End the connections of a volume's clients: an [`Evicted`].
+    Evict {
+        /// The volume.
+        export: String,
+        /// Only those of this address, with or without its port.
+        address: Option<String>,
+    },
     /// Take over what is new in the description of this volume; it is opened if it is not open. A [`Reloaded`].
     Reload(String),
 }
 
 /// The answer to [`Request::Reload`]: null, or why it was not done.
 type Reloaded = Option<String>;
+
+/// The answer to [`Request::Evict`]: the addresses of the clients whose connections end.
+pub type Evicted = Vec<String>;
 
 /// What a server answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,8 +62,14 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its store.
     pub store: String,
+    /// What is wrong with its store, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
+    /// Its log.
+    pub log: LogStatus,
     /// Its cache.
     pub cache: cache::Status,
+    /// The clients that are attached, by volume.
+    pub clients: Vec<ClientStatus>,
     /// The open volumes, by name.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -58,9 +79,44 @@ pub struct ServerStatus {
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
+    /// What is wrong with the store as far as this volume knows, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
     /// What it is doing.
     #[serde(flatten)]
     pub status: Status,
+}
+
+/// One client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// The volume that it uses.
+    pub export: String,
+    /// Where it comes from: address and port, or the user and process at the far end of a Unix socket.
+    pub address: String,
+    /// When it was attached, in milliseconds since 1970.
+    pub since_unix_millis: u64,
+    /// Requests that were taken from it.
+    pub requests: u64,
+    /// Of those, requests that are not answered, or whose reply it has not fetched.
+    pub requests_in_flight: u64,
+    /// Bytes of payload and read data that are held for it.
+    pub bytes_in_flight: u64,
+}
+
+/// What a server knows of itself, to answer from.
+pub struct Insight {
+    /// Its store.
+    pub store: String,
+    /// What fails there.
+    pub health: Health,
+    /// Its cache.
+    pub cache: Arc<BlockCache>,
+    /// Its volumes.
+    pub exports: VolumeExports<StoreVolumes>,
+    /// Its clients.
+    pub server: Arc<Server>,
+    /// Its clock.
+    pub clock: Clock,
 }
 
 /// Where the socket is.
@@ -83,16 +139,11 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers, one after the other, until the task is dropped.
-pub async fn serve(
-    listener: UnixListener,
-    store: String,
-    cache: Arc<BlockCache>,
-    exports: VolumeExports<StoreVolumes>,
-) {
+pub async fn serve(listener: UnixListener, insight: Insight) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answered = tokio::time::timeout(RELOAD_PATIENCE, answer(stream, &store, &cache, &exports)).await;
+                let answered = tokio::time::timeout(RELOAD_PATIENCE, answer(stream, &insight)).await;
                 if let Ok(Err(error)) = answered {
                     warn!("somebody asked for something and left: {error}");
                 }
@@ -105,17 +156,15 @@ pub async fn serve(
     }
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    store: &str,
-    cache: &BlockCache,
-    exports: &VolumeExports<StoreVolumes>,
-) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, insight: &Insight) -> io::Result<()> {
     let mut line = Vec::new();
-    BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await?;
+    let read = async { BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await };
+    // Whoever connects and says nothing must not keep the others waiting for long.
+    tokio::time::timeout(PATIENCE, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let answer = match serde_json::from_slice(&line)? {
-        Request::Status => serde_json::to_vec(&status(store, cache, exports))?,
-        Request::Reload(name) => serde_json::to_vec(&reload(&name, exports).await)?,
+        Request::Status => serde_json::to_vec(&insight.status())?,
+        Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
+        Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
     stream.shutdown().await
@@ -129,11 +178,51 @@ async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
     volume.reload().await.err().map(|error| error.to_string())
 }
 
-fn status(store: &str, cache: &BlockCache, exports: &VolumeExports<StoreVolumes>) -> ServerStatus {
-    let volumes = exports.open_volumes().into_iter();
-    let mut volumes: Vec<_> = volumes.map(|(name, volume)| VolumeStatus { name, status: volume.status() }).collect();
-    volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    ServerStatus { pid: std::process::id(), store: store.to_owned(), cache: cache.status(), volumes }
+impl Insight {
+    fn status(&self) -> ServerStatus {
+        let open = self.exports.open_volumes();
+        let troubles = open.iter().map(|(_, volume)| volume.trouble());
+        let worst = troubles.fold(self.health.trouble(), Trouble::worst);
+        let mut volumes: Vec<_> = open.iter().map(|(name, volume)| self.volume(name, volume)).collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let waiting = volumes.iter().map(|volume| volume.status.flushes_waiting).sum();
+        ServerStatus {
+            pid: std::process::id(),
+            store: self.store.clone(),
+            store_trouble: worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock)),
+            log: logging::status(),
+            cache: self.cache.status(),
+            clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
+            volumes,
+        }
+    }
+
+    fn volume(&self, name: &str, volume: &Volume) -> VolumeStatus {
+        let status = volume.status();
+        let worst = Trouble::worst(self.health.trouble(), volume.trouble());
+        let store_trouble = worst.map(|trouble| StoreTrouble::new(&trouble, status.flushes_waiting, &self.clock));
+        VolumeStatus { name: name.to_owned(), store_trouble, status }
+    }
+
+    fn client(&self, client: ClientInfo) -> ClientStatus {
+        let ClientInfo { address, export, attached_for, requests, requests_in_flight, bytes_in_flight } = client;
+        let since_unix_millis = self.clock.unix_millis().saturating_sub(attached_for.as_millis() as u64);
+        ClientStatus { export, address, since_unix_millis, requests, requests_in_flight, bytes_in_flight }
+    }
+
+    fn evict(&self, export: &str, address: Option<&str>) -> Evicted {
+        let evicted = self.server.evict(export, address);
+        for address in &evicted {
+            warn!(export, address, "evicting a client, as it was asked for");
+        }
+        evicted
+    }
+}
+
+/// Has the server that has the state directory evict clients.
+pub async fn evict(state: &Path, export: &VolumeName, address: Option<&str>) -> io::Result<Evicted> {
+    let request = Request::Evict { export: export.to_string(), address: address.map(str::to_owned) };
+    self::request(state, &request, PATIENCE).await
 }
 
 /// Asks the server that has the state directory for its status.

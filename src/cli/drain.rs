@@ -9,6 +9,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::info;
 
 use super::exports::{VolumeExports, Volumes};
+use super::logging;
 use crate::human::about_bytes;
 
 /// How often the bar moves.
@@ -22,18 +23,23 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 pub async fn close_all<V: Volumes>(exports: &VolumeExports<V>, bars: &MultiProgress) -> Vec<(String, String)> {
     let left = || exports.dirty_bytes().iter().map(|(_, bytes)| bytes).sum::<u64>();
     let total = left();
-    let bar = bars.add(bar(total));
+    let bar = bar(total);
+    let (shown, theirs) = (bar.clone(), bars.clone());
+    logging::draw(move || drop(theirs.add(shown)));
     let (mut bar_ticks, mut log_ticks) = (ticks(BAR_EVERY), ticks(LOG_EVERY));
     let close = exports.close();
     tokio::pin!(close);
     let problems = loop {
         tokio::select! {
             problems = &mut close => break problems,
-            _ = bar_ticks.tick() => bar.set_position(total.saturating_sub(left())),
+            _ = bar_ticks.tick() => {
+                let (bar, done) = (bar.clone(), total.saturating_sub(left()));
+                logging::draw(move || bar.set_position(done));
+            }
             _ = log_ticks.tick() => say_what_is_left(left()),
         }
     };
-    bar.finish_and_clear();
+    logging::draw(move || bar.finish_and_clear());
     problems
 }
 

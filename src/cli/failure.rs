@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::logging;
 use crate::config::ConfigError;
 use crate::volume::VolumeError;
 
@@ -39,8 +40,9 @@ impl Failure {
     /// Says what there is to say, and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if let Failure::Failed(words) | Failure::Usage(words) | Failure::Locked(words) = self {
-            eprintln!("ashlar: {words}");
+            logging::say_last(&format!("ashlar: {words}"));
         }
+        logging::finish();
         ExitCode::from(match self {
             Failure::Failed(_) | Failure::NobodyReads => 1,
             Failure::Usage(_) => 2,

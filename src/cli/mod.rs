@@ -23,7 +23,9 @@ mod create;
 mod list;
 mod info;
 mod status;
+mod trouble;
 mod control;
+mod evict;
 mod warm;
 mod check;
 mod set;
@@ -42,13 +44,17 @@ mod logging;
 mod failure;
 
 use failure::{Failure, Outcome};
+use logging::Speaker;
 
 /// Runs the command that the arguments name, and returns the exit code.
 pub fn run() -> ExitCode {
     // clap prints usage errors by itself and exits with 2.
     let cli = Cli::parse();
     match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::finish();
+            ExitCode::SUCCESS
+        }
         Err(failure) => failure.report(),
     }
 }
@@ -97,6 +103,7 @@ Exit codes:
   2    wrong usage or configuration
   3    check found damage
   4    the volume is encrypted, and the key is missing or wrong
+  70   a part of the server failed, which is a bug; the journal keeps what is not in the store
   130  serve was told twice to stop and left at once; the journal keeps what is not in the store
 
 Examples:
@@ -113,6 +120,7 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Evict(evict::Args),
     Warm(warm::Args),
     Check(check::Args),
     Set(set::Args),
@@ -122,18 +130,28 @@ enum Command {
     Config(config_command::Args),
 }
 
+impl Command {
+    fn speaker(&self) -> Speaker {
+        match self {
+            Command::Serve(_) => Speaker::Service,
+            _ => Speaker::Command,
+        }
+    }
+}
+
 impl Cli {
     fn run(self) -> Outcome {
         let flags = self.flags();
         let config = effective(self.config, flags)?;
         let bars = MultiProgress::new();
-        logging::start(&config, &bars)?;
+        logging::start(&config, &bars, self.command.speaker())?;
         match self.command {
             Command::Serve(args) => serve::run(&args, &config, &bars),
             Command::Create(args) => create::run(&args, &config),
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Evict(args) => evict::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Set(args) => set::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),

@@ -1,9 +1,12 @@
 //! `ashlar serve`: volumes over NBD, until a signal.
 //!
-//! Start: see [`super::start`]. Stop, at SIGTERM or SIGINT: accept no more, finish what is in flight, bring everything into the store, end. A second
-//! signal ends at once; the journal keeps the rest, and the next start on this host goes on from there.
+//! Start: see [`super::start`]. Stop, at SIGTERM, SIGINT, SIGQUIT or SIGHUP: accept no more, finish what is in flight, bring
+//! everything into the store, end. A second signal ends at once; the journal keeps the rest, and the next start on this host
+//! goes on from there. A task that panics ends the process, see [`crate::outside::panics`].
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use indicatif::MultiProgress;
 use sd_notify::NotifyState;
@@ -12,9 +15,10 @@ use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
 use super::start::{Running, start};
-use super::{drain, output, runtime};
+use super::{drain, logging, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::about_bytes;
+use crate::outside::panics;
 use crate::volume::{OpenFlags, VolumeName};
 
 /// Serves volumes over NBD until SIGTERM or Ctrl-C.
@@ -25,8 +29,9 @@ use crate::volume::{OpenFlags, VolumeName};
 /// With no VOLUME named, every volume of the store can be had, also one that is created later; it is opened when a
 /// client first asks for it. Volumes that are named are opened at once.
 ///
-/// The first SIGTERM or Ctrl-C brings everything into the store before the server ends; a second one ends it at once,
-/// and the journal in the state directory keeps what is not in the store.
+/// The first SIGTERM, Ctrl-C, SIGQUIT or SIGHUP (a terminal that closes) brings everything into the store before the server
+/// ends; a second one ends it at once, and the journal in the state directory keeps what is not in the store. SIGHUP reloads
+/// nothing: volumes that are created later are served without it. Under nohup it is ignored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 NBD has no passwords: whoever reaches the address can read and write the volumes.
@@ -90,6 +95,7 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
+    panics::end_the_process(|words| logging::say_last(&format!("ashlar: {words}")));
     let runtime = runtime()?;
     let outcome = runtime.block_on(serve(args, config, bars));
     // Whatever is still under way is given up, so that a second signal does not wait for it.
@@ -101,18 +107,20 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
         started = start(config, args.open_flags()) => started?,
-        () = signals.next() => return Err(Failure::LeftEarly),
+        () = signals.first() => return Err(Failure::LeftEarly),
     };
-    output::text(&running.welcome)?;
+    if let Err(error) = logging::print_aside(running.welcome.clone()) {
+        warn!("the lines that attach the volumes cannot be printed: {error}");
+    }
     notify(&[NotifyState::Ready]);
     let server = Arc::clone(&running.server);
     tokio::spawn(async move { server.run().await });
-    signals.next().await;
+    signals.first().await;
     notify(&[NotifyState::Stopping, drain::more_time()]);
     info!("stopping: bringing everything into the store; a second signal leaves at once");
     tokio::select! {
         outcome = stop(&running, config, bars) => outcome,
-        () = signals.next() => Err(leave_early(&running, config)),
+        () = signals.another() => Err(leave_early(&running, config)),
     }
 }
 
@@ -140,25 +148,50 @@ fn leave_early(running: &Running, config: &Effective) -> Failure {
     Failure::LeftEarly
 }
 
-/// SIGTERM and SIGINT.
+/// The signals that stop a server.
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    /// SIGTERM, SIGINT and SIGQUIT: said twice, they mean at once.
+    stop: Vec<Signal>,
+    /// SIGHUP, unless it was ignored at the start. A terminal that closes may send it twice.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
     fn listen() -> Result<Signals, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::failed);
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let stop = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
+        let hang_up = (!is_ignored(SignalKind::hangup())).then(|| listen(SignalKind::hangup())).transpose()?;
+        Ok(Signals { stop: stop.into_iter().map(listen).collect::<Result<_, _>>()?, hang_up })
     }
 
-    /// Waits for the next of either.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+    /// Waits for the first signal of any kind.
+    async fn first(&mut self) {
+        poll_fn(|context| match poll_any(self.hang_up.as_mut_slice(), context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => poll_any(&mut self.stop, context),
+        })
+        .await;
     }
+
+    /// Waits for one that means at once if it is the second.
+    async fn another(&mut self) {
+        poll_fn(|context| poll_any(&mut self.stop, context)).await;
+    }
+}
+
+fn poll_any(signals: &mut [Signal], context: &mut Context<'_>) -> Poll<()> {
+    match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    }
+}
+
+/// Whether whoever started this process had it ignore a signal, as nohup does with SIGHUP. To listen would undo that.
+fn is_ignored(signal: SignalKind) -> bool {
+    // Where there is no /proc, nothing is known to be ignored.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Tells systemd, if it started this process; without it this does nothing.

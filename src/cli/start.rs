@@ -10,7 +10,7 @@ use futures::stream;
 use tracing::{info, warn};
 
 use super::attach::Listening;
-use super::control;
+use super::control::{self, Insight};
 use super::exports::VolumeExports;
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
@@ -21,7 +21,7 @@ use crate::human::exact_bytes;
 use crate::nbd::{ListenAddr, Server};
 use crate::outside::Random;
 use crate::store::Store;
-use crate::store::open::Access;
+use crate::store::open::{Access, Opened};
 use crate::volume::description::Description;
 use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, VolumeError, VolumeName};
 
@@ -41,7 +41,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let addresses = addresses(config).await?;
     let random = Random::system();
     let state = State::take(config, &random).await?;
-    let store = outside::open_store(config, Access::Write).await?.store;
+    let Opened { store, health, .. } = outside::open_store(config, Access::Write).await?;
     let names = match wanted.is_empty() {
         true => all_volumes(config, &store, &random).await?,
         false => wanted.clone(),
@@ -69,7 +69,12 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
     match control::listen(&config.state) {
-        Ok(listener) => drop(tokio::spawn(control::serve(listener, store.url(), blocks, exports.clone()))),
+        Ok(listener) => {
+            let (exports, server) = (exports.clone(), Arc::clone(&server));
+            let insight =
+                Insight { store: store.url(), health, cache: blocks, exports, server, clock: outside::real().0 };
+            drop(tokio::spawn(control::serve(listener, insight)));
+        }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
     let welcome = welcome(config, &store.url(), &listening(&server, host_name), &described);
@@ -166,11 +171,18 @@ fn listening(server: &Server, host_name: String) -> Listening {
 /// Volumes whose lines are printed; further ones are counted.
 const SHOWN: usize = 8;
 
+/// What `-b` means: partition tables and filesystems count in it.
+const SECTORS: &str = "-b is the disk's sector size: give the same for the life of what is on the disk. An image that was \
+                       partitioned elsewhere (a cloud image, a virtual machine's disk) needs -b 512.";
+
 /// What somebody needs who wants to attach a volume.
 fn welcome(config: &Effective, store: &str, listening: &Listening, volumes: &[Description]) -> String {
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
+    if !volumes.is_empty() {
+        lines.push(format!("\n{SECTORS}"));
+    }
     for (device, Description { meta, .. }) in volumes.iter().take(SHOWN).enumerate() {
         let encrypted = if meta.encryption.is_some() { ", encrypted" } else { "" };
         lines.push(format!("\nvolume {}, {}{encrypted}", meta.name, exact_bytes(meta.size)));

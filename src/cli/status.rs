@@ -2,8 +2,9 @@
 
 use std::io;
 
-use super::control::{self, VolumeStatus};
+use super::control::{self, ClientStatus, ServerStatus, VolumeStatus};
 use super::failure::{Failure, Outcome};
+use super::info::date;
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
@@ -11,7 +12,8 @@ use crate::human::about_bytes;
 use crate::volume::account::price;
 use crate::volume::{Account, VolumeName};
 
-/// Shows what the server of this state directory is doing: its open volumes, their space, and what they cost.
+/// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
+/// are attached, and what is wrong with the store.
 ///
 /// Costs are estimates at the list prices of S3 Standard: what the store really bills depends on the store.
 #[derive(Debug, clap::Args)]
@@ -29,17 +31,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
-    let state = config.state.display();
     let asked = runtime()?.block_on(control::ask(&config.state));
-    let mut status = asked.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::failed(format!(
-            "no server runs on state directory {state}; start one with `ashlar serve`, name another with --state, or see \
-             `ashlar info` for a volume as it is in the store"
-        )),
-        _ => Failure::failed(format!("the server on state directory {state} does not answer: {error}")),
-    })?;
+    let mut status = asked.map_err(|error| no_answer(config, &error))?;
     if let Some(name) = &args.name {
         status.volumes.retain(|volume| volume.name == name.as_str());
+        status.clients.retain(|client| client.export == name.as_str());
         if status.volumes.is_empty() {
             return Err(Failure::failed(format!(
                 "volume {name} is not open on this server; see `ashlar info {name}`, or attach it first"
@@ -49,10 +45,45 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if args.json {
         return output::json(&status);
     }
-    let head = format!("server {} on {}\n{}", status.pid, status.store, describe_cache(&status.cache));
     let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
-    output::text([head].into_iter().chain(none).chain(volumes).collect::<Vec<_>>().join("\n\n"))
+    let clients = (!status.clients.is_empty()).then(|| describe_clients(&status.clients));
+    output::text([head(&status)].into_iter().chain(none).chain(volumes).chain(clients).collect::<Vec<_>>().join("\n\n"))
+}
+
+/// Why a server cannot be asked, and the way out.
+pub fn no_answer(config: &Effective, error: &io::Error) -> Failure {
+    let state = config.state.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::failed(format!(
+            "no server runs on state directory {state}; start one with `ashlar serve`, name another with --state, or see \
+             `ashlar info` for a volume as it is in the store"
+        )),
+        _ => Failure::failed(format!("the server on state directory {state} does not answer: {error}")),
+    }
+}
+
+fn head(status: &ServerStatus) -> String {
+    let mut lines = vec![format!("server {} on {}", status.pid, status.store)];
+    lines.extend(status.store_trouble.as_ref().map(|trouble| trouble.sentence.clone()));
+    lines.push(describe_cache(&status.cache));
+    if status.log.lines_dropped > 0 {
+        lines.push(format!("{} lines of the log could not be written, and were dropped", status.log.lines_dropped));
+    }
+    lines.join("\n")
+}
+
+fn describe_clients(clients: &[ClientStatus]) -> String {
+    let row = |client: &ClientStatus| {
+        vec![
+            client.address.clone(),
+            client.export.clone(),
+            date(client.since_unix_millis),
+            client.requests.to_string(),
+            format!("{}, {}", client.requests_in_flight, about_bytes(client.bytes_in_flight)),
+        ]
+    };
+    output::table(&["CLIENT", "VOLUME", "SINCE", "REQUESTS", "IN FLIGHT"], clients.iter().map(row))
 }
 
 fn describe_cache(cache: &cache::Status) -> String {
@@ -72,7 +103,7 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, status } = volume;
+    let VolumeStatus { name, store_trouble, status } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("size", about_bytes(status.size)),
@@ -94,6 +125,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation)),
         ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
     ];
+    if status.flushes_waiting > 0 {
+        lines.push(("flushes waiting", status.flushes_waiting.to_string()));
+    }
+    lines.extend(store_trouble.as_ref().map(|trouble| ("store", trouble.sentence.clone())));
     if status.retired_bytes > 0 {
         let left = about_bytes(status.retired_bytes);
         lines.push(("key rotation", format!("{left} are still sealed with an older data key")));

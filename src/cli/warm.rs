@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use self::client::Client;
 use super::failure::{Failure, Outcome};
-use super::{control, output, runtime};
+use super::{control, logging, output, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::{about_bytes, parse_bytes};
 use crate::volume::VolumeName;
@@ -68,7 +68,7 @@ async fn warm(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome 
     let mut client = Client::connect(config, args.name.as_str()).await?;
     let range = within(args.range, client.size())?;
     if let Some(words) = too_little_room(config, &range).await {
-        eprintln!("{words}");
+        logging::say(&words);
     }
     let begun = Instant::now();
     let mut progress = Progress::new(bars, &range);
@@ -135,7 +135,7 @@ impl Progress {
         {
             *spoken = Instant::now();
             let percent = done * 100 / self.total.max(1);
-            eprintln!("warming: {} of {} ({percent} %)", about_bytes(done), about_bytes(self.total));
+            logging::say(&format!("warming: {} of {} ({percent} %)", about_bytes(done), about_bytes(self.total)));
         }
     }
 

@@ -71,6 +71,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err((key, accepted)) = config.cache.check() {
         return Err(config.refuse(&format!("cache.{key}"), format!("accepted is {accepted}")));
     }
+    if let Err((key, accepted)) = config.log.check() {
+        return Err(config.refuse(&format!("log.{key}"), format!("accepted is {accepted}")));
+    }
     Ok(())
 }
 

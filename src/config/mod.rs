@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::human;
 use crate::store::open::StoreOptions;
 use crate::{cache, journal, nbd, volume};
 
@@ -134,11 +135,24 @@ pub struct Log {
     pub level: String,
     /// For people or for programs.
     pub format: LogFormat,
+    /// Bytes of a server's log that may wait to be written. Further lines are dropped and counted. From 4 KiB to 1 GiB.
+    #[serde(with = "human::bytes")]
+    pub buffer: u64,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: "info".to_owned(), format: LogFormat::Text }
+        Log { level: "info".to_owned(), format: LogFormat::Text, buffer: 1 << 20 }
+    }
+}
+
+impl Log {
+    /// Checks each option against its bounds; the error is the key and what is accepted.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        match (4 << 10..=1 << 30).contains(&self.buffer) {
+            true => Ok(()),
+            false => Err(("buffer", "4 KiB to 1 GiB")),
+        }
     }
 }
 

@@ -11,7 +11,8 @@
 //! | | data of a READ | the reply is written |
 //! | request of the server | work of the device | the device is done |
 //!
-//! A client that does not fetch its replies keeps its bytes. So that such clients cannot hold up the others when they
+//! A client that does not fetch its replies keeps its bytes, until it is dropped (`client_timeout`, or `stall_timeout` if
+//! others wait). So that such clients cannot hold up the others when they
 //! have used up the server's room together (rule R11), every connection has a place of its own for one request of
 //! at most [`OWN_PLACE_BYTES`].
 
@@ -73,6 +74,7 @@ pub struct Admission {
     slots: Arc<Semaphore>,
     slot_count: usize,
     bytes: Arc<Semaphore>,
+    byte_count: usize,
     own_place: Arc<Semaphore>,
     room: Arc<Room>,
 }
@@ -84,9 +86,16 @@ impl Admission {
             slots: Arc::new(Semaphore::new(options.requests_in_flight)),
             slot_count: options.requests_in_flight,
             bytes: Arc::new(Semaphore::new(options.bytes_in_flight)),
+            byte_count: options.bytes_in_flight,
             own_place: Arc::new(Semaphore::new(1)),
             room,
         }
+    }
+
+    /// Shows from now on what is in use.
+    pub fn gauge(&self) -> Gauge {
+        let Admission { slots, slot_count, bytes, byte_count, .. } = self;
+        Gauge { slots: InUse(slots.clone(), *slot_count), bytes: InUse(bytes.clone(), *byte_count) }
     }
 
     /// Waits for room for a request that holds `bytes`, which is at most `max_payload`.
@@ -121,6 +130,41 @@ impl Admission {
             share = self.room.share(bytes) => share,
             place = acquire(&self.own_place, 1), if has_own_place => Share::OwnPlace { _place: place },
         }
+    }
+}
+
+/// What a connection has in flight.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge {
+    slots: InUse,
+    bytes: InUse,
+}
+
+/// Permits, and how many there are in all.
+#[derive(Clone, Debug)]
+struct InUse(Arc<Semaphore>, usize);
+
+impl Default for InUse {
+    fn default() -> InUse {
+        InUse(Arc::new(Semaphore::new(0)), 0)
+    }
+}
+
+impl InUse {
+    fn count(&self) -> u64 {
+        self.1.saturating_sub(self.0.available_permits()) as u64
+    }
+}
+
+impl Gauge {
+    /// Requests that are not answered, or whose reply is not fetched.
+    pub fn requests_in_flight(&self) -> u64 {
+        self.slots.count()
+    }
+
+    /// Bytes of payload and read data.
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.bytes.count()
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{CloseReason, Limits, Negotiation, Step};
 use super::options::Options;
@@ -24,18 +25,21 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How a handshake ended, if nothing went wrong.
 pub enum Outcome {
     /// Transmission begins.
-    Enter {
-        /// The export.
-        entry: ExportEntry,
-        /// Its device.
-        device: Arc<dyn Device>,
-        /// What keeps other hosts away meanwhile.
-        visit: Option<Visit>,
-        /// What the client sent ahead.
-        rest: BytesMut,
-    },
+    Enter(Entered),
     /// The client left.
     Left,
+}
+
+/// A client that begins transmission.
+pub struct Entered {
+    /// The export.
+    pub entry: ExportEntry,
+    /// Its device.
+    pub device: Arc<dyn Device>,
+    /// What keeps other hosts away meanwhile.
+    pub visit: Option<Visit>,
+    /// What the client sent ahead.
+    pub rest: BytesMut,
 }
 
 /// Why a handshake was broken off.
@@ -52,18 +56,22 @@ pub enum HandshakeError {
     Lost(#[from] io::Error),
 }
 
-/// Who may attach what: the client's host, among those that are attached.
-pub struct Visitor {
+/// Who may attach what: the client, among those that are attached.
+pub struct Visitor<'a> {
+    /// Who it is, for the log.
+    pub peer: &'a str,
     /// The client's host.
     pub host: Host,
     /// The hosts that are attached.
     pub hosts: Arc<Hosts>,
+    /// The clients that are attached.
+    pub clients: Arc<Clients>,
 }
 
 /// Leads one client through the handshake.
 pub async fn run<S>(
     stream: &mut S,
-    visitor: &Visitor,
+    visitor: &Visitor<'_>,
     exports: &dyn Exports,
     options: &Options,
     phases: &mut Phases,
@@ -100,22 +108,30 @@ where
                 negotiation.listed(exports.list().await);
                 deadline += asked.elapsed();
             }
-            Step::Open(name) => {
-                let export = exports.open(&name).await;
+            Step::Open { name, only_info } => {
+                let export = match exports.open(&name).await {
+                    _ if phases.is_draining() => Err(ExportError::ShuttingDown),
+                    Err(error) => Err(error),
+                    Ok((entry, device)) => {
+                        let info = device.info();
+                        let patience = if only_info { None } else { Some(options.attach_wait) };
+                        let visit = tokio::select! {
+                            biased;
+                            () = phases.draining() => Err(ExportError::ShuttingDown),
+                            visit = visitor.enter(&entry, &info, options.shared, patience) => visit,
+                        };
+                        visit.map(|visit| (entry, device, info, visit))
+                    }
+                };
                 deadline += asked.elapsed();
-                let export = if phases.is_draining() { Err(ExportError::ShuttingDown) } else { export };
-                let export = export.and_then(|(entry, device)| {
-                    let info = device.info();
-                    let visit = visitor.enter(&entry, &info, options)?;
-                    Ok((entry, device, info, visit))
-                });
                 let answer = export.as_ref().map(|(entry, _, info, _)| (entry.clone(), *info));
                 negotiation.opened(answer.map_err(Clone::clone));
                 opened = export.ok();
             }
             Step::Enter => match opened {
                 Some((entry, device, _, visit)) => {
-                    return Ok(Outcome::Enter { entry, device, visit, rest: negotiation.into_rest() });
+                    let rest = negotiation.into_rest();
+                    return Ok(Outcome::Enter(Entered { entry, device, visit, rest }));
                 }
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),
@@ -129,13 +145,38 @@ where
     }
 }
 
-impl Visitor {
-    /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15).
-    fn enter(&self, entry: &ExportEntry, info: &DeviceInfo, options: &Options) -> Result<Option<Visit>, ExportError> {
-        match info.read_only || options.shared {
-            true => Ok(None),
-            false => self.hosts.enter(&entry.name, self.host).map(Some),
+impl Visitor<'_> {
+    /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15). With `patience`, a host
+    /// that has the export is asked for so long whether it is still there.
+    async fn enter(
+        &self,
+        entry: &ExportEntry,
+        info: &DeviceInfo,
+        shared: bool,
+        patience: Option<Duration>,
+    ) -> Result<Option<Visit>, ExportError> {
+        if info.read_only || shared {
+            return Ok(None);
         }
+        let (export, peer) = (entry.name.as_str(), self.peer);
+        let in_use = match (self.hosts.enter(export, self.host), patience) {
+            (Ok(visit), _) => return Ok(Some(visit)),
+            (Err(in_use), None) => {
+                tracing::info!(peer, export, by = %in_use.by, "told a client that another host is attached");
+                return Err(in_use.into());
+            }
+            (Err(in_use), Some(patience)) => {
+                tracing::info!(peer, export, "asking whether {}, which has the export, is still there", in_use.by);
+                let _asking = self.clients.ask(export, self.host);
+                match timeout(patience, self.hosts.enter_later(export, self.host)).await {
+                    Ok(visit) => return Ok(Some(visit)),
+                    Err(_) => in_use,
+                }
+            }
+        };
+        let (by, clients) = (in_use.by, self.clients.addresses(export).join(", "));
+        tracing::warn!(peer, export, %by, clients, "refused a client: another host is attached");
+        Err(in_use.into())
     }
 }
 

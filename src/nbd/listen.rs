@@ -10,19 +10,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
+use super::clients::{KeepAlive, Line};
 use super::hosts::Host;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
-
-// A client whose host died keeps its export from other hosts until it is found out: after 10 minutes. Sooner would also
-// drop clients whose virtual machine is only paused.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-const KEEPALIVE_PROBES: u32 = 8;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,8 +39,8 @@ impl fmt::Display for ListenAddr {
 /// A socket that listens.
 #[derive(Debug)]
 pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
+    /// TCP, and the `client_timeout` of its connections.
+    Tcp(TcpListener, Duration),
     /// A Unix socket, and its file.
     Unix(UnixListener, SocketFile),
 }
@@ -61,10 +55,11 @@ pub enum Stream {
 }
 
 impl Listener {
-    /// Listens on an address; the error names it and the way out.
-    pub async fn bind(address: &ListenAddr) -> io::Result<Listener> {
+    /// Listens on an address; the error names it and the way out. Hosts of TCP clients that answer nothing for
+    /// `client_timeout` are given up.
+    pub async fn bind(address: &ListenAddr, client_timeout: Duration) -> io::Result<Listener> {
         let bound = match address {
-            ListenAddr::Tcp(address) => bind_tcp(*address),
+            ListenAddr::Tcp(address) => bind_tcp(*address, client_timeout),
             ListenAddr::Unix(path) => bind_unix(path).await,
         };
         bound.map_err(|error| {
@@ -79,7 +74,7 @@ impl Listener {
     /// The address that clients use: with the port that was taken.
     pub fn address(&self) -> io::Result<ListenAddr> {
         match self {
-            Listener::Tcp(listener) => Ok(ListenAddr::Tcp(listener.local_addr()?)),
+            Listener::Tcp(listener, _) => Ok(ListenAddr::Tcp(listener.local_addr()?)),
             Listener::Unix(_, file) => Ok(ListenAddr::Unix(file.path.clone())),
         }
     }
@@ -87,9 +82,10 @@ impl Listener {
     /// Waits for a connection.
     pub async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, client_timeout) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
+                KeepAlive::usual(*client_timeout).set(&stream)?;
                 Ok(Stream::Tcp(stream, peer))
             }
             Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
@@ -109,6 +105,14 @@ impl Stream {
         }
     }
 
+    /// The way to ask whether its host is still there, if there is one. Without it, that takes longer to be found out.
+    pub fn line(&self, client_timeout: Duration) -> Option<Line> {
+        match self {
+            Stream::Tcp(stream, _) => Line::of(stream, client_timeout).ok(),
+            Stream::Unix(_) => None,
+        }
+    }
+
     /// Who it is, for the log.
     pub fn peer(&self) -> String {
         match self {
@@ -124,16 +128,11 @@ impl Stream {
     }
 }
 
-/// Accepted sockets inherit keep-alive.
-fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
+fn bind_tcp(address: SocketAddr, client_timeout: Duration) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    socket.set_keepalive(true)?;
-    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
     socket.bind(address)?;
-    Ok(Listener::Tcp(socket.listen(BACKLOG)?))
+    Ok(Listener::Tcp(socket.listen(BACKLOG)?, client_timeout))
 }
 
 async fn bind_unix(path: &Path) -> io::Result<Listener> {
@@ -189,30 +188,76 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::sockopt;
+
+    use super::super::admission::Gauge;
+    use super::super::clients::Clients;
+    use super::super::options::CLIENT_TIMEOUT;
     use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(45);
+
+    async fn accepted(client_timeout: Duration) -> (TcpStream, Stream) {
+        let address = ListenAddr::Tcp("127.0.0.1:0".parse().unwrap());
+        let listener = Listener::bind(&address, client_timeout).await.unwrap();
+        let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.unwrap(), accepted.unwrap())
+    }
+
+    /// Seconds until a silent connection is asked, between two questions, and until it is given up.
+    fn times(stream: &TcpStream) -> (u64, u64, u64) {
+        assert!(sockopt::socket_keepalive(stream).unwrap());
+        let idle = sockopt::tcp_keepidle(stream).unwrap().as_secs();
+        let interval = sockopt::tcp_keepintvl(stream).unwrap().as_secs();
+        (idle, interval, u64::from(sockopt::tcp_user_timeout(stream).unwrap()) / 1000)
+    }
 
     #[tokio::test]
     async fn c1_accepted_tcp_sockets_have_no_delay_and_find_out_dead_hosts() {
-        let listener = Listener::bind(&ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
-        let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
-        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let accepted = accepted.unwrap();
+        let (client, accepted) = accepted(TIMEOUT).await;
         assert_eq!(accepted.host(), Host::Local);
         let Stream::Tcp(stream, peer) = accepted else { panic!("it is TCP") };
         assert!(stream.nodelay().unwrap());
-        assert!(sockopt::socket_keepalive(&stream).unwrap());
-        let limit = sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
-        assert_eq!((sockopt::tcp_keepidle(&stream).unwrap() + limit).as_secs(), 600);
-        assert_eq!(peer, client.unwrap().local_addr().unwrap());
+        assert_eq!(times(&stream), (9, 5, 45));
+        assert_eq!(peer, client.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_system_takes_what_the_options_accept() {
+        let (min, max) = CLIENT_TIMEOUT;
+        for (client_timeout, expected) in [(min, (1, 1, 2)), (max, (17_280, 9_600, 86_400))] {
+            let (_client, Stream::Tcp(stream, _)) = accepted(client_timeout).await else { panic!("it is TCP") };
+            assert_eq!(times(&stream), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_is_asked_every_second_while_somebody_waits_for_the_answer() {
+        let (_client, accepted) = accepted(TIMEOUT).await;
+        let clients = std::sync::Arc::new(Clients::default());
+        let (host, line) = (accepted.host(), accepted.line(TIMEOUT));
+        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), line);
+        let Stream::Tcp(stream, _) = &accepted else { panic!("it is TCP") };
+        let none = [clients.ask("disk1", Host::Remote([10, 0, 0, 1].into())), clients.ask("disk0", host)];
+        assert_eq!(times(stream), (9, 5, 45), "another export, and its own host");
+        drop(none);
+        let other = Host::Remote([10, 0, 0, 1].into());
+        let (one, two) = (clients.ask("disk0", other), clients.ask("disk0", other));
+        assert_eq!(times(stream), (1, 1, 13));
+        drop(one);
+        assert_eq!(times(stream), (1, 1, 13));
+        drop(two);
+        assert_eq!(times(stream), (9, 5, 45));
     }
 
     #[tokio::test]
     async fn a_socket_file_that_another_server_made_meanwhile_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("nbd.sock");
-        let old = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        let old = Listener::bind(&ListenAddr::Unix(path.clone()), TIMEOUT).await.unwrap();
         std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
-        let _new = Listener::bind(&ListenAddr::Unix(path.clone())).await.unwrap();
+        let _new = Listener::bind(&ListenAddr::Unix(path.clone()), TIMEOUT).await.unwrap();
         drop(old);
         assert!(path.exists());
     }

@@ -26,8 +26,10 @@ mod admission;
 mod reply;
 mod flusher;
 pub mod hosts;
+mod clients;
 pub mod wire;
 
+pub use clients::ClientInfo;
 pub use hosts::Host;
 pub use listen::ListenAddr;
 pub use options::Options;

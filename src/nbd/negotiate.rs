@@ -35,8 +35,14 @@ pub enum Step {
     Read,
     /// Ask for the list of exports, then call [`Negotiation::listed`].
     List,
-    /// Open the export of that name, then call [`Negotiation::opened`].
-    Open(String),
+    /// Open the export of that name, then call [`Negotiation::opened`]. Transmission begins then, unless the client only
+    /// wants to know.
+    Open {
+        /// The export's name.
+        name: String,
+        /// Whether the client only wants to know (NBD_OPT_INFO).
+        only_info: bool,
+    },
     /// The handshake is over: transmission begins, on the export that was opened last.
     Enter,
     /// The client said goodbye: wait until it closes.
@@ -170,7 +176,9 @@ impl Negotiation {
                 &State::Data(header) => self.take_data(header),
                 &State::Skip { option, left, reply } => self.skip(option, left, reply),
                 State::Asked(Question::List) => return Step::List,
-                State::Asked(Question::Open { name, .. }) => return Step::Open(name.clone()),
+                State::Asked(Question::Open { name, option, .. }) => {
+                    return Step::Open { name: name.clone(), only_info: *option == option::INFO };
+                }
                 State::Ended(step) => return step.clone(),
             };
             match ready {

@@ -70,7 +70,7 @@ impl Scene {
                     None => break Step::Read,
                 },
                 Step::List => negotiation.listed(self.list()),
-                Step::Open(name) => negotiation.opened(self.open(&name)),
+                Step::Open { name, .. } => negotiation.opened(self.open(&name)),
                 step => break step,
             }
             let bound = self.options.max_option_bytes as usize + OptionHeader::BYTES + piece;

@@ -61,6 +61,16 @@ pub struct Options {
     #[serde(with = "human::bytes")]
     pub total_bytes_in_flight: usize,
 
+    /// How long a client may show no life before it is dropped: its host answers nothing (TCP), or it fetches nothing of the
+    /// replies that wait for it. Until then no other host may attach its export. From 2 s to 1 day.
+    #[serde(with = "human::duration")]
+    pub client_timeout: Duration,
+
+    /// How long a client of a second host is kept waiting while the first host, which has the export, is asked whether it
+    /// is still there; then it is refused. At least 1 ms.
+    #[serde(with = "human::duration")]
+    pub attach_wait: Duration,
+
     /// How long a client that other clients wait for may leave a request half sent, or a reply half fetched, before
     /// it is dropped. At least 1 ms.
     #[serde(with = "human::duration")]
@@ -86,7 +96,9 @@ impl Default for Options {
             bytes_in_flight: 64 << 20,
             total_requests_in_flight: 4096,
             total_bytes_in_flight: 512 << 20,
-            stall_timeout: Duration::from_secs(60),
+            client_timeout: Duration::from_secs(45),
+            attach_wait: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(20),
             shutdown_timeout: Duration::from_secs(30),
         }
     }
@@ -98,6 +110,9 @@ const COUNT_MAX: usize = 1 << 30;
 const BYTES_MAX: usize = (usize::MAX >> 5) + 1;
 /// Beyond this a timer would not be a limit; it also keeps sums of times in range.
 const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The bounds of `client_timeout`: TCP counts questions in whole seconds, and takes no longer pauses between them than 9 hours.
+pub(super) const CLIENT_TIMEOUT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(24 * 3600));
 
 impl Options {
     /// Checks each limit against its bounds; the error names the first that is wrong.
@@ -114,6 +129,9 @@ impl Options {
         sized("bytes_in_flight", self.bytes_in_flight, payload, BYTES_MAX)?;
         within("total_requests_in_flight", self.total_requests_in_flight, 1, COUNT_MAX)?;
         sized("total_bytes_in_flight", self.total_bytes_in_flight, payload, BYTES_MAX)?;
+        let (min, max) = CLIENT_TIMEOUT;
+        bounded("client_timeout", self.client_timeout, min, max, human::exact_duration)?;
+        lasting("attach_wait", self.attach_wait)?;
         lasting("stall_timeout", self.stall_timeout)?;
         lasting("shutdown_timeout", self.shutdown_timeout)
     }
@@ -177,6 +195,11 @@ mod tests {
         assert_eq!(
             options.check().unwrap_err().to_string(),
             "nbd.stall_timeout = 0s is out of bounds; accepted is 1ms to 30days"
+        );
+        let options = Options { client_timeout: Duration::from_secs(86_401), ..Options::default() };
+        assert_eq!(
+            options.check().unwrap_err().to_string(),
+            "nbd.client_timeout = 1day 1s is out of bounds; accepted is 2s to 1day"
         );
     }
 

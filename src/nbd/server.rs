@@ -16,9 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::admission::Room;
+use super::admission::{Admission, Room};
+use super::clients::{ClientInfo, Clients, Line};
 use super::flusher::Flusher;
-use super::handshake::{self, HandshakeError, Outcome, Visitor};
+use super::handshake::{self, Entered, HandshakeError, Outcome, Visitor};
 use super::hosts::{Host, Hosts};
 use super::listen::{ListenAddr, Listener, Stream};
 use super::options::Options;
@@ -46,7 +47,7 @@ impl Server {
         options.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut listeners = Vec::with_capacity(addresses.len());
         for address in &addresses {
-            listeners.push(Listener::bind(address).await?);
+            listeners.push(Listener::bind(address, options.client_timeout).await?);
         }
         let addresses = listeners.iter().map(Listener::address).collect::<io::Result<_>>()?;
         let core = Core {
@@ -55,6 +56,7 @@ impl Server {
             full: AtomicBool::new(false),
             flusher: Flusher::default(),
             hosts: Arc::default(),
+            clients: Arc::default(),
             life: Life::new(),
             options,
             exports,
@@ -80,8 +82,20 @@ impl Server {
     /// the log, and `host` where it comes from.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str, host: Host) {
         if let Some(place) = self.core.admit() {
-            self.core.serve(Locked(stream), peer, host, place).await;
+            self.core.serve(Locked(stream), peer, host, None, place).await;
         }
+    }
+
+    /// The clients that are attached.
+    pub fn clients(&self) -> Vec<ClientInfo> {
+        self.core.clients.list()
+    }
+
+    /// Ends the connections of an export's clients: of all, or of those from that address (with or without its port).
+    /// Returns the addresses of the clients that go. What a client sent in full is still carried out; nothing keeps it from
+    /// coming back.
+    pub fn evict(&self, export: &str, address: Option<&str>) -> Vec<String> {
+        self.core.clients.evict(export, address)
     }
 
     /// Shuts down: stops listening, lets requests in flight finish for at most `shutdown_timeout`, and closes.
@@ -115,6 +129,7 @@ struct Core {
     full: AtomicBool,
     flusher: Flusher,
     hosts: Arc<Hosts>,
+    clients: Arc<Clients>,
     life: Life,
 }
 
@@ -166,47 +181,54 @@ impl Core {
     }
 
     async fn serve_stream(self: Arc<Core>, stream: Stream, place: Place) {
-        let (peer, host) = (stream.peer(), stream.host());
+        let (peer, host, line) = (stream.peer(), stream.host(), stream.line(self.options.client_timeout));
         match stream {
-            Stream::Tcp(stream, _) => self.serve(stream, &peer, host, place).await,
-            Stream::Unix(stream) => self.serve(stream, &peer, host, place).await,
+            Stream::Tcp(stream, _) => self.serve(stream, &peer, host, line, place).await,
+            Stream::Unix(stream) => self.serve(stream, &peer, host, line, place).await,
         }
     }
 
-    async fn serve<S: Halves>(&self, stream: S, peer: &str, host: Host, place: Place) {
+    async fn serve<S: Halves>(&self, stream: S, peer: &str, host: Host, line: Option<Line>, place: Place) {
         let mut phases = self.life.phases();
         tokio::select! {
             biased;
             () = phases.closed() => tracing::debug!(peer, "connection given up"),
-            () = self.talk(stream, peer, host) => {}
+            () = self.talk(stream, peer, host, line) => {}
         }
         drop(place);
     }
 
-    async fn talk<S: Halves>(&self, mut stream: S, peer: &str, host: Host) {
-        let Some(setup) = self.shake_hands(&mut stream, peer, host).await else { return };
-        let (export, device) = (setup.export.clone(), setup.device.clone());
+    async fn talk<S: Halves>(&self, mut stream: S, peer: &str, host: Host, line: Option<Line>) {
+        let Some(Entered { entry, device, visit, rest }) = self.shake_hands(&mut stream, peer, host).await else {
+            return;
+        };
+        let export = entry.name;
+        let admission = Admission::new(&self.options, self.room.clone());
+        let attached = self.clients.attach(peer, host, &export, admission.gauge(), line);
         tracing::info!(peer, export, "client attached");
+        let setup = Setup {
+            export: export.clone(),
+            device: device.clone(),
+            visit,
+            client: attached.client.clone(),
+            options: &self.options,
+            admission,
+            room: self.room.clone(),
+            phases: self.life.phases(),
+            rest,
+        };
         let (read, write) = stream.halves();
         let leftover = session::run(setup, read, write).await;
-        drop(stream);
-        tracing::info!(peer, export, requests = leftover.requests, "client left: {}", leftover.end);
+        tracing::info!(peer, export, requests = attached.client.requests(), "client left: {}", leftover.end);
+        drop((stream, attached));
         self.settle(leftover, export, device).await;
     }
 
-    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str, host: Host) -> Option<Setup<'_>> {
+    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str, host: Host) -> Option<Entered> {
         let mut phases = self.life.phases();
-        let visitor = Visitor { host, hosts: self.hosts.clone() };
+        let visitor = Visitor { peer, host, hosts: self.hosts.clone(), clients: self.clients.clone() };
         match handshake::run(stream.whole(), &visitor, &*self.exports, &self.options, &mut phases).await {
-            Ok(Outcome::Enter { entry, device, visit, rest }) => Some(Setup {
-                export: entry.name,
-                device,
-                visit,
-                options: &self.options,
-                room: self.room.clone(),
-                phases,
-                rest,
-            }),
+            Ok(Outcome::Enter(entered)) => Some(entered),
             Ok(Outcome::Left) | Err(HandshakeError::Lost(_)) => {
                 tracing::debug!(peer, "client left during the handshake");
                 None

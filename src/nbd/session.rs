@@ -12,7 +12,7 @@
 //! | --- | --- | --- |
 //! | DISC | finish | are written, then the socket closes (K9) |
 //! | shutdown of the server | finish; new ones get ESHUTDOWN | are written, then the socket closes (E1) |
-//! | client gone, or broke the protocol | reads are given up, the others go on ([`Leftover`]) | are thrown away |
+//! | client gone, evicted, or broke the protocol | reads are given up, the others go on ([`Leftover`]) | are thrown away |
 //!
 //! A change that a client sent in full is carried out even if the client leaves before the reply; a WRITE whose
 //! payload was cut short never reaches the device.
@@ -37,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::admission::{Admission, Room};
+use super::clients;
 use super::hosts::Visit;
 use super::incoming::{self, Incoming};
 use super::options::Options;
@@ -45,6 +46,7 @@ use super::reply::{Answer, Batch, Replies, errno};
 use super::request::{self, Refused, Request, Terms};
 use super::wire::{Errno, RequestHeader};
 use crate::device::{Device, DeviceError, Pieces};
+use crate::human;
 
 /// How long a session that the server ended waits for the client to close, so that a reset does not overtake the
 /// last replies.
@@ -62,8 +64,12 @@ pub struct Setup<'a> {
     pub device: Arc<dyn Device>,
     /// What keeps other hosts away.
     pub visit: Option<Visit>,
+    /// The client, among all that are attached.
+    pub client: Arc<clients::Client>,
     /// The limits.
     pub options: &'a Options,
+    /// The room of this connection.
+    pub admission: Admission,
     /// The room that all connections share.
     pub room: Arc<Room>,
     /// When to end.
@@ -81,6 +87,8 @@ pub enum End {
     Closed,
     /// The server shut down.
     ShutDown,
+    /// An operator ended the connection.
+    Evicted,
     /// A request did not begin as a request must.
     BadMagic,
     /// The connection failed, or the client closed or stalled in the middle of something.
@@ -93,6 +101,7 @@ impl fmt::Display for End {
             End::Disconnected => f.write_str("the client disconnected"),
             End::Closed => f.write_str("the client closed the connection"),
             End::ShutDown => f.write_str("the server shuts down"),
+            End::Evicted => f.write_str("it was evicted"),
             End::BadMagic => f.write_str("a request had the wrong magic number"),
             End::Lost(error) => write!(f, "the connection was lost: {error}"),
         }
@@ -106,8 +115,6 @@ pub struct Leftover {
     pub end: End,
     /// What keeps other hosts away until the changes are made.
     pub visit: Option<Visit>,
-    /// Requests that were served.
-    pub requests: u64,
     /// Changes and flushes that are still being carried out, by whoever polls them.
     pub changes: Changes,
     /// Whether the device may hold changes of this client that no flush of this client covers.
@@ -124,12 +131,8 @@ where
     W: AsyncWrite + Unpin,
 {
     let replies = Arc::new(Replies::default());
-    let mut writer = Writer {
-        io: write,
-        replies: replies.clone(),
-        stall_timeout: setup.options.stall_timeout,
-        room: setup.room.clone(),
-    };
+    let mut writer =
+        Writer { io: write, replies: replies.clone(), patience: Patience::of(setup.options), room: setup.room.clone() };
     let visit = setup.visit.take();
     let mut session = Session::new(setup, read, replies.clone());
     let end = exchange(&mut session, &mut writer).await;
@@ -142,7 +145,7 @@ where
     }
     let changes = std::mem::take(&mut *session.changes.lock());
     let unflushed = session.client.unflushed.load(Ordering::Acquire) || !changes.is_empty();
-    Leftover { end, visit, requests: session.requests, changes, unflushed }
+    Leftover { end, visit, changes, unflushed }
 }
 
 /// Reads and writes side by side; writing goes first, so that a client with much to say still gets its replies.
@@ -151,13 +154,17 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let (replies, changes) = (session.replies.clone(), session.changes.clone());
+    let (replies, changes, attached) = (session.replies.clone(), session.changes.clone(), session.attached.clone());
+    let mut evicted = pin!(attached.evicted());
     let go_on =
         |context: &mut Context<'_>| while let Poll::Ready(Some(())) = changes.lock().poll_next_unpin(context) {};
     let mut writing = pin!(writer.run());
     let end = {
         let mut taking = pin!(session.take_requests());
         poll_fn(|context| {
+            if evicted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(End::Evicted);
+            }
             if let Poll::Ready(error) = writing.as_mut().poll(context) {
                 return Poll::Ready(End::Lost(error));
             }
@@ -179,13 +186,16 @@ where
         let mut all_answered = pin!(session.admission.all_answered());
         let finished = poll_fn(|context| {
             go_on(context);
+            if evicted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Some(End::Evicted));
+            }
             match writing.as_mut().poll(context) {
-                Poll::Ready(error) => Poll::Ready(Err(error)),
-                Poll::Pending => all_answered.as_mut().poll(context).map(Ok),
+                Poll::Ready(error) => Poll::Ready(Some(End::Lost(error))),
+                Poll::Pending => all_answered.as_mut().poll(context).map(|()| None),
             }
         });
-        if let Err(error) = finished.await {
-            return End::Lost(error);
+        if let Some(broken_off) = finished.await {
+            return broken_off;
         }
     }
     end
@@ -205,13 +215,13 @@ struct Session<R> {
     admission: Admission,
     replies: Arc<Replies>,
     client: Arc<Client>,
+    attached: Arc<clients::Client>,
     phases: Phases,
     shutting_down: bool,
     /// Requests that change nothing: dropped with the session.
     reads: JoinSet<()>,
     /// Requests that are carried out even if the client leaves. [`exchange`] polls them.
     changes: Arc<Mutex<Changes>>,
-    requests: u64,
     /// Bytes of read data that were answered here since the last chance to write.
     unwritten: u64,
 }
@@ -228,14 +238,14 @@ impl<R: AsyncRead + Unpin> Session<R> {
         Session {
             incoming: Incoming::new(read, setup.rest, setup.options.stall_timeout, setup.room.clone()),
             terms: Terms { size: info.size, read_only: info.read_only, max_payload: setup.options.max_payload },
-            admission: Admission::new(setup.options, setup.room),
+            admission: setup.admission,
             replies,
             client: Arc::new(client),
+            attached: setup.client,
             phases: setup.phases,
             shutting_down: false,
             reads: JoinSet::new(),
             changes: Arc::default(),
-            requests: 0,
             unwritten: 0,
         }
     }
@@ -291,7 +301,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
     }
 
     async fn accept(&mut self, cookie: u64, request: Request) -> io::Result<()> {
-        self.requests += 1;
+        self.attached.took_request();
         let ticket = self.admission.admit(request.payload()).await;
         let payload = match request {
             Request::Write { len, .. } => self.incoming.payload(len).await?,
@@ -302,8 +312,9 @@ impl<R: AsyncRead + Unpin> Session<R> {
         Ok(())
     }
 
-    /// Begins the work here. If it has to wait, a change goes on here and anything else in a task. If the device panics,
-    /// the work is dropped, and its [`Answer`] tells the client.
+    /// Begins the work here. If it has to wait, a change goes on here and anything else in a task. If the device panics
+    /// where that does not end the process (see [`crate::outside::panics`]), the work is dropped, and its [`Answer`] tells
+    /// the client.
     async fn start(&mut self, request: Request, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = AssertUnwindSafe(work).catch_unwind().map(drop).boxed();
         if poll_fn(|context| Poll::Ready(work.poll_unpin(context))).await.is_pending() {
@@ -380,7 +391,7 @@ impl Client {
 struct Writer<W> {
     io: W,
     replies: Arc<Replies>,
-    stall_timeout: Duration,
+    patience: Patience,
     room: Arc<Room>,
 }
 
@@ -397,15 +408,53 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     }
 
     async fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        let mut idle = Duration::ZERO;
         while batch.has_remaining() {
-            match timeout(self.stall_timeout, self.io.write_buf(batch)).await {
+            let look = self.patience.look_after();
+            match timeout(look, self.io.write_buf(batch)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(done) => drop(done?),
-                Err(_) if self.room.is_contended() => return Err(incoming::stalled("fetching its replies")),
-                Err(_) => {}
+                Ok(done) => {
+                    done?;
+                    idle = Duration::ZERO;
+                }
+                Err(_) => {
+                    idle += look;
+                    self.patience.check(idle, self.room.is_contended())?;
+                }
             }
         }
         self.io.flush().await
+    }
+}
+
+/// How long a client may fetch nothing of the replies that wait for it. They hold memory, for ever if nobody put an end to
+/// it: also where no other client wants it just now.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    while_others_wait: Duration,
+    at_most: Duration,
+}
+
+impl Patience {
+    fn of(options: &Options) -> Patience {
+        Patience { while_others_wait: options.stall_timeout, at_most: options.client_timeout }
+    }
+
+    /// How often to look.
+    fn look_after(&self) -> Duration {
+        self.while_others_wait.min(self.at_most)
+    }
+
+    /// Fails if a client that has fetched nothing for so long is to be dropped.
+    fn check(&self, idle: Duration, others_wait: bool) -> io::Result<()> {
+        if idle >= self.at_most {
+            let text = format!("the client fetched nothing of its replies for {}", human::exact_duration(idle));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        match others_wait && idle >= self.while_others_wait {
+            true => Err(incoming::stalled("fetching its replies")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -418,6 +467,8 @@ mod tests {
 
     use tokio::io::ReadBuf;
 
+    use super::super::admission::Gauge;
+    use super::super::hosts::Host;
     use super::super::phase::Life;
     use super::super::wire::{SIMPLE_REPLY_BYTES, command};
     use super::*;
@@ -488,12 +539,15 @@ mod tests {
         let arrived = Arrived((0..32).flat_map(read).collect());
         let (calls, wakes, options) = (Calls::default(), Arc::new(Wakes::default()), Options::default());
         let life = Life::new();
+        let (clients, room) = (Arc::new(clients::Clients::default()), Arc::new(Room::new(&options)));
         let setup = Setup {
             export: "disk".into(),
             device: Arc::new(MemoryDevice::new(1 << 20)),
             visit: None,
+            client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None).client.clone(),
             options: &options,
-            room: Arc::new(Room::new(&options)),
+            admission: Admission::new(&options, room.clone()),
+            room,
             phases: life.phases(),
             rest: BytesMut::new(),
         };

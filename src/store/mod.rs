@@ -16,6 +16,7 @@ pub mod memory;
 pub mod file;
 pub mod s3;
 pub mod retry;
+pub mod health;
 pub mod limit;
 pub mod hedge;
 pub mod meter;

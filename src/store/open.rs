@@ -16,6 +16,7 @@ use tracing::warn;
 
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
+use super::health::Health;
 use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
 use super::memory::MemoryStore;
@@ -138,6 +139,8 @@ pub struct Opened {
     pub s3: Option<Arc<S3Store>>,
     /// What a probe found, if there was one.
     pub finding: Option<Finding>,
+    /// What fails just now.
+    pub health: Health,
 }
 
 /// Opens the store that `options` name.
@@ -253,8 +256,9 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
         store = Arc::new(HedgeStore::new(store, options.hedge));
     }
     store = Arc::new(LimitStore::new(store, options.limit));
-    store = Arc::new(RetryStore::new(store, options.retry, random.clone()));
-    Opened { store, meter, s3: None, finding: None }
+    let retry = RetryStore::new(store, options.retry, random.clone());
+    let health = retry.health();
+    Opened { store: Arc::new(retry), meter, s3: None, finding: None, health }
 }
 
 /// A store URL, taken apart.

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::health::Health;
 use super::options::human;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::Random;
@@ -62,6 +63,8 @@ pub struct RetryStore {
     random: Random,
     /// Since when the store has not answered.
     away: Arc<Mutex<Option<Instant>>>,
+    /// What fails just now.
+    health: Health,
 }
 
 /// From this attempt on, a failure is no hiccup any more.
@@ -70,11 +73,17 @@ const AWAY_ATTEMPTS: u32 = 4;
 impl RetryStore {
     /// Wraps `inner`; the jitter is drawn from `random`.
     pub fn new(inner: Arc<dyn Store>, options: RetryOptions, random: Random) -> RetryStore {
-        RetryStore { inner, options, random, away: Arc::default() }
+        RetryStore { inner, options, random, away: Arc::default(), health: Health::default() }
+    }
+
+    /// What fails just now, to be looked at.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     async fn repeat<'a, T>(&self, limit: Duration, attempt: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
         let begin = Instant::now();
+        let mut attempts_go_on = self.health.begin();
         let mut pauses = ExponentialBuilder::new()
             .with_min_delay(self.options.pause_min)
             .with_max_delay(self.options.pause_max)
@@ -97,6 +106,7 @@ impl RetryStore {
                 let message = format!("{} (tried {attempts} times in {spent})", error.message);
                 return Err(StoreError::new(error.kind, message));
             }
+            attempts_go_on.failed(&error.message);
             self.failed(attempts, begin, &error);
             sleep(pause).await;
             attempts += 1;
@@ -150,8 +160,8 @@ impl Store for RetryStore {
     }
 
     fn background(&self) -> Option<Arc<dyn Store>> {
-        let (inner, away) = (self.inner.background()?, self.away.clone());
-        Some(Arc::new(RetryStore { inner, options: self.options, random: self.random.clone(), away }))
+        let (inner, away, health) = (self.inner.background()?, self.away.clone(), self.health.clone());
+        Some(Arc::new(RetryStore { inner, options: self.options, random: self.random.clone(), away, health }))
     }
 
     async fn delete(&self, keys: &[Key]) -> Result<()> {
@@ -179,11 +189,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_waited_out_with_growing_pauses() {
         let (_, faults, store) = tower(FaultOptions { refuse: 1000, ..FaultOptions::default() });
+        let health = store.health();
         let put = tokio::spawn(async move { store.put(&key(), vec![Bytes::new()]).await });
         sleep(Duration::from_secs(30)).await;
         assert!((5..12).contains(&faults.operations()), "{faults:?}");
+        let trouble = health.trouble().unwrap();
+        assert_eq!(trouble.since.elapsed(), Duration::from_secs(30));
+        assert_eq!(trouble.what, "cannot put v/meta/0: refused by a fault");
         faults.set_options(FaultOptions::default());
         put.await.unwrap().unwrap();
+        assert_eq!(health.trouble(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,14 +9,13 @@
 //! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
 
 use std::ops::Range;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use rusoto_core::{ByteStream, Client, Region, RusotoError};
 use rusoto_s3::{
@@ -27,7 +26,7 @@ use tracing::info;
 
 use super::buffers::Buffers;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
-use crate::outside::Clock;
+use crate::outside::{Clock, panics};
 
 pub mod options;
 pub mod address;
@@ -150,7 +149,7 @@ impl S3Store {
         };
         let generation = self.credentials.generation();
         // rusoto panics on a number that is none; a strange server must not take a task of ours with it.
-        let work = AssertUnwindSafe(work).catch_unwind();
+        let work = panics::contain(work);
         let error = match tokio::time::timeout(self.request_timeout, work).await {
             Ok(Ok(Ok(done))) => return Ok(done),
             Ok(Ok(Err(error))) => error,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::store::StoreError;
+use crate::store::health::Attempts;
 use crate::volume::shared::Shared;
 
 /// The first pause.
@@ -15,18 +16,22 @@ pub(super) struct Backoff {
     max: Duration,
     next: Duration,
     tries: u64,
+    /// The volume's record of what fails.
+    attempts: Attempts,
 }
 
 impl Backoff {
     pub(super) fn new(shared: &Shared) -> Backoff {
         let max = shared.options.retry_pause_max;
         let volume = shared.meta.name.to_string();
-        Backoff { volume, random: shared.random.clone(), max, next: FIRST.min(max), tries: 0 }
+        let attempts = shared.health.begin();
+        Backoff { volume, random: shared.random.clone(), max, next: FIRST.min(max), tries: 0, attempts }
     }
 
     /// Says what failed (the first time, and then as the pauses double) and waits, with jitter.
     pub(super) async fn pause(&mut self, doing: &str, error: &StoreError) {
         self.tries += 1;
+        self.attempts.failed(&format!("{doing}: {error}"));
         if self.tries.is_power_of_two() {
             tracing::warn!(volume = self.volume, tries = self.tries, "{doing}: {error}; trying again");
         }

@@ -63,6 +63,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
 use crate::journal;
+use crate::store::health::Trouble;
 use crate::units::BlockCount;
 
 pub use account::Account;
@@ -102,6 +103,8 @@ pub struct Status {
     pub epoch: u64,
     /// Bytes of the extent map in memory.
     pub map_memory: u64,
+    /// FLUSHes that wait until everything before them is stable.
+    pub flushes_waiting: u64,
     /// Why the volume has ended, if it has.
     pub ended: Option<String>,
     /// Bytes that hold data, by the map of what is committed.
@@ -225,8 +228,14 @@ impl Volume {
             committed: inner.state.covers().0,
             epoch: self.shared.epoch.0,
             map_memory: inner.state.map.memory() as u64,
+            flushes_waiting: self.shared.flushes.get() as u64,
             ended: ended.map(|end| DeviceError::from(end).to_string()),
         }
+    }
+
+    /// What it tries again and again just now, if anything fails.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.shared.health.trouble()
     }
 
     /// Its description.

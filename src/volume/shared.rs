@@ -18,6 +18,7 @@ use crate::keyring::{Keyring, Secrets};
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Fence, Stamp};
 use crate::store::Store;
+use crate::store::health::Health;
 use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
 use crate::volume::GcStatus;
@@ -70,7 +71,12 @@ pub struct Shared {
     pub progress: Watched<Progress>,
     /// What it may hold in memory.
     pub seat: Seat,
-    waiting: AtomicUsize,
+    /// What is tried again just now.
+    pub health: Health,
+    /// Flushes that wait for the store or the journal.
+    pub flushes: Count,
+    /// Writers that wait for room.
+    waiting: Count,
     closing: AtomicBool,
     /// There is something for the log task to decide.
     pub wake: Notify,
@@ -237,7 +243,9 @@ impl Shared {
             inner: Mutex::new(inner),
             progress: Watched::new(Progress { covers, end: None }),
             seat,
-            waiting: AtomicUsize::new(0),
+            health: Health::default(),
+            flushes: Count::default(),
+            waiting: Count::default(),
             closing: AtomicBool::new(false),
             wake: Notify::new(),
             completed: Notify::new(),
@@ -329,19 +337,12 @@ impl Shared {
 
     /// Counts a writer as waiting for room until the guard is dropped.
     pub fn waiting_for_room(&self) -> impl Drop + '_ {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(&self.waiting)
+        self.waiting.one_more()
     }
 
     /// Whether a writer waits for room.
     pub fn is_short_of_room(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.get() > 0
     }
 
     /// The journal failed: the log task begins it anew when everything is committed.
@@ -351,6 +352,29 @@ impl Shared {
             inner.journal_retry = Some(Instant::now() + super::write::JOURNAL_RETRY);
             self.wake.notify_one();
         }
+    }
+}
+
+/// How many do something just now.
+#[derive(Debug, Default)]
+pub struct Count(AtomicUsize);
+
+impl Count {
+    /// Counts one more until the guard is dropped.
+    pub fn one_more(&self) -> impl Drop + '_ {
+        struct One<'a>(&'a AtomicUsize);
+        impl Drop for One<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        One(&self.0)
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

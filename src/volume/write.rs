@@ -74,6 +74,7 @@ impl Shared {
     pub(super) async fn flush(&self) -> Result<(), DeviceError> {
         self.check_open()?;
         let last = self.inner.lock().state.last();
+        let _waits = self.flushes.one_more();
         self.stable(last).await
     }
 

@@ -7,3 +7,6 @@ mod program;
 mod refusals;
 mod encryption;
 mod serving;
+mod looking_on;
+mod signals;
+mod operating;

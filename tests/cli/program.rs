@@ -100,6 +100,17 @@ impl Serving {
         Serving { child, welcome, _out: out, err }
     }
 
+    /// Starts a server of which nothing is read: it is ready when its socket answers.
+    pub fn unread(place: &Place, mut command: Command, out: Stdio, err: Stdio) -> Unread {
+        let child = command.stdout(out).stderr(err).spawn().unwrap();
+        let mut unread = Unread { child, socket: place.path("ashlar-state/ashlar.sock") };
+        while UnixStream::connect(&unread.socket).is_err() {
+            assert!(unread.child.try_wait().unwrap().is_none(), "the server ended early");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        unread
+    }
+
     /// Where its socket is.
     pub fn socket(&self) -> PathBuf {
         let line = self.welcome.lines().find_map(|line| line.strip_prefix("listening on /")).unwrap();
@@ -108,9 +119,7 @@ impl Serving {
 
     /// Attaches a volume; an error if the server closes the connection instead.
     pub fn attach(&self, volume: &str) -> std::io::Result<Disk> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        let export = handshake(&mut stream, volume.as_bytes())?;
-        Ok(Disk(NbdClient::new(stream, &export)))
+        attach(&self.socket(), volume)
     }
 
     /// Its process.
@@ -154,6 +163,51 @@ impl Drop for Serving {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A server of which nobody reads what it says.
+pub struct Unread {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Unread {
+    /// See [`Serving::attach`].
+    pub fn attach(&self, volume: &str) -> std::io::Result<Disk> {
+        attach(&self.socket, volume)
+    }
+
+    /// What goes into its process's standard error, if that was piped.
+    pub fn take_err(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end; returns the exit code.
+    pub fn end(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        // Only a test that failed has not ended it yet.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long a client of a test waits for an answer.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+fn attach(socket: &Path, volume: &str) -> std::io::Result<Disk> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let export = handshake(&mut stream, volume.as_bytes())?;
+    Ok(Disk(NbdClient::new(stream, &export)))
 }
 
 /// An attached volume, by the `nbd` crate's client.

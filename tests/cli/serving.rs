@@ -21,6 +21,8 @@ fn without_any_configuration_there_is_a_first_volume_and_the_lines_to_attach_it(
     let port = welcome.lines().find_map(|line| line.strip_prefix("listening on 127.0.0.1:")).unwrap();
     let expected = format!(
         "store {url}\nstate ./ashlar-state\nlistening on 127.0.0.1:{port}\nlistening on {socket}\n\n\
+         -b is the disk's sector size: give the same for the life of what is on the disk. An image that was partitioned \
+         elsewhere (a cloud image, a virtual machine's disk) needs -b 512.\n\n\
          volume disk0, 10 GiB\n  \
          nbd-client 127.0.0.1 {port} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
          nbd-client -unix {socket} /dev/nbd0 -N disk0 -b 4096 -C 2 -timeout 86400\n  \
@@ -353,10 +355,10 @@ fn create_and_config_speak_json() {
 fn every_command_explains_itself() {
     let place = Place::new();
     let help = place.ok(&["--help"]);
-    for code in ["0 ", "1 ", "2 ", "3 ", "130 "] {
+    for code in ["0 ", "1 ", "2 ", "3 ", "70 ", "130 "] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "exit code {code}is not in:\n{help}");
     }
-    for command in ["serve", "create", "list", "info", "status", "warm", "check", "delete", "config"] {
+    for command in ["serve", "create", "list", "info", "status", "evict", "warm", "check", "delete", "config"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in:\n{help}");
         let own = place.ok(&[command, "--help"]);
         assert!(own.contains("\nExamples:\n"), "{command} has no example:\n{own}");

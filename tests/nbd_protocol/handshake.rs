@@ -251,7 +251,9 @@ async fn from_elsewhere(world: &World, asked: u32) -> (u32, Client) {
 
 #[tokio::test(start_paused = true)]
 async fn m5_o15_clients_of_a_second_host_are_refused_until_the_first_has_left() {
-    let world = World::small().await;
+    // Short, as the client that waits in its handshake is patient for 10 s only.
+    let options = Options { attach_wait: Duration::from_secs(1), ..Options::default() };
+    let world = World::of(options, MemoryDevice::new(SIZE)).await;
     let (one, two) = (world.attach().await, world.attach().await);
     let (info, _waiting) = from_elsewhere(&world, opt::INFO).await;
     let (go, mut waiting) = from_elsewhere(&world, opt::GO).await;
@@ -273,6 +275,47 @@ async fn m5_o15_clients_of_a_second_host_are_refused_until_the_first_has_left() 
     while waiting.option_reply().await.reply_type != rep::ACK {}
     assert_eq!(waiting.read(0, 16).await, Ok(vec![0; 16]));
     waiting.disconnect().await;
+}
+
+/// The first host may be gone: it is asked before a second is refused. Whoever only wants to know does not wait for that.
+#[tokio::test(start_paused = true)]
+async fn m5_a_second_host_waits_for_a_first_that_may_be_gone_and_comes_in_when_it_is() {
+    let world = World::small().await;
+    let first = world.attach().await;
+    let begin = Instant::now();
+    assert_eq!(from_elsewhere(&world, opt::INFO).await.0, rep::ERR_POLICY);
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    assert_eq!(from_elsewhere(&world, opt::GO).await.0, rep::ERR_POLICY);
+    assert_eq!(begin.elapsed(), Options::default().attach_wait);
+
+    // Longer than a client may take for a handshake: it is not the client that is slow.
+    let (mut second, begin) = (world.connect_from(ELSEWHERE, 4096), Instant::now());
+    second.greet().await;
+    second.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    drop(first);
+    while second.option_reply().await.reply_type != rep::ACK {}
+    assert_eq!(begin.elapsed(), Duration::from_secs(12));
+    assert_eq!(second.read(0, 16).await, Ok(vec![0; 16]));
+    second.disconnect().await;
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn m5_a_second_host_that_waits_does_not_hold_up_a_shutdown() {
+    let world = World::small().await;
+    let _first = world.attach().await;
+    let mut second = world.connect_from(ELSEWHERE, 4096);
+    second.greet().await;
+    second.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let shutdown = {
+        let server = world.server.clone();
+        tokio::spawn(async move { server.shutdown().await })
+    };
+    assert_eq!(second.option_reply().await.reply_type, rep::ERR_SHUTDOWN);
+    drop(second);
+    shutdown.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashlar::device::memory::{MemoryDevice, MemoryExports};
 use ashlar::nbd::{ListenAddr, Options, Server};
@@ -234,5 +235,56 @@ async fn an_independent_client_is_told_that_an_export_is_unknown_by_a_closed_con
     };
     let kind = tokio::task::spawn_blocking(talk).await.unwrap();
     assert_eq!(kind, std::io::ErrorKind::UnexpectedEof);
+    within(server.shutdown()).await;
+}
+
+/// The same as with pipes, but with the buffers of the kernel between, and its own idea of a peer that takes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r6_a_tcp_client_that_never_reads_is_dropped_and_others_do_not_notice() {
+    let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(64 << 20)));
+    let options = Options { client_timeout: Duration::from_secs(2), ..Options::default() };
+    let server = Arc::new(Server::bind(options, vec![loopback()], Arc::new(exports)).await.unwrap());
+    let running = tokio::spawn({
+        let server = server.clone();
+        async move { server.run().await }
+    });
+    let (mut stuck, mut other) = (tcp_client(tcp(&server)).await, tcp_client(tcp(&server)).await);
+    stuck.go("disk0").await;
+    other.go("disk0").await;
+    for cookie in 0..256 {
+        stuck.send(&crate::client::request(0, crate::client::cmd::READ, cookie, 0, 1 << 20)).await;
+    }
+    let begin = std::time::Instant::now();
+    while server.clients().len() == 2 {
+        assert!(begin.elapsed() < crate::client::PATIENCE, "it is still there");
+        let most = server.clients().iter().map(|client| client.bytes_in_flight).max();
+        assert!(most <= Some(64 << 20), "{most:?}");
+        assert_eq!(other.read(4096, 4096).await.unwrap().len(), 4096);
+    }
+    assert_eq!(other.write(0, 0, b"still here").await, 0);
+    other.disconnect().await;
+    drop(stuck);
+    within(server.shutdown()).await;
+    within(running).await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_are_listed_and_evicted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let (server, _running) = start(Options::default(), vec![loopback(), ListenAddr::Unix(path.clone())]).await;
+    let (mut a, mut b) = (tcp_client(tcp(&server)).await, Client::new(UnixStream::connect(&path).await.unwrap()));
+    a.go("disk0").await;
+    b.go("disk0").await;
+    assert_eq!(a.write(0, 0, b"x").await, 0);
+    let listed = server.clients();
+    assert_eq!(listed.iter().map(|client| client.requests).collect::<Vec<_>>(), [1, 0]);
+    assert!(listed[0].address.starts_with("127.0.0.1:") && listed[1].address.starts_with("uid "), "{listed:?}");
+    assert_eq!(server.evict("disk1", None), [""; 0]);
+    assert_eq!(server.evict("disk0", Some("127.0.0.1")), [listed[0].address.clone()]);
+    a.expect_closed().await;
+    assert_eq!(b.write(0, 0, b"y").await, 0, "nobody else goes");
+    assert_eq!(server.evict("disk0", None), [listed[1].address.clone()]);
+    b.expect_closed().await;
     within(server.shutdown()).await;
 }

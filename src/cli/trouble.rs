@@ -1,0 +1,63 @@
+//! What is wrong with the store, in one sentence.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::info::date;
+use crate::outside::Clock;
+use crate::store::health::Trouble;
+
+/// What is wrong with the store just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreTrouble {
+    /// When it began, in milliseconds since 1970.
+    pub since_unix_millis: u64,
+    /// For how many seconds it has lasted.
+    pub seconds: u64,
+    /// What the newest failure said.
+    pub what: String,
+    /// FLUSHes that wait meanwhile.
+    pub flushes_waiting: u64,
+    /// All of it.
+    pub sentence: String,
+}
+
+impl StoreTrouble {
+    /// What is wrong now, while so many flushes wait.
+    pub fn new(trouble: &Trouble, flushes_waiting: u64, clock: &Clock) -> StoreTrouble {
+        StoreTrouble::at(trouble.since.elapsed(), &trouble.what, flushes_waiting, clock.unix_millis())
+    }
+
+    fn at(lasts: Duration, what: &str, flushes_waiting: u64, now_unix_millis: u64) -> StoreTrouble {
+        let since_unix_millis = now_unix_millis.saturating_sub(lasts.as_millis() as u64);
+        let seconds = lasts.as_secs();
+        let (since, lasted) = (date(since_unix_millis), humantime::format_duration(Duration::from_secs(seconds)));
+        let flushes = match flushes_waiting {
+            0 => "no flush waits".to_owned(),
+            1 => "1 flush waits".to_owned(),
+            more => format!("{more} flushes wait"),
+        };
+        let sentence = format!("store away since {since} ({lasted}): {what}; {flushes}");
+        StoreTrouble { since_unix_millis, seconds, what: what.to_owned(), flushes_waiting, sentence }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_one_sentence_that_says_since_when_why_and_who_waits() {
+        let now = 1_800_000_000_000;
+        let trouble = StoreTrouble::at(Duration::from_millis(192_700), "PUT answers 403 QuotaExceeded", 2, now);
+        assert_eq!(
+            trouble.sentence,
+            "store away since 2027-01-15T07:56:47Z (3m 12s): PUT answers 403 QuotaExceeded; 2 flushes wait"
+        );
+        assert_eq!((trouble.since_unix_millis, trouble.seconds), (now - 192_700, 192));
+        let sentence = |flushes| StoreTrouble::at(Duration::ZERO, "x", flushes, now).sentence;
+        assert_eq!(sentence(0), "store away since 2027-01-15T08:00:00Z (0s): x; no flush waits");
+        assert!(sentence(1).ends_with("; 1 flush waits"));
+    }
+}

@@ -1,0 +1,71 @@
+//! What an operator sees and does while a server runs: clients, and a store that is away.
+
+use serde_json::Value;
+
+use crate::program::Place;
+
+const MIB: usize = 1 << 20;
+
+fn status(place: &Place) -> Value {
+    serde_json::from_str(&place.ok(&["status", "--json"])).unwrap()
+}
+
+#[test]
+fn clients_are_listed_and_evicted() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    let client = &status(&place)["clients"][0];
+    assert_eq!((&client["export"], &client["bytes_in_flight"]), (&"disk0".into(), &0.into()));
+    assert!(client["requests"].as_u64() >= Some(1) && client["since_unix_millis"].as_u64() > Some(0), "{client}");
+    let address = client["address"].as_str().unwrap();
+    let text = place.ok(&["status"]);
+    assert!(text.contains("CLIENT ") && text.contains(address), "{text}");
+
+    let ended = place.run(&["evict", "disk0", "10.0.0.5"]);
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(
+        ended.err,
+        "ashlar: volume disk0 has no client from 10.0.0.5 on this server; `ashlar status` lists the clients\n"
+    );
+    disk.write(0, 2, MIB).unwrap();
+    assert_eq!(place.ok(&["evict", "disk0"]), format!("evicted {address}\n"));
+    assert!(disk.write(0, 3, MIB).is_err());
+    // What it wrote is there, and it may come back.
+    assert!(serving.attach("disk0").unwrap().holds(0, 2, MIB));
+    serving.stop();
+    assert!(place.run(&["evict", "disk0"]).err.contains("no server runs on state directory ./ashlar-state"));
+}
+
+#[test]
+fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    assert_eq!(status(&place)["store_trouble"], Value::Null);
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    let flushing = std::thread::spawn(move || disk.flush());
+    let trouble = loop {
+        let trouble = status(&place)["volumes"][0]["store_trouble"].take();
+        if trouble["flushes_waiting"] == 1 {
+            break trouble;
+        }
+    };
+    let sentence = trouble["sentence"].as_str().unwrap();
+    assert!(sentence.starts_with("store away since 20") && sentence.ends_with("; 1 flush waits"), "{sentence}");
+    assert!(sentence.contains(trouble["what"].as_str().unwrap()) && sentence.contains("disk0/segments/"), "{sentence}");
+    assert!(trouble["since_unix_millis"].as_u64() > Some(1 << 40), "{trouble}");
+    assert_eq!(status(&place)["store_trouble"]["flushes_waiting"], 1);
+    let text = place.ok(&["status"]);
+    assert!(text.matches("store away since 20").count() == 2 && text.contains("flushes waiting  1"), "{text}");
+
+    std::fs::remove_file(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    flushing.join().unwrap().unwrap();
+    let status = status(&place);
+    assert_eq!((&status["store_trouble"], &status["volumes"][0]["flushes_waiting"]), (&Value::Null, &0.into()));
+    serving.stop();
+}
