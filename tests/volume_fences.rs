@@ -231,3 +231,31 @@ async fn an_object_of_another_epoch_in_the_log_is_refused() {
         assert!(refused.contains(&expected) && refused.contains(key.as_str()), "{refused}");
     }
 }
+
+/// Step 5 of opening, the other half: the fence holds, but the owner's checkpoint has let go of what the scan refers to.
+#[tokio::test(start_paused = true)]
+async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
+    let store = created().await;
+    let old = open(store.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    for page in 0..3 {
+        write(&old, page * PAGE, 1).await;
+    }
+    minutes().await;
+    let first = list_all(&*store, &Keys::new(&name()).checkpoints()).await.unwrap();
+    // Not in a checkpoint yet when the taker looks.
+    write(&old, 0, 2).await;
+    write(&old, PAGE, 2).await;
+    let gate = Gate::open(&store, "/segments/");
+    gate.set_closed(true);
+    let (way, disk) = (gate.clone(), CrashDisk::new(2));
+    let taking = tokio::spawn(async move { open(way, 2, &disk, takeover()).await.unwrap() });
+    gate.held.notified().await;
+    minutes().await;
+    assert!(store.get(&first[0].key).await.is_err(), "the pages that the taker found are gone");
+    gate.set_closed(false);
+    let new = taking.await.unwrap();
+    for (page, byte) in [(2, 1), (0, 2), (1, 2)] {
+        assert_eq!(byte_at(&new, page * PAGE).await, byte, "page {page}");
+    }
+    new.close().await.unwrap();
+}
