@@ -33,7 +33,8 @@ def copy(repository, tree):
     """Brings the copy up to date; a file that is the same keeps its time, so that it is not built again."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=repository, check=True, capture_output=True, text=True).stdout.split("\0")
-    names = {name for name in names if name and (repository / name).is_file()}
+    # Not .cargo: the copy lies below the repository, so cargo reads its settings already.
+    names = {name for name in names if name and not name.startswith(".cargo/") and (repository / name).is_file()}
     for path in [path for path in tree.rglob("*") if path.is_file()]:
         if str(path.relative_to(tree)) not in names:
             path.unlink()
