@@ -32,7 +32,8 @@ impl Places {
         let pages = 120 + random.below(240);
         let blocks = pages * PAGE_BLOCKS + 100;
         // Every seventh lies on the boundary of two pages.
-        let start = |page: u64| page * PAGE_BLOCKS + if page % 7 == 6 { PAGE_BLOCKS - 4 } else { 8 + random.below(1000) };
+        let start =
+            |page: u64| page * PAGE_BLOCKS + if page % 7 == 6 { PAGE_BLOCKS - 4 } else { 8 + random.below(1000) };
         let starts: Vec<u64> = (0..pages).map(start).collect();
         Places::new(blocks, &starts, 8, &[5_000, blocks - 1])
     }

@@ -18,9 +18,7 @@ use ashlar::store::faults::{Counted, FaultOptions, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::{BlockSize, ChangeNo};
 use ashlar::volume::key_slots::Slots;
-use ashlar::volume::{
-    self, CreateOptions, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName};
 use tokio::time::timeout;
 use uuid::Uuid;
 
