@@ -240,20 +240,24 @@ async fn an_object_of_another_epoch_in_the_log_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
     let store = created().await;
-    let old = open(store.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    let owners_way = Gate::open(&store, "/checkpoints/");
+    let old = open(owners_way.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
     for page in 0..3 {
         write(&old, page * PAGE, 1).await;
     }
     minutes().await;
     let first = list_all(&*store, &Keys::new(&name()).checkpoints()).await.unwrap();
-    // Not in a checkpoint yet when the taker looks.
+    // Its next checkpoint is under way when the taker looks, and there when the taker's fence is.
+    owners_way.set_closed(true);
     write(&old, 0, 2).await;
     write(&old, PAGE, 2).await;
+    owners_way.held.notified().await;
     let gate = Gate::open(&store, "/segments/");
     gate.set_closed(true);
     let (way, disk) = (gate.clone(), CrashDisk::new(2));
     let taking = tokio::spawn(async move { open(way, 2, &disk, takeover()).await.unwrap() });
     gate.held.notified().await;
+    owners_way.set_closed(false);
     minutes().await;
     assert!(store.get(&first[0].key).await.is_err(), "the pages that the taker found are gone");
     gate.set_closed(false);
