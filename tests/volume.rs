@@ -1,5 +1,5 @@
 //! The volume over a memory store and a disk in memory: what it promises, one behaviour a test. Faults and crashes at
-//! every step are the simulation's business (`tests/sim.rs`).
+//! every step are the simulation's business (`tests/sim`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -27,6 +27,7 @@ struct World {
     random: Random,
     name: VolumeName,
     options: Options,
+    cache_memory: u64,
 }
 
 impl World {
@@ -41,14 +42,15 @@ impl World {
         let options = CreateOptions { size, ..CreateOptions::default() };
         volume::create(&*store, &random, &Clock::System, &name, options).await.unwrap();
         let disk = Arc::new(CrashDisk::new(7));
-        World { store, disk, random, name, options: Options { segment_size: 256 << 10, ..Options::default() } }
+        let options = Options { segment_size: 256 << 10, ..Options::default() };
+        World { store, disk, random, name, options, cache_memory: 256 << 20 }
     }
 
     fn outside(&self) -> Outside {
         Outside {
             store: self.store.clone(),
             disk: self.disk.clone() as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(256 << 20)),
+            cache: Arc::new(BlockCache::in_memory(self.cache_memory)),
             budget: ashlar::volume::Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
@@ -155,17 +157,60 @@ async fn unaligned_writes_change_exactly_their_bytes() {
     assert_eq!(read(&volume, 0, model.len() as u32).await, model);
 }
 
-#[tokio::test]
+/// A store that takes its time, so that whoever completes a block waits for it and others come meanwhile.
+fn far(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    let milliseconds = Duration::from_millis;
+    let delays =
+        FaultOptions { delay_min: milliseconds(20), delay_spread: milliseconds(20), ..FaultOptions::default() };
+    Arc::new(FaultyStore::new(store, delays, Random::seeded(3)))
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_writers_into_one_block_lose_nothing() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    world.store = far(world.store);
+    world.cache_memory = 0;
     let volume = world.open().await;
-    let writers = (0..64u64).map(|i| {
-        let volume = volume.clone();
-        tokio::spawn(async move { volume.write(i * 64, Bytes::from(vec![i as u8 + 1; 64]), false).await.unwrap() })
-    });
-    futures::future::join_all(writers).await;
-    let expected: Vec<u8> = (0..64u8).flat_map(|i| [i + 1; 64]).collect();
-    assert_eq!(read(&volume, 0, 4096).await, expected);
+    for round in 0..20 {
+        let at = round * 4096;
+        // In the store and nowhere else: all who complete it read it there.
+        volume.write(at, pattern(round, 4096), true).await.unwrap();
+        let gets = volume.status().since_open.gets;
+        let writers = (0..64u64).map(|i| {
+            let (volume, data) = (volume.clone(), Bytes::from(vec![i as u8 + 1; 64]));
+            tokio::spawn(async move { volume.write(at + i * 64, data, false).await.unwrap() })
+        });
+        futures::future::join_all(writers).await;
+        let expected: Vec<u8> = (0..64u8).flat_map(|i| [i + 1; 64]).collect();
+        assert_eq!(read(&volume, at, 4096).await, expected, "round {round}");
+        assert!(volume.status().since_open.gets > gets, "they met: the first had to wait for the store");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_whole_blocks_is_not_undone_by_one_who_completes_them() {
+    let mut world = World::new().await;
+    world.store = far(world.store);
+    world.cache_memory = 0;
+    let volume = world.open().await;
+    let change = async |what: u64, at: u64| match what {
+        0 => volume.write(at, Bytes::from(vec![0xaa; 4096]), false).await.unwrap(),
+        1 => volume.trim(at, 4096, false).await.unwrap(),
+        _ => volume.write_zeroes(at, 4096, true, false).await.unwrap(),
+    };
+    for round in 0..15 {
+        let at = round * 4096;
+        volume.write(at, pattern(round, 4096), true).await.unwrap();
+        // It waits for the store when the change comes.
+        let mut partial = std::pin::pin!(volume.write(at + 100, Bytes::from(vec![0xee; 50]), false));
+        assert!(futures::poll!(&mut partial).is_pending());
+        let (done, ()) = tokio::join!(partial, change(round % 3, at));
+        done.unwrap();
+        let block = read(&volume, at, 4096).await;
+        let whole = if round % 3 == 0 { 0xaa } else { 0 };
+        let old = block.iter().position(|byte| ![whole, 0xee].contains(byte));
+        assert_eq!(old, None, "round {round}: a byte from before an acknowledged change of the whole block");
+    }
 }
 
 #[tokio::test]
@@ -394,6 +439,7 @@ async fn a_cold_sequential_read_is_fetched_ahead_in_parallel_and_random_reads_ar
             random: world.random.clone(),
             name: world.name.clone(),
             options,
+            cache_memory: world.cache_memory,
         }
     };
     let mut took = Vec::new();

@@ -20,6 +20,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use support::far::{Far, Fault};
@@ -88,19 +89,25 @@ async fn hammer(volumes_worth: u64, flushes: Option<u64>, fault: Fault) -> Seen 
     let store = Arc::new(Far::new(BANDWIDTH, fault));
     let random = Random::seeded(7);
     let volume = open(&store, &random, options()).await;
+    let model = Arc::new(Mutex::new(Vec::new()));
     for at in (0..BLOCKS).step_by(64) {
-        volume.write(at * BLOCK, noise(&random, 64), false).await.unwrap();
+        let data = noise(&random, 64);
+        volume.write(at * BLOCK, data.clone(), false).await.unwrap();
+        model.lock().extend((0..64).map(|i| data.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize)));
     }
     volume.flush().await.unwrap();
     let (puts, moved, began) = (store.puts(), volume.status().since_open.bytes_moved, Instant::now());
     let each = volumes_worth * BLOCKS / 32;
-    let writers = (0..32).map(|writer| {
-        let (volume, random) = (volume.clone(), random.clone());
+    let writers = (0..32u64).map(|writer| {
+        let (volume, random, model) = (volume.clone(), random.clone(), model.clone());
         tokio::spawn(async move {
             let mut longest = Duration::ZERO;
             for i in 0..each {
-                let block = random.below(BLOCKS);
-                volume.write(block * BLOCK, noise(&random, 1), false).await.unwrap();
+                // Blocks of its own, so that it knows what stands there.
+                let block = random.below(BLOCKS / 32) * 32 + writer;
+                let data = noise(&random, 1);
+                volume.write(block * BLOCK, data.clone(), false).await.unwrap();
+                model.lock()[block as usize] = data;
                 if writer == 0 && flushes.is_some_and(|every| i % every == 0) {
                     let asked = Instant::now();
                     volume.flush().await.unwrap();
@@ -121,13 +128,27 @@ async fn hammer(volumes_worth: u64, flushes: Option<u64>, fault: Fault) -> Seen 
     };
     volume.flush().await.unwrap();
     let written = 32 * each * BLOCK;
-    let status = volume.status();
+    let (status, took) = (volume.status(), began.elapsed());
+    if fault != Fault::NoReads {
+        let model = model.lock().clone();
+        is_as_written(&volume, &model).await;
+    }
     Seen {
         most: most as f64 / LIVE as f64,
         puts_per_gib: (store.puts() - puts) as f64 * LIVE as f64 / written as f64,
         moved: (status.since_open.bytes_moved - moved) as f64 / written as f64,
-        share: written as f64 / began.elapsed().as_secs_f64() / BANDWIDTH as f64,
+        share: written as f64 / took.as_secs_f64() / BANDWIDTH as f64,
         flush: ended.into_iter().map(Result::unwrap).max().unwrap(),
+    }
+}
+
+/// Every block is as it was written last, wherever collection moved it.
+async fn is_as_written(volume: &Volume, model: &[Bytes]) {
+    for (chunk, expected) in model.chunks(256).enumerate() {
+        let at = chunk as u64 * 256 * BLOCK;
+        let read = volume.read(at, (expected.len() as u64 * BLOCK) as u32).await.unwrap().concat();
+        let wrong = read.chunks(BLOCK as usize).zip(expected).position(|(read, expected)| read != expected);
+        assert_eq!(wrong, None, "the first block from byte {at} on that is not as it was written");
     }
 }
 

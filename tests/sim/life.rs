@@ -1,101 +1,195 @@
-//! One life of one server: an open volume and the clients that use it.
+//! One life of one server: what its volumes share, the open volumes, and their clients.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use ashlar::change::Change;
+use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::outside::Random;
-use ashlar::store::faults::Faults;
-use ashlar::units::{BlockCount, BlockIndex, ChangeNo, Extent};
-use ashlar::volume::Volume;
+use ashlar::store::faults::{FaultOptions, Faults, FaultyStore};
+use ashlar::store::hedge::HedgeOptions;
+use ashlar::store::limit::LimitOptions;
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::open::{StoreOptions, stack};
+use ashlar::store::retry::RetryOptions;
+use ashlar::store::{Key, ObjectEntry, Store};
+use ashlar::units::ChangeNo;
+use ashlar::volume::{Budget, Options, Volume};
+use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use tokio::task::JoinSet;
 
-use crate::oracle::{BLOCK, CLUSTER_BLOCKS, CLUSTERS, Floors, History, VOLUME_BLOCKS, watched};
+use crate::client::{Client, Weights};
+use crate::places::Places;
+use crate::record::{Floors, Record};
+
+/// What the volumes of a server share.
+#[derive(Clone)]
+pub struct Server {
+    pub number: usize,
+    pub store: Arc<dyn Store>,
+    pub faults: Faults,
+    pub cache: Arc<BlockCache>,
+    pub budget: Budget,
+}
+
+/// How the way to the store is.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub faults: FaultOptions,
+    /// How much longer a DELETE takes.
+    pub delete_delay: Duration,
+    pub limit: LimitOptions,
+}
+
+impl Server {
+    /// A server over the tower that is shipped. It is impatient, so that what gives up after a while and what never does
+    /// are both tried.
+    pub fn new(
+        number: usize,
+        store: Arc<MemoryStore>,
+        way: Way,
+        cache: BlockCache,
+        options: &Options,
+        random: &Random,
+    ) -> Server {
+        let faulty = FaultyStore::new(store, way.faults, Random::seeded(random.below(u64::MAX)));
+        let faults = faulty.faults();
+        let backend = Arc::new(SlowDeletes { inner: faulty, delay: way.delete_delay });
+        let retry = RetryOptions {
+            pause_min: Duration::from_millis(5),
+            pause_max: Duration::from_millis(200),
+            read_limit: Duration::from_secs(5),
+            write_limit: Duration::from_secs(3),
+        };
+        let hedge = HedgeOptions { share_percent: 50, p95_percent: 100, delay_min: Duration::from_millis(1) };
+        let options_of_store = StoreOptions { retry, hedge, limit: way.limit, ..StoreOptions::default() };
+        let tower = stack(backend, &options_of_store, &Random::seeded(random.below(u64::MAX)));
+        Server { number, store: tower.store, faults, cache: Arc::new(cache), budget: Budget::new(options) }
+    }
+}
+
+/// An open volume.
+pub struct Open {
+    pub volume: Arc<Volume>,
+    pub places: Arc<Places>,
+    pub disk: CrashDisk,
+    pub record: Record,
+    pub floors: Floors,
+}
 
 /// See the module.
 pub struct Life {
-    pub volume: Arc<Volume>,
-    pub disk: CrashDisk,
-    pub faults: Faults,
-    pub history: History,
-    pub floors: Floors,
+    pub server: Server,
+    pub open: Vec<Open>,
     pub clients: JoinSet<()>,
-}
-
-/// How often clients do what; some of them never, for a whole life.
-#[derive(Clone, Copy)]
-pub struct Weights {
-    write: u64,
-    unaligned: u64,
-    trim: u64,
-    zero: u64,
-    whole: u64,
-    flush: u64,
-    read: u64,
-    pause: u64,
-}
-
-impl Weights {
-    pub fn draw(random: &Random) -> Weights {
-        let one = |most: u64| if random.below(3) == 0 { 0 } else { random.below(most) };
-        Weights {
-            write: 1 + random.below(20),
-            unaligned: one(8),
-            trim: one(6),
-            zero: one(4),
-            whole: one(2),
-            flush: one(6),
-            read: one(8),
-            pause: one(10),
-        }
-    }
+    may_be_displaced: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
 }
 
 impl Life {
-    /// Sets clients to work: each one thing after the other, all at once.
-    pub fn start_clients(&mut self, clients: u64, operations: u64, weights: Weights, random: &Random) {
-        for client in 0..clients {
-            let (volume, history, floors) = (self.volume.clone(), self.history.clone(), self.floors.clone());
-            let random = Random::seeded(random.below(u64::MAX) ^ client);
-            self.clients.spawn(async move {
-                for _ in 0..operations {
-                    if step(&volume, &history, &floors, weights, &random).await.is_none() {
-                        return; // the volume has ended
-                    }
-                }
-            });
+    /// Of a server whose volumes are yet to be opened; `done` counts what clients get done.
+    pub fn new(server: Server, done: Arc<AtomicU64>) -> Life {
+        Life { server, open: Vec::new(), clients: JoinSet::new(), may_be_displaced: Arc::default(), done }
+    }
+
+    fn client(&self, of: &Open) -> Client {
+        Client {
+            volume: of.volume.clone(),
+            record: of.record.clone(),
+            floors: of.floors.clone(),
+            places: of.places.clone(),
+            faults: self.server.faults.clone(),
+            may_be_displaced: self.may_be_displaced.clone(),
+            done: self.done.clone(),
         }
     }
 
-    /// The watched blocks as the volume has them.
-    pub async fn image(&self) -> Vec<Option<Bytes>> {
-        let mut image = Vec::new();
-        for block in watched() {
-            let pieces = read_until_it_works(&self.volume, block * BLOCK as u64, BLOCK as u32).await;
-            let data = Bytes::from(pieces.concat());
-            image.push(data.iter().any(|byte| *byte != 0).then_some(data));
+    /// Sets clients of every volume to work: each one thing after the other, all at once.
+    pub fn start_clients(&mut self, clients: u64, requests: u64, weights: Weights, random: &Random) {
+        for of in 0..self.open.len() {
+            for number in 0..clients {
+                let client = self.client(&self.open[of]);
+                let random = Random::seeded(random.below(u64::MAX) ^ number);
+                self.clients.spawn(client.run(requests, weights, random));
+            }
         }
-        image
     }
 
-    /// Nothing reaches the store or the disk any more; the clients and the volume are gone.
-    pub async fn end(mut self) -> (CrashDisk, History, Floors, ChangeNo) {
-        self.faults.isolate();
-        let committed = ChangeNo(self.volume.status().committed);
-        self.clients.shutdown().await;
-        drop(self.volume);
-        (self.disk, self.history, self.floors, committed)
+    /// Writes into every cluster of every wide volume, unless the power goes meanwhile.
+    pub async fn fill(&self, random: &Random) {
+        let filling = async {
+            for open in self.open.iter().filter(|open| open.places.are_wide()) {
+                self.client(open).fill(random).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.server.faults.isolated() => {}
+            () = filling => {}
+        }
+    }
+
+    /// From now on another server may take the volumes.
+    pub fn may_be_displaced(&self) {
+        self.may_be_displaced.store(true, Ordering::Relaxed);
+    }
+
+    /// All clients have come to their end.
+    pub async fn clients_end(&mut self) {
+        while let Some(ended) = self.clients.join_next().await {
+            if let Err(failed) = ended
+                && failed.is_panic()
+            {
+                std::panic::resume_unwind(failed.into_panic());
+            }
+        }
+    }
+
+    /// Every volume is as its clients left it, who are gone.
+    pub async fn is_as_recorded(&self, when: &str) {
+        for open in &self.open {
+            open.is_as_recorded(when).await;
+        }
+    }
+
+    /// Nothing reaches the store or the disk any more; the clients and the volumes are gone. Of each volume its disk, its
+    /// floors, and what is committed.
+    pub async fn end(mut self) -> Vec<(CrashDisk, Floors, ChangeNo)> {
+        self.server.faults.isolate();
+        let committed: Vec<_> = self.open.iter().map(|open| ChangeNo(open.volume.status().committed)).collect();
+        self.clients.abort_all();
+        self.clients_end().await;
+        let ended = self.open.into_iter().zip(committed);
+        ended.map(|(open, committed)| (open.disk, open.floors, committed)).collect()
+    }
+}
+
+impl Open {
+    /// The volume is as its clients left it.
+    pub async fn is_as_recorded(&self, when: &str) {
+        let expected = self.record.image();
+        let image = self.image().await;
+        let wrong = image.iter().zip(&expected).position(|(byte, expected)| byte != expected);
+        assert_eq!(wrong, None, "{when}: a watched byte is not what was sent last ({} changes)", self.record.len());
+    }
+
+    /// The watched bytes as the volume has them.
+    async fn image(&self) -> Vec<u8> {
+        let reads = self.places.areas().iter().map(|area| read_until_it_works(&self.volume, area.clone()));
+        stream::iter(reads).buffered(8).concat().await
     }
 }
 
 /// The store may fail a read for longer than a request is retried: a client gets an error and asks again.
-async fn read_until_it_works(volume: &Volume, offset: u64, len: u32) -> Vec<Bytes> {
+async fn read_until_it_works(volume: &Volume, range: Range<u64>) -> Vec<u8> {
     for _ in 0..10_000 {
-        match volume.read(offset, len).await {
-            Ok(pieces) => return pieces,
+        match volume.read(range.start, (range.end - range.start) as u32).await {
+            Ok(pieces) => return pieces.concat(),
             Err(error) => assert!(error.to_string().contains("by a fault"), "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -103,93 +197,43 @@ async fn read_until_it_works(volume: &Volume, offset: u64, len: u32) -> Vec<Byte
     panic!("a read never works");
 }
 
-/// One operation of a client; nothing if the volume has ended.
-async fn step(volume: &Volume, history: &History, floors: &Floors, weights: Weights, random: &Random) -> Option<()> {
-    let all = [
-        weights.write,
-        weights.unaligned,
-        weights.trim,
-        weights.zero,
-        weights.whole,
-        weights.flush,
-        weights.read,
-        weights.pause,
-    ];
-    let mut roll = random.below(all.iter().sum());
-    let chosen = all.iter().position(|weight| {
-        let hit = roll < *weight;
-        roll = roll.saturating_sub(*weight);
-        hit
-    });
-    let extent = extent(random);
-    let (offset, len) = (extent.start.0 * BLOCK as u64, extent.count.0 * BLOCK as u64);
-    let fua = random.below(8) == 0;
-    let since = history.len();
-    let acknowledged = |change: Change| {
-        // A write that was refused by a volume that has ended promised nothing.
-        let no = history.first_like(since, &change).expect("an acknowledged change was accepted");
-        floors.acknowledge(no, fua);
-    };
-    match chosen.unwrap_or(0) {
-        0 => {
-            let data = data(random, len as usize);
-            volume.write(offset, data.clone(), fua).await.ok()?;
-            acknowledged(Change::Write(extent, data));
-        }
-        1 => {
-            let cut = random.below(BLOCK as u64 - 1) + 1;
-            let data = data(random, (len - cut) as usize);
-            volume.write(offset + cut, data.clone(), fua).await.ok()?;
-            acknowledged(Change::Write(extent, data));
-        }
-        2 => {
-            volume.trim(offset, len, fua).await.ok()?;
-            acknowledged(Change::Hole(extent));
-        }
-        3 => {
-            volume.write_zeroes(offset, len, true, fua).await.ok()?;
-            acknowledged(Change::Zero(extent));
-        }
-        4 => {
-            let whole = Extent { start: BlockIndex(0), count: BlockCount(VOLUME_BLOCKS) };
-            let bytes = VOLUME_BLOCKS * BLOCK as u64;
-            if random.below(2) == 0 {
-                volume.trim(0, bytes, fua).await.ok()?;
-                acknowledged(Change::Hole(whole));
-            } else {
-                volume.write_zeroes(0, bytes, true, fua).await.ok()?;
-                acknowledged(Change::Zero(whole));
-            }
-        }
-        5 => {
-            let before = floors.now().acknowledged;
-            volume.flush().await.ok()?;
-            floors.flush(before);
-        }
-        6 => drop(volume.read(offset, len as u32).await),
-        _ => tokio::time::sleep(Duration::from_millis(random.below(300))).await,
-    }
-    Some(())
+/// A store that takes its time to delete.
+#[derive(Debug)]
+struct SlowDeletes {
+    inner: FaultyStore,
+    delay: Duration,
 }
 
-/// Somewhere in a cluster.
-fn extent(random: &Random) -> Extent {
-    let start = random.below(CLUSTER_BLOCKS);
-    let count = 1 + random.below((CLUSTER_BLOCKS - start).min(24));
-    Extent::new(CLUSTERS[random.below(CLUSTERS.len() as u64) as usize] + start, count)
-}
-
-/// Bytes that compress, or not, or are zero here and there.
-fn data(random: &Random, len: usize) -> Bytes {
-    let seed: [u8; 32] = random.bytes();
-    let kind = random.below(3);
-    let mut data = vec![0; len];
-    for (i, chunk) in data.chunks_mut(BLOCK / 2).enumerate() {
-        match kind {
-            0 => chunk.fill(seed[i % 32]),
-            1 if seed[i % 32].is_multiple_of(4) => {}
-            _ => blake3::Hasher::new_keyed(&seed).update(&i.to_le_bytes()).finalize_xof().fill(chunk),
-        }
+#[async_trait]
+impl Store for SlowDeletes {
+    fn url(&self) -> String {
+        self.inner.url()
     }
-    data.into()
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
+        self.inner.put(key, body).await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
+        self.inner.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+        self.inner.list(prefix, start_after).await
+    }
+
+    async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {
+        self.inner.list_top().await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> ashlar::store::Result<()> {
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        self.inner.delete(keys).await
+    }
 }

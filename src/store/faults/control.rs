@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::FaultOptions;
 
@@ -40,7 +41,9 @@ pub struct Faults(Arc<Control>);
 
 struct Control {
     state: Mutex<State>,
-    cut: watch::Sender<bool>,
+    cut: AtomicBool,
+    /// The cut has happened. Not a `tokio::sync::watch`: that wakes those who wait in a random order (rule R14).
+    was_cut: Notify,
 }
 
 #[derive(Default)]
@@ -55,23 +58,30 @@ struct State {
 impl Faults {
     pub(super) fn new(options: FaultOptions) -> Faults {
         let state = Mutex::new(State { options, ..State::default() });
-        Faults(Arc::new(Control { state, cut: watch::Sender::new(false) }))
+        Faults(Arc::new(Control { state, cut: AtomicBool::new(false), was_cut: Notify::new() }))
     }
 
     /// Cuts the wrapper off the store below for ever.
     pub fn isolate(&self) {
-        self.0.cut.send_replace(true);
+        self.0.cut.store(true, Ordering::Release);
+        self.0.was_cut.notify_waiters();
     }
 
     /// Whether it is cut off.
     pub fn is_isolated(&self) -> bool {
-        *self.0.cut.borrow()
+        self.0.cut.load(Ordering::Acquire)
     }
 
     /// Waits until it is cut off, by a trap or by hand.
     pub async fn isolated(&self) {
-        // An error would say that the sender is gone, which lives in `self`.
-        let _ = self.0.cut.subscribe().wait_for(|cut| *cut).await;
+        loop {
+            // Before the look, so that a cut right after it is not missed.
+            let cut = self.0.was_cut.notified();
+            if self.is_isolated() {
+                return;
+            }
+            cut.await;
+        }
     }
 
     /// Sets a trap at the `k`-th operation of those counted, from 1 since the wrapper was made.

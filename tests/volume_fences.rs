@@ -1,0 +1,269 @@
+//! Two servers and one volume, at the moments in which one that is displaced could do harm: what is in whose way is held up
+//! on purpose until the other has come to the worst point. Random meetings of the kind are the simulation's (`tests/sim`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::codec::frame::Compression;
+use ashlar::codec::seal::Sealer;
+use ashlar::device::Device;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::segment::{self, Payload, Stamp};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::{Key, ObjectEntry, Store, list_all};
+use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
+use ashlar::volume::keys::Keys;
+use ashlar::volume::{
+    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+const BLOCK: u64 = 4096;
+/// Bytes that one page of the map describes.
+const PAGE: u64 = 16_384 * BLOCK;
+
+/// A way to the store on which PUTs of some keys can be held up.
+#[derive(Debug)]
+struct Gate {
+    objects: Arc<MemoryStore>,
+    /// Keys that contain this.
+    of: &'static str,
+    is_closed: AtomicBool,
+    opened: Notify,
+    /// A PUT waits.
+    held: Notify,
+}
+
+impl Gate {
+    fn open(objects: &Arc<MemoryStore>, of: &'static str) -> Arc<Gate> {
+        let (opened, held) = (Notify::new(), Notify::new());
+        Arc::new(Gate { objects: objects.clone(), of, is_closed: AtomicBool::new(false), opened, held })
+    }
+
+    fn set_closed(&self, is_closed: bool) {
+        self.is_closed.store(is_closed, Ordering::Relaxed);
+        self.opened.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Store for Gate {
+    fn url(&self) -> String {
+        self.objects.url()
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
+        while key.as_str().contains(self.of) && self.is_closed.load(Ordering::Relaxed) {
+            self.held.notify_one();
+            self.opened.notified().await;
+        }
+        self.objects.put(key, body).await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
+        self.objects.get_range(key, range).await
+    }
+
+    async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
+        self.objects.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+        self.objects.list(prefix, after).await
+    }
+
+    async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {
+        self.objects.list_top().await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> ashlar::store::Result<()> {
+        self.objects.delete(keys).await
+    }
+}
+
+fn name() -> VolumeName {
+    VolumeName::new("v").unwrap()
+}
+
+fn takeover() -> OpenFlags {
+    OpenFlags { takeover: true, ..OpenFlags::default() }
+}
+
+async fn created() -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::default());
+    let create = CreateOptions { size: 4 * PAGE, ..CreateOptions::default() };
+    volume::create(&*store, &Random::seeded(1), &Clock::System, &name(), create).await.unwrap();
+    store
+}
+
+/// Opens for a server of that number, which has a disk of its own; it keeps no page of the map in memory.
+async fn open(
+    store: Arc<dyn Store>,
+    server: u64,
+    disk: &CrashDisk,
+    flags: OpenFlags,
+) -> Result<Arc<Volume>, VolumeError> {
+    let outside = Outside {
+        store,
+        disk: Arc::new(disk.clone()),
+        cache: Arc::new(BlockCache::in_memory(0)),
+        budget: ashlar::volume::Budget::default(),
+        clock: Clock::System,
+        random: Random::seeded(server),
+        workers: Workers::Inline,
+        server: ServerIdentity { uuid: uuid::Uuid::from_u128(server.into()), name: format!("number-{server}") },
+        secrets: Secrets::default(),
+        witness: Witness::default(),
+    };
+    let mut options = Options { map_memory: 0, ..Options::default() };
+    // No collection: a segment of moved data would take the slot that a test is about.
+    options.gc.merge_count = 1_000_000;
+    (options.gc.quiet_percent, options.gc.busy_percent) = (90_000, 90_001);
+    (options.gc.limit_percent, options.gc.hold_percent) = (90_002, 90_003);
+    Volume::open(outside, &name(), options, journal::Options::default(), flags).await
+}
+
+async fn write(volume: &Volume, offset: u64, byte: u8) {
+    volume.write(offset, Bytes::from(vec![byte; BLOCK as usize]), true).await.unwrap();
+}
+
+async fn byte_at(volume: &Volume, offset: u64) -> u8 {
+    let block = volume.read(offset, BLOCK as u32).await.unwrap().concat();
+    assert!(block.iter().all(|byte| *byte == block[0]));
+    block[0]
+}
+
+/// Long enough for a checkpoint and the deletions after it.
+async fn minutes() {
+    tokio::time::sleep(Duration::from_secs(180)).await;
+}
+
+async fn last_segment(store: &MemoryStore) -> Seq {
+    let listed = list_all(store, &Keys::new(&name()).segments()).await.unwrap();
+    Seq(listed.iter().filter_map(|entry| Keys::number(&entry.key)).max().unwrap())
+}
+
+/// Step 5 of deleting: the pages that a taker may still read were superseded by a checkpoint that it does not know of.
+#[tokio::test(start_paused = true)]
+async fn a_displaced_server_deletes_nothing_that_its_successor_began_with() {
+    let store = created().await;
+    let gate = Gate::open(&store, "/checkpoints/");
+    let old = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    for page in 0..3 {
+        write(&old, page * PAGE, 1).await;
+    }
+    minutes().await;
+    // Two of three pages change: the next checkpoint writes all of them anew, and nothing needs the first one any more.
+    gate.set_closed(true);
+    write(&old, 0, 2).await;
+    write(&old, PAGE, 2).await;
+    gate.held.notified().await;
+    let new = open(store.clone(), 2, &CrashDisk::new(2), takeover()).await.unwrap();
+    gate.set_closed(false);
+    minutes().await;
+    assert_eq!(byte_at(&new, 2 * PAGE).await, 1, "its page is read from the first checkpoint");
+    assert_eq!((byte_at(&new, 0).await, byte_at(&new, PAGE).await), (2, 2));
+    let ended = old.status().ended.unwrap_or_default();
+    assert!(ended.contains("was taken over by server number-2"), "{ended:?}");
+    new.close().await.unwrap();
+}
+
+/// Step 5 of opening: the slot of the fence was free only because its owner had deleted it.
+#[tokio::test(start_paused = true)]
+async fn a_fence_in_a_slot_that_was_used_and_deleted_is_void() {
+    let store = created().await;
+    let old = open(store.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    write(&old, 0, 1).await;
+    let slot = Seq(last_segment(&store).await.0 + 1);
+    let gate = Gate::open(&store, "/segments/");
+    gate.set_closed(true);
+    let (way, disk) = (gate.clone(), CrashDisk::new(2));
+    let taking = tokio::spawn(async move { open(way, 2, &disk, takeover()).await.unwrap() });
+    // It has looked, and is about to put its fence into the first free slot.
+    gate.held.notified().await;
+    for byte in 2..6 {
+        write(&old, 0, byte).await;
+    }
+    minutes().await;
+    let there = store.get(&Keys::new(&name()).segment(slot)).await;
+    assert!(there.is_err(), "the slot was used, is covered by a checkpoint, and was deleted");
+    gate.set_closed(false);
+    let new = taking.await.unwrap();
+    assert_eq!(byte_at(&new, 0).await, 5, "what was durable before the takeover is there after it");
+    write(&new, 0, 6).await;
+    assert!(old.write(0, Bytes::from(vec![7; BLOCK as usize]), true).await.is_err());
+    assert_eq!(byte_at(&new, 0).await, 6);
+    new.close().await.unwrap();
+}
+
+/// Whatever stands in a slot of the log counts only for the epoch in which the log is.
+#[tokio::test(start_paused = true)]
+async fn an_object_of_another_epoch_in_the_log_is_refused() {
+    for epoch in [0, 2] {
+        let (store, disk) = (created().await, CrashDisk::new(1));
+        let volume = open(store.clone(), 1, &disk, OpenFlags::default()).await.unwrap();
+        write(&volume, 0, 1).await;
+        assert_eq!(volume.status().epoch, 1);
+        let sealer = Sealer::new(volume.meta().uuid, None);
+        drop(volume);
+        let seq = Seq(last_segment(&store).await.0 + 1);
+        let stamp = Stamp {
+            epoch: Epoch(epoch),
+            server: uuid::Uuid::from_u128(1),
+            covers: ChangeNo(2),
+            compression: Compression::None,
+        };
+        let data = Payload::Data(Bytes::from(vec![9; BLOCK as usize]));
+        let block_size = BlockSize::new(BLOCK).unwrap();
+        let salt = sealer.salt([7; 16]);
+        let changes = [(Extent::new(0, 1), data)];
+        let segment = segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes).unwrap();
+        let key = Keys::new(&name()).segment(seq);
+        store.put(&key, segment.object.parts).await.unwrap();
+        let refused = open(store, 1, &disk.kill(), OpenFlags::default()).await.unwrap_err().to_string();
+        let expected = format!("it is of epoch {epoch}, but the log is in epoch 1");
+        assert!(refused.contains(&expected) && refused.contains(key.as_str()), "{refused}");
+    }
+}
+
+/// Step 5 of opening, the other half: the fence holds, but the owner's checkpoint has let go of what the scan refers to.
+#[tokio::test(start_paused = true)]
+async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
+    let store = created().await;
+    let owners_way = Gate::open(&store, "/checkpoints/");
+    let old = open(owners_way.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    for page in 0..3 {
+        write(&old, page * PAGE, 1).await;
+    }
+    minutes().await;
+    let first = list_all(&*store, &Keys::new(&name()).checkpoints()).await.unwrap();
+    // Its next checkpoint is under way when the taker looks, and there when the taker's fence is.
+    owners_way.set_closed(true);
+    write(&old, 0, 2).await;
+    write(&old, PAGE, 2).await;
+    owners_way.held.notified().await;
+    let gate = Gate::open(&store, "/segments/");
+    gate.set_closed(true);
+    let (way, disk) = (gate.clone(), CrashDisk::new(2));
+    let taking = tokio::spawn(async move { open(way, 2, &disk, takeover()).await.unwrap() });
+    gate.held.notified().await;
+    owners_way.set_closed(false);
+    minutes().await;
+    assert!(store.get(&first[0].key).await.is_err(), "the pages that the taker found are gone");
+    gate.set_closed(false);
+    let new = taking.await.unwrap();
+    for (page, byte) in [(2, 1), (0, 2), (1, 2)] {
+        assert_eq!(byte_at(&new, page * PAGE).await, byte, "page {page}");
+    }
+    new.close().await.unwrap();
+}
