@@ -198,7 +198,11 @@ impl Log {
             let map_memory = self.shared.seat.map_memory();
             let crowded = inner.state.map.memory() as u64 > map_memory / 2
                 && inner.state.map.dirty_memory() as u64 > map_memory / 2;
-            let last = self.shared.is_closing() && self.is_idle() && !inner.state.has_changes();
+            // The last one comes after what is being deleted, so that its table forgets that.
+            let last = self.shared.is_closing()
+                && self.is_idle()
+                && !inner.state.has_changes()
+                && self.deletion.lets_close(&inner);
             let totals = inner.state.map.usage().totals();
             let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
             let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
