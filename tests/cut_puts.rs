@@ -185,7 +185,10 @@ async fn a_server_that_dies_with_a_put_cut_in_the_middle_comes_back_and_so_does_
                 continue; // the last one deletes
             }
             let disk = if same { world.disk.kill() } else { CrashDisk::new(8) };
-            let volume = world.open(Arc::new(world.memory.clone()), &disk, !same).await;
+            let mut volume = world.open(Arc::new(world.memory.clone()), &disk, false).await;
+            if matches!(volume, Err(VolumeError::Held { .. })) && !same {
+                volume = world.open(Arc::new(world.memory.clone()), &disk, true).await;
+            }
             let volume = volume.unwrap_or_else(|error| panic!("{when}: {error}"));
             for n in 0..3 {
                 let found = read(&volume, n).await;
