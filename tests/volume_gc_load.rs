@@ -158,7 +158,7 @@ async fn a_client_that_never_pauses_is_held_back_rather_than_the_bound_exceeded(
     println!("{seen:?}");
     assert!(seen.most <= BOUND && seen.puts_per_gib <= 140.0, "{seen:?}");
     // Four parts of what is written are the client's for three that are moved, and the line is hardly ever idle.
-    assert!(seen.share > 0.4, "{seen:?}");
+    assert!(seen.share > 0.38, "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,10 @@ use crate::volume::objects::ReadError;
 use crate::volume::scan::{self, Slot};
 use crate::volume::shared::Shared;
 
-/// Victims that are read at one time.
+/// Victims whose heads, or small objects, are read at one time: what is looked up next has to wait for all of them.
+const HEADS: usize = 16;
+
+/// Victims of which live data is read at one time.
 const PARALLEL: usize = 4;
 
 /// Objects up to this length, and those that are mostly live, are read whole: one request instead of several.
@@ -107,7 +110,7 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
     let planned = plan(shared, &gathered.victims);
     let heads = planned.into_iter().map(|(seq, whole)| async move { (seq, read_head(shared, seq, whole).await) });
     let mut victims = Vec::new();
-    for (seq, head) in stream::iter(heads).buffered(PARALLEL).collect::<Vec<_>>().await {
+    for (seq, head) in stream::iter(heads).buffered(HEADS).collect::<Vec<_>>().await {
         match head {
             Ok(Some(victim)) => victims.push(victim),
             Ok(None) => gathered.empty.push(seq), // it died meanwhile
