@@ -110,7 +110,7 @@ async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Res
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => volume::names(&store).await.map_err(Failure::failed)?,
+        None => volume::names(&store).await?,
     };
     let secrets = secrets::of(config);
     let mut checked = Vec::new();
