@@ -34,13 +34,8 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 const SIZE: u64 = 64 << 20;
-const TAKEOVER: OpenFlags = OpenFlags {
-    takeover: true,
-    accept_loss: false,
-    drop_journal: false,
-    accept_rollback: false,
-    unsafe_no_fencing: false,
-};
+const TAKEOVER: OpenFlags =
+    OpenFlags { takeover: true, accept_loss: false, drop_journal: false, accept_rollback: false };
 
 /// A store, and whoever comes and goes.
 struct World {

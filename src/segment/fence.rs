@@ -211,6 +211,12 @@ mod tests {
         let mut w = Writer::new();
         sample().write(&mut w);
         let bytes = w.finish();
+        let windows = [(1u32, true), (1024, true), (0, false), (1025, false), (u32::MAX, false)];
+        for (window, is_good) in windows {
+            let mut w = Writer::new();
+            Fence { window, ..sample() }.write(&mut w);
+            assert_eq!(Fence::decode(&w.finish()).is_ok(), is_good, "{window}");
+        }
         for (from_end, what) in [(3, "a durability that is unknown"), (1, "neither true nor false")] {
             let mut bytes = bytes.clone();
             let at = bytes.len() - from_end;

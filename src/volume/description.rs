@@ -157,12 +157,7 @@ impl Description {
 
 /// Puts a description under the number `first`, or a later one if only parts of others' or of earlier tries have those before
 /// it. Returns its number; nothing if somebody else was faster.
-pub(super) async fn put(
-    store: &dyn Store,
-    first: u64,
-    meta: &Meta,
-    keyring: Option<&Keyring>,
-) -> Result<Option<u64>> {
+pub(super) async fn put(store: &dyn Store, first: u64, meta: &Meta, keyring: Option<&Keyring>) -> Result<Option<u64>> {
     let place = |n| Ok(Keys::meta(&meta.name, first + u64::from(n)));
     let encoded = vec![Bytes::from(meta.encode(keyring))];
     match slot::put_at(store, &place, encoded, &|there| Meta::is_torn(there)).await {
@@ -171,6 +166,8 @@ pub(super) async fn put(
         Ok(Put::Torn) => Err(VolumeError::Invalid(slot::torn(&Keys::meta(&meta.name, first)))),
         // Whoever was faster has been followed by somebody else already.
         Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(VolumeError::Store { doing: format!("writing a description of volume {}", meta.name), source: error }),
+        Err(error) => {
+            Err(VolumeError::Store { doing: format!("writing a description of volume {}", meta.name), source: error })
+        }
     }
 }

@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(meta.prove(&meta.encode(None), &keyring(9)), Err(MetaError::Forged));
         // The tag of another description, with a good hash.
         let other = Meta { size: 1 << 40, ..meta.clone() };
-        let (json, tag) = (json(&other.written2()), &bytes[bytes.len() - 130..bytes.len() - 65]);
+        let (json, tag) = (json(&other.written2(2)), &bytes[bytes.len() - 130..bytes.len() - 65]);
         let mut spliced = [&json[..], tag].concat();
         spliced.extend_from_slice(format!("{}\n", blake3::hash(&spliced).to_hex()).as_bytes());
         assert_eq!(Meta::decode(&name("disk0"), &spliced), Ok(other.clone()));
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn seal_and_slots_agree() {
-        let text = String::from_utf8(json(&encrypted().written2())).unwrap();
+        let text = String::from_utf8(json(&encrypted().written2(2))).unwrap();
         let text = text.replace("chacha20-poly1305", "blake3");
         let bytes = format!("{text}{}\n", blake3::hash(text.as_bytes()).to_hex());
         let error = Meta::decode(&name("disk0"), bytes.as_bytes()).unwrap_err().to_string();
@@ -558,8 +558,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 3, \"news\": true"),
-            "its format 3 is unknown (this ashlar reads up to 2): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 4, \"news\": true"),
+            "its format 4 is unknown (this ashlar reads up to 3): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

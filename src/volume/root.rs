@@ -552,6 +552,10 @@ mod tests {
             assert_eq!(with(&both), says(what));
         };
         refused("its next slot is not after it", &|root| root.next_slot = Seq(20));
+        refused("its next slot is beyond any window", &|root| root.next_slot = Seq(20 + 1025));
+        let continues = |root: &mut Root, at| root.fence.iter_mut().for_each(|(_, fence)| fence.continues_at = Seq(at));
+        refused("its fence stands where it cannot", &|root| continues(root, 12));
+        refused("its fence stands where it cannot", &|root| continues(root, 12 + 1025));
         refused("its segments are out of order", &|root| root.segments.swap(0, 1));
         refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
         refused("it names a segment beyond its next slot", &|root| root.segments[2].0 = Seq(30));

@@ -182,6 +182,20 @@ impl Source {
         VolumeError::Corrupt { key: self.keys.checkpoint(torn), why }
     }
 
+    /// Reads the volume from an older checkpoint on, or from the beginning of the log (0). What has been deleted since may be
+    /// missing: the scan then ends too early.
+    pub async fn scan_after(&self, checkpoint: Seq) -> Result<Scan> {
+        let sizes = self.checkpoint_sizes().await?;
+        let root = match checkpoint {
+            Seq(0) => Root { next_slot: Seq(1), ..Root::default() },
+            seq => self.read_root(seq, &sizes).await?.ok_or_else(|| VolumeError::Corrupt {
+                key: self.keys.checkpoint(seq),
+                why: "only its first part is there".into(),
+            })?,
+        };
+        self.scan_from(root, seqs(&sizes)).await
+    }
+
     /// What a server that has seen this remembers.
     pub fn seen(&self, scan: &Scan) -> Seen {
         let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
