@@ -460,7 +460,7 @@ async fn a_deletion_that_broke_off_in_the_middle_of_a_batch_is_finished() {
     }
 }
 
-/// A store that holds the first PUT or LIST whose key or prefix contains what it is told to, until it is let go.
+/// A store that holds the first PUT or LIST whose key or prefix contains what it is told to, or is that after a `=`, until it is let go.
 #[derive(Debug)]
 struct Gate {
     inner: MemoryStore,
@@ -478,7 +478,11 @@ impl Gate {
     }
 
     async fn pass(&self, verb: &str, what: &str) {
-        let is_here = verb == self.verb && what.contains(self.part);
+        let is_there = match self.part.strip_prefix('=') {
+            Some(whole) => what == whole,
+            None => what.contains(self.part),
+        };
+        let is_here = verb == self.verb && is_there;
         if is_here && self.closed.swap(false, std::sync::atomic::Ordering::SeqCst) {
             self.reached.notify_one();
             self.open.notified().await;
@@ -563,6 +567,38 @@ async fn whoever_takes_a_volume_from_its_deletion_is_fenced_too() {
     assert!(matches!(told, Err(DeviceError::Fenced(_))), "{told:?}");
     world.create().await.unwrap();
     world.is_usable().await;
+}
+
+/// A deletion that is slow to list what it is to delete meets the next volume.
+#[tokio::test(start_paused = true)]
+async fn a_slow_deletion_spares_the_volume_that_was_made_meanwhile() {
+    for old in [true, false] {
+        let world = World::new();
+        if old {
+            world.create_old().await;
+            world.use_and_close().await;
+        } else {
+            world.create_used().await;
+        }
+        let gate = Gate::new(&world, "list", "=v/");
+        let store: Arc<dyn Store> = gate.clone();
+        let deleting = world.delete_through(&store, false);
+        let making = async {
+            gate.reached.notified().await;
+            world.create().await.unwrap();
+            let volume = world.open(3, OpenFlags::default()).await.unwrap();
+            volume.write(0, block(1), true).await.unwrap();
+            gate.open.notify_one();
+            volume
+        };
+        let (deleted, volume) = tokio::join!(deleting, making);
+        assert!(matches!(deleted, Ok(_)), "{deleted:?}");
+        volume.write(4096, block(2), true).await.unwrap();
+        volume.close().await.unwrap();
+        world.is_usable().await;
+        world.delete(false).await.unwrap();
+        world.only_what_stays_is_left().await;
+    }
 }
 
 /// A key slot or a setting is changed at the same time: one of the two gets the number.

@@ -341,6 +341,38 @@ fn check_repair_removes_what_nobody_owns_and_nothing_else() {
 }
 
 #[test]
+fn check_says_what_is_lost_and_brings_back_what_the_disk_cache_has() {
+    let place = Place::new();
+    std::fs::write(place.path("ashlar.toml"), "[cache.disk]\nsize = \"64MiB\"\n").unwrap();
+    let serving = place.serve(&["--socket", "socket"]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(3 * MIB as u64, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let status = || serde_json::from_str::<Value>(&place.ok(&["status", "--json"])).unwrap();
+    while status()["cache"]["disk"]["frames"] != 16 {
+        std::thread::yield_now();
+    }
+    serving.stop();
+    let folder = format!("ashlar-data/disk0/{}", &info(&place, "disk0")["uuid"].as_str().unwrap()[..8]);
+    std::fs::remove_file(place.path(&format!("{folder}/segments/02/0000000000000002"))).unwrap();
+
+    let ended = place.run(&["check", "disk0"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.out.contains("\n  lost: 1048576 bytes from byte 3145728 of the disk\n"), "{}", ended.out);
+    let report: Value = serde_json::from_str(&place.run(&["check", "disk0", "--json"]).out).unwrap();
+    assert_eq!(report[0]["lost"], serde_json::json!([{ "offset": 3 * MIB, "length": MIB }]));
+    assert_eq!((&report[0]["in_journal"], &report[0]["instead_of_newest"]), (&serde_json::json!([]), &Value::Null));
+
+    let ended = place.run(&["check", "disk0", "--repair"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.err.contains("brought back 1048576 bytes from byte 3145728 of the disk"), "{}", ended.err);
+    let serving = place.serve(&["disk0", "--socket", "socket"]);
+    assert!(serving.attach("disk0").unwrap().holds(3 * MIB as u64, 1, MIB));
+    serving.stop();
+}
+
+#[test]
 fn what_create_prints_serves_the_volume() {
     let place = Place::new();
     let line = |args: &[&str]| place.ok(args).lines().last().unwrap().to_owned();
