@@ -421,7 +421,7 @@ async fn dies(doing: Doing, trap: Trap, k: u64) -> bool {
         (false, _) => {}
     }
     if !world.is_listed().await {
-        if k % 2 == 0 {
+        if k.is_multiple_of(2) {
             world.only_what_stays_is_left().await;
         }
         world.create().await.unwrap_or_else(|error| panic!("{what}: {error}"));
