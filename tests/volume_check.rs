@@ -186,6 +186,19 @@ async fn of_a_frame_that_does_not_open_only_its_own_blocks_are_lost() {
 }
 
 #[tokio::test]
+async fn of_a_segment_that_was_cut_the_first_part_is_good() {
+    let world = World::new().await;
+    world.write(&[(64 * KIB, &world.noise(256 * KIB))]).await;
+    let segment = world.largest_segment();
+    let whole = world.memory.get(&segment).await.unwrap();
+    world.memory.replace(&segment, whole.slice(..whole.len() - 65556 - 1));
+    let report = world.check(false).await;
+    assert_eq!(report.lost, ranges(&[(192, 320)]), "{:?}", report.problems);
+    let volume = world.open().await;
+    assert!(volume.read(64 * KIB, 128 << 10).await.is_ok());
+}
+
+#[tokio::test]
 async fn of_a_page_that_cannot_be_read_all_is_lost_and_of_the_other_nothing() {
     let world = World::new().await;
     let block = world.noise(4 * KIB);

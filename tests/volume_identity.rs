@@ -530,11 +530,14 @@ async fn nobody_opens_what_is_being_deleted() {
         for (verb, part) in [("list", "/checkpoints/"), ("put", "/segments/")] {
             let world = World::new();
             world.create_used().await;
+            if flags.takeover {
+                drop(world.open(2, OpenFlags::default()).await.unwrap()); // it dies
+            }
             let gate = Gate::new(&world, verb, part);
             let opening = world.open_through(gate.clone(), 3, flags);
             let deleting = async {
                 gate.reached.notified().await;
-                world.delete(false).await.unwrap();
+                world.delete(flags.takeover).await.unwrap();
                 world.create().await.unwrap();
                 gate.open.notify_one();
             };
@@ -602,6 +605,47 @@ async fn a_slow_deletion_spares_the_volume_that_was_made_meanwhile() {
         world.delete(false).await.unwrap();
         world.only_what_stays_is_left().await;
     }
+}
+
+/// A store that keeps the first part of what was sent: the fence of a deletion stands beside it. Were that part deleted, the slot
+/// would be free for the displaced server.
+#[tokio::test(start_paused = true)]
+async fn a_fence_beside_a_torn_object_keeps_the_slot() {
+    let world = World::new();
+    world.create().await.unwrap();
+    let displaced = world.open(1, OpenFlags::default()).await.unwrap();
+    displaced.write(0, block(1), true).await.unwrap();
+    let keys = Keys::of(&description::load(&world.memory, &name()).await.unwrap().meta);
+    let last = world.keys(&keys.segments()).await.len() as u64;
+    // The next slot holds the beginning of a segment: of one whose upload broke off.
+    let whole = world.memory.get(&keys.segment(Seq(last))).await.unwrap();
+    let torn = keys.segment(Seq(last + 1));
+    world.memory.put(&torn, vec![whole.slice(..20)]).await.unwrap();
+    world.delete(true).await.unwrap();
+    let beside = Key::new(format!("{torn}.1")).unwrap();
+    assert_eq!(kind_of(&world.memory.get(&beside).await.unwrap()), Some(ObjectKind::Fence));
+    let told = displaced.write(0, block(2), true).await;
+    assert!(matches!(told, Err(DeviceError::Fenced(_))), "{told:?}");
+    assert!(world.memory.get(&torn).await.is_ok());
+    world.create().await.unwrap();
+    world.is_usable().await;
+}
+
+/// A description that broke off is none: the deletion and the next volume go on beside it.
+#[tokio::test(start_paused = true)]
+async fn a_torn_tombstone_and_a_torn_claim_change_nothing() {
+    let world = World::new();
+    world.create_used().await;
+    for number in [2, 4] {
+        world.memory.put(&Keys::meta(&name(), number), vec![Bytes::from_static(b"{\n  \"form")]).await.unwrap();
+    }
+    assert!(world.is_listed().await);
+    world.delete(false).await.unwrap();
+    assert!(!world.is_listed().await);
+    assert_eq!(description::newest(&world.memory, &name()).await.unwrap().unwrap().number, 3);
+    world.create().await.unwrap();
+    assert_eq!(description::newest(&world.memory, &name()).await.unwrap().unwrap().number, 5);
+    world.is_usable().await;
 }
 
 /// A key slot or a setting is changed at the same time: one of the two gets the number.
