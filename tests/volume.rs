@@ -77,7 +77,13 @@ impl World {
     }
 
     async fn objects(&self, prefix: &str) -> usize {
-        list_all(&*self.store, &format!("v/{prefix}")).await.unwrap().len()
+        list_all(&*self.store, &self.below(prefix).await).await.unwrap().len()
+    }
+
+    /// A prefix in the volume's folder.
+    async fn below(&self, prefix: &str) -> String {
+        let meta = volume::description::load(&*self.store, &self.name).await.unwrap().meta;
+        format!("{}{prefix}", volume::keys::Keys::of(&meta).all())
     }
 }
 
@@ -345,8 +351,12 @@ async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
     volume.close().await.unwrap();
     // With an empty cache.
     let volume = world.open().await;
-    let segment =
-        list_all(&*world.store, "v/segments/").await.unwrap().into_iter().max_by_key(|entry| entry.size).unwrap();
+    let segment = list_all(&*world.store, &world.below("segments/").await)
+        .await
+        .unwrap()
+        .into_iter()
+        .max_by_key(|entry| entry.size)
+        .unwrap();
     let mut body = world.store.get(&segment.key).await.unwrap().to_vec();
     let last = body.len() - 1;
     body[last] ^= 1;

@@ -148,8 +148,12 @@ async fn minutes() {
     tokio::time::sleep(Duration::from_secs(180)).await;
 }
 
+async fn keys(store: &MemoryStore) -> Keys {
+    Keys::of(&volume::description::load(store, &name()).await.unwrap().meta)
+}
+
 async fn last_segment(store: &MemoryStore) -> Seq {
-    let listed = list_all(store, &Keys::new(&name()).segments()).await.unwrap();
+    let listed = list_all(store, &keys(store).await.segments()).await.unwrap();
     Seq(listed.iter().filter_map(|entry| Keys::number(&entry.key)).max().unwrap())
 }
 
@@ -195,7 +199,7 @@ async fn a_fence_in_a_slot_that_was_used_and_deleted_is_void() {
         write(&old, 0, byte).await;
     }
     minutes().await;
-    let there = store.get(&Keys::new(&name()).segment(slot)).await;
+    let there = store.get(&keys(&store).await.segment(slot)).await;
     assert!(there.is_err(), "the slot was used, is covered by a checkpoint, and was deleted");
     gate.set_closed(false);
     let new = taking.await.unwrap();
@@ -228,7 +232,7 @@ async fn an_object_of_another_epoch_in_the_log_is_refused() {
         let salt = sealer.salt([7; 16]);
         let changes = [(Extent::new(0, 1), data)];
         let segment = segment::encode_segment(&sealer, seq, salt, block_size, &stamp, &changes).unwrap();
-        let key = Keys::new(&name()).segment(seq);
+        let key = keys(&store).await.segment(seq);
         store.put(&key, segment.object.parts).await.unwrap();
         let refused = open(store, 1, &disk.kill(), OpenFlags::default()).await.unwrap_err().to_string();
         let expected = format!("it is of epoch {epoch}, but the log is in epoch 1");
@@ -246,7 +250,7 @@ async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
         write(&old, page * PAGE, 1).await;
     }
     minutes().await;
-    let first = list_all(&*store, &Keys::new(&name()).checkpoints()).await.unwrap();
+    let first = list_all(&*store, &keys(&store).await.checkpoints()).await.unwrap();
     // Its next checkpoint is under way when the taker looks, and there when the taker's fence is.
     owners_way.set_closed(true);
     write(&old, 0, 2).await;

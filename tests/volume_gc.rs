@@ -78,6 +78,11 @@ impl World {
         World { store, disk: CrashDisk::new(7), random, name, options: Options::default() }
     }
 
+    /// Where its objects are.
+    async fn keys(&self) -> Keys {
+        Keys::of(&volume::description::load(&*self.store, &self.name).await.unwrap().meta)
+    }
+
     async fn open(&self, server: u128, flags: OpenFlags) -> Arc<Volume> {
         let outside = Outside {
             store: self.store.clone(),
@@ -283,7 +288,7 @@ async fn a_damaged_segment_is_left_alone_and_the_others_are_collected() {
     }
     volume.write(3 * 2048 * BLOCK, kept.clone(), true).await.unwrap();
     // The first segment decays where its last block is, which stays live.
-    let keys = Keys::new(&world.name);
+    let keys = world.keys().await;
     let (key, body) = world.store.objects.objects().into_iter().find(|(_, body)| body.len() > 8 << 20).unwrap();
     assert_eq!(key, keys.segment(Seq(2)));
     let mut harmed = body.to_vec();
@@ -309,7 +314,7 @@ async fn objects_that_nobody_owns_go_after_a_grace_time_and_fences_stay() {
     drop(first); // it dies
     world.disk = CrashDisk::new(9); // and another one takes over
     let volume = world.open(2, OpenFlags { takeover: true, ..OpenFlags::default() }).await;
-    let keys = Keys::new(&world.name);
+    let keys = world.keys().await;
     let stray = keys.segment(Seq(2));
     let body = world.store.get(&stray).await.unwrap();
     volume.write(0, noise(&world.random, 1), true).await.unwrap();
@@ -319,7 +324,7 @@ async fn objects_that_nobody_owns_go_after_a_grace_time_and_fences_stay() {
     volume.write(4096, noise(&world.random, 1), true).await.unwrap();
     minute().await;
     // A request of the dead server's arrives at last; somebody keeps notes here; and something cannot be read.
-    let (foreign, unreadable) = (Key::new("v/notes.txt").unwrap(), keys.segment(Seq(5)));
+    let (foreign, unreadable) = (Key::new(format!("{}notes.txt", keys.all())).unwrap(), keys.segment(Seq(5)));
     world.store.put(&stray, vec![body.clone()]).await.unwrap();
     world.store.put(&foreign, vec![Bytes::from_static(b"mine")]).await.unwrap();
     world.store.put(&unreadable, vec![body]).await.unwrap();

@@ -56,7 +56,7 @@ impl Listening {
 }
 
 /// A path as a shell reads it.
-struct Quoted<'a>(&'a Path);
+pub struct Quoted<'a>(pub &'a Path);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,17 +6,18 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::outside::{Cache, State};
+use super::outside::State;
 use super::store_volumes::StoreVolumes;
 use super::{logging, output, outside, runtime, secrets};
-use crate::check::{self, Report};
+use crate::check::{self, ByteRange, Report, repair};
 use crate::config::Effective;
 use crate::human::about_bytes;
+use crate::journal;
 use crate::keyring::Secrets;
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, OpenFlags, VolumeError, VolumeName};
+use crate::volume::{self, OpenFlags, VolumeError, VolumeName, description};
 
 /// Proves that a volume in the store is whole, or says what is damaged. Changes nothing, but with --repair.
 ///
@@ -24,8 +25,12 @@ use crate::volume::{self, OpenFlags, VolumeError, VolumeName};
 /// also every frame of data. A volume that is being served can be checked too; what its server has not committed yet is
 /// not in it. Without NAME all volumes of the store are checked.
 ///
+/// Of damage, the report says which bytes of the disk are lost, and which of them the journal of this server has still.
+///
 /// Objects that nothing needs (a server that died leaves some) are counted and are no damage. A server finds and deletes
-/// them by and by; --repair does it now.
+/// them by and by; --repair does it now. It also brings back what is provably right: what the journal or the disk cache of this
+/// server still has, and, if the newest checkpoint cannot be read, an older one with the whole log after it. Give it --data, too, to
+/// bring back data that does not open.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes: 0 no damage, 3 damage found, 4 the key is missing or wrong, 1 the check could not be made.
@@ -33,7 +38,7 @@ Exit codes: 0 no damage, 3 damage found, 4 the key is missing or wrong, 1 the ch
 Examples:
   ashlar check
   ashlar check db --data --store s3://my-bucket/disks
-  ashlar check db --repair         when no server serves it")]
+  ashlar check db --repair --data  when no server serves it")]
 pub struct Args {
     /// The volume's name; none means all volumes of the store
     name: Option<VolumeName>,
@@ -42,7 +47,7 @@ pub struct Args {
     #[arg(long)]
     data: bool,
 
-    /// First open the volume as a server does, and delete the objects that nothing needs. Refused while it is served
+    /// Open the volume as a server does, bring back what can be, delete what nothing needs; then check. Refused while it is served
     #[arg(long, requires = "name")]
     repair: bool,
 
@@ -82,16 +87,36 @@ enum Checked {
     },
 }
 
-/// Opens the volume, deletes what nobody owns, and closes it: that also finishes what a server left undone.
-async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
+/// What --repair does after a first check: goes back to an older checkpoint if nothing is lost by it; opens the volume, which brings
+/// back what the journal has; writes again what is lost and in the cache; deletes what nobody owns; and closes it.
+async fn repair(args: &Args, config: &Effective, name: &VolumeName, bars: &MultiProgress) -> Outcome {
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
+    let secrets = secrets::of(config);
+    let found = match check_one(&store, name.clone(), args.data, bars, &secrets).await {
+        Checked::Made(report) => report,
+        Checked::Failed { error, is_locked: true, .. } => return Err(Failure::Locked(error)),
+        Checked::Failed { error, .. } => return Err(Failure::Failed(error)),
+    };
+    if let Some(key) = repair::drop_newest_checkpoint(&store, name, &secrets, &found).await? {
+        logging::say(&format!("removed {key}: it cannot be read, and an older checkpoint and the log tell the same"));
+    }
+    let cache = outside::open_cache(config).await;
+    if let Some(tier) = cache.blocks.disk() {
+        tier.settled().await; // it finds out what it holds
+    }
     let volumes = StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random);
     let volume = volumes.open_volume(name).await?;
+    let written = repair::write_again(&*volume, &found.lost).await;
     let swept = volume.sweep().await;
     volume.close().await.map_err(Failure::failed)?;
+    for range in written.map_err(Failure::failed)? {
+        logging::say(&format!(
+            "brought back {}: the journal or the cache of this server had it",
+            describe_range(&range)
+        ));
+    }
     let swept = swept.map_err(Failure::failed)?;
     for key in &swept.removed {
         logging::say(&format!("removed {key}: nothing needs it"));
@@ -103,19 +128,39 @@ async fn repair(config: &Effective, name: &VolumeName) -> Outcome {
     Ok(())
 }
 
+/// Notes what of the lost bytes the journal in the state directory has; whoever cannot read it says nothing.
+async fn look_into_journal(
+    store: &Arc<dyn Store>,
+    config: &Effective,
+    secrets: &Secrets,
+    report: &mut Report,
+    name: &VolumeName,
+) {
+    let Some(covers) = report.covers.filter(|_| !report.lost.is_empty()) else { return };
+    let Ok(description) = description::load(&**store, name).await else { return };
+    let Ok(sealer) = description.unlock(secrets).await else { return };
+    if let Ok(Some(found)) = journal::find(&outside::journal_disk(config, sealer.volume()), &sealer).await {
+        report.look_into_journal(found.after(covers));
+    }
+}
+
 async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Result<Vec<Checked>, Failure> {
     if let (true, Some(name)) = (args.repair, &args.name) {
-        repair(config, name).await?;
+        repair(args, config, name, bars).await?;
     }
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => volume::names(&store).await.map_err(Failure::failed)?,
+        None => volume::names(&store).await?,
     };
     let secrets = secrets::of(config);
     let mut checked = Vec::new();
     for name in names {
-        checked.push(check_one(&store, name, args.data, bars, &secrets).await);
+        let mut made = check_one(&store, name.clone(), args.data, bars, &secrets).await;
+        if let Checked::Made(report) = &mut made {
+            look_into_journal(&store, config, &secrets, report, &name).await;
+        }
+        checked.push(made);
     }
     // The one that was asked for is an error of its own, not a line of a list.
     match (args.name.is_some(), checked.pop()) {
@@ -173,10 +218,19 @@ fn describe(checked: &Checked) -> String {
         about_bytes(report.stored_bytes),
     )];
     lines.extend(report.problems.iter().map(|problem| format!("  {}: {}", problem.object, problem.what)));
+    lines.extend(report.lost.iter().map(|range| format!("  lost: {}", describe_range(range))));
+    let in_journal = report.in_journal.iter().map(describe_range);
+    lines.extend(in_journal.map(|range| {
+        format!("  of that, the journal of this server has {range}: serving the volume here writes it anew")
+    }));
     if !report.orphans.is_empty() {
         lines.push(format!("  {} objects that nothing needs (no damage)", report.orphans.len()));
     }
     lines.join("\n")
+}
+
+fn describe_range(range: &ByteRange) -> String {
+    format!("{} bytes from byte {} of the disk", range.length, range.offset)
 }
 
 fn verdict(report: &Report) -> String {

@@ -1,5 +1,6 @@
 //! `ashlar create`: a new, empty volume.
 
+use super::attach::Quoted;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
@@ -76,8 +77,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
             "store": url,
         }));
     }
+    let state = config.by_flag("state").then(|| format!(" --state {}", Quoted(&config.state)));
     output::text(format!(
-        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {url}",
+        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {url}{}",
         meta.name,
         exact_bytes(meta.size),
         exact_bytes(meta.block_size.bytes().into()),
@@ -85,6 +87,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         meta.uuid,
         recovery.map_or_else(String::new, |key| recovery_text(&key)),
         meta.name,
+        state.unwrap_or_default(),
     ))
 }
 

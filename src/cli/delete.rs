@@ -12,11 +12,12 @@ use crate::human::about_bytes;
 use crate::keyring::Secrets;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, VolumeError, VolumeName};
+use crate::volume::{self, VolumeError, VolumeName, description};
 
 /// Deletes a volume with all its data, for good. Asks to type its name.
 ///
-/// A volume that a server has open, or did not close, is refused unless --takeover: that server can then write no more.
+/// A volume that a server has open, or did not close, is refused unless --takeover: that server can then write no more. If the
+/// volume is damaged or its key is not here, --takeover deletes it too, but then a server that has it must be stopped first.
 /// If deleting is interrupted, give the same command again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ashlar delete scratch\n  ashlar delete scratch --yes")]
@@ -55,6 +56,10 @@ async fn describe(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) 
         // Deleting may still be what is wanted, and says by itself what stands in the way.
         Err(VolumeError::Corrupt { .. }) => Ok("damaged".to_owned()),
         Err(VolumeError::Locked { .. }) => Ok("encrypted, and the key is not here".to_owned()),
+        Err(error @ VolumeError::NotFound { .. }) => match description::newest(&**store, name).await? {
+            Some(_) => Ok("deleted already, but perhaps not all of it".to_owned()),
+            None => Err(error.into()),
+        },
         Err(error) => Err(Failure::failed(error)),
     }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::logging;
 use crate::config::ConfigError;
+use crate::store::ErrorKind;
 use crate::volume::VolumeError;
 
 /// What a command returns.
@@ -57,6 +58,8 @@ impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Failure {
         match error {
             VolumeError::Locked { .. } => Failure::Locked(error.to_string()),
+            // The bucket is missing, or the like.
+            VolumeError::Store { ref source, .. } if source.kind == ErrorKind::Invalid => Failure::usage(error),
             error => Failure::failed(error),
         }
     }
@@ -65,5 +68,23 @@ impl From<VolumeError> for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         Failure::usage(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_store_that_is_not_there_is_wrong_usage_whichever_command_finds_out() {
+        let of = |kind| VolumeError::Store {
+            doing: "listing s3://disks".into(),
+            source: StoreError::new(kind, "no bucket"),
+        };
+        let missing = Failure::from(of(ErrorKind::Invalid));
+        assert!(matches!(missing, Failure::Usage(words) if words == "listing s3://disks: no bucket"));
+        assert!(matches!(Failure::from(of(ErrorKind::Retryable)), Failure::Failed(_)));
+        assert!(matches!(Failure::from(of(ErrorKind::Denied)), Failure::Failed(_)));
     }
 }

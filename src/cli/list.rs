@@ -50,7 +50,7 @@ type Listed = (VolumeName, Result<Info, VolumeError>);
 
 async fn inspect_all(config: &Effective) -> Result<(String, Vec<Listed>), Failure> {
     let store = outside::open_store(config, Access::Read).await?.store;
-    let names = volume::names(&store).await.map_err(Failure::failed)?;
+    let names = volume::names(&store).await?;
     let secrets = secrets::of_configuration(config);
     let inspect = |name: VolumeName| {
         let (store, secrets): (Arc<dyn Store>, _) = (Arc::clone(&store), secrets.clone());

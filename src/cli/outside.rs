@@ -82,6 +82,11 @@ impl State {
     }
 }
 
+/// The directory of a volume's journal, for looking only.
+pub fn journal_disk(config: &Effective, volume: Uuid) -> Arc<dyn Disk> {
+    Arc::new(LocalDisk::new(&config.state, Workers::Threads).below(&volume.to_string()))
+}
+
 /// The cache of a server, and its directory for this process alone.
 #[derive(Debug)]
 pub struct Cache {

@@ -7,7 +7,6 @@ use crate::config::Effective;
 use crate::store::open::Access;
 use crate::volume::VolumeName;
 use crate::volume::description;
-use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
 
 /// Changes a setting of a volume, also while it is served.
@@ -34,11 +33,10 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
     let Args { name, compression } = args;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let keys = Keys::new(name);
-    let found = description::load(&*store, &keys, name).await?;
-    let sealer = found.unlock(&keys, &secrets::of(config)).await?;
+    let found = description::load(&*store, name).await?;
+    let sealer = found.unlock(&secrets::of(config)).await?;
     let meta = Meta { compression: *compression, ..found.meta.clone() };
-    found.replace(&*store, &keys, &meta, sealer.keyring()).await?;
+    found.replace(&*store, &meta, sealer.keyring()).await?;
     let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(Failure::failed)?;
     let when = if served { "now" } else { "the next time it is opened" };
     Ok(format!("volume {name} compresses with {compression}, from {when} on"))

@@ -94,7 +94,7 @@ const FIRST_VOLUME_SIZE: u64 = 10 << 30;
 
 /// The names of all volumes; a first one is made if there is none.
 async fn all_volumes(config: &Effective, store: &Arc<dyn Store>, random: &Random) -> Result<Vec<VolumeName>, Failure> {
-    let names = volume::names(store).await.map_err(Failure::failed)?;
+    let names = volume::names(store).await?;
     if !names.is_empty() {
         return Ok(names);
     }

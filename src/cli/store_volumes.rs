@@ -1,11 +1,12 @@
 //! The volumes of a store, as [`super::exports`] wants them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::exports::{OpenFailure, Volumes};
 use super::outside::{Cache, State};
@@ -16,7 +17,6 @@ use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
 use crate::volume::description::{self, Description};
-use crate::volume::keys::Keys;
 use crate::volume::{self, Budget, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
@@ -27,9 +27,10 @@ pub struct StoreVolumes {
     options: volume::Options,
     journal: journal::Options,
     flags: OpenFlags,
-    /// The volumes that were opened once: what an operator allowed with a flag holds for the first time only, or else
-    /// two servers that were both told to take a volume would take it from each other for ever.
-    opened: Mutex<BTreeSet<VolumeName>>,
+    /// The volumes that were opened once. What an operator allowed with a flag holds for the first time only, or else
+    /// two servers that were both told to take a volume would take it from each other for ever. And a client that comes
+    /// back to a name comes back to the same volume, or to none: a new one of that name is not what it has mounted.
+    opened: Mutex<BTreeMap<VolumeName, Uuid>>,
 }
 
 impl StoreVolumes {
@@ -68,12 +69,12 @@ impl StoreVolumes {
 
     /// The description of a volume.
     pub async fn describe(&self, name: &VolumeName) -> Result<Description, VolumeError> {
-        description::load(&*self.outside.store, &Keys::new(name), name).await
+        description::load(&*self.outside.store, name).await
     }
 
     /// Unlocks a volume: once, whoever needs it later.
     pub async fn unlock(&self, described: &Description) -> Result<Sealer, VolumeError> {
-        described.unlock(&Keys::new(&described.meta.name), &self.outside.secrets).await
+        described.unlock(&self.outside.secrets).await
     }
 
     /// Whether this server's journal holds changes of the volume. A journal that cannot be read counts, because it is
@@ -88,10 +89,16 @@ impl StoreVolumes {
     pub async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
         let uuid = self.describe(name).await?.meta.uuid;
         let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
-        let first = !self.opened.lock().contains(name);
-        let flags = if first { self.flags } else { OpenFlags::default() };
+        let before = self.opened.lock().get(name).copied();
+        if let Some(before) = before.filter(|before| *before != uuid) {
+            return Err(VolumeError::Invalid(format!(
+                "volume {name} is another one now ({uuid}) than the one that this server had ({before}), whose clients might \
+                 come back to it; restart the server to serve it"
+            )));
+        }
+        let flags = if before.is_none() { self.flags } else { OpenFlags::default() };
         let volume = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await?;
-        self.opened.lock().insert(name.clone());
+        self.opened.lock().insert(name.clone(), volume.meta().uuid);
         Ok(volume)
     }
 }

@@ -32,6 +32,7 @@ pub const PREFIX_BYTES: usize = 48;
 pub const VERSION: u16 = 2;
 
 const MAGIC: [u8; 8] = *b"\x89ASHLAR\n";
+const KIND_AT: usize = 10;
 const TAG_AT: usize = PREFIX_BYTES - TAG_BYTES;
 
 /// What an object is.
@@ -66,6 +67,16 @@ impl ObjectKind {
             ObjectKind::Checkpoint => 1 << 30,
         }
     }
+}
+
+/// The most bytes that an object of this kind has if it has no frames.
+pub fn bytes_max(kind: ObjectKind) -> u64 {
+    PREFIX_BYTES as u64 + u64::from(kind.head_bytes_max())
+}
+
+/// What an object says that it is, by its first bytes; nothing is proven.
+pub fn kind_of(begin: &[u8]) -> Option<ObjectKind> {
+    (begin.starts_with(&MAGIC) && begin.len() >= PREFIX_BYTES).then(|| ObjectKind::from_byte(begin[KIND_AT]).ok())?
 }
 
 impl fmt::Display for ObjectKind {

@@ -27,6 +27,11 @@ impl Effective {
         ConfigError::refused(&self.layers, key, reason)
     }
 
+    /// Whether the value of a key was given with a flag.
+    pub fn by_flag(&self, key: &str) -> bool {
+        matches!(Origin::of(&self.layers, key), Origin::Flag(_))
+    }
+
     /// As a TOML document; each line says in a comment where its value came from, unless it is the default.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();

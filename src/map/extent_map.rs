@@ -288,6 +288,21 @@ impl ExtentMap {
         self.pages.get(&index).is_some_and(|slot| slot.page.is_some())
     }
 
+    /// A page that is in memory.
+    pub fn page(&self, index: PageIndex) -> Option<&Page> {
+        self.pages.get(&index).and_then(|slot| slot.page.as_deref())
+    }
+
+    /// Where a page that is not in memory lies.
+    pub fn stored(&self, index: PageIndex) -> Option<PageRef> {
+        self.pages.get(&index).filter(|slot| slot.page.is_none()).and_then(|slot| slot.stored)
+    }
+
+    /// The indices of all pages, in order.
+    pub fn page_indices(&self) -> Vec<PageIndex> {
+        self.pages.keys().copied().collect()
+    }
+
     /// The pages in memory.
     pub fn loaded(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
         self.pages.iter().filter_map(|(&index, slot)| Some((index, &**slot.page.as_ref()?)))

@@ -13,6 +13,9 @@ use crate::units::{ChangeNo, Epoch, Seq};
 /// The longest name of a server in bytes; a longer one is cut.
 pub const SERVER_NAME_MAX: usize = 255;
 
+/// The largest window that an epoch may have. Every takeover skips that many slots and deletes what may lie in them.
+pub const WINDOW_MAX: u32 = 1024;
+
 /// When FLUSH and FUA are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,7 +40,7 @@ pub struct Fence {
     pub time_unix_millis: u64,
     /// The journal in which this epoch's changes are before they are committed.
     pub journal: Uuid,
-    /// Segments that this epoch has in flight at most.
+    /// Segments that this epoch has in flight at most: 1 to [`WINDOW_MAX`].
     pub window: u32,
     /// Where this epoch's first log object goes: beyond all that the epoch before can have in flight.
     pub continues_at: Seq,
@@ -64,6 +67,12 @@ impl Fence {
         r.finish().map(|()| fence)
     }
 
+    /// Whether the epoch continues where it can if this fence stands at `seq`: after it, and not further on than the epoch
+    /// before may have segments in flight. Whoever follows the fence walks over all slots between.
+    pub fn can_stand_at(&self, seq: Seq) -> bool {
+        self.continues_at.0.checked_sub(seq.0).is_some_and(|slots| (1..=u64::from(WINDOW_MAX)).contains(&slots))
+    }
+
     /// The fields, also as the checkpoint root repeats them.
     pub(crate) fn write(&self, w: &mut Writer) {
         w.varint(self.epoch.0);
@@ -85,7 +94,10 @@ impl Fence {
             server_name: r.string(SERVER_NAME_MAX)?.to_owned(),
             time_unix_millis: r.varint()?,
             journal: r.uuid()?,
-            window: r.varint_u32()?,
+            window: match r.varint_u32()? {
+                window @ 1..=WINDOW_MAX => window,
+                _ => return Err(r.bad("a window that cannot be")),
+            },
             continues_at: Seq(r.varint()?),
             durability: match r.u8()? {
                 0 => Durability::Store,
@@ -148,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn fence()(a: [u64; 5], ids: [u128; 2], window: u32, name in "\\PC{0,60}", journal: bool, displaces: bool) -> Fence {
+        fn fence()(a: [u64; 5], ids: [u128; 2], window in 1..=WINDOW_MAX, name in "\\PC{0,60}", journal: bool, displaces: bool) -> Fence {
             Fence {
                 epoch: Epoch(a[0]),
                 server: Uuid::from_u128(ids[0]),
@@ -199,6 +211,12 @@ mod tests {
         let mut w = Writer::new();
         sample().write(&mut w);
         let bytes = w.finish();
+        let windows = [(1u32, true), (1024, true), (0, false), (1025, false), (u32::MAX, false)];
+        for (window, is_good) in windows {
+            let mut w = Writer::new();
+            Fence { window, ..sample() }.write(&mut w);
+            assert_eq!(Fence::decode(&w.finish()).is_ok(), is_good, "{window}");
+        }
         for (from_end, what) in [(3, "a durability that is unknown"), (1, "neither true nor false")] {
             let mut bytes = bytes.clone();
             let at = bytes.len() - from_end;

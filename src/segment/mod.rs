@@ -23,6 +23,7 @@ pub use encode::{EncodedSegment, Payload, Stamp, encode_moved, encode_segment};
 pub use fence::{Close, Durability, Fence};
 pub use head::{Entry, EntryKind, SegmentHead};
 
+use crate::codec::cursor::Malformed;
 use crate::codec::frame;
 use crate::codec::object::{Decoded, Found, ObjectKind, decode_head};
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
@@ -108,15 +109,18 @@ pub fn is_torn(sealer: &Sealer, seq: Seq, object: &Bytes) -> bool {
 /// Proves and decodes the log object at `seq`. `bytes` is the object or its beginning; the frames need not be there.
 pub fn decode_log_object(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Found<LogRead>, CorruptError> {
     decode_head(sealer, LOG_KINDS, seq, bytes)?.and_then(|decoded| {
-        let object = decode_content(&decoded)?;
+        let object = decode_content(seq, &decoded)?;
         Ok(LogRead { object, salt: decoded.salt, frames_at: decoded.frames_at, key: decoded.key })
     })
 }
 
-fn decode_content(decoded: &Decoded) -> Result<LogObject, CorruptError> {
+fn decode_content(seq: Seq, decoded: &Decoded) -> Result<LogObject, CorruptError> {
     match decoded.kind {
         ObjectKind::Segment => Ok(LogObject::Segment(SegmentHead::decode(&decoded.head, decoded.frames_at)?)),
-        ObjectKind::Fence => Ok(LogObject::Fence(Fence::decode(&decoded.head)?)),
+        ObjectKind::Fence => match Fence::decode(&decoded.head)? {
+            fence if fence.can_stand_at(seq) => Ok(LogObject::Fence(fence)),
+            _ => Err(Malformed { at: 0, what: "a fence whose epoch continues where it cannot" }.into()),
+        },
         ObjectKind::Close => Ok(LogObject::Close(Close::decode(&decoded.head)?)),
         found @ ObjectKind::Checkpoint => Err(CorruptError::WrongKind { found }),
     }

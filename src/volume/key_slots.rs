@@ -8,7 +8,6 @@ use crate::outside::{Clock, Random};
 use crate::store::Store;
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
-use crate::volume::keys::Keys;
 use crate::volume::meta::{Meta, VolumeName};
 
 /// Who changes slots: where the volume is, and what unlocks it now.
@@ -28,7 +27,7 @@ pub struct Slots<'a> {
 
 /// The slots of a volume, and the generation of its data key. Needs no key; proves nothing.
 pub async fn list(store: &dyn Store, name: &VolumeName) -> Result<Encryption> {
-    let description = description::load(store, &Keys::new(name), name).await?;
+    let description = description::load(store, name).await?;
     description.meta.encryption.ok_or_else(|| not_encrypted(name))
 }
 
@@ -40,7 +39,6 @@ fn not_encrypted(name: &VolumeName) -> VolumeError {
 
 /// An unlocked description.
 struct Unlocked {
-    keys: Keys,
     description: Description,
     encryption: Encryption,
     opened: Opened,
@@ -125,14 +123,13 @@ impl Slots<'_> {
     }
 
     async fn unlock(&self) -> Result<Unlocked> {
-        let keys = Keys::new(self.name);
-        let description = description::load(self.store, &keys, self.name).await?;
+        let description = description::load(self.store, self.name).await?;
         let encryption = description.meta.encryption.clone().ok_or_else(|| not_encrypted(self.name))?;
         let locked = |why| VolumeError::Locked { name: self.name.to_string(), why };
         let uuid = description.meta.uuid;
         let (opened, keyring) = self.secrets.open(self.name.as_str(), uuid, &encryption).await.map_err(locked)?;
-        description.prove(&keys, &keyring)?;
-        Ok(Unlocked { keys, description, encryption, opened, keyring })
+        description.prove(&keyring)?;
+        Ok(Unlocked { description, encryption, opened, keyring })
     }
 
     fn slot(&self, unlocked: &Unlocked, id: u8, from: &NewSlot<'_>) -> Result<KeySlot> {
@@ -142,8 +139,8 @@ impl Slots<'_> {
     }
 
     async fn replace(&self, unlocked: Unlocked) -> Result<()> {
-        let Unlocked { keys, description, encryption, keyring, .. } = unlocked;
+        let Unlocked { description, encryption, keyring, .. } = unlocked;
         let meta = Meta { encryption: Some(encryption), ..description.meta.clone() };
-        description.replace(self.store, &keys, &meta, Some(&keyring)).await
+        description.replace(self.store, &meta, Some(&keyring)).await
     }
 }

@@ -1,9 +1,9 @@
-//! Volumes that need not be open: create, list, describe, delete.
+//! Volumes that need not be open: create, list, describe. Deleting is [`super::removal`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -16,14 +16,13 @@ use crate::outside::{Clock, Random};
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, Epoch, Seq};
 use crate::volume::account::Account;
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Holder, Result, VolumeError};
+use crate::volume::description;
+use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
-use crate::volume::meta::{Meta, VolumeName};
+use crate::volume::meta::{Layout, Meta, VolumeName};
 use crate::volume::options::Options;
-use crate::volume::recover::ServerIdentity;
+use crate::volume::removal;
 use crate::volume::scan::Source;
-use crate::volume::slot::{self, Put};
 
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +57,8 @@ pub struct Created {
     pub recovery: Option<RecoveryKey>,
 }
 
-/// Creates a volume: one object.
+/// Creates a volume: one object, its description, under the number after the newest that the name ever had. Only one can
+/// get that number, so there are never two volumes of a name. What is left of a deleted one goes first.
 pub async fn create(
     store: &dyn Store,
     random: &Random,
@@ -68,11 +68,15 @@ pub async fn create(
 ) -> Result<Created> {
     Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let taken = || VolumeError::AlreadyExists { name: name.to_string(), store: store.url() };
-    let keys = Keys::new(name);
-    if description::newest(store, &keys, name).await?.is_some() {
-        return Err(taken());
-    }
-    let uuid = random.uuid();
+    let number = match description::newest(store, name).await? {
+        None => 1,
+        Some(newest) if newest.meta.deleted => {
+            removal::clear(store, &newest).await?;
+            newest.number + 1
+        }
+        Some(_) => return Err(taken()),
+    };
+    let uuid = unused_uuid(store, random, name).await?;
     let now = clock.unix_millis();
     let (encryption, keyring, recovery) = match &options.encryption {
         Some(new) => encrypt(uuid, random, now, new)?,
@@ -87,13 +91,23 @@ pub async fn create(
         compression: options.compression,
         encryption,
         deleted: false,
+        layout: Layout::ByUuid,
     };
-    let encoded = Bytes::from(meta.encode(keyring.as_ref()));
-    let put = description::put(store, &keys, 1, encoded).await;
-    match put.map_err(VolumeError::store(format!("creating volume {name}")))? {
-        Put::Ours(_) => Ok(Created { meta, recovery }),
-        Put::Taken(_) => Err(taken()),
-        Put::Torn => Err(VolumeError::Invalid(slot::torn(&keys.meta(1)))),
+    match description::put(store, number, &meta, keyring.as_ref()).await? {
+        Some(_) => Ok(Created { meta, recovery }),
+        None => Err(taken()),
+    }
+}
+
+/// A uuid whose folder is empty: its first digits may be those of a volume that had the name before.
+async fn unused_uuid(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<Uuid> {
+    loop {
+        let uuid = random.uuid();
+        let folder = Keys::folder(name, uuid);
+        let listed = store.list(&folder, None).await.map_err(VolumeError::store(format!("listing {folder}")))?;
+        if listed.is_empty() {
+            return Ok(uuid);
+        }
     }
 }
 
@@ -119,15 +133,16 @@ fn encrypt(
 /// The names of all volumes of a store, in order. Folders that are no volumes are passed over.
 pub async fn names(store: &Arc<dyn Store>) -> Result<Vec<VolumeName>> {
     let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
-    let mut names = Vec::new();
-    for name in tops.into_iter().filter_map(|top| VolumeName::new(top).ok()) {
-        let newest = description::newest(&**store, &Keys::new(&name), &name).await?;
-        if newest.is_some_and(|found| !found.meta.deleted) {
-            names.push(name);
-        }
-    }
-    Ok(names)
+    let names = tops.into_iter().filter_map(|top| VolumeName::new(top).ok()).map(|name| async {
+        let newest = description::newest(&**store, &name).await?;
+        Ok::<_, VolumeError>(newest.is_some_and(|found| !found.meta.deleted).then_some(name))
+    });
+    let named: Vec<Option<VolumeName>> = stream::iter(names).buffered(PARALLEL).try_collect().await?;
+    Ok(named.into_iter().flatten().collect())
 }
+
+/// Descriptions that are read at once.
+const PARALLEL: usize = 16;
 
 /// A volume as it stands in the store.
 #[derive(Clone, Debug, Serialize)]
@@ -227,89 +242,4 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         checkpoint_seq: scan.checkpointed.0,
         since_creation: scan.account,
     })
-}
-
-/// Deletes a volume and returns how many objects went. A volume that a server did not close is refused unless
-/// `takeover`: a fence then stops that server first. A tombstone is put before anything is deleted, so that what is left
-/// after a crash is never taken for a volume; deleting again finishes the work.
-pub async fn delete(
-    store: &Arc<dyn Store>,
-    random: &Random,
-    clock: &Clock,
-    server: &ServerIdentity,
-    name: &VolumeName,
-    takeover: bool,
-    secrets: &Secrets,
-) -> Result<u64> {
-    let keys = Keys::new(name);
-    let Some(Description { number, meta, .. }) = description::newest(&**store, &keys, name).await? else {
-        return Err(VolumeError::NotFound { name: name.to_string(), store: store.url() });
-    };
-    let mut last = keys.meta(number);
-    if !meta.deleted {
-        displace(store, random, clock, server, name, takeover, secrets).await?;
-        let tombstone = Bytes::from(Meta { deleted: true, ..meta }.encode(None));
-        let put = description::put(&**store, &keys, number + 1, tombstone).await;
-        last = match put.map_err(VolumeError::store(format!("giving up volume {name}")))? {
-            Put::Ours(key) => key,
-            Put::Taken(_) => return Err(description::changed_meanwhile(name)),
-            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&keys.meta(number + 1)))),
-        };
-    }
-    let failed = || VolumeError::store(format!("deleting volume {name}"));
-    let listed = list_all(&**store, &keys.all()).await.map_err(failed())?;
-    let rest: Vec<Key> = listed.into_iter().map(|entry| entry.key).filter(|key| *key != last).collect();
-    store.delete(&rest).await.map_err(failed())?;
-    store.delete(std::slice::from_ref(&last)).await.map_err(failed())?;
-    Ok(rest.len() as u64 + 1)
-}
-
-/// Makes sure that no server goes on writing to a volume that is about to go.
-async fn displace(
-    store: &Arc<dyn Store>,
-    random: &Random,
-    clock: &Clock,
-    server: &ServerIdentity,
-    name: &VolumeName,
-    takeover: bool,
-    secrets: &Secrets,
-) -> Result<()> {
-    let source = match Source::of(store.clone(), name, &Options::default(), None, secrets).await {
-        Ok(source) => source,
-        Err(VolumeError::Locked { .. }) if takeover => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    // A damaged or locked volume can be deleted too, but then nothing is known of a server that may have it.
-    let scan = match source.scan().await {
-        Ok(scan) => scan,
-        Err(VolumeError::Corrupt { .. }) if takeover => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let Some((_, fence)) = scan.fence.as_ref().filter(|_| !scan.closed) else { return Ok(()) };
-    if !takeover {
-        return Err(VolumeError::Held { name: name.to_string(), holder: Holder::of(fence) });
-    }
-    let fence = crate::segment::Fence {
-        epoch: fence.epoch.next(),
-        server: server.uuid,
-        server_name: server.name.clone(),
-        time_unix_millis: clock.unix_millis(),
-        journal: Uuid::nil(),
-        window: 1,
-        continues_at: Seq(scan.next.0 + u64::from(fence.window).max(1)),
-        durability: fence.durability,
-        covers: scan.covers,
-        displaces: true,
-    };
-    let key = source.keys.segment(scan.next);
-    let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(random.bytes()));
-    let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
-    let put = slot::put_log_object(&**store, &key, object.parts, &source.sealer, scan.next).await;
-    match put.map_err(VolumeError::store(format!("writing {key}")))? {
-        Put::Ours(_) => Ok(()),
-        Put::Torn => Err(VolumeError::Invalid(slot::torn(&key))),
-        Put::Taken(_) => Err(VolumeError::Invalid(format!(
-            "volume {name} is being written to right now; stop the server that has it, then delete it"
-        ))),
-    }
 }

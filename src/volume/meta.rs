@@ -20,9 +20,9 @@ use crate::codec::seal::Seal;
 use crate::keyring::{Encryption, Keyring};
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 
-/// The newest format that we read. What has neither encryption nor another compression than LZ4 is written in the first
-/// one, which an older ashlar reads too.
-pub const FORMAT: u32 = 2;
+/// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
+/// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second.
+pub const FORMAT: u32 = 3;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -44,8 +44,19 @@ pub struct Meta {
     pub compression: Compression,
     /// Its key slots, if it is encrypted.
     pub encryption: Option<Encryption>,
-    /// Whether it is given up: its objects are being deleted.
+    /// Whether it is given up: its objects are being deleted, and the name is free.
     pub deleted: bool,
+    /// Where its other objects are.
+    pub layout: Layout,
+}
+
+/// Where the objects of a volume lie below its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Directly: volumes that were made before there was another one.
+    ByName,
+    /// In a folder with the first digits of the uuid.
+    ByUuid,
 }
 
 /// The JSON of format 1. Codec, seal, key slots and parent have one value each; they stand there so that a person sees
@@ -66,7 +77,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of format 2.
+/// The JSON of formats 2 and 3.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -107,6 +118,11 @@ impl Meta {
         }
     }
 
+    /// What says that the volume is given up: who it was and where, without the ways to its key.
+    pub fn tombstone(&self) -> Meta {
+        Meta { deleted: true, encryption: None, ..self.clone() }
+    }
+
     /// How its objects are sealed.
     pub fn seal(&self) -> Seal {
         if self.encryption.is_some() { Seal::ChaCha20Poly1305 } else { Seal::Blake3 }
@@ -115,9 +131,10 @@ impl Meta {
     /// As bytes. That of an encrypted volume is proven by the keyring; without one nobody will accept it, unless it
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
-        let mut bytes = match self.compression {
-            Compression::Lz4 if self.encryption.is_none() => json(&self.written1()),
-            _ => json(&self.written2()),
+        let mut bytes = match (self.layout, self.compression) {
+            (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
+            (Layout::ByName, _) => json(&self.written2(2)),
+            (Layout::ByUuid, _) => json(&self.written2(3)),
         };
         if self.encryption.is_some() {
             let tag = keyring.map_or([0; 32], |keyring| self.tag(keyring, &bytes));
@@ -175,9 +192,9 @@ impl Meta {
         }
     }
 
-    fn written2(&self) -> Written2 {
+    fn written2(&self, format: u32) -> Written2 {
         Written2 {
-            format: 2,
+            format,
             name: self.name.clone(),
             uuid: self.uuid,
             size: self.size,
@@ -197,7 +214,8 @@ impl Meta {
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
-            2 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
+            2 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByName)?,
+            3 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByUuid)?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -212,17 +230,17 @@ impl Written1 {
     fn into_meta(self) -> Result<Meta, MetaError> {
         check_support(&self)?;
         let Written1 { name, uuid, size, block_size, created_unix_millis, deleted, .. } = self;
-        let compression = Compression::Lz4;
-        Ok(Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption: None, deleted })
+        let (compression, encryption, layout) = (Compression::Lz4, None, Layout::ByName);
+        Ok(Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted, layout })
     }
 }
 
 impl Written2 {
-    fn into_meta(self) -> Result<Meta, MetaError> {
+    fn into_meta(self, layout: Layout) -> Result<Meta, MetaError> {
         let Written2 {
             name, uuid, size, block_size, compression, seal, created_unix_millis, encryption, deleted, ..
         } = self;
-        let meta = Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted };
+        let meta = Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted, layout };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
         }
@@ -433,6 +451,7 @@ mod tests {
             compression: Compression::Lz4,
             encryption: None,
             deleted: false,
+            layout: Layout::ByName,
         }
     }
 
@@ -481,7 +500,7 @@ mod tests {
         assert_eq!(meta.prove(&meta.encode(None), &keyring(9)), Err(MetaError::Forged));
         // The tag of another description, with a good hash.
         let other = Meta { size: 1 << 40, ..meta.clone() };
-        let (json, tag) = (json(&other.written2()), &bytes[bytes.len() - 130..bytes.len() - 65]);
+        let (json, tag) = (json(&other.written2(2)), &bytes[bytes.len() - 130..bytes.len() - 65]);
         let mut spliced = [&json[..], tag].concat();
         spliced.extend_from_slice(format!("{}\n", blake3::hash(&spliced).to_hex()).as_bytes());
         assert_eq!(Meta::decode(&name("disk0"), &spliced), Ok(other.clone()));
@@ -501,7 +520,7 @@ mod tests {
 
     #[test]
     fn seal_and_slots_agree() {
-        let text = String::from_utf8(json(&encrypted().written2())).unwrap();
+        let text = String::from_utf8(json(&encrypted().written2(2))).unwrap();
         let text = text.replace("chacha20-poly1305", "blake3");
         let bytes = format!("{text}{}\n", blake3::hash(text.as_bytes()).to_hex());
         let error = Meta::decode(&name("disk0"), bytes.as_bytes()).unwrap_err().to_string();
@@ -539,8 +558,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 3, \"news\": true"),
-            "its format 3 is unknown (this ashlar reads up to 2): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 4, \"news\": true"),
+            "its format 4 is unknown (this ashlar reads up to 3): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

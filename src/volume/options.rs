@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::gc;
 use crate::human::{self, exact_bytes};
 use crate::segment::Durability;
+use crate::segment::fence::WINDOW_MAX;
 use crate::units::BlockSize;
 use crate::volume::error::VolumeError;
 
@@ -108,8 +109,8 @@ impl Options {
         if self.total_upload_bytes < 4 * self.segment_size {
             return refuse("total_upload_bytes", "4 times volume.segment_size or more".into());
         }
-        if !(1..=UPLOAD_WINDOW_MAX).contains(&self.upload_window) {
-            return refuse("upload_window", format!("1 to {UPLOAD_WINDOW_MAX}"));
+        if !(1..=WINDOW_MAX).contains(&self.upload_window) {
+            return refuse("upload_window", format!("1 to {WINDOW_MAX}"));
         }
         self.check_gc()
     }
@@ -169,6 +170,3 @@ const GC_PERCENT_MIN: u32 = 105;
 
 /// A segment is one PUT, and frames are found by 32-bit offsets.
 const SEGMENT_SIZE_MAX: u64 = 1 << 30;
-
-/// Every takeover skips this many slots and deletes what may lie in them.
-const UPLOAD_WINDOW_MAX: u32 = 1024;

@@ -10,6 +10,7 @@
 //! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
 //!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
 //!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
+//!    And look for a tombstone: a volume that is deleted meanwhile is refused ([`removal`](super::removal), step 4).
 //! 6. Accept the journal's changes after the last committed one. They take their old numbers.
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{Epoch, Seq};
 use crate::volume::budget::Budget;
+use crate::volume::description;
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
@@ -320,6 +322,19 @@ impl Opening {
         }
     }
 
+    /// Whoever deletes the volume puts a tombstone, and then fences whoever has a fence there: a fence that comes later finds
+    /// the tombstone.
+    async fn refuse_the_deleted(&self) -> Result<()> {
+        let (store, meta) = (&*self.outside.store, &self.source.meta);
+        if description::newest_number(store, &meta.name).await? == self.source.description {
+            return Ok(());
+        }
+        match description::load(store, &meta.name).await?.meta.uuid == meta.uuid {
+            true => Ok(()), // only a setting or a key slot was changed
+            false => Err(VolumeError::NotFound { name: meta.name.to_string(), store: store.url() }),
+        }
+    }
+
     /// Steps 4 and 5: our fence and its slot, or nothing if the log has moved on.
     async fn put_fence(&self, scan: &Scan, journal: Uuid) -> Result<Option<PlacedFence>> {
         let seq = scan.next;
@@ -348,7 +363,8 @@ impl Opening {
             Put::Taken(_) => return Ok(None),
             Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
         };
-        let newest = self.source.list_checkpoints().await?.last().copied().unwrap_or_default();
+        let (listed, ()) = tokio::try_join!(self.source.list_checkpoints(), self.refuse_the_deleted())?;
+        let newest = listed.last().copied().unwrap_or_default();
         if newest >= seq {
             let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
             deleted.map_err(VolumeError::store(format!("removing the void fence {key}")))?;

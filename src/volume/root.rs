@@ -17,6 +17,7 @@ use crate::codec::{CorruptError, EncodeError, expect_len};
 use crate::map::page_format::{PAGE_BYTES_MAX, PAGES_MAX, decode_page, encode_page};
 use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
 use crate::segment::Fence;
+use crate::segment::fence::WINDOW_MAX;
 use crate::units::{ChangeNo, Seq};
 use crate::volume::account::Account;
 
@@ -181,6 +182,9 @@ pub fn open_page(
 fn check(root: &Root) -> Result<(), &'static str> {
     let ensure = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
     ensure(root.next_slot > root.seq, "its next slot is not after it")?;
+    ensure(root.next_slot.0 - root.seq.0 <= u64::from(WINDOW_MAX), "its next slot is beyond any window")?;
+    let fence_fits = |(at, fence): &(Seq, Fence)| *at <= root.seq && fence.can_stand_at(*at);
+    ensure(root.fence.as_ref().is_none_or(fence_fits), "its fence stands where it cannot")?;
     ensure(root.segments.is_sorted_by(|a, b| a.0 < b.0), "its segments are out of order")?;
     ensure(root.segments.iter().all(|(_, info)| info.live_blocks <= info.blocks), "a segment lives more than it has")?;
     // Between `seq` and `next_slot` lie the void slots of a fence that nothing has followed yet: strays to be swept.
@@ -548,6 +552,10 @@ mod tests {
             assert_eq!(with(&both), says(what));
         };
         refused("its next slot is not after it", &|root| root.next_slot = Seq(20));
+        refused("its next slot is beyond any window", &|root| root.next_slot = Seq(20 + 1025));
+        let continues = |root: &mut Root, at| root.fence.iter_mut().for_each(|(_, fence)| fence.continues_at = Seq(at));
+        refused("its fence stands where it cannot", &|root| continues(root, 12));
+        refused("its fence stands where it cannot", &|root| continues(root, 12 + 1025));
         refused("its segments are out of order", &|root| root.segments.swap(0, 1));
         refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
         refused("it names a segment beyond its next slot", &|root| root.segments[2].0 = Seq(30));
@@ -592,7 +600,7 @@ mod tests {
             Root {
                 seq: Seq(1 << 30),
                 covers: ChangeNo(n[1]),
-                next_slot: Seq((1 << 30) + 1 + (n[0] >> 10)),
+                next_slot: Seq((1 << 30) + 1 + n[0] % u64::from(WINDOW_MAX)),
                 fence: if plain { None } else { sample().fence },
                 zeroed: runs,
                 segments: segments.into_iter().map(segment).collect(),

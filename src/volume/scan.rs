@@ -135,9 +135,20 @@ impl Source {
         cache: Option<(Arc<BlockCache>, Workers)>,
         secrets: &Secrets,
     ) -> Result<Source> {
-        let keys = Keys::new(name);
-        let description = description::load(&*store, &keys, name).await?;
-        let sealer = description.unlock(&keys, secrets).await?;
+        let description = description::load(&*store, name).await?;
+        Source::described(store, description, options, cache, secrets).await
+    }
+
+    /// The volume that is described so.
+    pub async fn described(
+        store: Arc<dyn Store>,
+        description: Description,
+        options: &Options,
+        cache: Option<(Arc<BlockCache>, Workers)>,
+        secrets: &Secrets,
+    ) -> Result<Source> {
+        let sealer = description.unlock(secrets).await?;
+        let keys = Keys::of(&description.meta);
         let Description { meta, number, .. } = description;
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
         let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options);
@@ -169,6 +180,20 @@ impl Source {
             scan.committed
         );
         VolumeError::Corrupt { key: self.keys.checkpoint(torn), why }
+    }
+
+    /// Reads the volume from an older checkpoint on, or from the beginning of the log (0). What has been deleted since may be
+    /// missing: the scan then ends too early.
+    pub async fn scan_after(&self, checkpoint: Seq) -> Result<Scan> {
+        let sizes = self.checkpoint_sizes().await?;
+        let root = match checkpoint {
+            Seq(0) => Root { next_slot: Seq(1), ..Root::default() },
+            seq => self.read_root(seq, &sizes).await?.ok_or_else(|| VolumeError::Corrupt {
+                key: self.keys.checkpoint(seq),
+                why: "only its first part is there".into(),
+            })?,
+        };
+        self.scan_from(root, seqs(&sizes)).await
     }
 
     /// What a server that has seen this remembers.
@@ -318,6 +343,14 @@ impl Source {
                 }
             }
             LogObject::Fence(fence) => {
+                let strays = scan.fence.as_ref().filter(|_| !scan.closed).map_or(1, |(_, old)| u64::from(old.window));
+                if fence.continues_at.0 - seq.0 > strays {
+                    return Err(wrong(format!(
+                        "it is a fence after which the log continues at slot {}, but the epoch before had {strays} in flight \
+                         at most",
+                        fence.continues_at
+                    )));
+                }
                 follow_fence(&mut scan.map, seq, &fence, scan.closed, read.frames_at);
                 scan.next = fence.continues_at;
                 scan.fence = Some((seq, fence));

@@ -279,7 +279,7 @@ impl Shared {
 
     /// Takes over what is new in the description: keys, compression.
     pub async fn reload(&self) -> Result<(), VolumeError> {
-        let description = description::load(&*self.store, &self.keys, &self.meta.name).await?;
+        let description = description::load(&*self.store, &self.meta.name).await?;
         if description.meta.uuid != self.meta.uuid {
             return Err(VolumeError::Invalid(format!("volume {} is another one now", self.meta.name)));
         }
@@ -288,7 +288,7 @@ impl Shared {
             let what = format!("this server has its description {known}, and the store {}", description.number);
             return Err(VolumeError::RolledBack { name: self.meta.name.to_string(), what });
         }
-        let sealer = description.unlock(&self.keys, &self.secrets).await?;
+        let sealer = description.unlock(&self.secrets).await?;
         match (self.sealer.keyring(), sealer.keyring()) {
             (Some(ours), Some(newer)) => ours.follow(newer),
             (None, None) => {}

@@ -57,7 +57,7 @@ impl Tables {
         let own = further_place(key).map(|(own, _)| own);
         let key = own.as_ref().unwrap_or(key);
         match Keys::number(key).map(Seq) {
-            Some(Seq(n)) if *key == keys.meta(n) => Owner::Volume,
+            Some(_) if keys.is_meta(key) => Owner::Volume,
             Some(seq) if *key == keys.checkpoint(seq) => {
                 match self.checkpoints.contains(&seq) || seq > self.checkpointed {
                     true => Owner::Volume,

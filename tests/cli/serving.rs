@@ -312,7 +312,8 @@ fn check_repair_removes_what_nobody_owns_and_nothing_else() {
     let place = Place::new();
     let serving = place.serve(&[]);
     let mut disk = serving.attach("disk0").unwrap();
-    let segment = place.path("ashlar-data/disk0/segments/02/0000000000000002");
+    let folder = format!("disk0/{}", &info(&place, "disk0")["uuid"].as_str().unwrap()[..8]);
+    let segment = place.path(&format!("ashlar-data/{folder}/segments/02/0000000000000002"));
     disk.write(0, 1, MIB).unwrap();
     disk.flush().unwrap();
     let copy = std::fs::read(&segment).unwrap();
@@ -325,15 +326,81 @@ fn check_repair_removes_what_nobody_owns_and_nothing_else() {
     assert!(!segment.exists(), "it was dead, and the clean stop deleted it");
     // The next checkpoint forgets it.
     place.serve(&["disk0"]).stop();
-    let foreign = place.path("ashlar-data/disk0/notes.txt");
+    let foreign = place.path(&format!("ashlar-data/{folder}/notes.txt"));
     std::fs::write(&foreign, "mine").unwrap();
     std::fs::write(&segment, copy).unwrap();
     let ended = place.run(&["check", "disk0", "--repair"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let said = ["removed disk0/segments/02/0000000000000002: nothing needs it", "left alone disk0/notes.txt"];
+    let said = [
+        format!("removed {folder}/segments/02/0000000000000002: nothing needs it"),
+        format!("left alone {folder}/notes.txt"),
+    ];
     assert!(said.iter().all(|words| ended.err.contains(words)), "{}", ended.err);
     assert!(!segment.exists() && foreign.exists());
     assert!(ended.out.starts_with("disk0: clean; 1.0 MiB of data in "), "{}", ended.out);
+}
+
+#[test]
+fn check_says_what_is_lost_and_brings_back_what_the_disk_cache_has() {
+    let place = Place::new();
+    std::fs::write(place.path("ashlar.toml"), "[cache.disk]\nsize = \"64MiB\"\n").unwrap();
+    let serving = place.serve(&["--socket", "socket"]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(3 * MIB as u64, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let status = || serde_json::from_str::<Value>(&place.ok(&["status", "--json"])).unwrap();
+    while status()["cache"]["disk"]["frames"] != 16 {
+        std::thread::yield_now();
+    }
+    serving.stop();
+    let folder = format!("ashlar-data/disk0/{}", &info(&place, "disk0")["uuid"].as_str().unwrap()[..8]);
+    std::fs::remove_file(place.path(&format!("{folder}/segments/02/0000000000000002"))).unwrap();
+
+    let ended = place.run(&["check", "disk0"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.out.contains("\n  lost: 1048576 bytes from byte 3145728 of the disk\n"), "{}", ended.out);
+    let report: Value = serde_json::from_str(&place.run(&["check", "disk0", "--json"]).out).unwrap();
+    assert_eq!(report[0]["lost"], serde_json::json!([{ "offset": 3 * MIB, "length": MIB }]));
+    assert_eq!((&report[0]["in_journal"], &report[0]["instead_of_newest"]), (&serde_json::json!([]), &Value::Null));
+
+    let ended = place.run(&["check", "disk0", "--repair"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.err.contains("brought back 1048576 bytes from byte 3145728 of the disk"), "{}", ended.err);
+    let serving = place.serve(&["disk0", "--socket", "socket"]);
+    assert!(serving.attach("disk0").unwrap().holds(3 * MIB as u64, 1, MIB));
+    serving.stop();
+}
+
+#[test]
+fn what_create_prints_serves_the_volume() {
+    let place = Place::new();
+    let line = |args: &[&str]| place.ok(args).lines().last().unwrap().to_owned();
+    let plain = format!("serve it with: ashlar serve a --store {}", place.url());
+    assert_eq!(line(&["create", "a", "--size", "1G"]), plain);
+    let (state, plain) = ("else where", format!("serve it with: ashlar serve b --store {}", place.url()));
+    assert_eq!(line(&["create", "b", "--size", "1G", "--state", state]), format!("{plain} --state 'else where'"));
+}
+
+/// A client that comes back to a name gets the volume that it had, or none.
+#[test]
+fn a_new_volume_of_a_name_is_not_served_to_the_clients_of_the_old_one() {
+    let place = Place::new();
+    let serving = place.serve(&["--socket", "socket"]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    place.ok(&["delete", "disk0", "--yes", "--takeover"]);
+    place.ok(&["create", "disk0", "--size", "10G"]);
+    disk.write(0, 2, MIB).unwrap();
+    assert!(disk.flush().is_err());
+    drop(disk);
+    assert!(serving.attach("disk0").is_err());
+    assert_eq!(info(&place, "disk0")["epoch"], 0, "nobody opened it");
+    serving.kill();
+    let serving = place.serve(&["disk0"]);
+    assert!(serving.attach("disk0").unwrap().holds(0, 0, MIB));
+    serving.stop();
 }
 
 #[test]

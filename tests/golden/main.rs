@@ -22,7 +22,7 @@ use ashlar::segment::{
 };
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
-use ashlar::volume::meta::{Meta, VolumeName};
+use ashlar::volume::meta::{Layout, Meta, VolumeName};
 use ashlar::volume::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -229,9 +229,15 @@ fn meta() {
         compression: Compression::Lz4,
         encryption: None,
         deleted: false,
+        layout: Layout::ByName,
     };
     let bytes = golden("v1/meta", meta.encode(None));
-    assert_eq!(Meta::decode(&name, &bytes), Ok(meta));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
+    let by_uuid = Meta { layout: Layout::ByUuid, ..meta };
+    let bytes = golden("v3/meta", by_uuid.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&by_uuid));
+    let bytes = golden("v3/meta-deleted", by_uuid.tombstone().encode(None));
+    assert_eq!(Meta::decode(&name, &bytes), Ok(by_uuid.tombstone()));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -326,10 +332,15 @@ fn encrypted_fence_checkpoint_and_description() {
         compression: Compression::Zstd(3),
         encryption: Some(encryption),
         deleted: false,
+        layout: Layout::ByName,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();
     decoded.prove(&bytes, &keyring()).unwrap();
+    let by_uuid = Meta { layout: Layout::ByUuid, ..decoded.clone() };
+    let bytes = golden("v3/meta-encrypted", by_uuid.encode(Some(&keyring())));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&by_uuid));
+    by_uuid.prove(&bytes, &keyring()).unwrap();
     let encryption = decoded.encryption.unwrap();
     let secrets = [
         Secret::passphrase(b"correct horse".to_vec().into()).unwrap(),

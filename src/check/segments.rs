@@ -1,0 +1,197 @@
+//! Steps 3 and 5: the segments that the map needs, in groups whose heads fit into memory.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::pages::Walk;
+use super::{Progress, Report, lose};
+use crate::codec::CorruptError;
+use crate::map::{Content, Mapped, Runs, SegmentInfo};
+use crate::segment::{self, LogObject, LogRead};
+use crate::store::Key;
+use crate::units::{BlockCount, Extent, FrameAddr, Seq};
+use crate::volume::error::{Result, VolumeError};
+use crate::volume::places::{PLACES_MAX, place};
+use crate::volume::scan::{self, Scan, Slot, Source, Torn};
+
+/// Requests under way at once.
+const PARALLEL: usize = 16;
+
+/// Segments that are looked into before their frames are counted.
+const AT_ONCE: usize = 64;
+
+/// Frames whose places are in memory at once, but for those of the last segments: some 64 bytes each.
+const FRAMES_MAX: usize = 1 << 20;
+
+/// What is known of one segment.
+struct Looked {
+    /// Which blocks each of its frames holds; nothing if the segment cannot be used.
+    frames: Option<HashMap<FrameAddr, Extent>>,
+    /// Frames that do not open.
+    harmed: HashSet<FrameAddr>,
+    /// Frames that were opened.
+    opened: u64,
+    /// What is wrong with it.
+    problem: Option<String>,
+}
+
+/// Checks the segments that hold `live` blocks of the map.
+#[allow(clippy::too_many_arguments)] // the parts of one check
+pub async fn check(
+    source: &Source,
+    scan: &mut Scan,
+    walk: &mut Walk,
+    live: &BTreeMap<Seq, u64>,
+    sizes: &HashMap<Key, u64>,
+    data: bool,
+    progress: Progress<'_>,
+    report: &mut Report,
+    lost: &mut Runs,
+) -> Result<()> {
+    let needed: Vec<Seq> = live.keys().copied().collect();
+    let mut group: HashMap<Seq, Looked> = HashMap::new();
+    for (i, chunk) in needed.chunks(AT_ONCE).enumerate() {
+        let usage = scan.map.usage();
+        let looks = chunk.iter().map(|&seq| {
+            let info = usage.get(seq).copied();
+            let there = info.and_then(|info| find_place(&source.keys.segment(seq), info.stored_bytes, sizes));
+            async move { Ok::<_, VolumeError>((seq, look(source, seq, info.zip(there), data).await?)) }
+        });
+        let looked: Vec<(Seq, Looked)> = stream::iter(looks).buffer_unordered(PARALLEL).try_collect().await?;
+        for (seq, looked) in looked {
+            report.segments += 1;
+            report.frames += looked.opened;
+            if let Some(what) = &looked.problem {
+                report.problem(source.keys.segment(seq), what.clone());
+            }
+            progress(report.segments, needed.len() as u64);
+            group.insert(seq, looked);
+        }
+        let frames: usize = group.values().filter_map(|looked| looked.frames.as_ref()).map(HashMap::len).sum();
+        if frames >= FRAMES_MAX || (i + 1) * AT_ONCE >= needed.len() {
+            compare_places(source, scan, walk, &group, report, lost).await?;
+            group.clear();
+        }
+    }
+    Ok(())
+}
+
+/// Compares what the map places in a group of segments with what their frames hold.
+async fn compare_places(
+    source: &Source,
+    scan: &mut Scan,
+    walk: &mut Walk,
+    group: &HashMap<Seq, Looked>,
+    report: &mut Report,
+    lost: &mut Runs,
+) -> Result<()> {
+    let mut misplaced: BTreeMap<Seq, Extent> = BTreeMap::new();
+    let mut gone = Runs::default();
+    let compare = |_, page: &crate::map::Page| {
+        for mapped in page.iter() {
+            let Content::Data(location) = mapped.content else { continue };
+            let Some(looked) = group.get(&location.frame.seq) else { continue };
+            let Some(frames) = &looked.frames else {
+                lose(&mut gone, mapped.extent);
+                continue;
+            };
+            let is_placed = is_in_frame(&mapped, frames);
+            if !is_placed {
+                misplaced.entry(location.frame.seq).or_insert(mapped.extent);
+            }
+            if !is_placed || looked.harmed.contains(&location.frame) {
+                lose(&mut gone, mapped.extent);
+            }
+        }
+    };
+    walk.each(source, scan, report, lost, compare).await?;
+    gone.iter().for_each(|run| lost.insert(run));
+    for (seq, extent) in misplaced {
+        let what = format!("it has no frame where the map places blocks from {}", extent.start);
+        report.problem(source.keys.segment(seq), what);
+    }
+    Ok(())
+}
+
+/// Looks into one segment.
+async fn look(source: &Source, seq: Seq, there: Option<(SegmentInfo, (Key, u64))>, data: bool) -> Result<Looked> {
+    let unusable =
+        |what: &str| Ok(Looked { frames: None, harmed: HashSet::new(), opened: 0, problem: Some(what.to_owned()) });
+    const MISSING: &str = "it is missing, and the map needs it";
+    let Some((info, (place, size))) = there else { return unusable(MISSING) };
+    let length = format!("it is {size} bytes long where {} are expected", info.stored_bytes);
+    if size > info.stored_bytes {
+        return unusable(&length);
+    }
+    let read = match scan::read_slot(&*source.store, &source.keys, &source.sealer, seq).await {
+        Ok(Slot::Holds(read, _)) => read,
+        // It was cut: its first part is as good as ever.
+        Ok(Slot::Torn(Torn { head: Some(read), .. })) => *read,
+        Ok(Slot::Torn(_)) => return unusable(&length),
+        Ok(Slot::Free) => return unusable(MISSING),
+        Err(VolumeError::Corrupt { why, .. }) => return unusable(&why),
+        Err(other) => return Err(other),
+    };
+    let LogObject::Segment(head) = &read.object else {
+        return unusable("the map needs data in it, but it is no segment");
+    };
+    if read.salt != info.salt {
+        return unusable("it is another encoding than the one that was committed");
+    }
+    let frames = head.frames(seq, read.frames_at).into_iter().map(|(extent, frame)| (frame, extent));
+    let mut looked = Looked { frames: Some(frames.collect()), harmed: HashSet::new(), opened: 0, problem: None };
+    if data {
+        open_all(source, &place, &read, &mut looked).await?;
+    }
+    if size < info.stored_bytes {
+        let beyond = |frame: &FrameAddr| u64::from(frame.offset) + u64::from(frame.len) > size;
+        looked.harmed.extend(looked.frames.iter().flatten().map(|(frame, _)| *frame).filter(beyond));
+        looked.problem = Some(length);
+    }
+    Ok(looked)
+}
+
+/// Step 5.
+async fn open_all(source: &Source, place: &Key, read: &LogRead, looked: &mut Looked) -> Result<()> {
+    let bytes: Bytes = source.store.get(place).await.map_err(VolumeError::store(format!("reading {place}")))?;
+    let mut first: Option<(FrameAddr, CorruptError)> = None;
+    for (&frame, &extent) in looked.frames.iter().flatten() {
+        let data_len = u32::try_from(source.meta.block_size.bytes_in(extent.count)).unwrap_or(u32::MAX);
+        let (start, end) = (frame.offset as usize, (u64::from(frame.offset) + u64::from(frame.len)) as usize);
+        let sealed = bytes.slice(start.min(bytes.len())..end.min(bytes.len()));
+        match segment::open_frame_with(&read.key, frame, data_len, &sealed) {
+            Ok(_) => looked.opened += 1,
+            Err(error) => {
+                looked.harmed.insert(frame);
+                if first.as_ref().is_none_or(|(before, _)| frame.offset < before.offset) {
+                    first = Some((frame, error));
+                }
+            }
+        }
+    }
+    looked.problem = first.map(|(frame, error)| match looked.harmed.len() {
+        1 => format!("its frame at byte {}: {error}", frame.offset),
+        harmed => format!("{harmed} of its frames; the first at byte {}: {error}", frame.offset),
+    });
+    Ok(())
+}
+
+/// The place of an object that has that length, or else its first place; and the length of what is there.
+fn find_place(own: &Key, bytes: u64, sizes: &HashMap<Key, u64>) -> Option<(Key, u64)> {
+    let there = |n| {
+        let key = place(own, n).ok()?;
+        sizes.get(&key).map(|size| (key, *size))
+    };
+    (0..PLACES_MAX).filter_map(there).find(|(_, size)| *size == bytes).or_else(|| there(0))
+}
+
+/// Whether the frame holds, at the position that the map says, exactly these blocks.
+fn is_in_frame(mapped: &Mapped, frames: &HashMap<FrameAddr, Extent>) -> bool {
+    let Content::Data(location) = mapped.content else { return true };
+    frames.get(&location.frame).is_some_and(|extent| {
+        let start = extent.start + BlockCount(u64::from(location.block));
+        mapped.extent.start == start && mapped.extent.end() <= extent.end()
+    })
+}

@@ -1,0 +1,240 @@
+//! Deleting a volume for good, and what stays so that nobody who still has it can do harm (rules R4, R16).
+//!
+//! 1. Scan. A volume that a server did not close is refused, unless told otherwise.
+//! 2. A fence goes into the first free slot of the log, also if the volume is closed: a server that is opening it right
+//!    now must not get the slot.
+//! 3. A tombstone becomes the newest description. From here on the name is free, and nobody finds the volume any more.
+//! 4. Look again: whoever took the volume between 2 and 3 is fenced, too. Whoever takes it later looks for a tombstone after
+//!    its fence ([`super::recover`], step 5) and finds this one.
+//! 5. List everything under the name, look once more that nobody has made a new volume, delete all but the tombstone and the
+//!    fences. The descriptions go last: without them an encrypted volume could not be fenced in step 4.
+//!
+//! The tombstone and the fences stay for ever; together they take less than a KiB for each server that was displaced. A
+//! displaced server finds its fence in the slot that it needs next, however late it wakes up, and tells its clients. A
+//! request of its that is under way all the time may still bring an object: into its own dead folder, where it costs money
+//! until the name is deleted or used again ([`clear`]), and nothing else.
+//!
+//! Whatever dies between two steps leaves one of these:
+//!
+//! | what is there | `list`, `serve` | `create` | `delete` |
+//! | --- | --- | --- | --- |
+//! | nothing, or a tombstone | no such volume | makes one | no such volume |
+//! | a description (of [`create`](super::create): its only step) | a volume | refuses | from step 1 |
+//! | 2: a fence of ours behind the log | the volume; `serve` wants `--takeover` | refuses | from step 2, which is done already; wants no `--takeover` |
+//! | 3, 4: a tombstone, all data | no such volume | finishes 5, makes one | from step 4 |
+//! | 5: a tombstone, some data | no such volume | finishes 5, makes one | from step 4; a log that cannot be read is passed over |
+//! | a tombstone, and a description after it | the new volume | refuses | from step 1, the new one; 5 finishes both |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use uuid::Uuid;
+
+use crate::codec::object::{self, ObjectKind};
+use crate::keyring::Secrets;
+use crate::outside::{Clock, Random};
+use crate::segment::{Durability, Fence};
+use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
+use crate::units::{Epoch, Seq};
+use crate::volume::description::{self, Description};
+use crate::volume::error::{Holder, Result, VolumeError};
+use crate::volume::keys::Keys;
+use crate::volume::meta::VolumeName;
+use crate::volume::options::Options;
+use crate::volume::places;
+use crate::volume::recover::ServerIdentity;
+use crate::volume::scan::{Scan, Source};
+use crate::volume::slot::{self, Put};
+
+/// How often a step begins again because others wrote to the volume meanwhile.
+const TRIES: usize = 16;
+
+/// Objects that are looked into at once.
+const PARALLEL: usize = 16;
+
+/// Deletes a volume and returns how many objects went. A volume that a server did not close is refused unless
+/// `takeover`: that server then finds out with its next commit. Deleting again finishes what was interrupted.
+///
+/// A volume that is damaged, or locked because its key is not here, is deleted only with `takeover`, and then a server that
+/// still has it is not stopped: where its log ends is not known.
+pub async fn delete(
+    store: &Arc<dyn Store>,
+    random: &Random,
+    clock: &Clock,
+    server: &ServerIdentity,
+    name: &VolumeName,
+    takeover: bool,
+    secrets: &Secrets,
+) -> Result<u64> {
+    let absent = || VolumeError::NotFound { name: name.to_string(), store: store.url() };
+    let removal = Removal { store, random, clock, server };
+    for _ in 0..TRIES {
+        let newest = description::newest(&**store, name).await?.ok_or_else(absent)?;
+        if newest.meta.deleted {
+            let before = description::before(&**store, &newest).await?;
+            if let Some(source) = removal.source(before, true, secrets).await? {
+                removal.displace(&source, true).await?;
+            }
+            return match clear(&**store, &newest).await? {
+                0 => Err(absent()),
+                objects => Ok(objects),
+            };
+        }
+        let source = removal.source(Some(newest.clone()), takeover, secrets).await?;
+        if let Some(source) = &source {
+            removal.displace(source, takeover).await?;
+        }
+        let meta = newest.meta.tombstone();
+        let Some(number) = description::put(&**store, newest.number + 1, &meta, None).await? else {
+            continue; // somebody changed the description, or deletes the volume too
+        };
+        if let Some(source) = &source {
+            removal.displace(source, true).await?;
+        }
+        return clear(&**store, &Description::new(number, meta)).await;
+    }
+    Err(VolumeError::Invalid(format!("the description of volume {name} changes too fast to be deleted; try again")))
+}
+
+/// Who deletes.
+struct Removal<'a> {
+    store: &'a Arc<dyn Store>,
+    random: &'a Random,
+    clock: &'a Clock,
+    server: &'a ServerIdentity,
+}
+
+impl Removal<'_> {
+    /// What reads the volume; nothing if its key is not here and that is accepted.
+    async fn source(
+        &self,
+        description: Option<Description>,
+        takeover: bool,
+        secrets: &Secrets,
+    ) -> Result<Option<Source>> {
+        let Some(description) = description else { return Ok(None) };
+        match Source::described(self.store.clone(), description, &Options::default(), None, secrets).await {
+            Ok(source) => Ok(Some(source)),
+            Err(VolumeError::Locked { .. } | VolumeError::Corrupt { .. }) if takeover => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Steps 1 and 2: puts a fence behind the log, unless there is one of a deletion already.
+    async fn displace(&self, source: &Source, takeover: bool) -> Result<()> {
+        for _ in 0..TRIES {
+            let scan = match source.scan().await {
+                Ok(scan) => scan,
+                // What is damaged, or half deleted already, tells nothing of a server that may have it.
+                Err(VolumeError::Corrupt { .. }) if takeover => return Ok(()),
+                Err(error) if takeover && error.is_not_found() => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            match &scan.fence {
+                Some((at, fence)) if is_of_deletion(fence) && scan.committed == *at => return Ok(()),
+                Some((_, fence)) if !scan.closed && !takeover && !is_of_deletion(fence) => {
+                    return Err(VolumeError::Held { name: source.meta.name.to_string(), holder: Holder::of(fence) });
+                }
+                _ => {}
+            }
+            if self.put_fence(source, &scan).await? {
+                return Ok(());
+            }
+        }
+        Err(VolumeError::Invalid(format!(
+            "volume {} is being written to too fast to be fenced; stop the server that has it, then delete it",
+            source.meta.name
+        )))
+    }
+
+    /// Whether our fence is the end of the log now.
+    async fn put_fence(&self, source: &Source, scan: &Scan) -> Result<bool> {
+        let old = scan.fence.as_ref().map(|(_, fence)| fence).filter(|_| !scan.closed);
+        let strays = old.map_or(1, |fence| u64::from(fence.window).max(1));
+        let fence = Fence {
+            epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).next(),
+            server: self.server.uuid,
+            server_name: format!("{} (deleting it)", self.server.name),
+            time_unix_millis: self.clock.unix_millis(),
+            journal: OF_DELETION,
+            window: 1,
+            continues_at: Seq(scan.next.0 + strays),
+            durability: old.map_or(Durability::Store, |fence| fence.durability),
+            covers: scan.covers,
+            displaces: true,
+        };
+        let key = source.keys.segment(scan.next);
+        let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(self.random.bytes()));
+        let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
+        let put = slot::put_log_object(&**self.store, &key, object.parts, &source.sealer, scan.next).await;
+        match put.map_err(VolumeError::store(format!("writing {key}")))? {
+            Put::Ours(_) => {}
+            Put::Taken(_) => return Ok(false),
+            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
+        }
+        // The slot may have been free only because its owner deleted it after a checkpoint: then the log ends further on.
+        // That fence stays where it is, and is deleted or kept with the others.
+        Ok(source.list_checkpoints().await?.last().is_none_or(|&newest| newest < scan.next))
+    }
+}
+
+/// The journal that the fence of a deletion names: none.
+const OF_DELETION: Uuid = Uuid::nil();
+
+/// Whether it was put by somebody who deletes the volume, and not by a server.
+fn is_of_deletion(fence: &Fence) -> bool {
+    fence.journal == OF_DELETION
+}
+
+/// Step 5: deletes what is left of all volumes that had the name, and returns how many objects that were. If somebody has
+/// made a new one meanwhile, only what is surely not of that one.
+pub(super) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<u64> {
+    let name = &tombstone.meta.name;
+    let failed = || VolumeError::store(format!("deleting what is left of volume {name}"));
+    let listed = list_all(store, &Keys::everything(name)).await.map_err(failed())?;
+    // What a volume has comes after its description: if there is none after the tombstone now, all that was listed is old.
+    let is_free = description::newest(store, name).await?.is_some_and(|newest| newest.number == tombstone.number);
+    let dead = Keys::of(&tombstone.meta);
+    let folders = [dead.segments(), dead.checkpoints()];
+    let is_old = |key: &Key| is_free || folders.iter().any(|folder| key.as_str().starts_with(folder));
+    let listed = listed.into_iter().filter(|entry| is_old(&entry.key));
+    let (metas, objects): (Vec<_>, Vec<_>) = listed.partition(|entry| dead.is_meta(&entry.key));
+    let fences = stream::iter(&objects).map(|entry| is_fence(store, entry)).buffered(PARALLEL);
+    let fences: Vec<bool> = fences.try_collect().await.map_err(failed())?;
+    let found = objects.iter().zip(fences).filter(|(_, is_fence)| *is_fence).map(|(entry, _)| place_of(&entry.key));
+    let mut fences: BTreeMap<Key, u8> = BTreeMap::new();
+    for (own, place) in found {
+        let last = fences.entry(own).or_default();
+        *last = place.max(*last);
+    }
+    // Whatever torn object is at a place before a fence's own must stay, or that place were free again.
+    let stays = |key: &Key| {
+        let (own, place) = place_of(key);
+        fences.get(&own).is_some_and(|last| place <= *last)
+    };
+    let rest: Vec<Key> = objects.into_iter().map(|entry| entry.key).filter(|key| !stays(key)).collect();
+    let metas = metas.into_iter().map(|entry| entry.key);
+    let metas: Vec<Key> = metas.filter(|key| Keys::number(key) < Some(tombstone.number)).collect();
+    for keys in [&rest, &metas].into_iter().filter(|keys| !keys.is_empty()) {
+        store.delete(keys).await.map_err(failed())?;
+    }
+    Ok((rest.len() + metas.len()) as u64)
+}
+
+/// An object's own key, and which of its places that is.
+fn place_of(key: &Key) -> (Key, u8) {
+    places::further_place(key).unwrap_or_else(|| (key.clone(), 0))
+}
+
+/// Whether an object is a fence, as far as can be told without a key.
+async fn is_fence(store: &dyn Store, entry: &ObjectEntry) -> std::result::Result<bool, StoreError> {
+    if !Keys::is_slot(&place_of(&entry.key).0) || entry.size > object::bytes_max(ObjectKind::Fence) {
+        return Ok(false);
+    }
+    match store.get_range(&entry.key, 0..object::PREFIX_BYTES as u64).await {
+        Ok(begin) => Ok(object::kind_of(&begin) == Some(ObjectKind::Fence)),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,317 @@
+//! What `check` says of damage, to the byte, and what `check --repair` brings back.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ashlar::cache::BlockCache;
+use ashlar::change::{Change, Numbered};
+use ashlar::check::{self, ByteRange, Report, repair};
+use ashlar::device::Device;
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::{Key, ObjectEntry, Store, StoreError};
+use ashlar::units::{ChangeNo, Extent};
+use ashlar::volume::{
+    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+const KIB: u64 = 1 << 10;
+/// Two pages of the map, of 64 MiB each.
+const SIZE: u64 = 100 << 20;
+
+struct World {
+    memory: MemoryStore,
+    disk: CrashDisk,
+    cache: Arc<BlockCache>,
+    random: Random,
+    /// Nothing is deleted: as if the server had died before, or somebody had put it back.
+    keeps_all: bool,
+}
+
+/// A store that deletes nothing, and says that it did.
+#[derive(Debug)]
+struct KeepsAll(MemoryStore);
+
+#[async_trait]
+impl Store for KeepsAll {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<(), StoreError> {
+        self.0.put(key, body).await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.0.get_range(key, range).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
+        self.0.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>, StoreError> {
+        self.0.list(prefix, start_after).await
+    }
+
+    async fn list_top(&self) -> Result<Vec<String>, StoreError> {
+        self.0.list_top().await
+    }
+
+    async fn delete(&self, _: &[Key]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn name() -> VolumeName {
+    VolumeName::new("v").unwrap()
+}
+
+impl World {
+    async fn new() -> World {
+        let (memory, random) = (MemoryStore::default(), Random::seeded(7));
+        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        volume::create(&memory, &random, &Clock::System, &name(), options).await.unwrap();
+        World {
+            memory,
+            disk: CrashDisk::new(7),
+            cache: Arc::new(BlockCache::in_memory(64 << 20)),
+            random,
+            keeps_all: false,
+        }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        match self.keeps_all {
+            true => Arc::new(KeepsAll(self.memory.clone())),
+            false => Arc::new(self.memory.clone()),
+        }
+    }
+
+    async fn open(&self) -> Arc<Volume> {
+        let outside = Outside {
+            store: self.store(),
+            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
+            cache: self.cache.clone(),
+            budget: volume::Budget::default(),
+            clock: Clock::System,
+            random: self.random.clone(),
+            workers: Workers::Inline,
+            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            secrets: Secrets::default(),
+            witness: volume::Witness::default(),
+        };
+        let flags = OpenFlags::default();
+        Volume::open(outside, &name(), Options::default(), journal::Options::default(), flags).await.unwrap()
+    }
+
+    fn noise(&self, len: u64) -> Bytes {
+        (0..len).map(|_| self.random.below(256) as u8).collect::<Vec<_>>().into()
+    }
+
+    /// Opens, writes, closes.
+    async fn write(&self, writes: &[(u64, &Bytes)]) {
+        let volume = self.open().await;
+        for (at, data) in writes {
+            volume.write(*at, (*data).clone(), true).await.unwrap();
+        }
+        volume.close().await.unwrap();
+    }
+
+    async fn check(&self, data: bool) -> Report {
+        check::check(&self.store(), &name(), data, &|_, _| {}, &Secrets::default()).await.unwrap()
+    }
+
+    /// The objects whose key contains that, in order.
+    fn keys(&self, part: &str) -> Vec<Key> {
+        self.memory.objects().into_iter().map(|(key, _)| key).filter(|key| key.as_str().contains(part)).collect()
+    }
+
+    fn largest_segment(&self) -> Key {
+        let objects = self.memory.objects().into_iter().filter(|(key, _)| key.as_str().contains("/segments/"));
+        objects.max_by_key(|(_, body)| body.len()).unwrap().0
+    }
+
+    async fn flip(&self, key: &Key, from_end: usize) {
+        let mut body = self.memory.get(key).await.unwrap().to_vec();
+        let at = body.len() - 1 - from_end;
+        body[at] ^= 1;
+        self.memory.replace(key, body.into());
+    }
+}
+
+/// Ranges in KiB.
+fn ranges(lost: &[(u64, u64)]) -> Vec<ByteRange> {
+    lost.iter().map(|(start, end)| ByteRange { offset: start * KIB, length: (end - start) * KIB }).collect()
+}
+
+#[tokio::test]
+async fn of_a_segment_that_is_missing_the_lost_bytes_are_named_and_nothing_else() {
+    let world = World::new().await;
+    let (data, block) = (world.noise(256 * KIB), world.noise(4 * KIB));
+    world.write(&[(64 * KIB, &data), (128 * KIB, &block), (70 << 20, &block)]).await;
+    assert!(world.check(true).await.lost.is_empty());
+    let segment = world.largest_segment();
+    world.memory.remove(&segment);
+    for data in [false, true] {
+        let report = world.check(data).await;
+        assert_eq!(report.lost, ranges(&[(64, 128), (132, 320)]), "what was overwritten since is elsewhere");
+        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert_eq!(report.problems[0].object, segment.to_string());
+    }
+}
+
+#[tokio::test]
+async fn of_a_frame_that_does_not_open_only_its_own_blocks_are_lost() {
+    let world = World::new().await;
+    let data = world.noise(256 * KIB);
+    world.write(&[(64 * KIB, &data)]).await;
+    let segment = world.largest_segment();
+    world.flip(&segment, 0).await;
+    assert!(world.check(false).await.is_clean(), "nobody has read it");
+    assert_eq!(world.check(true).await.lost, ranges(&[(256, 320)]));
+    world.flip(&segment, 2 * 65556).await;
+    let report = world.check(true).await;
+    assert_eq!(report.lost, ranges(&[(128, 192), (256, 320)]));
+    assert!(report.problems[0].what.starts_with("2 of its frames; the first at byte "), "{:?}", report.problems);
+    assert_eq!(report.frames, 2, "of four");
+}
+
+#[tokio::test]
+async fn of_a_segment_that_was_cut_the_first_part_is_good() {
+    let world = World::new().await;
+    world.write(&[(64 * KIB, &world.noise(256 * KIB))]).await;
+    let segment = world.largest_segment();
+    let whole = world.memory.get(&segment).await.unwrap();
+    world.memory.replace(&segment, whole.slice(..whole.len() - 65556 - 1));
+    let report = world.check(false).await;
+    assert_eq!(report.lost, ranges(&[(192, 320)]), "{:?}", report.problems);
+    let volume = world.open().await;
+    assert!(volume.read(64 * KIB, 128 << 10).await.is_ok());
+}
+
+#[tokio::test]
+async fn of_a_page_that_cannot_be_read_all_is_lost_and_of_the_other_nothing() {
+    let world = World::new().await;
+    let block = world.noise(4 * KIB);
+    world.write(&[(0, &block), (70 << 20, &block)]).await;
+    let newest = world.keys("/checkpoints/").pop().unwrap();
+    world.flip(&newest, 0).await; // the last byte of the last page: the second, which the volume's end cuts
+    let report = world.check(false).await;
+    assert_eq!(report.lost, ranges(&[(64 << 10, 100 << 10)]));
+    assert_eq!((report.pages, report.problems.len()), (1, 1), "{:?}", report.problems);
+}
+
+#[tokio::test]
+async fn what_the_cache_has_is_written_again_and_what_it_has_not_stays_lost() {
+    for is_cached in [true, false] {
+        let mut world = World::new().await;
+        let (data, other) = (world.noise(256 * KIB), world.noise(8 * KIB));
+        world.write(&[(64 * KIB, &data)]).await;
+        world.memory.remove(&world.largest_segment());
+        if !is_cached {
+            world.cache = Arc::new(BlockCache::in_memory(0));
+        }
+        let lost = world.check(true).await.lost;
+        assert_eq!(lost, ranges(&[(64, 320)]));
+        let volume = world.open().await;
+        volume.write(100 * KIB, other.clone(), false).await.unwrap();
+        let written = repair::write_again(&*volume, &lost).await.unwrap();
+        volume.close().await.unwrap();
+        let report = world.check(true).await;
+        if is_cached {
+            assert_eq!(written, lost);
+            assert!(report.is_clean(), "{:?}", report.problems);
+            let mut expected = data.to_vec();
+            expected[36 << 10..44 << 10].copy_from_slice(&other);
+            let volume = world.open().await;
+            assert_eq!(volume.read(64 * KIB, 256 << 10).await.unwrap().concat(), expected);
+        } else {
+            assert_eq!(written, ranges(&[(100, 108)]), "only what was written since");
+            assert_eq!(report.lost, ranges(&[(64, 100), (108, 320)]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_journal_has_of_it_is_named() {
+    let world = World::new().await;
+    world.write(&[(64 * KIB, &world.noise(256 * KIB))]).await;
+    world.memory.remove(&world.largest_segment());
+    let mut report = world.check(false).await;
+    let change = |no, change| Numbered { no: ChangeNo(no), change };
+    let write = |block, count| Change::Write(Extent::new(block, count), Bytes::from(vec![1; count as usize * 4096]));
+    report.look_into_journal(&[
+        change(5, write(0, 20)),
+        change(6, Change::Hole(Extent::new(30, 2))),
+        change(7, write(32, 1)),
+        change(8, write(79, 100)),
+        change(9, write(1000, 1)),
+    ]);
+    assert_eq!(report.in_journal, ranges(&[(64, 80), (120, 132), (316, 320)]));
+}
+
+/// Two rounds of writing; what the second one deleted is there as well, or not. Also returns what is at the beginning.
+async fn with_a_damaged_newest_checkpoint(keeps_all: bool) -> (World, Key, Bytes) {
+    let mut world = World::new().await;
+    let (first, second) = (world.noise(128 * KIB), world.noise(64 * KIB));
+    world.write(&[(0, &first)]).await;
+    world.keeps_all = keeps_all;
+    world.write(&[(0, &second)]).await;
+    world.keeps_all = false;
+    let newest = world.keys("/checkpoints/").pop().unwrap();
+    let mut body = world.memory.get(&newest).await.unwrap().to_vec();
+    body[60] ^= 4;
+    world.memory.replace(&newest, body.into());
+    (world, newest, [&second[..], &first[64 << 10..]].concat().into())
+}
+
+#[tokio::test]
+async fn an_older_checkpoint_with_the_whole_log_after_it_takes_the_place_of_one_that_cannot_be_read() {
+    let (world, newest, data) = with_a_damaged_newest_checkpoint(true).await;
+    let report = world.check(true).await;
+    assert!(report.instead_of_newest.is_some() && report.lost.is_empty(), "{report:#?}");
+    assert!(
+        report.problems[0].what.ends_with("the log after it tell the same: --repair goes back to it"),
+        "{report:#?}"
+    );
+    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await.unwrap();
+    assert_eq!(dropped, Some(newest));
+    let volume = world.open().await;
+    assert_eq!(volume.read(0, 128 << 10).await.unwrap().concat(), data, "all that was ever acknowledged");
+    volume.close().await.unwrap();
+    assert!(world.check(true).await.is_clean());
+}
+
+#[tokio::test]
+async fn with_a_gap_in_the_log_nothing_is_dropped_and_the_gap_is_named() {
+    let (world, newest, _) = with_a_damaged_newest_checkpoint(false).await;
+    let report = world.check(true).await;
+    assert_eq!((report.instead_of_newest, &report.lost), (None, &ranges(&[(0, SIZE / KIB)])));
+    let what = &report.problems[0].what;
+    assert!(what.contains("cannot take its place: of the log after that, v/") && what.contains(" is gone"), "{what}");
+    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await.unwrap();
+    assert_eq!(dropped, None);
+    assert!(world.memory.get(&newest).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_not_dropped_under_a_server_that_may_be_alive() {
+    let (world, newest, _) = with_a_damaged_newest_checkpoint(true).await;
+    let close =
+        world.keys("/segments/").into_iter().max_by_key(|key| key.as_str().rsplit('/').next().map(str::to_owned));
+    world.memory.remove(&close.unwrap());
+    let report = world.check(true).await;
+    assert!(report.instead_of_newest.is_some());
+    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await;
+    assert!(matches!(dropped, Err(VolumeError::Invalid(_))), "{dropped:?}");
+    assert!(world.memory.get(&newest).await.is_ok());
+}
