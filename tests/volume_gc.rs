@@ -237,6 +237,22 @@ async fn many_small_flushes_end_in_few_objects() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn full_segments_of_data_that_compresses_well_are_left_alone() {
+    const SEGMENT: u64 = 64 << 10;
+    let mut world = World::new(64 << 20).await;
+    world.options.segment_size = SEGMENT;
+    let volume = world.open(1, OpenFlags::default()).await;
+    for i in 0..200 {
+        volume.write(i * SEGMENT, Bytes::from(vec![7; SEGMENT as usize]), true).await.unwrap();
+    }
+    minute().await;
+    let asked = volume.status().since_open;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(volume.status().since_open, asked, "an idle volume makes no request");
+    assert_eq!(volume.status().gc.segments_written, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flood_of_small_trims_and_one_of_16_tib_cost_next_to_nothing() {
     const SIZE: u64 = 16 << 40;
     let world = World::new(SIZE).await;

@@ -315,7 +315,7 @@ fn take_sparse(
     chosen
 }
 
-/// The smallest ones: each byte is then merged a few times at most on its way to a full segment.
+/// The smallest ones: each byte is then merged a few times at most on its way to a full segment. One alone stays as it is.
 fn take_small(mut small: Vec<Candidate>, options: &Options) -> Vec<Seq> {
     small.sort_unstable_by_key(|c| (c.data, c.seq));
     let mut data = 0;
@@ -323,7 +323,8 @@ fn take_small(mut small: Vec<Candidate>, options: &Options) -> Vec<Seq> {
         data += candidate.data;
         data <= options.batch
     };
-    small.into_iter().take_while(fits).map(|candidate| candidate.seq).collect()
+    let fitting: Vec<Seq> = small.into_iter().take_while(fits).map(|candidate| candidate.seq).collect();
+    if fitting.len() > 1 { fitting } else { Vec::new() }
 }
 
 fn share(bytes: u64, percent: u32) -> u64 {
@@ -333,6 +334,57 @@ fn share(bytes: u64, percent: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn sizes() -> Sizes {
+        Sizes { segment: 8 << 20, block: 4096 }
+    }
+
+    /// A segment of so many blocks, `live` of them, that were compressed to a hundredth.
+    fn compressed(blocks: u32, live: u32) -> SegmentInfo {
+        let stored_bytes = u64::from(blocks) * 41;
+        SegmentInfo { salt: [0; 16], stored_bytes, blocks, live_blocks: live }
+    }
+
+    /// What would be rewritten of these segments, and the bytes that its live blocks take in memory.
+    fn chosen(segments: &[SegmentInfo], options: &Options, activity: Activity) -> (Vec<Seq>, u64) {
+        let numbered = || (1..).map(Seq).zip(segments);
+        let mut usage = crate::map::Usage::default();
+        numbered().for_each(|(seq, info)| usage.born(seq, *info));
+        let head = Seq(segments.len() as u64);
+        let victims = choose(numbered(), &usage.totals(), head, sizes(), options, activity, &BTreeSet::new());
+        let live = |seq: &Seq| u64::from(segments[seq.0 as usize - 1].live_blocks) * 4096;
+        let opened = victims.iter().map(live).sum();
+        (victims, opened)
+    }
+
+    #[test]
+    fn a_round_is_bounded_by_what_it_takes_in_memory_however_well_that_is_compressed() {
+        let options = Options::default();
+        for activity in [Activity::Busy, Activity::Quiet] {
+            let (victims, opened) = chosen(&[compressed(4096, 2048); 200], &options, activity);
+            assert!(victims.len() > 1 && opened <= options.batch, "sparse: {opened} bytes");
+        }
+        let (victims, opened) = chosen(&[compressed(128, 128); 2000], &options, Activity::Busy);
+        assert!(victims.len() > 1 && opened <= options.batch, "small: {opened} bytes");
+        let all = [compressed(4096, 4096); 200];
+        let retired = choose_retired((1..).map(Seq).zip(&all), sizes(), &options, &BTreeSet::new(), |_| true);
+        assert_eq!(retired.len() as u64, options.batch / (4096 * 4096));
+    }
+
+    #[test]
+    fn a_full_segment_is_not_small_because_it_was_compressed_well() {
+        let (victims, _) = chosen(&[compressed(2048, 2048); 200], &Options::default(), Activity::Quiet);
+        assert_eq!(victims, []);
+    }
+
+    #[test]
+    fn one_small_segment_is_not_merged_with_nothing() {
+        let options = Options { batch: 1 << 20, ..Options::default() };
+        let (victims, _) = chosen(&[compressed(128, 128); 200], &options, Activity::Quiet);
+        assert_eq!(victims.len(), 2);
+        let options = Options { batch: 1 << 19, ..options };
+        assert_eq!(chosen(&[compressed(128, 128); 200], &options, Activity::Quiet).0, []);
+    }
 
     /// Live bytes of the volume, and a window of uploads.
     const LIVE: u64 = 1 << 30;
