@@ -24,6 +24,14 @@ impl Change {
         }
     }
 
+    /// The same change, whose data is no slice of anything larger.
+    pub fn into_own(self) -> Change {
+        match self {
+            Change::Write(extent, data) => Change::Write(extent, Bytes::copy_from_slice(&data)),
+            other => other,
+        }
+    }
+
     /// Bytes of data that it carries.
     pub fn data_len(&self) -> u64 {
         match self {

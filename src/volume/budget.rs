@@ -11,8 +11,9 @@
 //! segment; whoever waits for room or for a round waits for uploads alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::volume::options::Options;
@@ -49,20 +50,32 @@ impl Budget {
         }))
     }
 
-    /// A place for one more volume, whose buffer holds `replayed` bytes already: these may exceed the bounds until they are
-    /// committed, were the bounds lower than what the journal held.
+    /// A place for one more volume, whose buffer holds `replayed` bytes already: these may exceed the bounds, were the bounds
+    /// lower than what the journal held. What exceeds them is the first to go when changes are committed.
     pub(super) fn seat(&self, options: &Options, replayed: u64) -> Seat {
-        let own = Semaphore::new(options.dirty_bytes.max(replayed) as usize);
-        own.forget_permits(replayed as usize);
-        let taken = match u32::try_from(replayed).ok().and_then(|bytes| self.0.dirty.try_acquire_many(bytes).ok()) {
-            Some(permit) => {
-                permit.forget();
-                replayed
-            }
-            None => 0,
-        };
+        let within = replayed.min(options.dirty_bytes);
+        let own = Semaphore::new(permits(options.dirty_bytes - within));
+        let of_all = self.take_up_to(replayed);
+        let held =
+            Held { dirty: replayed, beyond_own: replayed - within, beyond_all: replayed - of_all, has_ended: false };
         self.0.volumes.fetch_add(1, Ordering::Relaxed);
-        Seat { budget: self.clone(), own, taken: AtomicU64::new(taken), map_memory: options.map_memory }
+        Seat { budget: self.clone(), own, held: Mutex::new(held), map_memory: options.map_memory }
+    }
+
+    /// Takes as much of what all may hold as there is, up to `bytes`, and returns how much that is.
+    fn take_up_to(&self, bytes: u64) -> u64 {
+        let mut taken = 0;
+        while taken < bytes {
+            let some = (bytes - taken).min(self.0.dirty.available_permits() as u64).min(u64::from(u32::MAX)) as u32;
+            match self.0.dirty.try_acquire_many(some) {
+                _ if some == 0 => break,
+                Ok(permit) => permit.forget(),
+                // Somebody else was quicker.
+                Err(_) => continue,
+            }
+            taken += u64::from(some);
+        }
+        taken
     }
 }
 
@@ -74,7 +87,11 @@ impl Default for Budget {
 }
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)))
+    Arc::new(Semaphore::new(permits(bytes)))
+}
+
+fn permits(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
 }
 
 /// The place of one volume in the budget; what it holds goes back when it is dropped.
@@ -83,9 +100,27 @@ pub(super) struct Seat {
     budget: Budget,
     /// Dirty bytes that the volume may still take.
     own: Semaphore,
-    /// Dirty bytes that it has taken of what all share.
-    taken: AtomicU64,
+    held: Mutex<Held>,
     map_memory: u64,
+}
+
+/// Dirty bytes of a volume.
+#[derive(Debug)]
+struct Held {
+    /// All of them. Those that are not beyond a bound are taken from it.
+    dirty: u64,
+    /// Of them, what was replayed beyond the volume's own bound,
+    beyond_own: u64,
+    /// and beyond the bound of all.
+    beyond_all: u64,
+    /// Nothing is taken of what all share, nor given back to it, any more.
+    has_ended: bool,
+}
+
+impl Held {
+    fn of_all(&self) -> u64 {
+        if self.has_ended { 0 } else { self.dirty - self.beyond_all }
+    }
 }
 
 /// Room for a change.
@@ -96,12 +131,41 @@ pub(super) struct Room<'a> {
     all: OwnedSemaphorePermit,
 }
 
-impl Room<'_> {
-    /// From here on the room belongs to the change: [`Seat::give_back`] ends that.
-    pub fn keep(self) {
-        self.seat.taken.fetch_add(self.all.num_permits() as u64, Ordering::Relaxed);
+impl<'a> Room<'a> {
+    /// Counts the room as dirty. This comes before the change is accepted: from then on a commit may give it back at any
+    /// moment.
+    pub fn keep(self) -> Kept<'a> {
+        let bytes = self.all.num_permits() as u64;
+        let mut held = self.seat.held.lock();
+        held.dirty += bytes;
         self.own.forget();
-        self.all.forget();
+        // A volume that has ended gives back to the others at once.
+        if !held.has_ended {
+            self.all.forget();
+        }
+        drop(held);
+        Kept { seat: self.seat, bytes }
+    }
+}
+
+/// Room that counts as dirty, for a change that is not accepted yet. Unless it is, the room is given back.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Kept<'a> {
+    seat: &'a Seat,
+    bytes: u64,
+}
+
+impl Kept<'_> {
+    /// The change was accepted: its commit gives the room back, or has done so already.
+    pub fn accepted(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.seat.give_back(self.bytes);
     }
 }
 
@@ -122,11 +186,16 @@ impl Seat {
 
     /// So many bytes are dirty no longer.
     pub fn give_back(&self, bytes: u64) {
-        self.own.add_permits(bytes as usize);
-        let before = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            Some(taken.saturating_sub(bytes)) // what was replayed may never have been taken
-        });
-        self.budget.0.dirty.add_permits(before.unwrap_or_else(|taken| taken).min(bytes) as usize);
+        let mut held = self.held.lock();
+        // Bytes that were never taken would let clients in beyond the bound for the life of the server.
+        assert!(bytes <= held.dirty, "{bytes} dirty bytes are given back where {} are held", held.dirty);
+        let of_all = held.of_all();
+        let surplus = bytes.min(held.beyond_own);
+        held.dirty -= bytes;
+        held.beyond_own -= surplus;
+        held.beyond_all -= bytes.min(held.beyond_all);
+        self.own.add_permits((bytes - surplus) as usize);
+        self.budget.0.dirty.add_permits((of_all - held.of_all()) as usize);
     }
 
     /// The volume has ended: nobody gets room any more, and what it took goes to others. Its client may stay for long, and
@@ -137,7 +206,9 @@ impl Seat {
     }
 
     fn leave(&self) {
-        self.budget.0.dirty.add_permits(self.taken.swap(0, Ordering::Relaxed) as usize);
+        let mut held = self.held.lock();
+        self.budget.0.dirty.add_permits(held.of_all() as usize);
+        held.has_ended = true;
     }
 
     /// Waits until a segment of so many bytes may be encoded; to be held until the store has it.
@@ -168,6 +239,7 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn options() -> Options {
         Options {
@@ -183,11 +255,11 @@ mod tests {
     async fn volumes_share_what_may_be_dirty_and_one_that_goes_leaves_its_part() {
         let budget = Budget::new(&options());
         let (one, other) = (budget.seat(&options(), 0), budget.seat(&options(), 0));
-        one.try_room(100).unwrap().keep();
+        one.try_room(100).unwrap().keep().accepted();
         assert!(one.try_room(1).is_none() && other.try_room(51).is_none(), "at its own bound, and at that of all");
-        other.try_room(50).unwrap().keep();
+        other.try_room(50).unwrap().keep().accepted();
         one.give_back(30);
-        other.try_room(30).unwrap().keep();
+        other.try_room(30).unwrap().keep().accepted();
         drop(one);
         assert!(other.try_room(21).is_none(), "its own bound");
         drop(other);
@@ -198,7 +270,7 @@ mod tests {
     async fn what_an_ended_volume_took_goes_to_others_that_wait() {
         let budget = Budget::new(&options());
         let (one, other) = (budget.seat(&options(), 0), budget.seat(&options(), 0));
-        one.try_room(100).unwrap().keep();
+        one.try_room(100).unwrap().keep().accepted();
         let mut waiting = std::pin::pin!(other.room(80));
         assert!(futures::poll!(&mut waiting).is_pending());
         one.close();
@@ -216,6 +288,128 @@ mod tests {
         assert_eq!(budget.0.dirty.available_permits(), 30);
         within.give_back(120);
         assert_eq!(budget.0.dirty.available_permits(), 150);
+    }
+
+    #[test]
+    fn after_a_replay_beyond_the_bound_the_bound_holds_again() {
+        let budget = Budget::new(&options());
+        let seat = budget.seat(&options(), 1000);
+        seat.give_back(850);
+        assert!(seat.try_room(1).is_none(), "150 are held where 100 may be");
+        seat.give_back(150);
+        assert!(seat.try_room(101).is_none() && seat.try_room(100).is_some());
+    }
+
+    #[test]
+    fn a_commit_may_come_before_the_writer_goes_on() {
+        let budget = Budget::new(&options());
+        let seat = budget.seat(&options(), 0);
+        let kept = seat.try_room(60).unwrap().keep();
+        seat.give_back(60); // its change was accepted, uploaded and committed while the writer's thread was away
+        kept.accepted();
+        drop(seat.try_room(40).unwrap().keep()); // a change that was not accepted
+        assert_eq!(seat.held.lock().dirty, 0);
+        assert_eq!((seat.own.available_permits(), budget.0.dirty.available_permits()), (100, 150));
+    }
+
+    #[test]
+    fn room_that_an_ended_volume_had_goes_back_at_once() {
+        let budget = Budget::new(&options());
+        let seat = budget.seat(&options(), 0);
+        let room = seat.try_room(60).unwrap();
+        seat.close();
+        let kept = room.keep();
+        assert_eq!(budget.0.dirty.available_permits(), 150);
+        drop(kept);
+        drop(seat);
+        assert_eq!(budget.0.dirty.available_permits(), 150);
+    }
+
+    #[test]
+    #[should_panic(expected = "11 dirty bytes are given back where 10 are held")]
+    fn more_is_never_given_back_than_was_taken() {
+        let seat = Budget::new(&options()).seat(&options(), 10);
+        seat.give_back(11);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open(u64),
+        Write { volume: usize, bytes: u32, is_accepted: bool },
+        Commit { volume: usize, bytes: u64 },
+        End(usize),
+        Drop(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            1 => (0u64..200).prop_map(Step::Open),
+            6 => (any::<usize>(), 1u32..120, any::<bool>())
+                .prop_map(|(volume, bytes, is_accepted)| Step::Write { volume, bytes, is_accepted }),
+            4 => (any::<usize>(), 1u64..150).prop_map(|(volume, bytes)| Step::Commit { volume, bytes }),
+            1 => any::<usize>().prop_map(Step::End),
+            1 => any::<usize>().prop_map(Step::Drop),
+        ]
+    }
+
+    proptest! {
+        /// The model: what each volume holds, of it what lies beyond the bounds since the replay, and whether it has ended.
+        #[test]
+        fn whatever_happens_each_byte_is_counted_once(steps in prop::collection::vec(step(), 1..60)) {
+            let (own, all) = (options().dirty_bytes, options().total_dirty_bytes);
+            let budget = Budget::new(&options());
+            let mut seats: Vec<(Seat, u64, u64, u64, bool)> = Vec::new();
+            for step in steps {
+                let free = all - seats.iter().map(|(_, held, _, beyond, ended)| if *ended { 0 } else { held - beyond }).sum::<u64>();
+                let at = |volume: usize| (!seats.is_empty()).then(|| volume % seats.len());
+                match step {
+                    Step::Open(bytes) => {
+                        let beyond = (bytes.saturating_sub(own), bytes.saturating_sub(free));
+                        seats.push((budget.seat(&options(), bytes), bytes, beyond.0, beyond.1, false));
+                    }
+                    Step::Write { volume, bytes, is_accepted } => {
+                        let Some(at) = at(volume) else { continue };
+                        let (seat, held, beyond_own, beyond_all, ended) = &mut seats[at];
+                        let fits = !*ended && u64::from(bytes) + *held - *beyond_own <= own && u64::from(bytes) <= free;
+                        let room = seat.try_room(bytes);
+                        prop_assert_eq!(room.is_some(), fits, "{} bytes, {} free", bytes, free);
+                        let Some(kept) = room.map(Room::keep) else { continue };
+                        match is_accepted {
+                            true => {
+                                kept.accepted();
+                                *held += u64::from(bytes);
+                            }
+                            false => {
+                                // Room that comes back pays first for what lies beyond the bounds.
+                                drop(kept);
+                                *beyond_own -= (*beyond_own).min(u64::from(bytes));
+                                *beyond_all -= (*beyond_all).min(u64::from(bytes));
+                            }
+                        }
+                    }
+                    Step::Commit { volume, bytes } => {
+                        let Some(at) = at(volume) else { continue };
+                        let (seat, held, beyond_own, beyond_all, _) = &mut seats[at];
+                        let bytes = bytes.min(*held);
+                        seat.give_back(bytes);
+                        *held -= bytes;
+                        *beyond_own -= bytes.min(*beyond_own);
+                        *beyond_all -= bytes.min(*beyond_all);
+                    }
+                    Step::End(volume) => {
+                        let Some(at) = at(volume) else { continue };
+                        seats[at].0.close();
+                        seats[at].4 = true;
+                    }
+                    Step::Drop(volume) => {
+                        let Some(at) = at(volume) else { continue };
+                        seats.remove(at);
+                    }
+                }
+            }
+            seats.clear();
+            prop_assert_eq!(budget.0.dirty.available_permits() as u64, all);
+        }
     }
 
     #[test]

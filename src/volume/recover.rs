@@ -395,7 +395,8 @@ impl Opening {
         let mut state = State::new(self.source.meta.block_size, origin);
         let replayed = replay.len();
         for numbered in replay {
-            state.accept(numbered.change, self.options.segment_size);
+            // Of its own: a slice would keep all of the journal's file in memory that it was read with.
+            state.accept(numbered.change.into_own(), self.options.segment_size);
         }
         let meta = self.source.meta;
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");

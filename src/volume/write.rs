@@ -116,11 +116,13 @@ impl Shared {
     /// itself; every other range that is being completed is waited for.
     async fn accept_all(&self, changes: Vec<Change>, held: Option<&Completing<'_>>) -> Result<ChangeNo, DeviceError> {
         let mut last = ChangeNo(0);
+        let is_split = changes.len() > 1;
         for change in changes {
-            let room = self.wait_for_room(buffer::cost(&change)).await?;
+            let kept = self.wait_for_room(buffer::cost(&change)).await?.keep();
+            // The parts are committed one by one, and each would keep all of the payload until the last of them is.
+            let change = if is_split { change.into_own() } else { change };
             last = self.accept(change, held).await?;
-            // From here on the room belongs to the change: its commit gives it back.
-            room.keep();
+            kept.accepted();
         }
         Ok(last)
     }
