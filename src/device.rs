@@ -50,10 +50,11 @@ pub trait Device: Send + Sync {
     /// Size and block size; the same for the life of a connection.
     fn info(&self) -> DeviceInfo;
 
-    /// The bytes `offset .. offset + len`; the pieces' lengths sum to `len`.
+    /// The bytes `offset .. offset + len`; the pieces' lengths sum to `len`, and they keep not much more memory
+    /// than that.
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError>;
 
-    /// Accepts `data` at `offset`; with `fua` returns once it is stable.
+    /// Accepts `data` at `offset`; with `fua` returns once it is stable. `data` keeps no more memory than its length.
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError>;
 
     /// Gives up the blocks that lie wholly inside the range; they read as zero afterwards, nothing else changes.

@@ -8,6 +8,7 @@
 pub mod units;
 pub mod human;
 pub mod change;
+pub mod part;
 pub mod device;
 pub mod nbd;
 pub mod volume;

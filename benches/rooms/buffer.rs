@@ -25,7 +25,7 @@ pub fn all(criterion: &mut Criterion) {
         bencher.iter(|| {
             for at in scattered(1 << 24).skip(WRITES).take(WRITES) {
                 let mut unknown = 0;
-                buffer.lookup(Extent::new(at, 1), |_, _| {}, |extent| unknown += extent.count.0);
+                buffer.lookup(Extent::new(at, 1), |_, _, _| {}, |extent| unknown += extent.count.0);
                 std::hint::black_box(unknown);
             }
         });

@@ -20,6 +20,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::part::Part;
 use crate::units::FrameAddr;
 
 use disk::DiskTier;
@@ -88,14 +89,14 @@ const ENTRY_OVERHEAD: u64 = 160;
 
 impl Weighter<(Uuid, FrameAddr), Arc<Frame>> for ByLength {
     fn weight(&self, _: &(Uuid, FrameAddr), frame: &Arc<Frame>) -> u64 {
-        frame.data.len() as u64 + ENTRY_OVERHEAD
+        frame.part.data().len() as u64 + ENTRY_OVERHEAD
     }
 }
 
 /// An opened frame in memory.
 #[derive(Debug)]
 struct Frame {
-    data: Bytes,
+    part: Part,
     /// It was fetched ahead, and nobody has read it yet.
     unread: AtomicBool,
     /// It keeps the memory of those that came with it.
@@ -108,14 +109,16 @@ pub enum Content {
     /// Memory that is the frame's alone.
     Own(Bytes),
     /// A part of memory that is nearly filled by frames which are handed in together.
-    Shared(Bytes),
+    Shared(Part),
 }
 
 impl Content {
-    /// The data.
-    pub fn data(&self) -> &Bytes {
-        let (Content::Own(data) | Content::Shared(data)) = self;
-        data
+    /// The data, and what it keeps alive.
+    pub fn into_part(self) -> Part {
+        match self {
+            Content::Own(data) => Part::own(data),
+            Content::Shared(part) => part,
+        }
     }
 }
 
@@ -152,7 +155,7 @@ impl BlockCache {
     }
 
     /// The opened frame, if it is in memory.
-    pub fn get(&self, volume: Uuid, frame: FrameAddr, purpose: Purpose) -> Option<Bytes> {
+    pub fn get(&self, volume: Uuid, frame: FrameAddr, purpose: Purpose) -> Option<Part> {
         let key = (volume, frame);
         let (found, again) = match purpose {
             Purpose::Read => (self.memory.get(&key)?, true),
@@ -168,19 +171,18 @@ impl BlockCache {
         };
         if again && found.shares {
             // In the place of the other one.
-            let data = Bytes::copy_from_slice(&found.data);
+            let data = Bytes::copy_from_slice(found.part.data());
             self.insert(volume, frame, Content::Own(data.clone()), purpose);
-            return Some(data);
+            return Some(Part::own(data));
         }
-        Some(found.data.clone())
+        Some(found.part.clone())
     }
 
     /// Keeps an opened frame in memory, and lets others go for it.
     pub fn insert(&self, volume: Uuid, frame: FrameAddr, content: Content, purpose: Purpose) {
         let unread = AtomicBool::new(purpose == Purpose::Ahead);
         let shares = matches!(content, Content::Shared(_));
-        let (Content::Own(data) | Content::Shared(data)) = content;
-        self.memory.insert((volume, frame), Arc::new(Frame { data, unread, shares }));
+        self.memory.insert((volume, frame), Arc::new(Frame { part: content.into_part(), unread, shares }));
     }
 
     /// The tier on the local disk.
@@ -219,11 +221,15 @@ mod tests {
     fn shared(cache: &BlockCache, purpose: Purpose) -> (Bytes, *const u8) {
         let whole = Bytes::from((0..16 * FRAME_BYTES).map(|i| (i / FRAME_BYTES) as u8).collect::<Vec<_>>());
         for no in 0..16 {
-            let part = whole.slice(no * FRAME_BYTES..(no + 1) * FRAME_BYTES);
+            let part = Part::own(whole.clone()).slice(no * FRAME_BYTES..(no + 1) * FRAME_BYTES);
             cache.insert(VOLUME, frame(no), Content::Shared(part), purpose);
         }
         let place = whole.as_ptr();
         (whole, place)
+    }
+
+    fn read_from(cache: &BlockCache, purpose: Purpose) -> Bytes {
+        cache.get(VOLUME, frame(0), purpose).unwrap().data().clone()
     }
 
     #[test]
@@ -231,12 +237,12 @@ mod tests {
         for (purpose, reads) in [(Purpose::Read, [Purpose::Read; 2]), (Purpose::Ahead, [Purpose::Stream; 2])] {
             let cache = BlockCache::in_memory(64 << 20);
             let (mut whole, place) = shared(&cache, purpose);
-            let data: Vec<Bytes> = reads.iter().map(|read| cache.get(VOLUME, frame(0), *read).unwrap()).collect();
+            let data: Vec<Bytes> = reads.iter().map(|read| read_from(&cache, *read)).collect();
             assert!(data.iter().all(|data| data[..] == whole[..FRAME_BYTES]));
             // The stream's own read of what was fetched ahead for it is the first one.
             assert_eq!(data[0].as_ptr() == place, purpose == Purpose::Ahead);
             assert_ne!(data[1].as_ptr(), place);
-            assert_eq!(cache.get(VOLUME, frame(0), Purpose::Read).unwrap().as_ptr(), data[1].as_ptr());
+            assert_eq!(read_from(&cache, Purpose::Read).as_ptr(), data[1].as_ptr());
             drop(data);
             for no in 1..16 {
                 cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
@@ -252,7 +258,7 @@ mod tests {
         let cache = BlockCache::in_memory(64 << 20);
         let (_, place) = shared(&cache, Purpose::Read);
         for _ in 0..3 {
-            assert_eq!(cache.get(VOLUME, frame(0), Purpose::Ahead).unwrap().as_ptr(), place);
+            assert_eq!(read_from(&cache, Purpose::Ahead).as_ptr(), place);
         }
     }
 
@@ -273,7 +279,7 @@ mod tests {
                     &self.memory
                 }
             }
-            let whole = Bytes::from_owner(Group { memory: vec![0; 16 * 4096], _alive: alive.clone() });
+            let whole = Part::own(Bytes::from_owner(Group { memory: vec![0; 16 * 4096], _alive: alive.clone() }));
             for no in 0..16u32 {
                 let frame = FrameAddr { seq: Seq(u64::from(group)), offset: no * 4096, len: 4096 };
                 let part = whole.slice(no as usize * 4096..(no as usize + 1) * 4096);

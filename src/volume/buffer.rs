@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::change::Change;
+use crate::part::Owner;
 use crate::segment::Payload;
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent};
 
@@ -15,10 +16,19 @@ pub const CHANGE_OVERHEAD: u64 = 256;
 #[derive(Clone, Debug)]
 pub struct WriteBuffer {
     block_size: BlockSize,
-    extents: BTreeMap<BlockIndex, (BlockCount, Payload)>,
+    extents: BTreeMap<BlockIndex, Held>,
     data_bytes: u64,
     accepted_bytes: u64,
     last: ChangeNo,
+}
+
+/// What is held of an extent.
+#[derive(Clone, Debug)]
+struct Held {
+    count: BlockCount,
+    payload: Payload,
+    /// The data of the change that it came with, all of which stays in memory as long as a part of it is used.
+    owner: Owner,
 }
 
 impl WriteBuffer {
@@ -36,9 +46,13 @@ impl WriteBuffer {
             Change::Zero(extent) => (extent, Payload::Zero),
             Change::Hole(extent) => (extent, Payload::Hole),
         };
+        let owner = match &payload {
+            Payload::Data(data) => Owner::of(data),
+            Payload::Zero | Payload::Hole => Owner::NONE,
+        };
         self.cut_out(extent);
         self.data_bytes += data_len(&payload);
-        self.extents.insert(extent.start, (extent.count, payload));
+        self.extents.insert(extent.start, Held { count: extent.count, payload, owner });
     }
 
     /// Whether no change was taken in.
@@ -63,20 +77,26 @@ impl WriteBuffer {
 
     /// Its extents in the order of blocks.
     pub fn iter(&self) -> impl Iterator<Item = (Extent, &Payload)> {
-        self.extents.iter().map(|(&start, (count, payload))| (Extent { start, count: *count }, payload))
+        self.extents.iter().map(|(&start, held)| (Extent { start, count: held.count }, &held.payload))
     }
 
-    /// Hands what it holds of `extent` to `held`, and the blocks it knows nothing of to `unknown`.
-    pub fn lookup(&self, extent: Extent, mut held: impl FnMut(Extent, Payload), mut unknown: impl FnMut(Extent)) {
+    /// Hands what it holds of `extent` to `held`, with the memory that it keeps, and the blocks it knows nothing of to
+    /// `unknown`.
+    pub fn lookup(
+        &self,
+        extent: Extent,
+        mut held: impl FnMut(Extent, Payload, Owner),
+        mut unknown: impl FnMut(Extent),
+    ) {
         let first = self.extents.range(..=extent.start).next_back().map_or(extent.start, |(&start, _)| start);
         let mut at = extent.start;
-        for (&start, (count, payload)) in self.extents.range(first..extent.end().max(first)) {
+        for (&start, Held { count, payload, owner }) in self.extents.range(first..extent.end().max(first)) {
             let have = Extent { start, count: *count };
             let Some(part) = have.intersect(&extent) else { continue };
             if at < part.start {
                 unknown(Extent::between(at, part.start));
             }
-            held(part, self.slice(payload, have, part));
+            held(part, self.slice(payload, have, part), *owner);
             at = part.end();
         }
         if at < extent.end() {
@@ -86,16 +106,16 @@ impl WriteBuffer {
 
     /// Forgets what it holds of `extent`.
     fn cut_out(&mut self, extent: Extent) {
-        while let Some((&start, (count, _))) = self.extents.range(..extent.end()).next_back() {
-            let have = Extent { start, count: *count };
+        while let Some((&start, held)) = self.extents.range(..extent.end()).next_back() {
+            let have = Extent { start, count: held.count };
             let Some(gone) = have.intersect(&extent) else { break };
-            let Some((_, payload)) = self.extents.remove(&start) else { break };
+            let Some(Held { payload, owner, .. }) = self.extents.remove(&start) else { break };
             self.data_bytes -= data_len(&payload);
             for kept in [Extent::between(start, gone.start), Extent::between(gone.end(), have.end())] {
                 if !kept.is_empty() {
                     let part = self.slice(&payload, have, kept);
                     self.data_bytes += data_len(&part);
-                    self.extents.insert(kept.start, (kept.count, part));
+                    self.extents.insert(kept.start, Held { count: kept.count, payload: part, owner });
                 }
             }
         }
@@ -175,7 +195,7 @@ mod tests {
                     seen.push((part.start.0 + i as u64, one));
                 }
             };
-            buffer.lookup(extent, |part, payload| note(part, Some(payload)), |part| note(part, None));
+            buffer.lookup(extent, |part, payload, _| note(part, Some(payload)), |part| note(part, None));
             let seen = seen.into_inner();
             let expected: Vec<_> =
                 (extent.start.0..extent.end().0).map(|block| (block, model[block as usize].clone())).collect();

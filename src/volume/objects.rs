@@ -19,6 +19,7 @@ use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
 use crate::outside::Workers;
+use crate::part::{Owner, Part};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
 use crate::volume::fetch::{self, Get};
@@ -58,7 +59,7 @@ pub enum ReadError {
 }
 
 /// The frames that one GET brought, or why not.
-type Brought = Result<Arc<HashMap<FrameAddr, Bytes>>, ReadError>;
+type Brought = Result<Arc<HashMap<FrameAddr, Part>>, ReadError>;
 /// What a fetch needs to know beside its frames.
 #[derive(Debug)]
 struct How {
@@ -138,7 +139,7 @@ impl Objects {
         wanted: &[(FrameAddr, Salt)],
         purpose: Purpose,
         request: u64,
-    ) -> Result<HashMap<FrameAddr, Bytes>, ReadError> {
+    ) -> Result<HashMap<FrameAddr, Part>, ReadError> {
         let mut have = HashMap::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for &(frame, salt) in wanted {
@@ -162,7 +163,7 @@ impl Objects {
     fn flights(
         &self,
         wanted: Vec<(FrameAddr, Salt)>,
-        have: &mut HashMap<FrameAddr, Bytes>,
+        have: &mut HashMap<FrameAddr, Part>,
         purpose: Purpose,
         request: u64,
     ) -> Vec<Flight<Brought>> {
@@ -290,7 +291,7 @@ impl Inner {
         sealed: Vec<(FrameAddr, Bytes)>,
         piece: u64,
         how: &How,
-    ) -> Vec<(FrameAddr, Result<Bytes, CorruptError>)> {
+    ) -> Vec<(FrameAddr, Result<Part, CorruptError>)> {
         let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
         let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
         for (frame, _) in &sealed {
@@ -305,17 +306,17 @@ impl Inner {
                 opened.as_ref().is_ok_and(|data| is_within(data, sealed)).then_some(sealed.len() as u64)
             };
             let memory = Memory::of(sealed.iter().zip(&opened).filter_map(stays), piece);
+            let owner = sealed.first().map_or(Owner::NONE, |(_, first)| Owner::of_piece(first, piece as usize));
             let content = |((frame, sealed), opened): ((FrameAddr, Bytes), Result<Bytes, CorruptError>)| {
-                (frame, opened.map(|data| memory.content(data, &sealed)))
+                (frame, opened.map(|data| memory.content(data, &sealed, owner)))
             };
             sealed.into_iter().zip(opened).map(content).collect()
         };
         let opened = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
         let keep = |(frame, opened): (FrameAddr, Result<Content, CorruptError>)| {
             let opened = opened.map(|content| {
-                let data = content.data().clone();
-                self.cache.insert(self.volume, frame, content, how.purpose);
-                data
+                self.cache.insert(self.volume, frame, content.clone(), how.purpose);
+                content.into_part()
             });
             (frame, opened)
         };
@@ -357,10 +358,10 @@ impl Memory {
         }
     }
 
-    /// What is kept of a frame that came as `sealed`.
-    fn content(self, data: Bytes, sealed: &Bytes) -> Content {
+    /// What is kept of a frame that came as `sealed`, in memory of `owner`.
+    fn content(self, data: Bytes, sealed: &Bytes, owner: Owner) -> Content {
         match (self, is_within(&data, sealed)) {
-            (Memory::OfMany, true) => Content::Shared(data),
+            (Memory::OfMany, true) => Content::Shared(Part::within(data, owner)),
             (Memory::Scratch, true) => Content::Own(Bytes::copy_from_slice(&data)),
             (Memory::OfOne, true) | (_, false) => Content::Own(data),
         }
@@ -400,8 +401,10 @@ mod tests {
         assert_eq!(memory(&[], 1), Memory::Scratch);
         let sealed = Bytes::from(vec![7; 100]);
         let (within, apart) = (sealed.slice(20..), Bytes::from(vec![8; 200]));
-        let kept = |memory: Memory, data: &Bytes| memory.content(data.clone(), &sealed);
-        assert!(matches!(kept(Memory::OfMany, &within), Content::Shared(data) if data.as_ptr() == within.as_ptr()));
+        let kept = |memory: Memory, data: &Bytes| memory.content(data.clone(), &sealed, Owner::of(&sealed));
+        assert!(
+            matches!(kept(Memory::OfMany, &within), Content::Shared(part) if part.data().as_ptr() == within.as_ptr())
+        );
         assert!(matches!(kept(Memory::OfOne, &within), Content::Own(data) if data.as_ptr() == within.as_ptr()));
         assert!(matches!(kept(Memory::Scratch, &within), Content::Own(data) if data.as_ptr() != within.as_ptr()));
         for memory in [Memory::OfOne, Memory::OfMany, Memory::Scratch] {

@@ -8,6 +8,7 @@ use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
 use crate::map::NeedPages;
+use crate::part::{self, Part};
 use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr};
 use crate::volume::objects::{LoadedPages, ReadError};
@@ -29,15 +30,16 @@ impl Shared {
             true => HashMap::new(),
             false => self.objects.frames(&wanted, purpose, 0).await.map_err(io_error)?,
         };
-        let mut out = Pieces::with_capacity(planned.pieces.len());
+        let mut parts = Vec::with_capacity(planned.pieces.len());
         for (part, piece) in std::mem::take(&mut planned.pieces) {
             // What the client asked for of this piece, in bytes.
             let start = self.block_size.offset_of(part.start);
             let from = offset.saturating_sub(start);
             let to = self.block_size.bytes_in(part.count).min(offset + len - start);
-            self.push_piece(&mut out, piece, from, to, &frames)?;
+            self.push_piece(&mut parts, piece, from, to, &frames)?;
         }
-        Ok(out)
+        // A reply may stay for long, if its client does not fetch it.
+        Ok(part::let_go(parts))
     }
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
@@ -86,20 +88,22 @@ impl Shared {
 
     fn push_piece(
         &self,
-        out: &mut Pieces,
+        out: &mut Vec<Part>,
         piece: Piece,
         from: u64,
         to: u64,
-        frames: &HashMap<FrameAddr, Bytes>,
+        frames: &HashMap<FrameAddr, Part>,
     ) -> Result<(), DeviceError> {
         match piece {
-            Piece::Held(Payload::Data(data)) => out.push(data.slice(from as usize..to as usize)),
-            Piece::Held(Payload::Zero | Payload::Hole) | Piece::Zero => push_zeroes(out, to - from),
+            Piece::Held(Payload::Data(data), owner) => {
+                out.push(Part::within(data.slice(from as usize..to as usize), owner));
+            }
+            Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => push_zeroes(out, to - from),
             Piece::Frame(location, _) => {
                 let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
                 let range = (skip + from) as usize..(skip + to) as usize;
                 // The map and the frame come from one authenticated segment; were they to disagree, say so.
-                let data = frames.get(&location.frame).filter(|data| range.end <= data.len());
+                let data = frames.get(&location.frame).filter(|part| range.end <= part.data().len());
                 let data = data.ok_or_else(|| {
                     let key = self.keys.segment(location.frame.seq);
                     DeviceError::Io(format!(
@@ -130,7 +134,7 @@ impl Planned<'_> {
     fn wanted(&self) -> Vec<(FrameAddr, Salt)> {
         let frame = |(_, piece): &(Extent, Piece)| match piece {
             Piece::Frame(location, salt) => Some((location.frame, *salt)),
-            Piece::Held(_) | Piece::Zero => None,
+            Piece::Held(..) | Piece::Zero => None,
         };
         let mut frames: Vec<_> = self.pieces.iter().filter_map(frame).collect();
         frames.dedup();
@@ -145,10 +149,10 @@ impl Drop for Reading<'_> {
     }
 }
 
-fn push_zeroes(out: &mut Pieces, mut len: u64) {
+fn push_zeroes(out: &mut Vec<Part>, mut len: u64) {
     while len > 0 {
         let step = len.min(ZEROES.len() as u64);
-        out.push(Bytes::from_static(&ZEROES[..step as usize]));
+        out.push(Part::own(Bytes::from_static(&ZEROES[..step as usize])));
         len -= step;
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::change::{Change, Numbered};
 use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
+use crate::part::Owner;
 use crate::segment::Payload;
 use crate::units::{BlockSize, ChangeNo, Extent, Location, Seq};
 use crate::volume::buffer::WriteBuffer;
@@ -33,8 +34,8 @@ pub struct Batch {
 /// What a piece of a read is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// Data or zero that is not in the store yet; a hole reads as zero.
-    Held(Payload),
+    /// Data or zero that is not in the store yet, and the memory that it keeps; a hole reads as zero.
+    Held(Payload, Owner),
     /// Zero, allocated or not, by the map.
     Zero,
     /// Blocks of a frame, from this location on.
@@ -282,7 +283,8 @@ impl State {
         for layer in layers {
             let mut deeper = Vec::new();
             for part in unknown {
-                layer.lookup(part, |part, payload| pieces.push((part, Piece::Held(payload))), |part| deeper.push(part));
+                let held = |part, payload, owner| pieces.push((part, Piece::Held(payload, owner)));
+                layer.lookup(part, held, |part| deeper.push(part));
             }
             unknown = deeper;
             if unknown.is_empty() {

@@ -79,7 +79,7 @@ fn frames_of(placements: &[(Extent, Placement)]) -> Vec<(Extent, FrameAddr)> {
 fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
     let (mut parts, mut whole) = (Vec::new(), true);
     let mut missing = false;
-    let add = |_, payload| match payload {
+    let add = |_, payload, _| match payload {
         Payload::Data(part) => parts.push(part),
         Payload::Zero | Payload::Hole => whole = false,
     };
