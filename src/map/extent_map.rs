@@ -1,6 +1,6 @@
 //! The pages of a volume's map: those in memory, where the others lie, and what each change does to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Placement;
@@ -16,8 +16,42 @@ pub struct ExtentMap {
     usage: Usage,
     /// Pages that a trim or zero dropped without reading them: their blocks are dead, but still counted as live.
     released: Vec<(PageIndex, PageRef)>,
-    memory: usize,
+    loaded: Loaded,
+    /// Bytes of pages as a checkpoint under way saw them, which changed since: both forms are in memory.
+    superseded: usize,
     tick: u64,
+}
+
+/// The pages in memory: what they take, and which go first. Kept with each change, so that nothing looks at all pages.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Loaded {
+    memory: usize,
+    /// Of it, what a checkpoint must write before it can leave.
+    dirty: usize,
+    /// The others, by when they were last used.
+    clean: BTreeSet<(u64, PageIndex)>,
+}
+
+impl Loaded {
+    /// A slot as it is now, before it is changed.
+    fn subtract(&mut self, index: PageIndex, slot: &Slot) {
+        let Some(page) = &slot.page else { return };
+        self.memory -= page.memory();
+        match slot.dirty {
+            true => self.dirty -= page.memory(),
+            false => drop(self.clean.remove(&(slot.used, index))),
+        }
+    }
+
+    /// A slot as it is now, after it was changed.
+    fn add(&mut self, index: PageIndex, slot: &Slot) {
+        let Some(page) = &slot.page else { return };
+        self.memory += page.memory();
+        match slot.dirty {
+            true => self.dirty += page.memory(),
+            false => drop(self.clean.insert((slot.used, index))),
+        }
+    }
 }
 
 /// A page's place in the table. A slot without `page` has a `stored` place to load it from.
@@ -68,7 +102,8 @@ impl ExtentMap {
             zeroed,
             usage,
             released: Vec::new(),
-            memory: 0,
+            loaded: Loaded::default(),
+            superseded: 0,
             tick: 0,
         }
     }
@@ -79,9 +114,10 @@ impl ExtentMap {
         self.tick += 1;
         let mut found = Vec::new();
         for (index, part) in parts(extent) {
-            match self.pages.get_mut(&index) {
-                Some(Slot { page: Some(page), used, .. }) => {
-                    *used = self.tick;
+            let tick = self.tick;
+            self.change(index, |slot| slot.used = tick);
+            match self.pages.get(&index) {
+                Some(Slot { page: Some(page), .. }) => {
                     page.lookup(part, |extent, content| found.push((extent, placement(content))));
                 }
                 _ if self.zeroed.contains(index.0) => found.push((part, Placement::Zero)),
@@ -153,42 +189,40 @@ impl ExtentMap {
 
     /// A page that was asked for came in. Too late is fine: the page may have gone or changed meanwhile.
     pub fn page_loaded(&mut self, index: PageIndex, from: PageRef, page: Arc<Page>) {
-        if let Some(slot) = self.pages.get_mut(&index)
-            && slot.page.is_none()
-            && slot.stored == Some(from)
-        {
-            self.memory += page.memory();
-            slot.used = self.tick;
-            slot.page = Some(page);
-        }
+        let tick = self.tick;
+        self.change(index, |slot| {
+            if slot.page.is_none() && slot.stored == Some(from) {
+                slot.used = tick;
+                slot.page = Some(page);
+            }
+        });
     }
 
     /// Bytes of pages in memory, about.
     pub fn memory(&self) -> usize {
-        self.memory
+        self.loaded.memory + self.superseded
     }
 
-    /// Bytes of pages in memory that a checkpoint must write before they can leave, about.
+    /// Bytes of pages in memory that a checkpoint must write before they can leave, about; what a checkpoint under way still
+    /// holds of pages that changed since is among them.
     pub fn dirty_memory(&self) -> usize {
-        self.pages.values().filter(|slot| slot.dirty).filter_map(|slot| slot.page.as_ref()).map(|p| p.memory()).sum()
+        self.loaded.dirty + self.superseded
     }
 
     /// Lets clean pages go, least recently used first, until at most `bound` bytes are left or none is clean.
     pub fn evict(&mut self, bound: usize) {
-        if self.memory <= bound {
-            return;
+        while self.memory() > bound {
+            let Some(&(_, index)) = self.loaded.clean.first() else { return };
+            self.change(index, |slot| slot.page = None);
         }
-        let clean =
-            |(&index, slot): (&PageIndex, &Slot)| (!slot.dirty && slot.page.is_some()).then_some((slot.used, index));
-        let mut candidates: Vec<_> = self.pages.iter().filter_map(clean).collect();
-        candidates.sort_unstable();
-        for (_, index) in candidates {
-            if self.memory <= bound {
-                return;
-            }
-            if let Some(page) = self.pages.get_mut(&index).and_then(|slot| slot.page.take()) {
-                self.memory -= page.memory();
-            }
+    }
+
+    /// Changes a slot, if there is one, and keeps count.
+    fn change(&mut self, index: PageIndex, change: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.pages.get_mut(&index) {
+            self.loaded.subtract(index, slot);
+            change(slot);
+            self.loaded.add(index, slot);
         }
     }
 
@@ -249,28 +283,26 @@ impl ExtentMap {
 
     /// A checkpoint is durable: where the pages that it wrote lie now (`None`: the page was empty).
     pub fn checkpointed(&mut self, pages: Vec<(PageIndex, Arc<Page>, Option<PageRef>)>) {
+        self.superseded = 0;
         for (index, written, stored) in pages {
-            let Some(slot) = self.pages.get_mut(&index) else { continue };
-            slot.stored = stored;
-            // Unless it changed again meanwhile, the page in memory is the one in the store.
-            if slot.page.as_ref().is_some_and(|page| Arc::ptr_eq(page, &written)) {
-                slot.dirty = false;
-                if stored.is_none() {
-                    self.memory -= written.memory();
-                    self.pages.remove(&index);
+            let mut is_empty = false;
+            self.change(index, |slot| {
+                slot.stored = stored;
+                // Unless it changed again meanwhile, the page in memory is the one in the store.
+                if slot.page.as_ref().is_some_and(|page| Arc::ptr_eq(page, &written)) {
+                    slot.dirty = false;
+                    is_empty = stored.is_none();
                 }
+            });
+            if is_empty {
+                self.take_slot(index);
             }
         }
     }
 
     /// Rewrites a page with the next checkpoint, if it still lies there, so that the object which holds it can go.
     pub fn mark_for_rewrite(&mut self, index: PageIndex, at: PageRef) {
-        if let Some(slot) = self.pages.get_mut(&index)
-            && slot.page.is_some()
-            && slot.stored == Some(at)
-        {
-            slot.dirty = true;
-        }
+        self.change(index, |slot| slot.dirty |= slot.page.is_some() && slot.stored == Some(at));
     }
 
     /// Where every stored page lies, dirty ones too.
@@ -397,15 +429,19 @@ impl ExtentMap {
             self.zeroed.remove(index.0..index.0 + 1);
         }
         let slot = self.pages.entry(index).or_default();
-        let before = slot.page.as_ref().map_or(0, |page| page.memory());
+        self.loaded.subtract(index, slot);
         slot.used = self.tick;
+        // Somebody else still has it: it is copied below.
+        if let Some(page) = slot.page.as_ref().filter(|page| slot.dirty && Arc::strong_count(page) > 1) {
+            self.superseded += page.memory();
+        }
         slot.dirty = true;
         let page = Arc::make_mut(slot.page.get_or_insert_with(|| match was_zeroed {
             true => Arc::new(Page::zeroed(index, self.volume)),
             false => Arc::default(),
         }));
         page.set(part, content, |gone| self.usage.died(&gone));
-        self.memory = self.memory + page.memory() - before;
+        self.loaded.add(index, slot);
     }
 
     /// Makes an extent allocated zero or hole: its edges page by page, everything between at once.
@@ -452,15 +488,18 @@ impl ExtentMap {
 
     /// Takes a page out of the table; its blocks are dead, now or when it has been read.
     fn drop_page(&mut self, index: PageIndex) {
-        let Some(slot) = self.pages.remove(&index) else { return };
+        let Some(slot) = self.take_slot(index) else { return };
         match (slot.page, slot.stored) {
-            (Some(page), _) => {
-                self.memory -= page.memory();
-                self.usage.page_died(&page);
-            }
+            (Some(page), _) => self.usage.page_died(&page),
             (None, Some(stored)) => self.released.push((index, stored)),
             (None, None) => {}
         }
+    }
+
+    fn take_slot(&mut self, index: PageIndex) -> Option<Slot> {
+        let slot = self.pages.remove(&index)?;
+        self.loaded.subtract(index, &slot);
+        Some(slot)
     }
 }
 
@@ -625,6 +664,9 @@ mod tests {
                     Op::Store => stored.checkpoint(&mut map, seq),
                     Op::Evict => map.evict(0),
                 }
+                let mut counted = Loaded::default();
+                map.pages.iter().for_each(|(&index, slot)| counted.add(index, slot));
+                prop_assert_eq!(&map.loaded, &counted);
                 before = now;
             }
             stored.checkpoint(&mut map, Seq(1000));
@@ -660,6 +702,30 @@ mod tests {
                 prop_assert_eq!(info.live_blocks as usize, live, "live blocks of segment {}", seq);
             }
         }
+    }
+
+    #[test]
+    fn the_clean_page_that_was_used_least_recently_leaves_first() {
+        let mut map = ExtentMap::new(BlockCount(6 * PAGE_BLOCKS));
+        let mut stored = Stored::default();
+        for page in 0..5 {
+            let seq = Seq(page + 1);
+            map.apply(seq, SegmentInfo::default(), &changes(seq, page * PAGE_BLOCKS, page * PAGE_BLOCKS + 16, 2), None)
+                .unwrap();
+        }
+        stored.checkpoint(&mut map, Seq(9));
+        let look = |map: &mut ExtentMap, page: u64| map.lookup(Extent::new(page * PAGE_BLOCKS, 1)).map(drop);
+        look(&mut map, 0).unwrap();
+        map.apply(Seq(6), SegmentInfo::default(), &changes(Seq(6), PAGE_BLOCKS, PAGE_BLOCKS + 16, 2), None).unwrap();
+        let one = map.memory() / 5;
+        assert_eq!((map.memory(), map.dirty_memory()), (5 * one, one));
+        map.evict(3 * one);
+        let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
+        assert_eq!(there, [0, 1, 4], "2 and 3 were used before");
+        map.evict(0);
+        let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
+        assert_eq!((there, map.memory()), (vec![1], one), "what changed stays");
+        assert!(look(&mut map, 4).is_err());
     }
 
     #[test]

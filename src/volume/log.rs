@@ -95,7 +95,7 @@ impl Log {
             tokio::select! {
                 biased;
                 committed = effect::ended(&mut self.commit) => self.note_commit(&committed?),
-                Some(uploaded) = self.uploads.next(), if self.commit.is_none() => {
+                Some(uploaded) = self.uploads.next(), if self.commit.is_none() && !self.waits_for_checkpoint() => {
                     self.commit = Some(Effect::start(commit::run(shared, uploaded?)));
                 }
                 done = effect::ended(&mut self.checkpoint) => done?,
@@ -213,6 +213,13 @@ impl Log {
             self.collector.checkpoint_begins();
             self.checkpoint = Some(Effect::start(checkpoint::run(self.shared.clone())));
         }
+    }
+
+    /// Whether commits wait for the checkpoint under way: it makes pages of the map clean, and those that changed already take all
+    /// that the map may have.
+    fn waits_for_checkpoint(&self) -> bool {
+        let map_memory = self.shared.seat.map_memory() as usize;
+        self.checkpoint.is_some() && self.shared.inner.lock().state.map.dirty_memory() > map_memory
     }
 
     /// Begins a journal that failed anew, when its time has come: accepting pauses until everything is committed, so
