@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 /// A multiple of what any disk asks of the place in memory, the offset and the length, in bytes.
 pub const ALIGN: usize = 4096;
 
-/// Bytes that are kept for later, at most.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Bytes that are kept for later, at most, unless [`Buffers::keep_at_most`] says otherwise.
+pub const IDLE_BYTES: u64 = 64 << 20;
 
 /// New buffers are a multiple of this long and [`MARGIN`] bytes, so that reads of about the same length can use the same ones.
 const GRAIN: usize = 256 << 10;
@@ -24,14 +24,29 @@ const MARGIN: usize = 64 << 10;
 #[derive(Clone, Debug, Default)]
 pub struct Buffers(Arc<Mutex<Kept>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
+    /// Bytes that may be kept.
+    most: usize,
     /// The one that came back last is last: it is most likely still in the processor's cache.
     idle: Vec<Vec<u8>>,
     bytes: usize,
 }
 
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept { most: IDLE_BYTES as usize, idle: Vec::new(), bytes: 0 }
+    }
+}
+
 impl Buffers {
+    /// From now on keeps so many bytes for later, at most.
+    pub fn keep_at_most(&self, bytes: u64) {
+        let mut kept = self.0.lock();
+        kept.most = usize::try_from(bytes).unwrap_or(usize::MAX);
+        kept.let_go();
+    }
+
     /// A buffer of at least `len` bytes that begins at a multiple of [`ALIGN`]. What is in it is left from its last use.
     pub fn lend(&self, len: usize) -> Lent {
         let need = len + ALIGN;
@@ -59,8 +74,12 @@ impl Kept {
     fn put(&mut self, memory: Vec<u8>) {
         self.bytes += memory.len();
         self.idle.push(memory);
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
         // What has not been used for longest goes first: those are lengths that nobody asks for any more.
-        while self.bytes > KEPT_BYTES_MAX {
+        while self.bytes > self.most {
             self.bytes -= self.idle.remove(0).len();
         }
     }
@@ -139,6 +158,9 @@ mod tests {
         drop(lent);
         assert_eq!(buffers.idle(), 3, "a fourth one of a little more than 16 MiB is too much");
         let kept = buffers.0.lock();
-        assert!(kept.bytes <= KEPT_BYTES_MAX && kept.bytes == kept.idle.iter().map(Vec::len).sum::<usize>());
+        assert!(kept.bytes as u64 <= IDLE_BYTES && kept.bytes == kept.idle.iter().map(Vec::len).sum::<usize>());
+        drop(kept);
+        buffers.keep_at_most(20 << 20);
+        assert_eq!(buffers.idle(), 1);
     }
 }

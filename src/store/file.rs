@@ -90,6 +90,12 @@ impl FileStore {
         Ok(store)
     }
 
+    /// Keeps so many bytes of memory for the next reads and writes, at most.
+    pub fn with_idle_buffers(self, bytes: u64) -> FileStore {
+        self.root.directories.direct.buffers.keep_at_most(bytes);
+        self
+    }
+
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
         let root = self.root.clone();
         self.workers.run(move || work(&root)).await

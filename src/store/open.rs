@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::buffers::IDLE_BYTES;
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
 use super::health::Health;
@@ -40,6 +41,9 @@ pub struct StoreOptions {
     /// The older spelling of `fencing = "unsafe"`.
     #[serde(skip_serializing)]
     pub unsafe_no_fencing: Option<bool>,
+    /// Bytes of memory that reads and writes used and that are kept for the next ones.
+    #[serde(with = "crate::human::bytes")]
+    pub idle_buffers: u64,
     /// How to reach an S3 store.
     pub s3: S3Options,
     /// How failed requests are repeated.
@@ -71,6 +75,7 @@ impl Default for StoreOptions {
             url: "file://./ashlar-data".into(),
             fencing: Fencing::Auto,
             unsafe_no_fencing: None,
+            idle_buffers: IDLE_BYTES,
             s3: S3Options::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
@@ -217,10 +222,14 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<(Arc<dyn S
     let mut s3 = None;
     let backend: Arc<dyn Store> = match Address::parse(&options.url)? {
         Address::Memory => Arc::new(MemoryStore::new()),
-        Address::File(path) => Arc::new(FileStore::open(path, outside.workers, outside.random.clone()).await?),
+        Address::File(path) => {
+            let files = FileStore::open(path, outside.workers, outside.random.clone()).await?;
+            Arc::new(files.with_idle_buffers(options.idle_buffers))
+        }
         Address::S3 { bucket, prefix } => {
             let (environment, clock) = (&outside.environment, outside.clock.clone());
-            let store = Arc::new(S3Store::new(bucket, prefix, &options.s3, environment, clock)?);
+            let bucket = S3Store::new(bucket, prefix, &options.s3, environment, clock)?;
+            let store = Arc::new(bucket.with_idle_buffers(options.idle_buffers));
             s3 = Some(Arc::clone(&store));
             store
         }

@@ -133,6 +133,12 @@ impl S3Store {
         })
     }
 
+    /// Keeps so many bytes of memory for the next reads, at most.
+    pub fn with_idle_buffers(self, bytes: u64) -> S3Store {
+        self.buffers.keep_at_most(bytes);
+        self
+    }
+
     fn path(&self, key: &Key) -> String {
         format!("{}{key}", self.prefix)
     }

@@ -27,14 +27,14 @@ use super::super::buffers::{ALIGN, Buffers};
 const BODY_MIN: usize = 1 << 20;
 /// Smaller ranges are as quick through the page cache, and may be there.
 const RANGE_MIN: u64 = 256 << 10;
-/// What is written by one call.
+/// What is written by one call, at most.
 const PIECE: usize = 2 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Direct {
     refused: AtomicBool,
-    buffers: Buffers,
+    pub buffers: Buffers,
 }
 
 impl Direct {
@@ -51,8 +51,10 @@ impl Direct {
     /// Writes `body` into a new file at `path`; not synced yet. `None` if the filesystem cannot do it this way: then a part
     /// of it may be there.
     pub fn write(&self, path: &Path, body: &[Bytes]) -> io::Result<Option<File>> {
-        let mut buffer = self.buffers.lend(PIECE);
-        self.unless_refused(write_new(path, body, &mut buffer.aligned()[..PIECE]))
+        // No more than the body takes, so that all bodies under way take no more than that.
+        let len = body.iter().map(Bytes::len).sum::<usize>().next_multiple_of(ALIGN).clamp(ALIGN, PIECE);
+        let mut buffer = self.buffers.lend(len);
+        self.unless_refused(write_new(path, body, &mut buffer.aligned()[..len]))
     }
 
     /// Reads the bytes `range`, which lie within the file at `path`. `None` if the filesystem cannot do it this way.
@@ -96,12 +98,12 @@ fn write_new(path: &Path, body: &[Bytes], piece: &mut [u8]) -> io::Result<File> 
     let (mut filled, mut offset) = (0, 0);
     for mut part in body.iter().map(|part| &part[..]) {
         while !part.is_empty() {
-            let take = part.len().min(PIECE - filled);
+            let take = part.len().min(piece.len() - filled);
             piece[filled..filled + take].copy_from_slice(&part[..take]);
             (filled, part) = (filled + take, &part[take..]);
-            if filled == PIECE {
+            if filled == piece.len() {
                 file.write_all_at(piece, offset)?;
-                (filled, offset) = (0, offset + PIECE as u64);
+                (filled, offset) = (0, offset + piece.len() as u64);
             }
         }
     }
@@ -133,7 +135,7 @@ mod tests {
             file.sync_all().unwrap();
             assert!(std::fs::read(&path).unwrap() == whole, "{len} bytes");
         }
-        assert_eq!(direct.buffers.idle(), 1, "the buffer is used again");
+        assert_eq!(direct.buffers.idle(), 2, "buffers are used again, those for short bodies too");
     }
 
     #[test]
