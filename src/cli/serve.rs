@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
 use super::start::{Running, start};
-use super::{drain, logging, runtime};
+use super::{allocator, drain, logging, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::about_bytes;
 use crate::outside::panics;
@@ -115,6 +115,7 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     notify(&[NotifyState::Ready]);
     let server = Arc::clone(&running.server);
     tokio::spawn(async move { server.run().await });
+    tokio::spawn(allocator::give_back_when_quiet());
     signals.first().await;
     notify(&[NotifyState::Stopping, drain::more_time()]);
     info!("stopping: bringing everything into the store; a second signal leaves at once");

@@ -129,6 +129,10 @@ pub fn encode(
     let frames_at = front.len() as u32;
     let frames = seal_frames(&key, frames_at, &mut bytes, &lens)?;
     let mut parts = vec![Bytes::from(front)];
+    // It had room for the data as it was before compression, and may stay until a slow store has it.
+    if bytes.len() < bytes.capacity() - bytes.capacity() / 8 {
+        bytes.shrink_to_fit();
+    }
     if !bytes.is_empty() {
         parts.push(bytes.into());
     }
