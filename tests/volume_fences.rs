@@ -32,22 +32,39 @@ const BLOCK: u64 = 4096;
 /// Bytes that one page of the map describes.
 const PAGE: u64 = 16_384 * BLOCK;
 
-/// A way to the store on which PUTs of some keys can be held up.
+/// A way to the store on which PUTs, or GETs, of some keys can be held up.
 #[derive(Debug)]
 struct Gate {
     objects: Arc<MemoryStore>,
     /// Keys that contain this.
     of: &'static str,
+    /// GETs are held up, not PUTs.
+    is_for_reads: bool,
     is_closed: AtomicBool,
     opened: Notify,
-    /// A PUT waits.
+    /// Somebody waits.
     held: Notify,
 }
 
 impl Gate {
     fn open(objects: &Arc<MemoryStore>, of: &'static str) -> Arc<Gate> {
+        Gate::new(objects, of, false)
+    }
+
+    fn of_reads(objects: &Arc<MemoryStore>, of: &'static str) -> Arc<Gate> {
+        Gate::new(objects, of, true)
+    }
+
+    fn new(objects: &Arc<MemoryStore>, of: &'static str, is_for_reads: bool) -> Arc<Gate> {
         let (opened, held) = (Notify::new(), Notify::new());
-        Arc::new(Gate { objects: objects.clone(), of, is_closed: AtomicBool::new(false), opened, held })
+        Arc::new(Gate { objects: objects.clone(), of, is_for_reads, is_closed: AtomicBool::new(false), opened, held })
+    }
+
+    async fn pass(&self, key: &Key, is_read: bool) {
+        while is_read == self.is_for_reads && key.as_str().contains(self.of) && self.is_closed.load(Ordering::Relaxed) {
+            self.held.notify_one();
+            self.opened.notified().await;
+        }
     }
 
     fn set_closed(&self, is_closed: bool) {
@@ -63,14 +80,12 @@ impl Store for Gate {
     }
 
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
-        while key.as_str().contains(self.of) && self.is_closed.load(Ordering::Relaxed) {
-            self.held.notify_one();
-            self.opened.notified().await;
-        }
+        self.pass(key, false).await;
         self.objects.put(key, body).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
+        self.pass(key, true).await;
         self.objects.get_range(key, range).await
     }
 
@@ -180,6 +195,31 @@ async fn a_displaced_server_deletes_nothing_that_its_successor_began_with() {
     let ended = old.status().ended.unwrap_or_default();
     assert!(ended.contains("was taken over by server number-2"), "{ended:?}");
     new.close().await.unwrap();
+}
+
+/// Step 6 of deleting: what a read that was planned before may still ask for stays until it has ended.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_a_read_under_way_asks_for_is_not_deleted() {
+    let store = created().await;
+    let gate = Gate::of_reads(&store, "/segments/02/");
+    let volume = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    write(&volume, 0, 1).await;
+    let segment = Keys::new(&name()).segment(Seq(2));
+    assert_eq!(last_segment(&store).await, Seq(2));
+    gate.set_closed(true);
+    let reader = volume.clone();
+    let reading = tokio::spawn(async move { byte_at(&reader, 0).await });
+    gate.held.notified().await;
+    // Dead at once, and a checkpoint says so.
+    write(&volume, 0, 2).await;
+    minutes().await;
+    assert!(store.get(&segment).await.is_ok(), "a read under way asks for it");
+    gate.set_closed(false);
+    assert_eq!(reading.await.unwrap(), 1, "what was there when the read was planned");
+    minutes().await;
+    assert!(store.get(&segment).await.is_err(), "nobody can ask for it any more");
+    assert_eq!(byte_at(&volume, 0).await, 2);
+    volume.close().await.unwrap();
 }
 
 /// Step 5 of opening: the slot of the fence was free only because its owner had deleted it.

@@ -15,6 +15,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::segment::Durability;
 use ashlar::store::Store;
+use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
@@ -172,6 +173,46 @@ async fn a_synced_record_that_the_disk_damaged_is_owed_and_not_a_torn_tail() {
                 return;
             }
         }
+    }
+}
+
+/// The store has the first of many segments, and the server dies: what the others would have brought is in the journal.
+#[tokio::test(start_paused = true)]
+async fn the_journal_keeps_a_change_until_the_store_has_it() {
+    let mut world = World::new(Durability::Store).await;
+    let near = world.store.clone();
+    let second = FaultOptions { delay_min: Duration::from_secs(1), ..FaultOptions::default() };
+    world.store = Arc::new(FaultyStore::new(near.clone(), second, Random::seeded(3)));
+    (world.options.segment_size, world.options.upload_window) = (64 << 10, 1);
+    let disk = CrashDisk::new(1);
+    let volume = world.open(&disk, NONE).await.unwrap();
+    for i in 0..30 {
+        volume.write(i * BLOCK, data(i), false).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let segments = ashlar::store::list_all(&*near, "").await.unwrap();
+    let segments = segments.iter().filter(|entry| entry.key.as_str().contains("/segments/")).count();
+    assert_eq!(segments, 2, "the fence and one segment");
+    drop(volume);
+    world.store = near;
+    let volume = world.open(&disk.kill(), NONE).await.unwrap();
+    assert_eq!(prefix(&volume).await, 30);
+}
+
+/// With durability "journal" the disk has what a FLUSH covered, not only its cache.
+#[tokio::test(start_paused = true)]
+async fn what_was_flushed_to_the_journal_survives_the_death_of_the_host() {
+    for seed in 0..8 {
+        let world = World::new(Durability::Journal).await;
+        let disk = CrashDisk::new(seed);
+        let volume = world.open(&disk, NONE).await.unwrap();
+        for i in 0..30 {
+            volume.write(i * BLOCK, data(i), false).await.unwrap();
+        }
+        volume.flush().await.unwrap();
+        drop(volume);
+        let volume = world.open(&disk.crash(), NONE).await.unwrap();
+        assert_eq!(prefix(&volume).await, 30, "seed {seed}");
     }
 }
 

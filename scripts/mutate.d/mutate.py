@@ -1,6 +1,8 @@
 """Applies mutations one at a time to a copy of the tree and runs the tests that should catch them; see scripts/mutate."""
 
 import argparse
+import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -9,7 +11,8 @@ import sys
 import time
 import tomllib
 
-GONE, CAUGHT, SURVIVED, BROKEN = "DOES NOT APPLY", "caught", "SURVIVED", "DOES NOT BUILD"
+GONE, CAUGHT, SURVIVED, BROKEN, UNTRIED = "DOES NOT APPLY", "caught", "SURVIVED", "DOES NOT BUILD", "not tried"
+TOO_LONG = "TOO LONG"  # which proves nothing where others want the processor, too
 
 
 def load(directory):
@@ -72,7 +75,7 @@ def test(mutation, tree, target, timeout):
     if built != 0:
         return BROKEN, output
     status, output = run(words, tree, target, timeout)
-    return (SURVIVED if status == 0 else CAUGHT), output
+    return (TOO_LONG if status is None else SURVIVED if status == 0 else CAUGHT), output
 
 
 def control(commands, tree, target, timeout):
@@ -86,6 +89,25 @@ def control(commands, tree, target, timeout):
             bad[command] = "runs no test"
         print(f"{'FAILS' if command in bad else 'passes':8} unchanged: {command}", file=sys.stderr, flush=True)
     return bad
+
+
+class Results:
+    """What the last run of each mutation found, for the lines of a table that a run does not try; of the same data only."""
+
+    def __init__(self, path):
+        self.path = path
+        self.known = json.loads(path.read_text()) if path.exists() else {}
+
+    @staticmethod
+    def key(mutation):
+        return hashlib.sha256(json.dumps(mutation, sort_keys=True).encode()).hexdigest()
+
+    def set(self, mutation, result):
+        self.known[self.key(mutation)] = result
+        self.path.write_text(json.dumps(self.known, indent=1))
+
+    def get(self, mutation):
+        return self.known.get(self.key(mutation), UNTRIED)
 
 
 def table(rows):
@@ -112,9 +134,10 @@ def main():
     parser.add_argument("--timeout", type=int, default=600, help="seconds for the tests of one mutation (600)")
     parser.add_argument("--output", type=pathlib.Path, help="write the table here as well")
     options = parser.parse_args()
-    mutations = load(options.repository / "scripts/mutate.d")
+    known = load(options.repository / "scripts/mutate.d")
+    mutations = known
     if options.words:
-        mutations = [one for one in mutations if any(word in one["name"] for word in options.words)]
+        mutations = [one for one in known if any(word in one["name"] for word in options.words)]
     if not mutations:
         sys.exit("error: no mutation has such a name")
     if options.check:
@@ -125,6 +148,7 @@ def main():
     base = options.repository / "target/mutate"
     tree, target = base / "tree", base / "target"
     copy(options.repository, tree)
+    results = Results(base / "results.json")
     bad = control(sorted({one["test"] for one in mutations if applies(tree, one)}), tree, target, options.timeout)
     rows = []
     for one in mutations:
@@ -143,9 +167,10 @@ def main():
                 path.write_text(text)
             (base / f"{one['name']}.log").write_text(output)
         rows.append((one, result))
+        results.set(one, result)
         print(f"{result:15} {one['name']} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
     if options.output:
-        options.output.write_text(table(rows))
+        options.output.write_text(table([(one, results.get(one)) for one in known]))
     caught = sum(result == CAUGHT for _, result in rows)
     print(f"{caught} of {len(rows)} mutations were caught")
     sys.exit(0 if caught == len(rows) else 1)

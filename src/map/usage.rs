@@ -148,6 +148,14 @@ mod tests {
     use crate::units::{Extent, FrameAddr, Location};
     use proptest::prelude::*;
 
+    #[test]
+    fn what_died_after_the_checkpoint_is_not_dead_yet() {
+        let mut usage = Usage::default();
+        let info = |live_blocks| SegmentInfo { blocks: 1, live_blocks, ..SegmentInfo::default() };
+        [(1, 0), (2, 1), (3, 0), (4, 0)].into_iter().for_each(|(seq, live)| usage.born(Seq(seq), info(live)));
+        assert_eq!(usage.dead(Seq(3)), [Seq(1), Seq(3)]);
+    }
+
     proptest! {
         #[test]
         fn the_sums_are_those_of_the_table(ops in prop::collection::vec((0u8..4, 1u64..6, 0u32..50), 0..60)) {

@@ -280,15 +280,8 @@ impl Log {
             let inner = self.shared.inner.lock();
             (inner.state.next_seq(), inner.state.covers(), inner.state.last())
         };
-        // Whoever gives the journal up proves that it may (rule R15): a close entry says that nothing is owed.
-        if covers != last {
-            return Err(End::Failed(format!(
-                "it cannot be closed: changes {} to {last} are acknowledged and not in the store; the journal in {} keeps them, and \
-                 the next opening on this host accepts them again",
-                covers.next(),
-                self.shared.disk.path()
-            )));
-        }
+        let journal_dir = self.shared.disk.path();
+        prove_nothing_owed(covers, last, &journal_dir).map_err(End::Failed)?;
         let close = Close {
             epoch: self.shared.epoch,
             server: self.shared.server,
@@ -307,6 +300,18 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Whoever gives the journal up proves that it may (rule R15): a close entry says that nothing is owed. Fails with the reason.
+fn prove_nothing_owed(covers: ChangeNo, last: ChangeNo, journal_dir: &str) -> Result<(), String> {
+    if covers != last {
+        return Err(format!(
+            "it cannot be closed: changes {} to {last} are acknowledged and not in the store; the journal in {journal_dir} keeps \
+             them, and the next opening on this host accepts them again",
+            covers.next(),
+        ));
+    }
+    Ok(())
 }
 
 /// While space is short and collection works, a batch gets a slot at least this often,
@@ -353,5 +358,19 @@ async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeEr
 async fn sleep_until(deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
         tokio::time::sleep_until(deadline).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_closed_while_the_store_lacks_a_change() {
+        let prove = |covers, last| prove_nothing_owed(ChangeNo(covers), ChangeNo(last), "/state/v");
+        assert_eq!(prove(7, 7), Ok(()));
+        let refused = prove(7, 9).unwrap_err();
+        assert!(refused.contains("changes 8 to 9 are acknowledged") && refused.contains("/state/v"), "{refused}");
+        prove(9, 7).unwrap_err();
     }
 }
