@@ -121,7 +121,8 @@ async fn created() -> Arc<MemoryStore> {
     store
 }
 
-/// Opens for a server of that number, which has a disk of its own; it keeps no page of the map in memory.
+/// Opens for a server of that number, which has a disk of its own. Its memory holds the whole map: a checkpoint is due by time alone, not after
+/// each commit, so that one writes many pages.
 async fn open(
     store: Arc<dyn Store>,
     server: u64,
@@ -140,7 +141,7 @@ async fn open(
         secrets: Secrets::default(),
         witness: Witness::default(),
     };
-    let mut options = Options { map_memory: 0, ..Options::default() };
+    let mut options = Options::default();
     // No collection: a segment of moved data would take the slot that a test is about.
     options.gc.merge_count = 1_000_000;
     (options.gc.quiet_percent, options.gc.busy_percent) = (90_000, 90_001);
@@ -167,6 +168,23 @@ async fn keys(store: &MemoryStore) -> Keys {
     Keys::of(&volume::description::load(store, &name()).await.unwrap().meta)
 }
 
+/// Three pages in one checkpoint, of which two were written again since and lie in a second one: the next checkpoint brings the third
+/// along, and the first one can go. Returns the key of the first.
+async fn prepare_pages(volume: &Volume, store: &MemoryStore) -> Key {
+    for page in 0..3 {
+        write(volume, page * PAGE, 1).await;
+    }
+    minutes().await;
+    let checkpoints = || async { list_all(store, &keys(store).await.checkpoints()).await.unwrap() };
+    let first = checkpoints().await;
+    assert_eq!(first.len(), 1, "all three pages are in one checkpoint");
+    write(volume, 0, 2).await;
+    write(volume, PAGE, 2).await;
+    minutes().await;
+    assert_eq!(checkpoints().await.len(), 2, "the third page is still in the first one");
+    first[0].key.clone()
+}
+
 async fn last_segment(store: &MemoryStore) -> Seq {
     let listed = list_all(store, &keys(store).await.segments()).await.unwrap();
     Seq(listed.iter().filter_map(|entry| Keys::number(&entry.key)).max().unwrap())
@@ -178,20 +196,18 @@ async fn a_displaced_server_deletes_nothing_that_its_successor_began_with() {
     let store = created().await;
     let gate = Gate::open(&store, "/checkpoints/");
     let old = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
-    for page in 0..3 {
-        write(&old, page * PAGE, 1).await;
-    }
-    minutes().await;
-    // Two of three pages change: the next checkpoint writes all of them anew, and nothing needs the first one any more.
+    let first = prepare_pages(&old, &store).await;
+    // Its next checkpoint is under way when it is displaced.
     gate.set_closed(true);
-    write(&old, 0, 2).await;
-    write(&old, PAGE, 2).await;
+    write(&old, 0, 3).await;
     gate.held.notified().await;
     let new = open(store.clone(), 2, &CrashDisk::new(2), takeover()).await.unwrap();
     gate.set_closed(false);
-    minutes().await;
+    // Long enough for the deletion, and not for a checkpoint of the new one.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(store.get(&first).await.is_ok(), "the new one may read it");
     assert_eq!(byte_at(&new, 2 * PAGE).await, 1, "its page is read from the first checkpoint");
-    assert_eq!((byte_at(&new, 0).await, byte_at(&new, PAGE).await), (2, 2));
+    assert_eq!((byte_at(&new, 0).await, byte_at(&new, PAGE).await), (3, 2));
     let ended = old.status().ended.unwrap_or_default();
     assert!(ended.contains("was taken over by server number-2"), "{ended:?}");
     new.close().await.unwrap();
@@ -204,7 +220,7 @@ async fn an_object_that_a_read_under_way_asks_for_is_not_deleted() {
     let gate = Gate::of_reads(&store, "/segments/02/");
     let volume = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
     write(&volume, 0, 1).await;
-    let segment = Keys::new(&name()).segment(Seq(2));
+    let segment = keys(&store).await.segment(Seq(2));
     assert_eq!(last_segment(&store).await, Seq(2));
     gate.set_closed(true);
     let reader = volume.clone();
@@ -286,15 +302,10 @@ async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
     let store = created().await;
     let owners_way = Gate::open(&store, "/checkpoints/");
     let old = open(owners_way.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
-    for page in 0..3 {
-        write(&old, page * PAGE, 1).await;
-    }
-    minutes().await;
-    let first = list_all(&*store, &keys(&store).await.checkpoints()).await.unwrap();
+    let first = prepare_pages(&old, &store).await;
     // Its next checkpoint is under way when the taker looks, and there when the taker's fence is.
     owners_way.set_closed(true);
-    write(&old, 0, 2).await;
-    write(&old, PAGE, 2).await;
+    write(&old, 0, 3).await;
     owners_way.held.notified().await;
     let gate = Gate::open(&store, "/segments/");
     gate.set_closed(true);
@@ -303,10 +314,10 @@ async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
     gate.held.notified().await;
     owners_way.set_closed(false);
     minutes().await;
-    assert!(store.get(&first[0].key).await.is_err(), "the pages that the taker found are gone");
+    assert!(store.get(&first).await.is_err(), "a page that the taker found is gone");
     gate.set_closed(false);
     let new = taking.await.unwrap();
-    for (page, byte) in [(2, 1), (0, 2), (1, 2)] {
+    for (page, byte) in [(2, 1), (0, 3), (1, 2)] {
         assert_eq!(byte_at(&new, page * PAGE).await, byte, "page {page}");
     }
     new.close().await.unwrap();

@@ -309,6 +309,8 @@ async fn a_server_whose_directory_another_one_resumed_never_believes_itself_comm
         let disk = CrashDisk::new(1);
         let first = world.open(&disk, NONE).await.unwrap();
         first.write(0, data(1), true).await.unwrap();
+        // It has nothing left to do, and makes no request by which it could find out.
+        tokio::time::sleep(Duration::from_secs(600)).await;
         let theirs = if copied { disk.copy(6) } else { disk.clone() };
         let second = world.open(&theirs, NONE).await.unwrap();
         second.write(0, data(2), true).await.unwrap();

@@ -455,7 +455,7 @@ impl CrashFile {
         world.writes += 1;
         let (write, free) = (world.writes, world.free_bytes());
         let mut state = self.state.lock();
-        let fitting = (state.len + free).saturating_sub(offset).min(data.len() as u64);
+        let fitting = state.len.saturating_add(free).saturating_sub(offset).min(data.len() as u64);
         let done = fate.part_of(fitting) as usize;
         state.write(write, offset, &data[..done]);
         match fitting < data.len() as u64 {
