@@ -313,9 +313,10 @@ async fn a_volume_that_another_server_has_is_refused_and_the_displaced_one_can_w
     assert_eq!(read(&third, 0, 4096).await, pattern(2, 4096));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn writers_wait_at_the_bound_on_dirty_bytes_and_get_no_error() {
     let mut world = World::new().await;
+    world.store = far(world.store);
     world.options.dirty_bytes = 1 << 20;
     let volume = world.open().await;
     for i in 0..32 {
