@@ -327,7 +327,8 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     let back = u64::from(u32::from_le_bytes([head[5], head[6], head[7], 0]));
     let no = ChangeNo(number(1));
     let is_marked = key.version >= MARKED_SINCE && back < no.0;
-    if back > 0 && !is_marked || extent.start.0.checked_add(extent.count.0).is_none() {
+    let is_last = no.0 == u64::MAX; // no change could come after it
+    if is_last || back > 0 && !is_marked || extent.start.0.checked_add(extent.count.0).is_none() {
         return Err(RecordFault::Broken);
     }
     let synced = if back > 0 { ChangeNo(no.0 - back) } else { ChangeNo(0) };
@@ -654,6 +655,19 @@ mod tests {
                     encode(&key(&header), FIRST_RECORD, ChangeNo(9), Epoch(4), numbered.clone(), &mut head).unwrap();
                 let file = Bytes::from([&header.encode(NAME)[..], &head, &data].concat());
                 assert_eq!(read(&file), (Vec::new(), RecordFault::Broken), "{numbered:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_after_which_none_could_come_is_refused() {
+        for header in [header(), sealed_header()] {
+            for (no, expected) in [(u64::MAX - 1, RecordFault::End), (u64::MAX, RecordFault::Broken)] {
+                let mut head = [0; HEAD_BYTES];
+                let numbered = Numbered { no: ChangeNo(no), change: Change::Hole(Extent::new(0, 1)) };
+                encode(&key(&header), FIRST_RECORD, ChangeNo(0), Epoch(4), numbered, &mut head).unwrap();
+                let file = Bytes::from([&header.encode(NAME)[..], &head].concat());
+                assert_eq!(read(&file).1, expected, "{no}");
             }
         }
     }

@@ -102,6 +102,10 @@ pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malform
     }
     let segments = decode_segments(&mut r)?;
     let count = r.count(EXTENT_BYTES_MIN)?;
+    // An extent has a block at least. Some KiB can decompress to PAGE_BYTES_MAX, and that can claim two million extents.
+    if count as u64 > PAGE_BLOCKS {
+        return Err(r.bad("more extents than a page has blocks"));
+    }
     let mut ends = vec![0; segments.len()];
     let mut mapped = Vec::with_capacity(count);
     let mut end = page.extent().start;
@@ -119,6 +123,9 @@ pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malform
 
 fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
     let count = r.count(SEGMENT_BYTES_MIN)?;
+    if count as u64 > PAGE_BLOCKS {
+        return Err(r.bad("more segments than a page has blocks"));
+    }
     let mut segments = Vec::with_capacity(count);
     let mut last = 0u64;
     for i in 0..count {
@@ -260,6 +267,20 @@ mod tests {
             decode_page(PageIndex(PAGES_MAX), &bytes).is_err() && decode_page(PageIndex(u64::MAX), &bytes).is_err()
         );
         assert!(encode_page(PageIndex(PAGES_MAX), &[]).is_err());
+    }
+
+    #[test]
+    fn a_page_that_claims_more_than_it_can_have_is_refused_before_memory_is_taken_for_it() {
+        // Decompressed, a few KiB can be PAGE_BYTES_MAX, and an extent in memory is larger than the fewest bytes that it takes there.
+        let decode = |counts: &[u64]| {
+            let mut w = Writer::new();
+            counts.iter().for_each(|count| w.varint(*count));
+            w.bytes(&vec![0; PAGE_BYTES_MAX as usize / 2]);
+            decode_page(PageIndex(1), &w.finish()).map_err(|e| e.what)
+        };
+        assert_eq!(decode(&[0, PAGE_BLOCKS + 1]), Err("more extents than a page has blocks"));
+        assert_eq!(decode(&[PAGE_BLOCKS + 1]), Err("more segments than a page has blocks"));
+        assert_eq!(decode(&[0, PAGE_BLOCKS]), Err("bytes follow where it should end"));
     }
 
     #[test]
