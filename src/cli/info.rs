@@ -86,15 +86,22 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
     ];
     if let Some(kept) = kept {
-        let text = format!(
-            "the bucket keeps them: {} in {} versions of objects are stored and paid for, also of what is deleted \
-             (store.s3.delete_versions)",
-            about_bytes(kept.bytes),
-            kept.versions
-        );
-        lines.push(("old versions", text));
+        lines.push(("old versions", old_versions(kept, info.stored_bytes, info.objects)));
     }
     lines
+}
+
+/// What a bucket keeps of a volume beside its `stored_bytes` in so many `objects`.
+fn old_versions(kept: Kept, stored_bytes: u64, objects: u64) -> String {
+    match kept.bytes.saturating_sub(stored_bytes) {
+        0 => "none, though the bucket keeps them".to_owned(),
+        bytes => format!(
+            "{} in {} objects that were deleted: the bucket keeps them, and they are paid for; \
+             store.s3.delete_versions = true or a lifecycle rule ends that",
+            about_bytes(bytes),
+            kept.versions.saturating_sub(objects).max(1)
+        ),
+    }
 }
 
 /// A time as people write it.
@@ -102,4 +109,18 @@ pub fn date(unix_millis: u64) -> String {
     // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
     const LAST: u64 = 253_402_300_799_000;
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_what_a_bucket_has_beside_the_volume() {
+        let kept = |versions, bytes| old_versions(Kept { versions, bytes }, 750, 3);
+        assert_eq!(kept(3, 750), "none, though the bucket keeps them");
+        let said = kept(13, 750 + (32 << 20));
+        assert!(said.starts_with("32.0 MiB in 10 objects that were deleted: "), "{said}");
+        assert!(said.contains("store.s3.delete_versions = true"), "{said}");
+    }
 }

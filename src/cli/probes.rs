@@ -1,5 +1,5 @@
 //! What the probe found of stores ([`crate::store::probe`]), remembered in the state directory, so that not every start
-//! pays for it: one small JSON file for each store, `probe-<hash of its URL and endpoint>`. Only what passed is remembered,
+//! pays for it: one small JSON file for each store, `probe-<hash of its URL and endpoint>`. Only what passed whole is remembered,
 //! and not for ever. To have a store tried again: remove the file, or run `ashlar bench`.
 
 use std::time::Duration;
@@ -45,6 +45,7 @@ impl Probed {
         let age = unix_millis.checked_sub(self.unix_millis).map(Duration::from_millis);
         *self == Probed::new(options, self.unix_millis, self.found)
             && self.found.is_good()
+            && self.found.is_whole()
             && age.is_some_and(|age| age < LASTS)
     }
 }
@@ -66,7 +67,8 @@ pub async fn recall(disk: &dyn Disk, options: &StoreOptions, unix_millis: u64) -
 pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, makes_directory: bool) {
     let file = file_of(options);
     let write = async {
-        if !probed.found.is_good() || !makes_directory && disk.list("").await?.is_empty() {
+        let passed = probed.found.is_good() && probed.found.is_whole();
+        if !passed || !makes_directory && disk.list("").await?.is_empty() {
             return Ok(());
         }
         disk.remove(&file).await?;
@@ -119,12 +121,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_failed_is_not_remembered_nor_is_a_directory_made_unasked() {
+    async fn what_failed_or_was_tried_in_part_is_not_remembered_nor_is_a_directory_made_unasked() {
         let options = options("s3://disks");
-        let bad = Finding { create_only: CreateOnly::Raced { keys: 1, most: 2 }, ..GOOD };
         let disk = begun().await;
-        remember(&disk, &options, &Probed::new(&options, 1, bad), true).await;
-        assert_eq!(disk.list("").await.unwrap(), ["server-id"]);
+        for not in [CreateOnly::Raced { keys: 1, most: 2 }, CreateOnly::Unfinished { keys: 15 }] {
+            let probed = Probed::new(&options, 1, Finding { create_only: not, ..GOOD });
+            remember(&disk, &options, &probed, true).await;
+            assert_eq!(disk.list("").await.unwrap(), ["server-id"]);
+            assert!(!probed.counts(&options, 2), "{not:?}");
+        }
         let none = CrashDisk::new(1);
         remember(&none, &options, &Probed::new(&options, 1, GOOD), false).await;
         assert_eq!(none.list("").await.unwrap().len(), 0);

@@ -22,7 +22,7 @@ use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
 use super::memory::MemoryStore;
 use super::meter::{Meter, MeterStore};
-use super::probe::{Finding, PUTS_AT_ONCE, probe, refusal};
+use super::probe::{Finding, WRITERS, glance, probe, refusal};
 use super::retry::{RetryOptions, RetryStore};
 use super::s3::S3Store;
 use super::s3::credentials::Environment;
@@ -129,7 +129,7 @@ pub enum Access {
     Read,
     /// Writing too: the store is probed, and refused if it cannot keep two servers apart.
     Write,
-    /// Writing too, to a store that passed the probe not long ago.
+    /// Writing too, to a store that passed the probe not long ago: only the first step is tried again, and only in a bucket.
     WriteUnprobed,
 }
 
@@ -158,10 +158,23 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
         );
     }
     let opened = match (access, options.fencing()) {
-        (Access::Read, _) | (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) => Ok(opened),
+        (Access::Read, _) => Ok(opened),
+        (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) if opened.s3.is_none() => Ok(opened),
+        (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) => {
+            // A bucket's versioning may have been switched on since, and only the reply to a PUT says so.
+            let finding = glance(&*opened.store, &outside.random).await?;
+            if finding.is_good() { Ok(opened) } else { Err(refusal(&opened.store.url(), &finding)) }
+        }
         (_, Fencing::Unsafe) => open_unsafe(opened, backend, options, outside).await,
         (Access::Write, Fencing::Auto | Fencing::CreateOnly) => {
             let finding = try_out(backend, options, outside).await?;
+            if finding.is_good() && !finding.is_whole() {
+                warn!(
+                    "{} is slow: it was tried out only in part, and is again with the next start (seen: {})",
+                    opened.store.url(),
+                    finding.seen()
+                );
+            }
             match finding.is_good() {
                 true => Ok(Opened { finding: Some(finding), ..opened }),
                 false => Err(refusal(&opened.store.url(), &finding)),
@@ -206,7 +219,7 @@ async fn open_unsafe(
 
 /// Probes a backend, through a tower of its own: however few writes are configured, those of a race are all under way.
 async fn try_out(backend: Arc<dyn Store>, options: &StoreOptions, outside: &Outside) -> Result<Finding> {
-    let limit = LimitOptions { writes: options.limit.writes.max(PUTS_AT_ONCE), ..options.limit };
+    let limit = LimitOptions { writes: options.limit.writes.max(WRITERS), ..options.limit };
     let tower = stack(backend.clone(), &StoreOptions { limit, ..options.clone() }, &outside.random);
     probe(&*tower.store, &*backend, &outside.random).await
 }

@@ -14,6 +14,11 @@
 //!
 //! A race that was won by one is evidence, no proof. It costs some 320 requests, of which 16 are under way at once: about 25
 //! round trips, half a second on a store that is 20 ms away. So what a store passed is remembered (`cli/probes.rs`).
+//!
+//! Two things make it slow on small servers. They close connections after each refusal, and drop what connects beyond their
+//! backlog, so that a writer comes a second late and is no rival; when that is seen, connections are opened a few at a time
+//! before each key ([`Pace`]). And they may just be slow: after [`RACE_LASTS`] no further key is raced for, but for
+//! [`KEYS_LEAST`]. What is found then is believed for this time, and not remembered.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -21,25 +26,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{join, join_all};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{ErrorKind, Key, Result, Store, StoreError};
 use crate::outside::Random;
 
 /// The version of the probe: what an earlier one found is not believed.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Writers that want one key.
 pub const WRITERS: usize = 16;
 /// Keys that are raced for.
 pub const KEYS: usize = 16;
-/// Keys that are raced for at the same time.
-const KEYS_AT_ONCE: usize = 1;
-/// As many requests are under way, one such number after the other, before the race: each needs a few connections more than
-/// the one before. Small servers drop what connects beyond their backlog, and every such connection costs a second or more.
+/// Keys that are raced for however long it takes.
+pub const KEYS_LEAST: usize = 4;
+/// How long it may take to race for more than these.
+pub const RACE_LASTS: Duration = Duration::from_secs(15);
+/// As many GETs are under way, one such number after the other, before the race: each needs a few connections more than
+/// the one before, at most 4. Small servers have a backlog of 5.
 const WARM_UP: [usize; 5] = [2, 4, 8, 12, WRITERS];
-/// So many PUTs are under way at once.
-pub const PUTS_AT_ONCE: usize = KEYS_AT_ONCE * WRITERS;
+/// A connection that was dropped is tried again by the system after a second. PUTs that take so much longer than as many GETs
+/// over open connections had to open some.
+const LATE: Duration = Duration::from_millis(800);
 /// Bytes of an object that is raced for.
 const BODY_BYTES: usize = 4096;
 
@@ -56,6 +65,11 @@ pub enum CreateOnly {
     Honoured,
     /// A later PUT succeeded, or changed the object.
     Ignored,
+    /// Exactly one succeeded each time, but the store is too slow to race for all keys.
+    Unfinished {
+        /// For how many it was.
+        keys: usize,
+    },
     /// One after the other they were honoured; in the race several succeeded for some keys.
     Raced {
         /// For how many of the keys.
@@ -91,17 +105,26 @@ pub struct Finding {
 impl Finding {
     /// Whether one server can fence another off there.
     pub fn is_good(&self) -> bool {
-        self.create_only == CreateOnly::Honoured && self.cut_put != CutPut::ShownEarly
+        let is_honoured = matches!(self.create_only, CreateOnly::Honoured | CreateOnly::Unfinished { .. });
+        is_honoured && self.cut_put != CutPut::ShownEarly
+    }
+
+    /// Whether everything was tried: only that may be remembered.
+    pub fn is_whole(&self) -> bool {
+        !matches!(self.create_only, CreateOnly::Unfinished { .. })
     }
 
     /// What was seen, in words.
     pub fn seen(&self) -> String {
-        let race = format!("{WRITERS} create-only PUTs at once of each of {KEYS} keys");
+        let race = |keys| format!("{WRITERS} create-only PUTs at once of each of {keys}");
         let create_only = match self.create_only {
-            CreateOnly::Honoured => format!("{race}: one succeeded each time"),
+            CreateOnly::Honoured => format!("{} keys: one succeeded each time", race(KEYS)),
+            CreateOnly::Unfinished { keys } => {
+                format!("{} keys (of {KEYS}: the store is slow): one succeeded each time", race(keys))
+            }
             CreateOnly::Ignored => "a create-only PUT (If-None-Match: *) of a taken key succeeded".to_owned(),
             CreateOnly::Raced { keys, most } => {
-                format!("{race}: several succeeded for {keys} of the keys, {most} for one of them")
+                format!("{} keys: several succeeded for {keys} of the keys, {most} for one of them", race(KEYS))
             }
         };
         let cut_put = match self.cut_put {
@@ -129,7 +152,7 @@ pub async fn probe(store: &dyn Store, backend: &dyn Store, random: &Random) -> R
         if one_by_one != CreateOnly::Honoured {
             return Ok(Finding { create_only: one_by_one, cut_put: CutPut::NotTried });
         }
-        let (create_only, cut_put) = join(race(store, &keys), break_off(store, backend, &cut)).await;
+        let (create_only, cut_put) = join(race(store, &keys, &single), break_off(store, backend, &cut)).await;
         Ok(Finding { create_only: create_only?, cut_put: cut_put? })
     };
     let found = tried.await;
@@ -138,6 +161,17 @@ pub async fn probe(store: &dyn Store, backend: &dyn Store, random: &Random) -> R
         debug!("what the probe {run} put is left behind: {error}"); // some KiB; who may not delete is told soon enough
     }
     found
+}
+
+/// Step 1 alone, with four requests: for a store that passed before. There are servers that honour the condition until the
+/// bucket's versioning is switched on, and overwrite from then on (radosgw 16.2).
+pub async fn glance(store: &dyn Store, random: &Random) -> Result<Finding> {
+    let key = Key::new(format!("{PROBE}/{}/single", random.uuid()))?;
+    let create_only = one_by_one(store, &key).await;
+    if let Err(error) = store.delete(std::slice::from_ref(&key)).await {
+        debug!("{key} is left behind: {error}");
+    }
+    Ok(Finding { create_only: create_only?, cut_put: CutPut::NotTried })
 }
 
 /// Step 1.
@@ -160,26 +194,73 @@ async fn put(store: &dyn Store, key: &Key, body: &Bytes) -> Result<bool> {
     }
 }
 
-/// Step 2.
-async fn race(store: &dyn Store, keys: &[Key]) -> Result<CreateOnly> {
-    for readers in WARM_UP {
-        let looks = keys.iter().cycle().take(readers).map(|key| is_there(store, key));
-        join_all(looks).await.into_iter().collect::<Result<Vec<bool>>>()?;
-    }
+/// Step 2. `there` is a key that is taken.
+async fn race(store: &dyn Store, keys: &[Key], there: &Key) -> Result<CreateOnly> {
+    let began = Instant::now();
+    let mut pace = Pace::default();
     let mut raced = Vec::with_capacity(keys.len());
-    for some in keys.chunks(KEYS_AT_ONCE) {
-        raced.extend(join_all(some.iter().map(|key| race_for(store, key))).await);
+    for key in keys {
+        if !pace.goes_on(raced.len(), began.elapsed()) {
+            break;
+        }
+        if pace.opens_connections() {
+            pace.even = Some(open_connections(store, there).await?);
+        }
+        let began = Instant::now();
+        raced.push(race_for(store, key).await?);
+        pace.raced(began.elapsed());
     }
-    let raced: Vec<Vec<bool>> = raced.into_iter().collect::<Result<_>>()?;
-    let there = join_all(keys.iter().map(|key| store.get(key))).await;
-    let there: Vec<Bytes> = there.into_iter().collect::<Result<_>>()?;
-    let counts = keys.iter().zip(raced.iter().zip(&there)).map(|(key, (won, there))| winners(key, won, there));
+    if pace.opens_connections() {
+        open_connections(store, there).await?;
+    }
+    let found = join_all(keys[..raced.len()].iter().map(|key| store.get(key))).await;
+    let found: Vec<Bytes> = found.into_iter().collect::<Result<_>>()?;
+    let counts = keys.iter().zip(raced.iter().zip(&found)).map(|(key, (won, found))| winners(key, won, found));
     let winners: Vec<usize> = counts.collect();
     let several = winners.iter().filter(|count| **count > 1).count();
     Ok(match winners.into_iter().max() {
         Some(most) if most > 1 => CreateOnly::Raced { keys: several, most },
+        _ if raced.len() < keys.len() => CreateOnly::Unfinished { keys: raced.len() },
         _ => CreateOnly::Honoured,
     })
+}
+
+/// How fast a store is raced.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// How long the GETs of all writers took last, over connections that were open.
+    even: Option<Duration>,
+    /// Whether PUTs were seen to be late.
+    is_late: bool,
+}
+
+impl Pace {
+    /// Whether to race for another key, after so many and so long.
+    fn goes_on(self, keys: usize, elapsed: Duration) -> bool {
+        keys < KEYS_LEAST || elapsed < RACE_LASTS
+    }
+
+    /// Whether to open connections before the next key.
+    fn opens_connections(self) -> bool {
+        self.is_late || self.even.is_none()
+    }
+
+    /// The PUTs for a key took so long.
+    fn raced(&mut self, took: Duration) {
+        self.is_late |= self.even.is_some_and(|even| took > even + LATE);
+    }
+}
+
+/// Opens as many connections as there are writers, a few at a time. How long the last step took.
+async fn open_connections(store: &dyn Store, there: &Key) -> Result<Duration> {
+    let mut last = Duration::ZERO;
+    for readers in WARM_UP {
+        let began = Instant::now();
+        let looks = (0..readers).map(|_| is_there(store, there));
+        join_all(looks).await.into_iter().collect::<Result<Vec<bool>>>()?;
+        last = began.elapsed();
+    }
+    Ok(last)
 }
 
 /// Who was told that it won the key.
@@ -254,6 +335,7 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::store::ObjectEntry;
@@ -287,11 +369,115 @@ mod tests {
         let faulty = FaultyStore::new(Arc::new(MemoryStore::new()), delay, Random::seeded(1));
         let faults = faulty.faults();
         let store = LimitStore::new(Arc::new(faulty), LimitOptions::default());
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         assert!(probe_of(&store).await.is_good());
         let took = began.elapsed(); // virtual time
         assert!((Duration::from_millis(300)..=Duration::from_millis(560)).contains(&took), "{took:?}");
         assert!(faults.operations() <= 322, "{faults:?}");
+    }
+
+    /// A server with a backlog of five: of more connections that come at once, the rest comes a second later (Linux asks
+    /// again then). It closes a connection after any refusal, as Python's `http.server` and many small servers do.
+    #[derive(Debug, Default)]
+    struct SmallServer {
+        memory: MemoryStore,
+        idle: Mutex<usize>,
+        opened_at: Mutex<Option<(Instant, usize)>>,
+        /// What a PUT and a GET take.
+        pace: (Duration, Duration),
+    }
+
+    impl SmallServer {
+        async fn serve<T>(&self, takes: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+            let left = self.idle.lock().checked_sub(1);
+            match left {
+                Some(left) => *self.idle.lock() = left,
+                None => self.connect().await,
+            }
+            tokio::time::sleep(takes).await;
+            let done = work.await;
+            *self.idle.lock() += usize::from(done.is_ok());
+            done
+        }
+
+        async fn connect(&self) {
+            loop {
+                let now = Instant::now();
+                let fits = {
+                    let mut opened = self.opened_at.lock();
+                    let before = opened.filter(|(at, _)| *at == now).map_or(0, |(_, count)| count);
+                    *opened = Some((now, before + 1));
+                    before < 5
+                };
+                if fits {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Store for SmallServer {
+        fn url(&self) -> String {
+            "small://".into()
+        }
+
+        async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
+            self.serve(self.pace.0, self.memory.put(key, body)).await
+        }
+
+        async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+            self.serve(self.pace.1, self.memory.get_range(key, range)).await
+        }
+
+        async fn get(&self, key: &Key) -> Result<Bytes> {
+            self.serve(self.pace.1, self.memory.get(key)).await
+        }
+
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+            self.memory.list(prefix, start_after).await
+        }
+
+        async fn list_top(&self) -> Result<Vec<String>> {
+            self.memory.list_top().await
+        }
+
+        async fn delete(&self, keys: &[Key]) -> Result<()> {
+            self.memory.delete(keys).await
+        }
+    }
+
+    async fn probe_of_a_small_server(put: Duration, get: Duration) -> (Finding, Duration) {
+        let server = SmallServer { pace: (put, get), ..SmallServer::default() };
+        let began = Instant::now();
+        let found = probe_of(&server).await;
+        assert_eq!(server.memory.object_count(), 0);
+        (found, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_server_that_drops_connections_is_asked_before_it_is_raced() {
+        let (found, took) = probe_of_a_small_server(Duration::from_millis(5), Duration::from_millis(5)).await;
+        assert_eq!(found.create_only, CreateOnly::Honoured);
+        assert!(took < Duration::from_secs(4), "{took:?}"); // virtual time
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_race_that_takes_too_long_stops_early_and_says_so() {
+        let (found, took) = probe_of_a_small_server(Duration::from_secs(2), Duration::from_millis(5)).await;
+        let CreateOnly::Unfinished { keys } = found.create_only else { panic!("{found:?}") };
+        assert!((KEYS_LEAST..KEYS).contains(&keys), "{keys}");
+        assert!(found.is_good() && !found.is_whole());
+        assert!(took < RACE_LASTS + Duration::from_secs(10), "{took:?}"); // virtual time
+        assert!(
+            found.seen().contains(&format!("of each of {keys} keys (of 16: the store is slow)")),
+            "{}",
+            found.seen()
+        );
+        // However slow, some keys are raced for, by all writers.
+        let (found, _) = probe_of_a_small_server(Duration::from_secs(60), Duration::from_secs(60)).await;
+        assert_eq!(found.create_only, CreateOnly::Unfinished { keys: KEYS_LEAST });
     }
 
     /// A store that looks whether a key is free, and then puts: it passes one by one, and several win at once.
