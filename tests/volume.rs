@@ -313,6 +313,47 @@ async fn a_volume_that_another_server_has_is_refused_and_the_displaced_one_can_w
     assert_eq!(read(&third, 0, 4096).await, pattern(2, 4096));
 }
 
+/// Rule R12: no pair of key and nonce seals two texts, because each encoding of each object has a salt of its own.
+#[tokio::test(start_paused = true)]
+async fn every_object_has_a_salt_of_its_own() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    for i in 0..5 {
+        volume.write(i << 20, pattern(i, 4096), true).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let mut salts = std::collections::BTreeSet::new();
+    let mut objects = 0;
+    for folder in ["segments/", "checkpoints/"] {
+        for entry in list_all(&*world.store, &world.below(folder).await).await.unwrap() {
+            salts.insert(world.store.get_range(&entry.key, 16..32).await.unwrap());
+            objects += 1;
+        }
+    }
+    assert!(objects > 5, "{objects} objects");
+    assert_eq!(salts.len(), objects);
+}
+
+/// Rule R9: an answer with less than was asked for is an error that names the object, not data.
+#[tokio::test(start_paused = true)]
+async fn a_get_that_returns_less_than_was_asked_for_is_an_error() {
+    let mut world = World::new().await;
+    world.cache_memory = 0;
+    let memory = Arc::new(MemoryStore::default());
+    for (key, body) in copy(&*world.store).await {
+        memory.put(&key, vec![body]).await.unwrap();
+    }
+    world.store = memory.clone();
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 128 << 10), true).await.unwrap();
+    let (key, whole) = copy(&*memory).await.into_iter().max_by_key(|(_, body)| body.len()).unwrap();
+    memory.replace(&key, whole.slice(..whole.len() - 1));
+    let error = volume.read(0, 128 << 10).await.unwrap_err().to_string();
+    assert!(error.contains(key.as_str()) && error.contains("it is truncated"), "{error}");
+    memory.replace(&key, whole);
+    assert_eq!(read(&volume, 0, 128 << 10).await, pattern(1, 128 << 10));
+}
+
 #[tokio::test(start_paused = true)]
 async fn writers_wait_at_the_bound_on_dirty_bytes_and_get_no_error() {
     let mut world = World::new().await;
