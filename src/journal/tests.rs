@@ -675,3 +675,20 @@ proptest! {
         });
     }
 }
+
+/// A file that lost its end with the power may give an older mark back when it grows: the simulation found a journal that no longer
+/// knew the name in the fence.
+#[tokio::test]
+async fn whichever_mark_is_lost_the_other_one_knows_the_newest_name() {
+    let disk = CrashDisk::new(1);
+    drop(create(&disk, small()).await);
+    let disk = disk.kill();
+    let name = resume(&disk, small(), &found(&disk).await, ChangeNo(1)).await.name();
+    let disk = disk.kill();
+    for place in mark::PLACES {
+        let disk = disk.copy(place);
+        let identity = found(&disk).await.identity_name.unwrap();
+        disk.damage(&identity, place + 20, 1);
+        assert_eq!(found(&disk).await.names.last(), Some(&name), "without the mark at {place}");
+    }
+}

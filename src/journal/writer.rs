@@ -139,20 +139,22 @@ pub(super) async fn create(
     }
     remove_files(disk, leftovers).await?;
     let header = FileHeader::new(&doors.sealer, id, block_size, 0, doors.random.bytes());
-    let name = create_identity(&doors, &header).await?;
     // Nothing was synced yet, and everything before `first` is covered.
     let before = ChangeNo(first.0.saturating_sub(1));
     let mark = Mark { synced: before, ..Mark::default() };
+    let identity = create_identity(&doors, header, mark).await?;
     let state = State::new(first, Epoch(0), before, before);
-    Ok(Writer::new(doors, options, Identity { name, header, mark }, 0, state))
+    Ok(Writer::new(doors, options, identity, 0, state))
 }
 
-async fn create_identity(doors: &Doors, header: &FileHeader) -> Result<String, JournalError> {
+async fn create_identity(doors: &Doors, header: FileHeader, mark: Mark) -> Result<Identity, JournalError> {
     let (disk, name) = (&doors.disk, new_name(doors, 0));
-    let identity = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
-    identity.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
-    identity.sync().await.map_err(|err| failed(disk, "sync", &name, &err))?;
-    Ok(name)
+    let file = disk.create(&name).await.map_err(|err| failed(disk, "create", &name, &err))?;
+    file.write_at(0, vec![header.encode(&name)]).await.map_err(|err| failed(disk, "write", &name, &err))?;
+    let mut identity = Identity { name, header, mark };
+    put_marks(disk, &mut identity).await.map_err(|what| JournalError::Disk { what })?;
+    file.sync().await.map_err(|err| failed(disk, "sync", &identity.name, &err))?;
+    Ok(identity)
 }
 
 /// See [`crate::journal::Journal::resume`].
@@ -164,13 +166,13 @@ pub(super) async fn resume(doors: Doors, options: Options, found: &Found, next: 
     let state = State::new(next, epoch, synced, found.synced);
     let disk = doors.disk.clone();
     let taken = async {
-        let name = match &found.identity_name {
-            Some(name) => name.clone(),
-            None => create_identity(&doors, &found.identity).await?,
+        let header = found.identity.clone();
+        let mut identity = match &found.identity_name {
+            Some(name) => Identity { name: name.clone(), header, mark: found.mark.clone() },
+            None => create_identity(&doors, header, Mark::default()).await?,
         };
-        let mark = found.mark.named(state.mark(), named_by, doors.random.uuid());
-        let identity = Identity { name, header: found.identity.clone(), mark };
-        Ok::<_, JournalError>((take_over(&disk, found, &identity, goes_on).await?, identity))
+        identity.mark = identity.mark.named(state.mark(), named_by, doors.random.uuid());
+        Ok::<_, JournalError>((take_over(&disk, found, &mut identity, goes_on).await?, identity))
     };
     match taken.await {
         Ok((full, identity)) => {
@@ -196,13 +198,13 @@ pub(super) async fn resume(doors: Doors, options: Options, found: &Found, next: 
 async fn take_over(
     disk: &Arc<dyn Disk>,
     found: &Found,
-    identity: &Identity,
+    identity: &mut Identity,
     goes_on: bool,
 ) -> Result<VecDeque<Full>, JournalError> {
-    let name = &identity.name;
+    let name = &identity.name.clone();
     let file = disk.open(name).await.map_err(|err| failed(disk, "open", name, &err))?;
     redirty(disk, name, &file, vec![identity.header.encode(name)]).await?;
-    put_mark(disk, identity).await.map_err(|what| JournalError::Disk { what })?;
+    put_marks(disk, identity).await.map_err(|what| JournalError::Disk { what })?;
     file.sync().await.map_err(|err| failed(disk, "sync", name, &err))?;
     remove_files(disk, found.void.clone()).await?;
     if !goes_on {
@@ -222,6 +224,14 @@ async fn mark_durably(doors: &Doors, identity: &Identity) -> Result<(), JournalE
     put_mark(disk, identity).await.map_err(|what| JournalError::Disk { what })?;
     let file = disk.open(&identity.name).await.map_err(|err| failed(disk, "open", &identity.name, &err))?;
     file.sync().await.map_err(|err| failed(disk, "sync", &identity.name, &err))
+}
+
+/// Writes the mark to one place and its successor, which says the same, to the other, without syncing them. So nothing of earlier
+/// marks is left: a file that lost its end with the power may give an older one back when it grows.
+async fn put_marks(disk: &Arc<dyn Disk>, identity: &mut Identity) -> Result<(), String> {
+    put_mark(disk, identity).await?;
+    identity.mark = identity.mark.next(identity.mark.synced);
+    put_mark(disk, identity).await
 }
 
 /// Writes the mark of the identity file, without syncing it.

@@ -210,7 +210,8 @@ fn check_tells_damage_by_its_exit_code() {
     let serving = place.serve(&[]);
     serving.attach("disk0").unwrap().write(0, 1, MIB).unwrap();
     serving.stop();
-    let segments = place.path("ashlar-data/disk0/segments");
+    let uuid = info(&place, "disk0")["uuid"].as_str().unwrap().to_owned();
+    let segments = place.path(&format!("ashlar-data/disk0/{}/segments", &uuid[..8]));
     let files = |dir| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let largest = files(segments).flat_map(files).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let mut bytes = std::fs::read(&largest).unwrap();

@@ -57,7 +57,9 @@ fn one_seed() {
 
 #[test]
 fn fixed_seeds() {
-    let outcomes: Vec<Outcome> = (100..160).map(run).collect();
+    // The last one found something once: after a loss of power the identity file of a journal had lost its end, and gave an
+    // old mark back when it grew.
+    let outcomes: Vec<Outcome> = (100..160).chain([1_795_772_345_776]).map(run).collect();
     let (collected, requests): (u64, u64) =
         (outcomes.iter().map(|it| it.collected).sum(), outcomes.iter().map(|it| it.requests).sum());
     println!("{} worlds, {requests} requests of clients; collection wrote {collected} segments", outcomes.len());
