@@ -48,11 +48,12 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     Ok(())
 }
 
-/// Step 1, some pages at a time.
+/// Step 1, some pages at a time; after a failure fewer, down to a single one: of many requests to a bad store one always fails.
 async fn account_released(shared: &Shared) -> Result<(), End> {
     let mut backoff = Backoff::new(shared);
+    let mut bytes = COUNT_BYTES;
     loop {
-        let released = shared.inner.lock().state.map.take_released(COUNT_BYTES);
+        let released = shared.inner.lock().state.map.take_released(bytes);
         if released.is_empty() {
             return Ok(());
         }
@@ -60,8 +61,10 @@ async fn account_released(shared: &Shared) -> Result<(), End> {
             Ok(pages) => {
                 let mut inner = shared.inner.lock();
                 pages.iter().for_each(|(_, _, page)| inner.state.map.account_released(page));
+                bytes = (bytes * 2).clamp(1, COUNT_BYTES);
             }
             Err(error) => {
+                bytes = released.iter().map(|(_, at)| u64::from(at.len)).sum::<u64>() / 2;
                 shared.inner.lock().state.map.put_back_released(released);
                 match error {
                     ReadError::Store { source, .. } if source.kind != ErrorKind::NotFound => {
