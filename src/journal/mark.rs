@@ -21,6 +21,9 @@
 //! that says it. So a copy of the directory, made before, does not know the name in the newest fence, and is not taken for the journal
 //! that the volume goes on with. The names before it are kept from the one that the log had on: the PUT of an opening that died may
 //! still arrive. Without names the journal is called by its id.
+//!
+//! Where a journal begins, and where it goes on, both places are written and synced: a place that was left alone could give a mark
+//! of an earlier life back, when a file that had lost its end with the power grows again.
 
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
