@@ -405,7 +405,7 @@ async fn compression_changes_at_any_time_and_old_frames_are_read() {
         let found = volume::description::load(&world.store, &name).await.unwrap();
         let sealer = found.unlock(&secrets()).await.unwrap();
         let meta = volume::Meta { compression, ..found.meta.clone() };
-        found.replace(&world.store, &meta, sealer.keyring()).await.unwrap();
+        found.replace(&world.store, &Random::seeded(9), &meta, sealer.keyring()).await.unwrap();
         let volume = world.open().await;
         volume.write(at, repeated(b"worked stone ", MIB), false).await.unwrap();
         volume.write(at + MIB as u64, noise(at, MIB), false).await.unwrap();

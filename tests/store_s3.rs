@@ -336,17 +336,19 @@ async fn open_tower(server: &S3Server, fencing: Fencing, access: Access) -> Resu
 }
 
 #[tokio::test]
-async fn a_store_that_overwrites_is_refused_for_writing() {
+async fn a_store_that_overwrites_is_not_relied_on() {
     let (memory, server, _) = start().await;
-    open_tower(&server, Fencing::Auto, Access::Write).await.unwrap();
+    assert!(open_tower(&server, Fencing::Auto, Access::Write).await.unwrap().keeps_create_only());
     server.behaviour.lock().overwrites = true;
     open_tower(&server, Fencing::Auto, Access::Read).await.unwrap();
-    let error = open_tower(&server, Fencing::Auto, Access::Write).await.unwrap_err();
+    assert!(!open_tower(&server, Fencing::Auto, Access::Write).await.unwrap().keeps_create_only());
+    let error = open_tower(&server, Fencing::CreateOnly, Access::Write).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert_eq!(
         error.message,
         "store s3://disks/prefix cannot keep two servers apart, so nothing would stop them from destroying each other's \
-         volumes (seen: a create-only PUT (If-None-Match: *) of a taken key succeeded); use another store, or set \
+         volumes (seen: a create-only PUT (If-None-Match: *) of a taken key succeeded; a PUT that broke off left nothing; who \
+         wrote and looked afterwards saw the others, 4 times); use another store, or set store.fencing = \"verified\", or set \
          store.fencing = \"unsafe\" if you make sure yourself that only one server ever opens a volume"
     );
     open_tower(&server, Fencing::Unsafe, Access::Write).await.unwrap();
@@ -355,25 +357,29 @@ async fn a_store_that_overwrites_is_refused_for_writing() {
 
 #[tokio::test]
 async fn a_put_that_is_begun_and_broken_off_leaves_nothing_on_a_good_store() {
-    use ashlar::store::probe::{CutPut, probe};
+    use ashlar::store::probe::{CutPut, Trial, probe};
     let (memory, server, store) = start().await;
-    let found = probe(&store, &store, &Random::seeded(1)).await.unwrap();
+    let found = probe(&store, &store, &Random::seeded(1), Trial::CreateOnly).await.unwrap();
     assert!(found.is_good() && found.cut_put == CutPut::Nothing, "{found:?}");
     assert_eq!(memory.object_count(), 0);
     assert!(server.count("PUT") > 2 + 256, "the race, and the one that breaks off");
 }
 
 #[tokio::test]
-async fn a_store_that_refuses_the_condition_is_refused_and_written_to_without_it_when_told_to() {
+async fn a_store_that_refuses_the_condition_is_written_to_without_it() {
     for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument")] {
         let (memory, server, _) = start().await;
         server.behaviour.lock().refuses_condition = Some((status, code));
-        let error = open_tower(&server, Fencing::Auto, Access::Write).await.unwrap_err();
+        let error = open_tower(&server, Fencing::CreateOnly, Access::Write).await.unwrap_err();
         assert!(error.kind == ErrorKind::Invalid && error.message.contains(code), "{error}");
-        let store = open_tower(&server, Fencing::Unsafe, Access::Write).await.unwrap();
-        store.put(&key("v/1"), body()).await.unwrap();
-        assert_eq!(store.get(&key("v/1")).await.unwrap(), "body");
-        assert_eq!(memory.object_count(), 1, "probes are deleted");
+        for (fencing, n) in [(Fencing::Unsafe, 1), (Fencing::Auto, 2), (Fencing::Verified, 3)] {
+            let store = open_tower(&server, fencing, Access::Write).await.unwrap();
+            assert_eq!(store.keeps_create_only(), fencing == Fencing::Unsafe);
+            let key = key(&format!("v/{n}"));
+            store.put(&key, body()).await.unwrap();
+            assert_eq!(store.get(&key).await.unwrap(), "body");
+            assert_eq!(memory.object_count(), n, "probes are deleted");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{Access, Fencing, Outside, StoreOptions, open};
+use ashlar::store::probe::{CreateOnly, CutPut, Finding, Looks};
 use ashlar::store::s3::S3Store;
 use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::S3Options;
@@ -212,18 +213,22 @@ async fn a_store_that_is_opened_without_a_probe_deletes_versions_before_anything
     let outside = Outside { clock: Clock::System, random: Random::system(), workers: Workers::Threads, environment };
     let s3 = options(&server.endpoint(), true);
     let options = StoreOptions { url: "s3://disks/p".into(), s3, ..StoreOptions::default() };
-    let opened = open(&options, Access::WriteUnprobed, &outside).await.unwrap();
+    let found = Finding { create_only: CreateOnly::Honoured, cut_put: CutPut::Nothing, looks: Looks::NotTried };
+    let access = Access::WriteUnprobed(found);
+    let opened = open(&options, access, &outside).await.unwrap();
     opened.store.delete(&[key("v/1")]).await.unwrap();
     assert_eq!(left(&server), (0, 0));
     assert!(opened.s3.unwrap().keeps_versions(), "and can warn of it");
 
     // radosgw 16.2 does so from the moment that versioning is switched on, whatever it passed before.
     server.behaviour.lock().overwrites = true;
-    let error = open(&options, Access::WriteUnprobed, &outside).await.unwrap_err();
+    let strict = StoreOptions { fencing: Fencing::CreateOnly, ..options.clone() };
+    let error = open(&strict, access, &outside).await.unwrap_err();
     assert!(error.message.contains("cannot keep two servers apart"), "{error}");
+    assert!(!open(&options, access, &outside).await.unwrap().store.keeps_create_only());
     server.behaviour.lock().overwrites = false;
     server.behaviour.lock().requests.clear();
-    open(&options, Access::WriteUnprobed, &outside).await.unwrap();
+    open(&options, access, &outside).await.unwrap();
     assert!(server.count("PUT") <= 2, "the race is not run again");
 }
 

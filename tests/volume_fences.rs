@@ -22,7 +22,8 @@ use ashlar::store::{Key, ObjectEntry, Store, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
 use ashlar::volume::keys::Keys;
 use ashlar::volume::{
-    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
+    Witness,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -115,8 +116,12 @@ fn takeover() -> OpenFlags {
 }
 
 async fn created() -> Arc<MemoryStore> {
+    created_in(FencedBy::CreateOnly).await
+}
+
+async fn created_in(fenced_by: FencedBy) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::default());
-    let create = CreateOptions { size: 4 * PAGE, ..CreateOptions::default() };
+    let create = CreateOptions { size: 4 * PAGE, fenced_by, ..CreateOptions::default() };
     volume::create(&*store, &Random::seeded(1), &Clock::System, &name(), create).await.unwrap();
     store
 }
@@ -193,7 +198,16 @@ async fn last_segment(store: &MemoryStore) -> Seq {
 /// Step 5 of deleting: the pages that a taker may still read were superseded by a checkpoint that it does not know of.
 #[tokio::test(start_paused = true)]
 async fn a_displaced_server_deletes_nothing_that_its_successor_began_with() {
-    let store = created().await;
+    displaced_while_deleting(FencedBy::CreateOnly).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_one_in_verified_mode() {
+    displaced_while_deleting(FencedBy::Verified).await;
+}
+
+async fn displaced_while_deleting(fenced_by: FencedBy) {
+    let store = created_in(fenced_by).await;
     let gate = Gate::open(&store, "/checkpoints/");
     let old = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
     let first = prepare_pages(&old, &store).await;

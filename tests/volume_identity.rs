@@ -24,7 +24,7 @@ use ashlar::store::{Key, ObjectEntry, Store, StoreError, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Seq};
 use ashlar::volume::description;
 use ashlar::volume::keys::Keys;
-use ashlar::volume::meta::{Layout, Meta};
+use ashlar::volume::meta::{FencedBy, Layout, Meta};
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };
@@ -159,6 +159,7 @@ impl World {
             encryption: None,
             deleted: false,
             layout: Layout::ByName,
+            fenced_by: FencedBy::CreateOnly,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");
@@ -660,7 +661,7 @@ async fn a_description_that_changes_while_the_volume_is_deleted_is_no_tombstone(
         gate.reached.notified().await;
         let found = description::load(&world.memory, &name()).await.unwrap();
         let meta = Meta { compression: Compression::None, ..found.meta.clone() };
-        found.replace(&world.memory, &meta, None).await.unwrap();
+        found.replace(&world.memory, &Random::seeded(9), &meta, None).await.unwrap();
         gate.open.notify_one();
         (found, meta)
     };
@@ -668,10 +669,10 @@ async fn a_description_that_changes_while_the_volume_is_deleted_is_no_tombstone(
     deleted.unwrap();
     assert!(!world.is_listed().await);
     // And the other way round, however late.
-    assert!(found.replace(&world.memory, &meta, None).await.is_ok() || !world.is_listed().await);
+    assert!(found.replace(&world.memory, &Random::seeded(9), &meta, None).await.is_ok() || !world.is_listed().await);
     assert!(!world.is_listed().await);
     world.create().await.unwrap();
-    let _ = found.replace(&world.memory, &meta, None).await;
+    let _ = found.replace(&world.memory, &Random::seeded(9), &meta, None).await;
     world.is_usable().await;
 }
 
@@ -689,7 +690,7 @@ async fn a_volume_of_the_old_layout_does_all_that_it_did() {
     // A change of its description leaves it where it is.
     let found = description::load(&world.memory, &name()).await.unwrap();
     let changed = Meta { compression: Compression::Zstd(3), ..found.meta.clone() };
-    found.replace(&world.memory, &changed, None).await.unwrap();
+    found.replace(&world.memory, &Random::seeded(9), &changed, None).await.unwrap();
     taker.reload().await.unwrap();
     taker.close().await.unwrap();
     assert!(matches!(world.create().await, Err(VolumeError::AlreadyExists { .. })));

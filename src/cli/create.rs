@@ -8,7 +8,7 @@ use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
-use crate::volume::{self, BadSize, CreateOptions, Created, Meta, NewEncryption, VolumeError, VolumeName};
+use crate::volume::{self, BadSize, CreateOptions, Created, FencedBy, Meta, NewEncryption, VolumeError, VolumeName};
 
 /// Makes a new, empty volume. It takes no space until something is written to it.
 ///
@@ -72,6 +72,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
             "block_size": meta.block_size,
             "compression": meta.compression,
             "seal": meta.seal(),
+            "fencing": meta.fenced_by,
             "recovery_key": recovery.as_ref().map(|key| key.as_str()),
             "created_unix_millis": meta.created_unix_millis,
             "store": url,
@@ -126,6 +127,7 @@ async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Fa
         block_size: args.block_size,
         compression: args.compression,
         encryption: encryption(args, config).await?,
+        fenced_by: FencedBy::on(&*store),
     };
     let created = volume::create(&*store, &random, &clock, &args.name, options).await;
     let created = created.map_err(|error| match error {

@@ -22,8 +22,8 @@ use crate::volume::ServerIdentity;
 pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Failure> {
     config.store.check_url().map_err(|error| config.refuse("store.url", error.message))?;
     let access = match access {
-        Access::Write if recall_probe(config).await.is_some() => Access::WriteUnprobed,
-        access => access,
+        Access::Write => recall_probe(config).await.map_or(access, |probed| Access::WriteUnprobed(probed.found)),
+        Access::Read | Access::WriteUnprobed(_) => access,
     };
     let opened = open_with(&config.store, access).await?;
     if let Some(found) = opened.finding {

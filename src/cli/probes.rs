@@ -40,11 +40,11 @@ impl Probed {
         Probed { url, endpoint, version: VERSION, unix_millis, found }
     }
 
-    /// Whether it says today that the store may be written to.
+    /// Whether it says today that the store may be written to, in the way that is configured.
     fn counts(&self, options: &StoreOptions, unix_millis: u64) -> bool {
         let age = unix_millis.checked_sub(self.unix_millis).map(Duration::from_millis);
         *self == Probed::new(options, self.unix_millis, self.found)
-            && self.found.is_good()
+            && self.found.is_enough_for(options.fencing())
             && self.found.is_whole()
             && age.is_some_and(|age| age < LASTS)
     }
@@ -67,7 +67,7 @@ pub async fn recall(disk: &dyn Disk, options: &StoreOptions, unix_millis: u64) -
 pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, makes_directory: bool) {
     let file = file_of(options);
     let write = async {
-        let passed = probed.found.is_good() && probed.found.is_whole();
+        let passed = probed.found.is_enough_for(options.fencing()) && probed.found.is_whole();
         if !passed || !makes_directory && disk.list("").await?.is_empty() {
             return Ok(());
         }
@@ -86,9 +86,9 @@ pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, 
 mod tests {
     use super::*;
     use crate::disk::crash::CrashDisk;
-    use crate::store::probe::{CreateOnly, CutPut};
+    use crate::store::probe::{CreateOnly, CutPut, Looks};
 
-    const GOOD: Finding = Finding { create_only: CreateOnly::Honoured, cut_put: CutPut::Half };
+    const GOOD: Finding = Finding { create_only: CreateOnly::Honoured, cut_put: CutPut::Half, looks: Looks::NotTried };
 
     fn options(url: &str) -> StoreOptions {
         StoreOptions { url: url.into(), ..StoreOptions::default() }

@@ -33,10 +33,11 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
     let Args { name, compression } = args;
     let store = outside::open_store(config, Access::Write).await?.store;
+    let (_, random, _) = outside::real();
     let found = description::load(&*store, name).await?;
     let sealer = found.unlock(&secrets::of(config)).await?;
     let meta = Meta { compression: *compression, ..found.meta.clone() };
-    found.replace(&*store, &meta, sealer.keyring()).await?;
+    found.replace(&*store, &random, &meta, sealer.keyring()).await?;
     let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(Failure::failed)?;
     let when = if served { "now" } else { "the next time it is opened" };
     Ok(format!("volume {name} compresses with {compression}, from {when} on"))

@@ -158,6 +158,10 @@ impl Store for MeterStore {
         self.meter.list.record(1, self.inner.list_top()).await
     }
 
+    fn keeps_create_only(&self) -> bool {
+        self.inner.keeps_create_only()
+    }
+
     fn background(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::new(MeterStore::new(self.inner.background()?, self.meter.clone())))
     }

@@ -22,6 +22,7 @@ pub mod hedge;
 pub mod meter;
 pub mod faults;
 pub mod probe;
+pub mod look;
 mod buffers;
 pub mod options;
 
@@ -141,6 +142,12 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// The distinct first path segments of all keys ("directories" at the top), in order.
     async fn list_top(&self) -> Result<Vec<String>>;
+
+    /// Whether `AlreadyExists` can be relied on: of many PUTs of one key exactly one succeeds. Where not, a later PUT may replace
+    /// the object of an earlier one, or both may succeed.
+    fn keeps_create_only(&self) -> bool {
+        true
+    }
 
     /// The same store for work that nobody waits for, with a share of its own of what is under way; `None` if it makes no
     /// difference.

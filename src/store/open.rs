@@ -1,6 +1,7 @@
 //! From a URL to a store that is ready for use: the tower, bottom to top, on one page.
 //!
 //! ```text
+//! look      says that create-only PUTs are nothing to rely on, where that is so
 //! retry     repeats what may pass, pausing
 //! limit     bounds what is under way, reads apart from writes
 //! hedge     asks a second time for what takes too long
@@ -20,9 +21,10 @@ use super::file::FileStore;
 use super::health::Health;
 use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
+use super::look::LookStore;
 use super::memory::MemoryStore;
 use super::meter::{Meter, MeterStore};
-use super::probe::{Finding, WRITERS, glance, probe, refusal};
+use super::probe::{CreateOnly, Finding, Trial, WRITERS, glance, probe, refusal};
 use super::retry::{RetryOptions, RetryStore};
 use super::s3::S3Store;
 use super::s3::credentials::Environment;
@@ -60,11 +62,13 @@ pub struct StoreOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fencing {
-    /// What the store can do, as a probe finds; a store that can do nothing of it is refused.
+    /// What the store can do, as a probe finds: create-only PUT, else writing and looking; a store that can do neither is refused.
     #[default]
     Auto,
     /// Create-only PUT; a store that does not pass the probe is refused.
     CreateOnly,
+    /// Writing and looking afterwards, whatever create-only PUTs do there: a FLUSH takes two round trips.
+    Verified,
     /// Nothing: only your own care keeps two servers from opening one volume, and if they do, both destroy it.
     Unsafe,
 }
@@ -129,8 +133,8 @@ pub enum Access {
     Read,
     /// Writing too: the store is probed, and refused if it cannot keep two servers apart.
     Write,
-    /// Writing too, to a store that passed the probe not long ago: only the first step is tried again, and only in a bucket.
-    WriteUnprobed,
+    /// Writing too, to a store of which a probe found this not long ago: only the first step is tried again, and only in a bucket.
+    WriteUnprobed(Finding),
 }
 
 /// A store that is ready for use.
@@ -159,30 +163,110 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
     }
     let opened = match (access, options.fencing()) {
         (Access::Read, _) => Ok(opened),
-        (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) if opened.s3.is_none() => Ok(opened),
-        (Access::WriteUnprobed, Fencing::Auto | Fencing::CreateOnly) => {
-            // A bucket's versioning may have been switched on since, and only the reply to a PUT says so.
-            let finding = glance(&*opened.store, &outside.random).await?;
-            if finding.is_good() { Ok(opened) } else { Err(refusal(&opened.store.url(), &finding)) }
-        }
         (_, Fencing::Unsafe) => open_unsafe(opened, backend, options, outside).await,
-        (Access::Write, Fencing::Auto | Fencing::CreateOnly) => {
-            let finding = try_out(backend, options, outside).await?;
-            if finding.is_good() && !finding.is_whole() {
-                warn!(
-                    "{} is slow: it was tried out only in part, and is again with the next start (seen: {})",
-                    opened.store.url(),
-                    finding.seen()
-                );
+        (Access::WriteUnprobed(finding), fencing) => match Kept::by(fencing, &finding) {
+            Some(Kept::Looks) => to_look(opened, &finding, options, outside).await,
+            // A bucket's versioning may have been switched on since, and only the reply to a PUT says so.
+            Some(Kept::CreateOnly)
+                if opened.s3.is_none() || glance(&*opened.store, &outside.random).await?.is_good() =>
+            {
+                Ok(opened)
             }
-            match finding.is_good() {
-                true => Ok(Opened { finding: Some(finding), ..opened }),
-                false => Err(refusal(&opened.store.url(), &finding)),
-            }
-        }
+            _ => open_probed(opened, backend, options, outside).await,
+        },
+        (Access::Write, _) => open_probed(opened, backend, options, outside).await,
     }?;
     warn_of_versions(&opened, options);
     Ok(opened)
+}
+
+/// Finds out what can be relied on, and refuses the store if that is nothing.
+async fn open_probed(
+    opened: Opened,
+    backend: Arc<dyn Store>,
+    options: &StoreOptions,
+    outside: &Outside,
+) -> Result<Opened> {
+    let (fencing, url) = (options.fencing(), opened.store.url());
+    let finding = find_out(backend, fencing, options, outside).await?;
+    let opened = match Kept::by(fencing, &finding) {
+        Some(Kept::CreateOnly) => opened,
+        Some(Kept::Looks) => to_look(opened, &finding, options, outside).await?,
+        None => return Err(refusal(&url, &finding)),
+    };
+    let seen = finding.seen();
+    if !finding.is_whole() {
+        warn!("{url} is slow: it was tried out only in part, and is again with the next start (seen: {seen})");
+    }
+    Ok(Opened { finding: Some(finding), ..opened })
+}
+
+/// What of a store keeps two servers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// Of many create-only PUTs one succeeds.
+    CreateOnly,
+    /// Who writes and looks afterwards sees the others.
+    Looks,
+}
+
+impl Kept {
+    /// What of it is to be relied on, of what was found; nothing if the store is to be refused.
+    fn by(fencing: Fencing, finding: &Finding) -> Option<Kept> {
+        let create_only = (fencing != Fencing::Verified && finding.is_good()).then_some(Kept::CreateOnly);
+        let looks = (fencing != Fencing::CreateOnly && finding.is_good_to_look()).then_some(Kept::Looks);
+        create_only.or(looks)
+    }
+}
+
+impl Finding {
+    /// Whether a store of which this was found may be written to.
+    pub fn is_enough_for(&self, fencing: Fencing) -> bool {
+        Kept::by(fencing, self).is_some()
+    }
+}
+
+/// A store on which nobody relies on create-only PUTs. The condition is left out where it is refused.
+async fn to_look(opened: Opened, finding: &Finding, options: &StoreOptions, outside: &Outside) -> Result<Opened> {
+    let opened = match finding.create_only {
+        CreateOnly::Refused => {
+            let (backend, s3) = backend(&unconditional(options), outside).await?;
+            Opened { s3, ..stack(backend, options, &outside.random) }
+        }
+        _ => opened,
+    };
+    if options.fencing() == Fencing::Auto {
+        warn!(
+            "create-only PUTs do not keep two servers apart in {} (seen: {}): new volumes are made for verified mode, in which a \
+             FLUSH takes two round trips",
+            opened.store.url(),
+            finding.seen()
+        );
+    }
+    Ok(Opened { store: Arc::new(LookStore(opened.store)), ..opened })
+}
+
+fn unconditional(options: &StoreOptions) -> StoreOptions {
+    StoreOptions { s3: S3Options { unconditional: true, ..options.s3.clone() }, ..options.clone() }
+}
+
+/// Probes for what `fencing` may rely on.
+async fn find_out(
+    backend: Arc<dyn Store>,
+    fencing: Fencing,
+    options: &StoreOptions,
+    outside: &Outside,
+) -> Result<Finding> {
+    let trial = if fencing == Fencing::Verified { Trial::All } else { Trial::CreateOnly };
+    match try_out(backend, options, outside, trial).await {
+        Err(error) if error.kind == ErrorKind::Invalid && fencing != Fencing::CreateOnly => {
+            let options = unconditional(options);
+            let backend = self::backend(&options, outside).await?.0;
+            // What was wrong with the request may have been something else than the condition.
+            try_out(backend, &options, outside, Trial::Looks).await.map_err(|_| error)
+        }
+        found => found,
+    }
 }
 
 /// Nothing keeps two servers apart, and somebody accepted that. The condition is left out of PUTs where the store refuses it;
@@ -193,7 +277,7 @@ async fn open_unsafe(
     options: &StoreOptions,
     outside: &Outside,
 ) -> Result<Opened> {
-    let why = match try_out(backend, options, outside).await {
+    let why = match try_out(backend, options, outside, Trial::CreateOnly).await {
         Ok(finding) if finding.is_good() => {
             let url = opened.store.url();
             warn!("store.fencing = \"unsafe\" is not needed: {url} passed the probe ({})", finding.seen());
@@ -207,10 +291,8 @@ async fn open_unsafe(
         Err(error) if error.kind == ErrorKind::Invalid => error,
         Err(error) => return Err(error),
     };
-    let s3 = S3Options { unconditional: true, ..options.s3.clone() };
-    let options = StoreOptions { s3, ..options.clone() };
-    let (backend, s3) = self::backend(&options, outside).await?;
-    let opened = Opened { s3, ..stack(backend, &options, &outside.random) };
+    let (backend, s3) = self::backend(&unconditional(options), outside).await?;
+    let opened = Opened { s3, ..stack(backend, options, &outside.random) };
     // A store that refuses PUTs of any kind says so here, and not in the middle of a volume.
     put_once(&*opened.store, &outside.random).await?;
     warn!("store.fencing = \"unsafe\": PUTs to {} go without If-None-Match, because {why}", opened.store.url());
@@ -218,10 +300,10 @@ async fn open_unsafe(
 }
 
 /// Probes a backend, through a tower of its own: however few writes are configured, those of a race are all under way.
-async fn try_out(backend: Arc<dyn Store>, options: &StoreOptions, outside: &Outside) -> Result<Finding> {
+async fn try_out(backend: Arc<dyn Store>, options: &StoreOptions, outside: &Outside, trial: Trial) -> Result<Finding> {
     let limit = LimitOptions { writes: options.limit.writes.max(WRITERS), ..options.limit };
     let tower = stack(backend.clone(), &StoreOptions { limit, ..options.clone() }, &outside.random);
-    probe(&*tower.store, &*backend, &outside.random).await
+    probe(&*tower.store, &*backend, &outside.random, trial).await
 }
 
 async fn put_once(store: &dyn Store, random: &Random) -> Result<()> {
@@ -321,6 +403,7 @@ impl Address<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::probe::{CutPut, Looks};
 
     #[test]
     fn urls() {
@@ -357,7 +440,37 @@ mod tests {
             assert_eq!(fencing(text), Fencing::Unsafe);
         }
         let error = toml::from_str::<StoreOptions>("fencing = \"none\"").unwrap_err().to_string();
-        assert!(error.contains("`auto`, `create-only`, `unsafe`"), "{error}");
+        assert!(error.contains("`auto`, `create-only`, `verified`, `unsafe`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn verified_relies_on_looks_only_and_says_so() {
+        let fencing = Fencing::Verified;
+        let memory = StoreOptions { url: "memory://".into(), fencing, ..StoreOptions::default() };
+        let opened = open(&memory, Access::Write, &Outside::real()).await.unwrap();
+        assert!(opened.finding.is_some_and(|found| found.is_good() && found.is_good_to_look()));
+        assert!(!opened.store.keeps_create_only());
+        let unprobed = open(&memory, Access::WriteUnprobed(opened.finding.unwrap()), &Outside::real()).await.unwrap();
+        assert!(!unprobed.store.keeps_create_only());
+    }
+
+    #[test]
+    fn what_is_relied_on_is_what_was_found_and_configured() {
+        let finding = |create_only, looks| Finding { create_only, cut_put: CutPut::Nothing, looks };
+        let [good, raced, bad] = [
+            finding(CreateOnly::Honoured, Looks::NotTried),
+            finding(CreateOnly::Ignored, Looks::Seen),
+            finding(CreateOnly::Ignored, Looks::Missed),
+        ];
+        for (fencing, expected) in [
+            (Fencing::Auto, [Some(Kept::CreateOnly), Some(Kept::Looks), None]),
+            (Fencing::CreateOnly, [Some(Kept::CreateOnly), None, None]),
+            (Fencing::Verified, [None, Some(Kept::Looks), None]),
+        ] {
+            assert_eq!([good, raced, bad].map(|found| Kept::by(fencing, &found)), expected, "{fencing:?}");
+        }
+        // What a broken PUT leaves there would take the place of what was whole.
+        assert_eq!(Kept::by(Fencing::Auto, &Finding { cut_put: CutPut::Half, ..raced }), None);
     }
 
     #[tokio::test]
@@ -365,7 +478,8 @@ mod tests {
         let memory = StoreOptions { url: "memory://".into(), ..StoreOptions::default() };
         let opened = open(&memory, Access::Write, &Outside::real()).await.unwrap();
         assert!(opened.finding.is_some_and(|finding| finding.is_good()));
-        let unprobed = open(&memory, Access::WriteUnprobed, &Outside::real()).await.unwrap();
+        let access = Access::WriteUnprobed(opened.finding.unwrap());
+        let unprobed = open(&memory, access, &Outside::real()).await.unwrap();
         assert_eq!((unprobed.finding, unprobed.meter.snapshot().bytes_put), (None, 0));
     }
 

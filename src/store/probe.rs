@@ -12,6 +12,10 @@
 //!    it: a store that shows objects while they are uploaded is refused, because what one server takes for torn may
 //!    become another's segment. What is left of it afterwards is noted; volumes live with a half (`volume/slot.rs`).
 //!
+//! 4. Where that fails: whether everybody who writes and looks afterwards sees the others. In each of [`LOOK_ROUNDS`] rounds
+//!    [`WRITERS`] writers put a key of their own at once, and then list them all. Each sees its own key; of any two, at
+//!    least one sees the other's. That is all that volumes in *verified* mode need (`volume/verified.rs`).
+//!
 //! A race that was won by one is evidence, no proof. It costs some 320 requests, of which 16 are under way at once: about 25
 //! round trips, half a second on a store that is 20 ms away. So what a store passed is remembered (`cli/probes.rs`).
 //!
@@ -29,11 +33,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{ErrorKind, Key, Result, Store, StoreError};
+use super::{ErrorKind, Key, Result, Store, StoreError, list_all};
 use crate::outside::Random;
 
 /// The version of the probe: what an earlier one found is not believed.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Writers that want one key.
 pub const WRITERS: usize = 16;
@@ -52,6 +56,9 @@ const LATE: Duration = Duration::from_millis(800);
 /// Bytes of an object that is raced for.
 const BODY_BYTES: usize = 4096;
 
+/// Rounds of writing and looking.
+pub const LOOK_ROUNDS: usize = 4;
+
 /// Bytes of the broken-off PUT that are sent, and that are not.
 const HALF_BYTES: usize = 64 << 10;
 /// How long a store has to show what it received of an upload that has stopped, and how long to notice that it broke.
@@ -65,6 +72,8 @@ pub enum CreateOnly {
     Honoured,
     /// A later PUT succeeded, or changed the object.
     Ignored,
+    /// The condition is refused: PUTs go without it.
+    Refused,
     /// Exactly one succeeded each time, but the store is too slow to race for all keys.
     Unfinished {
         /// For how many it was.
@@ -77,6 +86,18 @@ pub enum CreateOnly {
         /// How many for one key, at most.
         most: usize,
     },
+}
+
+/// What those see who write and look afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Looks {
+    /// It was not tried: create-only PUTs are enough.
+    NotTried,
+    /// Of any two at least one saw the other, and everybody saw itself.
+    Seen,
+    /// Not all did.
+    Missed,
 }
 
 /// What a store did with a PUT that broke off.
@@ -100,6 +121,8 @@ pub struct Finding {
     pub create_only: CreateOnly,
     /// What becomes of a PUT that breaks off.
     pub cut_put: CutPut,
+    /// Whether writing and looking afterwards would do.
+    pub looks: Looks,
 }
 
 impl Finding {
@@ -107,6 +130,12 @@ impl Finding {
     pub fn is_good(&self) -> bool {
         let is_honoured = matches!(self.create_only, CreateOnly::Honoured | CreateOnly::Unfinished { .. });
         is_honoured && self.cut_put != CutPut::ShownEarly
+    }
+
+    /// Whether servers of a volume in verified mode see each other there. What is kept of a PUT that broke off must not replace
+    /// what was whole.
+    pub fn is_good_to_look(&self) -> bool {
+        self.looks == Looks::Seen && matches!(self.cut_put, CutPut::NotTried | CutPut::Nothing)
     }
 
     /// Whether everything was tried: only that may be remembered.
@@ -123,6 +152,7 @@ impl Finding {
                 format!("{} keys (of {KEYS}: the store is slow): one succeeded each time", race(keys))
             }
             CreateOnly::Ignored => "a create-only PUT (If-None-Match: *) of a taken key succeeded".to_owned(),
+            CreateOnly::Refused => "create-only PUTs (If-None-Match: *) are refused".to_owned(),
             CreateOnly::Raced { keys, most } => {
                 format!("{} keys: several succeeded for {keys} of the keys, {most} for one of them", race(KEYS))
             }
@@ -133,30 +163,57 @@ impl Finding {
             CutPut::Half => "; a PUT that broke off left its first part under the key",
             CutPut::ShownEarly => "; a PUT could be read in part while it was under way",
         };
-        format!("{create_only}{cut_put}")
+        let looks = match self.looks {
+            Looks::NotTried => String::new(),
+            Looks::Seen => format!("; who wrote and looked afterwards saw the others, {LOOK_ROUNDS} times"),
+            Looks::Missed => "; of two that wrote and looked afterwards, neither saw the other".to_owned(),
+        };
+        format!("{create_only}{cut_put}{looks}")
     }
 }
 
 /// The top of the keys of probes; a name that no volume can have.
 pub(super) const PROBE: &str = ".ashlar-probe";
 
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// Create-only PUTs (steps 1 to 3), and step 4 if they fail.
+    CreateOnly,
+    /// Steps 3 and 4, of a store that refuses the condition.
+    Looks,
+    /// All steps.
+    All,
+}
+
 /// Tries the store, and deletes what that leaves; `backend` is what is at its bottom. Fails only if the store cannot be
 /// written to or read.
-pub async fn probe(store: &dyn Store, backend: &dyn Store, random: &Random) -> Result<Finding> {
+pub async fn probe(store: &dyn Store, backend: &dyn Store, random: &Random, trial: Trial) -> Result<Finding> {
     let run = random.uuid();
     let key = |what: &str| Key::new(format!("{PROBE}/{run}/{what}"));
     let keys: Vec<Key> = (0..KEYS).map(|n| key(&n.to_string())).collect::<Result<_>>()?;
     let (single, cut) = (key("single")?, key("cut")?);
+    let looked = |round: usize| (0..WRITERS).map(move |writer| format!("look-{round}/{writer}"));
+    let looked: Vec<Vec<Key>> = (0..LOOK_ROUNDS)
+        .map(|round| looked(round).map(|what| key(&what)).collect::<Result<_>>())
+        .collect::<Result<_>>()?;
     let tried = async {
-        let one_by_one = one_by_one(store, &single).await?;
-        if one_by_one != CreateOnly::Honoured {
-            return Ok(Finding { create_only: one_by_one, cut_put: CutPut::NotTried });
+        let one_by_one = match trial {
+            Trial::Looks => CreateOnly::Refused,
+            _ => one_by_one(store, &single).await?,
+        };
+        let race = async {
+            if one_by_one == CreateOnly::Honoured { race(store, &keys, &single).await } else { Ok(one_by_one) }
+        };
+        let (create_only, cut_put) = join(race, break_off(store, backend, &cut)).await;
+        let mut found = Finding { create_only: create_only?, cut_put: cut_put?, looks: Looks::NotTried };
+        if !found.is_good() || trial != Trial::CreateOnly {
+            found.looks = look(store, &looked).await?;
         }
-        let (create_only, cut_put) = join(race(store, &keys, &single), break_off(store, backend, &cut)).await;
-        Ok(Finding { create_only: create_only?, cut_put: cut_put? })
+        Ok(found)
     };
     let found = tried.await;
-    let all: Vec<Key> = keys.into_iter().chain([single, cut]).collect();
+    let all: Vec<Key> = keys.into_iter().chain([single, cut]).chain(looked.into_iter().flatten()).collect();
     if let Err(error) = store.delete(&all).await {
         debug!("what the probe {run} put is left behind: {error}"); // some KiB; who may not delete is told soon enough
     }
@@ -171,7 +228,7 @@ pub async fn glance(store: &dyn Store, random: &Random) -> Result<Finding> {
     if let Err(error) = store.delete(std::slice::from_ref(&key)).await {
         debug!("{key} is left behind: {error}");
     }
-    Ok(Finding { create_only: create_only?, cut_put: CutPut::NotTried })
+    Ok(Finding { create_only: create_only?, cut_put: CutPut::NotTried, looks: Looks::NotTried })
 }
 
 /// Step 1.
@@ -311,6 +368,29 @@ async fn break_off(store: &dyn Store, backend: &dyn Store, key: &Key) -> Result<
     Ok(if is_there(store, key).await? { CutPut::Half } else { CutPut::Nothing })
 }
 
+/// Step 4: the keys of one round after the other.
+async fn look(store: &dyn Store, rounds: &[Vec<Key>]) -> Result<Looks> {
+    for keys in rounds {
+        let looks = keys.iter().map(|key| put_and_look(store, key));
+        let seen: Vec<Vec<Key>> = join_all(looks).await.into_iter().collect::<Result<_>>()?;
+        let sees = |one: usize, other: usize| seen[one].contains(&keys[other]);
+        let all_seen =
+            (0..keys.len()).all(|one| sees(one, one) && (0..one).all(|other| sees(one, other) || sees(other, one)));
+        if !all_seen {
+            return Ok(Looks::Missed);
+        }
+    }
+    Ok(Looks::Seen)
+}
+
+/// Puts a key, and returns all that are beside it then.
+async fn put_and_look(store: &dyn Store, key: &Key) -> Result<Vec<Key>> {
+    put(store, key, &Bytes::new()).await?;
+    let folder = key.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let listed = list_all(store, &format!("{folder}/")).await?;
+    Ok(listed.into_iter().map(|entry| entry.key).collect())
+}
+
 async fn is_there(store: &dyn Store, key: &Key) -> Result<bool> {
     match store.get_range(key, 0..1).await {
         Ok(_) => Ok(true),
@@ -321,9 +401,10 @@ async fn is_there(store: &dyn Store, key: &Key) -> Result<bool> {
 
 /// The refusal to write to a store that cannot keep two servers apart.
 pub fn refusal(url: &str, finding: &Finding) -> StoreError {
+    let verified = if finding.is_good_to_look() { ", or set store.fencing = \"verified\"" } else { "" };
     StoreError::invalid(format!(
         "store {url} cannot keep two servers apart, so nothing would stop them from destroying each other's volumes \
-         (seen: {}); use another store, or set store.fencing = \"unsafe\" if you make sure yourself that only one server \
+         (seen: {}); use another store{verified}, or set store.fencing = \"unsafe\" if you make sure yourself that only one server \
          ever opens a volume",
         finding.seen()
     ))
@@ -345,7 +426,7 @@ mod tests {
     use crate::store::retry::{RetryOptions, RetryStore};
 
     async fn probe_of(store: &dyn Store) -> Finding {
-        probe(store, store, &Random::seeded(3)).await.unwrap()
+        probe(store, store, &Random::seeded(3), Trial::CreateOnly).await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -550,13 +631,14 @@ mod tests {
     async fn a_store_that_overwrites_is_caught_at_once() {
         let store = LooksFirst { overwrites: true, ..LooksFirst::default() };
         let found = probe_of(&store).await;
-        assert_eq!(found, Finding { create_only: CreateOnly::Ignored, cut_put: CutPut::NotTried });
+        assert_eq!(found, Finding { create_only: CreateOnly::Ignored, cut_put: CutPut::NotTried, looks: Looks::Seen });
+        assert!(found.is_good_to_look());
         assert!(refusal("s3://disks", &found).message.contains("of a taken key succeeded"));
     }
 
     #[test]
     fn halves_are_lived_with_and_what_is_shown_early_is_refused() {
-        let found = |cut_put| Finding { create_only: CreateOnly::Honoured, cut_put };
+        let found = |cut_put| Finding { create_only: CreateOnly::Honoured, cut_put, looks: Looks::NotTried };
         assert!(found(CutPut::Nothing).is_good() && found(CutPut::Half).is_good());
         assert!(!found(CutPut::ShownEarly).is_good());
         assert!(found(CutPut::ShownEarly).seen().ends_with("a PUT could be read in part while it was under way"));

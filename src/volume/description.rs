@@ -4,16 +4,21 @@
 //! created once, and the highest that is whole counts. Of two servers that create a volume of that name at once, or of one that deletes it
 //! and one that changes it, only one gets the next number. The highest number is never deleted, not even that of a volume
 //! that is gone: so the next number is free for one more only, however late a request arrives.
+//!
+//! On a store that cannot create a key for one only, whoever wants a number puts a claim to it first, and looks, and looks again
+//! when the description is there; see [`super::verified`] for why.
 
 use bytes::Bytes;
 
 use crate::codec::seal::Sealer;
 use crate::keyring::{Keyring, Secrets, UnlockError};
+use crate::outside::Random;
 use crate::store::{ErrorKind, Key, Store, list_all};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
-use crate::volume::meta::{Meta, VolumeName};
+use crate::volume::meta::{FencedBy, Meta, VolumeName};
 use crate::volume::slot::{self, Put};
+use crate::volume::verified::{give_way, put_mark, take_back};
 
 /// A description as it was read.
 #[derive(Clone, Debug)]
@@ -85,9 +90,14 @@ pub async fn newest_number(store: &dyn Store, name: &VolumeName) -> Result<u64> 
 }
 
 async fn numbers(store: &dyn Store, name: &VolumeName) -> Result<Vec<u64>> {
+    Ok(list(store, name).await?.iter().filter_map(Keys::number).collect())
+}
+
+/// The keys of all descriptions of that name, and of the claims to put one.
+async fn list(store: &dyn Store, name: &VolumeName) -> Result<Vec<Key>> {
     let listed = list_all(store, &Keys::metas(name)).await;
     let listed = listed.map_err(VolumeError::store(format!("looking for volume {name}")))?;
-    Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).collect())
+    Ok(listed.into_iter().map(|entry| entry.key).collect())
 }
 
 /// The description that the tombstone took the place of, for as long as it is there.
@@ -145,29 +155,132 @@ impl Description {
 
     /// Puts the description that follows this one, and deletes those before it: they may hold key slots that are
     /// to be gone. Fails if somebody else was faster.
-    pub async fn replace(&self, store: &dyn Store, meta: &Meta, keyring: Option<&Keyring>) -> Result<()> {
-        if put(store, self.number + 1, meta, keyring).await?.is_none() {
+    pub async fn replace(
+        &self,
+        store: &dyn Store,
+        random: &Random,
+        meta: &Meta,
+        keyring: Option<&Keyring>,
+    ) -> Result<()> {
+        if put(store, random, self.number, meta, keyring).await?.is_none() {
             return Err(changed_meanwhile(&meta.name));
         }
-        let old = numbers(store, &meta.name).await?.into_iter().filter(|number| *number <= self.number);
-        let old: Vec<Key> = old.map(|number| Keys::meta(&meta.name, number)).collect();
+        let old = list(store, &meta.name).await?.into_iter();
+        let old =
+            old.filter(|key| Keys::number(key).or_else(|| Keys::claimed_meta(key)).is_some_and(|n| n <= self.number));
+        let old: Vec<Key> = old.collect();
         store.delete(&old).await.map_err(VolumeError::store(format!("deleting older descriptions of {}", meta.name)))
     }
 }
 
-/// Puts a description under the number `first`, or a later one if only parts of others' or of earlier tries have those before
-/// it. Returns its number; nothing if somebody else was faster.
-pub(super) async fn put(store: &dyn Store, first: u64, meta: &Meta, keyring: Option<&Keyring>) -> Result<Option<u64>> {
-    let place = |n| Ok(Keys::meta(&meta.name, first + u64::from(n)));
-    let encoded = vec![Bytes::from(meta.encode(keyring))];
-    match slot::put_at(store, &place, encoded, &|there| Meta::is_torn(there)).await {
+/// Puts the description that follows number `before`, or a later one if only parts of others' or of earlier tries have the numbers
+/// between. Returns its number; nothing if somebody else was faster.
+pub(super) async fn put(
+    store: &dyn Store,
+    random: &Random,
+    before: u64,
+    meta: &Meta,
+    keyring: Option<&Keyring>,
+) -> Result<Option<u64>> {
+    meta.check_store(store)?;
+    let encoded = Bytes::from(meta.encode(keyring));
+    match meta.fenced_by {
+        FencedBy::CreateOnly => put_created(store, before, &meta.name, encoded).await,
+        FencedBy::Verified => put_verified(store, random, before, &meta.name, encoded).await,
+    }
+}
+
+async fn put_created(store: &dyn Store, before: u64, name: &VolumeName, encoded: Bytes) -> Result<Option<u64>> {
+    let first = before + 1;
+    let place = |n| Ok(Keys::meta(name, first + u64::from(n)));
+    match slot::put_at(store, &place, vec![encoded], &|there| Meta::is_torn(there)).await {
         Ok(Put::Ours(key)) => Ok(Keys::number(&key)),
         Ok(Put::Taken(_)) => Ok(None),
-        Ok(Put::Torn) => Err(VolumeError::Invalid(slot::torn(&Keys::meta(&meta.name, first)))),
+        Ok(Put::Torn) => Err(VolumeError::Invalid(slot::torn(&Keys::meta(name, first)))),
         // Whoever was faster has been followed by somebody else already.
         Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
         Err(error) => {
-            Err(VolumeError::Store { doing: format!("writing a description of volume {}", meta.name), source: error })
+            Err(VolumeError::Store { doing: format!("writing a description of volume {name}"), source: error })
         }
     }
+}
+
+/// How often a claim gives way.
+const CLAIMS: usize = 8;
+
+/// Claim, look, put, look.
+async fn put_verified(
+    store: &dyn Store,
+    random: &Random,
+    before: u64,
+    name: &VolumeName,
+    encoded: Bytes,
+) -> Result<Option<u64>> {
+    for turn in 0..CLAIMS {
+        let Wanted { newest, highest } = wanted(store, name).await?;
+        if newest != before {
+            return Ok(None);
+        }
+        let number = highest + 1;
+        let claim = Keys::meta_claim(name, number, random.below(u64::MAX));
+        put_mark(store, &claim).await?;
+        let is_alone = is_alone(store, name, &claim, before, number).await;
+        if !matches!(is_alone, Ok(true)) {
+            take_back(store, claim).await;
+            is_alone?;
+            give_way(random, turn).await;
+            continue;
+        }
+        let key = Keys::meta(name, number);
+        match slot::put_at(store, &|_| Ok(key.clone()), vec![encoded.clone()], &|_| false).await {
+            Ok(Put::Ours(_)) => {}
+            Ok(Put::Taken(_) | Put::Torn) => return Err(VolumeError::Invalid(slot::torn(&key))),
+            Err(source) => return Err(VolumeError::Store { doing: format!("writing {key}"), source }),
+        }
+        // Whoever claims a higher number from here on sees this one and follows it; who did before may not have.
+        let placed = is_newest(store, random, name, number).await;
+        take_back(store, claim).await;
+        return placed;
+    }
+    Err(changed_meanwhile(name))
+}
+
+/// Whether nobody else wants this number or a higher one, and the description `before` is still the newest.
+async fn is_alone(store: &dyn Store, name: &VolumeName, own: &Key, before: u64, number: u64) -> Result<bool> {
+    let listed = list(store, name).await?;
+    let is_rival = |key: &Key| key != own && Keys::claimed_meta(key).is_some_and(|other| other >= number);
+    Ok(!listed.iter().any(|key| is_rival(key) || Keys::number(key).is_some_and(|other| other > before)))
+}
+
+/// Whether the description that was just put stays the newest. Waits for higher claims to be withdrawn.
+async fn is_newest(store: &dyn Store, random: &Random, name: &VolumeName, number: u64) -> Result<Option<u64>> {
+    for turn in 0..CLAIMS {
+        let Wanted { newest, highest } = wanted(store, name).await?;
+        if newest > number {
+            return Ok(None);
+        }
+        if highest == number {
+            return Ok(Some(number));
+        }
+        give_way(random, turn).await;
+    }
+    Err(VolumeError::Invalid(format!(
+        "the description of volume {name} is being changed by somebody else at the same time, and it is not known whose counts; look \
+         with `ashlar info`, and try again"
+    )))
+}
+
+/// The numbers of a volume's descriptions.
+struct Wanted {
+    /// The highest that there is.
+    newest: u64,
+    /// The highest that anybody wants.
+    highest: u64,
+}
+
+async fn wanted(store: &dyn Store, name: &VolumeName) -> Result<Wanted> {
+    let listed = list(store, name).await?;
+    let newest = listed.iter().filter_map(Keys::number).max().unwrap_or(0);
+    let claimed = listed.iter().filter_map(Keys::claimed_meta).max().unwrap_or(0);
+    Ok(Wanted { newest, highest: newest.max(claimed) })
 }

@@ -141,6 +141,6 @@ impl Slots<'_> {
     async fn replace(&self, unlocked: Unlocked) -> Result<()> {
         let Unlocked { description, encryption, keyring, .. } = unlocked;
         let meta = Meta { encryption: Some(encryption), ..description.meta.clone() };
-        description.replace(self.store, &meta, Some(&keyring)).await
+        description.replace(self.store, self.random, &meta, Some(&keyring)).await
     }
 }

@@ -10,8 +10,10 @@
 use uuid::Uuid;
 
 use crate::store::Key;
-use crate::units::Seq;
+use crate::units::{Epoch, Seq};
 use crate::volume::meta::{Layout, Meta, VolumeName};
+use crate::volume::places::further_place;
+use crate::volume::verified::{Claim, Mark, Placed};
 
 /// The keys of one volume.
 #[derive(Clone, Debug)]
@@ -71,6 +73,66 @@ impl Keys {
         key(format!("{}/segments/{:02x}/{:016x}", self.folder, seq.0 & 0xff, seq.0))
     }
 
+    /// `<folder>/fences/`: what decides about epochs in verified mode.
+    pub fn fences(&self) -> String {
+        format!("{}/fences/", self.folder)
+    }
+
+    /// `<folder>/fences/<epoch>-<nonce>`.
+    pub fn claim(&self, claim: Claim) -> Key {
+        key(format!("{}/fences/{:016x}-{:016x}", self.folder, claim.epoch.0, claim.nonce))
+    }
+
+    /// `<folder>/fences/<epoch>-<nonce>-<slot>-<epoch that it follows>`.
+    pub fn fence(&self, Placed { claim, slot, after }: Placed) -> Key {
+        key(format!("{}-{:016x}-{:016x}", self.claim(claim), slot.0, after.0))
+    }
+
+    /// The key of a claim or a fence.
+    pub fn of_mark(&self, mark: Mark) -> Key {
+        match mark {
+            Mark::Claim(claim) => self.claim(claim),
+            Mark::Fence(placed) => self.fence(placed),
+        }
+    }
+
+    /// After every claim and fence of this epoch, and before those of the next.
+    pub fn last_of(&self, epoch: Epoch) -> Key {
+        key(format!("{}/fences/{:016x}-z", self.folder, epoch.0))
+    }
+
+    /// What a key in `fences/` says, at whatever place the object is.
+    pub fn mark(&self, key: &Key) -> Option<Mark> {
+        let own = further_place(key).map_or_else(|| key.clone(), |(own, _)| own);
+        let mut parts = own.as_str().strip_prefix(&self.fences())?.split('-').map(hex);
+        let (epoch, nonce) = (Epoch(parts.next()??), parts.next()??);
+        let claim = Claim { epoch, nonce };
+        match (parts.next(), parts.next(), parts.next()) {
+            (None, None, None) => Some(Mark::Claim(claim)),
+            (Some(slot), Some(after), None) => {
+                Some(Mark::Fence(Placed { claim, slot: Seq(slot?), after: Epoch(after?) }))
+            }
+            _ => None,
+        }
+    }
+
+    /// `<name>/meta/<n>-<nonce>`: who wants to put that description, in verified mode.
+    pub fn meta_claim(name: &VolumeName, n: u64, nonce: u64) -> Key {
+        key(format!("{name}/meta/{n:016x}-{nonce:016x}"))
+    }
+
+    /// The number of a description that somebody wants to put.
+    pub fn claimed_meta(key: &Key) -> Option<u64> {
+        let (number, nonce) = key.as_str().rsplit('/').next()?.split_once('-')?;
+        hex(nonce)?;
+        hex(number)
+    }
+
+    /// Whether the key is one in `fences/`, of whatever volume.
+    pub fn is_fence(key: &Key) -> bool {
+        key.as_str().rsplit('/').nth(1) == Some("fences")
+    }
+
     /// `<folder>/checkpoints/`.
     pub fn checkpoints(&self) -> String {
         format!("{}/checkpoints/", self.folder)
@@ -83,14 +145,18 @@ impl Keys {
 
     /// The number at the end of a key of ours, if there is one.
     pub fn number(key: &Key) -> Option<u64> {
-        let digits = key.as_str().rsplit('/').next()?;
-        (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
+        hex(key.as_str().rsplit('/').next()?)
     }
 
     /// Whether that is a slot of the log of some volume.
     pub fn is_slot(key: &Key) -> bool {
         Keys::number(key).is_some() && key.as_str().rsplit('/').nth(2) == Some("segments")
     }
+}
+
+/// A number as keys have it.
+fn hex(digits: &str) -> Option<u64> {
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
 /// The first eight hexadecimal digits of a volume's uuid.

@@ -19,7 +19,7 @@ use crate::volume::account::Account;
 use crate::volume::description;
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
-use crate::volume::meta::{Layout, Meta, VolumeName};
+use crate::volume::meta::{FencedBy, Layout, Meta, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::removal;
 use crate::volume::scan::Source;
@@ -35,6 +35,8 @@ pub struct CreateOptions {
     pub compression: Compression,
     /// How it is unlocked, if it is to be encrypted.
     pub encryption: Option<NewEncryption>,
+    /// What keeps two servers from writing to it.
+    pub fenced_by: FencedBy,
 }
 
 /// How a new volume is to be unlocked.
@@ -68,11 +70,11 @@ pub async fn create(
 ) -> Result<Created> {
     Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let taken = || VolumeError::AlreadyExists { name: name.to_string(), store: store.url() };
-    let number = match description::newest(store, name).await? {
-        None => 1,
+    let before = match description::newest(store, name).await? {
+        None => 0,
         Some(newest) if newest.meta.deleted => {
             removal::clear(store, &newest).await?;
-            newest.number + 1
+            newest.number
         }
         Some(_) => return Err(taken()),
     };
@@ -92,8 +94,9 @@ pub async fn create(
         encryption,
         deleted: false,
         layout: Layout::ByUuid,
+        fenced_by: options.fenced_by,
     };
-    match description::put(store, number, &meta, keyring.as_ref()).await? {
+    match description::put(store, random, before, &meta, keyring.as_ref()).await? {
         Some(_) => Ok(Created { meta, recovery }),
         None => Err(taken()),
     }
@@ -177,6 +180,8 @@ pub struct Info {
     pub objects: u64,
     /// Segments whose last live block is gone and that wait for a checkpoint to be deleted.
     pub dead_objects: u64,
+    /// What keeps two servers from writing to it.
+    pub fencing: FencedBy,
     /// The newest fence's epoch; 0 if it was never opened.
     pub epoch: u64,
     /// The server that has it open or did not close it.
@@ -235,6 +240,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         dead_bytes: dead.iter().map(stored).sum(),
         sparse_bytes: totals.sparse_bytes(),
         gc_backlog_bytes: gc::excess(&totals, &gc::Options::default(), gc::Activity::Quiet),
+        fencing: source.meta.fenced_by,
         epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
         holder,
         last_commit_seq: scan.committed.0,

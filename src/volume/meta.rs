@@ -18,11 +18,14 @@ use zeroize::Zeroize;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::keyring::{Encryption, Keyring};
+use crate::store::Store;
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
+use crate::volume::error::VolumeError;
 
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
-/// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second.
-pub const FORMAT: u32 = 3;
+/// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
+/// volumes in verified mode have the fourth.
+pub const FORMAT: u32 = 4;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -48,6 +51,36 @@ pub struct Meta {
     pub deleted: bool,
     /// Where its other objects are.
     pub layout: Layout,
+    /// What keeps two servers from writing to it.
+    pub fenced_by: FencedBy,
+}
+
+/// What keeps two servers from writing to a volume; the same for as long as the volume is, because a server that relies on
+/// one does not see who relies on the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FencedBy {
+    /// Create-only PUTs, of which one succeeds: a fence takes the slot that the other needs next ([`super::slot`]).
+    #[default]
+    CreateOnly,
+    /// Writing and looking afterwards, whatever create-only PUTs do ([`super::verified`]).
+    Verified,
+}
+
+impl FencedBy {
+    /// What a new volume in this store has to rely on.
+    pub fn on(store: &dyn Store) -> FencedBy {
+        if store.keeps_create_only() { FencedBy::CreateOnly } else { FencedBy::Verified }
+    }
+}
+
+impl fmt::Display for FencedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FencedBy::CreateOnly => "create-only",
+            FencedBy::Verified => "verified",
+        })
+    }
 }
 
 /// Where the objects of a volume lie below its name.
@@ -77,7 +110,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of formats 2 and 3.
+/// The JSON of formats 2, 3 and 4.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -90,6 +123,9 @@ struct Written2 {
     seal: Seal,
     created_unix_millis: u64,
     encryption: Option<Encryption>,
+    /// Of format 4 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fencing: Option<FencedBy>,
     deleted: bool,
 }
 
@@ -123,6 +159,20 @@ impl Meta {
         Meta { deleted: true, encryption: None, ..self.clone() }
     }
 
+    /// Refuses a store that does not keep what the volume relies on.
+    pub fn check_store(&self, store: &dyn Store) -> Result<(), VolumeError> {
+        if self.fenced_by == FencedBy::Verified || store.keeps_create_only() {
+            return Ok(());
+        }
+        Err(VolumeError::Invalid(format!(
+            "volume {} relies on create-only PUTs, on which nobody may rely in {}: they do not keep two servers apart there, or \
+             store.fencing says \"verified\". If the store keeps them, set store.fencing = \"auto\"; else copy the volume into a new \
+             one, with store.fencing = \"unsafe\" while nobody else has it open",
+            self.name,
+            store.url()
+        )))
+    }
+
     /// How its objects are sealed.
     pub fn seal(&self) -> Seal {
         if self.encryption.is_some() { Seal::ChaCha20Poly1305 } else { Seal::Blake3 }
@@ -132,6 +182,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
+            _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
             (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
             (Layout::ByName, _) => json(&self.written2(2)),
             (Layout::ByUuid, _) => json(&self.written2(3)),
@@ -203,6 +254,7 @@ impl Meta {
             seal: self.seal(),
             created_unix_millis: self.created_unix_millis,
             encryption: self.encryption.clone(),
+            fencing: Some(self.fenced_by).filter(|_| format >= 4),
             deleted: self.deleted,
         }
     }
@@ -215,7 +267,7 @@ impl Meta {
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
             2 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByName)?,
-            3 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByUuid)?,
+            3 | 4 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByUuid)?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -231,16 +283,53 @@ impl Written1 {
         check_support(&self)?;
         let Written1 { name, uuid, size, block_size, created_unix_millis, deleted, .. } = self;
         let (compression, encryption, layout) = (Compression::Lz4, None, Layout::ByName);
-        Ok(Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted, layout })
+        let fenced_by = FencedBy::CreateOnly;
+        Ok(Meta {
+            name,
+            uuid,
+            size,
+            block_size,
+            created_unix_millis,
+            compression,
+            encryption,
+            deleted,
+            layout,
+            fenced_by,
+        })
     }
 }
 
 impl Written2 {
     fn into_meta(self, layout: Layout) -> Result<Meta, MetaError> {
         let Written2 {
-            name, uuid, size, block_size, compression, seal, created_unix_millis, encryption, deleted, ..
+            format,
+            name,
+            uuid,
+            size,
+            block_size,
+            compression,
+            seal,
+            created_unix_millis,
+            encryption,
+            fencing,
+            deleted,
         } = self;
-        let meta = Meta { name, uuid, size, block_size, created_unix_millis, compression, encryption, deleted, layout };
+        if fencing.is_some() != (format >= 4) {
+            return Err(MetaError::Malformed("its format and its fencing contradict each other".to_owned()));
+        }
+        let fenced_by = fencing.unwrap_or_default();
+        let meta = Meta {
+            name,
+            uuid,
+            size,
+            block_size,
+            created_unix_millis,
+            compression,
+            encryption,
+            deleted,
+            layout,
+            fenced_by,
+        };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
         }
@@ -452,6 +541,7 @@ mod tests {
             encryption: None,
             deleted: false,
             layout: Layout::ByName,
+            fenced_by: FencedBy::CreateOnly,
         }
     }
 
@@ -471,7 +561,8 @@ mod tests {
 
     #[test]
     fn a_description_comes_back() {
-        for meta in [sample(), Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
+        let verified = Meta { layout: Layout::ByUuid, fenced_by: FencedBy::Verified, ..sample() };
+        for meta in [sample(), verified, Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
             assert_eq!(Meta::decode(&name("disk0"), &meta.encode(None)), Ok(meta));
         }
     }
@@ -558,8 +649,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 4, \"news\": true"),
-            "its format 4 is unknown (this ashlar reads up to 3): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 5, \"news\": true"),
+            "its format 5 is unknown (this ashlar reads up to 4): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

@@ -12,6 +12,9 @@
 //!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
 //!    And look for a tombstone: a volume that is deleted meanwhile is refused ([`removal`](super::removal), step 4).
 //! 6. Accept the journal's changes after the last committed one. They take their old numbers.
+//!
+//! In verified mode ([`verified`]) the first scan finds out whether the volume may be had; then comes the claim, and only what a
+//! scan after it finds counts. Step 4 does not need the slot, and there are no void fences in step 5.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,7 +34,7 @@ use crate::units::{Epoch, Seq};
 use crate::volume::budget::Budget;
 use crate::volume::description;
 use crate::volume::error::{Holder, Result, VolumeError};
-use crate::volume::meta::VolumeName;
+use crate::volume::meta::{FencedBy, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
 use crate::volume::seen;
@@ -39,6 +42,7 @@ use crate::volume::shared::{Doomed, Parts, Shared};
 use crate::volume::slot::{self, Put};
 use crate::volume::state::{Origin, State};
 use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
+use crate::volume::verified::{self, Claim};
 
 /// How often opening begins again because others wrote to the log meanwhile.
 const TRIES: usize = 16;
@@ -101,47 +105,19 @@ pub(super) async fn open(
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
-    let source = Source::of(store, name, &options, Some(cache), &outside.secrets).await?;
+    let source = Source::of(store.clone(), name, &options, Some(cache), &outside.secrets).await?;
+    source.meta.check_store(&*store)?;
+    let keys = source.keys.clone();
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
     let opening = Opening { outside, meter, source, options, journal_options, flags };
-    let mut displaced: Option<Epoch> = None;
-    for turn in 0..TRIES {
-        let mut scan = opening.source.scan().await?;
-        let seen = opening.refuse_the_past(&scan).await?;
-        opening.refuse_a_lost_race(&scan, &mut displaced)?;
-        let found = journal::find(&opening.outside.disk, &opening.source.sealer).await;
-        let verdict = opening.decide(&scan, &found)?;
-        if turn == 0 {
-            // Later the danger may be over because this very opening has met it.
-            opening.refuse_needless_flags(&scan, &found, seen)?;
-        }
-        if let Some(torn) = &scan.torn {
-            tracing::warn!(volume = %name, "{torn}; going on without it");
-        }
-        let (journal, replay) = opening.journal(&scan, found.ok().flatten(), &verdict).await?;
-        match opening.put_fence(&scan, journal.name()).await {
-            Ok(Some(placed)) => {
-                if placed.is_based_on_less {
-                    scan = opening.source.scan().await?;
-                } else {
-                    scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
-                }
-                let shared = opening.start(scan, placed, journal, replay);
-                shared.remember(shared.fence.0).await;
-                return Ok(shared);
-            }
-            // A journal that was just begun is empty: the next try finds it and drops it. Nothing of this one may be under way
-            // then. Why it could not be closed is found by the next one.
-            Ok(None) => drop(journal.close().await),
-            Err(error) => {
-                drop(journal.close().await);
-                return Err(error);
-            }
-        }
+    let mut claim = None;
+    let taken = opening.take(name, &mut claim).await;
+    if let (Err(_), Some(claim)) = (&taken, claim) {
+        verified::withdraw(&*store, &keys, claim).await;
     }
-    Err(VolumeError::Invalid(format!("volume {name} changes too fast to be opened; another server is writing to it")))
+    taken
 }
 
 /// Our fence, in the log.
@@ -198,6 +174,62 @@ struct Opening {
 }
 
 impl Opening {
+    /// Steps 1 to 6. In verified mode `claim` is ours until it is taken out.
+    async fn take(self, name: &VolumeName, claim: &mut Option<Claim>) -> Result<Shared> {
+        let mut displaced: Option<Epoch> = None;
+        for turn in 0..TRIES {
+            let mut scan = self.source.scan().await?;
+            if let Some(contested) = claim.take_if(|claim| scan.fences.contests(*claim)) {
+                verified::withdraw(&*self.outside.store, &self.source.keys, contested).await;
+                verified::give_way(&self.outside.random, turn).await;
+                continue;
+            }
+            let seen = self.refuse_the_past(&scan).await?;
+            self.refuse_a_lost_race(&scan, &mut displaced)?;
+            let found = journal::find(&self.outside.disk, &self.source.sealer).await;
+            let verdict = self.decide(&scan, &found)?;
+            if turn == 0 {
+                // Later the danger may be over because this very opening has met it.
+                self.refuse_needless_flags(&scan, &found, seen)?;
+            }
+            if self.source.meta.fenced_by == FencedBy::Verified && claim.is_none() {
+                let store = &*self.outside.store;
+                *claim = Some(verified::claim(store, &self.source.keys, &scan.fences, &self.outside.random).await?);
+                continue;
+            }
+            if let Some(torn) = &scan.torn {
+                tracing::warn!(volume = %name, "{torn}; going on without it");
+            }
+            let (journal, replay) = self.journal(&scan, found.ok().flatten(), &verdict).await?;
+            match self.put_fence(&scan, journal.name(), *claim).await {
+                Ok(Some(placed)) => {
+                    if placed.is_based_on_less {
+                        scan = self.source.scan().await?;
+                    } else {
+                        scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
+                    }
+                    let shared = self.start(scan, placed, journal, replay);
+                    shared.remember(shared.fence.0).await;
+                    return Ok(shared);
+                }
+                // A journal that was just begun is empty: the next try finds it and drops it. Nothing of this one may be under way
+                // then. Why it could not be closed is found by the next one.
+                Ok(None) => {
+                    drop(journal.close().await);
+                    // In verified mode our fence may be there, and only somebody who came later be in the way.
+                    displaced = displaced.max(claim.take().map(|claim| claim.epoch));
+                }
+                Err(error) => {
+                    drop(journal.close().await);
+                    return Err(error);
+                }
+            }
+        }
+        Err(VolumeError::Invalid(format!(
+            "volume {name} changes too fast to be opened; another server is writing to it"
+        )))
+    }
+
     /// Nothing in the store is ever older than it was, unless somebody put an old copy there.
     async fn refuse_the_past(&self, scan: &Scan) -> Result<Past> {
         let name = self.source.meta.name.to_string();
@@ -336,23 +368,12 @@ impl Opening {
     }
 
     /// Steps 4 and 5: our fence and its slot, or nothing if the log has moved on.
-    async fn put_fence(&self, scan: &Scan, journal: Uuid) -> Result<Option<PlacedFence>> {
+    async fn put_fence(&self, scan: &Scan, journal: Uuid, claim: Option<Claim>) -> Result<Option<PlacedFence>> {
+        let fence = self.fence(scan, journal, claim);
+        if let Some(claim) = claim {
+            return self.put_claimed(scan, fence, claim).await;
+        }
         let seq = scan.next;
-        let old = scan.fence.as_ref().map(|(_, fence)| fence);
-        // The old writer had at most W slots after its last commit, which is before this one.
-        let strays = if scan.closed { 1 } else { old.map_or(1, |fence| u64::from(fence.window)) };
-        let fence = Fence {
-            epoch: old.map_or(Epoch(0), |fence| fence.epoch).next(),
-            server: self.outside.server.uuid,
-            server_name: self.outside.server.name.clone(),
-            time_unix_millis: self.outside.clock.unix_millis(),
-            journal,
-            window: self.options.upload_window,
-            continues_at: Seq(seq.0 + strays.max(1)),
-            durability: self.options.durability,
-            covers: scan.covers,
-            displaces: log_evidence(scan).displaces(),
-        };
         let encoded = fence.encode(&self.source.sealer, seq, self.source.sealer.salt(self.outside.random.bytes()));
         let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;
         let stored_bytes = object.frames_at;
@@ -372,6 +393,46 @@ impl Opening {
         }
         let is_based_on_less = newest > scan.checkpointed;
         Ok(Some(PlacedFence { seq, fence, stored_bytes, is_based_on_less }))
+    }
+
+    /// As [`Opening::put_fence`], in verified mode.
+    async fn put_claimed(&self, scan: &Scan, fence: Fence, claim: Claim) -> Result<Option<PlacedFence>> {
+        let (store, random) = (&*self.outside.store, &self.outside.random);
+        let stored_bytes = verified::place(store, &self.source, scan, claim, &fence, random).await?;
+        self.refuse_the_deleted().await?;
+        let Some(stored_bytes) = stored_bytes else { return Ok(None) };
+        self.clear_fences(scan).await;
+        Ok(Some(PlacedFence { seq: scan.next, fence, stored_bytes, is_based_on_less: false }))
+    }
+
+    /// Deletes the claims and fences that the newest checkpoint has made needless.
+    async fn clear_fences(&self, scan: &Scan) {
+        let old = scan.fences.before(&self.source.keys, scan.based_on);
+        if old.is_empty() {
+            return;
+        }
+        if let Err(error) = self.outside.store.delete(&old).await {
+            tracing::debug!(volume = %self.source.meta.name, "older claims and fences are not deleted: {error}");
+        }
+    }
+
+    fn fence(&self, scan: &Scan, journal: Uuid, claim: Option<Claim>) -> Fence {
+        let seq = scan.next;
+        let old = scan.fence.as_ref().map(|(_, fence)| fence);
+        // The old writer had at most W slots after its last commit, which is before this one.
+        let strays = if scan.closed { 1 } else { old.map_or(1, |fence| u64::from(fence.window)) };
+        Fence {
+            epoch: claim.map_or_else(|| old.map_or(Epoch(0), |fence| fence.epoch).next(), |claim| claim.epoch),
+            server: self.outside.server.uuid,
+            server_name: self.outside.server.name.clone(),
+            time_unix_millis: self.outside.clock.unix_millis(),
+            journal,
+            window: self.options.upload_window,
+            continues_at: Seq(seq.0 + strays.max(1)),
+            durability: self.options.durability,
+            covers: scan.covers,
+            displaces: log_evidence(scan).displaces(),
+        }
     }
 
     /// Step 6.

@@ -40,12 +40,13 @@ use crate::units::{Epoch, Seq};
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::keys::Keys;
-use crate::volume::meta::VolumeName;
+use crate::volume::meta::{FencedBy, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::places;
 use crate::volume::recover::ServerIdentity;
 use crate::volume::scan::{Scan, Source};
 use crate::volume::slot::{self, Put};
+use crate::volume::verified::{self, Claim};
 
 /// How often a step begins again because others wrote to the volume meanwhile.
 const TRIES: usize = 16;
@@ -81,12 +82,13 @@ pub async fn delete(
                 objects => Ok(objects),
             };
         }
+        newest.meta.check_store(&**store)?;
         let source = removal.source(Some(newest.clone()), takeover, secrets).await?;
         if let Some(source) = &source {
             removal.displace(source, takeover).await?;
         }
         let meta = newest.meta.tombstone();
-        let Some(number) = description::put(&**store, newest.number + 1, &meta, None).await? else {
+        let Some(number) = description::put(&**store, random, newest.number, &meta, None).await? else {
             continue; // somebody changed the description, or deletes the volume too
         };
         if let Some(source) = &source {
@@ -123,12 +125,18 @@ impl Removal<'_> {
 
     /// Steps 1 and 2: puts a fence behind the log, unless there is one of a deletion already.
     async fn displace(&self, source: &Source, takeover: bool) -> Result<()> {
-        for _ in 0..TRIES {
+        for turn in 0..TRIES {
             let scan = match source.scan().await {
                 Ok(scan) => scan,
-                // What is damaged, or half deleted already, tells nothing of a server that may have it.
-                Err(VolumeError::Corrupt { .. }) if takeover => return Ok(()),
-                Err(error) if takeover && error.is_not_found() => return Ok(()),
+                // What is damaged, or half deleted already, tells nothing of a server that may have it. In verified mode a claim is
+                // enough to stop that, wherever its log ends.
+                Err(error) if takeover && (error.is_not_found() || matches!(error, VolumeError::Corrupt { .. })) => {
+                    if source.meta.fenced_by == FencedBy::Verified {
+                        let listed = verified::list(&**self.store, &source.keys).await?;
+                        verified::claim(&**self.store, &source.keys, &listed, self.random).await?;
+                    }
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             };
             match &scan.fence {
@@ -138,7 +146,11 @@ impl Removal<'_> {
                 }
                 _ => {}
             }
-            if self.put_fence(source, &scan).await? {
+            let is_placed = match source.meta.fenced_by {
+                FencedBy::CreateOnly => self.put_fence(source, &scan).await?,
+                FencedBy::Verified => self.put_verified(source, &scan, turn).await?,
+            };
+            if is_placed {
                 return Ok(());
             }
         }
@@ -150,20 +162,7 @@ impl Removal<'_> {
 
     /// Whether our fence is the end of the log now.
     async fn put_fence(&self, source: &Source, scan: &Scan) -> Result<bool> {
-        let old = scan.fence.as_ref().map(|(_, fence)| fence).filter(|_| !scan.closed);
-        let strays = old.map_or(1, |fence| u64::from(fence.window).max(1));
-        let fence = Fence {
-            epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).next(),
-            server: self.server.uuid,
-            server_name: format!("{} (deleting it)", self.server.name),
-            time_unix_millis: self.clock.unix_millis(),
-            journal: OF_DELETION,
-            window: 1,
-            continues_at: Seq(scan.next.0 + strays),
-            durability: old.map_or(Durability::Store, |fence| fence.durability),
-            covers: scan.covers,
-            displaces: true,
-        };
+        let fence = self.fence(scan, scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).next());
         let key = source.keys.segment(scan.next);
         let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(self.random.bytes()));
         let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
@@ -176,6 +175,46 @@ impl Removal<'_> {
         // The slot may have been free only because its owner deleted it after a checkpoint: then the log ends further on.
         // That fence stays where it is, and is deleted or kept with the others.
         Ok(source.list_checkpoints().await?.last().is_none_or(|&newest| newest < scan.next))
+    }
+
+    /// The same in verified mode. The caller looked at the volume before the claim was there: what it decided must still hold.
+    async fn put_verified(&self, source: &Source, before: &Scan, turn: usize) -> Result<bool> {
+        let store = &**self.store;
+        let claim = verified::claim(store, &source.keys, &before.fences, self.random).await?;
+        let placed = self.put_claimed(source, before, claim).await;
+        if !matches!(placed, Ok(true)) {
+            verified::withdraw(store, &source.keys, claim).await;
+            verified::give_way(self.random, turn).await;
+        }
+        placed
+    }
+
+    async fn put_claimed(&self, source: &Source, before: &Scan, claim: Claim) -> Result<bool> {
+        let scan = source.scan().await?;
+        let epoch = |scan: &Scan| scan.fence.as_ref().map(|(_, fence)| fence.epoch);
+        if scan.fences.contests(claim) || epoch(&scan) != epoch(before) || scan.closed != before.closed {
+            return Ok(false);
+        }
+        let fence = self.fence(&scan, claim.epoch);
+        let put = verified::place(&**self.store, source, &scan, claim, &fence, self.random).await?;
+        Ok(put.is_some())
+    }
+
+    fn fence(&self, scan: &Scan, epoch: Epoch) -> Fence {
+        let old = scan.fence.as_ref().map(|(_, fence)| fence).filter(|_| !scan.closed);
+        let strays = old.map_or(1, |fence| u64::from(fence.window).max(1));
+        Fence {
+            epoch,
+            server: self.server.uuid,
+            server_name: format!("{} (deleting it)", self.server.name),
+            time_unix_millis: self.clock.unix_millis(),
+            journal: OF_DELETION,
+            window: 1,
+            continues_at: Seq(scan.next.0 + strays),
+            durability: old.map_or(Durability::Store, |fence| fence.durability),
+            covers: scan.covers,
+            displaces: true,
+        }
     }
 }
 
@@ -197,7 +236,11 @@ pub(super) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<
     let is_free = description::newest(store, name).await?.is_some_and(|newest| newest.number == tombstone.number);
     let dead = Keys::of(&tombstone.meta);
     let folders = [dead.segments(), dead.checkpoints()];
-    let is_old = |key: &Key| is_free || folders.iter().any(|folder| key.as_str().starts_with(folder));
+    let is_old = |key: &Key| match Keys::claimed_meta(key) {
+        // Somebody may be about to create the volume that follows.
+        Some(number) => number < tombstone.number,
+        None => !Keys::is_fence(key) && (is_free || folders.iter().any(|folder| key.as_str().starts_with(folder))),
+    };
     let listed = listed.into_iter().filter(|entry| is_old(&entry.key));
     let (metas, objects): (Vec<_>, Vec<_>) = listed.partition(|entry| dead.is_meta(&entry.key));
     let fences = stream::iter(&objects).map(|entry| is_fence(store, entry)).buffered(PARALLEL);

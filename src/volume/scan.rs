@@ -21,12 +21,13 @@ use crate::volume::account::Account;
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
-use crate::volume::meta::{Meta, VolumeName};
+use crate::volume::meta::{FencedBy, Meta, VolumeName};
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
 use crate::volume::places::{PLACES_MAX, place};
 use crate::volume::root::{self, CheckpointInfo, Root};
 use crate::volume::seen::Seen;
+use crate::volume::verified::{self, Listed, Placed};
 
 /// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
 const HEAD_GUESS: u64 = 64 << 10;
@@ -38,6 +39,9 @@ const PROBE_MAX: u64 = 128;
 
 /// How often a scan begins again because the volume's owner wrote a checkpoint and deleted what the scan was reading.
 const RESCANS: usize = 8;
+
+/// What is wrong with an object that is not there.
+const MISSING: &str = "it is not there, but the log goes on after it";
 
 /// The handles that a scan reads through.
 #[derive(Clone, Debug)]
@@ -85,6 +89,10 @@ pub struct Scan {
     pub account: Account,
     /// The first part of an object that stands in the first free slot; it never took effect.
     pub torn: Option<Torn>,
+    /// In verified mode: all claims and fences.
+    pub fences: Listed,
+    /// The epoch that wrote the newest checkpoint; 0 if there is none.
+    pub based_on: Epoch,
 }
 
 /// What a store kept of a PUT that broke off.
@@ -261,9 +269,21 @@ impl Source {
 
     async fn scan_from(&self, root: Root, listed: BTreeSet<Seq>) -> Result<Scan> {
         let mut scan = restore(&self.meta, root, listed);
+        let mut fences = self.fences_after(&mut scan).await?.into_iter().peekable();
         let mut width = PROBE_FIRST;
         loop {
-            let slots = (scan.next.0..scan.next.0 + width).map(Seq);
+            while let Some((slot, read)) = fences.next_if(|(slot, _)| *slot == scan.next) {
+                self.apply(&mut scan, slot, read).await?;
+            }
+            // The epoch ends there, whatever came into the slots from there on.
+            let ends = fences.peek().map(|(slot, _)| *slot);
+            let most = ends.map_or(u64::MAX, |end| end.0.saturating_sub(scan.next.0));
+            if most == 0 {
+                return Err(self
+                    .broken(&scan, self.keys.segment(scan.next), "the log passes by a fence that counts")
+                    .await);
+            }
+            let slots = (scan.next.0..scan.next.0 + width.min(most)).map(Seq);
             let probes =
                 slots.map(|seq| async move { (seq, read_slot(&*self.store, &self.keys, &self.sealer, seq).await) });
             let probed = join_all(probes).await;
@@ -274,14 +294,69 @@ impl Source {
                 }
                 match probe? {
                     Slot::Holds(read, _) => self.apply(&mut scan, seq, read).await?,
+                    Slot::Free if ends.is_some() => {
+                        return Err(self.broken(&scan, self.keys.segment(seq), MISSING).await);
+                    }
                     Slot::Free => return Ok(scan),
-                    Slot::Torn(torn) if self.was_committed(&scan).await? => {
+                    Slot::Torn(torn) if ends.is_some() || self.was_committed(&scan).await? => {
                         self.apply_damaged(&mut scan, seq, torn).await?;
                     }
                     Slot::Torn(torn) => return Ok(Scan { torn: Some(torn), ..scan }),
                 }
             }
             width = (width * 2).min(PROBE_MAX);
+        }
+    }
+
+    /// In verified mode, the fences that count after that of the checkpoint. They are listed after the checkpoint was read, so
+    /// that none is missing that another server deleted for the sake of a newer one, unless there is a newer one.
+    async fn fences_after(&self, scan: &mut Scan) -> Result<Vec<(Seq, LogRead)>> {
+        if self.meta.fenced_by != FencedBy::Verified {
+            return Ok(Vec::new());
+        }
+        scan.fences = verified::list(&*self.store, &self.keys).await?;
+        let mut listed = scan.fences.clone();
+        loop {
+            let Some(chain) = listed.chain(scan.based_on) else {
+                let key = self.keys.last_of(scan.based_on);
+                return Err(self
+                    .broken(scan, key, "a fence after this place that a later one follows is missing")
+                    .await);
+            };
+            let reads = join_all(chain.iter().map(|placed| self.read_fence(scan, *placed))).await;
+            let reads: Vec<Option<LogRead>> = reads.into_iter().collect::<Result<_>>()?;
+            match reads.iter().position(Option::is_none) {
+                None => return Ok(chain.iter().map(|placed| placed.slot).zip(reads.into_iter().flatten()).collect()),
+                // Whoever puts it has not got further, and gives way to whoever wants the volume now.
+                Some(torn) if torn + 1 == chain.len() => listed.pass_over(chain[torn]),
+                Some(torn) => {
+                    let key = self.keys.fence(chain[torn]);
+                    return Err(VolumeError::Corrupt { key, why: "only the first part of the fence is there".into() });
+                }
+            }
+        }
+    }
+
+    /// A fence; nothing if there is only a part of it.
+    async fn read_fence(&self, scan: &Scan, placed: Placed) -> Result<Option<LogRead>> {
+        let own = self.keys.fence(placed);
+        match read_places(&*self.store, &own, &self.sealer, placed.slot).await? {
+            Slot::Holds(read, key) => match &read.object {
+                LogObject::Fence(fence) if fence.epoch == placed.claim.epoch => Ok(Some(read)),
+                _ => Err(VolumeError::Corrupt { key, why: "it is not the fence that its key says".into() }),
+            },
+            Slot::Torn(_) => Ok(None),
+            Slot::Free => Err(self.broken(scan, own, MISSING).await),
+        }
+    }
+
+    /// The log does not hold together: because its owner has written a newer checkpoint meanwhile and deleted what the one before
+    /// it needs, or because it is damaged.
+    async fn broken(&self, scan: &Scan, key: Key, why: &str) -> VolumeError {
+        match self.has_moved(scan.checkpointed).await {
+            Ok(true) => VolumeError::Store { doing: format!("reading {key}"), source: StoreError::not_found(&key) },
+            Ok(false) => VolumeError::Corrupt { key, why: why.to_owned() },
+            Err(error) => error,
         }
     }
 
@@ -323,12 +398,25 @@ impl Source {
     async fn apply(&self, scan: &mut Scan, seq: Seq, read: LogRead) -> Result<()> {
         let wrong = |why: String| VolumeError::Corrupt { key: self.keys.segment(seq), why };
         let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
-        let begins = matches!(read.object, LogObject::Fence(_));
-        if read.object.epoch() != (if begins { epoch.next() } else { epoch }) {
+        let is_verified = self.meta.fenced_by == FencedBy::Verified;
+        let fits = match &read.object {
+            // Claims that came to nothing have used up the epochs between.
+            LogObject::Fence(fence) if is_verified => fence.epoch > epoch,
+            LogObject::Fence(fence) => fence.epoch == epoch.next(),
+            other => other.epoch() == epoch,
+        };
+        if !fits {
             return Err(wrong(format!("it is of epoch {}, but the log is in epoch {epoch}", read.object.epoch())));
         }
-        if read.object.covers() < scan.covers {
-            return Err(wrong(format!("it ends at change {}, before change {}", read.object.covers(), scan.covers)));
+        // Nothing else proves that the key of a fence names the one before it.
+        let is_skipped =
+            is_verified && matches!(read.object, LogObject::Fence(_)) && read.object.covers() > scan.covers;
+        if read.object.covers() < scan.covers || is_skipped {
+            return Err(wrong(format!(
+                "it ends at change {}, and the log before it at {}",
+                read.object.covers(),
+                scan.covers
+            )));
         }
         scan.covers = read.object.covers();
         scan.committed = seq;
@@ -407,12 +495,14 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         listed,
         bytes_since_checkpoint: 0,
         covers: root.covers,
+        based_on: root.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch),
         fence: root.fence,
         closed: false,
         committed: root.seq,
         next: root.next_slot,
         account: root.account,
         torn: None,
+        fences: Listed::default(),
     }
 }
 
@@ -423,10 +513,14 @@ fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
 
 /// What stands in a slot of the log: the first whole object among its places.
 pub async fn read_slot(store: &dyn Store, keys: &Keys, sealer: &Sealer, seq: Seq) -> Result<Slot> {
-    let own = keys.segment(seq);
+    read_places(store, &keys.segment(seq), sealer, seq).await
+}
+
+/// The first whole object among the places of this one.
+async fn read_places(store: &dyn Store, own: &Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
     let mut found = Slot::Free;
     for n in 0..PLACES_MAX {
-        let key = place(&own, n).map_err(VolumeError::store("reading the log"))?;
+        let key = place(own, n).map_err(VolumeError::store("reading the log"))?;
         match read_log_object(store, key, sealer, seq).await {
             Ok(Slot::Torn(torn)) => found = Slot::Torn(torn),
             Err(error) if error.is_not_found() => break,

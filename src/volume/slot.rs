@@ -42,9 +42,11 @@ use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::Seq;
 use crate::volume::backoff::Backoff;
 use crate::volume::error::{Holder, VolumeError};
+use crate::volume::meta::FencedBy;
 use crate::volume::places::{self, PLACES_MAX};
 use crate::volume::scan::{self, Slot};
 use crate::volume::shared::{End, Shared};
+use crate::volume::verified::{self, Mark};
 
 /// What became of an object that was to be created.
 #[derive(Debug)]
@@ -142,18 +144,57 @@ pub(super) fn torn(key: &Key) -> String {
     )
 }
 
-/// Puts an object into a slot, for as long as the store takes to accept it. Fails only if somebody else has the slot.
+/// Puts an object into a slot, for as long as the store takes to accept it; in verified mode looks afterwards. Fails only if somebody
+/// else has the slot, or the volume.
 pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>) -> Result<(), End> {
     let key = shared.keys.segment(seq);
     let mut backoff = Backoff::new(shared);
     loop {
         match put_log_object(&*shared.store, &key, parts.clone(), &shared.sealer, seq).await {
-            Ok(Put::Ours(_)) => return Ok(()),
+            Ok(Put::Ours(_)) => break,
             Ok(Put::Taken(there)) => return Err(whose(shared, seq, &there)),
             Ok(Put::Torn) => return Err(End::Failed(torn(&key))),
             Err(error) => backoff.pause(&format!("writing {key}"), &error).await,
         }
     }
+    if shared.meta.fenced_by != FencedBy::Verified {
+        return Ok(());
+    }
+    let mut backoff = Backoff::new(shared);
+    loop {
+        match prove_no_claim(shared).await {
+            Ok(()) => return Ok(()),
+            Err(ProofError::Fenced(end)) => return Err(end),
+            Err(ProofError::Store(error)) => {
+                backoff.pause(&format!("looking into {}", shared.keys.fences()), &error).await;
+            }
+        }
+    }
+}
+
+/// Step 5 of [`verified`].
+async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
+    match verified::look(&*shared.store, &shared.keys, shared.epoch).await {
+        Ok(None) => Ok(()),
+        Ok(Some(mark)) => Err(ProofError::Fenced(claimed_by(shared, mark).await)),
+        Err(error) => Err(ProofError::Store(error)),
+    }
+}
+
+/// Who that is stands in the fence, if it is there already and can be read.
+async fn claimed_by(shared: &Shared, mark: Mark) -> End {
+    if let Mark::Fence(placed) = mark {
+        let key = shared.keys.fence(placed);
+        let read = scan::read_log_object(&*shared.store, key, &shared.sealer, placed.slot).await;
+        if let Ok(Slot::Holds(read, _)) = read {
+            return taken_by(shared, placed.slot, &read.object);
+        }
+    }
+    End::Fenced(format!(
+        "volume {} was taken over: {} is there; this server can write no more",
+        shared.meta.name,
+        shared.keys.of_mark(mark)
+    ))
 }
 
 /// Somebody else's object stands in our slot: the volume is no longer ours.
@@ -184,7 +225,12 @@ fn taken_by(shared: &Shared, seq: Seq, object: &LogObject) -> End {
 ///
 /// Slots are filled meanwhile, maybe faster than they can be read one after the other: twice as many are read at once each
 /// time that none of the last ones was free.
+///
+/// In verified mode one look is enough: whoever claims the volume after it reads the checkpoints after the claim.
 pub(super) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), ProofError> {
+    if shared.meta.fenced_by == FencedBy::Verified {
+        return prove_no_claim(shared).await;
+    }
     let (mut seq, mut count) = (from, 1);
     loop {
         let reads = (0..count).map(|i| scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, Seq(seq.0 + i)));

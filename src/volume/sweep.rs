@@ -57,6 +57,7 @@ impl Tables {
         let own = further_place(key).map(|(own, _)| own);
         let key = own.as_ref().unwrap_or(key);
         match Keys::number(key).map(Seq) {
+            None if keys.mark(key).is_some() => Owner::Volume,
             Some(_) if keys.is_meta(key) => Owner::Volume,
             Some(seq) if *key == keys.checkpoint(seq) => {
                 match self.checkpoints.contains(&seq) || seq > self.checkpointed {

@@ -22,7 +22,7 @@ use ashlar::segment::{
 };
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
-use ashlar::volume::meta::{Layout, Meta, VolumeName};
+use ashlar::volume::meta::{FencedBy, Layout, Meta, VolumeName};
 use ashlar::volume::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -230,6 +230,7 @@ fn meta() {
         encryption: None,
         deleted: false,
         layout: Layout::ByName,
+        fenced_by: FencedBy::CreateOnly,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -238,6 +239,9 @@ fn meta() {
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&by_uuid));
     let bytes = golden("v3/meta-deleted", by_uuid.tombstone().encode(None));
     assert_eq!(Meta::decode(&name, &bytes), Ok(by_uuid.tombstone()));
+    let verified = Meta { fenced_by: FencedBy::Verified, ..by_uuid };
+    let bytes = golden("v4/meta", verified.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&verified));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -333,6 +337,7 @@ fn encrypted_fence_checkpoint_and_description() {
         encryption: Some(encryption),
         deleted: false,
         layout: Layout::ByName,
+        fenced_by: FencedBy::CreateOnly,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();

@@ -8,7 +8,7 @@ use ashlar::outside::Random;
 use ashlar::segment::Durability;
 use ashlar::store::faults::FaultOptions;
 use ashlar::store::limit::LimitOptions;
-use ashlar::volume::Options;
+use ashlar::volume::{FencedBy, Options};
 
 use crate::life::Way;
 
@@ -30,11 +30,11 @@ pub struct Climate {
 
 impl Climate {
     /// A random one.
-    pub fn draw(random: &Random) -> Climate {
+    pub fn draw(random: &Random, fenced_by: FencedBy) -> Climate {
         let pick = |values: &[u64]| values[random.below(values.len() as u64) as usize];
         Climate {
             options: options(random),
-            way: way(random),
+            way: way(random, fenced_by),
             disk_faults: DiskFaults {
                 write: pick(&[0, 0, 0, 5]) as u32,
                 sync: pick(&[0, 0, 0, 20]) as u32,
@@ -50,7 +50,8 @@ impl Climate {
 
     /// The same without faults and want, with one small volume.
     pub fn fair(&self) -> Climate {
-        let way = Way { faults: FaultOptions::default(), delete_delay: Duration::ZERO, limit: LimitOptions::default() };
+        let (faults, limit) = (FaultOptions::default(), LimitOptions::default());
+        let way = Way { faults, delete_delay: Duration::ZERO, limit, ..self.way };
         Climate { way, disk_faults: DiskFaults::default(), volumes: 1, is_wide: false, ..self.clone() }
     }
 
@@ -102,7 +103,7 @@ fn options(random: &Random) -> Options {
     options
 }
 
-fn way(random: &Random) -> Way {
+fn way(random: &Random, fenced_by: FencedBy) -> Way {
     let pick = |values: &[u64]| values[random.below(values.len() as u64) as usize];
     let faults = FaultOptions {
         delay_spread: Duration::from_millis(pick(&[1, 20, 100])),
@@ -115,6 +116,8 @@ fn way(random: &Random) -> Way {
         half: pick(&[0, 0, 10, 50]) as u32,
         ..FaultOptions::default()
     };
+    // A store that keeps what came of a broken PUT, and overwrites, is refused.
+    let faults = if fenced_by == FencedBy::Verified { FaultOptions { half: 0, ..faults } } else { faults };
     let permits = |random: &Random, plenty: usize| [1, 2, plenty][random.below(3) as usize];
     Way {
         faults,
@@ -125,5 +128,6 @@ fn way(random: &Random) -> Way {
             deletes: permits(random, 4),
             background: permits(random, 8),
         },
+        fenced_by,
     }
 }

@@ -12,12 +12,12 @@ use ashlar::outside::Random;
 use ashlar::store::faults::{FaultOptions, Faults, FaultyStore};
 use ashlar::store::hedge::HedgeOptions;
 use ashlar::store::limit::LimitOptions;
-use ashlar::store::memory::MemoryStore;
+use ashlar::store::look::LookStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::retry::RetryOptions;
 use ashlar::store::{Key, ObjectEntry, Store};
 use ashlar::units::ChangeNo;
-use ashlar::volume::{Budget, Options, Volume};
+use ashlar::volume::{Budget, FencedBy, Options, Volume};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -44,6 +44,8 @@ pub struct Way {
     /// How much longer a DELETE takes.
     pub delete_delay: Duration,
     pub limit: LimitOptions,
+    /// What keeps the servers apart.
+    pub fenced_by: FencedBy,
 }
 
 impl Server {
@@ -51,7 +53,7 @@ impl Server {
     /// are both tried.
     pub fn new(
         number: usize,
-        store: Arc<MemoryStore>,
+        store: Arc<dyn Store>,
         way: Way,
         cache: BlockCache,
         options: &Options,
@@ -69,7 +71,11 @@ impl Server {
         let hedge = HedgeOptions { share_percent: 50, p95_percent: 100, delay_min: Duration::from_millis(1) };
         let options_of_store = StoreOptions { retry, hedge, limit: way.limit, ..StoreOptions::default() };
         let tower = stack(backend, &options_of_store, &Random::seeded(random.below(u64::MAX)));
-        Server { number, store: tower.store, faults, cache: Arc::new(cache), budget: Budget::new(options) }
+        let store: Arc<dyn Store> = match way.fenced_by {
+            FencedBy::CreateOnly => tower.store,
+            FencedBy::Verified => Arc::new(LookStore(tower.store)),
+        };
+        Server { number, store, faults, cache: Arc::new(cache), budget: Budget::new(options) }
     }
 }
 

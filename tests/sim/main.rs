@@ -18,6 +18,8 @@ mod client;
 mod life;
 mod climate;
 mod seals;
+#[path = "../support/sloppy.rs"]
+mod sloppy;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -6,3 +6,4 @@ pub mod conformance;
 pub mod far;
 pub mod rotate;
 pub mod s3_server;
+pub mod sloppy;
