@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ashlar::cache::BlockCache;
 use ashlar::check;
+use ashlar::codec::frame::Compression;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
@@ -26,9 +27,10 @@ use ashlar::store::look::LookStore;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::retry::RetryOptions;
+use ashlar::volume::description;
 use ashlar::volume::verdict::Flag;
 use ashlar::volume::{
-    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
+    self, CreateOptions, FencedBy, Meta, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,
 };
 use bytes::Bytes;
@@ -372,4 +374,63 @@ fn without_looking_the_same_worlds_lose_data() {
     let lost = seeds.clone().filter(|seed| run(*seed, FencedBy::CreateOnly).is_err()).count();
     println!("{lost} of {} worlds", seeds.count());
     assert!(lost > 10, "{lost}");
+}
+
+/// Several want the same name, and then to change the same description, over a store that tells all of them that they won: one
+/// does, and what it put is what is there.
+#[test]
+fn of_several_that_want_a_name_or_a_description_one_gets_it() {
+    let (mut created, mut changed) = (0, 0);
+    for seed in 0..300 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (one_created, one_changed) = runtime.block_on(claims_to_descriptions(seed));
+        created += u64::from(one_created);
+        changed += u64::from(one_changed);
+    }
+    println!("{created} names and {changed} descriptions were got");
+    // Who finds itself in a crowd may give up, but not as a rule.
+    assert!(created > 250 && changed > 200, "{created}, {changed}");
+}
+
+async fn claims_to_descriptions(seed: u64) -> (bool, bool) {
+    let random = Random::seeded(seed);
+    let objects = MemoryStore::new();
+    let late = [0, 10][random.below(2) as usize];
+    let ways: Vec<Sloppy> =
+        (0..3).map(|_| Sloppy::new(objects.clone(), Random::seeded(random.below(u64::MAX)), late)).collect();
+    let creates = ways.iter().enumerate().map(|(number, way)| {
+        let random = Random::seeded(random.below(u64::MAX));
+        async move {
+            sleep(Duration::from_millis(random.below(60))).await;
+            let fenced_by = FencedBy::Verified;
+            let create = CreateOptions { size: (number as u64 + 1) * BLOCK, fenced_by, ..CreateOptions::default() };
+            volume::create(way, &random, &Clock::Manual(Arc::default()), &name(), create).await
+        }
+    });
+    let created: Vec<_> = join_all(creates).await.into_iter().filter_map(Result::ok).collect();
+    assert!(created.len() <= 1, "one name is one volume's");
+    sleep(LATEST).await;
+    let Some(created) = created.into_iter().next() else { return (false, false) };
+    let described = description::load(&objects, &name()).await.unwrap();
+    assert_eq!(described.meta, created.meta, "whoever was told that it has the name has it, whatever landed late");
+
+    let levels = [Compression::None, Compression::Zstd(1), Compression::Zstd(2)];
+    let changes = ways.iter().zip(levels).map(|(way, compression)| {
+        let (random, described) = (Random::seeded(random.below(u64::MAX)), described.clone());
+        async move {
+            sleep(Duration::from_millis(random.below(60))).await;
+            let meta = Meta { compression, ..described.meta.clone() };
+            let changed = described.replace(way, &random, &meta, None).await;
+            // What deletes the older ones may have failed after the change.
+            let is_there = |error: &VolumeError| error.to_string().contains("deleting older descriptions");
+            (changed.is_ok() || changed.as_ref().is_err_and(is_there)).then_some(compression)
+        }
+    });
+    let changed: Vec<Compression> = join_all(changes).await.into_iter().flatten().collect();
+    assert!(changed.len() <= 1, "of the changes of one description one counts: {changed:?}");
+    sleep(LATEST).await;
+    let Some(compression) = changed.first() else { return (true, false) };
+    let now = description::load(&objects, &name()).await.unwrap();
+    assert_eq!(now.meta.compression, *compression, "whoever was told that its change counts");
+    (true, true)
 }

@@ -175,7 +175,9 @@ impl Source {
                     Some(_) if tries < RESCANS => tries += 1,
                     Some(torn) => return Err(self.lost_checkpoint(torn, &scan)),
                 },
-                Err(error) if error.is_not_found() && tries < RESCANS && self.has_moved(before).await? => tries += 1,
+                Err(error) if error.is_not_found() && tries < RESCANS && self.may_have_moved(before).await? => {
+                    tries += 1
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -220,6 +222,22 @@ impl Source {
         let listed = list_all(&*self.store, &self.keys.checkpoints()).await;
         let listed = listed.map_err(VolumeError::store(format!("listing {}", self.keys.checkpoints())))?;
         Ok(listed.into_iter().map(|entry| (entry.key, entry.size)).collect())
+    }
+
+    /// In verified mode, whether a fence came since the fences were listed: then what stands in the slots is no longer what the scan
+    /// takes it for.
+    async fn taken_meanwhile(&self, scan: &Scan, key: &Key) -> Result<Option<VolumeError>> {
+        if self.meta.fenced_by != FencedBy::Verified {
+            return Ok(None);
+        }
+        let now = verified::list(&*self.store, &self.keys).await?;
+        let moved = || VolumeError::Store { doing: format!("reading {key}"), source: StoreError::not_found(key) };
+        Ok((now.newest_fence() > scan.fences.newest_fence()).then(moved))
+    }
+
+    /// Whether it is worth beginning again when something is missing. In verified mode that was found out where it is missing.
+    async fn may_have_moved(&self, before: Seq) -> Result<bool> {
+        Ok(self.meta.fenced_by == FencedBy::Verified || self.has_moved(before).await?)
     }
 
     async fn has_moved(&self, before: Seq) -> Result<bool> {
@@ -293,7 +311,11 @@ impl Source {
                     break; // a fence sent us further on
                 }
                 match probe? {
-                    Slot::Holds(read, _) => self.apply(&mut scan, seq, read).await?,
+                    Slot::Holds(read, key) => {
+                        if let Err(error) = self.apply(&mut scan, seq, read).await {
+                            return Err(self.taken_meanwhile(&scan, &key).await?.unwrap_or(error));
+                        }
+                    }
                     Slot::Free if ends.is_some() => {
                         return Err(self.broken(&scan, self.keys.segment(seq), MISSING).await);
                     }

@@ -97,6 +97,12 @@ impl Listed {
         newest.0.checked_add(1).map(Epoch)
     }
 
+    /// The epoch of the newest fence; 0 if there is none.
+    pub fn newest_fence(&self) -> Epoch {
+        let fence = self.0.iter().rev().find(|mark| matches!(mark, Mark::Fence(_)));
+        fence.map_or(Epoch(0), |mark| mark.claim().epoch)
+    }
+
     /// Whether somebody else wants this epoch, or has a higher one.
     pub fn contests(&self, claim: Claim) -> bool {
         self.0.iter().map(|mark| mark.claim()).any(|other| other != claim && other.epoch >= claim.epoch)
