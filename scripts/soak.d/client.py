@@ -160,12 +160,14 @@ class Client:
             fail(f"after {event}: {len(wrong)} pieces wrong\n" + "\n".join(wrong[:5]))
 
     def measure(self, handle, seconds):
-        """MiB/s written, with a flush at the end, and MiB/s read."""
+        """MiB/s written, with a flush at the end, and MiB/s read, for so many seconds each."""
         already, begun = self.bytes, time.monotonic()
         self.write(handle, (seconds, None), strict=True)
         written = (self.bytes - already) / (time.monotonic() - begun)
-        begun = time.monotonic()
-        read = sum(map(len, self.read(handle))) / (time.monotonic() - begun)
+        bytes_read, begun = 0, time.monotonic()
+        while time.monotonic() < begun + seconds:
+            bytes_read += sum(map(len, self.read(handle)))
+        read = bytes_read / (time.monotonic() - begun)
         return written / (1 << 20), read / (1 << 20)
 
 
