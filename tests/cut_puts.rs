@@ -1,5 +1,5 @@
 //! A store that keeps the first part of a PUT whose connection broke: whichever PUT that is, nothing half counts as the
-//! whole, nothing that was promised is lost, and the volume goes on.
+//! whole, nothing that was promised is lost, and the volume goes on. And a way to the store that flips a bit of what is read back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -306,4 +306,64 @@ async fn a_description_of_which_only_parts_came_is_no_volume_and_can_be_created_
     let again = world.create(&store).await.unwrap_err();
     assert!(matches!(again, VolumeError::AlreadyExists { .. }), "{again}");
     world.open(store, &world.disk, false).await.unwrap().close().await.unwrap();
+}
+
+/// Bits of the beginning of an object that are flipped: of its magic, its kind, the length of its head (it then seems to end before
+/// its head does), its salt, its tag, its head.
+const BITS: [u64; 7] = [3, 80, 12 * 8 + 7, 14 * 8, 17 * 8, 33 * 8, 49 * 8];
+
+/// A life of a server that must read back what it put, because the reply is lost, and ends without a close; then one of another.
+async fn two_lives(world: &World, store: &Arc<dyn Store>, faults: &Faults, when: &str) {
+    let volume = world.open(store.clone(), &world.disk, false).await.unwrap_or_else(|e| panic!("{when}: {e}"));
+    for n in 0..3 {
+        faults.set_trap(Counted::Mutations, faults.mutations() + 1, Trap::FailAfter);
+        volume.write(n << 20, pattern(n), true).await.unwrap_or_else(|error| panic!("{when}: write {n}: {error}"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    drop(volume);
+    let volume = world.open(store.clone(), &CrashDisk::new(9), true).await.unwrap_or_else(|e| panic!("{when}: {e}"));
+    for n in 0..3 {
+        assert_eq!(read(&volume, n).await, pattern(n), "{when}: write {n}");
+    }
+    volume.close().await.unwrap_or_else(|error| panic!("{when}: {error}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_read_is_flipped_on_the_way_the_volume_goes_on_and_nothing_is_lost() {
+    for bit in BITS {
+        for k in 1.. {
+            let when = format!("bit {bit} of the read at operation {k} flipped");
+            let world = World::new(1);
+            let (store, faults) = world.tower();
+            world.create(&store).await.unwrap();
+            let begin = faults.operations();
+            faults.set_trap(Counted::Operations, begin + k, Trap::Flip(bit));
+            two_lives(&world, &store, &faults, &when).await;
+            world.check(&when).await;
+            world.elsewhere(false, &when).await;
+            if begin + k > faults.operations() {
+                assert!(k > 30, "two lives take more than {k} operations");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_is_flipped_on_the_way_is_neither_torn_nor_unknown() {
+    for bit in BITS {
+        let world = World::new(2);
+        let (store, faults) = world.tower();
+        world.create(&store).await.unwrap();
+        let volume = world.open(store, &world.disk, false).await.unwrap();
+        volume.write(0, pattern(0), true).await.unwrap();
+        let other = world.open(Arc::new(world.memory.clone()), &CrashDisk::new(9), true).await.unwrap();
+        // The PUT finds its slot taken; what it reads back comes next.
+        faults.set_trap(Counted::Operations, faults.operations() + 2, Trap::Flip(bit));
+        let error = volume.write(1 << 20, pattern(1).slice(..4096), true).await.unwrap_err();
+        assert!(error.to_string().contains("was taken over by server one"), "bit {bit}: {error}");
+        assert!(segments(&world).iter().all(|(key, _)| !key.as_str().ends_with(".1")), "bit {bit}: it went on beside");
+        assert_eq!(read(&other, 0).await, pattern(0));
+        other.close().await.unwrap();
+    }
 }

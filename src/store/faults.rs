@@ -176,8 +176,9 @@ impl FaultyStore {
         if let (Fate::Short, Ok(body)) = (passage.fate, &result) {
             result = Err(lost(&op, &format!("connection closed within {} bytes, by a fault", body.len())));
         }
-        if let (Fate::Corrupt, Ok(body)) = (passage.fate, &mut result) {
-            *body = flipped(body, passage.place);
+        if let (Fate::Corrupt | Fate::CorruptAt(_), Ok(body)) = (passage.fate, &mut result) {
+            let bit = if let Fate::CorruptAt(bit) = passage.fate { bit } else { passage.place };
+            *body = flipped(body, bit);
         }
         self.leave(&op, passage, result).await
     }

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crate::codec::seal::Sealer;
 use crate::keyring::{Keyring, Secrets, UnlockError};
 use crate::outside::Random;
-use crate::store::{ErrorKind, Key, Store, list_all};
+use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
+use crate::volume::again;
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{FencedBy, Meta, VolumeName};
@@ -58,7 +59,7 @@ pub async fn newest(store: &dyn Store, name: &VolumeName) -> Result<Option<Descr
         numbers.sort_unstable();
         for number in numbers.into_iter().rev() {
             let key = Keys::meta(name, number);
-            let bytes = match store.get(&key).await {
+            let bytes = match read(store, name, &key).await {
                 Err(error) if error.kind == ErrorKind::NotFound && tries < TRIES => {
                     tries += 1;
                     continue 'again;
@@ -75,6 +76,11 @@ pub async fn newest(store: &dyn Store, name: &VolumeName) -> Result<Option<Descr
         }
         return Ok(None);
     }
+}
+
+/// The bytes of a description, for certain.
+async fn read(store: &dyn Store, name: &VolumeName, key: &Key) -> std::result::Result<Bytes, StoreError> {
+    again::settled(store, key, |bytes| !Meta::is_torn(bytes) && Meta::decode(name, bytes).is_ok()).await
 }
 
 /// Somebody else put the description that was to follow.
@@ -107,7 +113,7 @@ pub async fn before(store: &dyn Store, tombstone: &Description) -> Result<Option
     numbers.sort_unstable();
     for number in numbers.into_iter().rev().filter(|number| *number < tombstone.number) {
         let key = Keys::meta(name, number);
-        let bytes = match store.get(&key).await {
+        let bytes = match read(store, name, &key).await {
             Err(error) if error.kind == ErrorKind::NotFound => continue,
             read => read.map_err(VolumeError::store(format!("reading {key}")))?,
         };

@@ -179,12 +179,13 @@ async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Vict
         true => Some(shared.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
-    let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes) {
-        Some(bytes) => {
-            let read = segment::decode_log_object(&shared.sealer, seq, bytes);
-            read.and_then(|found| found.whole(bytes.len())).map_err(|why| Unread::Damaged(why.to_string()))?
-        }
-        // It was not asked for at once, or what came is not the whole of it.
+    let decode = |bytes: &Bytes| {
+        let read = segment::decode_log_object(&shared.sealer, seq, bytes);
+        read.and_then(|found| found.whole(bytes.len())).ok()
+    };
+    let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes).and_then(decode) {
+        Some(read) => read,
+        // It was not asked for at once, or what came is not the whole of it, or does not prove itself.
         None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
             Ok(Slot::Holds(read, place)) => {
                 (key, whole) = (place, None);

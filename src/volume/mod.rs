@@ -18,6 +18,7 @@ pub mod buffer;
 pub mod state;
 pub mod fetch;
 pub mod verdict;
+mod again;
 mod write;
 mod read;
 mod prefetch;

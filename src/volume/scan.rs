@@ -18,6 +18,7 @@ use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
 use crate::volume::account::Account;
+use crate::volume::again;
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
@@ -277,7 +278,8 @@ impl Source {
             let key = place(&own, n).map_err(VolumeError::store("reading checkpoints"))?;
             let Some(&size) = sizes.get(&key) else { break };
             let decode = |bytes: &Bytes| root::decode_checkpoint_and_total(&self.sealer, seq, bytes);
-            match read_head(&*self.store, &key, decode).await? {
+            let read = || read_head(&*self.store, &key, decode);
+            match again::until_proven(read, |head| matches!(head, Head::Torn)).await? {
                 Head::There((root, total), _) if size >= total => return Ok(Some(root)),
                 Head::There(..) | Head::Torn => {}
             }
@@ -554,6 +556,11 @@ async fn read_places(store: &dyn Store, own: &Key, sealer: &Sealer, seq: Seq) ->
 
 /// The log object under one key: [`Slot::Holds`] or [`Slot::Torn`], if there is any.
 pub(crate) async fn read_log_object(store: &dyn Store, key: Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
+    let read = || read_log_object_once(store, key.clone(), sealer, seq);
+    again::until_proven(read, |slot| matches!(slot, Slot::Torn(_))).await
+}
+
+async fn read_log_object_once(store: &dyn Store, key: Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
     let decode = |bytes: &Bytes| segment::decode_log_object(sealer, seq, bytes);
     let (read, have) = match read_head(store, &key, decode).await? {
         Head::There(read, have) => (read, have),

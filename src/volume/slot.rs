@@ -8,6 +8,9 @@
 //! | less than all of ours, or a *torn* object of another server | what a store kept of a PUT whose connection broke | the next place |
 //! | anything else | somebody else's | the caller decides |
 //!
+//! Only the first of these proves itself. The others are believed when the store has said the same several times
+//! ([`super::again`]): a bit that flips on the way would make a fence look torn, and its server would write on beside it.
+//!
 //! A torn object is never deleted, finished or believed. The argument:
 //!
 //! 1. An object has *places*: its key, then `<key>.1`, `<key>.2`, … ([`super::places`]; of a description: the next number).
@@ -40,6 +43,7 @@ use crate::codec::object::Found;
 use crate::segment::{self, LogObject};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::Seq;
+use crate::volume::again;
 use crate::volume::backoff::Backoff;
 use crate::volume::error::{Holder, VolumeError};
 use crate::volume::meta::FencedBy;
@@ -98,7 +102,7 @@ pub(super) async fn put_at(
             Err(error) if error.kind == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        let there = store.get(&key).await?;
+        let there = again::settled(store, &key, |there| of_ours(&parts, there) == Share::All).await?;
         match of_ours(&parts, &there) {
             Share::All => return Ok(Put::Ours(key)),
             Share::Part => {}

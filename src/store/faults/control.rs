@@ -24,6 +24,8 @@ pub enum Trap {
     KeepHalf,
     /// A PUT leaves the first part of its body; its reply and everything later is lost.
     CutHalf,
+    /// A GET returns this bit flipped (counted from the first, beyond the end anew); the object is as it was.
+    Flip(u64),
 }
 
 /// Which operations a trap counts, from 1.
@@ -131,6 +133,7 @@ impl Faults {
             Some(Trap::FailAfter) => Fate::FailAfter,
             Some(Trap::KeepHalf) => Fate::Half,
             Some(Trap::CutHalf) => Fate::CutHalf,
+            Some(Trap::Flip(bit)) => Fate::CorruptAt(bit),
             None => drawn,
         };
         let line = format!("{} {} {} {fate:?}\n", state.operations, op.verb, op.what);
@@ -173,6 +176,7 @@ pub(super) enum Fate {
     TimeOut { applied: bool },
     Short,
     Corrupt,
+    CorruptAt(u64),
     Half,
     CutAfter,
     CutHalf,
