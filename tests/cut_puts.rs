@@ -337,7 +337,9 @@ async fn whichever_read_is_flipped_on_the_way_the_volume_goes_on_and_nothing_is_
             let (store, faults) = world.tower();
             world.create(&store).await.unwrap();
             let begin = faults.operations();
+            // Twice in a row.
             faults.set_trap(Counted::Operations, begin + k, Trap::Flip(bit));
+            faults.set_trap(Counted::Operations, begin + k + 1, Trap::Flip(bit));
             two_lives(&world, &store, &faults, &when).await;
             world.check(&when).await;
             world.elsewhere(false, &when).await;

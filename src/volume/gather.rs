@@ -17,6 +17,7 @@ use crate::map::{NeedPages, PageIndex, PageRef, Placement, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
+use crate::volume::again::READS;
 use crate::volume::error::VolumeError;
 use crate::volume::fetch;
 use crate::volume::gc::Held;
@@ -136,7 +137,7 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
     }
     let reads = parts.into_iter().map(|(victim, live)| async move {
         let seq = victim.seq;
-        (seq, read_live(shared, victim, live).await)
+        (seq, read_live(shared, &victim, &live).await)
     });
     for (seq, read) in stream::iter(reads).buffered(PARALLEL).collect::<Vec<_>>().await {
         match read {
@@ -283,14 +284,28 @@ fn missing(shared: &Shared, group: &[(Extent, Seq)]) -> NeedPages {
     NeedPages(all.into_iter().collect())
 }
 
-/// The data of what is live in one victim.
+/// The data of what is live in one victim, read again where it does not prove itself.
 async fn read_live(
     shared: &Shared,
-    victim: Victim,
+    victim: &Victim,
+    live: &[(Extent, Location)],
+) -> Result<Vec<(Extent, Bytes)>, Unread> {
+    let mut read = read_live_once(shared, victim, victim.whole.clone(), live.to_vec()).await;
+    for _ in 1..READS {
+        if matches!(read, Err(Unread::Damaged(_))) {
+            read = read_live_once(shared, victim, None, live.to_vec()).await;
+        }
+    }
+    read
+}
+
+async fn read_live_once(
+    shared: &Shared,
+    victim: &Victim,
+    whole: Option<Bytes>,
     live: Vec<(Extent, Location)>,
 ) -> Result<Vec<(Extent, Bytes)>, Unread> {
-    let Victim { key, read, whole, .. } = victim;
-    let key = &key;
+    let (key, read) = (&victim.key, victim.read.clone());
     let mut bytes = Pieces(Vec::new());
     match whole {
         Some(object) => bytes.0.push((0, object)),

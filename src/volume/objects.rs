@@ -22,6 +22,7 @@ use crate::outside::Workers;
 use crate::part::{Owner, Part};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
+use crate::volume::again::READS;
 use crate::volume::fetch::{self, Get};
 use crate::volume::keys::Keys;
 use crate::volume::options::Options;
@@ -243,7 +244,7 @@ impl Inner {
     }
 
     /// What `read` proves at one of the places of an object; mostly there is only one. What could not be proven anywhere is
-    /// read again once: it may have been harmed on the way, not in the store.
+    /// read again: it may have been harmed on the way, not in the store ([`crate::volume::again`]).
     async fn try_places<T, F>(&self, own: &Key, read: impl Fn(Key) -> F) -> Result<T, ReadError>
     where
         F: Future<Output = Result<T, ReadError>>,
@@ -256,7 +257,12 @@ impl Inner {
                 read => return read,
             }
         }
-        let again = read(own.clone()).await;
+        let mut again = read(own.clone()).await;
+        for _ in 2..READS {
+            if matches!(again, Err(ReadError::Corrupt { .. })) {
+                again = read(own.clone()).await;
+            }
+        }
         if let Err(ReadError::Corrupt { key, offset, why }) = &again {
             tracing::error!(object = %key, offset, "corrupt object: {why}");
         }
