@@ -12,6 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub mod memory;
+mod pieces;
+
+pub use pieces::{Piece, Pieces, zeroes};
 
 /// Why a request failed, by what the client is told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,6 +22,14 @@ pub enum DeviceError {
     /// Data could not be read, or not be proven right (NBD_EIO).
     #[error("{0}")]
     Io(String),
+    /// The same, and it is known which byte it begins with (NBD_EIO, at that offset).
+    #[error("{why}")]
+    Unreadable {
+        /// The first byte of the device that was asked for and cannot be had.
+        offset: u64,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Another server took the volume: nothing is accepted any more (NBD_EIO; the text says who).
     #[error("{0}")]
     Fenced(String),
@@ -41,8 +52,28 @@ pub struct DeviceInfo {
     pub read_only: bool,
 }
 
-/// The bytes of a READ, in order, in as many pieces as the device had them.
-pub type Pieces = Vec<Bytes>;
+/// The most runs that [`Device::extents`] is asked for.
+pub const RUNS_MAX: usize = 4096;
+
+/// What is known of bytes that nobody has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Allocation {
+    /// They may be anything.
+    Data,
+    /// They read as zero, and are to be reported as allocated.
+    Zero,
+    /// They read as zero, and nothing was ever written or what was has been given up.
+    Hole,
+}
+
+/// Bytes in a row of which the same is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many; at least one.
+    pub len: u64,
+    /// What is known of them.
+    pub allocation: Allocation,
+}
 
 /// A block device.
 #[async_trait]
@@ -51,7 +82,7 @@ pub trait Device: Send + Sync {
     fn info(&self) -> DeviceInfo;
 
     /// The bytes `offset .. offset + len`; the pieces' lengths sum to `len`, and they keep not much more memory
-    /// than that.
+    /// than that. What is known to be zero comes as a number, not as bytes.
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError>;
 
     /// Accepts `data` at `offset`; with `fua` returns once it is stable. `data` keeps no more memory than its length.
@@ -68,6 +99,12 @@ pub trait Device: Send + Sync {
 
     /// Asks for the range to be near; a hint.
     async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
+
+    /// What is known of the bytes from `offset` on: one run at least, `most` at most, in order and without gaps, neighbours
+    /// different. Together they may be shorter than `len`, where more would be too much work for one call, and never longer.
+    /// `len` is at least one, and `most` too. A run is said to be zero or a hole only if it read as zero at some moment of the
+    /// call: changes that are made meanwhile may count or not.
+    async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError>;
 }
 
 /// One line of the list of exports.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar::cache::BlockCache;
-use ashlar::device::{Device, Pieces};
+use ashlar::device::{Device, DeviceError, Pieces};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
@@ -406,6 +406,10 @@ async fn damage_is_an_error_that_names_the_object_and_check_finds_it() {
     assert_eq!(read(&volume, 0, 64 << 10).await, pattern(1, 128 << 10)[..64 << 10], "the other frame is unharmed");
     let error = volume.read(64 << 10, 4096).await.unwrap_err().to_string();
     assert!(error.contains(segment.key.as_str()) && error.contains("its tag does not match"), "{error}");
+    for (offset, first) in [(4096, 64 << 10), (5, 64 << 10), ((64 << 10) + 700, (64 << 10) + 700)] {
+        let error = volume.read(offset, 64 << 10).await.unwrap_err();
+        assert!(matches!(error, DeviceError::Unreadable { offset, .. } if offset == first), "{offset}: {error:?}");
+    }
     volume.close().await.unwrap();
     let report = ashlar::check::check(&world.store, &world.name, false, &|_, _| {}, &Secrets::default()).await.unwrap();
     assert!(report.is_clean(), "without reading data nothing is found");

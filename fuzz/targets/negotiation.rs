@@ -35,6 +35,8 @@ fn negotiate(data: &[u8]) {
             Step::List => negotiation.listed(Ok(vec![entry("disk0"), entry("")])),
             Step::Open { name, .. } if name == "gone" => negotiation.opened(Err(ExportError::Unknown(name))),
             Step::Open { name, .. } => negotiation.opened(Ok((entry(&name), DEVICE))),
+            Step::Look { name } if name == "gone" => negotiation.looked(Err(ExportError::Unknown(name))),
+            Step::Look { .. } => negotiation.looked(Ok(())),
             Step::Enter => {
                 assert!(
                     sent[..received].ends_with(&negotiation.into_rest()),

@@ -9,11 +9,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
-use super::{Device, DeviceError, DeviceInfo, ExportEntry, ExportError, Exports, Pieces};
+use super::{Allocation, Device, DeviceError, DeviceInfo, ExportEntry, ExportError, Exports, Pieces, Run};
 
 /// One call of a [`Device`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub enum Call {
     WriteZeroes { offset: u64, len: u64, no_hole: bool, fua: bool },
     Flush,
     Cache { offset: u64, len: u64 },
+    Extents { offset: u64, len: u64, most: usize },
 }
 
 /// Sees a call before it takes effect: the call waits for the future, and fails if that fails.
@@ -122,15 +123,15 @@ impl Device for MemoryDevice {
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
         self.before(Call::Read { offset, len }).await?;
-        let mut data = BytesMut::with_capacity(len as usize);
+        let mut pieces = Pieces::new();
         let chunks = self.chunks.read();
         for (index, range) in touched(offset, u64::from(len)) {
             match chunks.get(&index) {
-                Some(chunk) => data.extend_from_slice(&chunk[range]),
-                None => data.resize(data.len() + range.len(), 0),
+                Some(chunk) => pieces.push(Bytes::copy_from_slice(&chunk[range])),
+                None => pieces.push_zeroes(range.len() as u64),
             }
         }
-        Ok(vec![data.freeze()])
+        Ok(pieces)
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
@@ -166,6 +167,31 @@ impl Device for MemoryDevice {
 
     async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         self.before(Call::Cache { offset, len }).await
+    }
+
+    /// Chunks in which something was written are data, all others holes.
+    async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+        self.before(Call::Extents { offset, len, most }).await?;
+        let (chunks, end) = (self.chunks.read(), offset + len);
+        let mut runs: Vec<Run> = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let index = at / CHUNK_BYTES;
+            let (allocation, until) = match chunks.range(index..).next() {
+                Some((&next, _)) if next == index => (Allocation::Data, (index + 1) * CHUNK_BYTES),
+                Some((&next, _)) => (Allocation::Hole, next * CHUNK_BYTES),
+                None => (Allocation::Hole, end),
+            };
+            let len = until.min(end) - at;
+            let is_full = runs.len() == most;
+            match runs.last_mut() {
+                Some(run) if run.allocation == allocation => run.len += len,
+                _ if is_full => break,
+                _ => runs.push(Run { len, allocation }),
+            }
+            at += len;
+        }
+        Ok(runs)
     }
 }
 
@@ -252,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_equals_an_array_of_bytes(ops in ops()) {
+        fn it_equals_an_array_of_bytes(ops in ops(), most in 1_usize..5) {
             let device = MemoryDevice::with_info(DeviceInfo { size: SIZE as u64, block_size: BLOCK as u32, read_only: false });
             let mut model = vec![0; SIZE];
             for op in ops {
@@ -275,6 +301,14 @@ mod tests {
                 }
                 prop_assert_eq!(now(device.read(0, SIZE as u32)).concat(), &model[..]);
                 prop_assert_eq!(now(device.read(60, 70)).concat(), &model[60..130]);
+                let mut at = 1;
+                let runs = now(device.extents(1, SIZE as u64 - 1, most));
+                prop_assert!((1..=most).contains(&runs.len()));
+                for run in runs {
+                    let zero = model[at..at + run.len as usize].iter().all(|byte| *byte == 0);
+                    prop_assert!(zero || run.allocation == Allocation::Data);
+                    at += run.len as usize;
+                }
             }
         }
     }

@@ -127,6 +127,31 @@ impl ExtentMap {
         Ok(found)
     }
 
+    /// What the first block of `extent` holds, and how many blocks of it from there on, one at least, are known to hold the same
+    /// in one piece. The extent is not empty. However long it is, this looks at one page.
+    pub fn first(&mut self, extent: Extent) -> Result<(BlockCount, Placement), NeedPages> {
+        let index = PageIndex::of(extent.start);
+        match self.pages.get(&index) {
+            Some(Slot { page: None, stored: Some(stored), .. }) => return Err(NeedPages(vec![(index, *stored)])),
+            Some(Slot { page: Some(page), used, .. }) => {
+                let part = index.extent().intersect(&extent).unwrap_or(extent);
+                let (count, content) = page.first(part);
+                let (tick, is_new) = (self.tick, self.tick > *used);
+                if is_new {
+                    self.change(index, |slot| slot.used = tick);
+                }
+                return Ok((count, placement(content)));
+            }
+            _ => {}
+        }
+        // No page: up to the next one it is all zero, or all hole.
+        let end = PageIndex(extent.end().0.div_ceil(PAGE_BLOCKS));
+        let next = self.pages.range(PageIndex(index.0 + 1)..end.max(PageIndex(index.0 + 1))).next();
+        let (is_zero, end) = self.zeroed.stretch(index.0, next.map_or(end, |(&next, _)| next).0);
+        let count = end.saturating_mul(PAGE_BLOCKS).min(extent.end().0) - extent.start.0;
+        Ok((BlockCount(count), if is_zero { Placement::Zero } else { Placement::Hole }))
+    }
+
     /// The pages under `extent` that are not in memory.
     pub fn missing(&self, extent: Extent) -> impl Iterator<Item = (PageIndex, PageRef)> + '_ {
         self.slots(extent).filter_map(|(&index, slot)| slot.page.is_none().then_some((index, slot.stored?)))
@@ -696,6 +721,29 @@ mod tests {
                 at = extent.end().0;
             }
             prop_assert_eq!(at, BLOCKS);
+            map.evict(0);
+            let mut rest = Extent::new(0, BLOCKS);
+            while !rest.is_empty() {
+                let (count, placement) = loop {
+                    match map.first(rest) {
+                        Ok(first) => break first,
+                        Err(need) => {
+                            prop_assert_eq!(need.0.len(), 1, "one page is enough");
+                            stored.load(&mut map, need);
+                        }
+                    }
+                };
+                prop_assert!(count.0 > 0 && count <= rest.count);
+                for block in rest.start.0..rest.start.0 + count.0 {
+                    let same = match (placement, model[block as usize]) {
+                        (Placement::Hole, Block::Hole) | (Placement::Zero, Block::Zero) => true,
+                        (Placement::Data(location), Block::Data(seq)) => location.frame.seq == seq,
+                        _ => false,
+                    };
+                    prop_assert!(same, "block {}", block);
+                }
+                rest = Extent::between(rest.start + count, rest.end());
+            }
             prop_assert_eq!(map.usage().inconsistencies, 0);
             for (seq, info) in map.usage().iter() {
                 let live = model.iter().filter(|block| **block == Block::Data(seq)).count();

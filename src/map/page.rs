@@ -87,6 +87,18 @@ impl Page {
         }
     }
 
+    /// What the first block of `extent` holds, and how many blocks of it from there on lie in the same piece. The extent is not
+    /// empty.
+    pub fn first(&self, extent: Extent) -> (BlockCount, Option<Content>) {
+        if let Some((&start, &(count, content))) = self.extents.range(..=extent.start).next_back()
+            && let Some(part) = (Extent { start, count }).intersect(&extent)
+        {
+            return (part.count, Some(content.skip(part.start - start)));
+        }
+        let next = self.extents.range(extent.start..extent.end()).next();
+        (next.map_or(extent.end(), |(&start, _)| start) - extent.start, None)
+    }
+
     /// Inserts into a gap; zero runs that touch become one.
     fn insert_joined(&mut self, mut extent: Extent, content: Content) {
         if content == Content::Zero {

@@ -13,6 +13,14 @@ impl Runs {
         self.0.range(..=number).next_back().is_some_and(|(_, &end)| number < end)
     }
 
+    /// Whether `number` is in the set, and up to where, but not beyond `end`, that is the same.
+    pub fn stretch(&self, number: u64, end: u64) -> (bool, u64) {
+        match self.0.range(..=number).next_back() {
+            Some((_, &until)) if number < until => (true, until.min(end)),
+            _ => (false, self.0.range(number..end.max(number)).next().map_or(end, |(&start, _)| start)),
+        }
+    }
+
     /// Adds all of `run`.
     pub fn insert(&mut self, run: Range<u64>) {
         if run.is_empty() {
@@ -88,6 +96,8 @@ mod tests {
                 prop_assert_eq!(runs.count_in(10..40), model.range(10..40).count() as u64);
                 for n in 0..90 {
                     prop_assert_eq!(runs.contains(n), model.contains(&n));
+                    let same = (n..95).take_while(|other| model.contains(other) == model.contains(&n)).count() as u64;
+                    prop_assert_eq!(runs.stretch(n, 95), (model.contains(&n), n + same));
                 }
             }
         }

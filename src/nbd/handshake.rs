@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
-use super::negotiate::{CloseReason, Limits, Negotiation, Step};
+use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step};
 use super::options::Options;
 use super::phase::Phases;
 use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
@@ -36,6 +36,8 @@ pub struct Entered {
     pub entry: ExportEntry,
     /// Its device.
     pub device: Arc<dyn Device>,
+    /// What was agreed on.
+    pub agreed: Agreed,
     /// What keeps other hosts away meanwhile.
     pub visit: Option<Visit>,
     /// What the client sent ahead.
@@ -108,6 +110,14 @@ where
                 negotiation.listed(exports.list().await);
                 deadline += asked.elapsed();
             }
+            // Whether the client may have it is asked when it wants to have it.
+            Step::Look { name } => {
+                negotiation.looked(match exports.open(&name).await {
+                    _ if phases.is_draining() => Err(ExportError::ShuttingDown),
+                    found => found.map(drop),
+                });
+                deadline += asked.elapsed();
+            }
             Step::Open { name, only_info } => {
                 let export = match exports.open(&name).await {
                     _ if phases.is_draining() => Err(ExportError::ShuttingDown),
@@ -130,8 +140,8 @@ where
             }
             Step::Enter => match opened {
                 Some((entry, device, _, visit)) => {
-                    let rest = negotiation.into_rest();
-                    return Ok(Outcome::Enter(Entered { entry, device, visit, rest }));
+                    let (agreed, rest) = (negotiation.agreed(), negotiation.into_rest());
+                    return Ok(Outcome::Enter(Entered { entry, device, agreed, visit, rest }));
                 }
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),

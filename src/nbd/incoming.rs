@@ -9,7 +9,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::admission::Room;
-use super::wire::RequestHeader;
+use super::wire::{BadMagic, RequestHeader, Style};
 
 /// Bytes that are read ahead while requests are small.
 const READ_AHEAD: usize = 32 << 10;
@@ -18,6 +18,7 @@ const READ_AHEAD: usize = 32 << 10;
 #[derive(Debug)]
 pub struct Incoming<R> {
     io: R,
+    style: Style,
     buffer: BytesMut,
     /// How much to read ahead next time. After a payload larger than [`READ_AHEAD`] it is one header: more would be
     /// the start of the next payload, and would have to be copied.
@@ -29,19 +30,29 @@ pub struct Incoming<R> {
 impl<R: AsyncRead + Unpin> Incoming<R> {
     /// Reads from `io`, beginning with `rest`, which was read before. A client that others wait for may leave a
     /// payload half sent for `stall_timeout`.
-    pub fn new(io: R, rest: BytesMut, stall_timeout: Duration, room: Arc<Room>) -> Incoming<R> {
-        Incoming { io, buffer: rest, read_ahead: READ_AHEAD, stall_timeout, room }
+    pub fn new(io: R, style: Style, rest: BytesMut, stall_timeout: Duration, room: Arc<Room>) -> Incoming<R> {
+        Incoming { io, style, buffer: rest, read_ahead: READ_AHEAD, stall_timeout, room }
     }
 
     /// The next header, if it has been read already.
-    pub fn buffered_header(&mut self) -> Option<[u8; RequestHeader::BYTES]> {
-        let header = *self.buffer.first_chunk()?;
-        self.buffer.advance(RequestHeader::BYTES);
+    pub fn buffered_header(&mut self) -> Option<Result<RequestHeader, BadMagic>> {
+        let header = match self.style {
+            Style::Simple | Style::Structured => RequestHeader::decode(self.buffer.first_chunk()?),
+            Style::Extended => RequestHeader::decode_extended(self.buffer.first_chunk()?),
+        };
+        self.buffer.advance(self.header_bytes());
         Some(header)
     }
 
+    fn header_bytes(&self) -> usize {
+        match self.style {
+            Style::Simple | Style::Structured => RequestHeader::BYTES,
+            Style::Extended => RequestHeader::EXTENDED_BYTES,
+        }
+    }
+
     /// Waits for the next header; `None` if the client closed instead. Nothing is lost if the wait is given up.
-    pub async fn header(&mut self) -> io::Result<Option<[u8; RequestHeader::BYTES]>> {
+    pub async fn header(&mut self) -> io::Result<Option<Result<RequestHeader, BadMagic>>> {
         loop {
             if let Some(header) = self.buffered_header() {
                 return Ok(Some(header));
@@ -69,25 +80,25 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             self.read_some(&mut payload, left).await?;
         }
         if len > READ_AHEAD {
-            self.read_ahead = RequestHeader::BYTES;
+            self.read_ahead = self.header_bytes();
         }
         Ok(payload.freeze())
     }
 
     /// Reads a payload of any length and throws it away.
-    pub async fn skip(&mut self, len: u32) -> io::Result<()> {
-        let mut left = len as usize;
+    pub async fn skip(&mut self, len: u64) -> io::Result<()> {
+        let mut left = len;
         let mut scratch = BytesMut::new();
         loop {
-            let here = self.buffer.len().min(left);
-            self.buffer.advance(here);
+            let here = left.min(self.buffer.len() as u64);
+            self.buffer.advance(here as usize);
             left -= here;
             if left == 0 {
                 return Ok(());
             }
             scratch.clear();
             scratch.reserve(READ_AHEAD);
-            left -= self.read_some(&mut scratch, left.min(READ_AHEAD)).await?;
+            left -= self.read_some(&mut scratch, left.min(READ_AHEAD as u64) as usize).await? as u64;
         }
     }
 

@@ -1,7 +1,8 @@
 //! The NBD server: what a client sees of a [`crate::device::Device`].
 //!
-//! It speaks fixed newstyle with simple replies (proto.md of the NetworkBlockDevice project; the rules that the code
-//! and its tests cite by id, such as R12, are those of the project's conformance list). It knows devices and exports
+//! It speaks fixed newstyle with simple and structured replies, extended headers and the metadata context `base:allocation`
+//! (proto.md of the NetworkBlockDevice project; the rules that the code and its tests cite by id, such as R12, are those of
+//! the project's conformance list). It knows devices and exports
 //! by their traits only: nothing of volumes, stores or configuration files.
 //!
 //! The way of a connection:
@@ -24,6 +25,8 @@ mod incoming;
 pub mod request;
 mod admission;
 mod reply;
+mod chunk;
+mod status;
 mod flusher;
 pub mod hosts;
 mod clients;

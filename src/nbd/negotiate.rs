@@ -7,7 +7,7 @@
 //! ```text
 //!            flags           option header        whole data            answer
 //! Flags ──────────────> Header ─────────────> Data ───────────> Asked ──────────> Header, or Ended(Enter)
-//!   │ unknown bit         │ bad magic          │ INFO, GO, LIST, EXPORT_NAME
+//!   │ unknown bit         │ bad magic          │ INFO, GO, LIST, EXPORT_NAME, LIST and SET_META_CONTEXT
 //!   v                     v                    v anything else: reply
 //! Ended(Close)          Ended(Close)         Header, or Ended(Finish) after ABORT
 //!                         │ too long, or not known
@@ -17,14 +17,18 @@
 //!
 //! What one client can make it hold is bounded by [`Limits`]: at most one option of `max_option_bytes` and what the
 //! caller reads ahead. Bytes after the option that begins transmission stay untouched ([`Negotiation::into_rest`]).
-//! Structured replies, metadata contexts, TLS and extended headers are not served: their options are declined as
-//! any unknown option is (rule H7 of the conformance list; O10 for STARTTLS with data).
+//! TLS is not served: its option is declined as any unknown option is (rule H7 of the conformance list; O10 for STARTTLS with
+//! data).
+//!
+//! What a client agrees on before it enters is in [`Agreed`]. Metadata contexts belong to one export by its name, as it was
+//! written: those that were selected for another are void, and so is every selection when the next is tried (rule O27).
 
 use bytes::{Buf, BufMut, BytesMut};
 
 use super::options::Options;
 use super::wire::{
-    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, client_flag, info, option, reply_type, transmission_flag,
+    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, Style, allocation, client_flag, fit_string, info, is_string,
+    option, reply_type, transmission_flag,
 };
 use crate::device::{DeviceInfo, ExportEntry, ExportError};
 
@@ -43,7 +47,12 @@ pub enum Step {
         /// Whether the client only wants to know (NBD_OPT_INFO).
         only_info: bool,
     },
-    /// The handshake is over: transmission begins, on the export that was opened last.
+    /// Ask whether there is an export of that name, then call [`Negotiation::looked`].
+    Look {
+        /// The export's name.
+        name: String,
+    },
+    /// The handshake is over: transmission begins, on the export that was opened last, as [`Negotiation::agreed`] says.
     Enter,
     /// The client said goodbye: wait until it closes.
     Finish,
@@ -63,6 +72,9 @@ pub enum CloseReason {
     /// EXPORT_NAME has no way to say no but this.
     #[error("EXPORT_NAME asked for an export that cannot be served")]
     NoSuchExport,
+    /// Extended headers were agreed, with which GO is the only way in.
+    #[error("EXPORT_NAME came after extended headers were agreed, which exclude it")]
+    OnlyGo,
     /// More options than the limit.
     #[error("the client sent more than max_options options")]
     TooManyOptions,
@@ -78,6 +90,7 @@ pub struct Limits {
     max_option_bytes: u32,
     max_handshake_bytes: u64,
     max_payload: u32,
+    minimum_block_size: u32,
     list_exports: bool,
 }
 
@@ -88,9 +101,19 @@ impl From<&Options> for Limits {
             max_option_bytes: options.max_option_bytes,
             max_handshake_bytes: options.max_handshake_bytes,
             max_payload: options.max_payload,
+            minimum_block_size: options.minimum_block_size,
             list_exports: options.list_exports,
         }
     }
+}
+
+/// What a client agreed on with the server, beside the export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// How requests and replies are laid out.
+    pub style: Style,
+    /// Whether `base:allocation` was selected for the export.
+    pub allocation: bool,
 }
 
 /// One client's handshake.
@@ -98,6 +121,11 @@ impl From<&Options> for Limits {
 pub struct Negotiation {
     limits: Limits,
     state: State,
+    style: Style,
+    /// The export for which `base:allocation` is selected.
+    selected: Option<String>,
+    /// What holds for the export that was opened last.
+    agreed: Agreed,
     input: BytesMut,
     output: BytesMut,
     pad_export_name: bool,
@@ -120,6 +148,7 @@ enum State {
 enum Question {
     List,
     Open { option: u32, name: String, wanted: Wanted },
+    Look { option: u32, name: String, matches: bool },
 }
 
 /// Information that INFO or GO asked for, beyond what is always sent.
@@ -137,6 +166,9 @@ impl Negotiation {
         Negotiation {
             limits,
             state: State::Flags,
+            style: Style::Simple,
+            selected: None,
+            agreed: Agreed::default(),
             input: BytesMut::new(),
             output,
             pad_export_name: true,
@@ -162,6 +194,11 @@ impl Negotiation {
         self.shutting_down = true;
     }
 
+    /// What was agreed on when the export was opened that the client enters.
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
     /// What the client sent after the option that began transmission: it belongs to the transmission phase.
     pub fn into_rest(self) -> BytesMut {
         self.input
@@ -179,6 +216,7 @@ impl Negotiation {
                 State::Asked(Question::Open { name, option, .. }) => {
                     return Step::Open { name: name.clone(), only_info: *option == option::INFO };
                 }
+                State::Asked(Question::Look { name, .. }) => return Step::Look { name: name.clone() },
                 State::Ended(step) => return step.clone(),
             };
             match ready {
@@ -206,11 +244,37 @@ impl Negotiation {
         }
     }
 
-    /// Answers [`Step::Open`]. If transmission begins, the next step is [`Step::Enter`].
-    pub fn opened(&mut self, export: Result<(ExportEntry, DeviceInfo), ExportError>) {
-        let State::Asked(Question::Open { option, wanted, .. }) = self.state else {
+    /// Answers [`Step::Look`].
+    pub fn looked(&mut self, export: Result<(), ExportError>) {
+        let Question::Look { option, name, matches } = (match &self.state {
+            State::Asked(question) => question.clone(),
+            _ => return,
+        }) else {
             return;
         };
+        self.state = State::Header;
+        if let Err(error) = export {
+            return self.put_export_error(option, &error);
+        }
+        let is_set = option == option::SET_META_CONTEXT;
+        if matches {
+            let mut data = Vec::with_capacity(4 + allocation::NAME.len());
+            data.put_u32(if is_set { allocation::ID } else { 0 });
+            data.put_slice(allocation::NAME.as_bytes());
+            wire::put_option_reply(&mut self.output, option, reply_type::META_CONTEXT, &data);
+        }
+        if is_set && matches {
+            self.selected = Some(name);
+        }
+        self.ack(option);
+    }
+
+    /// Answers [`Step::Open`]. If transmission begins, the next step is [`Step::Enter`].
+    pub fn opened(&mut self, export: Result<(ExportEntry, DeviceInfo), ExportError>) {
+        let State::Asked(Question::Open { option, wanted, ref name }) = self.state else {
+            return;
+        };
+        self.agreed = Agreed { style: self.style, allocation: self.selected.as_ref() == Some(name) };
         self.state = match (option, export) {
             (option::EXPORT_NAME, Ok((_, device))) => {
                 self.put_export_name(&device);
@@ -250,9 +314,14 @@ impl Negotiation {
             return Some(close(CloseReason::TooManyOptions));
         }
         let OptionHeader { option, len } = header;
+        if option == option::SET_META_CONTEXT {
+            // Whatever becomes of it (rule O27).
+            self.selected = None;
+        }
         let skip = |reply_type, text| State::Skip { option, left: len, reply: (reply_type, text) };
         Some(match option {
             option::ABORT => skip(reply_type::ACK, ""),
+            option::EXPORT_NAME if self.style == Style::Extended => close(CloseReason::OnlyGo),
             option::EXPORT_NAME if self.shutting_down || len as usize > STRING_BYTES_MAX => {
                 close(CloseReason::NoSuchExport)
             }
@@ -263,10 +332,36 @@ impl Negotiation {
             option::LIST if !self.limits.list_exports => {
                 skip(reply_type::ERR_POLICY, "this server does not list its exports; ask for one by name")
             }
-            option::EXPORT_NAME | option::LIST | option::INFO | option::GO if len <= self.limits.max_option_bytes => {
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if len > 0 => {
+                skip(reply_type::ERR_INVALID, "the option carries no data")
+            }
+            option::STRUCTURED_REPLY if self.style == Style::Extended => {
+                skip(reply_type::ERR_EXT_HEADER_REQD, "extended headers were agreed, which take their place")
+            }
+            option::STRUCTURED_REPLY => {
+                self.style = Style::Structured;
+                skip(reply_type::ACK, "")
+            }
+            option::EXTENDED_HEADERS => {
+                self.style = Style::Extended;
+                skip(reply_type::ACK, "")
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT if self.style == Style::Simple => {
+                skip(reply_type::ERR_INVALID, "metadata contexts need structured replies: ask for those first")
+            }
+            option::EXPORT_NAME
+            | option::LIST
+            | option::INFO
+            | option::GO
+            | option::LIST_META_CONTEXT
+            | option::SET_META_CONTEXT
+                if len <= self.limits.max_option_bytes =>
+            {
                 State::Data(header)
             }
-            option::INFO | option::GO => skip(reply_type::ERR_TOO_BIG, "the option is longer than this server reads"),
+            option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                skip(reply_type::ERR_TOO_BIG, "the option is longer than this server reads")
+            }
             _ => skip(reply_type::ERR_UNSUP, "the option is not known to this server"),
         })
     }
@@ -295,14 +390,20 @@ impl Negotiation {
                 Some(name) => State::Asked(Question::Open { option: header.option, name, wanted: Wanted::default() }),
                 None => close(CloseReason::NoSuchExport),
             },
-            option => match parse_info(&data) {
-                Ok((name, wanted)) => State::Asked(Question::Open { option, name, wanted }),
-                Err(text) => {
-                    wire::put_option_reply(&mut self.output, option, reply_type::ERR_INVALID, text.as_bytes());
-                    State::Header
-                }
+            option::INFO | option::GO => match parse_info(&data) {
+                Ok((name, wanted)) => State::Asked(Question::Open { option: header.option, name, wanted }),
+                Err(text) => self.invalid(header.option, text),
+            },
+            option => match parse_contexts(&data, option == option::LIST_META_CONTEXT) {
+                Ok((name, matches)) => State::Asked(Question::Look { option, name, matches }),
+                Err(text) => self.invalid(option, text),
             },
         })
+    }
+
+    fn invalid(&mut self, option: u32, text: &str) -> State {
+        wire::put_option_reply(&mut self.output, option, reply_type::ERR_INVALID, text.as_bytes());
+        State::Header
     }
 
     fn ack(&mut self, option: u32) {
@@ -323,7 +424,7 @@ impl Negotiation {
 
     fn put_export_name(&mut self, device: &DeviceInfo) {
         self.output.put_u64(device.size);
-        self.output.put_u16(transmission_flags(device));
+        self.output.put_u16(transmission_flags(device, self.style));
         if self.pad_export_name {
             self.output.put_bytes(0, EXPORT_NAME_PAD);
         }
@@ -334,13 +435,14 @@ impl Negotiation {
         let mut data = Vec::new();
         data.put_u16(info::EXPORT);
         data.put_u64(device.size);
-        data.put_u16(transmission_flags(device));
+        data.put_u16(transmission_flags(device, self.style));
         wire::put_option_reply(&mut self.output, option, reply_type::INFO, &data);
 
         data.clear();
         data.put_u16(info::BLOCK_SIZE);
-        data.put_u32(1);
-        data.put_u32(preferred_block_size(device));
+        let minimum = minimum_block_size(self.limits.minimum_block_size, device);
+        data.put_u32(minimum);
+        data.put_u32(preferred_block_size(device).max(minimum));
         data.put_u32(self.limits.max_payload);
         wire::put_option_reply(&mut self.output, option, reply_type::INFO, &data);
 
@@ -371,13 +473,20 @@ impl Negotiation {
 }
 
 /// What the export can do, told to the client (proto.md, "Transmission flags").
-pub fn transmission_flags(device: &DeviceInfo) -> u16 {
+pub fn transmission_flags(device: &DeviceInfo, style: Style) -> u16 {
     use transmission_flag::*;
     let changes = match device.read_only {
         true => READ_ONLY,
-        false => SEND_TRIM | SEND_WRITE_ZEROES,
+        false => SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO,
     };
-    HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_CACHE | CAN_MULTI_CONN | changes
+    let in_one_piece = if style >= Style::Structured { SEND_DF } else { 0 };
+    HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_CACHE | CAN_MULTI_CONN | changes | in_one_piece
+}
+
+/// The minimum block size that a client is told: what is configured, a power of two up to 64 KiB, or less if the export would
+/// end with a part of such a block (rule S2).
+pub fn minimum_block_size(configured: u32, device: &DeviceInfo) -> u32 {
+    configured.min(1 << device.size.trailing_zeros().min(16))
 }
 
 /// The unit of mapping, within what the protocol allows (proto.md, "Size constraints").
@@ -410,19 +519,42 @@ fn parse_info(data: &[u8]) -> Result<(String, Wanted), &'static str> {
     Ok((name, Wanted { name: asked_for(info::NAME), description: asked_for(info::DESCRIPTION) }))
 }
 
+/// Data of LIST and SET_META_CONTEXT: u32 name length, name, u32 count, count times u32 length and query; the total must match
+/// (rule O22). Says whether `base:allocation` is among what was asked for; a list of nothing asks for all (O24).
+fn parse_contexts(data: &[u8], is_list: bool) -> Result<(String, bool), &'static str> {
+    const BAD_LENGTH: &str = "the lengths inside the option do not add up to its length";
+    let (name, rest) = split_counted(data).ok_or(BAD_LENGTH)?;
+    let (count, mut rest) = rest.split_first_chunk().ok_or(BAD_LENGTH)?;
+    let count = u32::from_be_bytes(*count);
+    let mut matches = is_list && count == 0;
+    for _ in 0..count {
+        let (query, after) = split_counted(rest).ok_or(BAD_LENGTH)?;
+        rest = after;
+        let query = as_string(query).ok_or("a query is not UTF-8, has a NUL, or is longer than 4096 bytes")?;
+        if !query.contains(':') {
+            return Err("a query is not NAMESPACE:LEAF");
+        }
+        matches |= query == allocation::NAME || is_list && query == "base:";
+    }
+    if !rest.is_empty() {
+        return Err(BAD_LENGTH);
+    }
+    let name = parse_string(name).ok_or("the name is not UTF-8, has a NUL, or is longer than 4096 bytes")?;
+    Ok((name, matches))
+}
+
+/// A u32 and so many bytes, and the rest.
+fn split_counted(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = data.split_first_chunk()?;
+    rest.split_at_checked(u32::from_be_bytes(*len) as usize)
+}
+
 fn parse_string(bytes: &[u8]) -> Option<String> {
-    str::from_utf8(bytes).ok().filter(|text| is_string(text)).map(str::to_owned)
+    as_string(bytes).map(str::to_owned)
 }
 
-/// Whether it may be sent as a string (proto.md, "Conventions"; rule C2).
-fn is_string(text: &str) -> bool {
-    text.len() <= STRING_BYTES_MAX && !text.contains('\0')
-}
-
-/// As much of a text as may be sent as a string.
-fn fit_string(text: &str) -> &str {
-    let text = text.split('\0').next().unwrap_or_default();
-    &text[..text.floor_char_boundary(STRING_BYTES_MAX)]
+fn as_string(bytes: &[u8]) -> Option<&str> {
+    str::from_utf8(bytes).ok().filter(|text| is_string(text))
 }
 
 #[cfg(test)]

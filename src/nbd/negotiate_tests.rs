@@ -19,6 +19,7 @@ struct Heard {
     /// What follows the replies and is none: the answer to EXPORT_NAME.
     tail: Vec<u8>,
     step: Step,
+    agreed: Agreed,
     rest: Vec<u8>,
 }
 
@@ -71,14 +72,16 @@ impl Scene {
                 },
                 Step::List => negotiation.listed(self.list()),
                 Step::Open { name, .. } => negotiation.opened(self.open(&name)),
+                Step::Look { name } => negotiation.looked(self.open(&name).map(drop)),
                 step => break step,
             }
             let bound = self.options.max_option_bytes as usize + OptionHeader::BYTES + piece;
             assert!(negotiation.input.len() <= bound, "holds no more than one option and what was read ahead");
         };
+        let agreed = negotiation.agreed();
         let rest = [&negotiation.into_rest()[..], &pieces.flatten().copied().collect::<Vec<u8>>()].concat();
         let (replies, tail) = parse_replies(&output[18..]);
-        Heard { greeting: output[..18].to_vec(), replies, tail, step, rest }
+        Heard { greeting: output[..18].to_vec(), replies, tail, step, agreed, rest }
     }
 
     fn hear(&self, options: &[Vec<u8>]) -> Heard {
@@ -146,7 +149,7 @@ fn h3_h4_o1_export_name_is_served_with_zeroes_unless_agreed_otherwise() {
         let heard = scene().hear_in(7, &[flags(client_flags), opt(option::EXPORT_NAME, b"disk0")].concat());
         assert_eq!(heard.step, Step::Enter);
         assert_eq!(heard.tail.len(), if client_flags & 2 == 0 { 134 } else { 10 });
-        assert_eq!(heard.tail[..10], *b"\0\0\0\0\x40\0\0\0\x05\x6d");
+        assert_eq!(heard.tail[..10], *b"\0\0\0\0\x40\0\0\0\x0d\x6d");
         assert!(heard.tail[10..].iter().all(|&byte| byte == 0));
     }
 }
@@ -159,9 +162,9 @@ fn h5_c5_an_option_without_its_magic_closes() {
 }
 
 #[test]
-fn h7_o9_o20_o29_fault_14_unknown_options_of_any_length_are_unsupported_and_leave_no_trace() {
-    // 4 was withdrawn; 8 to 11 are structured replies, metadata contexts and extended headers, which are not served.
-    for unknown in [0, 4, 8, 9, 10, 11, 12, 255, u32::MAX] {
+fn h7_o9_fault_14_unknown_options_of_any_length_are_unsupported_and_leave_no_trace() {
+    // 4 was withdrawn.
+    for unknown in [0, 4, 12, 255, u32::MAX] {
         for len in [0, 1, 4096, 10_000, 1 << 20] {
             let heard = scene().hear(&[opt(unknown, &vec![0x49; len]), opt(option::LIST, &[])]);
             assert_eq!(heard.types(), [reply_type::ERR_UNSUP, reply_type::SERVER, reply_type::ACK], "{unknown} {len}");
@@ -345,12 +348,216 @@ fn o18_s1_s3_s10_block_sizes_are_told_and_never_required() {
 }
 
 #[test]
-fn f1_to_f13_flags_say_what_the_export_can_do() {
-    let flags = |read_only| transmission_flags(&DeviceInfo { read_only, ..DEVICE });
-    // HAS_FLAGS, FLUSH, FUA, MULTI_CONN, CACHE; then TRIM and WRITE_ZEROES, or READ_ONLY (fault 11). Clear: ROTATIONAL (4),
-    // DF (7), RESIZE (9), FAST_ZERO (11), BLOCK_STATUS_PAYLOAD (12).
-    assert_eq!(flags(false), 1 << 0 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 10 | 1 << 5 | 1 << 6);
-    assert_eq!(flags(true), 1 << 0 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 10 | 1 << 1);
+fn s2_o18_the_minimum_block_size_is_what_is_configured_and_fits_the_export() {
+    for (configured, size, told) in [
+        (1, 1 << 30, 1),
+        (4096, 1 << 30, 4096),
+        (65536, 1 << 30, 65536),
+        (65536, (1 << 30) + 4096, 4096),
+        (4096, 1001, 1),
+        (4096, 0, 4096),
+    ] {
+        let options = Options { minimum_block_size: configured, ..Options::default() };
+        let scene = Scene { options, device: DeviceInfo { size, ..DEVICE }, ..scene() };
+        let heard = scene.hear(&[go("disk0")]);
+        let mut data = &heard.replies[1].2[2..];
+        assert_eq!((data.get_u32(), data.get_u32()), (told, told.max(4096)), "{configured} {size}");
+        assert_eq!(heard.step, Step::Enter, "it is never required");
+    }
+}
+
+#[test]
+fn f1_to_f13_flags_say_what_the_export_can_do_and_what_was_agreed() {
+    let flags = |read_only, style| transmission_flags(&DeviceInfo { read_only, ..DEVICE }, style);
+    // HAS_FLAGS, FLUSH, FUA, MULTI_CONN, CACHE; then TRIM, WRITE_ZEROES and FAST_ZERO, or READ_ONLY (fault 11); DF with structured
+    // replies. Clear: ROTATIONAL (4), RESIZE (9), BLOCK_STATUS_PAYLOAD (12).
+    let always = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 10;
+    for (style, in_one_piece) in [(Style::Simple, 0), (Style::Structured, 1 << 7), (Style::Extended, 1 << 7)] {
+        assert_eq!(flags(false, style), always | 1 << 5 | 1 << 6 | 1 << 11 | in_one_piece);
+        assert_eq!(flags(true, style), always | 1 << 1 | in_one_piece);
+    }
+}
+
+const STRUCTURED: Agreed = Agreed { style: Style::Structured, allocation: false };
+const SELECTED: Agreed = Agreed { allocation: true, ..STRUCTURED };
+
+fn structured() -> Vec<u8> {
+    opt(option::STRUCTURED_REPLY, &[])
+}
+
+fn contexts_data(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let counted = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+    let queries_bytes: Vec<u8> = queries.iter().flat_map(|query| counted(query)).collect();
+    [counted(name), (queries.len() as u32).to_be_bytes().to_vec(), queries_bytes].concat()
+}
+
+fn set(name: &str, queries: &[&[u8]]) -> Vec<u8> {
+    opt(option::SET_META_CONTEXT, &contexts_data(name.as_bytes(), queries))
+}
+
+fn list(name: &str, queries: &[&[u8]]) -> Vec<u8> {
+    opt(option::LIST_META_CONTEXT, &contexts_data(name.as_bytes(), queries))
+}
+
+fn select(name: &str) -> Vec<u8> {
+    set(name, &[b"base:allocation"])
+}
+
+/// What a client agrees on that says this and then GO.
+fn agreed(options: &[Vec<u8>], name: &str) -> Agreed {
+    let heard = scene().hear(&[options, &[go(name)]].concat());
+    assert_eq!(heard.step, Step::Enter);
+    heard.agreed
+}
+
+#[test]
+fn o20_h9_structured_replies_are_agreed_and_data_is_invalid() {
+    let heard = scene().hear(&[opt(option::STRUCTURED_REPLY, b"x"), go("disk0")]);
+    assert_eq!((heard.types()[0], heard.agreed), (reply_type::ERR_INVALID, Agreed::default()));
+    let heard = scene().hear(&[structured(), structured(), go("disk0")]);
+    assert_eq!((heard.types()[..2].to_vec(), heard.agreed), (vec![reply_type::ACK; 2], STRUCTURED));
+    let flags = |heard: &Heard| heard.replies[heard.replies.len() - 3].2[10..12].to_vec();
+    assert_eq!(flags(&heard), [0x0d, 0xed], "DF is offered");
+    assert_eq!(flags(&scene().hear(&[go("disk0")])), [0x0d, 0x6d], "and not to others (rule F7)");
+    let heard = scene().hear(&[structured(), opt(option::EXPORT_NAME, b"disk0")]);
+    assert_eq!((heard.agreed, heard.tail[..10].to_vec()), (STRUCTURED, b"\0\0\0\0\x40\0\0\0\x0d\xed".to_vec()));
+}
+
+#[test]
+fn o21_o26_contexts_before_structured_replies_are_invalid_and_not_selected() {
+    let heard = scene().hear(&[list("disk0", &[]), select("disk0"), structured(), go("disk0")]);
+    assert_eq!(heard.types()[..3], [reply_type::ERR_INVALID, reply_type::ERR_INVALID, reply_type::ACK]);
+    assert_eq!(heard.agreed, STRUCTURED);
+}
+
+#[test]
+fn o22_o23_malformed_contexts_are_invalid_and_leave_no_trace() {
+    let good = contexts_data(b"disk0", &[b"base:allocation"]);
+    let (mut count, mut long_name) = (good.clone(), good.clone());
+    count[12] = 2;
+    long_name[3] = 200;
+    let mut endless = good.clone();
+    endless[9..13].fill(0xff);
+    for bad in [
+        vec![],
+        vec![0; 3],
+        vec![0; 7],
+        good[..good.len() - 1].to_vec(),
+        [&good[..], b"x"].concat(),
+        count,
+        long_name,
+        endless,
+        [&[0xff; 4], &good[4..]].concat(),
+        contexts_data(b"di\0sk", &[]),
+        contexts_data(&[0xff], &[]),
+        contexts_data(b"disk0", &[b"base:all\0cation"]),
+        contexts_data(b"disk0", &[&[b':'; 4097]]),
+        contexts_data(b"disk0", &[b"base:allocation", &[0xff, b':']]),
+        contexts_data(b"disk0", &[b"base:allocation", b"allocation"]),
+        contexts_data(b"disk0", &[b""]),
+    ] {
+        for option in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+            let heard = scene().hear(&[structured(), opt(option, &bad), select("disk0"), go("disk0")]);
+            let types = [reply_type::ACK, reply_type::ERR_INVALID, reply_type::META_CONTEXT, reply_type::ACK];
+            assert_eq!((&heard.types()[..4], heard.agreed), (&types[..], SELECTED), "{bad:?}");
+        }
+    }
+}
+
+#[test]
+fn o24_o25_list_names_the_one_context_there_is() {
+    let base = (option::LIST_META_CONTEXT, reply_type::META_CONTEXT, b"\0\0\0\0base:allocation".to_vec());
+    for (queries, found) in [
+        (&[][..], true),
+        (&[b"base:".as_slice()], true),
+        (&[b"base:allocation"], true),
+        (&[b"base:allocation", b"base:", b"base:allocation"], true),
+        (&[b"x-other:all", b"base:allocation"], true),
+        (&[b"base:unknown"], false),
+        (&[b"base:Allocation"], false),
+        (&[b"x-other:"], false),
+        (&[b":"], false),
+    ] {
+        let heard = scene().hear(&[structured(), list("disk0", queries)]);
+        let expected = if found { vec![base.clone()] } else { vec![] };
+        let (ack, replies) = heard.replies[1..].split_last().unwrap();
+        assert_eq!((replies, ack.1), (&expected[..], reply_type::ACK), "{queries:?}");
+    }
+    assert_eq!(agreed(&[structured(), list("disk0", &[])], "disk0"), STRUCTURED, "a list selects nothing");
+    assert_eq!(agreed(&[structured(), select("disk0"), list("disk0", &[])], "disk0"), SELECTED, "nor takes it back");
+}
+
+#[test]
+fn o25_o27_set_selects_what_is_named_in_full() {
+    let heard = scene().hear(&[structured(), set("disk0", &[b"base:allocation", b"base:x", b"base:allocation"])]);
+    let selected = (option::SET_META_CONTEXT, reply_type::META_CONTEXT, b"\0\0\0\x01base:allocation".to_vec());
+    assert_eq!(heard.replies[1..], [selected, (option::SET_META_CONTEXT, reply_type::ACK, vec![])]);
+    for queries in [&[][..], &[b"base:".as_slice()], &[b"base:unknown"], &[b"qemu:dirty-bitmap:x"]] {
+        let heard = scene().hear(&[structured(), select("disk0"), set("disk0", queries), go("disk0")]);
+        assert_eq!(heard.types()[3], reply_type::ACK, "no error, and nothing selected: {queries:?}");
+        assert_eq!(heard.agreed, STRUCTURED, "the selection before is gone: {queries:?}");
+    }
+}
+
+#[test]
+fn o27_a_set_that_fails_clears_the_selection_too() {
+    let too_long = contexts_data(b"disk0", &vec![b"base:allocation".as_slice(); 10_000]);
+    for (failing, reply_type) in [
+        (opt(option::SET_META_CONTEXT, b"x"), reply_type::ERR_INVALID),
+        (set("nope", &[b"base:allocation"]), reply_type::ERR_UNKNOWN),
+        (set("busy", &[b"base:allocation"]), reply_type::ERR_POLICY),
+        (opt(option::SET_META_CONTEXT, &too_long), reply_type::ERR_TOO_BIG),
+    ] {
+        let heard = scene().hear(&[structured(), select("disk0"), failing, go("disk0")]);
+        assert_eq!((heard.types()[3], heard.agreed), (reply_type, STRUCTURED));
+    }
+}
+
+/// The empty name and the name that it stands for count as two, as the client must send the same bytes.
+#[test]
+fn o27_a_selection_holds_for_the_export_that_it_named() {
+    let scene = Scene { exports: vec!["disk0", "disk1"], ..scene() };
+    for (selected, entered, holds) in [
+        ("disk0", "disk0", true),
+        ("", "", true),
+        ("disk1", "disk0", false),
+        ("disk0", "disk1", false),
+        ("", "disk0", false),
+    ] {
+        let heard = scene.hear(&[structured(), select(selected), go("nope"), go(entered)]);
+        assert_eq!((heard.step, heard.agreed.allocation), (Step::Enter, holds), "{selected} {entered}");
+        let by_name = scene.hear(&[structured(), select(selected), opt(option::EXPORT_NAME, entered.as_bytes())]);
+        assert_eq!((by_name.step, by_name.agreed.allocation), (Step::Enter, holds), "{selected} {entered}");
+    }
+}
+
+#[test]
+fn o28_contexts_of_no_export_are_unknown_and_thousands_of_queries_are_answered_once() {
+    let many = vec![b"base:allocation".as_slice(); 3000];
+    let heard = scene().hear(&[structured(), list("nope", &[]), set("nope", &[]), set("disk0", &many)]);
+    let types = [reply_type::ERR_UNKNOWN, reply_type::ERR_UNKNOWN, reply_type::META_CONTEXT, reply_type::ACK];
+    assert_eq!(heard.types()[1..], types);
+    let heard = scene().hear(&[structured(), list("disk0", &vec![b"a:".as_slice(); 9000]), go("disk0")]);
+    assert_eq!((heard.types()[1], heard.agreed), (reply_type::ACK, STRUCTURED));
+}
+
+/// Section 13 of the list.
+#[test]
+fn o29_extended_headers_take_the_place_of_structured_replies_and_need_go() {
+    let extended = opt(option::EXTENDED_HEADERS, &[]);
+    let heard = scene().hear(&[opt(option::EXTENDED_HEADERS, b"x"), go("disk0")]);
+    assert_eq!((heard.types()[0], heard.agreed), (reply_type::ERR_INVALID, Agreed::default()));
+    for before in [vec![], structured()] {
+        let heard =
+            scene().hear(&[before, extended.clone(), extended.clone(), structured(), select("disk0"), go("disk0")]);
+        let asked =
+            |option| heard.replies.iter().filter(|reply| reply.0 == option).map(|reply| reply.1).collect::<Vec<_>>();
+        assert_eq!(asked(option::EXTENDED_HEADERS), [reply_type::ACK; 2]);
+        assert_eq!(asked(option::STRUCTURED_REPLY).last(), Some(&reply_type::ERR_EXT_HEADER_REQD));
+        assert_eq!(heard.agreed, Agreed { style: Style::Extended, allocation: true });
+    }
+    let heard = scene().hear(&[extended, opt(option::EXPORT_NAME, b"disk0")]);
+    assert_eq!((heard.step, heard.tail.len()), (Step::Close(CloseReason::OnlyGo), 0));
 }
 
 #[test]
@@ -379,7 +586,10 @@ fn client_bytes() -> impl Strategy<Value = Vec<u8>> {
     let bytes = |len| prop::collection::vec(any::<u8>(), len);
     let name = prop_oneof![Just(b"disk0".to_vec()), Just(Vec::new()), bytes(0..20)];
     let info = (name, prop::collection::vec(any::<u16>(), 0..5)).prop_map(|(name, asked)| info_data(&name, &asked));
-    let data = prop_oneof![info, bytes(0..40), Just(Vec::new()), bytes(9000..9001)];
+    let query = prop_oneof![3 => Just(b"base:allocation".to_vec()), 1 => Just(b"base:".to_vec()), 1 => bytes(0..9)];
+    let contexts = prop::collection::vec(query, 0..4)
+        .prop_map(|queries| contexts_data(b"disk0", &queries.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+    let data = prop_oneof![info, contexts, bytes(0..40), Just(Vec::new()), bytes(9000..9001)];
     let option = (prop_oneof![0u32..13, any::<u32>()], data).prop_map(|(option, data)| opt(option, &data));
     let flags = prop_oneof![9 => (0u32..4).prop_map(flags), 1 => bytes(0..5)];
     let piece = prop_oneof![9 => option, 1 => bytes(0..40)];

@@ -45,6 +45,12 @@ pub struct Options {
     #[serde(with = "human::bytes")]
     pub max_payload: u32,
 
+    /// The minimum block size in bytes that clients are told; those that obey it make no request that is not aligned to it.
+    /// Others are served all the same, down to one byte. An export whose size is no multiple of it tells a smaller one. A
+    /// power of two from 1 to 64 KiB.
+    #[serde(with = "human::bytes")]
+    pub minimum_block_size: u32,
+
     /// Requests of one connection that may be in flight: taken from the socket and not yet answered. At least 1.
     pub requests_in_flight: usize,
 
@@ -92,6 +98,7 @@ impl Default for Options {
             list_exports: true,
             shared: false,
             max_payload: 32 << 20,
+            minimum_block_size: 1,
             requests_in_flight: 256,
             bytes_in_flight: 64 << 20,
             total_requests_in_flight: 4096,
@@ -125,6 +132,7 @@ impl Options {
         let handshake_bytes = usize::try_from(self.max_handshake_bytes).unwrap_or(usize::MAX);
         sized("max_handshake_bytes", handshake_bytes, self.max_option_bytes as usize, BYTES_MAX)?;
         sized("max_payload", payload, 1 << 20, 1 << 30)?;
+        block_sized("minimum_block_size", self.minimum_block_size)?;
         within("requests_in_flight", self.requests_in_flight, 1, COUNT_MAX)?;
         sized("bytes_in_flight", self.bytes_in_flight, payload, BYTES_MAX)?;
         within("total_requests_in_flight", self.total_requests_in_flight, 1, COUNT_MAX)?;
@@ -156,6 +164,16 @@ fn within(key: &'static str, value: usize, min: usize, max: usize) -> Result<(),
 
 fn sized(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), BadOptions> {
     bounded(key, value, min, max, |bytes| human::exact_bytes(bytes as u64))
+}
+
+fn block_sized(key: &'static str, value: u32) -> Result<(), BadOptions> {
+    match value.is_power_of_two() && value <= 64 << 10 {
+        true => Ok(()),
+        false => {
+            let value = human::exact_bytes(u64::from(value));
+            Err(BadOptions { key, value, min: "1 B".to_owned(), max: "64 KiB, powers of two".to_owned() })
+        }
+    }
 }
 
 fn lasting(key: &'static str, value: Duration) -> Result<(), BadOptions> {
@@ -196,6 +214,13 @@ mod tests {
             options.check().unwrap_err().to_string(),
             "nbd.stall_timeout = 0s is out of bounds; accepted is 1ms to 30days"
         );
+        for (bad, said) in [(0, "0 B"), (3000, "3000 B"), (128 << 10, "128 KiB")] {
+            let options = Options { minimum_block_size: bad, ..Options::default() };
+            assert_eq!(
+                options.check().unwrap_err().to_string(),
+                format!("nbd.minimum_block_size = {said} is out of bounds; accepted is 1 B to 64 KiB, powers of two")
+            );
+        }
         let options = Options { client_timeout: Duration::from_secs(86_401), ..Options::default() };
         assert_eq!(
             options.check().unwrap_err().to_string(),

@@ -1,7 +1,8 @@
 //! Replies on their way out: one batch that requests add to in any order and that is written in few system calls.
 //!
 //! An [`Answer`] is the duty to reply to one request: it is fulfilled once by [`Answer::send`], and if it is
-//! dropped instead, because the work panicked or was given up, the client gets NBD_EIO. proto.md, "Simple reply message".
+//! dropped instead, because the work panicked or was given up, the client gets NBD_EIO. What a reply looks like is decided in
+//! [`super::chunk`].
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -13,13 +14,14 @@ use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::admission::Ticket;
-use super::wire::{self, Errno};
-use crate::device::{DeviceError, Pieces};
+use super::chunk::{self, Asked, Done, Failure};
+use super::wire::Errno;
+use crate::device::DeviceError;
 
 /// The one place where a failure of a device becomes an error of the protocol (proto.md, "Error values").
 pub fn errno(error: &DeviceError) -> Errno {
     match error {
-        DeviceError::Io(_) | DeviceError::Fenced(_) => Errno::Io,
+        DeviceError::Io(_) | DeviceError::Unreadable { .. } | DeviceError::Fenced(_) => Errno::Io,
         DeviceError::ReadOnly(_) => Errno::Perm,
         DeviceError::ShuttingDown => Errno::Shutdown,
     }
@@ -79,10 +81,10 @@ impl Replies {
         queue.batch = Batch::default();
     }
 
-    fn push(&self, cookie: u64, result: Result<Pieces, Errno>, ticket: Ticket) {
+    fn push(&self, asked: &Asked, result: Result<Done, Failure>, ticket: Ticket) {
         let mut queue = self.queue.lock();
         if !queue.closed {
-            queue.batch.push(cookie, result, ticket);
+            queue.batch.push(asked, result, ticket);
             let writer = if queue.looks_soon { None } else { queue.writer.take() };
             drop(queue);
             if let Some(writer) = writer {
@@ -95,33 +97,33 @@ impl Replies {
 /// The duty to answer one request.
 #[derive(Debug)]
 pub struct Answer {
-    cookie: u64,
+    asked: Asked,
     replies: Arc<Replies>,
     ticket: Option<Ticket>,
 }
 
 impl Answer {
-    /// Takes on the duty for the request with that cookie.
-    pub fn new(cookie: u64, replies: Arc<Replies>, ticket: Ticket) -> Answer {
-        Answer { cookie, replies, ticket: Some(ticket) }
+    /// Takes on the duty for that request.
+    pub fn new(asked: Asked, replies: Arc<Replies>, ticket: Ticket) -> Answer {
+        Answer { asked, replies, ticket: Some(ticket) }
     }
 
-    /// Fulfils it: with the data of a READ, with nothing, or with an error.
-    pub fn send(mut self, result: Result<Pieces, Errno>) {
+    /// Fulfils it.
+    pub fn send(mut self, result: Result<Done, Failure>) {
         self.fulfil(result);
     }
 
-    fn fulfil(&mut self, result: Result<Pieces, Errno>) {
+    fn fulfil(&mut self, result: Result<Done, Failure>) {
         if let Some(mut ticket) = self.ticket.take() {
-            ticket.device_is_done(result.as_ref().is_ok_and(|pieces| !pieces.is_empty()));
-            self.replies.push(self.cookie, result, ticket);
+            ticket.device_is_done(result.as_ref().is_ok_and(Done::has_data));
+            self.replies.push(&self.asked, result, ticket);
         }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.fulfil(Err(Errno::Io));
+        self.fulfil(Err(Failure { errno: Errno::Io, why: "the request was given up".into(), offset: None }));
     }
 }
 
@@ -143,15 +145,23 @@ pub struct Batch {
 
 impl Batch {
     /// Adds a reply.
-    pub fn push(&mut self, cookie: u64, result: Result<Pieces, Errno>, ticket: Ticket) {
-        wire::put_simple_reply(&mut self.heads, cookie, result.as_ref().err().copied());
-        self.remaining += wire::SIMPLE_REPLY_BYTES;
-        for piece in result.into_iter().flatten().filter(|piece| !piece.is_empty()) {
-            self.seal();
-            self.remaining += piece.len();
-            self.chunks.push_back(piece);
-        }
+    pub fn push(&mut self, asked: &Asked, result: Result<Done, Failure>, ticket: Ticket) {
+        chunk::put(self, asked, result);
         self.tickets.push_back((self.written + self.remaining as u64, ticket));
+    }
+
+    /// Adds to the reply what `put` appends.
+    pub fn head(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        let before = self.heads.len();
+        put(&mut self.heads);
+        self.remaining += self.heads.len() - before;
+    }
+
+    /// Adds data to the reply, not empty, as it is.
+    pub fn data(&mut self, data: Bytes) {
+        self.seal();
+        self.remaining += data.len();
+        self.chunks.push_back(data);
     }
 
     fn seal(&mut self) {
@@ -204,7 +214,12 @@ mod tests {
 
     use super::super::admission::{Admission, Room};
     use super::super::options::Options;
+    use super::super::wire::{RequestHeader, Style};
     use super::*;
+
+    fn asked(cookie: u64) -> Asked {
+        Asked::new(&RequestHeader { flags: 0, command: 0, cookie, offset: 0, len: 1 << 20 }, Style::Simple)
+    }
 
     fn admission() -> Admission {
         let options = Options::default();
@@ -219,6 +234,7 @@ mod tests {
     fn errors_of_a_device_have_the_protocols_numbers() {
         let number = |error: DeviceError| errno(&error) as u32;
         assert_eq!(number(DeviceError::Io(String::new())), 5);
+        assert_eq!(number(DeviceError::Unreadable { offset: 0, why: String::new() }), 5);
         assert_eq!(number(DeviceError::Fenced(String::new())), 5);
         assert_eq!(number(DeviceError::ReadOnly(String::new())), 1);
         assert_eq!(number(DeviceError::ShuttingDown), 108);
@@ -227,7 +243,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_dropped_is_an_io_error() {
         let (admission, replies) = (admission(), Arc::new(Replies::default()));
-        drop(Answer::new(0x4241, replies.clone(), ticket(&admission)));
+        drop(Answer::new(asked(0x4241), replies.clone(), ticket(&admission)));
         let mut batch = Batch::default();
         replies.take(&mut batch).now_or_never().unwrap();
         assert_eq!(&batch.copy_to_bytes(16)[..], b"\x67\x44\x66\x98\0\0\0\x05\0\0\0\0\0\0BA");
@@ -237,10 +253,10 @@ mod tests {
     #[test]
     fn after_close_answers_are_thrown_away_and_give_back_their_tickets() {
         let (admission, replies) = (admission(), Arc::new(Replies::default()));
-        Answer::new(1, replies.clone(), ticket(&admission)).send(Ok(vec![]));
-        let late = Answer::new(2, replies.clone(), ticket(&admission));
+        Answer::new(asked(1), replies.clone(), ticket(&admission)).send(Ok(Done::Nothing));
+        let late = Answer::new(asked(2), replies.clone(), ticket(&admission));
         replies.close();
-        late.send(Ok(vec![Bytes::from_static(b"data")]));
+        late.send(Ok(Done::Data([Bytes::from_static(b"data")].into_iter().collect())));
         assert!(admission.all_answered().now_or_never().is_some());
         assert!(replies.take(&mut Batch::default()).now_or_never().is_none());
     }
@@ -260,7 +276,7 @@ mod tests {
                 expected.extend(pieces.iter().flatten());
                 ends.push(expected.len());
                 let pieces = pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect();
-                batch.push(*cookie, Ok(pieces), ticket(&admission));
+                batch.push(&asked(*cookie), Ok(Done::Data(pieces)), ticket(&admission));
             }
             let mut got = Vec::new();
             for (count, vectored) in steps.into_iter().cycle() {

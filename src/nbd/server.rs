@@ -199,7 +199,8 @@ impl Core {
     }
 
     async fn talk<S: Halves>(&self, mut stream: S, peer: &str, host: Host, line: Option<Line>) {
-        let Some(Entered { entry, device, visit, rest }) = self.shake_hands(&mut stream, peer, host).await else {
+        let Some(Entered { entry, device, agreed, visit, rest }) = self.shake_hands(&mut stream, peer, host).await
+        else {
             return;
         };
         let export = entry.name;
@@ -209,6 +210,7 @@ impl Core {
         let setup = Setup {
             export: export.clone(),
             device: device.clone(),
+            agreed,
             visit,
             client: attached.client.clone(),
             options: &self.options,

@@ -36,16 +36,19 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::admission::{Admission, Room};
+use super::admission::{Admission, Room, Ticket};
+use super::chunk::{Asked, Done, Failure};
 use super::clients;
 use super::hosts::Visit;
 use super::incoming::{self, Incoming};
+use super::negotiate::{Agreed, minimum_block_size};
 use super::options::Options;
 use super::phase::Phases;
 use super::reply::{Answer, Batch, Replies, errno};
-use super::request::{self, Refused, Request, Terms};
-use super::wire::{Errno, RequestHeader};
-use crate::device::{Device, DeviceError, Pieces};
+use super::request::{self, Payload, Refused, Request, Terms};
+use super::status::{self, descriptors};
+use super::wire::{BadMagic, RequestHeader};
+use crate::device::{Device, DeviceError, Pieces, RUNS_MAX};
 use crate::human;
 
 /// How long a session that the server ended waits for the client to close, so that a reset does not overtake the
@@ -62,6 +65,8 @@ pub struct Setup<'a> {
     pub export: String,
     /// The export.
     pub device: Arc<dyn Device>,
+    /// What the handshake agreed on.
+    pub agreed: Agreed,
     /// What keeps other hosts away.
     pub visit: Option<Visit>,
     /// The client, among all that are attached.
@@ -91,6 +96,8 @@ pub enum End {
     Evicted,
     /// A request did not begin as a request must.
     BadMagic,
+    /// A request that is refused said that so many bytes of payload follow.
+    EndlessPayload(u64),
     /// The connection failed, or the client closed or stalled in the middle of something.
     Lost(io::Error),
 }
@@ -103,6 +110,7 @@ impl fmt::Display for End {
             End::ShutDown => f.write_str("the server shuts down"),
             End::Evicted => f.write_str("it was evicted"),
             End::BadMagic => f.write_str("a request had the wrong magic number"),
+            End::EndlessPayload(len) => write!(f, "a request that was refused had a payload of {len} bytes"),
             End::Lost(error) => write!(f, "the connection was lost: {error}"),
         }
     }
@@ -205,6 +213,8 @@ where
 struct Client {
     export: String,
     device: Arc<dyn Device>,
+    /// The minimum block size that it was told.
+    unit: u32,
     failures: AtomicU64,
     unflushed: AtomicBool,
 }
@@ -232,12 +242,21 @@ impl<R: AsyncRead + Unpin> Session<R> {
         let client = Client {
             export: setup.export,
             device: setup.device,
+            unit: minimum_block_size(setup.options.minimum_block_size, &info),
             failures: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
         };
+        let Agreed { style, allocation } = setup.agreed;
+        let terms = Terms {
+            size: info.size,
+            read_only: info.read_only,
+            max_payload: setup.options.max_payload,
+            style,
+            allocation,
+        };
         Session {
-            incoming: Incoming::new(read, setup.rest, setup.options.stall_timeout, setup.room.clone()),
-            terms: Terms { size: info.size, read_only: info.read_only, max_payload: setup.options.max_payload },
+            incoming: Incoming::new(read, style, setup.rest, setup.options.stall_timeout, setup.room.clone()),
+            terms,
             admission: setup.admission,
             replies,
             client: Arc::new(client),
@@ -257,13 +276,16 @@ impl<R: AsyncRead + Unpin> Session<R> {
                 Err(end) => return end,
             };
             let parsed = match self.shutting_down {
-                true => request::refuse_for_shutdown(&header),
+                true => request::refuse_for_shutdown(&header, &self.terms),
                 false => request::parse(&header, &self.terms),
             };
             let done = match parsed {
                 Ok(Request::Disconnect) => return End::Disconnected,
-                Ok(request) => self.accept(header.cookie, request).await,
-                Err(refused) => self.refuse(&header, refused).await,
+                Ok(request) => self.accept(&header, request).await,
+                Err(Refused { payload: Payload::Endless(len), .. }) => return End::EndlessPayload(len),
+                Err(Refused { errno, why, payload: Payload::Skip(len) }) => {
+                    self.refuse(&header, Failure { errno, why: why.into(), offset: None }, len).await
+                }
             };
             if let Err(error) = done {
                 return End::Lost(error);
@@ -273,41 +295,44 @@ impl<R: AsyncRead + Unpin> Session<R> {
 
     /// The next request. While shutting down it ends as soon as all is answered and no request has arrived.
     async fn next_header(&mut self) -> Result<RequestHeader, End> {
-        let bytes = loop {
-            if let Some(bytes) = self.incoming.buffered_header() {
-                break bytes;
+        let header = loop {
+            if let Some(header) = self.incoming.buffered_header() {
+                break header;
             }
             tokio::select! {
                 biased;
                 () = self.phases.draining(), if !self.shutting_down => self.shutting_down = true,
                 header = self.incoming.header() => match header {
-                    Ok(Some(bytes)) => break bytes,
+                    Ok(Some(header)) => break header,
                     Ok(None) => return Err(End::Closed),
                     Err(error) => return Err(End::Lost(error)),
                 },
                 () = self.admission.all_answered(), if self.shutting_down => return Err(End::ShutDown),
             }
         };
-        RequestHeader::decode(&bytes).ok_or(End::BadMagic)
+        header.map_err(|BadMagic| End::BadMagic)
     }
 
-    async fn refuse(&mut self, header: &RequestHeader, refused: Refused) -> io::Result<()> {
-        let Refused { errno, why, payload } = refused;
-        tracing::debug!(export = self.client.export, ?header, ?errno, why, "request refused");
+    async fn refuse(&mut self, header: &RequestHeader, failure: Failure, payload: u64) -> io::Result<()> {
+        tracing::debug!(export = self.client.export, ?header, ?failure, "request refused");
         let ticket = self.admission.slot().await;
         self.incoming.skip(payload).await?;
-        Answer::new(header.cookie, self.replies.clone(), ticket).send(Err(errno));
+        self.answer(header, ticket).send(Err(failure));
         Ok(())
     }
 
-    async fn accept(&mut self, cookie: u64, request: Request) -> io::Result<()> {
+    fn answer(&self, header: &RequestHeader, ticket: Ticket) -> Answer {
+        Answer::new(Asked::new(header, self.terms.style), self.replies.clone(), ticket)
+    }
+
+    async fn accept(&mut self, header: &RequestHeader, request: Request) -> io::Result<()> {
         self.attached.took_request();
         let ticket = self.admission.admit(request.payload()).await;
         let payload = match request {
             Request::Write { len, .. } => self.incoming.payload(len).await?,
             _ => Bytes::new(),
         };
-        let answer = Answer::new(cookie, self.replies.clone(), ticket);
+        let answer = self.answer(header, ticket);
         self.start(request, carry_out(self.client.clone(), request, payload, answer)).await;
         Ok(())
     }
@@ -339,7 +364,7 @@ async fn carry_out(client: Arc<Client>, request: Request, payload: Bytes, answer
     let flush = request == Request::Flush;
     // A change that is answered from here on counts as not flushed, even if this flush happens to cover it.
     let covered = flush && client.unflushed.swap(false, Ordering::AcqRel);
-    let result = perform(&*client.device, request, payload).await;
+    let result = perform(&client, request, payload).await;
     match &result {
         Ok(_) if request.is_change() => client.unflushed.store(true, Ordering::Release),
         Err(_) if covered => client.unflushed.store(true, Ordering::Release),
@@ -349,42 +374,58 @@ async fn carry_out(client: Arc<Client>, request: Request, payload: Bytes, answer
 }
 
 /// The device's part: nothing is checked here, see [`request::parse`].
-async fn perform(device: &dyn Device, request: Request, payload: Bytes) -> Result<Pieces, DeviceError> {
+async fn perform(client: &Client, request: Request, payload: Bytes) -> Result<Done, DeviceError> {
+    let device = &client.device;
     match request {
         Request::Read { offset, len } => return whole(device.read(offset, len).await?, len),
+        Request::BlockStatus { offset, len, one } => return client.status(offset, len, one).await,
         Request::Write { offset, fua, .. } => device.write(offset, payload, fua).await?,
         Request::Flush => device.flush().await?,
-        Request::Trim { offset, len, fua } => device.trim(offset, u64::from(len), fua).await?,
-        Request::Cache { offset, len } => device.cache(offset, u64::from(len)).await?,
-        Request::WriteZeroes { offset, len, no_hole, fua } => {
-            device.write_zeroes(offset, u64::from(len), no_hole, fua).await?;
-        }
+        Request::Trim { offset, len, fua } => device.trim(offset, len, fua).await?,
+        Request::Cache { offset, len } => device.cache(offset, len).await?,
+        Request::WriteZeroes { offset, len, no_hole, fua } => device.write_zeroes(offset, len, no_hole, fua).await?,
         Request::Nothing | Request::Disconnect => {}
     }
-    Ok(Pieces::new())
+    Ok(Done::Nothing)
 }
 
 /// A reply whose data is too short or too long would put the client out of step for ever.
-fn whole(pieces: Pieces, len: u32) -> Result<Pieces, DeviceError> {
-    match pieces.iter().map(Bytes::len).sum::<usize>() {
-        sum if sum == len as usize => Ok(pieces),
+fn whole(pieces: Pieces, len: u32) -> Result<Done, DeviceError> {
+    match pieces.len() {
+        sum if sum == u64::from(len) => Ok(Done::Data(pieces)),
         sum => Err(DeviceError::Io(format!("the device gave {sum} bytes where {len} were asked for"))),
     }
 }
 
 impl Client {
+    async fn status(&self, offset: u64, len: u64, one: bool) -> Result<Done, DeviceError> {
+        let is_fine = self.unit <= self.device.info().block_size;
+        // Several runs may be one descriptor if they are finer than what the client reckons with.
+        let runs = self.device.extents(offset, len, if one && is_fine { 1 } else { RUNS_MAX }).await?;
+        match descriptors(&runs, &status::Asked { offset, len, one, unit: self.unit }) {
+            Some(descriptors) => Ok(Done::Status(descriptors)),
+            None => Err(DeviceError::Io(format!("the device knows of {} runs, not of the {len} bytes", runs.len()))),
+        }
+    }
+
     /// Says what failed and how the client is told. In a long outage every request may fail: the 1st, 2nd, 4th, 8th …
     /// failure of a connection is a warning.
-    fn failed(&self, request: &Request, error: &DeviceError) -> Errno {
+    fn failed(&self, request: &Request, error: &DeviceError) -> Failure {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         let export = self.export.as_str();
         match error {
-            DeviceError::Io(_) | DeviceError::Fenced(_) if failures.is_power_of_two() => {
+            DeviceError::Io(_) | DeviceError::Unreadable { .. } | DeviceError::Fenced(_)
+                if failures.is_power_of_two() =>
+            {
                 tracing::warn!(export, ?request, failures, "request failed: {error}");
             }
             _ => tracing::debug!(export, ?request, failures, "request failed: {error}"),
         }
-        errno(error)
+        let offset = match error {
+            DeviceError::Unreadable { offset, .. } => Some(*offset),
+            _ => None,
+        };
+        Failure { errno: errno(error), why: error.to_string().into(), offset }
     }
 }
 
@@ -543,6 +584,7 @@ mod tests {
         let setup = Setup {
             export: "disk".into(),
             device: Arc::new(MemoryDevice::new(1 << 20)),
+            agreed: Agreed::default(),
             visit: None,
             client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None).client.clone(),
             options: &options,

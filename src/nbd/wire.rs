@@ -1,8 +1,8 @@
 //! The numbers and layouts of the NBD protocol, and nothing else: no decision is taken here.
 //!
 //! Section names after § are those of `doc/proto.md` of the NetworkBlockDevice project. All integers are big
-//! endian. Three fixed headers are read (client flags, option, request) and three kinds of bytes are written
-//! (greeting, option reply, simple reply).
+//! endian. Four fixed headers are read (client flags, option, request in two widths) and four kinds of bytes are written
+//! (greeting, option reply, simple reply, chunk of a structured reply in two widths).
 //!
 //! ```text
 //! greeting       NBDMAGIC u64 | IHAVEOPT u64 | handshake flags u16                       18 bytes
@@ -10,10 +10,15 @@
 //! option         IHAVEOPT u64 | option u32 | length u32 | data                           16 + length
 //! option reply   magic u64 | option u32 | type u32 | length u32 | data                   20 + length
 //! request        magic u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u32  28 (+ payload of WRITE)
+//!   extended     the same, another magic, length u64                                      32 (+ payload)
 //! simple reply   magic u32 | error u32 | cookie u64                                       16 (+ data of READ)
+//! chunk          magic u32 | flags u16 | type u16 | cookie u64 | length u32               20 + length
+//!   extended     magic u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u64  32 + length
 //! ```
+//!
+//! Extended headers are those of the document's branch `extension-ext-header`.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 /// First word of the greeting, "NBDMAGIC". § Newstyle negotiation.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -25,12 +30,29 @@ pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// First word of a simple reply. § Simple reply message.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// First word of a chunk of a structured reply. § Structured reply chunk message.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First word of a request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// First word of a chunk with an extended header.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 /// The TCP port that IANA gave to NBD. § Protocol phases.
 pub const DEFAULT_PORT: u16 = 10809;
 /// The most bytes that a string may have: names, descriptions, error texts. § Conventions.
 pub const STRING_BYTES_MAX: usize = 4096;
 /// Zeroes that follow the answer to EXPORT_NAME unless NO_ZEROES was agreed. § NBD_OPT_EXPORT_NAME.
 pub const EXPORT_NAME_PAD: usize = 124;
+
+/// Whether a text may be sent as a string. § Conventions (rule C2).
+pub fn is_string(text: &str) -> bool {
+    text.len() <= STRING_BYTES_MAX && !text.contains('\0')
+}
+
+/// As much of a text as may be sent as a string.
+pub fn fit_string(text: &str) -> &str {
+    let text = text.split('\0').next().unwrap_or_default();
+    &text[..text.floor_char_boundary(STRING_BYTES_MAX)]
+}
 
 /// What the server offers in its greeting. § Handshake flags.
 pub mod handshake_flag {
@@ -64,6 +86,14 @@ pub mod option {
     pub const INFO: u32 = 6;
     /// Describe an export and begin transmission.
     pub const GO: u32 = 7;
+    /// Answer in chunks.
+    pub const STRUCTURED_REPLY: u32 = 8;
+    /// List the metadata contexts of an export.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Select metadata contexts of an export.
+    pub const SET_META_CONTEXT: u32 = 10;
+    /// Headers with 64-bit lengths.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of option reply. § Option reply types.
@@ -74,6 +104,8 @@ pub mod reply_type {
     pub const SERVER: u32 = 2;
     /// One piece of information on an export.
     pub const INFO: u32 = 3;
+    /// One metadata context: its number u32 and its name.
+    pub const META_CONTEXT: u32 = 4;
     /// Set in the type of every error.
     pub const ERROR: u32 = 1 << 31;
     /// The option is not known.
@@ -88,6 +120,8 @@ pub mod reply_type {
     pub const ERR_SHUTDOWN: u32 = ERROR | 7;
     /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = ERROR | 9;
+    /// Extended headers were agreed, which exclude the option.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR | 10;
 }
 
 /// Types of information on an export. § Option reply types, NBD_REP_INFO.
@@ -116,10 +150,14 @@ pub mod transmission_flag {
     pub const SEND_TRIM: u16 = 1 << 5;
     /// WRITE_ZEROES works, with NO_HOLE.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    /// The DF flag works; only with structured replies.
+    pub const SEND_DF: u16 = 1 << 7;
     /// FLUSH and FUA on one connection cover all connections.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
     /// CACHE works.
     pub const SEND_CACHE: u16 = 1 << 10;
+    /// The FAST_ZERO flag is understood.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 /// Commands. § Request types.
@@ -138,6 +176,8 @@ pub mod command {
     pub const CACHE: u16 = 5;
     /// Zero bytes.
     pub const WRITE_ZEROES: u16 = 6;
+    /// Say what bytes are, in the metadata contexts that were selected.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a request. § Command flags.
@@ -146,6 +186,59 @@ pub mod command_flag {
     pub const FUA: u16 = 1 << 0;
     /// WRITE_ZEROES: keep the range allocated.
     pub const NO_HOLE: u16 = 1 << 1;
+    /// READ: the data in one chunk.
+    pub const DF: u16 = 1 << 2;
+    /// BLOCK_STATUS: one descriptor.
+    pub const REQ_ONE: u16 = 1 << 3;
+    /// WRITE_ZEROES: faster than a WRITE, or not at all.
+    pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload; only with extended headers.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
+}
+
+/// The last chunk of a reply. § Structured reply flags.
+pub const REPLY_DONE: u16 = 1 << 0;
+
+/// Types of chunk. § Structured reply types.
+pub mod chunk_type {
+    /// Nothing more to say.
+    pub const NONE: u16 = 0;
+    /// Offset u64 and data.
+    pub const OFFSET_DATA: u16 = 1;
+    /// Offset u64 and length u32 of zeroes.
+    pub const OFFSET_HOLE: u16 = 2;
+    /// Context u32 and descriptors: length u32, flags u32.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Context u32, count u32 and descriptors: length u64, flags u64.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
+    /// Error u32, length u16 and text.
+    pub const ERROR: u16 = 1 << 15 | 1;
+    /// The same and an offset u64.
+    pub const ERROR_OFFSET: u16 = 1 << 15 | 2;
+}
+
+/// The only metadata context there is. § The base: metadata namespace.
+pub mod allocation {
+    /// Its name.
+    pub const NAME: &str = "base:allocation";
+    /// Its number on every connection.
+    pub const ID: u32 = 1;
+    /// Nothing is allocated.
+    pub const HOLE: u32 = 1 << 0;
+    /// It reads as zero.
+    pub const ZERO: u32 = 1 << 1;
+}
+
+/// How requests and replies are laid out on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Style {
+    /// Simple replies only.
+    #[default]
+    Simple,
+    /// Structured replies.
+    Structured,
+    /// Extended headers, in both directions.
+    Extended,
 }
 
 /// Errors of a reply. § Error values.
@@ -214,6 +307,10 @@ pub fn put_option_reply(out: &mut BytesMut, option: u32, reply_type: u32, data: 
     out.put_slice(data);
 }
 
+/// What does not begin as a request must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadMagic;
+
 /// A request, as it stands on the wire: nothing in it has been checked but the magic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
@@ -225,66 +322,68 @@ pub struct RequestHeader {
     pub cookie: u64,
     /// Bytes from the start of the export.
     pub offset: u64,
-    /// Bytes.
-    pub len: u32,
+    /// Bytes; below 2^32 unless the header is extended.
+    pub len: u64,
 }
 
 impl RequestHeader {
-    /// Its length in bytes.
+    /// The length of a compact header in bytes.
     pub const BYTES: usize = 28;
+    /// The length of an extended header in bytes.
+    pub const EXTENDED_BYTES: usize = 32;
 
-    /// Reads one; `None` if the magic is wrong.
-    pub fn decode(bytes: &[u8; Self::BYTES]) -> Option<RequestHeader> {
-        let [
-            m0,
-            m1,
-            m2,
-            m3,
-            f0,
-            f1,
-            t0,
-            t1,
-            c0,
-            c1,
-            c2,
-            c3,
-            c4,
-            c5,
-            c6,
-            c7,
-            o0,
-            o1,
-            o2,
-            o3,
-            o4,
-            o5,
-            o6,
-            o7,
-            l0,
-            l1,
-            l2,
-            l3,
-        ] = *bytes;
-        (u32::from_be_bytes([m0, m1, m2, m3]) == REQUEST_MAGIC).then(|| RequestHeader {
-            flags: u16::from_be_bytes([f0, f1]),
-            command: u16::from_be_bytes([t0, t1]),
-            cookie: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
-            offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
-            len: u32::from_be_bytes([l0, l1, l2, l3]),
+    /// Reads a compact one.
+    pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<RequestHeader, BadMagic> {
+        RequestHeader::decode_after(REQUEST_MAGIC, &mut &bytes[..], |from| u64::from(from.get_u32()))
+    }
+
+    /// Reads an extended one.
+    pub fn decode_extended(bytes: &[u8; Self::EXTENDED_BYTES]) -> Result<RequestHeader, BadMagic> {
+        RequestHeader::decode_after(EXTENDED_REQUEST_MAGIC, &mut &bytes[..], |from| from.get_u64())
+    }
+
+    /// `from` is as long as the header.
+    fn decode_after(
+        magic: u32,
+        from: &mut &[u8],
+        len: impl FnOnce(&mut &[u8]) -> u64,
+    ) -> Result<RequestHeader, BadMagic> {
+        if from.get_u32() != magic {
+            return Err(BadMagic);
+        }
+        Ok(RequestHeader {
+            flags: from.get_u16(),
+            command: from.get_u16(),
+            cookie: from.get_u64(),
+            offset: from.get_u64(),
+            len: len(from),
         })
     }
 
-    /// Writes one, as a client does.
+    /// Writes a compact one, as a client does; of the length its low half.
     pub fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let mut out = &mut bytes[..];
-        out.put_u32(REQUEST_MAGIC);
+        self.encode_after(REQUEST_MAGIC, &mut out);
+        out.put_u32(self.len as u32);
+        bytes
+    }
+
+    /// Writes an extended one, as a client does.
+    pub fn encode_extended(&self) -> [u8; Self::EXTENDED_BYTES] {
+        let mut bytes = [0; Self::EXTENDED_BYTES];
+        let mut out = &mut bytes[..];
+        self.encode_after(EXTENDED_REQUEST_MAGIC, &mut out);
+        out.put_u64(self.len);
+        bytes
+    }
+
+    fn encode_after(&self, magic: u32, out: &mut &mut [u8]) {
+        out.put_u32(magic);
         out.put_u16(self.flags);
         out.put_u16(self.command);
         out.put_u64(self.cookie);
         out.put_u64(self.offset);
-        out.put_u32(self.len);
-        bytes
     }
 }
 
@@ -296,6 +395,37 @@ pub fn put_simple_reply(out: &mut BytesMut, cookie: u64, error: Option<Errno>) {
     out.put_u32(SIMPLE_REPLY_MAGIC);
     out.put_u32(error.map_or(0, |errno| errno as u32));
     out.put_u64(cookie);
+}
+
+/// The head of a chunk; `len` bytes of payload follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// [`REPLY_DONE`] or nothing.
+    pub flags: u16,
+    /// See [`chunk_type`].
+    pub chunk_type: u16,
+    /// The request's.
+    pub cookie: u64,
+    /// The request's; an extended header repeats it.
+    pub offset: u64,
+    /// Bytes of payload.
+    pub len: u32,
+}
+
+impl ChunkHeader {
+    /// Writes one, extended or not.
+    pub fn put(&self, out: &mut BytesMut, is_extended: bool) {
+        out.put_u32(if is_extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC });
+        out.put_u16(self.flags);
+        out.put_u16(self.chunk_type);
+        out.put_u64(self.cookie);
+        if is_extended {
+            out.put_u64(self.offset);
+            out.put_u64(u64::from(self.len));
+        } else {
+            out.put_u32(self.len);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -323,6 +453,19 @@ mod tests {
         let request = RequestHeader { flags: 1, command: 6, cookie: 2, offset: 3, len: 4 };
         let bytes = b"\x25\x60\x95\x13\x00\x01\x00\x06\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x04";
         assert_eq!(&request.encode(), bytes);
+        let request = RequestHeader { len: 0x0506_0708_090a_0b0c, ..request };
+        let bytes =
+            b"\x21\xe4\x1c\x71\x00\x01\x00\x06\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\x05\x06\x07\x08\x09\x0a\x0b\x0c";
+        assert_eq!(&request.encode_extended(), bytes);
+
+        let chunk = ChunkHeader { flags: REPLY_DONE, chunk_type: chunk_type::ERROR, cookie: 2, offset: 3, len: 6 };
+        out.clear();
+        chunk.put(&mut out, false);
+        assert_eq!(&out[..], b"\x66\x8e\x33\xef\0\x01\x80\x01\0\0\0\0\0\0\0\x02\0\0\0\x06");
+        out.clear();
+        chunk.put(&mut out, true);
+        let bytes = b"\x6e\x8a\x27\x8c\0\x01\x80\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x06";
+        assert_eq!(&out[..], bytes);
         assert_eq!(OptionHeader { option: 3, len: 0 }.encode(), *b"IHAVEOPT\0\0\0\x03\0\0\0\0");
     }
 
@@ -334,8 +477,20 @@ mod tests {
                 bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
             }
             match RequestHeader::decode(&bytes) {
-                Some(header) => prop_assert_eq!(header.encode(), bytes),
-                None => prop_assert_ne!(&bytes[..4], &REQUEST_MAGIC.to_be_bytes()[..]),
+                Ok(header) => prop_assert_eq!(header.encode(), bytes),
+                Err(BadMagic) => prop_assert_ne!(&bytes[..4], &REQUEST_MAGIC.to_be_bytes()[..]),
+            }
+        }
+
+        #[test]
+        fn an_extended_request_decodes_if_and_only_if_its_magic_is_right(bytes: [u8; 32], right: bool) {
+            let mut bytes = bytes;
+            if right {
+                bytes[..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+            }
+            match RequestHeader::decode_extended(&bytes) {
+                Ok(header) => prop_assert_eq!(header.encode_extended(), bytes),
+                Err(BadMagic) => prop_assert_ne!(&bytes[..4], &EXTENDED_REQUEST_MAGIC.to_be_bytes()[..]),
             }
         }
 

@@ -104,6 +104,18 @@ impl WriteBuffer {
         }
     }
 
+    /// What it holds of the first block of `extent`, if anything, and for how many blocks of it from there on, one at least,
+    /// that is so. The extent is not empty.
+    pub fn first(&self, extent: Extent) -> (BlockCount, Option<&Payload>) {
+        if let Some((&start, held)) = self.extents.range(..=extent.start).next_back()
+            && let Some(part) = (Extent { start, count: held.count }).intersect(&extent)
+        {
+            return (part.count, Some(&held.payload));
+        }
+        let next = self.extents.range(extent.start..extent.end()).next();
+        (next.map_or(extent.end(), |(&start, _)| start) - extent.start, None)
+    }
+
     /// Forgets what it holds of `extent`.
     fn cut_out(&mut self, extent: Extent) {
         while let Some((&start, held)) = self.extents.range(..extent.end()).next_back() {
@@ -200,6 +212,16 @@ mod tests {
             let expected: Vec<_> =
                 (extent.start.0..extent.end().0).map(|block| (block, model[block as usize].clone())).collect();
             prop_assert_eq!(seen, expected);
+            let mut rest = extent;
+            while !rest.is_empty() {
+                let (count, held) = buffer.first(rest);
+                prop_assert!(count.0 > 0 && count <= rest.count);
+                for block in rest.start.0..rest.start.0 + count.0 {
+                    let model = model[block as usize].as_ref();
+                    prop_assert_eq!(held.map(std::mem::discriminant), model.map(std::mem::discriminant));
+                }
+                rest = Extent::between(rest.start + count, rest.end());
+            }
         }
     }
 }

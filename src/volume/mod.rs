@@ -6,7 +6,7 @@
 //!
 //! | who | file | runs |
 //! | --- | --- | --- |
-//! | the client's request | [`write`], [`read`] | on the connection's task |
+//! | the client's request | [`write`], [`read`], [`extents`] | on the connection's task |
 //! | the log task | [`log`] | one a volume, until it is closed or ends |
 //! | its effects | [`commit`], [`slot`], [`checkpoint`], [`deletion`], [`gc`], [`sweep`] | as tasks of their own ([`effect`]) that end with it |
 //! | opening | [`scan`], [`verdict`], [`recover`] | before both |
@@ -21,6 +21,7 @@ pub mod verdict;
 mod again;
 mod write;
 mod read;
+mod extents;
 mod prefetch;
 mod log;
 mod commit;
@@ -64,7 +65,7 @@ use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
-use crate::device::{Device, DeviceError, DeviceInfo, Pieces};
+use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
 use crate::journal;
 use crate::store::health::Trouble;
 use crate::units::BlockCount;
@@ -304,5 +305,9 @@ impl Device for Volume {
             self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
         }
         Ok(())
+    }
+
+    async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+        self.shared.extents(offset, len, most).await
     }
 }

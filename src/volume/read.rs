@@ -2,33 +2,33 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
-
 use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
 use crate::map::NeedPages;
 use crate::part::{self, Part};
 use crate::segment::Payload;
-use crate::units::{Extent, FrameAddr};
+use crate::units::{Extent, FrameAddr, Location};
 use crate::volume::objects::{LoadedPages, ReadError};
+use crate::volume::places;
 use crate::volume::shared::Shared;
 use crate::volume::state::Piece;
-
-static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 impl Shared {
     /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).
     pub(super) async fn read(&self, offset: u64, len: u64, purpose: Purpose) -> Result<Pieces, DeviceError> {
         if len == 0 {
-            return Ok(Vec::new());
+            return Ok(Pieces::new());
         }
         let extent = self.block_size.cover(offset, len);
         let mut planned = self.plan(extent).await?;
         let wanted: Vec<(FrameAddr, Salt)> = planned.wanted();
         let frames = match wanted.is_empty() {
             true => HashMap::new(),
-            false => self.objects.frames(&wanted, purpose, 0).await.map_err(io_error)?,
+            false => {
+                let frames = self.objects.frames(&wanted, purpose, 0).await;
+                frames.map_err(|error| self.unreadable(error, &planned.pieces, offset))?
+            }
         };
         let mut parts = Vec::with_capacity(planned.pieces.len());
         for (part, piece) in std::mem::take(&mut planned.pieces) {
@@ -36,10 +36,9 @@ impl Shared {
             let start = self.block_size.offset_of(part.start);
             let from = offset.saturating_sub(start);
             let to = self.block_size.bytes_in(part.count).min(offset + len - start);
-            self.push_piece(&mut parts, piece, from, to, &frames)?;
+            parts.push(self.cut(piece, from, to, &frames)?);
         }
-        // A reply may stay for long, if its client does not fetch it.
-        Ok(part::let_go(parts))
+        Ok(let_go(parts))
     }
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
@@ -86,19 +85,13 @@ impl Shared {
         Reading { shared: self, ticket: self.inner.lock().state.readers().begin() }
     }
 
-    fn push_piece(
-        &self,
-        out: &mut Vec<Part>,
-        piece: Piece,
-        from: u64,
-        to: u64,
-        frames: &HashMap<FrameAddr, Part>,
-    ) -> Result<(), DeviceError> {
-        match piece {
+    /// The bytes `from .. to` of a piece.
+    fn cut(&self, piece: Piece, from: u64, to: u64, frames: &HashMap<FrameAddr, Part>) -> Result<Cut, DeviceError> {
+        Ok(match piece {
             Piece::Held(Payload::Data(data), owner) => {
-                out.push(Part::within(data.slice(from as usize..to as usize), owner));
+                Cut::Part(Part::within(data.slice(from as usize..to as usize), owner))
             }
-            Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => push_zeroes(out, to - from),
+            Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => Cut::Zeroes(to - from),
             Piece::Frame(location, _) => {
                 let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
                 let range = (skip + from) as usize..(skip + to) as usize;
@@ -111,11 +104,57 @@ impl Shared {
                         location.frame.offset
                     ))
                 })?;
-                out.push(data.slice(range));
+                Cut::Part(data.slice(range))
             }
-        }
-        Ok(())
+        })
     }
+
+    /// What a client is told of frames that cannot be read, with the first byte that is known to be among them.
+    fn unreadable(&self, error: ReadError, pieces: &[(Extent, Piece)], offset: u64) -> DeviceError {
+        let (ReadError::Store { key, offset: at, .. } | ReadError::Corrupt { key, offset: at, .. }) = &error;
+        let own = places::further_place(key).map_or_else(|| key.clone(), |(own, _)| own);
+        let is_it = |(_, piece): &&(Extent, Piece)| match piece {
+            Piece::Frame(Location { frame, .. }, _) => {
+                u64::from(frame.offset) == *at && self.keys.segment(frame.seq) == own
+            }
+            Piece::Held(..) | Piece::Zero => false,
+        };
+        match pieces.iter().find(is_it) {
+            Some((extent, _)) => {
+                let offset = offset.max(self.block_size.offset_of(extent.start));
+                DeviceError::Unreadable { offset, why: error.to_string() }
+            }
+            None => io_error(error),
+        }
+    }
+}
+
+/// What becomes of a piece of a read.
+enum Cut {
+    Part(Part),
+    Zeroes(u64),
+}
+
+/// The bytes that were cut. A reply may stay for long, if its client does not fetch it: see [`part::let_go`].
+fn let_go(cuts: Vec<Cut>) -> Pieces {
+    let (mut parts, mut zeroes) = (Vec::with_capacity(cuts.len()), Vec::with_capacity(cuts.len()));
+    for cut in cuts {
+        match cut {
+            Cut::Part(part) => {
+                parts.push(part);
+                zeroes.push(0);
+            }
+            Cut::Zeroes(len) => zeroes.push(len),
+        }
+    }
+    let (mut data, mut pieces) = (part::let_go(parts).into_iter(), Pieces::new());
+    for len in zeroes {
+        match len {
+            0 => data.next().into_iter().for_each(|data| pieces.push(data)),
+            len => pieces.push_zeroes(len),
+        }
+    }
+    pieces
 }
 
 /// Somebody who uses places in the store that the map gave out.
@@ -149,15 +188,7 @@ impl Drop for Reading<'_> {
     }
 }
 
-fn push_zeroes(out: &mut Vec<Part>, mut len: u64) {
-    while len > 0 {
-        let step = len.min(ZEROES.len() as u64);
-        out.push(Part::own(Bytes::from_static(&ZEROES[..step as usize])));
-        len -= step;
-    }
-}
-
 /// What a client is told of a read that failed: it was logged with object and offset where it was found.
-fn io_error(error: ReadError) -> DeviceError {
+pub(super) fn io_error(error: ReadError) -> DeviceError {
     DeviceError::Io(error.to_string())
 }

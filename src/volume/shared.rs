@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -84,6 +84,8 @@ pub struct Shared {
     pub completed: Notify,
     /// A read ended.
     pub read_ended: Notify,
+    /// Whose turn it is to load pages to say what is known of a range: one at a time, however many clients ask.
+    pub loading_for_extents: Semaphore,
 }
 
 /// What the lock guards.
@@ -250,6 +252,7 @@ impl Shared {
             wake: Notify::new(),
             completed: Notify::new(),
             read_ended: Notify::new(),
+            loading_for_extents: Semaphore::new(1),
         }
     }
 

@@ -13,10 +13,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::change::{Change, Numbered};
+use crate::device::Allocation;
 use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
 use crate::part::Owner;
 use crate::segment::Payload;
-use crate::units::{BlockSize, ChangeNo, Extent, Location, Seq};
+use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
 use crate::volume::buffer::WriteBuffer;
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
@@ -300,6 +301,27 @@ impl State {
         Ok(pieces)
     }
 
+    /// What is known of the first block of `extent`, and for how many blocks of it from there on, one at least, without looking
+    /// further. The extent is not empty. It looks as [`State::plan_read`] does: what is zero here reads as zero.
+    pub fn first_run(&mut self, extent: Extent) -> Result<(BlockCount, Allocation), NeedPages> {
+        let mut part = extent;
+        let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
+        for layer in std::iter::once(&self.active).chain(sealed.map(|batch| &batch.buffer)) {
+            let (count, held) = layer.first(part);
+            if let Some(payload) = held {
+                return Ok((count, allocation_of(payload)));
+            }
+            part.count = count;
+        }
+        let (count, placement) = self.map.first(part)?;
+        let allocation = match placement {
+            Placement::Data(_) => Allocation::Data,
+            Placement::Zero => Allocation::Zero,
+            Placement::Hole => Allocation::Hole,
+        };
+        Ok((count, allocation))
+    }
+
     /// Begins to complete partial blocks of `extent`, unless somebody else does in it.
     pub fn begin_completing(&mut self, extent: Extent) -> bool {
         let free = self.is_free(extent);
@@ -362,6 +384,14 @@ impl State {
                 Piece::Frame(location, salt)
             }
         }
+    }
+}
+
+fn allocation_of(payload: &Payload) -> Allocation {
+    match payload {
+        Payload::Data(_) => Allocation::Data,
+        Payload::Zero => Allocation::Zero,
+        Payload::Hole => Allocation::Hole,
     }
 }
 
@@ -434,6 +464,38 @@ mod tests {
         }
         assert_eq!(sealed, [2, 4, 4, 4, 4]);
         assert!(!state.is_full(4 * SEGMENT));
+    }
+
+    /// What is newest counts, wherever it stands on its way, and hides what is below it no further than it reaches.
+    #[test]
+    fn the_first_run_is_what_a_read_would_find() {
+        let mut state = state();
+        let first = |state: &mut State, from: u64| {
+            let (count, allocation) = state.first_run(Extent::new(from, 8 - from)).unwrap();
+            (count.0, allocation)
+        };
+        assert_eq!(first(&mut state, 0), (8, Allocation::Hole));
+        (0..4).for_each(|block| write(&mut state, block));
+        state.freeze();
+        let (seq, _) = state.next_upload(8, 8).unwrap();
+        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT);
+        state.freeze();
+        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT);
+        for stage in ["under way", "committed"] {
+            let runs = [0, 1, 2, 3, 4].map(|from| first(&mut state, from));
+            let holds = [Allocation::Hole, Allocation::Data, Allocation::Zero, Allocation::Data, Allocation::Hole];
+            assert_eq!(runs.map(|run| run.1), holds, "{stage}");
+            assert_eq!(runs.map(|run| run.0), [1, 1, 1, 1, 4], "{stage}");
+            if stage == "under way" {
+                let frame = crate::units::FrameAddr { seq, offset: 0, len: 1 };
+                let placed = [(Extent::new(0, 4), Placement::Data(Location { frame, block: 0 }))];
+                state
+                    .commit(seq, SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() }, &placed, None)
+                    .unwrap();
+            }
+        }
+        write(&mut state, 0);
+        assert_eq!(first(&mut state, 0), (1, Allocation::Data), "given up in a batch, and written again");
     }
 
     #[test]

@@ -195,13 +195,13 @@ impl Shared {
         let start = self.block_size.offset_of(cover.start);
         let end = self.block_size.offset_of(cover.end());
         let mut whole = BytesMut::with_capacity((end - start) as usize);
-        for piece in self.read(start, offset - start, Purpose::Read).await? {
-            whole.extend_from_slice(&piece);
+        for bytes in self.read(start, offset - start, Purpose::Read).await?.into_bytes() {
+            whole.extend_from_slice(&bytes);
         }
         whole.extend_from_slice(&data);
         let data_end = offset + data.len() as u64;
-        for piece in self.read(data_end, end - data_end, Purpose::Read).await? {
-            whole.extend_from_slice(&piece);
+        for bytes in self.read(data_end, end - data_end, Purpose::Read).await?.into_bytes() {
+            whole.extend_from_slice(&bytes);
         }
         Ok(whole.freeze())
     }

@@ -4,7 +4,9 @@ use ashlar::device::memory::MemoryDevice;
 use ashlar::nbd::Options;
 use proptest::prelude::*;
 
-use crate::client::{EINVAL, ENOSPC, FUA, NO_HOLE, cmd, info_data, opt, option, request};
+use crate::client::{
+    EINVAL, ENOSPC, FUA, NO_HOLE, PAYLOAD_LEN, all_options, cmd, extended, info_data, kind, opt, option, request,
+};
 use crate::world::{SIZE, World};
 
 /// Runs a session on paused time: whatever waits for ever fails at once.
@@ -14,23 +16,38 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// One request as a client may make it: with its payload, nearly right or not.
-fn any_request() -> impl Strategy<Value = Vec<u8>> {
-    let flags = prop_oneof![4 => Just(0), 2 => Just(FUA), 1 => Just(NO_HOLE), 1 => any::<u16>()];
+fn any_request(is_extended: bool) -> impl Strategy<Value = Vec<u8>> {
+    let flags = prop_oneof![4 => Just(0), 2 => Just(FUA), 1 => Just(NO_HOLE), 1 => 0_u16..64, 1 => any::<u16>()];
     let command = prop_oneof![8 => 0_u16..9, 1 => any::<u16>()];
     let offset = prop_oneof![4 => 0..SIZE, 1 => SIZE - 100..SIZE + 100, 1 => any::<u64>()];
     let len = prop_oneof![6 => 0_u32..9000, 1 => any::<u32>()];
-    (flags, command, any::<u64>(), offset, len, any::<u8>()).prop_map(|(flags, command, cookie, offset, len, fill)| {
-        let payload = if command == cmd::WRITE { len.min(20_000) as usize } else { 0 };
-        [request(flags, command, cookie, offset, len), vec![fill; payload]].concat()
-    })
+    (flags, command, any::<u64>(), offset, len, any::<u8>()).prop_map(
+        move |(flags, command, cookie, offset, len, fill)| {
+            let flags = if is_extended && command == cmd::WRITE { flags ^ PAYLOAD_LEN } else { flags };
+            let carries = if is_extended { flags & PAYLOAD_LEN != 0 } else { command == cmd::WRITE };
+            let payload = if carries { len.min(20_000) as usize } else { 0 };
+            let header = match is_extended {
+                // Some lengths have more than 32 bits.
+                true => extended(flags, command, cookie, offset, u64::from(len) << if fill > 250 { 30 } else { 0 }),
+                false => request(flags, command, cookie, offset, len),
+            };
+            [header, vec![fill; payload]].concat()
+        },
+    )
 }
 
 fn any_client() -> impl Strategy<Value = Vec<u8>> {
     let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
-    let begin = [&3_u32.to_be_bytes()[..], &option(opt::GO, &info_data("disk0", &[3]))].concat();
-    let begin = prop_oneof![9 => Just(begin), 1 => bytes(40)];
-    let part = prop_oneof![9 => any_request(), 1 => bytes(40)];
-    (begin, prop::collection::vec(part, 0..12)).prop_map(|(begin, parts)| [begin, parts.concat()].concat())
+    let begin = |options: Vec<u8>| {
+        let begin = [&3_u32.to_be_bytes()[..], &options, &option(opt::GO, &info_data("disk0", &[3]))].concat();
+        prop_oneof![9 => Just(begin), 1 => bytes(40)]
+    };
+    let requests =
+        |is_extended| prop::collection::vec(prop_oneof![9 => any_request(is_extended), 1 => bytes(40)], 0..12);
+    let simple = (begin(Vec::new()), requests(false));
+    let structured = (begin(all_options(opt::STRUCTURED_REPLY, "disk0")), requests(false));
+    let extended = (begin(all_options(opt::EXTENDED_HEADERS, "disk0")), requests(true));
+    prop_oneof![simple, structured, extended].prop_map(|(begin, parts)| [begin, parts.concat()].concat())
 }
 
 proptest! {
@@ -106,6 +123,80 @@ proptest! {
             drop((sending, reading));
             world.all_gone().await;
             assert!(world.attach().await.read(0, SIZE as u32).await.unwrap() == model);
+        });
+    }
+
+    /// K2 to K4: reads that overtake each other come back in chunks, each range once and in full, with DF in one; and what
+    /// BLOCK_STATUS calls a hole is what they leave out.
+    #[test]
+    fn k2_k3_k4_k18_chunks_put_together_are_the_disk(
+        writes in prop::collection::vec((0_u64..1 << 23, 1_usize..9000), 0..6),
+        asked in prop::collection::vec((0_u64..1 << 23, 1_u32..3 << 20, 0_u16..3), 1..12),
+        is_extended: bool, pipe in 1_usize..70_000,
+    ) {
+        block_on(async {
+            const DISK: u64 = 8 << 20;
+            let world = World::of(Options::default(), MemoryDevice::new(DISK)).await;
+            let mut writer = world.attach().await;
+            let mut model = vec![0; DISK as usize];
+            for (offset, len) in writes {
+                let len = len.min((DISK - offset) as usize);
+                assert_eq!(writer.write(0, offset, &vec![9; len]).await, 0);
+                model[offset as usize..offset as usize + len].fill(9);
+            }
+            let mut client = world.connect_by(pipe);
+            client.go_with(if is_extended { opt::EXTENDED_HEADERS } else { opt::STRUCTURED_REPLY }, "disk0").await;
+            let asked: Vec<_> =
+                asked.into_iter().map(|(at, len, how)| (at, u64::from(len).min(DISK - at), how)).collect();
+            let mut sent = Vec::new();
+            for (cookie, &(offset, len, how)) in asked.iter().enumerate() {
+                let (flags, command) = [(0, cmd::READ), (crate::client::DF, cmd::READ), (0, cmd::BLOCK_STATUS)][how as usize];
+                sent.extend(match is_extended {
+                    true => extended(flags, command, cookie as u64, offset, len),
+                    false => request(flags, command, cookie as u64, offset, len as u32),
+                });
+            }
+            let (mut sending, mut reading) = client.split();
+            let read = async {
+                let mut left: Vec<Option<u64>> = asked.iter().map(|(_, len, _)| Some(*len)).collect();
+                while left.iter().any(Option::is_some) {
+                    let chunk = reading.chunk().await;
+                    let (offset, len, how) = asked[chunk.cookie as usize];
+                    let missing = left[chunk.cookie as usize].as_mut().expect("nothing follows the last chunk");
+                    let at = offset + len - *missing;
+                    *missing -= match chunk.kind {
+                        kind::DATA => {
+                            let data = &chunk.payload[8..];
+                            assert_eq!(chunk.number(0, 8), at);
+                            assert!(data == &model[at as usize..at as usize + data.len()]);
+                            data.len() as u64
+                        }
+                        kind::HOLE if how == 0 => {
+                            assert_eq!(chunk.number(0, 8), at);
+                            chunk.number(8, 4)
+                        }
+                        kind::STATUS | kind::STATUS_EXT if how == 2 => {
+                            let (begin, each) = if is_extended { (8, 8) } else { (4, 4) };
+                            let mut at = at as usize;
+                            for place in (begin..chunk.payload.len()).step_by(2 * each) {
+                                let len = chunk.number(place, each) as usize;
+                                let is_hole = chunk.number(place + each, each) == 3;
+                                assert!(!is_hole || model[at..at + len].iter().all(|byte| *byte == 0));
+                                at += len;
+                            }
+                            assert_eq!(at as u64, offset + len);
+                            len
+                        }
+                        other => panic!("type {other:#x}"),
+                    };
+                    if chunk.is_last {
+                        assert_eq!(left[chunk.cookie as usize].take(), Some(0));
+                    } else {
+                        assert_eq!(how, 0, "one chunk with DF, and of BLOCK_STATUS");
+                    }
+                }
+            };
+            tokio::join!(sending.send(&sent), read);
         });
     }
 }

@@ -17,7 +17,7 @@ async fn go_tells_size_and_flags_and_begins_transmission() {
     let world = World::small().await;
     let mut client = world.connect();
     let info = client.go("disk0").await;
-    assert_eq!((info.size, info.flags), (SIZE, 0x56d));
+    assert_eq!((info.size, info.flags), (SIZE, 0xd6d));
     assert_eq!(client.read(0, 16).await, Ok(vec![0; 16]));
     client.disconnect().await;
     world.all_gone().await;

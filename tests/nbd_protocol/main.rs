@@ -11,6 +11,9 @@ mod world;
 
 mod handshake;
 mod requests;
+mod structured;
+mod status;
+mod extended;
 mod flow;
 mod endings;
 mod sockets;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ashlar::device::memory::{Call, MemoryDevice};
-use ashlar::device::{Device, DeviceError, DeviceInfo, Pieces};
+use ashlar::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
 use ashlar::nbd::Options;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::client::{Client, EINVAL, EIO, ENOSPC, EPERM, ESHUTDOWN, FUA, NO_HOLE, cmd, request};
+use crate::client::{Client, EINVAL, EIO, ENOSPC, EPERM, ESHUTDOWN, FAST_ZERO, FUA, NO_HOLE, cmd, request};
 use crate::world::{Gate, SIZE, World, read_only};
 
 /// Shows that client and server are still in step.
@@ -75,7 +75,7 @@ async fn r5_r6_fault_5_each_flag_on_each_command() {
             assert_eq!(client.call(flags, command, 0, 512).await, expected(FUA), "{command} {bit}");
         }
         assert_eq!(client.call(flags, cmd::FLUSH, 0, 0).await, expected(FUA), "{bit}");
-        assert_eq!(client.call(flags, cmd::WRITE_ZEROES, 0, 512).await, expected(FUA | NO_HOLE), "{bit}");
+        assert_eq!(client.call(flags, cmd::WRITE_ZEROES, 0, 512).await, expected(FUA | NO_HOLE | FAST_ZERO), "{bit}");
         assert_eq!(client.write(flags, 0, &[7; 512]).await, expected(FUA), "{bit}");
         let read = client.call(flags, cmd::READ, 0, 16).await;
         assert_eq!(read, expected(FUA), "{bit}");
@@ -109,6 +109,23 @@ async fn r6_r7_fua_and_no_hole_reach_the_device() {
         Call::Flush,
     ];
     assert_eq!(gate.calls(), expected);
+    client.disconnect().await;
+    world.all_gone().await;
+}
+
+/// F11: advertised with WRITE_ZEROES. K16: zeroing is never slower than a write of zeroes, so it is never refused; nor is
+/// it with NO_HOLE, nor off every block, nor for 4 GiB.
+#[tokio::test(start_paused = true)]
+async fn f11_k16_fault_7_fast_zero_is_always_done() {
+    let gate = Gate::default();
+    let world = World::of(Options::default(), MemoryDevice::new(1 << 40).with_hook(gate.hook(|_| false))).await;
+    let mut client = world.connect();
+    assert_eq!(client.go("disk0").await.flags & (1 << 11 | 1 << 6), 1 << 11 | 1 << 6);
+    for (flags, offset, len) in [(0, 0, 4096), (NO_HOLE, 0, 4096), (0, 1, 1), (NO_HOLE | FUA, 5, u32::MAX)] {
+        assert_eq!(client.call(flags | FAST_ZERO, cmd::WRITE_ZEROES, offset, len).await, 0);
+        let (no_hole, fua) = (flags & NO_HOLE != 0, flags & FUA != 0);
+        assert_eq!(gate.calls().pop(), Some(Call::WriteZeroes { offset, len: u64::from(len), no_hole, fua }));
+    }
     client.disconnect().await;
     world.all_gone().await;
 }
@@ -298,10 +315,11 @@ impl Device for Faulty {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
+        let pieces = |pieces: &[(u8, usize)]| pieces.iter().map(|&(fill, len)| Bytes::from(vec![fill; len])).collect();
         match offset {
-            0 => Ok(vec![Bytes::from(vec![1; 3]), Bytes::new(), Bytes::from(vec![2; len as usize - 3])]),
-            1 => Ok(vec![Bytes::from(vec![1; len as usize - 1])]),
-            2 => Ok(vec![Bytes::from(vec![1; len as usize + 1])]),
+            0 => Ok(pieces(&[(1, 3), (1, 0), (2, len as usize - 3)])),
+            1 => Ok(pieces(&[(1, len as usize - 1)])),
+            2 => Ok(pieces(&[(1, len as usize + 1)])),
             3 => panic!("at once"),
             _ => {
                 tokio::task::yield_now().await;
@@ -328,6 +346,10 @@ impl Device for Faulty {
 
     async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    async fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Run>, DeviceError> {
+        Ok(Vec::new())
     }
 }
 

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ashlar::device::memory::{Call, Hook, MemoryDevice, MemoryExports};
-use ashlar::device::{DeviceError, DeviceInfo, Exports};
+use ashlar::device::{Allocation, Device, DeviceError, DeviceInfo, Exports, Pieces, Run};
 use ashlar::nbd::{Host, Options, Server};
+use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -32,7 +34,7 @@ impl World {
     }
 
     /// One export, "disk0", over that device.
-    pub async fn of(options: Options, device: MemoryDevice) -> World {
+    pub async fn of(options: Options, device: impl Device + 'static) -> World {
         World::new(options, MemoryExports::new().with("disk0", "a disk", Arc::new(device))).await
     }
 
@@ -53,6 +55,13 @@ impl World {
         self.connect_by(64 << 10)
     }
 
+    /// A client in its transmission phase, with structured replies or extended headers and `base:allocation`.
+    pub async fn attach_with(&self, style: u32) -> Client {
+        let mut client = self.connect();
+        client.go_with(style, "disk0").await;
+        client
+    }
+
     /// A client in its transmission phase.
     pub async fn attach(&self) -> Client {
         let mut client = self.connect();
@@ -71,6 +80,77 @@ impl World {
 
 pub fn read_only() -> DeviceInfo {
     DeviceInfo { size: SIZE, block_size: 4096, read_only: true }
+}
+
+/// A device that says what a test wants: the runs of which it consists, and where its data cannot be read.
+pub struct Scripted {
+    pub info: DeviceInfo,
+    /// From its start; each has to fill whole bytes of the device.
+    pub runs: Vec<Run>,
+    /// Reads that begin here fail, with that byte in the error.
+    pub bad: Option<(u64, u64)>,
+}
+
+impl Scripted {
+    /// The part of its runs that lies in a range.
+    fn within(&self, offset: u64, len: u64) -> Vec<Run> {
+        let (mut at, mut found) = (0, Vec::new());
+        for run in &self.runs {
+            let (start, end) = (at.max(offset), (at + run.len).min(offset + len));
+            if start < end {
+                found.push(Run { len: end - start, ..*run });
+            }
+            at += run.len;
+        }
+        found
+    }
+}
+
+#[async_trait]
+impl Device for Scripted {
+    fn info(&self) -> DeviceInfo {
+        self.info
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
+        if let Some((_, byte)) = self.bad.filter(|bad| bad.0 == offset) {
+            return Err(DeviceError::Unreadable { offset: byte, why: "the frame is damaged".to_owned() });
+        }
+        let mut pieces = Pieces::new();
+        for run in self.within(offset, len.into()) {
+            match run.allocation {
+                Allocation::Data => pieces.push(Bytes::from(vec![7; run.len as usize])),
+                Allocation::Zero | Allocation::Hole => pieces.push_zeroes(run.len),
+            }
+        }
+        Ok(pieces)
+    }
+
+    async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+        let mut runs = self.within(offset, len);
+        runs.truncate(most);
+        Ok(runs)
+    }
 }
 
 /// Holds up the calls that a test chose, until it lets them go, and keeps the list of all calls.

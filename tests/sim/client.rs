@@ -167,7 +167,7 @@ impl Client {
     fn refused(&self, error: DeviceError) -> Option<()> {
         match error {
             DeviceError::ShuttingDown => None,
-            DeviceError::Io(why) if why.contains("by a fault") => Some(()),
+            DeviceError::Io(why) | DeviceError::Unreadable { why, .. } if why.contains("by a fault") => Some(()),
             _ if self.may_be_displaced.load(Ordering::Relaxed) => None,
             other => panic!("{other}: {:?}", self.volume.status()),
         }

@@ -16,11 +16,15 @@ pub mod opt {
     pub const LIST: u32 = 3;
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
+    pub const STRUCTURED_REPLY: u32 = 8;
+    pub const SET_META_CONTEXT: u32 = 10;
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 pub mod rep {
     pub const ACK: u32 = 1;
     pub const INFO: u32 = 3;
+    pub const META_CONTEXT: u32 = 4;
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     pub const ERR_POLICY: u32 = 0x8000_0002;
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
@@ -35,10 +39,26 @@ pub mod cmd {
     pub const TRIM: u16 = 4;
     pub const CACHE: u16 = 5;
     pub const WRITE_ZEROES: u16 = 6;
+    pub const BLOCK_STATUS: u16 = 7;
+}
+
+/// Types of chunk.
+pub mod kind {
+    pub const NONE: u16 = 0;
+    pub const DATA: u16 = 1;
+    pub const HOLE: u16 = 2;
+    pub const STATUS: u16 = 5;
+    pub const STATUS_EXT: u16 = 6;
+    pub const ERROR: u16 = 0x8001;
+    pub const ERROR_OFFSET: u16 = 0x8002;
 }
 
 pub const FUA: u16 = 1;
 pub const NO_HOLE: u16 = 2;
+pub const DF: u16 = 4;
+pub const REQ_ONE: u16 = 8;
+pub const FAST_ZERO: u16 = 16;
+pub const PAYLOAD_LEN: u16 = 32;
 
 pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;
@@ -65,6 +85,41 @@ pub struct Reply {
     pub cookie: u64,
 }
 
+/// A chunk of a structured reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub is_last: bool,
+    pub kind: u16,
+    pub cookie: u64,
+    /// The request's offset, which only an extended header repeats.
+    pub offset: Option<u64>,
+    pub payload: Vec<u8>,
+}
+
+impl Chunk {
+    /// The big-endian number of so many bytes at that place of the payload.
+    pub fn number(&self, at: usize, bytes: usize) -> u64 {
+        self.payload[at..at + bytes].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    }
+
+    /// The error that it says, with the text, and the offset if there is one.
+    pub fn failure(&self) -> (u32, String, Option<u64>) {
+        let text_end = 6 + self.number(4, 2) as usize;
+        let offset = match self.kind {
+            kind::ERROR => {
+                assert_eq!(self.payload.len(), text_end);
+                None
+            }
+            kind::ERROR_OFFSET => {
+                assert_eq!(self.payload.len(), text_end + 8);
+                Some(self.number(text_end, 8))
+            }
+            other => panic!("type {other:#x} is no error"),
+        };
+        (self.number(0, 4) as u32, String::from_utf8(self.payload[6..text_end].to_vec()).unwrap(), offset)
+    }
+}
+
 /// What the server told about the export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
@@ -81,6 +136,28 @@ pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) -> 
     bytes.extend_from_slice(&offset.to_be_bytes());
     bytes.extend_from_slice(&len.to_be_bytes());
     bytes
+}
+
+/// A request with an extended header as bytes.
+pub fn extended(flags: u16, command: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = request(flags, command, cookie, offset, 0);
+    bytes[..4].copy_from_slice(&0x21e4_1c71_u32.to_be_bytes());
+    bytes.truncate(24);
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+/// The data of SET_META_CONTEXT.
+pub fn contexts_data(name: &str, queries: &[&str]) -> Vec<u8> {
+    let counted = |text: &str| [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
+    let queries_bytes: Vec<u8> = queries.iter().flat_map(|query| counted(query)).collect();
+    [counted(name), (queries.len() as u32).to_be_bytes().to_vec(), queries_bytes].concat()
+}
+
+/// The options that agree on structured replies, or on extended headers, and select `base:allocation`.
+pub fn all_options(style: u32, name: &str) -> Vec<u8> {
+    let select = option(opt::SET_META_CONTEXT, &contexts_data(name, &["base:allocation"]));
+    [option(style, &[]), select].concat()
 }
 
 /// An option as bytes.
@@ -116,9 +193,24 @@ impl Client {
         self.send(&3_u32.to_be_bytes()).await;
     }
 
+    /// Through the whole handshake with structured replies or extended headers, with `base:allocation` and GO.
+    pub async fn go_with(&mut self, style: u32, name: &str) -> ExportInfo {
+        self.greet().await;
+        self.send(&all_options(style, name)).await;
+        for expected in [rep::ACK, rep::META_CONTEXT, rep::ACK] {
+            assert_eq!(self.option_reply().await.reply_type, expected);
+        }
+        self.only_go(name).await
+    }
+
     /// Through the whole handshake with GO.
     pub async fn go(&mut self, name: &str) -> ExportInfo {
         self.greet().await;
+        self.only_go(name).await
+    }
+
+    /// GO, and what it is answered with.
+    pub async fn only_go(&mut self, name: &str) -> ExportInfo {
         self.send(&option(opt::GO, &info_data(name, &[]))).await;
         let mut info = None;
         loop {
@@ -152,6 +244,34 @@ impl Client {
             error: u32::from_be_bytes(head[4..8].try_into().unwrap()),
             cookie: u64::from_be_bytes(head[8..].try_into().unwrap()),
         }
+    }
+
+    /// The next reply, which is a chunk.
+    pub async fn chunk(&mut self) -> Chunk {
+        let magic = self.bytes(4).await;
+        let is_extended = match u32::from_be_bytes(magic.try_into().unwrap()) {
+            0x668e_33ef => false,
+            0x6e8a_278c => true,
+            other => panic!("{other:#x} begins no chunk"),
+        };
+        let head = self.bytes(if is_extended { 28 } else { 16 }).await;
+        let number = |at: usize, bytes: usize| {
+            head[at..at + bytes].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+        };
+        let (flags, kind, cookie) = (number(0, 2), number(2, 2) as u16, number(4, 8));
+        assert!(flags <= 1, "no flag but DONE");
+        let (offset, len) = if is_extended { (Some(number(12, 8)), number(20, 8)) } else { (None, number(12, 4)) };
+        Chunk { is_last: flags == 1, kind, cookie, offset, payload: self.bytes(len as usize).await }
+    }
+
+    /// The chunks up to the last; all of one request.
+    pub async fn chunks(&mut self) -> Vec<Chunk> {
+        let mut chunks = vec![self.chunk().await];
+        while !chunks.last().unwrap().is_last {
+            chunks.push(self.chunk().await);
+            assert_eq!(chunks.last().unwrap().cookie, chunks[0].cookie);
+        }
+        chunks
     }
 
     /// Sends a request without payload, and expects its reply to be the next; returns the error.

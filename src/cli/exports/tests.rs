@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::device::{DeviceError, DeviceInfo, Pieces};
+use crate::device::{DeviceError, DeviceInfo, Pieces, Run};
 
 /// Volumes that open when the test lets them.
 #[derive(Default)]
@@ -63,7 +63,7 @@ impl Device for Fake {
         DeviceInfo { size: 4096, block_size: 4096, read_only: false }
     }
     async fn read(&self, _: u64, _: u32) -> Result<Pieces, DeviceError> {
-        Ok(Vec::new())
+        Ok(Pieces::new())
     }
     async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), DeviceError> {
         Ok(())
@@ -79,6 +79,9 @@ impl Device for Fake {
     }
     async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
         Ok(())
+    }
+    async fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Run>, DeviceError> {
+        Ok(Vec::new())
     }
 }
 

@@ -147,8 +147,7 @@ impl Client {
     }
 
     async fn request(&mut self, command: u16, range: &Range<u64>) -> io::Result<()> {
-        // A piece fits 32 bits.
-        let len = (range.end - range.start) as u32;
+        let len = range.end - range.start;
         let header = RequestHeader { flags: 0, command, cookie: range.start, offset: range.start, len };
         self.stream.write_all(&header.encode()).await?;
         self.stream.flush().await

@@ -1,0 +1,179 @@
+//! What is known of a range without reading it: data, zero, or hole, by the write buffer, the sealed batches and the map.
+//!
+//! The map of a dense volume does not fit into memory, and a client may ask for all of it. So one call does a bounded amount
+//! of work and answers for the beginning of the range, as the protocol allows (proto.md, "NBD_REPLY_TYPE_BLOCK_STATUS"):
+//! the lock is held for [`STEPS_AT_ONCE`] pieces, pages that are not in memory are loaded [`PAGES_AT_ONCE`] at a time by one
+//! call at a time, and after [`STEPS_MAX`] pieces or [`LOADS_MAX`] loads it is enough. What goes past the lock may change
+//! meanwhile: each run was true at some moment of the call.
+
+use crate::device::{Allocation, DeviceError, Run};
+use crate::map::{NeedPages, PAGE_BLOCKS, PageIndex, PageRef};
+use crate::units::{BlockCount, Extent};
+use crate::volume::objects::LoadedPages;
+use crate::volume::read::io_error;
+use crate::volume::shared::Shared;
+use crate::volume::state::State;
+
+/// Pieces that are looked at while the lock is held.
+const STEPS_AT_ONCE: usize = 512;
+
+/// Pieces that one call looks at. A page that was written in blocks has 16384.
+const STEPS_MAX: usize = 128 * STEPS_AT_ONCE;
+
+/// Pages that are loaded together: one round trip, some MiB at most.
+const PAGES_AT_ONCE: usize = 4;
+
+/// How many times one call loads pages.
+const LOADS_MAX: usize = 8;
+
+/// So many pages ahead are looked at for some that are missing too.
+const PAGES_AHEAD: u64 = 16;
+
+impl Shared {
+    /// See [`crate::device::Device::extents`].
+    pub(super) async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+        let _reading = self.begin_reading();
+        let mut walk = Walk::new(self.block_size.cover(offset, len), most);
+        let mut loaded = LoadedPages::new();
+        let (mut turn, mut loads) = (None, 0);
+        loop {
+            let stopped = {
+                let mut inner = self.inner.lock();
+                // Again each time: they may have left meanwhile, if little may stay.
+                inner.take_pages(loaded.clone());
+                let stopped = walk.go_on(&mut inner.state);
+                inner.state.map.evict(self.seat.map_memory() as usize);
+                stopped
+            };
+            let need = match stopped {
+                Stopped::Done => break,
+                Stopped::Resting => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Stopped::Needs(need) => need,
+            };
+            if loads == LOADS_MAX && !walk.found.is_empty() {
+                break;
+            }
+            // Whoever had the turn before may have brought what is missing: look again. It is kept as long as the pages are.
+            if turn.is_none() {
+                turn = self.loading_for_extents.acquire().await.ok();
+                continue;
+            }
+            loads += 1;
+            loaded.clear();
+            loaded = match self.fetch_pages(need).await {
+                Ok(pages) => pages,
+                // What is known is true, and the rest will be asked for again.
+                Err(_) if !walk.found.is_empty() => break,
+                Err(error) => return Err(io_error(error)),
+            };
+        }
+        Ok(walk.runs(|extent| {
+            let start = self.block_size.offset_of(extent.start).max(offset);
+            self.block_size.offset_of(extent.end()).min(offset + len) - start
+        }))
+    }
+}
+
+/// How far a call has come. Pure.
+struct Walk {
+    /// What was not looked at.
+    rest: Extent,
+    most: usize,
+    steps_left: usize,
+    found: Vec<(Extent, Allocation)>,
+}
+
+enum Stopped {
+    /// It is enough.
+    Done,
+    /// Others want the lock.
+    Resting,
+    /// These pages are not in memory.
+    Needs(NeedPages),
+}
+
+impl Walk {
+    fn new(extent: Extent, most: usize) -> Walk {
+        Walk { rest: extent, most, steps_left: STEPS_MAX, found: Vec::new() }
+    }
+
+    fn go_on(&mut self, state: &mut State) -> Stopped {
+        for _ in 0..STEPS_AT_ONCE {
+            if self.rest.is_empty() || self.steps_left == 0 {
+                return Stopped::Done;
+            }
+            let (count, allocation) = match state.first_run(self.rest) {
+                Ok(run) => run,
+                Err(NeedPages(first)) => return Stopped::Needs(self.with_more(state, first)),
+            };
+            self.steps_left -= 1;
+            let is_full = self.found.len() == self.most;
+            match self.found.last_mut() {
+                Some((extent, before)) if *before == allocation => extent.count += count,
+                _ if is_full => return Stopped::Done,
+                _ => self.found.push((Extent { start: self.rest.start, count }, allocation)),
+            }
+            self.rest = Extent::between(self.rest.start + count, self.rest.end());
+        }
+        Stopped::Resting
+    }
+
+    /// The pages that are missing now, and some that will be.
+    fn with_more(&self, state: &State, first: Vec<(PageIndex, PageRef)>) -> NeedPages {
+        let near =
+            Extent { start: self.rest.start, count: BlockCount(self.rest.count.0.min(PAGES_AHEAD * PAGE_BLOCKS)) };
+        let mut need = first;
+        for page in state.map.missing(near) {
+            if need.len() >= PAGES_AT_ONCE {
+                break;
+            }
+            if !need.contains(&page) {
+                need.push(page);
+            }
+        }
+        NeedPages(need)
+    }
+
+    fn runs(self, bytes: impl Fn(Extent) -> u64) -> Vec<Run> {
+        self.found.into_iter().map(|(extent, allocation)| Run { len: bytes(extent), allocation }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::change::Change;
+    use crate::map::ExtentMap;
+    use crate::units::{BlockSize, ChangeNo, Seq};
+    use crate::volume::state::Origin;
+
+    /// Rule R8: a call looks at so many pieces and no more, though all of them are one run.
+    #[test]
+    fn a_call_ends_after_so_many_pieces_and_rests_between() {
+        let pieces = STEPS_MAX as u64 + 1000;
+        let origin = Origin {
+            map: ExtentMap::new(BlockCount(2 * pieces)),
+            covers: ChangeNo(0),
+            committed: Seq(1),
+            next_seq: Seq(2),
+            checkpointed: Seq(0),
+            bytes_since_checkpoint: 0,
+        };
+        let mut state = State::new(BlockSize::new(512).unwrap(), origin);
+        let block = Bytes::from(vec![1; 512]);
+        for at in 0..pieces {
+            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8);
+        }
+        let (mut walk, mut rests) = (Walk::new(Extent::new(0, 2 * pieces), 10), 0);
+        while let Stopped::Resting = walk.go_on(&mut state) {
+            rests += 1;
+        }
+        assert_eq!(rests, STEPS_MAX / STEPS_AT_ONCE);
+        assert_eq!(walk.found, [(Extent::new(0, STEPS_MAX as u64), Allocation::Data)]);
+    }
+}
