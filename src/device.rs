@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 pub mod memory;
 mod pieces;
+pub mod read_only;
 
 pub use pieces::{Piece, Pieces, zeroes};
 

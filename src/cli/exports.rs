@@ -6,6 +6,7 @@
 //! - A volume that does not open is reported in the log and to the client, with the reason and the way out; the others
 //!   go on, and the next client that asks tries again.
 //! - A volume that another server took over is given up; the next client that asks tries to open it again.
+//! - A volume that is to be read only is opened as any other, and its clients get a door that changes nothing.
 //! - One listing of the store is under way at a time, whatever clients do.
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,6 +17,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
+use crate::config::ALL;
+use crate::device::read_only::ReadOnly;
 use crate::device::{Device, ExportEntry, ExportError, Exports};
 
 /// Where volumes come from. The server's are in a store; a test's are not.
@@ -56,9 +59,31 @@ struct Shared<V: Volumes> {
     volumes: V,
     /// The only volumes that are served; `None` is all.
     only: Option<BTreeSet<String>>,
+    read_only: ReadOnlyVolumes,
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
     listing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
+}
+
+/// Which volumes no client may change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadOnlyVolumes(BTreeSet<String>);
+
+impl ReadOnlyVolumes {
+    /// The volumes named, or all if a name is [`ALL`].
+    pub fn new(names: &[String]) -> ReadOnlyVolumes {
+        ReadOnlyVolumes(names.iter().cloned().collect())
+    }
+
+    /// Whether that volume is one of them.
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains(ALL) || self.0.contains(name)
+    }
+
+    /// A name that is none of `names`: most likely a slip, which would leave another volume open to changes.
+    pub fn stranger<'a>(&'a self, names: &[&str]) -> Option<&'a str> {
+        self.0.iter().map(String::as_str).find(|name| *name != ALL && !names.contains(name))
+    }
 }
 
 /// The place of one volume; locked while it is opened or closed.
@@ -72,11 +97,12 @@ impl<V: Volumes> Clone for VolumeExports<V> {
 
 impl<V: Volumes> VolumeExports<V> {
     /// Serves the volumes named, or all if none is.
-    pub fn new(volumes: V, only: &[String]) -> VolumeExports<V> {
+    pub fn new(volumes: V, only: &[String], read_only: ReadOnlyVolumes) -> VolumeExports<V> {
         let only = (!only.is_empty()).then(|| only.iter().cloned().collect());
         VolumeExports(Arc::new(Shared {
             volumes,
             only,
+            read_only,
             slots: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
@@ -206,7 +232,11 @@ impl<V: Volumes> Exports for VolumeExports<V> {
                 warn!("a client asked for volume {name}, which does not open: {why}");
             }
         })?;
-        Ok((entry(name), volume))
+        let device: Arc<dyn Device> = match self.0.read_only.contains(&name) {
+            true => Arc::new(ReadOnly::new(volume)),
+            false => volume,
+        };
+        Ok((entry(name), device))
     }
 }
 

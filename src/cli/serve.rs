@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::failure::{Failure, Outcome};
 use super::start::{Running, start};
 use super::{allocator, drain, logging, runtime};
-use crate::config::{Effective, Flag};
+use crate::config::{ALL, Effective, Flag};
 use crate::human::about_bytes;
 use crate::outside::panics;
 use crate::volume::{OpenFlags, VolumeName};
@@ -39,6 +39,7 @@ NBD has no passwords: whoever reaches the address can read and write the volumes
 Examples:
   ashlar serve
   ashlar serve db logs --store s3://my-bucket/disks --listen 0.0.0.0:10809
+  ashlar serve db images --read-only=images
   ashlar serve db --takeover       after the server that had it died with its disk")]
 pub struct Args {
     /// The volumes to serve; none means all of the store [key: serve.volumes]
@@ -52,6 +53,10 @@ pub struct Args {
     /// Unix socket to listen on, "auto" or "none" [key: serve.socket]
     #[arg(long, value_name = "PATH")]
     socket: Option<String>,
+
+    /// Let no client change these volumes, or any volume if none is named [key: serve.read_only]
+    #[arg(long, value_name = "VOLUME,…", num_args = 0..=1, require_equals = true, default_missing_value = ALL)]
+    read_only: Option<String>,
 
     /// Take the named volumes although another server did not close them; it can then write no more
     #[arg(long, requires = "volumes")]
@@ -79,6 +84,7 @@ impl Args {
             ("VOLUME", "serve.volumes", volumes),
             ("--listen", "serve.listen", self.listen.clone()),
             ("--socket", "serve.socket", self.socket.clone()),
+            ("--read-only", "serve.read_only", self.read_only.clone()),
         ];
         flags.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value? })).collect()
     }

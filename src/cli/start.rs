@@ -11,12 +11,12 @@ use tracing::{info, warn};
 
 use super::attach::Listening;
 use super::control::{self, Insight};
-use super::exports::VolumeExports;
+use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
 use super::secrets;
 use super::store_volumes::StoreVolumes;
-use crate::config::{Effective, Listen};
+use crate::config::{ALL, Effective, Listen};
 use crate::human::exact_bytes;
 use crate::nbd::{ListenAddr, Server};
 use crate::outside::Random;
@@ -46,6 +46,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         true => all_volumes(config, &store, &random).await?,
         false => wanted.clone(),
     };
+    let read_only = read_only_volumes(config, &names)?;
     let host_name = state.server.name.clone();
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
@@ -63,7 +64,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         }
     }
     let only: Vec<String> = wanted.into_iter().map(String::from).collect();
-    let exports = VolumeExports::new(volumes, &only);
+    let exports = VolumeExports::new(volumes, &only, read_only.clone());
     // First the addresses: a server that cannot listen must not take a volume.
     let bound = Server::bind(config.nbd.clone(), addresses, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
@@ -77,7 +78,8 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
-    let welcome = welcome(config, &store.url(), &listening(&server, host_name), &described);
+    let listening = listening(&server, host_name);
+    let welcome = welcome(config, &store.url(), &listening, &described, &read_only);
     Ok(Running { server, exports, welcome })
 }
 
@@ -85,6 +87,19 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
 fn wanted_volumes(config: &Effective) -> Result<Vec<VolumeName>, Failure> {
     let name = |name: &String| VolumeName::new(name).map_err(|error| config.refuse("serve.volumes", error.to_string()));
     Ok(config.serve.volumes.iter().map(name).collect::<Result<_, _>>()?)
+}
+
+/// The volumes that no client may change. One that is not there is a slip: whatever was meant would be open to changes.
+fn read_only_volumes(config: &Effective, names: &[VolumeName]) -> Result<ReadOnlyVolumes, Failure> {
+    let read_only = ReadOnlyVolumes::new(&config.serve.read_only);
+    let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
+    match read_only.stranger(&names) {
+        None => Ok(read_only),
+        Some(name) => {
+            let why = format!("{name} is none of the volumes that are served; name those, or give \"{ALL}\" for all");
+            Err(config.refuse("serve.read_only", why).into())
+        }
+    }
 }
 
 /// The volume that is made for somebody who begins.
@@ -176,7 +191,13 @@ const SECTORS: &str = "-b is the disk's sector size: give the same for the life 
                        partitioned elsewhere (a cloud image, a virtual machine's disk) needs -b 512.";
 
 /// What somebody needs who wants to attach a volume.
-fn welcome(config: &Effective, store: &str, listening: &Listening, volumes: &[Description]) -> String {
+fn welcome(
+    config: &Effective,
+    store: &str,
+    listening: &Listening,
+    volumes: &[Description],
+    read_only: &ReadOnlyVolumes,
+) -> String {
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
@@ -185,7 +206,8 @@ fn welcome(config: &Effective, store: &str, listening: &Listening, volumes: &[De
     }
     for (device, Description { meta, .. }) in volumes.iter().take(SHOWN).enumerate() {
         let encrypted = if meta.encryption.is_some() { ", encrypted" } else { "" };
-        lines.push(format!("\nvolume {}, {}{encrypted}", meta.name, exact_bytes(meta.size)));
+        let only_read = if read_only.contains(meta.name.as_str()) { ", read-only" } else { "" };
+        lines.push(format!("\nvolume {}, {}{encrypted}{only_read}", meta.name, exact_bytes(meta.size)));
         let clients = listening.client_lines(meta.name.as_str(), meta.block_size.bytes(), device);
         lines.extend(clients.into_iter().chain(listening.uris(meta.name.as_str())).map(|line| format!("  {line}")));
     }

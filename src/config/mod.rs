@@ -89,7 +89,12 @@ pub struct Serve {
     pub socket: Socket,
     /// Names of the volumes to serve; none means every volume of the store, also those created later.
     pub volumes: Vec<String>,
+    /// Names of volumes that no client may change, each of them served; [`ALL`] alone for every volume.
+    pub read_only: Vec<String>,
 }
+
+/// In place of names: every volume.
+pub const ALL: &str = "*";
 
 /// `[keys]`: where the keys of encrypted volumes come from. All that are set are tried. In paths and the command
 /// `{volume}` stands for the volume's name.

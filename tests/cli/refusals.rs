@@ -150,6 +150,19 @@ fn a_configuration_file_that_is_not_there() {
 }
 
 #[test]
+fn a_read_only_volume_that_is_not_served() {
+    let place = Place::new();
+    place.ok(&["create", "a", "--size", "64M"]);
+    place.ok(&["create", "b", "--size", "64M"]);
+    for (args, stranger) in [(&["serve", "--read-only=a,typo"][..], "typo"), (&["serve", "a", "--read-only=b"], "b")] {
+        let ended = place.run(args);
+        let words = format!("{stranger} is none of the volumes that are served; name those, or give \"*\" for all");
+        assert!(ended.code == Some(2) && ended.err.contains(&words), "{:?} {}", ended.code, ended.err);
+        assert!(ended.err.contains("--read-only"), "{}", ended.err);
+    }
+}
+
+#[test]
 fn an_unknown_volume() {
     let place = Place::new();
     let words = format!(

@@ -92,7 +92,7 @@ fn shelf(names: &[&str], gate: Option<Arc<Semaphore>>) -> Arc<Shelf> {
 
 fn exports(shelf: &Arc<Shelf>, only: &[&str]) -> VolumeExports<Arc<Shelf>> {
     let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
-    VolumeExports::new(Arc::clone(shelf), &only)
+    VolumeExports::new(Arc::clone(shelf), &only, ReadOnlyVolumes::default())
 }
 
 fn slots(exports: &VolumeExports<Arc<Shelf>>) -> usize {
@@ -206,4 +206,18 @@ async fn closing_closes_what_is_open_or_being_opened_and_opens_no_more() {
     assert!(problems.is_empty() && late.is_ok());
     assert_eq!(shelf.closed.load(Ordering::SeqCst), 2);
     assert!(matches!(exports.open("a").await, Err(ExportError::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn f2_volumes_that_are_to_be_read_only_say_so_and_the_others_do_not() {
+    for (named, expected) in [(&[][..], [false, false]), (&["b"], [false, true]), (&["*"], [true, true])] {
+        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
+        let exports = VolumeExports::new(shelf(&["a", "b"], None), &[], ReadOnlyVolumes::new(&named));
+        for (name, expected) in ["a", "b"].into_iter().zip(expected) {
+            assert_eq!(exports.open(name).await.unwrap().1.info().read_only, expected, "{name} of {named:?}");
+        }
+    }
+    let read_only = ReadOnlyVolumes::new(&["a".to_owned(), "typo".to_owned()]);
+    assert_eq!((read_only.stranger(&["a", "b"]), read_only.stranger(&["a", "typo"])), (Some("typo"), None));
+    assert_eq!(ReadOnlyVolumes::new(&["*".to_owned()]).stranger(&[]), None);
 }
