@@ -1,11 +1,12 @@
 //! The handshake without I/O: whatever arrives, in pieces of any length.
 //!
-//! The first byte says how long the pieces are, and, above 127, that the server begins to shut down half-way.
+//! The first byte says how long the pieces are, and, above 127, that the server begins to shut down half-way. Its two lowest
+//! bits say what TLS is to the connection; what follows STARTTLS is heard as if it came over TLS.
 #![no_main]
 
 use ashlar::device::{DeviceInfo, ExportEntry, ExportError};
 use ashlar::nbd::Options;
-use ashlar::nbd::negotiate::{Limits, Negotiation, Step};
+use ashlar::nbd::negotiate::{Limits, Negotiation, Step, Tls};
 use ashlar_fuzz::{fair, within};
 use libfuzzer_sys::fuzz_target;
 
@@ -18,7 +19,8 @@ fn negotiate(data: &[u8]) {
     let pieces = sent.chunks(1 + usize::from(first % 128));
     let half = if first < 128 { usize::MAX } else { pieces.len() / 2 };
     let mut pieces = pieces.enumerate();
-    let mut negotiation = Negotiation::new(Limits::from(&Options::default()));
+    let tls = [Tls::Off, Tls::Offered, Tls::Required, Tls::Running][usize::from(first % 4)];
+    let mut negotiation = Negotiation::new(Limits::from(&Options::default())).with_tls(tls);
     let (mut said, mut received) = (0, 0);
     loop {
         match negotiation.step() {
@@ -33,6 +35,7 @@ fn negotiate(data: &[u8]) {
                 None => return,
             },
             Step::List => negotiation.listed(Ok(vec![entry("disk0"), entry("")])),
+            Step::Open { name, .. } if name == "secret" => negotiation.needs_tls(),
             Step::Open { name, .. } if name == "gone" => negotiation.opened(Err(ExportError::Unknown(name))),
             Step::Open { name, .. } => negotiation.opened(Ok((entry(&name), DEVICE))),
             Step::Look { name } if name == "gone" => negotiation.looked(Err(ExportError::Unknown(name))),
@@ -43,6 +46,11 @@ fn negotiate(data: &[u8]) {
                     "what follows the handshake is left as it is"
                 );
                 return;
+            }
+            Step::StartTls => {
+                assert!(tls == Tls::Offered || tls == Tls::Required, "TLS begins only where it is offered");
+                said += negotiation.take_output().len();
+                negotiation = negotiation.over_tls();
             }
             Step::Finish | Step::Close(_) => return,
         }

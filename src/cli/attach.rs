@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub struct Listening {
     /// The TCP address, with its real port.
     pub tcp: Option<SocketAddr>,
+    /// Whether clients must speak over TLS there.
+    pub tls: bool,
     /// The Unix socket, as an absolute path.
     pub socket: Option<PathBuf>,
     /// This host's name: what clients are told where the address is "all addresses".
@@ -31,17 +33,21 @@ impl Listening {
     pub fn client_lines(&self, volume: &str, block_size: u32, device: usize) -> Vec<String> {
         let block_size = block_size.min(KERNEL_BLOCK_MAX);
         let options = format!("-N {volume} -b {block_size} -C {CONNECTIONS} -timeout {TIMEOUT_SECONDS}");
-        let tcp =
-            self.tcp.map(|tcp| format!("nbd-client {} {} /dev/nbd{device} {options}", self.host(tcp), tcp.port()));
+        // The files are the client's own; docs/tls.md says which.
+        let files = if self.tls { " -certfile CERT -keyfile KEY -cacertfile CA" } else { "" };
+        let tcp = self
+            .tcp
+            .map(|tcp| format!("nbd-client {} {} /dev/nbd{device} {options}{files}", self.host(tcp), tcp.port()));
         let unix = |path: &PathBuf| format!("nbd-client -unix {} /dev/nbd{device} {options}", Quoted(path));
         tcp.into_iter().chain(self.socket.as_ref().map(unix)).collect()
     }
 
     /// The URIs of the volume, best first. Names of volumes need no escapes.
     pub fn uris(&self, volume: &str) -> Vec<String> {
+        let scheme = if self.tls { "nbds" } else { "nbd" };
         let tcp = self.tcp.map(|tcp| match tcp.ip() {
-            IpAddr::V6(ip) if !ip.is_unspecified() => format!("nbd://[{ip}]:{}/{volume}", tcp.port()),
-            _ => format!("nbd://{}:{}/{volume}", self.host(tcp), tcp.port()),
+            IpAddr::V6(ip) if !ip.is_unspecified() => format!("{scheme}://[{ip}]:{}/{volume}", tcp.port()),
+            _ => format!("{scheme}://{}:{}/{volume}", self.host(tcp), tcp.port()),
         });
         let unix = |path: &PathBuf| format!("nbd+unix:///{volume}?socket={}", Escaped(path));
         tcp.into_iter().chain(self.socket.as_ref().map(unix)).collect()
@@ -92,7 +98,7 @@ mod tests {
     fn listening(tcp: &str, socket: &str) -> Listening {
         let tcp = (!tcp.is_empty()).then(|| tcp.parse().unwrap());
         let socket = (!socket.is_empty()).then(|| socket.into());
-        Listening { tcp, socket, host_name: "box".to_owned() }
+        Listening { tcp, tls: false, socket, host_name: "box".to_owned() }
     }
 
     #[test]
@@ -106,6 +112,17 @@ mod tests {
             ]
         );
         assert_eq!(both.uris("disk0"), ["nbd://127.0.0.1:10809/disk0", "nbd+unix:///disk0?socket=/run/a.sock"]);
+    }
+
+    #[test]
+    fn where_tls_is_required_tcp_is_named_so() {
+        let both = Listening { tls: true, ..listening("127.0.0.1:1", "/s") };
+        assert_eq!(both.uris("v"), ["nbds://127.0.0.1:1/v", "nbd+unix:///v?socket=/s"]);
+        let [tcp, unix] = &both.client_lines("v", 4096, 0)[..] else { panic!("two lines") };
+        assert!(
+            tcp.ends_with(" -certfile CERT -keyfile KEY -cacertfile CA") && !unix.contains("CERT"),
+            "{tcp}\n{unix}"
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ mod rotate;
 mod delete;
 mod bench;
 mod config_command;
+mod doors;
+mod tls;
 mod outside;
 mod probes;
 mod secrets;
@@ -127,6 +129,7 @@ enum Command {
     Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
+    Tls(tls::Args),
     Config(config_command::Args),
 }
 
@@ -158,6 +161,7 @@ impl Cli {
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),
+            Command::Tls(args) => tls::run(&args, outside::real().0.unix_millis()),
             Command::Config(args) => config_command::run(&args, &config),
         }
     }

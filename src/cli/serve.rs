@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use indicatif::MultiProgress;
 use sd_notify::NotifyState;
@@ -34,7 +35,8 @@ use crate::volume::{OpenFlags, VolumeName};
 /// nothing: volumes that are created later are served without it. Under nohup it is ignored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-NBD has no passwords: whoever reaches the address can read and write the volumes.
+NBD has no passwords: whoever reaches the address can read and write the volumes, unless [nbd.tls] and nbd.access of the
+configuration say who may.
 
 Examples:
   ashlar serve
@@ -122,6 +124,9 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     let server = Arc::clone(&running.server);
     tokio::spawn(async move { server.run().await });
     tokio::spawn(allocator::give_back_when_quiet());
+    if let Some(timeout) = sd_notify::watchdog_enabled() {
+        tokio::spawn(feed_watchdog(timeout));
+    }
     signals.first().await;
     notify(&[NotifyState::Stopping, drain::more_time()]);
     info!("stopping: bringing everything into the store; a second signal leaves at once");
@@ -199,6 +204,15 @@ fn is_ignored(signal: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
+/// Tells systemd that this process lives, twice in the time that it waits for it. A runtime whose threads all hang says nothing.
+async fn feed_watchdog(timeout: Duration) {
+    let mut ticks = tokio::time::interval(timeout / 2);
+    loop {
+        ticks.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
 }
 
 /// Tells systemd, if it started this process; without it this does nothing.

@@ -2,7 +2,6 @@
 //! the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
 //! the volumes that were named, and those of which this server's journal holds changes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -11,14 +10,15 @@ use tracing::{info, warn};
 
 use super::attach::Listening;
 use super::control::{self, Insight};
+use super::doors;
 use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
 use super::secrets;
 use super::store_volumes::StoreVolumes;
-use crate::config::{ALL, Effective, Listen};
+use crate::config::{ALL, Effective};
 use crate::human::exact_bytes;
-use crate::nbd::{ListenAddr, Server};
+use crate::nbd::{ListenAddr, Server, TlsMode};
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::{Access, Opened};
@@ -38,7 +38,7 @@ pub struct Running {
 /// Takes what the server needs, in the order of the module.
 pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Failure> {
     let wanted = wanted_volumes(config)?;
-    let addresses = addresses(config).await?;
+    let doors = doors::of(config).await?;
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let Opened { store, health, .. } = outside::open_store(config, Access::Write).await?;
@@ -66,7 +66,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let only: Vec<String> = wanted.into_iter().map(String::from).collect();
     let exports = VolumeExports::new(volumes, &only, read_only.clone());
     // First the addresses: a server that cannot listen must not take a volume.
-    let bound = Server::bind(config.nbd.clone(), addresses, Arc::new(exports.clone())).await;
+    let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
     match control::listen(&config.state) {
@@ -78,7 +78,8 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
         }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
-    let listening = listening(&server, host_name);
+    let tls = config.nbd.tls.mode == TlsMode::Required;
+    let listening = listening(&server, tls, host_name);
     let welcome = welcome(config, &store.url(), &listening, &described, &read_only);
     Ok(Running { server, exports, welcome })
 }
@@ -153,31 +154,12 @@ async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], a
     Err(Failure::Failed(refused.join("\nashlar: ")))
 }
 
-async fn addresses(config: &Effective) -> Result<Vec<ListenAddr>, Failure> {
-    let mut addresses = Vec::new();
-    if let Listen::Address(address) = &config.serve.listen {
-        addresses.push(ListenAddr::Tcp(resolve(config, address).await?));
-    }
-    addresses.extend(config.serve.socket.path(&config.state).map(ListenAddr::Unix));
-    match addresses.is_empty() {
-        true => Err(config.refuse("serve.socket", "serve.listen is none as well; give at least one of them").into()),
-        false => Ok(addresses),
-    }
-}
-
-/// The address of a host: IPv4 if it has one, as clients mostly try that first.
-async fn resolve(config: &Effective, address: &str) -> Result<SocketAddr, Failure> {
-    let refuse = |why: String| Failure::from(config.refuse("serve.listen", why));
-    let found = tokio::net::lookup_host(address).await.map_err(|error| refuse(error.to_string()))?;
-    found.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| refuse("this name has no address".to_owned()))
-}
-
-fn listening(server: &Server, host_name: String) -> Listening {
-    let mut listening = Listening { tcp: None, socket: None, host_name };
+fn listening(server: &Server, tls: bool, host_name: String) -> Listening {
+    let mut listening = Listening { tcp: None, tls, socket: None, host_name };
     for address in server.addresses() {
         match address {
-            ListenAddr::Tcp(tcp) => listening.tcp = Some(*tcp),
-            ListenAddr::Unix(path) => listening.socket = std::path::absolute(path).ok(),
+            ListenAddr::Tcp(tcp) => listening.tcp = listening.tcp.or(Some(*tcp)),
+            ListenAddr::Unix(path) => listening.socket = listening.socket.or(std::path::absolute(path).ok()),
         }
     }
     listening

@@ -123,15 +123,14 @@ impl ConfigError {
     /// A value has the wrong type or meaning.
     pub(super) fn of_value(figment: &Figment, error: &figment::Error) -> ConfigError {
         let reason = reason(&error.kind);
-        let whole = error.path.join(".");
-        // Inside a list, the last part of the path is the number of the item, which figment does not look up.
-        match error.path.split_last() {
-            Some((item, list)) if figment.find_value(&whole).is_err() => {
-                let item = item.parse::<usize>().map(|index| format!("item {}: ", index + 1)).unwrap_or_default();
-                ConfigError::refused(figment, &list.join("."), format!("{item}{reason}"))
-            }
-            _ => ConfigError::refused(figment, &whole, reason),
+        // figment does not look into lists: the numbers of items, and the keys of tables in a list, go into the reason.
+        let (mut key, mut inside) = (error.path.clone(), Vec::new());
+        while figment.find_value(&key.join(".")).is_err() {
+            let Some(part) = key.pop() else { break };
+            inside.insert(0, part.parse::<usize>().map_or(part, |index| format!("item {}", index + 1)));
         }
+        let place = if inside.is_empty() { String::new() } else { inside.join(", ") + ": " };
+        ConfigError::refused(figment, &key.join("."), format!("{place}{reason}"))
     }
 
     /// A value is of the right type, but means something that cannot be; found after loading.
@@ -153,6 +152,7 @@ fn reason(kind: &Kind) -> String {
         Kind::Message(message) => message.clone(),
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => format!("accepted is {}", plain(expected)),
         Kind::UnknownVariant(_, accepted) => format!("accepted is {}", accepted.join(" or ")),
+        Kind::UnknownField(_, accepted) => format!("there is no such key; accepted are {}", accepted.join(", ")),
         other => other.to_string(),
     }
 }

@@ -65,6 +65,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err(error) = config.nbd.check() {
         return Err(config.refuse(&format!("nbd.{}", error.key), format!("accepted is {} to {}", error.min, error.max)));
     }
+    if let Err(why) = config.nbd.check_access() {
+        return Err(config.refuse("nbd.access", why));
+    }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
     }
@@ -166,6 +169,10 @@ fn lookup<'a>(known: &'a Dict, path: &[&str]) -> Option<&'a Value> {
 fn typed_like(default: Option<&Value>, text: &str) -> Value {
     match default {
         Some(Value::String(..)) | None => Value::from(text),
+        // A list of tables is written as in TOML.
+        Some(Value::Array(..)) if text.trim_start().starts_with("[{") => {
+            text.parse().unwrap_or_else(|_| Value::from(text))
+        }
         Some(Value::Array(..)) => {
             let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
             Value::from(items)

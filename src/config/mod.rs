@@ -23,11 +23,13 @@ use crate::{cache, journal, nbd, volume};
 mod endpoint;
 mod error;
 mod layers;
+mod listener;
 mod show;
 
 pub use endpoint::{Listen, Socket};
 pub use error::ConfigError;
 pub use layers::{Flag, Inputs, load};
+pub use listener::{Listener, Mode, Owner, Place};
 pub use show::{Effective, Origin};
 
 /// The configuration file that is read if it exists and `--config` names no other.
@@ -87,6 +89,12 @@ pub struct Serve {
     pub listen: Listen,
     /// The Unix socket to listen on.
     pub socket: Socket,
+    /// The permissions of that socket's file.
+    pub socket_mode: Mode,
+    /// The owner of that socket's file.
+    pub socket_owner: Owner,
+    /// Further places to listen on.
+    pub listeners: Vec<Listener>,
     /// Names of the volumes to serve; none means every volume of the store, also those created later.
     pub volumes: Vec<String>,
     /// Names of volumes that no client may change, each of them served; [`ALL`] alone for every volume.

@@ -27,6 +27,11 @@ impl Effective {
         ConfigError::refused(&self.layers, key, reason)
     }
 
+    /// Where the value of a key was written.
+    pub fn origin(&self, key: &str) -> Origin {
+        Origin::of(&self.layers, key)
+    }
+
     /// Whether the value of a key was given with a flag.
     pub fn by_flag(&self, key: &str) -> bool {
         matches!(Origin::of(&self.layers, key), Origin::Flag(_))

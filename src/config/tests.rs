@@ -78,11 +78,11 @@ fn a_variable_is_read_as_the_type_of_its_key() {
 fn an_unknown_key_is_refused_by_file_key_value_and_what_is_accepted() {
     assert_eq!(
         error_of("[serve]\nlisen = \"127.0.0.1:1\"\n", &[], &[]),
-        "test.toml: serve.lisen = \"127.0.0.1:1\": there is no such key; did you mean serve.listen? [serve] has listen, read_only, socket, volumes"
+        "test.toml: serve.lisen = \"127.0.0.1:1\": there is no such key; did you mean serve.listen? [serve] has listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     assert_eq!(
         error_of("", &[("ASHLAR_SERVE__SOKET", "/a")], &[]),
-        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has listen, read_only, socket, volumes"
+        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     let at_top = error_of("listen = \"127.0.0.1:1\"\n", &[], &[]);
     assert!(
@@ -104,7 +104,7 @@ fn a_bad_value_is_refused_by_place_key_value_and_what_is_accepted() {
     assert_eq!(error_of("state = 5\n", &[], &[]), "test.toml: state = 5: accepted is a text in quotes");
     assert_eq!(
         error_of("serve = 5\n", &[], &[]),
-        "test.toml: serve = 5: serve is a section; its keys are listen, read_only, socket, volumes"
+        "test.toml: serve = 5: serve is a section; its keys are listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     assert_eq!(
         error_of("[serve]\nvolumes = [\"a\", 5]\n", &[], &[]),
@@ -173,4 +173,48 @@ fn the_effective_configuration_reads_back_and_says_where_each_value_came_from() 
     assert!(shown.contains("volumes = [\"a\"]  # ") && shown.contains("test.toml\n"), "{shown}");
     assert_eq!(*load_from(&shown, &[], &[]).unwrap(), *effective);
     assert_eq!(effective.to_json()["serve"]["volumes"][0], "a");
+}
+
+#[test]
+fn listeners_and_rules_are_tables_in_a_file_and_in_a_variable() {
+    let toml = "[[serve.listeners]]\naddress = \"[::1]:0\"\ntls = \"required\"\nallow = [\"10.0.0.0/8\"]\n\
+                [[nbd.access]]\nexports = [\"db*\"]\nwrite = [\"uid:0\"]\n";
+    let effective = load_from(toml, &[], &[]).unwrap();
+    assert_eq!(effective.serve.listeners[0].address, Place::Tcp("[::1]:0".into()));
+    assert_eq!(effective.nbd.access[0].write, ["uid:0".parse().unwrap()]);
+    assert_eq!(*load_from(&effective.to_toml(), &[], &[]).unwrap(), *effective, "what is shown reads back");
+    let variable = [("ASHLAR_NBD__ACCESS", "[{exports=[\"db*\"],write=[\"uid:0\"]}]")];
+    assert_eq!(load_from("", &variable, &[]).unwrap().nbd.access, effective.nbd.access);
+}
+
+#[test]
+fn a_bad_listener_or_rule_is_refused_by_its_number_and_with_what_is_accepted() {
+    for (toml, why) in [
+        (
+            "[[nbd.access]]\nexports = [\"x\"]\n",
+            "rule 1 lets nobody in; name who may in read or write, such as write = [\"anyone\"]",
+        ),
+        (
+            "[[nbd.access]]\nexports = [\"x\"]\nwrite = [\"me\"]\n",
+            "\"me\" names nobody; accepted is an address or a range",
+        ),
+        (
+            "[[nbd.access]]\nexports = [\"x\"]\nwirte = []\n",
+            "item 1, wirte: there is no such key; accepted are exports, tls, read, write",
+        ),
+        (
+            "[[nbd.access]]\nexports = [\"x\"]\nwrite = [\"cert:a\"]\n",
+            "rule 1 names certificates, and nothing says whose are good: set nbd.tls.client_ca",
+        ),
+        (
+            "[[serve.listeners]]\naddress = \"here\"\n",
+            "accepted is HOST:PORT, such as [::]:10809, or the path of a Unix socket",
+        ),
+        ("[[serve.listeners]]\naddress = \"/s\"\nmode = \"rw\"\n", "accepted are permissions in octal"),
+        ("[serve]\nsocket_mode = \"999\"\n", "accepted are permissions in octal"),
+        ("[nbd.tls]\nmode = \"on\"\n", "accepted is off or allowed or required"),
+    ] {
+        let said = error_of(toml, &[], &[]);
+        assert!(said.starts_with("test.toml: ") && said.contains(why), "{said}\nwithout\n{why}");
+    }
 }

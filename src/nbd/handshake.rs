@@ -9,9 +9,10 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::access::{self, Access, Caller, Rule};
 use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
-use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step};
+use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step, Tls};
 use super::options::Options;
 use super::phase::Phases;
 use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
@@ -26,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub enum Outcome {
     /// Transmission begins.
     Enter(Entered),
+    /// TLS begins on the stream; then the handshake goes on.
+    StartTls(Handshake),
     /// The client left.
     Left,
 }
@@ -38,6 +41,8 @@ pub struct Entered {
     pub device: Arc<dyn Device>,
     /// What was agreed on.
     pub agreed: Agreed,
+    /// Whether this client may only read.
+    pub read_only: bool,
     /// What keeps other hosts away meanwhile.
     pub visit: Option<Visit>,
     /// What the client sent ahead.
@@ -50,6 +55,9 @@ pub enum HandshakeError {
     /// See [`CloseReason`].
     #[error(transparent)]
     Refused(#[from] CloseReason),
+    /// TLS did not begin (rule T6).
+    #[error("TLS did not begin: {0}")]
+    NoTls(io::Error),
     /// The client took too long.
     #[error("the client did not finish the handshake in time")]
     TooSlow,
@@ -64,15 +72,44 @@ pub struct Visitor<'a> {
     pub peer: &'a str,
     /// The client's host.
     pub host: Host,
+    /// The client, as the rules see it.
+    pub caller: Caller,
+    /// The rules.
+    pub rules: &'a [Rule],
     /// The hosts that are attached.
     pub hosts: Arc<Hosts>,
     /// The clients that are attached.
     pub clients: Arc<Clients>,
 }
 
+/// A handshake, and how long it may still take.
+#[derive(Debug)]
+pub struct Handshake {
+    negotiation: Negotiation,
+    deadline: Instant,
+}
+
+impl Handshake {
+    /// One that begins now.
+    pub fn new(options: &Options, tls: Tls) -> Handshake {
+        let negotiation = Negotiation::new(Limits::from(options)).with_tls(tls);
+        Handshake { negotiation, deadline: Instant::now() + options.handshake_timeout }
+    }
+
+    /// Goes on over what `tls` makes of the stream, within the same time.
+    pub async fn over_tls<T>(self, tls: impl Future<Output = io::Result<T>>) -> Result<(T, Handshake), HandshakeError> {
+        let stream = match timeout_at(self.deadline, tls).await {
+            Ok(begun) => begun.map_err(HandshakeError::NoTls)?,
+            Err(_) => return Err(HandshakeError::TooSlow),
+        };
+        Ok((stream, Handshake { negotiation: self.negotiation.over_tls(), deadline: self.deadline }))
+    }
+}
+
 /// Leads one client through the handshake.
 pub async fn run<S>(
     stream: &mut S,
+    handshake: Handshake,
     visitor: &Visitor<'_>,
     exports: &dyn Exports,
     options: &Options,
@@ -81,16 +118,20 @@ pub async fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut negotiation = Negotiation::new(Limits::from(options));
+    let Handshake { mut negotiation, mut deadline } = handshake;
     let mut opened = None;
     let mut shutting_down = false;
-    let mut deadline = Instant::now() + options.handshake_timeout;
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let step = negotiation.step();
         let output = negotiation.take_output();
         if !output.is_empty() {
-            in_time(deadline, stream.write_all(&output)).await?;
+            // TLS keeps what it has sealed until it is told to send it.
+            in_time(deadline, async {
+                stream.write_all(&output).await?;
+                stream.flush().await
+            })
+            .await?;
         }
         let asked = Instant::now();
         match step {
@@ -107,23 +148,40 @@ where
                 },
             },
             Step::List => {
-                negotiation.listed(exports.list().await);
+                negotiation.listed(exports.list().await.map(|exports| visitor.visible(exports)));
                 deadline += asked.elapsed();
             }
-            // Whether the client may have it is asked when it wants to have it.
+            // What a client may not use it may not look at either. Whether another host has it is asked when it wants to have it.
             Step::Look { name } => {
-                negotiation.looked(match exports.open(&name).await {
+                let found = match visitor.find(name, exports).await {
+                    Found::NeedsTls => {
+                        negotiation.needs_tls();
+                        continue;
+                    }
+                    Found::Refused(error) => Err(error),
+                    Found::Export { name, .. } => exports.open(&name).await.map(drop),
+                };
+                negotiation.looked(match found {
                     _ if phases.is_draining() => Err(ExportError::ShuttingDown),
-                    found => found.map(drop),
+                    found => found,
                 });
                 deadline += asked.elapsed();
             }
             Step::Open { name, only_info } => {
-                let export = match exports.open(&name).await {
+                let found = match visitor.find(name, exports).await {
+                    Found::NeedsTls => {
+                        negotiation.needs_tls();
+                        continue;
+                    }
+                    Found::Refused(error) => Err(error),
+                    Found::Export { name, read_only } => exports.open(&name).await.map(|found| (found, read_only)),
+                };
+                let export = match found {
                     _ if phases.is_draining() => Err(ExportError::ShuttingDown),
                     Err(error) => Err(error),
-                    Ok((entry, device)) => {
+                    Ok(((entry, device), read_only)) => {
                         let info = device.info();
+                        let info = DeviceInfo { read_only: info.read_only || read_only, ..info };
                         let patience = if only_info { None } else { Some(options.attach_wait) };
                         let visit = tokio::select! {
                             biased;
@@ -139,13 +197,15 @@ where
                 opened = export.ok();
             }
             Step::Enter => match opened {
-                Some((entry, device, _, visit)) => {
+                Some((entry, device, info, visit)) => {
                     let (agreed, rest) = (negotiation.agreed(), negotiation.into_rest());
-                    return Ok(Outcome::Enter(Entered { entry, device, agreed, visit, rest }));
+                    let read_only = info.read_only;
+                    return Ok(Outcome::Enter(Entered { entry, device, agreed, read_only, visit, rest }));
                 }
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),
             },
+            Step::StartTls => return Ok(Outcome::StartTls(Handshake { negotiation, deadline })),
             Step::Finish => {
                 while in_time(deadline, stream.read(&mut buffer)).await? > 0 {}
                 return Ok(Outcome::Left);
@@ -155,7 +215,51 @@ where
     }
 }
 
+/// What a client's rights make of the name that it asked for.
+enum Found {
+    /// It may use an export of that name, if there is one.
+    Export { name: String, read_only: bool },
+    /// It must begin TLS first.
+    NeedsTls,
+    /// It may not.
+    Refused(ExportError),
+}
+
 impl Visitor<'_> {
+    /// Decides on a name before anything is done about it.
+    async fn find(&self, name: String, exports: &dyn Exports) -> Found {
+        if self.rules.is_empty() {
+            return Found::Export { name, read_only: false };
+        }
+        let name = match name.is_empty() {
+            false => name,
+            // The one that has no name is known by its own when it is the only one.
+            true => match exports.list().await.as_deref() {
+                Ok([only]) => only.name.clone(),
+                Ok(_) => return Found::Refused(ExportError::Unknown(name)),
+                Err(error) => return Found::Refused(error.clone()),
+            },
+        };
+        match access::decide(self.rules, &name, &self.caller) {
+            Access::Write => Found::Export { name, read_only: false },
+            Access::Read => Found::Export { name, read_only: true },
+            Access::NeedsTls => Found::NeedsTls,
+            Access::None => {
+                let (peer, certificate) = (self.peer, &self.caller.certificate);
+                tracing::warn!(peer, export = name, ?certificate, "refused a client: nbd.access does not let it in");
+                Found::Refused(ExportError::Unavailable(format!("you have no access to {name:?} on this server")))
+            }
+        }
+    }
+
+    /// The exports that a client may know of: those that it may use as it is (rule O8).
+    fn visible(&self, exports: Vec<ExportEntry>) -> Vec<ExportEntry> {
+        let may_use = |export: &ExportEntry| {
+            matches!(access::decide(self.rules, &export.name, &self.caller), Access::Read | Access::Write)
+        };
+        exports.into_iter().filter(may_use).collect()
+    }
+
     /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15). With `patience`, a host
     /// that has the export is asked for so long whether it is still there.
     async fn enter(

@@ -6,14 +6,16 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
+use super::access::{Origin, Who};
 use super::clients::{KeepAlive, Line};
 use super::hosts::Host;
+use super::tls::TlsMode;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -36,13 +38,55 @@ impl fmt::Display for ListenAddr {
     }
 }
 
+/// A way in: where to listen, and who may come.
+#[derive(Debug)]
+pub struct Door {
+    /// The address, or a socket that listens already.
+    pub at: At,
+    /// Whether clients speak over TLS; not set, as [`super::TlsOptions`] says.
+    pub tls: Option<TlsMode>,
+    /// Who may come in; empty is everybody.
+    pub allow: Vec<Who>,
+    /// Who may use the file of a Unix socket.
+    pub socket: SocketMode,
+}
+
+/// Where a door is.
+#[derive(Debug)]
+pub enum At {
+    /// To be listened on.
+    Address(ListenAddr),
+    /// A TCP socket that somebody else has opened, such as systemd.
+    GivenTcp(std::net::TcpListener),
+    /// A Unix socket that somebody else has opened; its file is theirs.
+    GivenUnix(std::os::unix::net::UnixListener),
+}
+
+/// The permissions and the owner of a Unix socket's file, where they are not what the process gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketMode {
+    /// Permissions, as chmod takes them; who may write may connect.
+    pub mode: Option<u32>,
+    /// The user.
+    pub user: Option<u32>,
+    /// The group.
+    pub group: Option<u32>,
+}
+
+impl From<ListenAddr> for Door {
+    /// For everybody, with the TLS of the options.
+    fn from(address: ListenAddr) -> Door {
+        Door { at: At::Address(address), tls: None, allow: Vec::new(), socket: SocketMode::default() }
+    }
+}
+
 /// A socket that listens.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP, and the `client_timeout` of its connections.
     Tcp(TcpListener, Duration),
-    /// A Unix socket, and its file.
-    Unix(UnixListener, SocketFile),
+    /// A Unix socket, and its file, if that was made here.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// A connection, and who it is.
@@ -55,12 +99,26 @@ pub enum Stream {
 }
 
 impl Listener {
-    /// Listens on an address; the error names it and the way out. Hosts of TCP clients that answer nothing for
-    /// `client_timeout` are given up.
-    pub async fn bind(address: &ListenAddr, client_timeout: Duration) -> io::Result<Listener> {
+    /// Listens; the error names the address and the way out. Hosts of TCP clients that answer nothing for `client_timeout`
+    /// are given up.
+    pub async fn open(at: At, socket: SocketMode, client_timeout: Duration) -> io::Result<Listener> {
+        match at {
+            At::Address(address) => Listener::bind(&address, socket, client_timeout).await,
+            At::GivenTcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Tcp(TcpListener::from_std(listener)?, client_timeout))
+            }
+            At::GivenUnix(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Unix(UnixListener::from_std(listener)?, None))
+            }
+        }
+    }
+
+    async fn bind(address: &ListenAddr, socket: SocketMode, client_timeout: Duration) -> io::Result<Listener> {
         let bound = match address {
             ListenAddr::Tcp(address) => bind_tcp(*address, client_timeout),
-            ListenAddr::Unix(path) => bind_unix(path).await,
+            ListenAddr::Unix(path) => bind_unix(path, socket).await,
         };
         bound.map_err(|error| {
             let way_out = match error.kind() {
@@ -75,7 +133,19 @@ impl Listener {
     pub fn address(&self) -> io::Result<ListenAddr> {
         match self {
             Listener::Tcp(listener, _) => Ok(ListenAddr::Tcp(listener.local_addr()?)),
-            Listener::Unix(_, file) => Ok(ListenAddr::Unix(file.path.clone())),
+            Listener::Unix(_, Some(file)) => Ok(ListenAddr::Unix(file.path.clone())),
+            Listener::Unix(listener, None) => {
+                let address = listener.local_addr()?;
+                Ok(ListenAddr::Unix(address.as_pathname().unwrap_or(Path::new("(no name)")).to_owned()))
+            }
+        }
+    }
+
+    /// What TLS is here if nobody says more than what it is for TCP: nobody is on the way of a Unix socket.
+    pub fn usual_tls(&self, for_tcp: TlsMode) -> TlsMode {
+        match self {
+            Listener::Tcp(..) => for_tcp,
+            Listener::Unix(..) => for_tcp.min(TlsMode::Allowed),
         }
     }
 
@@ -102,6 +172,14 @@ impl Stream {
                 Err(_) => Host::Remote(peer.ip()),
             },
             Stream::Unix(_) => Host::Local,
+        }
+    }
+
+    /// What the rules of access know it by.
+    pub fn origin(&self) -> Origin {
+        match self {
+            Stream::Tcp(_, peer) => Origin::Ip(peer.ip().to_canonical()),
+            Stream::Unix(stream) => Origin::Unix(stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()))),
         }
     }
 
@@ -135,15 +213,34 @@ fn bind_tcp(address: SocketAddr, client_timeout: Duration) -> io::Result<Listene
     Ok(Listener::Tcp(socket.listen(BACKLOG)?, client_timeout))
 }
 
-async fn bind_unix(path: &Path) -> io::Result<Listener> {
-    let listener = match UnixListener::bind(path) {
+async fn bind_unix(path: &Path, mode: SocketMode) -> io::Result<Listener> {
+    let socket = UnixSocket::new_stream()?;
+    match socket.bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path).await?;
-            UnixListener::bind(path)?
+            socket.bind(path)?;
         }
         bound => bound?,
-    };
-    Ok(Listener::Unix(listener, SocketFile::new(path)?))
+    }
+    let file = SocketFile::new(path)?;
+    // Nobody can connect before it listens, so nobody comes in between.
+    mode.set(path)?;
+    Ok(Listener::Unix(socket.listen(BACKLOG)?, Some(file)))
+}
+
+impl SocketMode {
+    fn set(&self, path: &Path) -> io::Result<()> {
+        let saying =
+            |what: &str, error: io::Error| io::Error::new(error.kind(), format!("its {what} cannot be set: {error}"));
+        if self.user.is_some() || self.group.is_some() {
+            chown(path, self.user, self.group).map_err(|error| saying("owner", error))?;
+        }
+        match self.mode {
+            Some(mode) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+                .map_err(|error| saying("mode", error)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Removes the socket file of a server that is gone.
@@ -199,7 +296,7 @@ mod tests {
 
     async fn accepted(client_timeout: Duration) -> (TcpStream, Stream) {
         let address = ListenAddr::Tcp("127.0.0.1:0".parse().unwrap());
-        let listener = Listener::bind(&address, client_timeout).await.unwrap();
+        let listener = Listener::bind(&address, SocketMode::default(), client_timeout).await.unwrap();
         let ListenAddr::Tcp(address) = listener.address().unwrap() else { panic!("it is TCP") };
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         (client.unwrap(), accepted.unwrap())
@@ -255,9 +352,9 @@ mod tests {
     async fn a_socket_file_that_another_server_made_meanwhile_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("nbd.sock");
-        let old = Listener::bind(&ListenAddr::Unix(path.clone()), TIMEOUT).await.unwrap();
+        let old = Listener::bind(&ListenAddr::Unix(path.clone()), SocketMode::default(), TIMEOUT).await.unwrap();
         std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
-        let _new = Listener::bind(&ListenAddr::Unix(path.clone()), TIMEOUT).await.unwrap();
+        let _new = Listener::bind(&ListenAddr::Unix(path.clone()), SocketMode::default(), TIMEOUT).await.unwrap();
         drop(old);
         assert!(path.exists());
     }

@@ -13,6 +13,8 @@
 //!                                                                   ├─ device: run, many at a time
 //!                                                                   └─ reply: batch, write, give room back
 //! ```
+//!
+//! [`access`] says who may come in, and to which export; with STARTTLS the handshake begins again over [`tls`].
 
 pub mod options;
 pub mod server;
@@ -29,11 +31,14 @@ mod chunk;
 mod status;
 mod flusher;
 pub mod hosts;
+pub mod access;
+pub mod tls;
 mod clients;
 pub mod wire;
 
 pub use clients::ClientInfo;
 pub use hosts::Host;
-pub use listen::ListenAddr;
+pub use listen::{Door, ListenAddr, SocketMode};
 pub use options::Options;
 pub use server::Server;
+pub use tls::{TlsMode, TlsOptions};

@@ -17,11 +17,12 @@
 //!
 //! What one client can make it hold is bounded by [`Limits`]: at most one option of `max_option_bytes` and what the
 //! caller reads ahead. Bytes after the option that begins transmission stay untouched ([`Negotiation::into_rest`]).
-//! TLS is not served: its option is declined as any unknown option is (rule H7 of the conformance list; O10 for STARTTLS with
-//! data).
-//!
 //! What a client agrees on before it enters is in [`Agreed`]. Metadata contexts belong to one export by its name, as it was
 //! written: those that were selected for another are void, and so is every selection when the next is tried (rule O27).
+//!
+//! STARTTLS ends in [`Step::StartTls`]: the caller lets TLS begin on the same connection and goes on with
+//! [`Negotiation::over_tls`], which has forgotten all that was agreed in plain text (rule O11). What a client sent in plain
+//! text behind STARTTLS might have come from somebody on the way, to be taken for its own later: it ends the connection.
 
 use bytes::{Buf, BufMut, BytesMut};
 
@@ -54,6 +55,8 @@ pub enum Step {
     },
     /// The handshake is over: transmission begins, on the export that was opened last, as [`Negotiation::agreed`] says.
     Enter,
+    /// Begin TLS, then go on with [`Negotiation::over_tls`].
+    StartTls,
     /// The client said goodbye: wait until it closes.
     Finish,
     /// Close the connection, for this reason.
@@ -75,6 +78,9 @@ pub enum CloseReason {
     /// Extended headers were agreed, with which GO is the only way in.
     #[error("EXPORT_NAME came after extended headers were agreed, which exclude it")]
     OnlyGo,
+    /// Plain text where TLS must begin.
+    #[error("the client sent more in plain text behind STARTTLS")]
+    PlainBehindStartTls,
     /// More options than the limit.
     #[error("the client sent more than max_options options")]
     TooManyOptions,
@@ -116,10 +122,25 @@ pub struct Agreed {
     pub allocation: bool,
 }
 
+/// What TLS is to a connection (rule T1: the same for its life, but that it may begin to run).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// There is none (NOTLS).
+    #[default]
+    Off,
+    /// A client may begin it, and must for some exports (SELECTIVETLS).
+    Offered,
+    /// A client must begin it (FORCEDTLS).
+    Required,
+    /// It runs.
+    Running,
+}
+
 /// One client's handshake.
 #[derive(Debug)]
 pub struct Negotiation {
     limits: Limits,
+    tls: Tls,
     state: State,
     style: Style,
     /// The export for which `base:allocation` is selected.
@@ -165,6 +186,7 @@ impl Negotiation {
         wire::put_greeting(&mut output);
         Negotiation {
             limits,
+            tls: Tls::Off,
             state: State::Flags,
             style: Style::Simple,
             selected: None,
@@ -175,6 +197,27 @@ impl Negotiation {
             shutting_down: false,
             options_seen: 0,
             bytes_seen: 0,
+        }
+    }
+
+    /// The same, on a connection to which TLS is this.
+    pub fn with_tls(self, tls: Tls) -> Negotiation {
+        Negotiation { tls, ..self }
+    }
+
+    /// The handshake as it goes on over TLS, after [`Step::StartTls`]. Of what was said before only the client's flags, which it
+    /// does not say again, and the counts that bound it are kept (rule O11).
+    pub fn over_tls(self) -> Negotiation {
+        let Negotiation { limits, pad_export_name, shutting_down, options_seen, bytes_seen, .. } = self;
+        Negotiation {
+            tls: Tls::Running,
+            state: State::Header,
+            output: BytesMut::new(),
+            pad_export_name,
+            shutting_down,
+            options_seen,
+            bytes_seen,
+            ..Negotiation::new(limits)
         }
     }
 
@@ -293,6 +336,27 @@ impl Negotiation {
         };
     }
 
+    /// Answers [`Step::Open`] for an export that is served over TLS only (rule T4).
+    pub fn needs_tls(&mut self) {
+        let State::Asked(Question::Open { option, .. } | Question::Look { option, .. }) = self.state else {
+            return;
+        };
+        self.state = match option {
+            option::EXPORT_NAME => close(CloseReason::NoSuchExport),
+            option => {
+                // Where there is no TLS to be had, or it runs already, nobody is told to begin it (rules T2, T5).
+                let (reply_type, text) = match self.tls {
+                    Tls::Offered => {
+                        (reply_type::ERR_TLS_REQD, "this export is served over TLS only; begin with STARTTLS")
+                    }
+                    _ => (reply_type::ERR_POLICY, "this export is served over TLS only, and not here"),
+                };
+                wire::put_option_reply(&mut self.output, option, reply_type, text.as_bytes());
+                State::Header
+            }
+        };
+    }
+
     fn take_flags(&mut self) -> Option<State> {
         let flags = u32::from_be_bytes(*self.input.first_chunk()?);
         self.input.advance(4);
@@ -322,12 +386,21 @@ impl Negotiation {
         Some(match option {
             option::ABORT => skip(reply_type::ACK, ""),
             option::EXPORT_NAME if self.style == Style::Extended => close(CloseReason::OnlyGo),
-            option::EXPORT_NAME if self.shutting_down || len as usize > STRING_BYTES_MAX => {
+            option::EXPORT_NAME
+                if self.shutting_down || self.tls == Tls::Required || len as usize > STRING_BYTES_MAX =>
+            {
                 close(CloseReason::NoSuchExport)
             }
             _ if self.shutting_down => skip(reply_type::ERR_SHUTDOWN, "the server is shutting down"),
             option::STARTTLS if len > 0 => skip(reply_type::ERR_INVALID, "STARTTLS carries no data"),
-            option::STARTTLS => skip(reply_type::ERR_UNSUP, "this server does not offer TLS"),
+            option::STARTTLS => match self.tls {
+                Tls::Off => skip(reply_type::ERR_UNSUP, "this server does not offer TLS"),
+                Tls::Running => skip(reply_type::ERR_INVALID, "TLS runs already"),
+                Tls::Offered | Tls::Required => self.start_tls(),
+            },
+            _ if self.tls == Tls::Required => {
+                skip(reply_type::ERR_TLS_REQD, "this server speaks over TLS only; begin with STARTTLS")
+            }
             option::LIST if len > 0 => skip(reply_type::ERR_INVALID, "LIST carries no data"),
             option::LIST if !self.limits.list_exports => {
                 skip(reply_type::ERR_POLICY, "this server does not list its exports; ask for one by name")
@@ -364,6 +437,14 @@ impl Negotiation {
             }
             _ => skip(reply_type::ERR_UNSUP, "the option is not known to this server"),
         })
+    }
+
+    fn start_tls(&mut self) -> State {
+        if !self.input.is_empty() {
+            return close(CloseReason::PlainBehindStartTls);
+        }
+        self.ack(option::STARTTLS);
+        State::Ended(Step::StartTls)
     }
 
     fn skip(&mut self, option: u32, left: u32, reply: (u32, &'static str)) -> Option<State> {

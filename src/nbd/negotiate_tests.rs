@@ -34,10 +34,11 @@ struct Scene {
     exports: Vec<&'static str>,
     device: DeviceInfo,
     shutting_down: bool,
+    tls: Tls,
 }
 
 fn scene() -> Scene {
-    Scene { options: Options::default(), exports: vec!["disk0"], device: DEVICE, shutting_down: false }
+    Scene { options: Options::default(), exports: vec!["disk0"], device: DEVICE, shutting_down: false, tls: Tls::Off }
 }
 
 impl Scene {
@@ -57,7 +58,7 @@ impl Scene {
 
     /// Feeds the client's bytes in pieces of `piece` bytes.
     fn hear_in(&self, piece: usize, input: &[u8]) -> Heard {
-        let mut negotiation = Negotiation::new(Limits::from(&self.options));
+        let mut negotiation = Negotiation::new(Limits::from(&self.options)).with_tls(self.tls);
         if self.shutting_down {
             negotiation.shut_down();
         }
@@ -71,6 +72,7 @@ impl Scene {
                     None => break Step::Read,
                 },
                 Step::List => negotiation.listed(self.list()),
+                Step::Open { name, .. } if name == "secret" && self.tls != Tls::Running => negotiation.needs_tls(),
                 Step::Open { name, .. } => negotiation.opened(self.open(&name)),
                 Step::Look { name } => negotiation.looked(self.open(&name).map(drop)),
                 step => break step,
@@ -609,4 +611,106 @@ proptest! {
     fn the_answer_does_not_depend_on_how_the_bytes_arrive(input in client_bytes(), piece in 1usize..50) {
         prop_assert_eq!(scene().hear_in(piece, &input), scene().hear_in(1 << 20, &input));
     }
+}
+
+fn starttls() -> Vec<u8> {
+    opt(option::STARTTLS, b"")
+}
+
+fn with_tls(tls: Tls) -> Scene {
+    Scene { tls, exports: vec!["disk0", "secret"], ..scene() }
+}
+
+#[test]
+fn o10_starttls_carries_no_data_is_said_once_and_only_where_there_is_tls() {
+    for (tls, data, expected) in [
+        (Tls::Off, &b""[..], reply_type::ERR_UNSUP),
+        (Tls::Off, b"x", reply_type::ERR_INVALID),
+        (Tls::Offered, b"x", reply_type::ERR_INVALID),
+        (Tls::Required, b"x", reply_type::ERR_INVALID),
+        (Tls::Running, b"", reply_type::ERR_INVALID),
+        (Tls::Running, b"x", reply_type::ERR_INVALID),
+    ] {
+        let heard = with_tls(tls).hear(&[opt(option::STARTTLS, data)]);
+        assert_eq!((heard.types(), heard.step), (vec![expected], Step::Read), "{tls:?} {data:?}");
+    }
+    for tls in [Tls::Offered, Tls::Required] {
+        let heard = with_tls(tls).hear(&[starttls()]);
+        assert_eq!((heard.types(), heard.step), (vec![reply_type::ACK], Step::StartTls));
+    }
+}
+
+#[test]
+fn o11_plain_text_behind_starttls_is_no_part_of_what_tls_protects() {
+    for behind in [go("disk0"), vec![0x16], opt(option::ABORT, b"")] {
+        let heard = with_tls(Tls::Required).hear(&[starttls(), behind]);
+        assert_eq!(heard.step, Step::Close(CloseReason::PlainBehindStartTls));
+        assert_eq!(heard.replies, [], "not even an ACK");
+    }
+}
+
+#[test]
+fn o11_starttls_forgets_what_was_said_before_but_for_the_flags_and_the_counts() {
+    let options = Options { max_options: 3, ..Options::default() };
+    let mut negotiation = Negotiation::new(Limits::from(&options)).with_tls(Tls::Offered);
+    negotiation.receive(&[flags(1), opt(99, b""), starttls()].concat());
+    assert_eq!(negotiation.step(), Step::StartTls);
+    // The ACK is not taken: what was to be said in plain text is never said over TLS.
+    let mut negotiation = negotiation.over_tls();
+    assert_eq!(negotiation.take_output(), "");
+    assert_eq!(negotiation.step(), Step::Read);
+    negotiation.receive(&[opt(option::EXPORT_NAME, b"disk0"), opt(99, b"")].concat());
+    assert_eq!(negotiation.step(), Step::Open { name: "disk0".to_owned(), only_info: false });
+    negotiation.opened(scene().open("disk0"));
+    assert_eq!(negotiation.take_output().len(), 10 + EXPORT_NAME_PAD, "the flag of before TLS holds");
+    let mut counted = with_tls(Tls::Offered);
+    counted.options = options;
+    let heard = counted.hear(&[opt(99, b""), opt(99, b""), opt(99, b""), starttls()]);
+    assert_eq!(heard.step, Step::Close(CloseReason::TooManyOptions));
+}
+
+#[test]
+fn t2_without_tls_nobody_is_told_to_begin_it() {
+    let all = [opt(99, b""), go("secret"), opt(option::INFO, &info_data(b"secret", &[])), go("none"), starttls()];
+    let heard = with_tls(Tls::Off).hear(&all);
+    assert!(!heard.types().contains(&reply_type::ERR_TLS_REQD), "{heard:?}");
+    assert_eq!(heard.types()[1..3], [reply_type::ERR_POLICY; 2]);
+}
+
+#[test]
+fn t3_where_tls_is_required_every_option_but_starttls_and_abort_is_told_so() {
+    let options = [
+        go("disk0"),
+        opt(option::INFO, &info_data(b"none", &[])),
+        opt(option::LIST, b""),
+        opt(option::LIST, b"data"),
+        opt(8, b""),
+        opt(10, &[7; 40]),
+        opt(0x1234, &[0; 100_000]),
+        opt(option::GO, b"malformed"),
+    ];
+    let heard = with_tls(Tls::Required).hear(&options);
+    assert_eq!((heard.types(), heard.step), (vec![reply_type::ERR_TLS_REQD; options.len()], Step::Read));
+    let heard = with_tls(Tls::Required).hear(&[opt(option::ABORT, b"")]);
+    assert_eq!((heard.types(), heard.step), (vec![reply_type::ACK], Step::Finish));
+    let heard = with_tls(Tls::Required).hear(&[opt(option::EXPORT_NAME, b"disk0")]);
+    assert_eq!((heard.replies, heard.step), (vec![], Step::Close(CloseReason::NoSuchExport)));
+}
+
+#[test]
+fn t4_where_tls_is_offered_only_info_and_go_of_an_export_for_tls_are_told_so() {
+    let info = |name: &str| opt(option::INFO, &info_data(name.as_bytes(), &[]));
+    let heard = with_tls(Tls::Offered).hear(&[info("secret"), go("secret"), opt(99, b""), go("none"), info("disk0")]);
+    let (required, unknown) = (reply_type::ERR_TLS_REQD, reply_type::ERR_UNKNOWN);
+    assert_eq!(heard.types()[..4], [required, required, reply_type::ERR_UNSUP, unknown]);
+    assert_eq!(heard.types().last(), Some(&reply_type::ACK));
+    let heard = with_tls(Tls::Offered).hear(&[opt(option::EXPORT_NAME, b"secret")]);
+    assert_eq!((heard.replies, heard.step), (vec![], Step::Close(CloseReason::NoSuchExport)));
+}
+
+#[test]
+fn t5_over_tls_nobody_is_told_to_begin_it() {
+    let heard = with_tls(Tls::Running).hear(&[opt(99, b""), go("none"), go("secret")]);
+    assert_eq!(heard.types()[..2], [reply_type::ERR_UNSUP, reply_type::ERR_UNKNOWN]);
+    assert_eq!(heard.step, Step::Enter);
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::{self, Rule};
+use super::tls::{RELOAD_INTERVAL, TlsOptions};
 use crate::human;
 
 /// Limits of an NBD server; the defaults suit a host with a few hundred MiB to spare.
@@ -85,6 +87,12 @@ pub struct Options {
     /// How long a shutdown waits for requests in flight before it closes their connections. At least 1 ms.
     #[serde(with = "human::duration")]
     pub shutdown_timeout: Duration,
+
+    /// Who may use which exports, and how; the first rule that speaks of an export decides. None: whoever comes in may use all.
+    pub access: Vec<Rule>,
+
+    /// TLS.
+    pub tls: TlsOptions,
 }
 
 impl Default for Options {
@@ -107,6 +115,8 @@ impl Default for Options {
             attach_wait: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(20),
             shutdown_timeout: Duration::from_secs(30),
+            access: Vec::new(),
+            tls: TlsOptions::default(),
         }
     }
 }
@@ -141,7 +151,26 @@ impl Options {
         bounded("client_timeout", self.client_timeout, min, max, human::exact_duration)?;
         lasting("attach_wait", self.attach_wait)?;
         lasting("stall_timeout", self.stall_timeout)?;
-        lasting("shutdown_timeout", self.shutdown_timeout)
+        lasting("shutdown_timeout", self.shutdown_timeout)?;
+        let (min, max) = RELOAD_INTERVAL;
+        bounded("tls.reload_interval", self.tls.reload_interval, min, max, human::exact_duration)
+    }
+
+    /// Checks the rules of `access`; the error is a sentence.
+    pub fn check_access(&self) -> Result<(), String> {
+        if let Some(fault) = access::fault(&self.access) {
+            return Err(fault);
+        }
+        let number = |is: fn(&Rule) -> bool| self.access.iter().position(is).map(|at| at + 1);
+        match (number(|rule| rule.tls), number(Rule::names_certificates)) {
+            (_, Some(number)) if self.tls.client_ca.is_none() => {
+                Err(format!("rule {number} names certificates, and nothing says whose are good: set nbd.tls.client_ca"))
+            }
+            (Some(number), _) if self.tls.certificate.is_none() => Err(format!(
+                "rule {number} asks for TLS, and there is none: set nbd.tls.mode, nbd.tls.certificate and nbd.tls.key"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,15 +16,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::access::{Caller, Origin, Who};
 use super::admission::{Admission, Room};
 use super::clients::{ClientInfo, Clients, Line};
 use super::flusher::Flusher;
-use super::handshake::{self, Entered, HandshakeError, Outcome, Visitor};
+use super::handshake::{self, Entered, Handshake, HandshakeError, Outcome, Visitor};
 use super::hosts::{Host, Hosts};
-use super::listen::{ListenAddr, Listener, Stream};
+use super::listen::{Door, ListenAddr, Listener, Stream};
 use super::options::Options;
 use super::phase::{Life, Phase, TaskGuard};
 use super::session::{self, Leftover, Setup};
+use super::tls::{self, Tls, TlsError, TlsMode};
 use crate::device::{Device, Exports};
 
 /// How long changes of a client that has gone may take until they are given up.
@@ -36,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An NBD server. Dropping it closes every connection at once; [`Server::shutdown`] is the orderly way.
 pub struct Server {
     core: Arc<Core>,
-    listeners: Mutex<Vec<Listener>>,
+    listeners: Mutex<Vec<(Listener, Way)>>,
     addresses: Vec<ListenAddr>,
 }
 
@@ -44,16 +46,32 @@ impl Server {
     /// Listens on the addresses; clients wait until [`Server::run`]. It fails if an option is out of bounds, or an
     /// address cannot be had; the error names it.
     pub async fn bind(options: Options, addresses: Vec<ListenAddr>, exports: Arc<dyn Exports>) -> io::Result<Server> {
-        options.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let mut listeners = Vec::with_capacity(addresses.len());
-        for address in &addresses {
-            listeners.push(Listener::bind(address, options.client_timeout).await?);
+        Server::open(options, addresses.into_iter().map(Door::from).collect(), exports).await
+    }
+
+    /// The same, through doors of any kind. It fails also if the files of TLS cannot be used.
+    pub async fn open(options: Options, doors: Vec<Door>, exports: Arc<dyn Exports>) -> io::Result<Server> {
+        let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+        options.check().map_err(|error| invalid(error.to_string()))?;
+        options.check_access().map_err(|why| invalid(format!("nbd.access: {why}")))?;
+        let tls = Tls::load(&options.tls).await.map_err(|error| invalid(error.to_string()))?;
+        let mut listeners = Vec::with_capacity(doors.len());
+        for Door { at, tls, allow, socket } in doors {
+            let listener = Listener::open(at, socket, options.client_timeout).await?;
+            let mode = tls.unwrap_or_else(|| listener.usual_tls(options.tls.mode));
+            listeners.push((listener, Way { tls: mode, allow: allow.into() }));
         }
-        let addresses = listeners.iter().map(Listener::address).collect::<io::Result<_>>()?;
+        let modes = listeners.iter().map(|(_, way)| way.tls).chain([options.tls.mode]);
+        if tls.is_none() && modes.max().is_some_and(|mode| mode > TlsMode::Off) {
+            return Err(invalid(TlsError::missing("certificate").to_string()));
+        }
+        let addresses = listeners.iter().map(|(listener, _)| listener.address()).collect::<io::Result<_>>()?;
         let core = Core {
             room: Arc::new(Room::new(&options)),
             places: Arc::new(Semaphore::new(options.max_connections)),
             full: AtomicBool::new(false),
+            turned_away: AtomicU64::new(0),
+            tls,
             flusher: Flusher::default(),
             hosts: Arc::default(),
             clients: Arc::default(),
@@ -71,18 +89,28 @@ impl Server {
 
     /// Accepts clients, and returns when the server has shut down. Clients are served even if this is dropped.
     pub async fn run(&self) {
-        for listener in std::mem::take(&mut *self.listeners.lock()) {
-            tokio::spawn(self.core.clone().accept(listener, self.core.life.task()));
+        for (listener, way) in std::mem::take(&mut *self.listeners.lock()) {
+            tokio::spawn(self.core.clone().accept(listener, way, self.core.life.task()));
         }
-        self.core.life.phases().draining().await;
+        let mut phases = self.core.life.phases();
+        match &self.core.tls {
+            Some(tls) => tokio::select! {
+                biased;
+                () = phases.draining() => {}
+                () = tls.keep_fresh() => {}
+            },
+            None => phases.draining().await,
+        }
         self.core.life.no_tasks().await;
     }
 
     /// Serves one client over any stream, until it has left or the server has shut down. `peer` says who it is, for
-    /// the log, and `host` where it comes from.
+    /// the log, and `host` where it comes from. TLS is what the options say for TCP.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str, host: Host) {
         if let Some(place) = self.core.admit() {
-            self.core.serve(Locked(stream), peer, host, None, place).await;
+            let way = Way { tls: self.core.options.tls.mode, allow: Arc::default() };
+            let guest = Guest { peer, host, origin: Origin::Unknown, line: None };
+            self.core.serve(Locked(stream), &way, guest, place).await;
         }
     }
 
@@ -127,6 +155,9 @@ struct Core {
     places: Arc<Semaphore>,
     /// Whether the last client found no place; so that the log says it once.
     full: AtomicBool,
+    /// Clients that no list let in.
+    turned_away: AtomicU64,
+    tls: Option<Tls>,
     flusher: Flusher,
     hosts: Arc<Hosts>,
     clients: Arc<Clients>,
@@ -136,9 +167,24 @@ struct Core {
 /// A connection's place among `max_connections`, and its place among the tasks.
 type Place = (OwnedSemaphorePermit, TaskGuard);
 
+/// What a door asks of those who come through it.
+#[derive(Clone, Debug)]
+struct Way {
+    tls: TlsMode,
+    allow: Arc<[Who]>,
+}
+
+/// Who comes.
+struct Guest<'a> {
+    peer: &'a str,
+    host: Host,
+    origin: Origin,
+    line: Option<Line>,
+}
+
 impl Core {
     /// Accepts clients until the server drains.
-    async fn accept(self: Arc<Core>, listener: Listener, _task: TaskGuard) {
+    async fn accept(self: Arc<Core>, listener: Listener, way: Way, _task: TaskGuard) {
         let mut phases = self.life.phases();
         let mut failing = false;
         loop {
@@ -150,8 +196,11 @@ impl Core {
             match accepted {
                 Ok(stream) => {
                     failing = false;
+                    if !self.lets_in(&stream, &way) {
+                        continue;
+                    }
                     if let Some(place) = self.admit() {
-                        tokio::spawn(self.clone().serve_stream(stream, place));
+                        tokio::spawn(self.clone().serve_stream(stream, way.clone(), place));
                     }
                 }
                 Err(error) => {
@@ -163,6 +212,20 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether the list of a door lets a client in. A crowd that is turned away must not fill the log: the 1st, 2nd, 4th, 8th …
+    /// is named.
+    fn lets_in(&self, stream: &Stream, way: &Way) -> bool {
+        if way.allow.is_empty() || way.allow.iter().any(|who| who.is(stream.origin(), None)) {
+            return true;
+        }
+        let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            let peer = stream.peer();
+            tracing::warn!(peer, count, "turned a client away: its listener's list does not let it in");
+        }
+        false
     }
 
     /// A place for one more connection, unless there is none or the server drains.
@@ -180,37 +243,61 @@ impl Core {
         (!self.life.phases().is_draining()).then_some((place, task))
     }
 
-    async fn serve_stream(self: Arc<Core>, stream: Stream, place: Place) {
-        let (peer, host, line) = (stream.peer(), stream.host(), stream.line(self.options.client_timeout));
+    async fn serve_stream(self: Arc<Core>, stream: Stream, way: Way, place: Place) {
+        let (peer, line) = (stream.peer(), stream.line(self.options.client_timeout));
+        let guest = Guest { peer: &peer, host: stream.host(), origin: stream.origin(), line };
         match stream {
-            Stream::Tcp(stream, _) => self.serve(stream, &peer, host, line, place).await,
-            Stream::Unix(stream) => self.serve(stream, &peer, host, line, place).await,
+            Stream::Tcp(stream, _) => self.serve(stream, &way, guest, place).await,
+            Stream::Unix(stream) => self.serve(stream, &way, guest, place).await,
         }
     }
 
-    async fn serve<S: Halves>(&self, stream: S, peer: &str, host: Host, line: Option<Line>, place: Place) {
+    async fn serve<S: Halves>(&self, stream: S, way: &Way, guest: Guest<'_>, place: Place) {
         let mut phases = self.life.phases();
+        let peer = guest.peer;
         tokio::select! {
             biased;
             () = phases.closed() => tracing::debug!(peer, "connection given up"),
-            () = self.talk(stream, peer, host, line) => {}
+            () = self.talk(stream, way, guest) => {}
         }
         drop(place);
     }
 
-    async fn talk<S: Halves>(&self, mut stream: S, peer: &str, host: Host, line: Option<Line>) {
-        let Some(Entered { entry, device, agreed, visit, rest }) = self.shake_hands(&mut stream, peer, host).await
-        else {
-            return;
+    async fn talk<S: Halves>(&self, mut stream: S, way: &Way, guest: Guest<'_>) {
+        let handshake = Handshake::new(&self.options, way.tls.at_first());
+        let mut caller = Caller { origin: guest.origin, tls: false, certificate: None };
+        let later = match self.shake_hands(&mut stream, handshake, &guest, &caller).await {
+            Some(Outcome::Enter(entered)) => return self.attend(stream, guest, &caller, entered).await,
+            Some(Outcome::StartTls(later)) => later,
+            Some(Outcome::Left) | None => return,
         };
+        // TLS is offered only if there is some.
+        let Some(tls) = &self.tls else { return };
+        let peer = guest.peer;
+        let (mut stream, handshake) = match later.over_tls(tls.accept(stream.into_whole())).await {
+            Ok((stream, handshake)) => (Locked(stream), handshake),
+            Err(error) => return tracing::info!(peer, "handshake broken off: {error}"),
+        };
+        caller.tls = true;
+        caller.certificate = tls::names_of_client(&stream.0);
+        if let Some(Outcome::Enter(entered)) = self.shake_hands(&mut stream, handshake, &guest, &caller).await {
+            self.attend(stream, guest, &caller, entered).await;
+        }
+    }
+
+    async fn attend<S: Halves>(&self, mut stream: S, guest: Guest<'_>, caller: &Caller, entered: Entered) {
+        let Guest { peer, host, line, .. } = guest;
+        let Entered { entry, device, agreed, read_only, visit, rest } = entered;
         let export = entry.name;
         let admission = Admission::new(&self.options, self.room.clone());
         let attached = self.clients.attach(peer, host, &export, admission.gauge(), line);
-        tracing::info!(peer, export, "client attached");
+        let certificate = caller.certificate.as_ref().map(|names| names.join(", "));
+        tracing::info!(peer, export, tls = caller.tls, certificate, read_only, "client attached");
         let setup = Setup {
             export: export.clone(),
             device: device.clone(),
             agreed,
+            read_only,
             visit,
             client: attached.client.clone(),
             options: &self.options,
@@ -226,15 +313,29 @@ impl Core {
         self.settle(leftover, export, device).await;
     }
 
-    async fn shake_hands<S: Halves>(&self, stream: &mut S, peer: &str, host: Host) -> Option<Entered> {
+    async fn shake_hands<S: Halves>(
+        &self,
+        stream: &mut S,
+        handshake: Handshake,
+        guest: &Guest<'_>,
+        caller: &Caller,
+    ) -> Option<Outcome> {
         let mut phases = self.life.phases();
-        let visitor = Visitor { peer, host, hosts: self.hosts.clone(), clients: self.clients.clone() };
-        match handshake::run(stream.whole(), &visitor, &*self.exports, &self.options, &mut phases).await {
-            Ok(Outcome::Enter(entered)) => Some(entered),
+        let visitor = Visitor {
+            peer: guest.peer,
+            host: guest.host,
+            caller: caller.clone(),
+            rules: &self.options.access,
+            hosts: self.hosts.clone(),
+            clients: self.clients.clone(),
+        };
+        let peer = guest.peer;
+        match handshake::run(stream.whole(), handshake, &visitor, &*self.exports, &self.options, &mut phases).await {
             Ok(Outcome::Left) | Err(HandshakeError::Lost(_)) => {
                 tracing::debug!(peer, "client left during the handshake");
                 None
             }
+            Ok(outcome) => Some(outcome),
             Err(error) => {
                 tracing::info!(peer, "handshake broken off: {error}");
                 None
@@ -265,12 +366,19 @@ trait Halves: Send {
     /// Both at once, for the handshake.
     fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send);
 
+    /// The same for good, for TLS.
+    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send;
+
     /// The reading and the writing half, for the session.
     fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send);
 }
 
 impl Halves for TcpStream {
     fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+        self
+    }
+
+    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
         self
     }
 
@@ -284,17 +392,25 @@ impl Halves for UnixStream {
         self
     }
 
+    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
+        self
+    }
+
     fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
         self.split()
     }
 }
 
-/// Any other stream: its halves take turns under a lock.
+/// Any other stream, such as one of TLS: its halves take turns under a lock.
 struct Locked<S>(S);
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Halves for Locked<S> {
     fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
         &mut self.0
+    }
+
+    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
+        self.0
     }
 
     fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {

@@ -67,6 +67,8 @@ pub struct Setup<'a> {
     pub device: Arc<dyn Device>,
     /// What the handshake agreed on.
     pub agreed: Agreed,
+    /// Whether this client may only read, though the export may be writable.
+    pub read_only: bool,
     /// What keeps other hosts away.
     pub visit: Option<Visit>,
     /// The client, among all that are attached.
@@ -249,7 +251,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
         let Agreed { style, allocation } = setup.agreed;
         let terms = Terms {
             size: info.size,
-            read_only: info.read_only,
+            read_only: info.read_only || setup.read_only,
             max_payload: setup.options.max_payload,
             style,
             allocation,
@@ -585,6 +587,7 @@ mod tests {
             export: "disk".into(),
             device: Arc::new(MemoryDevice::new(1 << 20)),
             agreed: Agreed::default(),
+            read_only: false,
             visit: None,
             client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None).client.clone(),
             options: &options,

@@ -10,3 +10,4 @@ mod serving;
 mod looking_on;
 mod signals;
 mod operating;
+mod tls;

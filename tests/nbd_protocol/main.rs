@@ -17,4 +17,6 @@ mod extended;
 mod flow;
 mod endings;
 mod sockets;
+mod tls;
+mod access;
 mod arbitrary;

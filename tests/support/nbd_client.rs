@@ -14,6 +14,7 @@ pub mod opt {
     pub const EXPORT_NAME: u32 = 1;
     pub const ABORT: u32 = 2;
     pub const LIST: u32 = 3;
+    pub const STARTTLS: u32 = 5;
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
@@ -23,10 +24,12 @@ pub mod opt {
 
 pub mod rep {
     pub const ACK: u32 = 1;
+    pub const SERVER: u32 = 2;
     pub const INFO: u32 = 3;
     pub const META_CONTEXT: u32 = 4;
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     pub const ERR_POLICY: u32 = 0x8000_0002;
+    pub const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
 }
@@ -207,6 +210,19 @@ impl Client {
     pub async fn go(&mut self, name: &str) -> ExportInfo {
         self.greet().await;
         self.only_go(name).await
+    }
+
+    /// The stream, for what comes next on it.
+    pub fn into_stream(self) -> Box<dyn Stream> {
+        self.stream
+    }
+
+    /// Sends an option, and expects one reply; returns its type.
+    pub async fn ask(&mut self, number: u32, data: &[u8]) -> u32 {
+        self.send(&option(number, data)).await;
+        let reply = self.option_reply().await;
+        assert_eq!(reply.option, number);
+        reply.reply_type
     }
 
     /// GO, and what it is answered with.

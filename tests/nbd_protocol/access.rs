@@ -1,0 +1,119 @@
+//! Who may come in: lists of addresses and of users, and the files of Unix sockets.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ashlar::device::memory::{MemoryDevice, MemoryExports};
+use ashlar::nbd::access::{Rule, Who};
+use ashlar::nbd::listen::At;
+use ashlar::nbd::{Door, ListenAddr, Options, Server, SocketMode};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::client::{Client, info_data, opt, rep, within};
+use crate::world::SIZE;
+
+fn list(texts: &[&str]) -> Vec<Who> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+async fn start(access: Vec<Rule>, doors: Vec<Door>) -> Arc<Server> {
+    let disk = || Arc::new(MemoryDevice::new(SIZE));
+    let exports = MemoryExports::new().with("disk0", "", disk()).with("disk1", "", disk());
+    let options = Options { access, ..Options::default() };
+    let server = Arc::new(Server::open(options, doors, Arc::new(exports)).await.unwrap());
+    tokio::spawn({
+        let server = server.clone();
+        async move { server.run().await }
+    });
+    server
+}
+
+fn tcp(allow: &[&str]) -> Door {
+    Door { allow: list(allow), ..Door::from(ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())) }
+}
+
+async fn connect(server: &Server, number: usize) -> Client {
+    match &server.addresses()[number] {
+        ListenAddr::Tcp(address) => Client::new(TcpStream::connect(address).await.unwrap()),
+        ListenAddr::Unix(path) => Client::new(UnixStream::connect(path).await.unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn c6_each_listener_has_its_own_list_of_who_may_come_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = |name: &str, allow: &[&str]| Door {
+        allow: list(allow),
+        ..Door::from(ListenAddr::Unix(directory.path().join(name)))
+    };
+    let me = format!("uid:{}", rustix::process::getuid().as_raw());
+    let doors = vec![
+        tcp(&[]),
+        tcp(&["127.0.0.0/8"]),
+        tcp(&["10.0.0.0/8", "unix"]),
+        unix("mine", &[&me]),
+        unix("other", &["uid:4294967294", "127.0.0.1"]),
+    ];
+    let server = start(vec![], doors).await;
+    for (number, welcome) in [true, true, false, true, false].into_iter().enumerate() {
+        let mut client = connect(&server, number).await;
+        if welcome {
+            client.go("disk0").await;
+            client.disconnect().await;
+        } else {
+            client.expect_closed().await;
+        }
+    }
+    within(server.shutdown()).await;
+}
+
+#[tokio::test]
+async fn m5_a_rule_names_the_addresses_that_may_use_an_export() {
+    let rules = vec![
+        Rule { exports: vec!["disk0".to_owned()], read: list(&["127.0.0.1"]), ..Rule::default() },
+        Rule { exports: vec!["*".to_owned()], write: list(&["10.0.0.5"]), ..Rule::default() },
+    ];
+    let server = start(rules, vec![tcp(&[])]).await;
+    let mut client = connect(&server, 0).await;
+    client.greet().await;
+    assert_eq!(client.ask(opt::LIST, b"").await, rep::SERVER);
+    assert_eq!(client.option_reply().await.reply_type, rep::ACK, "one export only");
+    assert_eq!(client.ask(opt::INFO, &info_data("disk1", &[])).await, rep::ERR_POLICY);
+    assert_eq!(client.ask(opt::GO, &info_data("", &[])).await, rep::ERR_UNKNOWN);
+    assert_eq!(client.only_go("disk0").await.flags & 2, 2, "READ_ONLY");
+    client.disconnect().await;
+    within(server.shutdown()).await;
+}
+
+#[tokio::test]
+async fn the_file_of_a_unix_socket_has_the_mode_that_was_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let owner = rustix::process::getuid().as_raw();
+    let socket = SocketMode { mode: Some(0o610), user: Some(owner), group: None };
+    let server = start(vec![], vec![Door { socket, ..Door::from(ListenAddr::Unix(path.clone())) }]).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o610);
+    connect(&server, 0).await.go("disk0").await;
+    within(server.shutdown()).await;
+}
+
+/// A socket that systemd opened is served, and its file is left alone at the end.
+#[tokio::test]
+async fn sockets_that_are_open_already_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let path: PathBuf = directory.path().join("given.sock");
+    let given_unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let given_tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = given_tcp.local_addr().unwrap();
+    let door = |at| Door { at, tls: None, allow: vec![], socket: SocketMode::default() };
+    let server = start(vec![], vec![door(At::GivenTcp(given_tcp)), door(At::GivenUnix(given_unix))]).await;
+    assert_eq!(server.addresses(), [ListenAddr::Tcp(address), ListenAddr::Unix(path.clone())]);
+    for number in [0, 1] {
+        let mut client = connect(&server, number).await;
+        client.go("disk0").await;
+        client.disconnect().await;
+    }
+    within(server.shutdown()).await;
+    assert!(path.exists());
+}
