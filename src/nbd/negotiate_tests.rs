@@ -714,3 +714,46 @@ fn t5_over_tls_nobody_is_told_to_begin_it() {
     assert_eq!(heard.types()[..2], [reply_type::ERR_UNSUP, reply_type::ERR_UNKNOWN]);
     assert_eq!(heard.step, Step::Enter);
 }
+
+#[test]
+fn o11_structured_replies_extended_headers_and_contexts_of_before_tls_are_forgotten() {
+    for before in [option::STRUCTURED_REPLY, option::EXTENDED_HEADERS] {
+        let mut negotiation = Negotiation::new(Limits::from(&Options::default())).with_tls(Tls::Offered);
+        negotiation.receive(
+            &[
+                flags(3),
+                opt(before, b""),
+                opt(option::SET_META_CONTEXT, &contexts_data(b"disk0", &[b"base:allocation"])),
+            ]
+            .concat(),
+        );
+        assert_eq!(negotiation.step(), Step::Look { name: "disk0".to_owned() });
+        negotiation.looked(Ok(()));
+        negotiation.receive(&starttls());
+        assert_eq!(negotiation.step(), Step::StartTls);
+        let mut negotiation = negotiation.over_tls();
+        negotiation.receive(&go("disk0"));
+        assert_eq!(negotiation.step(), Step::Open { name: "disk0".to_owned(), only_info: false });
+        negotiation.opened(scene().open("disk0"));
+        assert_eq!(negotiation.agreed(), Agreed::default());
+    }
+}
+
+#[test]
+fn t4_contexts_of_an_export_that_is_served_over_tls_only_are_told_over_tls_only() {
+    let mut negotiation = Negotiation::new(Limits::from(&Options::default())).with_tls(Tls::Offered);
+    negotiation.receive(
+        &[
+            flags(3),
+            opt(option::STRUCTURED_REPLY, b""),
+            opt(option::SET_META_CONTEXT, &contexts_data(b"secret", &[b"base:allocation"])),
+        ]
+        .concat(),
+    );
+    assert_eq!(negotiation.step(), Step::Look { name: "secret".to_owned() });
+    negotiation.needs_tls();
+    assert_eq!(negotiation.step(), Step::Read, "the next option");
+    let said = negotiation.take_output();
+    let reply = &said[said.len() - 8 - "this export is served over TLS only; begin with STARTTLS".len()..];
+    assert_eq!(reply[..4], reply_type::ERR_TLS_REQD.to_be_bytes());
+}

@@ -450,12 +450,21 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         }
     }
 
+    /// Writes a batch, and what a stream such as that of TLS has taken and not sent.
     async fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
         let mut idle = Duration::ZERO;
-        while batch.has_remaining() {
+        loop {
             let look = self.patience.look_after();
-            match timeout(look, self.io.write_buf(batch)).await {
+            let all_taken = !batch.has_remaining();
+            let step = async {
+                match all_taken {
+                    true => self.io.flush().await.map(|()| 1),
+                    false => self.io.write_buf(batch).await,
+                }
+            };
+            match timeout(look, step).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(Ok(_)) if all_taken => return Ok(()),
                 Ok(done) => {
                     done?;
                     idle = Duration::ZERO;
@@ -466,7 +475,6 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
                 }
             }
         }
-        self.io.flush().await
     }
 }
 

@@ -318,3 +318,68 @@ async fn a_renewed_certificate_is_taken_up_and_a_half_written_one_is_not() {
     within(world.server.shutdown()).await;
     within(running).await.unwrap();
 }
+
+/// A client that has begun TLS through a pipe of few bytes, and its options.
+async fn narrow(world: &World, authority: &Authority, pipe: usize) -> Client {
+    let mut client = world.connect_by(pipe);
+    client.greet().await;
+    assert_eq!(client.ask(opt::STARTTLS, b"").await, rep::ACK);
+    let mut client = authority.secure(client.into_stream(), None).await.unwrap();
+    client.only_go("disk0").await;
+    client
+}
+
+/// What TLS has sealed and not sent counts as not fetched, too: a reply that fits into its buffer, and many that do not.
+#[tokio::test(start_paused = true)]
+async fn r11_a_tls_client_that_never_reads_is_dropped_and_others_do_not_notice() {
+    let authority = Authority::new();
+    let world = world(authority.options(TlsMode::Required, false), vec![]).await;
+    let mut other = narrow(&world, &authority, 64 << 10).await;
+    for (count, len) in [(1, 16 << 10), (200, 1 << 20)] {
+        let mut stuck = narrow(&world, &authority, 8 << 10).await;
+        for cookie in 0..count {
+            // The server stops reading when its bounds are met.
+            let request = crate::client::request(0, crate::client::cmd::READ, cookie, 0, len);
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(1), stuck.try_send(&request)).await;
+        }
+        let begin = tokio::time::Instant::now();
+        while world.server.clients().len() == 2 {
+            let most = world.server.clients().iter().map(|client| client.bytes_in_flight).max();
+            assert!(most <= Some(Options::default().bytes_in_flight as u64), "{most:?}");
+            assert!(begin.elapsed() < 3 * Options::default().client_timeout, "it is still there");
+            assert_eq!(other.read(4096, 4096).await.unwrap().len(), 4096);
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    }
+    other.disconnect().await;
+    world.all_gone().await;
+}
+
+/// Many that begin TLS and say no more, or say rubbish, and one that means it.
+#[tokio::test]
+async fn c6_a_crowd_that_does_not_finish_tls_keeps_nobody_out_for_longer_than_the_handshake_may_take() {
+    let authority = Authority::new();
+    let tls = authority.options(TlsMode::Required, false);
+    let timeout = std::time::Duration::from_secs(1);
+    let options = Options { tls, max_connections: 64, handshake_timeout: timeout, ..Options::default() };
+    let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(SIZE)));
+    let world = World::new(options, exports).await;
+    let mut crowd = Vec::new();
+    for number in 0..64 {
+        let mut client = world.connect();
+        client.greet().await;
+        assert_eq!(client.ask(opt::STARTTLS, b"").await, rep::ACK);
+        if number % 2 == 0 {
+            client.send(&[0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff]).await;
+        }
+        crowd.push(client);
+    }
+    for mut client in crowd {
+        let _ = client.rest().await;
+    }
+    world.all_gone().await;
+    let mut client = authority.connect(&world, None).await;
+    client.only_go("disk0").await;
+    client.disconnect().await;
+    world.all_gone().await;
+}

@@ -322,6 +322,8 @@ impl Client {
 
     pub async fn send(&mut self, bytes: &[u8]) {
         within(self.stream.write_all(bytes)).await.expect("the server reads");
+        // A stream of TLS may keep what it took.
+        within(self.stream.flush()).await.expect("the server reads");
     }
 
     /// Sends what the server might not want to read to the end; it may wait for ever.
