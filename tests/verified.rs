@@ -355,7 +355,8 @@ fn one_seed() {
 
 #[test]
 fn no_flush_is_lost_whoever_races_whom() {
-    let first = number("ASHLAR_TEST_SEED").unwrap_or(1000);
+    // Among these is one that lost data while claims were withdrawn whose fence was still under way.
+    let first = number("ASHLAR_TEST_SEED").unwrap_or(3_000_080);
     let seeds = number("ASHLAR_TEST_SEEDS").unwrap_or(60);
     let mut sum = Outcome::default();
     for seed in first..first + seeds {

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use crate::disk::Disk;
 use crate::store::open::StoreOptions;
-use crate::store::probe::{Finding, VERSION};
+use crate::store::probe::{CreateOnly, Finding, VERSION};
 
 /// After this a store is tried again: somebody may have put another one behind its address.
 const LASTS: Duration = Duration::from_secs(30 * 86_400);
@@ -67,7 +67,9 @@ pub async fn recall(disk: &dyn Disk, options: &StoreOptions, unix_millis: u64) -
 pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, makes_directory: bool) {
     let file = file_of(options);
     let write = async {
-        let passed = probed.found.is_enough_for(options.fencing()) && probed.found.is_whole();
+        // A refusal of the condition may have been something else that passes: it is asked for again each time.
+        let is_sure = probed.found.is_whole() && probed.found.create_only != CreateOnly::Refused;
+        let passed = is_sure && probed.found.is_enough_for(options.fencing());
         if !passed || !makes_directory && disk.list("").await?.is_empty() {
             return Ok(());
         }
@@ -86,7 +88,7 @@ pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, 
 mod tests {
     use super::*;
     use crate::disk::crash::CrashDisk;
-    use crate::store::probe::{CreateOnly, CutPut, Looks};
+    use crate::store::probe::{CutPut, Looks};
 
     const GOOD: Finding = Finding { create_only: CreateOnly::Honoured, cut_put: CutPut::Half, looks: Looks::NotTried };
 

@@ -385,10 +385,13 @@ async fn look(store: &dyn Store, rounds: &[Vec<Key>]) -> Result<Looks> {
 
 /// Puts a key, and returns all that are beside it then.
 async fn put_and_look(store: &dyn Store, key: &Key) -> Result<Vec<Key>> {
-    put(store, key, &Bytes::new()).await?;
+    // A store that remembers that the key was not there is no good either.
+    let was_there = is_there(store, key).await?;
+    put(store, key, &Bytes::from_static(b"here")).await?;
     let folder = key.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
     let listed = list_all(store, &format!("{folder}/")).await?;
-    Ok(listed.into_iter().map(|entry| entry.key).collect())
+    let keys = listed.into_iter().map(|entry| entry.key);
+    Ok(if was_there || !is_there(store, key).await? { Vec::new() } else { keys.collect() })
 }
 
 async fn is_there(store: &dyn Store, key: &Key) -> Result<bool> {

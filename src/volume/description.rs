@@ -48,6 +48,24 @@ pub async fn load(store: &dyn Store, name: &VolumeName) -> Result<Description> {
     }
 }
 
+/// The newest description, for a server that is about to rely on it. In verified mode the newest one may still lose against somebody
+/// who wanted to follow the one before it, and then what was sealed with its keys could not be opened: waits until nobody wants a
+/// higher number, and puts the same one once more, above all claims, if that takes too long.
+pub async fn settled(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<Description> {
+    for turn in 0..2 * CLAIMS {
+        let found = load(store, name).await?;
+        if found.meta.fenced_by != FencedBy::Verified || wanted(store, name).await?.highest <= found.number {
+            return Ok(found);
+        }
+        if turn < CLAIMS {
+            give_way(random, turn).await;
+        } else {
+            put_verified(store, random, found.number, name, found.bytes.clone()).await?;
+        }
+    }
+    Err(changed_meanwhile(name))
+}
+
 /// How often reading begins again because somebody put a newer description and deleted the one that was listed.
 const TRIES: usize = 4;
 

@@ -105,7 +105,8 @@ pub(super) async fn open(
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
-    let source = Source::of(store.clone(), name, &options, Some(cache), &outside.secrets).await?;
+    let described = description::settled(&*store, &outside.random, name).await?;
+    let source = Source::described(store.clone(), described, &options, Some(cache), &outside.secrets).await?;
     source.meta.check_store(&*store)?;
     let keys = source.keys.clone();
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
@@ -174,7 +175,7 @@ struct Opening {
 }
 
 impl Opening {
-    /// Steps 1 to 6. In verified mode `claim` is ours until it is taken out.
+    /// Steps 1 to 6. In verified mode `claim` is what is to be withdrawn if this fails.
     async fn take(self, name: &VolumeName, claim: &mut Option<Claim>) -> Result<Shared> {
         let mut displaced: Option<Epoch> = None;
         for turn in 0..TRIES {
@@ -201,7 +202,10 @@ impl Opening {
                 tracing::warn!(volume = %name, "{torn}; going on without it");
             }
             let (journal, replay) = self.journal(&scan, found.ok().flatten(), &verdict).await?;
-            match self.put_fence(&scan, journal.name(), *claim).await {
+            // From here on the claim is never withdrawn: the fence may land whatever is answered, and whoever comes then must have
+            // seen one of both.
+            let placing = claim.take();
+            match self.put_fence(&scan, journal.name(), placing).await {
                 Ok(Some(placed)) => {
                     if placed.is_based_on_less {
                         scan = self.source.scan().await?;
@@ -217,7 +221,7 @@ impl Opening {
                 Ok(None) => {
                     drop(journal.close().await);
                     // In verified mode our fence may be there, and only somebody who came later be in the way.
-                    displaced = displaced.max(claim.take().map(|claim| claim.epoch));
+                    displaced = displaced.max(placing.map(|claim| claim.epoch));
                 }
                 Err(error) => {
                     drop(journal.close().await);

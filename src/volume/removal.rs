@@ -46,7 +46,7 @@ use crate::volume::places;
 use crate::volume::recover::ServerIdentity;
 use crate::volume::scan::{Scan, Source};
 use crate::volume::slot::{self, Put};
-use crate::volume::verified::{self, Claim};
+use crate::volume::verified;
 
 /// How often a step begins again because others wrote to the volume meanwhile.
 const TRIES: usize = 16;
@@ -181,23 +181,22 @@ impl Removal<'_> {
     async fn put_verified(&self, source: &Source, before: &Scan, turn: usize) -> Result<bool> {
         let store = &**self.store;
         let claim = verified::claim(store, &source.keys, &before.fences, self.random).await?;
-        let placed = self.put_claimed(source, before, claim).await;
-        if !matches!(placed, Ok(true)) {
-            verified::withdraw(store, &source.keys, claim).await;
-            verified::give_way(self.random, turn).await;
-        }
-        placed
-    }
-
-    async fn put_claimed(&self, source: &Source, before: &Scan, claim: Claim) -> Result<bool> {
-        let scan = source.scan().await?;
+        let scan = source.scan().await;
         let epoch = |scan: &Scan| scan.fence.as_ref().map(|(_, fence)| fence.epoch);
-        if scan.fences.contests(claim) || epoch(&scan) != epoch(before) || scan.closed != before.closed {
-            return Ok(false);
+        let may_place =
+            |scan: &Scan| !scan.fences.contests(claim) && epoch(scan) == epoch(before) && scan.closed == before.closed;
+        match scan {
+            Ok(scan) if may_place(&scan) => {
+                // The claim stays from here on, whatever becomes of the fence.
+                let fence = self.fence(&scan, claim.epoch);
+                Ok(verified::place(store, source, &scan, claim, &fence, self.random).await?.is_some())
+            }
+            other => {
+                verified::withdraw(store, &source.keys, claim).await;
+                verified::give_way(self.random, turn).await;
+                other.map(|_| false)
+            }
         }
-        let fence = self.fence(&scan, claim.epoch);
-        let put = verified::place(&**self.store, source, &scan, claim, &fence, self.random).await?;
-        Ok(put.is_some())
     }
 
     fn fence(&self, scan: &Scan, epoch: Epoch) -> Fence {

@@ -282,7 +282,7 @@ impl Shared {
 
     /// Takes over what is new in the description: keys, compression.
     pub async fn reload(&self) -> Result<(), VolumeError> {
-        let description = description::load(&*self.store, &self.meta.name).await?;
+        let description = description::settled(&*self.store, &self.random, &self.meta.name).await?;
         if description.meta.uuid != self.meta.uuid {
             return Err(VolumeError::Invalid(format!("volume {} is another one now", self.meta.name)));
         }

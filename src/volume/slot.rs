@@ -38,6 +38,7 @@
 
 use bytes::Bytes;
 use futures::future::join_all;
+use tokio::time::{Instant, sleep};
 
 use crate::codec::object::Found;
 use crate::segment::{self, LogObject};
@@ -178,10 +179,14 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
 
 /// Step 5 of [`verified`].
 async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
-    match verified::look(&*shared.store, &shared.keys, shared.epoch).await {
-        Ok(None) => Ok(()),
-        Ok(Some(mark)) => Err(ProofError::Fenced(claimed_by(shared, mark).await)),
-        Err(error) => Err(ProofError::Store(error)),
+    let began = Instant::now();
+    loop {
+        match verified::look(&*shared.store, &shared.keys, shared.epoch).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Mark::Claim(_))) if began.elapsed() < verified::CLAIM_LASTS => sleep(verified::LOOK_AGAIN).await,
+            Ok(Some(mark)) => return Err(ProofError::Fenced(claimed_by(shared, mark).await)),
+            Err(error) => return Err(ProofError::Store(error)),
+        }
     }
 }
 

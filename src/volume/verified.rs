@@ -12,10 +12,13 @@
 //!    next claim is higher.
 //! 3. With its claim in place it reads the log. Where it ends now the old epoch ends: the old writer commits nothing after
 //!    this, because of 5. It puts a *fence* that says so: the slot where the old epoch ends, the epoch that it follows.
+//!    From then on the claim stays, also if the fence gets no answer: it may land any time, and nobody may have gone on meanwhile
+//!    without having seen one of both.
 //! 4. It looks once more. If there is a higher claim by now, whoever put that may not have seen the fence, and this server
 //!    gives way before it has written anything else. Otherwise every later claim sees the fence and follows it.
 //! 5. A writer puts a segment, then looks for anything higher than its own epoch, and commits only if there is nothing. So a
-//!    FLUSH takes two round trips. The same look is the proof before anything is deleted.
+//!    FLUSH takes two round trips. The same look is the proof before anything is deleted. While there is a claim and no fence of it, the
+//!    writer waits: who withdraws its claim has put no fence.
 //! 6. A fence whose server gave way in step 4, or died there, or whose PUT arrived late, may stand beside the log. It is
 //!    told from a true one by what the others say: the newest fence counts, and the one that it follows, and so on
 //!    ([`Listed::chain`]). Nothing was ever committed under one that is not in this chain.
@@ -217,13 +220,20 @@ pub async fn give_way(random: &Random, turn: usize) {
     tokio::time::sleep(Duration::from_millis(1 + random.below(most))).await;
 }
 
+/// So long a writer waits for a claim to be withdrawn, or followed by its fence, before it takes the volume for taken.
+pub(super) const CLAIM_LASTS: Duration = Duration::from_secs(60);
+
+/// How often it looks meanwhile.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// The longest pause after the first meeting; after each further one twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Whether there is anything higher than this epoch (steps 4 and 5): one of the keys. One request.
+/// Whether there is anything higher than this epoch (steps 4 and 5): a fence if there is one, else a claim. One request.
 pub async fn look(store: &dyn Store, keys: &Keys, epoch: Epoch) -> std::result::Result<Option<Mark>, StoreError> {
     let listed = store.list(&keys.fences(), Some(&keys.last_of(epoch))).await?;
-    Ok(listed.iter().rev().find_map(|entry| keys.mark(&entry.key)))
+    let higher = || listed.iter().rev().filter_map(|entry| keys.mark(&entry.key));
+    Ok(higher().find(|mark| matches!(mark, Mark::Fence(_))).or_else(|| higher().next()))
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! A store on which create-only PUTs are nothing to rely on: half of those of a taken key replace what is there and succeed. Some
-//! PUTs end without an answer and land minutes later, whoever is still there to see it. It keeps only that what was answered
-//! is seen by every later GET and LIST.
+//! PUTs end without an answer and land minutes later, whoever is still there to see it; of claims and fences also all that are tried
+//! again on the same way, until whoever tries gives up. It keeps only that what was answered is seen by every later GET and LIST.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar::outside::Random;
@@ -10,6 +12,7 @@ use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::sleep;
 
 /// See the module.
@@ -20,6 +23,8 @@ pub struct Sloppy {
     random: Random,
     /// One PUT of so many lands late; 0 for none.
     late: u64,
+    /// Claims and fences that get no answer on this way any more.
+    silent: Arc<Mutex<BTreeSet<Key>>>,
 }
 
 /// The latest that a PUT lands.
@@ -28,7 +33,7 @@ pub const LATEST: Duration = Duration::from_secs(600);
 impl Sloppy {
     /// Over these objects.
     pub fn new(objects: MemoryStore, random: Random, late: u64) -> Sloppy {
-        Sloppy { objects, random, late }
+        Sloppy { objects, random, late, silent: Arc::default() }
     }
 
     async fn pause(&self) {
@@ -44,7 +49,11 @@ impl Store for Sloppy {
 
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
         let body = Bytes::from(body.concat());
-        if self.late > 0 && self.random.below(self.late) == 0 {
+        let is_silent = self.silent.lock().contains(key);
+        if is_silent || self.late > 0 && self.random.below(self.late) == 0 {
+            if key.as_str().contains("/fences/") {
+                self.silent.lock().insert(key.clone());
+            }
             let (objects, key_there) = (self.objects.clone(), key.clone());
             let after = Duration::from_millis(self.random.below(LATEST.as_millis() as u64));
             tokio::spawn(async move {
