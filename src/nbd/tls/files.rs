@@ -191,7 +191,12 @@ fn certificates(key: &'static str, file: &File) -> Result<Vec<CertificateDer<'st
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(TlsError::new(key, &file.path, "holds no certificate in PEM")),
-        Err(error) => Err(TlsError::new(key, &file.path, format!("is no PEM: {error}"))),
+        // The error holds bytes of the file, and the file may be the private key by mistake.
+        Err(_) => Err(TlsError::new(
+            key,
+            &file.path,
+            "is no PEM: each mark (-----BEGIN …-----) must be a line of its own, and each section must have its end",
+        )),
     }
 }
 
@@ -256,6 +261,34 @@ mod tests {
             assert!(said.starts_with(&why), "{said}\nbut expected was\n{why}");
         }
         assert!(Paths::of(&TlsOptions::default()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_key_in_the_place_of_a_certificate_is_never_shown() {
+        let files = Files::new();
+        let (certificate, key) = pair();
+        let secret = key.lines().nth(1).unwrap();
+        let bytes = format!("{:?}", secret.as_bytes());
+        let good = TlsOptions {
+            certificate: Some(files.put("a.pem", &certificate)),
+            key: Some(files.put("a.key", &key)),
+            ..TlsOptions::default()
+        };
+        let one_line = key.trim_end().replace('\n', " ");
+        let no_end = key.lines().take(2).collect::<Vec<_>>().join("\n");
+        let odd_end = format!("-----BEGIN CERTIFICATE-----\nAAAA\n-----END {secret}-----\n");
+        for text in [one_line, no_end, odd_end, format!("-----BEGIN {secret}\n")] {
+            let wrong = || Some(files.put("wrong.pem", &text));
+            for options in
+                [TlsOptions { certificate: wrong(), ..good.clone() }, TlsOptions { client_ca: wrong(), ..good.clone() }]
+            {
+                let said = config(&options).unwrap_err();
+                let place = files.0.path().join("wrong.pem").display().to_string();
+                let (_, why) = said.split_once(&format!("{place}: ")).unwrap();
+                assert!(why.starts_with("is no PEM: each mark"), "{said}");
+                assert!(!said.contains(&secret[..8]) && !said.contains(&bytes[1..30]), "{said}");
+            }
+        }
     }
 
     #[test]
