@@ -199,6 +199,27 @@ async fn t7_tls_1_2_and_1_3_are_spoken() {
     world.all_gone().await;
 }
 
+/// Who went on with an earlier session would not be asked for its certificate again.
+#[tokio::test]
+async fn t8_no_session_is_resumed() {
+    let authority = Authority::new();
+    let world = world(authority.options(TlsMode::Required, true), vec![]).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let connector = authority.trusted(&[version], Some(authority.client("db1")));
+        for _ in 0..2 {
+            let mut client = world.connect();
+            client.greet().await;
+            assert_eq!(client.ask(opt::STARTTLS, b"").await, rep::ACK);
+            let stream = connector.connect("nbd.example".try_into().unwrap(), client.into_stream()).await.unwrap();
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+            let mut client = Client::new(stream);
+            client.only_go("disk0").await;
+            client.disconnect().await;
+        }
+    }
+    world.all_gone().await;
+}
+
 #[tokio::test]
 async fn t8_a_certificate_decides_what_its_owner_may_use_and_how() {
     let authority = Authority::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -18,9 +18,6 @@ const SOON: u64 = 14 * 86_400;
 
 /// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
-
-/// Sessions that are kept so that their clients may go on with them: some hundred bytes each, and their certificates.
-const SESSIONS_KEPT: usize = 256;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +136,9 @@ impl Contents {
             ),
             error => self.of_certificate(error),
         })?;
-        config.session_storage = ServerSessionMemoryCache::new(SESSIONS_KEPT);
+        // Who resumes a session is not asked for its certificate again, and one that has expired would go on.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(config)
     }
 
