@@ -194,10 +194,14 @@ impl Reply<'_> {
     }
 
     /// A partial block that could not be completed may lie outside of what the client asked for: then it is told no offset.
+    /// An ERROR_OFFSET to a READ must follow the content at that offset, and there is none: the text has the offset.
     fn error(&mut self, failure: &Failure) {
-        let why = fit_string(&failure.why);
         let inside = |offset: &u64| offset.checked_sub(self.asked.offset).is_some_and(|into| into < self.asked.len);
-        let offset = failure.offset.filter(inside);
+        let (text, offset) = match failure.offset.filter(inside) {
+            Some(offset) if self.asked.is_read => (Cow::Owned(format!("at byte {offset}: {}", failure.why)), None),
+            offset => (Cow::Borrowed(&*failure.why), offset),
+        };
+        let why = fit_string(&text);
         let mut begin = BytesMut::with_capacity(14 + why.len());
         begin.put_u32(failure.errno as u32);
         begin.put_u16(why.len() as u16); // STRING_BYTES_MAX at most

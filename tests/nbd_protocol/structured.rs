@@ -143,7 +143,10 @@ async fn k1_an_error_says_at_which_byte_if_that_lies_in_the_request() {
         let world = World::of(Options::default(), Scripted { info: read_only(), runs, bad: Some((4096, byte)) }).await;
         let mut client = world.attach_with(opt::STRUCTURED_REPLY).await;
         client.send(&request(0, cmd::READ, 8, 4096, 4096)).await;
-        assert_eq!(client.chunk().await.failure(), (EIO, "the frame is damaged".to_owned(), told));
+        let text = told.map(|byte: u64| format!("at byte {byte}: the frame is damaged"));
+        let chunk = client.chunk().await;
+        assert_eq!(chunk.kind, kind::ERROR, "no content came before, so no ERROR_OFFSET");
+        assert_eq!(chunk.failure(), (EIO, text.unwrap_or_else(|| "the frame is damaged".to_owned()), None));
         // A client without structured replies gets the number.
         let mut old = world.attach().await;
         assert_eq!(old.read(4096, 4096).await, Err(EIO));
