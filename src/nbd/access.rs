@@ -10,6 +10,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -176,6 +177,26 @@ pub struct Caller {
     pub certificate: Option<Vec<String>>,
 }
 
+/// Counts refusals, and tells which the log names: a crowd that is turned away must not fill it.
+#[derive(Debug, Default)]
+pub struct Refusals(AtomicU64);
+
+impl Refusals {
+    /// Counts one; how many there are, if it is the 1st, 2nd, 4th, 8th …
+    pub fn count(&self) -> Option<u64> {
+        let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        count.is_power_of_two().then_some(count)
+    }
+}
+
+/// The most of a name that a client made up which goes to the log, in characters.
+const LOGGED_CHARS: usize = 64;
+
+/// A name that a client made up, as the log has it.
+pub fn logged(name: &str) -> &str {
+    name.char_indices().nth(LOGGED_CHARS).map_or(name, |(end, _)| &name[..end])
+}
+
 /// What a client may do with an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -291,6 +312,15 @@ mod tests {
         assert_eq!(decide(&rules, "secret", &Caller { tls: true, ..here.clone() }), Access::Write);
         assert_eq!(decide(&rules, "", &here), Access::None, "what no rule speaks of is for nobody");
         assert_eq!(decide(&[], "anything", &here), Access::Write);
+    }
+
+    #[test]
+    fn of_many_refusals_few_are_named_and_briefly() {
+        let refusals = Refusals::default();
+        let named: Vec<u64> = (0..1000).filter_map(|_| refusals.count()).collect();
+        assert_eq!(named, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+        let (long, short) = ("ä".repeat(4096), "ä".repeat(64));
+        assert_eq!((logged(&long), logged(&short), logged("db")), (&short[..], &short[..], "db"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::access::{self, Access, Caller, Rule};
+use super::access::{self, Access, Caller, Refusals, Rule};
 use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step, Tls};
@@ -76,6 +76,8 @@ pub struct Visitor<'a> {
     pub caller: Caller,
     /// The rules.
     pub rules: &'a [Rule],
+    /// What the rules refused, of all clients.
+    pub refused: &'a Refusals,
     /// The hosts that are attached.
     pub hosts: Arc<Hosts>,
     /// The clients that are attached.
@@ -86,23 +88,48 @@ pub struct Visitor<'a> {
 #[derive(Debug)]
 pub struct Handshake {
     negotiation: Negotiation,
+    time: Time,
+}
+
+/// How long a client may still take. What it waits for the server is not counted. But options can be sent ahead, and each that
+/// waits would hold the place of a connection longer: all such waits but those for exports that did open have one bound.
+/// (An export that has opened is open for the next that asks.)
+#[derive(Clone, Copy, Debug)]
+struct Time {
     deadline: Instant,
+    /// How much may still be added.
+    credit: Duration,
+    /// Whether it may still wait for a host that has its export.
+    patient: bool,
+}
+
+impl Time {
+    /// That which has passed since `asked` was the server's.
+    fn give_back(&mut self, asked: Instant, opened: bool) {
+        let taken = asked.elapsed();
+        let given = if opened { taken } else { taken.min(self.credit) };
+        self.deadline += given;
+        if !opened {
+            self.credit -= given;
+        }
+    }
 }
 
 impl Handshake {
     /// One that begins now.
     pub fn new(options: &Options, tls: Tls) -> Handshake {
         let negotiation = Negotiation::new(Limits::from(options)).with_tls(tls);
-        Handshake { negotiation, deadline: Instant::now() + options.handshake_timeout }
+        let deadline = Instant::now() + options.handshake_timeout;
+        Handshake { negotiation, time: Time { deadline, credit: options.attach_wait, patient: true } }
     }
 
     /// Goes on over what `tls` makes of the stream, within the same time.
     pub async fn over_tls<T>(self, tls: impl Future<Output = io::Result<T>>) -> Result<(T, Handshake), HandshakeError> {
-        let stream = match timeout_at(self.deadline, tls).await {
+        let stream = match timeout_at(self.time.deadline, tls).await {
             Ok(begun) => begun.map_err(HandshakeError::NoTls)?,
             Err(_) => return Err(HandshakeError::TooSlow),
         };
-        Ok((stream, Handshake { negotiation: self.negotiation.over_tls(), deadline: self.deadline }))
+        Ok((stream, Handshake { negotiation: self.negotiation.over_tls(), time: self.time }))
     }
 }
 
@@ -118,7 +145,7 @@ pub async fn run<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Handshake { mut negotiation, mut deadline } = handshake;
+    let Handshake { mut negotiation, mut time } = handshake;
     let mut opened = None;
     let mut shutting_down = false;
     let mut buffer = vec![0; READ_BYTES];
@@ -127,29 +154,33 @@ where
         let output = negotiation.take_output();
         if !output.is_empty() {
             // TLS keeps what it has sealed until it is told to send it.
-            in_time(deadline, async {
+            in_time(time.deadline, async {
                 stream.write_all(&output).await?;
                 stream.flush().await
             })
             .await?;
         }
         let asked = Instant::now();
+        // What has been read already needs no reading, so its time is looked at here.
+        if matches!(step, Step::List | Step::Look { .. } | Step::Open { .. }) && asked > time.deadline {
+            return Err(HandshakeError::TooSlow);
+        }
         match step {
             Step::Read => tokio::select! {
                 biased;
                 () = phases.draining(), if !shutting_down => {
                     shutting_down = true;
                     negotiation.shut_down();
-                    deadline = deadline.min(Instant::now() + LINGER);
+                    time.deadline = time.deadline.min(Instant::now() + LINGER);
                 }
-                count = in_time(deadline, stream.read(&mut buffer)) => match count? {
+                count = in_time(time.deadline, stream.read(&mut buffer)) => match count? {
                     0 => return Ok(Outcome::Left),
                     count => negotiation.receive(&buffer[..count]),
                 },
             },
             Step::List => {
                 negotiation.listed(exports.list().await.map(|exports| visitor.visible(exports)));
-                deadline += asked.elapsed();
+                time.give_back(asked, false);
             }
             // What a client may not use it may not look at either. Whether another host has it is asked when it wants to have it.
             Step::Look { name } => {
@@ -161,11 +192,11 @@ where
                     Found::Refused(error) => Err(error),
                     Found::Export { name, .. } => exports.open(&name).await.map(drop),
                 };
+                time.give_back(asked, found.is_ok());
                 negotiation.looked(match found {
                     _ if phases.is_draining() => Err(ExportError::ShuttingDown),
                     found => found,
                 });
-                deadline += asked.elapsed();
             }
             Step::Open { name, only_info } => {
                 let found = match visitor.find(name, exports).await {
@@ -176,13 +207,16 @@ where
                     Found::Refused(error) => Err(error),
                     Found::Export { name, read_only } => exports.open(&name).await.map(|found| (found, read_only)),
                 };
+                time.give_back(asked, found.is_ok());
+                let asked = Instant::now();
                 let export = match found {
                     _ if phases.is_draining() => Err(ExportError::ShuttingDown),
                     Err(error) => Err(error),
                     Ok(((entry, device), read_only)) => {
                         let info = device.info();
                         let info = DeviceInfo { read_only: info.read_only || read_only, ..info };
-                        let patience = if only_info { None } else { Some(options.attach_wait) };
+                        let patient = !only_info && std::mem::take(&mut time.patient);
+                        let patience = patient.then_some(options.attach_wait);
                         let visit = tokio::select! {
                             biased;
                             () = phases.draining() => Err(ExportError::ShuttingDown),
@@ -191,7 +225,7 @@ where
                         visit.map(|visit| (entry, device, info, visit))
                     }
                 };
-                deadline += asked.elapsed();
+                time.give_back(asked, false);
                 let answer = export.as_ref().map(|(entry, _, info, _)| (entry.clone(), *info));
                 negotiation.opened(answer.map_err(Clone::clone));
                 opened = export.ok();
@@ -205,9 +239,9 @@ where
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),
             },
-            Step::StartTls => return Ok(Outcome::StartTls(Handshake { negotiation, deadline })),
+            Step::StartTls => return Ok(Outcome::StartTls(Handshake { negotiation, time })),
             Step::Finish => {
-                while in_time(deadline, stream.read(&mut buffer)).await? > 0 {}
+                while in_time(time.deadline, stream.read(&mut buffer)).await? > 0 {}
                 return Ok(Outcome::Left);
             }
             Step::Close(reason) => return Err(reason.into()),
@@ -227,16 +261,16 @@ enum Found {
 
 impl Visitor<'_> {
     /// Decides on a name before anything is done about it.
-    async fn find(&self, name: String, exports: &dyn Exports) -> Found {
+    async fn find(&self, asked: String, exports: &dyn Exports) -> Found {
         if self.rules.is_empty() {
-            return Found::Export { name, read_only: false };
+            return Found::Export { name: asked, read_only: false };
         }
-        let name = match name.is_empty() {
-            false => name,
+        let name = match asked.is_empty() {
+            false => asked.clone(),
             // The one that has no name is known by its own when it is the only one.
             true => match exports.list().await.as_deref() {
                 Ok([only]) => only.name.clone(),
-                Ok(_) => return Found::Refused(ExportError::Unknown(name)),
+                Ok(_) => return Found::Refused(ExportError::Unknown(asked)),
                 Err(error) => return Found::Refused(error.clone()),
             },
         };
@@ -245,9 +279,18 @@ impl Visitor<'_> {
             Access::Read => Found::Export { name, read_only: true },
             Access::NeedsTls => Found::NeedsTls,
             Access::None => {
-                let (peer, certificate) = (self.peer, &self.caller.certificate);
-                tracing::warn!(peer, export = name, ?certificate, "refused a client: nbd.access does not let it in");
-                Found::Refused(ExportError::Unavailable(format!("you have no access to {name:?} on this server")))
+                if let Some(count) = self.refused.count() {
+                    let (peer, certificate, export) = (self.peer, &self.caller.certificate, access::logged(&name));
+                    tracing::warn!(
+                        peer,
+                        export,
+                        ?certificate,
+                        count,
+                        "refused a client: nbd.access does not let it in"
+                    );
+                }
+                // In the client's words: the name behind "" is not for it.
+                Found::Refused(ExportError::Unavailable(format!("you have no access to {asked:?} on this server")))
             }
         }
     }

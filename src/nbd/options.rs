@@ -17,7 +17,7 @@ pub struct Options {
     pub max_connections: usize,
 
     /// How long a client may keep the server waiting in the whole handshake before it is dropped. Time that the
-    /// server itself takes to open an export does not count. At least 1 ms.
+    /// server itself takes to open an export does not count, nor what else it takes, up to `attach_wait` in all. At least 1 ms.
     #[serde(with = "human::duration")]
     pub handshake_timeout: Duration,
 
@@ -75,7 +75,7 @@ pub struct Options {
     pub client_timeout: Duration,
 
     /// How long a client of a second host is kept waiting while the first host, which has the export, is asked whether it
-    /// is still there; then it is refused. At least 1 ms.
+    /// is still there; then it is refused. Once in a handshake: whoever asks again is refused at once. At least 1 ms.
     #[serde(with = "human::duration")]
     pub attach_wait: Duration,
 

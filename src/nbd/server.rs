@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::access::{Caller, Origin, Who};
+use super::access::{Caller, Origin, Refusals, Who};
 use super::admission::{Admission, Room};
 use super::clients::{ClientInfo, Clients, Line};
 use super::flusher::Flusher;
@@ -62,7 +62,8 @@ impl Server {
             listeners.push((listener, Way { tls: mode, allow: allow.into() }));
         }
         let modes = listeners.iter().map(|(_, way)| way.tls).chain([options.tls.mode]);
-        if tls.is_none() && modes.max().is_some_and(|mode| mode > TlsMode::Off) {
+        let most = modes.max().unwrap_or_default();
+        if tls.is_none() && most > TlsMode::Off {
             return Err(invalid(TlsError::missing("certificate").to_string()));
         }
         let addresses = listeners.iter().map(|(listener, _)| listener.address()).collect::<io::Result<_>>()?;
@@ -70,7 +71,8 @@ impl Server {
             room: Arc::new(Room::new(&options)),
             places: Arc::new(Semaphore::new(options.max_connections)),
             full: AtomicBool::new(false),
-            turned_away: AtomicU64::new(0),
+            turned_away: Refusals::default(),
+            refused: Refusals::default(),
             tls,
             flusher: Flusher::default(),
             hosts: Arc::default(),
@@ -156,7 +158,9 @@ struct Core {
     /// Whether the last client found no place; so that the log says it once.
     full: AtomicBool,
     /// Clients that no list let in.
-    turned_away: AtomicU64,
+    turned_away: Refusals,
+    /// Options for exports that no rule lets their clients use.
+    refused: Refusals,
     tls: Option<Tls>,
     flusher: Flusher,
     hosts: Arc<Hosts>,
@@ -214,14 +218,12 @@ impl Core {
         }
     }
 
-    /// Whether the list of a door lets a client in. A crowd that is turned away must not fill the log: the 1st, 2nd, 4th, 8th …
-    /// is named.
+    /// Whether the list of a door lets a client in.
     fn lets_in(&self, stream: &Stream, way: &Way) -> bool {
         if way.allow.is_empty() || way.allow.iter().any(|who| who.is(stream.origin(), None)) {
             return true;
         }
-        let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
+        if let Some(count) = self.turned_away.count() {
             let peer = stream.peer();
             tracing::warn!(peer, count, "turned a client away: its listener's list does not let it in");
         }
@@ -326,6 +328,7 @@ impl Core {
             host: guest.host,
             caller: caller.clone(),
             rules: &self.options.access,
+            refused: &self.refused,
             hosts: self.hosts.clone(),
             clients: self.clients.clone(),
         };

@@ -86,6 +86,29 @@ async fn m5_a_rule_names_the_addresses_that_may_use_an_export() {
     within(server.shutdown()).await;
 }
 
+/// What a client asks for by no name is refused by no name.
+#[tokio::test]
+async fn o8_the_name_of_a_hidden_default_export_is_not_told() {
+    let exports = MemoryExports::new().with("hidden0", "", Arc::new(MemoryDevice::new(SIZE))).with_default("hidden0");
+    let access = vec![Rule { exports: vec!["*".to_owned()], write: list(&["10.0.0.5"]), ..Rule::default() }];
+    let server = Server::open(Options { access, ..Options::default() }, vec![tcp(&[])], Arc::new(exports)).await;
+    let server = Arc::new(server.unwrap());
+    tokio::spawn({
+        let server = server.clone();
+        async move { server.run().await }
+    });
+    let mut client = connect(&server, 0).await;
+    client.greet().await;
+    for option in [opt::INFO, opt::GO] {
+        client.send(&crate::client::option(option, &info_data("", &[]))).await;
+        let reply = client.option_reply().await;
+        assert_eq!(reply.reply_type, rep::ERR_POLICY);
+        assert_eq!(String::from_utf8(reply.data).unwrap(), "you have no access to \"\" on this server");
+    }
+    drop(client);
+    within(server.shutdown()).await;
+}
+
 #[tokio::test]
 async fn the_file_of_a_unix_socket_has_the_mode_that_was_asked_for() {
     let directory = tempfile::tempdir().unwrap();

@@ -200,6 +200,21 @@ async fn time_that_an_export_takes_to_open_is_not_the_clients() {
     world.all_gone().await;
 }
 
+/// What cannot be opened is no reason to stay: options that were sent ahead would add up.
+#[tokio::test(start_paused = true)]
+async fn c6_exports_that_fail_to_open_hold_a_place_for_a_bounded_time() {
+    let world = World::new(Options::default(), SlowToOpen(MemoryExports::new())).await;
+    let (mut client, begin) = (world.connect_by(64 << 10), Instant::now());
+    client.greet().await;
+    client.send(&option(opt::INFO, &info_data("disk0", &[])).repeat(20)).await;
+    for _ in 0..2 {
+        assert_eq!(client.option_reply().await.reply_type, rep::ERR_UNKNOWN);
+    }
+    client.expect_closed().await;
+    assert_eq!(begin.elapsed(), Duration::from_secs(50), "and the third is not asked for");
+    world.all_gone().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn h11_a_handshake_during_shutdown_is_refused() {
     let world = World::small().await;
@@ -275,6 +290,22 @@ async fn m5_o15_clients_of_a_second_host_are_refused_until_the_first_has_left() 
     while waiting.option_reply().await.reply_type != rep::ACK {}
     assert_eq!(waiting.read(0, 16).await, Ok(vec![0; 16]));
     waiting.disconnect().await;
+}
+
+/// GOs that are sent ahead do not wait one after the other: the place of a connection would be held for as long.
+#[tokio::test(start_paused = true)]
+async fn c6_m5_only_the_first_go_of_a_handshake_waits_for_another_host() {
+    let world = World::small().await;
+    let _first = world.attach().await;
+    let (mut second, begin) = (world.connect_from(ELSEWHERE, 64 << 10), Instant::now());
+    second.greet().await;
+    second.send(&option(opt::GO, &info_data("disk0", &[])).repeat(20)).await;
+    for _ in 0..20 {
+        assert_eq!(second.option_reply().await.reply_type, rep::ERR_POLICY);
+        assert_eq!(begin.elapsed(), Options::default().attach_wait);
+    }
+    second.expect_closed().await;
+    assert_eq!(begin.elapsed(), Options::default().attach_wait + Options::default().handshake_timeout);
 }
 
 /// The first host may be gone: it is asked before a second is refused. Whoever only wants to know does not wait for that.
