@@ -66,6 +66,9 @@ impl Server {
         if tls.is_none() && most > TlsMode::Off {
             return Err(invalid(TlsError::missing("certificate").to_string()));
         }
+        // `serve` is a way in as well, where there is no other.
+        let most = listeners.iter().map(|(_, way)| way.tls).max().unwrap_or(options.tls.mode);
+        options.tls.check_use(most, !options.access.is_empty()).map_err(|error| invalid(error.to_string()))?;
         let addresses = listeners.iter().map(|(listener, _)| listener.address()).collect::<io::Result<_>>()?;
         let core = Core {
             room: Arc::new(Room::new(&options)),

@@ -302,6 +302,42 @@ async fn tls_that_is_asked_for_without_a_certificate_or_with_a_bad_one_is_refuse
     );
 }
 
+/// Whoever names authorities, or a certificate, means to keep somebody out.
+#[tokio::test]
+async fn tls_files_that_keep_nobody_out_are_refused_at_once() {
+    let authority = Authority::new();
+    let open = async |mode, with_clients, doors: &[Option<TlsMode>], access| {
+        let options = Options { tls: authority.options(mode, with_clients), access, ..Options::default() };
+        let address = || ashlar::nbd::ListenAddr::Tcp("127.0.0.1:0".parse().unwrap());
+        let doors = doors.iter().map(|&tls| ashlar::nbd::Door { tls, ..address().into() }).collect();
+        let opened = ashlar::nbd::Server::open(options, doors, Arc::new(MemoryExports::new())).await;
+        opened.err().map(|error| error.to_string())
+    };
+    let rules = || vec![rule("*", false, &[], &["cert:db1"])];
+    let (off, allowed, required) = (TlsMode::Off, TlsMode::Allowed, TlsMode::Required);
+    for (mode, with_clients, doors, access) in [
+        (required, true, vec![None], vec![]),
+        (required, true, vec![], vec![]),
+        (off, true, vec![None, Some(required)], vec![]),
+        (allowed, true, vec![None], rules()),
+        (allowed, false, vec![None], vec![]),
+        (off, false, vec![Some(allowed)], vec![]),
+    ] {
+        assert_eq!(open(mode, with_clients, &doors, access).await, None, "{mode:?} {with_clients} {doors:?}");
+    }
+    for (mode, doors) in [(allowed, vec![None]), (allowed, vec![]), (required, vec![Some(off), Some(allowed)])] {
+        let said = open(mode, true, &doors, vec![]).await.unwrap();
+        assert!(said.contains("ca.pem: is set, and keeps nobody out: no listener requires TLS"), "{said}");
+        assert!(said.contains("set nbd.tls.mode = \"required\", or say in nbd.access who may use what"), "{said}");
+    }
+    for (mode, doors, access) in
+        [(off, vec![None, None], vec![]), (off, vec![], rules()), (required, vec![Some(off)], vec![])]
+    {
+        let said = open(mode, true, &doors, access).await.unwrap();
+        assert!(said.contains("server.pem: is set, and no listener speaks TLS: set nbd.tls.mode"), "{said}");
+    }
+}
+
 /// The certificate that a server shows to a client that begins now.
 async fn shown(authority: &Authority, world: &World) -> CertificateDer<'static> {
     let mut client = world.connect();

@@ -67,7 +67,8 @@ pub struct TlsOptions {
     /// The key of the certificate, in PEM, not encrypted.
     pub key: Option<PathBuf>,
 
-    /// The certificates of authorities, in PEM. Set, every client must show a certificate that one of them signed.
+    /// The certificates of authorities, in PEM. Set, every client that begins TLS must show a certificate that one of them signed.
+    /// Clients that need no TLS need none, so some listener must require it, or there must be rules of access.
     pub client_ca: Option<PathBuf>,
 
     /// How often the files are looked at. From 1 s to 1 day.
@@ -83,6 +84,29 @@ impl Default for TlsOptions {
             key: None,
             client_ca: None,
             reload_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl TlsOptions {
+    /// Checks that files that are named are of use, where `most` is the most that a listener asks for. Somebody who names
+    /// authorities wants to keep others out, and must not be left in the belief that it is so.
+    pub(super) fn check_use(&self, most: TlsMode, has_rules: bool) -> Result<(), TlsError> {
+        let refuse = |key, path: &Option<PathBuf>, why: &str| TlsError { key, path: path.clone(), why: why.to_owned() };
+        match most {
+            TlsMode::Off if self.certificate.is_some() => Err(refuse(
+                "certificate",
+                &self.certificate,
+                "is set, and no listener speaks TLS: set nbd.tls.mode to \"required\" or \"allowed\", or take certificate, key and \
+                 client_ca out of nbd.tls",
+            )),
+            TlsMode::Allowed if self.client_ca.is_some() && !has_rules => Err(refuse(
+                "client_ca",
+                &self.client_ca,
+                "is set, and keeps nobody out: no listener requires TLS, and whoever comes without it needs no certificate; set \
+                 nbd.tls.mode = \"required\", or say in nbd.access who may use what",
+            )),
+            _ => Ok(()),
         }
     }
 }
