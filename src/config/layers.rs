@@ -68,6 +68,11 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err(why) = config.nbd.check_access() {
         return Err(config.refuse("nbd.access", why));
     }
+    for (at, listener) in config.serve.listeners.iter().enumerate() {
+        if let Some(fault) = listener.fault() {
+            return Err(config.refuse("serve.listeners", format!("listener {} {fault}", at + 1)));
+        }
+    }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
     }

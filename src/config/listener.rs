@@ -28,6 +28,24 @@ pub struct Listener {
     pub owner: Owner,
 }
 
+impl Listener {
+    /// What is said and cannot be kept; the error is a sentence without its subject.
+    pub(super) fn fault(&self) -> Option<String> {
+        if let Some(who) = self.allow.iter().find(|who| matches!(who, Who::Certificate(_))) {
+            return Some(format!(
+                "lets {who} in, and a certificate is not shown yet when a client comes in: name it in nbd.access, and require TLS here"
+            ));
+        }
+        let says = self.mode.0.is_some() || self.owner != Owner::default();
+        match &self.address {
+            Place::Tcp(address) if says => Some(format!(
+                "has a mode or an owner, which {address} has no file for: take them out, or name a Unix socket (a path with a slash)"
+            )),
+            Place::Tcp(_) | Place::Unix(_) => None,
+        }
+    }
+}
+
 /// A TCP address `HOST:PORT`, or the path of a Unix socket, which has a slash in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -211,6 +211,15 @@ fn a_bad_listener_or_rule_is_refused_by_its_number_and_with_what_is_accepted() {
             "accepted is HOST:PORT, such as [::]:10809, or the path of a Unix socket",
         ),
         ("[[serve.listeners]]\naddress = \"/s\"\nmode = \"rw\"\n", "accepted are permissions in octal"),
+        (
+            "[[serve.listeners]]\naddress = \"/s\"\nmode = \"0660\"\n[[serve.listeners]]\naddress = \"[::1]:5\"\nallow = [\"::1\", \"cert:db1\"]\n",
+            "listener 2 lets cert:db1 in, and a certificate is not shown yet when a client comes in: name it in nbd.access",
+        ),
+        (
+            "[[serve.listeners]]\naddress = \"[::1]:5\"\nmode = \"0660\"\n",
+            "listener 1 has a mode or an owner, which [::1]:5 has no file for: take them out, or name a Unix socket",
+        ),
+        ("[[serve.listeners]]\naddress = \"[::1]:5\"\nowner = \"root\"\n", "listener 1 has a mode or an owner"),
         ("[serve]\nsocket_mode = \"999\"\n", "accepted are permissions in octal"),
         ("[nbd.tls]\nmode = \"on\"\n", "accepted is off or allowed or required"),
     ] {
