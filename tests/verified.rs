@@ -27,8 +27,11 @@ use ashlar::store::look::LookStore;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::retry::RetryOptions;
+use ashlar::units::Epoch;
 use ashlar::volume::description;
+use ashlar::volume::keys::Keys;
 use ashlar::volume::verdict::Flag;
+use ashlar::volume::verified::Claim;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, Meta, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,
@@ -434,4 +437,48 @@ async fn claims_to_descriptions(seed: u64) -> (bool, bool) {
     let now = description::load(&objects, &name()).await.unwrap();
     assert_eq!(now.meta.compression, *compression, "whoever was told that its change counts");
     (true, true)
+}
+
+/// A server, alone in a volume in verified mode over a store that answers at once.
+async fn alone() -> (World, Arc<Volume>, Keys) {
+    let mut world = World::new(1, FencedBy::Verified).await;
+    world.late = 0;
+    let volume = world.open(0).await.unwrap();
+    let keys = Keys::of(volume.meta());
+    (world, volume, keys)
+}
+
+async fn write_and_flush(volume: &Volume) -> Result<(), ashlar::device::DeviceError> {
+    volume.write(0, Bytes::from(vec![1; BLOCK as usize]), false).await?;
+    volume.flush().await
+}
+
+/// Step 5: who withdraws a claim has put no fence, so a writer waits for that; but not for ever.
+#[tokio::test(start_paused = true)]
+async fn a_writer_waits_for_a_claim_to_be_withdrawn_and_ends_if_it_is_not() {
+    let (world, volume, keys) = alone().await;
+    let claim = keys.claim(Claim { epoch: Epoch(volume.status().epoch + 1), nonce: 7 });
+    world.objects.put(&claim, vec![]).await.unwrap();
+    let writer = volume.clone();
+    let flush = tokio::spawn(async move { write_and_flush(&writer).await });
+    sleep(Duration::from_secs(20)).await;
+    assert!(!flush.is_finished(), "it may be followed by a fence");
+    world.objects.remove(&claim);
+    flush.await.unwrap().unwrap();
+    world.objects.put(&claim, vec![]).await.unwrap();
+    assert!(write_and_flush(&volume).await.unwrap_err().to_string().contains("was taken over"));
+}
+
+/// Whoever wants to follow an older description may yet replace the newest one: nobody relies on that before it is settled.
+#[tokio::test(start_paused = true)]
+async fn a_description_is_relied_on_only_when_nobody_wants_a_higher_number() {
+    let (world, volume, _) = alone().await;
+    volume.close().await.unwrap();
+    // Somebody died, or is frozen, just before its description.
+    let claim = Keys::meta_claim(&name(), 2, 7);
+    world.objects.put(&claim, vec![]).await.unwrap();
+    let volume = world.open(1).await.unwrap();
+    assert_eq!(description::newest_number(&world.objects, &name()).await.unwrap(), 3, "put again, above the claim");
+    assert_eq!(volume.meta(), &description::load(&world.objects, &name()).await.unwrap().meta);
+    volume.close().await.unwrap();
 }

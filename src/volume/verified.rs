@@ -161,8 +161,12 @@ pub async fn claim(store: &dyn Store, keys: &Keys, listed: &Listed, random: &Ran
         ))
     })?;
     let claim = Claim { epoch, nonce: random.below(u64::MAX) };
-    put_mark(store, &keys.claim(claim)).await?;
-    Ok(claim)
+    let put = put_mark(store, &keys.claim(claim)).await;
+    if put.is_err() {
+        // It may be there all the same, and would keep the writer waiting.
+        withdraw(store, keys, claim).await;
+    }
+    put.map(|()| claim)
 }
 
 /// Puts a claim: its key says everything. One that is there is ours, of an earlier try.
