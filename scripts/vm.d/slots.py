@@ -7,8 +7,9 @@ Usage: slots.py keep STORE               from now on nothing can be deleted from
        slots.py cut STORE SLOT TARGET    makes TARGET the store as it was after SLOT: what came later is left out
 
 Whoever would copy what a server is about to delete may come late. So its folders are made ones that can only be added to
-(chattr +a): the server is refused, says so, and goes on. `pick` proves that every slot of the log is there. Objects are never
-overwritten, so that a hard link is a copy.
+(chattr +a): the server is refused, says so, and goes on. `pick` proves that every slot of the log is there, up to where the
+uploads were that a killed server had under way: those land in any order. Objects are never overwritten, so that a hard link
+is a copy.
 """
 
 import os
@@ -16,6 +17,9 @@ import pathlib
 import re
 import subprocess
 import sys
+
+# How many uploads of a volume are under way at once (`volume.upload_window`, its default).
+UNDER_WAY = 8
 
 # <folder>/segments/<xx>/<seq> and <folder>/checkpoints/<seq>, at the first place or a later one.
 NUMBERED = re.compile(r"/(segments/[0-9a-f]{2}|checkpoints)/([0-9a-f]{16})(?:\.[1-7])?$")
@@ -61,11 +65,11 @@ def numbered(store, kind):
 
 
 def pick(store, first, count):
-    slots = numbered(store, "segments")
-    missing = sorted(set(range(1, max(slots) + 1)) - slots)
-    if missing:
-        sys.exit(f"{len(missing)} slots of the log are not there although nothing could be deleted, the first is {missing[0]}")
-    slots = range(first, max(slots) + 1)
+    taken = numbered(store, "segments")
+    last = next(slot for slot in range(1, max(taken) + 2) if slot + 1 not in taken)
+    if last + UNDER_WAY < max(taken):
+        sys.exit(f"slot {last + 1} of the log is not there although nothing could be deleted and slot {max(taken)} is")
+    slots = range(first, last + 1)
     count = min(count, len(slots))
     return sorted({slots[(len(slots) - 1) * number // max(1, count - 1)] for number in range(count)})
 
