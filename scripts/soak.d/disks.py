@@ -44,6 +44,11 @@ class Disks(Soak):
             "ASHLAR_CACHE__MEMORY": "64 KiB",
         }
 
+    def another(self, volume):
+        server = super().another(volume)
+        server.environment = {**server.environment, "ASHLAR_CACHE__DISK__DIRECTORY": str(self.folder / f"{volume}.cache")}
+        return server
+
     def end(self):
         for disk in self.disks:
             disk.remove()

@@ -9,15 +9,22 @@ import pathlib
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
 
 import nbd
 
-from client import SIZE, Client, Failure, fail, warn
+from client import PATIENCE, SIZE, Client, Failure, fail, warn
+from server import Server
 
 MEASURE_SECONDS = 5
+# What fio writes, and flushes, before each event, and verifies after it: behind the pieces.
+FIO = ["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bssplit=512/20:4k/60:64k/20", "--iodepth=16", "--offset=16m",
+       "--size=4m", "--verify=pattern", "--verify_fatal=1", "--output=/dev/null"]
+# Of so many measurements the middle one counts.
+MEASUREMENTS = 3
 
 
 class Soak:
@@ -47,6 +54,10 @@ class Soak:
 
     def command_environment(self):
         return {}
+
+    def another(self, volume):
+        """A server of its own for another volume of the same store, reached in the same way."""
+        return Server(self.program, self.folder, volume, self.server.store, self.server.environment, volume=volume)
 
     # What all have.
 
@@ -109,29 +120,58 @@ class Soak:
     def has_journal(self, server):
         return any(server.state.glob("*/*.journal"))
 
+    def fio(self, number, *words):
+        """Writes or verifies what fio leaves in that round: its own pattern, which names the round and the place."""
+        words = [*FIO, f"--uri={self.server.uri}", f"--randseed={number}", f"--verify_pattern=0x{number:08x}%o", *words]
+        done = subprocess.run(["fio", *words], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=PATIENCE)
+        if done.returncode:
+            fail(f"fio {' '.join(words)} failed: {done.stdout[-1000:]}")
+
+    def measure(self, *pairs):
+        """Of pairs of client and server in turns: MiB/s written and read. The first measurement of each is thrown away:
+        a volume without any data has nothing to collect."""
+        rows = [[client.measure(server.connect(), MEASURE_SECONDS) for client, server in pairs]
+                for _ in range(1 + MEASUREMENTS)][1:]
+        return [tuple(statistics.median(speeds) for speeds in zip(*of_one)) for of_one in zip(*rows)]
+
+    def compare(self):
+        """The volume that went through all rounds and a new one beside it."""
+        self.ashlar("create", "fresh", "--size", str(SIZE))
+        fresh = self.another("fresh")
+        self.servers.append(fresh)
+        fresh.start()
+        after, new = self.measure((self.client, self.server), (Client(self.choose), fresh))
+        fresh.signal(signal.SIGTERM)
+        if fresh.wait() != 0:
+            fail(f"the server of the new volume stopped with an error: {fresh.tail()}")
+        return after, new
+
     def run(self):
         """All rounds; every event comes before any comes again."""
         counts, deck = {}, []
         self.prepare()
         self.ashlar("create", "soak", "--size", str(SIZE))
         self.server.start()
-        before = self.client.measure(self.server.connect(), MEASURE_SECONDS)
+        [before] = self.measure((self.client, self.server))
         for number in range(1, self.options.rounds + 1):
             if not deck:
                 deck = self.options.events or list(self.events)
                 deck = self.choose.sample(deck, len(deck))
             event, begun = deck.pop(), time.monotonic()
             warn(f"round {number}: {event}")
+            self.fio(number, "--do_verify=0", "--end_fsync=1")
             getattr(self, event)()
             self.client.verify(self.server.connect(), self.promised, event)
+            self.fio(number, "--verify_only=1")
             counts[event] = counts.get(event, 0) + 1
             warn(f"round {number}: {event} passed in {time.monotonic() - begun:.0f} s, "
                  f"{self.client.requests} writes acknowledged so far")
-        after = self.client.measure(self.server.connect(), MEASURE_SECONDS)
+        after, new = self.compare()
         self.server.signal(signal.SIGTERM)
         self.stopped()
         self.ashlar("check", "soak", "--data")
-        return counts, before, after
+        return counts, before, after, new
 
 
 def main(kind, more=lambda parser: None):
@@ -152,7 +192,7 @@ def main(kind, more=lambda parser: None):
     # An end by a signal is an end like any other: nothing of ours stays behind.
     signal.signal(signal.SIGTERM, lambda *_: raise_interrupt())
     try:
-        counts, before, after = soak.run()
+        counts, before, after, new = soak.run()
         passed = True
     except (Failure, nbd.Error) as failure:
         warn(f"error: {failure}")
@@ -170,8 +210,9 @@ def main(kind, more=lambda parser: None):
     if not passed:
         raise SystemExit(1)
     print(f"{options.rounds} rounds, no error, {soak.client.requests} writes acknowledged: {counts}")
-    for what, first, last in zip(("written", "read"), before, after):
-        print(f"MiB/s {what}: {first:.2f} before the rounds, {last:.2f} after, ratio {last / first:.2f}")
+    for what, first, last, fresh in zip(("written", "read"), before, after, new):
+        print(f"MiB/s {what}: {first:.2f} before the rounds, {last:.2f} after (ratio {last / first:.2f}), "
+              f"{fresh:.2f} a new volume beside it (ratio {last / fresh:.2f})")
 
 
 def raise_interrupt():

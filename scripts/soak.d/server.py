@@ -21,8 +21,8 @@ TRIES = 20
 class Server:
     """`environment` is that of every start; `wrapper` are the words before the command."""
 
-    def __init__(self, program, folder, name, store, environment=None, state=None):
-        self.program, self.store, self.environment = program, store, environment or {}
+    def __init__(self, program, folder, name, store, environment=None, state=None, volume="soak"):
+        self.program, self.store, self.environment, self.volume = program, store, environment or {}, volume
         self.state, self.socket, self.log = state or folder / name, folder / f"{name}.socket", folder / f"{name}.log"
         self.process, self.wrapper = None, []
 
@@ -35,7 +35,7 @@ class Server:
     def started(self, flags, environment):
         self.socket.unlink(missing_ok=True)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("ASHLAR_")}
-        command = [*self.wrapper, self.program, "serve", "soak", "--store", self.store, "--state", self.state,
+        command = [*self.wrapper, self.program, "serve", self.volume, "--store", self.store, "--state", self.state,
                    "--listen", "none", "--socket", self.socket, *flags]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, cwd=self.log.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -62,9 +62,13 @@ class Server:
     def tail(self):
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
 
+    @property
+    def uri(self):
+        return f"nbd+unix:///{self.volume}?socket={self.socket}"
+
     def connect(self):
         handle = nbd.NBD()
-        handle.connect_uri(f"nbd+unix:///soak?socket={self.socket}")
+        handle.connect_uri(self.uri)
         return handle
 
     def signal(self, number):
