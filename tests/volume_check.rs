@@ -18,7 +18,7 @@ use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, StoreError};
 use ashlar::units::{ChangeNo, Extent};
 use ashlar::volume::{
-    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
+    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,7 +36,7 @@ struct World {
     keeps_all: bool,
 }
 
-/// A store that deletes nothing, and says that it did.
+/// A store that deletes nothing of the log and the map, and says that it did.
 #[derive(Debug)]
 struct KeepsAll(MemoryStore);
 
@@ -66,8 +66,9 @@ impl Store for KeepsAll {
         self.0.list_top().await
     }
 
-    async fn delete(&self, _: &[Key]) -> Result<(), StoreError> {
-        Ok(())
+    async fn delete(&self, keys: &[Key]) -> Result<(), StoreError> {
+        let fences: Vec<Key> = keys.iter().filter(|key| key.as_str().contains("/fences/")).cloned().collect();
+        self.0.delete(&fences).await
     }
 }
 
@@ -77,8 +78,12 @@ fn name() -> VolumeName {
 
 impl World {
     async fn new() -> World {
+        World::fenced_by(FencedBy::default()).await
+    }
+
+    async fn fenced_by(fenced_by: FencedBy) -> World {
         let (memory, random) = (MemoryStore::default(), Random::seeded(7));
-        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        let options = CreateOptions { size: SIZE, fenced_by, ..CreateOptions::default() };
         volume::create(&memory, &random, &Clock::System, &name(), options).await.unwrap();
         World {
             memory,
@@ -119,11 +124,16 @@ impl World {
 
     /// Opens, writes, closes.
     async fn write(&self, writes: &[(u64, &Bytes)]) {
+        self.begin(writes).await.close().await.unwrap();
+    }
+
+    /// Opens and writes.
+    async fn begin(&self, writes: &[(u64, &Bytes)]) -> Arc<Volume> {
         let volume = self.open().await;
         for (at, data) in writes {
             volume.write(*at, (*data).clone(), true).await.unwrap();
         }
-        volume.close().await.unwrap();
+        volume
     }
 
     async fn check(&self, data: bool) -> Report {
@@ -138,6 +148,14 @@ impl World {
     fn largest_segment(&self) -> Key {
         let objects = self.memory.objects().into_iter().filter(|(key, _)| key.as_str().contains("/segments/"));
         objects.max_by_key(|(_, body)| body.len()).unwrap().0
+    }
+
+    async fn damage_newest_checkpoint(&self) -> Key {
+        let newest = self.keys("/checkpoints/").pop().unwrap();
+        let mut body = self.memory.get(&newest).await.unwrap().to_vec();
+        body[60] ^= 4;
+        self.memory.replace(&newest, body.into());
+        newest
     }
 
     async fn flip(&self, key: &Key, from_end: usize) {
@@ -267,10 +285,7 @@ async fn with_a_damaged_newest_checkpoint(keeps_all: bool) -> (World, Key, Bytes
     world.keeps_all = keeps_all;
     world.write(&[(0, &second)]).await;
     world.keeps_all = false;
-    let newest = world.keys("/checkpoints/").pop().unwrap();
-    let mut body = world.memory.get(&newest).await.unwrap().to_vec();
-    body[60] ^= 4;
-    world.memory.replace(&newest, body.into());
+    let newest = world.damage_newest_checkpoint().await;
     (world, newest, [&second[..], &first[64 << 10..]].concat().into())
 }
 
@@ -289,6 +304,23 @@ async fn an_older_checkpoint_with_the_whole_log_after_it_takes_the_place_of_one_
     assert_eq!(volume.read(0, 128 << 10).await.unwrap().concat(), data, "all that was ever acknowledged");
     volume.close().await.unwrap();
     assert!(world.check(true).await.is_clean());
+}
+
+/// In verified mode an opening deletes the fences that are no longer needed: those that an older checkpoint needs are.
+#[tokio::test]
+async fn an_older_checkpoint_keeps_the_fences_after_it() {
+    let mut world = World::fenced_by(FencedBy::Verified).await;
+    let data = world.noise(64 * KIB);
+    world.write(&[(0, &data)]).await;
+    world.keeps_all = true;
+    // Two lives that end without a checkpoint, one that writes one, and one that clears.
+    drop(world.begin(&[(64 * KIB, &data)]).await);
+    drop(world.begin(&[(128 * KIB, &data)]).await);
+    world.write(&[(192 * KIB, &data)]).await;
+    drop(world.begin(&[]).await);
+    world.damage_newest_checkpoint().await;
+    let report = world.check(true).await;
+    assert!(report.instead_of_newest.is_some() && report.lost.is_empty(), "{report:#?}");
 }
 
 #[tokio::test]

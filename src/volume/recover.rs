@@ -409,13 +409,17 @@ impl Opening {
         Ok(Some(PlacedFence { seq: scan.next, fence, stored_bytes, is_based_on_less: false }))
     }
 
-    /// Deletes the claims and fences that the newest checkpoint has made needless.
+    /// Deletes the claims and fences that are before all checkpoints. That it cannot costs nothing but their place.
     async fn clear_fences(&self, scan: &Scan) {
-        let old = scan.fences.before(&self.source.keys, scan.based_on);
-        if old.is_empty() {
+        if scan.fences.before(&self.source.keys, scan.based_on).is_empty() {
             return;
         }
-        if let Err(error) = self.outside.store.delete(&old).await {
+        let cleared = async {
+            let Some(oldest) = self.source.oldest_epoch().await? else { return Ok(()) };
+            let old = scan.fences.before(&self.source.keys, oldest.min(scan.based_on));
+            self.outside.store.delete(&old).await.map_err(VolumeError::store("deleting them"))
+        };
+        if let Err(error) = cleared.await {
             tracing::debug!(volume = %self.source.meta.name, "older claims and fences are not deleted: {error}");
         }
     }

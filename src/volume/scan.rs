@@ -207,6 +207,14 @@ impl Source {
         self.scan_from(root, seqs(&sizes)).await
     }
 
+    /// The epoch in which the oldest checkpoint was written that is there: whoever goes back to it needs the fences from then on.
+    /// Nothing if it cannot be read.
+    pub async fn oldest_epoch(&self) -> Result<Option<Epoch>> {
+        let sizes = self.checkpoint_sizes().await?;
+        let Some(&oldest) = seqs(&sizes).first() else { return Ok(None) };
+        Ok(self.read_root(oldest, &sizes).await?.map(|root| epoch_of(&root)))
+    }
+
     /// What a server that has seen this remembers.
     pub fn seen(&self, scan: &Scan) -> Seen {
         let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
@@ -507,6 +515,7 @@ pub fn entry_info(stored_bytes: u32) -> SegmentInfo {
 
 /// The volume as of a checkpoint.
 fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
+    let based_on = epoch_of(&root);
     let mut zeroed = Runs::default();
     root.zeroed.iter().for_each(|(PageIndex(first), count)| zeroed.insert(*first..first + count));
     let blocks = BlockCount(meta.size / u64::from(meta.block_size.bytes()));
@@ -519,7 +528,7 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         listed,
         bytes_since_checkpoint: 0,
         covers: root.covers,
-        based_on: root.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch),
+        based_on,
         fence: root.fence,
         closed: false,
         committed: root.seq,
@@ -531,6 +540,11 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
 }
 
 /// The checkpoints among these objects, by their own keys.
+/// The epoch in which a checkpoint was written.
+fn epoch_of(root: &Root) -> Epoch {
+    root.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch)
+}
+
 fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
     sizes.keys().filter_map(Keys::number).map(Seq).collect()
 }

@@ -27,7 +27,7 @@
 //!
 //! Descriptions are put the same way, with their number for the epoch ([`super::description`]).
 //!
-//! Claims and fences before that of the newest checkpoint are deleted at the next opening. The newest one stays for ever: a
+//! Claims and fences before that of the oldest checkpoint that is there are deleted at the next opening. The newest one stays for ever: a
 //! writer that was displaced finds it whenever it wakes up.
 
 use std::collections::BTreeMap;
