@@ -19,7 +19,7 @@ use ashlar::keyring::slot::Cost;
 use ashlar::keyring::unlock::SecretSource;
 use ashlar::keyring::{Secret, Secrets};
 use ashlar::outside::{Clock, Random, Workers};
-use ashlar::store::faults::{FaultOptions, FaultyStore};
+use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, Store};
 use ashlar::volume::key_slots::Slots;
@@ -39,6 +39,15 @@ struct KeyFile(u8);
 impl SecretSource for KeyFile {
     async fn secrets(&self, _volume: &str) -> Result<Vec<Secret>, String> {
         Ok(vec![secret(self.0)])
+    }
+}
+
+struct Passphrase(String);
+
+#[async_trait]
+impl SecretSource for Passphrase {
+    async fn secrets(&self, _volume: &str) -> Result<Vec<Secret>, String> {
+        Ok(vec![Secret::Passphrase(self.0.clone().into())])
     }
 }
 
@@ -130,7 +139,7 @@ impl World {
 
     async fn rotate(&self) {
         let name = VolumeName::new("v").unwrap();
-        self.slots(&name, &secrets()).rotate(Cost::LEAST).await.unwrap();
+        self.slots(&name, &secrets()).rotate(Cost::LEAST).await.unwrap().outcome.unwrap();
     }
 
     /// The generations that seal what is in the store.
@@ -394,6 +403,21 @@ async fn a_rotation_reaches_an_open_volume_and_what_it_writes() {
     for part in 0..4 {
         assert_eq!(volume.read(part * MIB as u64, MIB as u32).await.unwrap().concat(), noise(part + 1, MIB));
     }
+}
+
+/// The PUT of the new description took effect, and its answer was lost: the old recovery key opens nothing any more.
+#[tokio::test]
+async fn the_recovery_key_of_a_rotation_that_failed_is_there() {
+    let world = World::new().await;
+    let faulty = FaultyStore::new(Arc::new(world.store.clone()), FaultOptions::default(), Random::seeded(3));
+    faulty.faults().set_trap(Counted::Mutations, 1, Trap::FailAfter);
+    let (name, with) = (VolumeName::new("v").unwrap(), secrets());
+    let slots = Slots { store: &faulty, ..world.slots(&name, &with) };
+    let rotation = slots.rotate(Cost::LEAST).await.unwrap();
+    assert!(rotation.outcome.is_err());
+    let source = Arc::new(Passphrase(rotation.recovery.unwrap().to_text().to_string()));
+    let found = volume::description::load(&world.store, &name).await.unwrap();
+    found.unlock(&Secrets::new(source, Workers::Inline)).await.unwrap();
 }
 
 #[tokio::test]

@@ -17,7 +17,8 @@ use crate::config::Effective;
 use crate::human::about_bytes;
 use crate::keyring::SlotKind;
 use crate::outside::Random;
-use crate::volume::{OpenFlags, VolumeError, VolumeName, key_slots};
+use crate::volume::key_slots::{self, Rotation};
+use crate::volume::{OpenFlags, VolumeError, VolumeName};
 
 /// How often the progress is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -33,7 +34,14 @@ pub async fn run(name: &VolumeName, drop_other_slots: bool, config: &Effective, 
              --drop-other-slots to lose them, and add them again afterwards"
         )));
     }
-    let (generation, recovery) = place.slots(name).rotate(secrets::cost()).await?;
+    let Rotation { generation, recovery, outcome } = place.slots(name).rotate(secrets::cost()).await?;
+    if let (Err(_), Some(key)) = (&outcome, &recovery) {
+        let text = recovery_text(&key.to_text());
+        output::text(format!(
+            "if this change took effect although it failed, volume {name} has another recovery key now{text}"
+        ))?;
+    }
+    outcome?;
     let recovery = recovery.map_or_else(String::new, |key| {
         recovery_text(&key.to_text())
             + "  It takes the place of all earlier recovery keys, which open the volume no longer.\n"

@@ -45,6 +45,19 @@ struct Unlocked {
     keyring: Keyring,
 }
 
+/// What came of [`Slots::rotate`].
+#[derive(Debug)]
+#[must_use]
+pub struct Rotation {
+    /// The new generation.
+    pub generation: u8,
+    /// The new recovery key. It may be all that opens the volume also where the outcome is an error: nobody knows what became
+    /// of a PUT that got no answer.
+    pub recovery: Option<RecoveryKey>,
+    /// Whether the new description is in place.
+    pub outcome: Result<()>,
+}
+
 impl Slots<'_> {
     /// Adds a slot that the secret opens; returns its id.
     pub async fn add(&self, secret: &Secret, cost: Cost) -> Result<u8> {
@@ -99,9 +112,8 @@ impl Slots<'_> {
     }
 
     /// Draws a new data key. Only the slot that was opened gets it, and a recovery key if there was one: the secrets of
-    /// the other slots are not here, and a key that leaked must not lead to the new one. Returns the new generation
-    /// and the new recovery key.
-    pub async fn rotate(&self, cost: Cost) -> Result<(u8, Option<RecoveryKey>)> {
+    /// the other slots are not here, and a key that leaked must not lead to the new one.
+    pub async fn rotate(&self, cost: Cost) -> Result<Rotation> {
         let unlocked = self.unlock().await?;
         let new_key = Locked::take(&mut self.random.bytes());
         let keyring = unlocked.keyring.rotated(new_key).ok_or_else(|| {
@@ -118,8 +130,8 @@ impl Slots<'_> {
         let slots = (1..).zip(from.into_iter().flatten()).map(|(id, from)| self.slot(&rotated, id, &from));
         rotated.encryption.slots = slots.collect::<Result<_>>()?;
         let generation = rotated.encryption.generation;
-        self.replace(rotated).await?;
-        Ok((generation, recovery))
+        let outcome = self.replace(rotated).await;
+        Ok(Rotation { generation, recovery, outcome })
     }
 
     async fn unlock(&self) -> Result<Unlocked> {

@@ -523,7 +523,7 @@ impl World {
         let (random, clock) = (&self.random, &Clock::Manual(Arc::default()));
         for vol in &self.volumes {
             let slots = Slots { store: &*self.store, name: &vol.name, secrets: &self.secrets, random, clock };
-            slots.rotate(Cost::LEAST).await.unwrap();
+            slots.rotate(Cost::LEAST).await.unwrap().outcome.unwrap();
         }
     }
 
