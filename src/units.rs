@@ -44,6 +44,10 @@ number! {
     ChangeNo
 }
 
+/// No [`Seq`], [`Epoch`] or [`ChangeNo`] is greater: a volume that is written a thousand million times a second comes there after a
+/// hundred years. What claims to be is forged or damaged, and is refused where it is read, so that no sum of ours overflows.
+pub const ORDINAL_MAX: u64 = 1 << 62;
+
 impl Add<BlockCount> for BlockIndex {
     type Output = BlockIndex;
     fn add(self, count: BlockCount) -> BlockIndex {

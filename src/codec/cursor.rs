@@ -6,6 +6,8 @@
 
 use uuid::Uuid;
 
+use crate::units::ORDINAL_MAX;
+
 /// What was read is not what a writer of ours wrote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is malformed at byte {at}: {what}")]
@@ -110,6 +112,11 @@ impl<'a> Reader<'a> {
             value if value <= max => Ok(value),
             _ => Err(self.bad("a number beyond its bound")),
         }
+    }
+
+    /// The varint of a [`Seq`](crate::units::Seq), [`Epoch`](crate::units::Epoch) or [`ChangeNo`](crate::units::ChangeNo).
+    pub fn ordinal(&mut self) -> Result<u64, Malformed> {
+        self.varint_up_to(ORDINAL_MAX)
     }
 
     /// A varint that fits 32 bits.

@@ -65,7 +65,7 @@ use uuid::Uuid;
 use crate::change::{Change, Numbered};
 use crate::codec::seal::{ObjectKey, Salt, Seal, Sealer};
 use crate::codec::{CorruptError, EncodeError};
-use crate::units::{BlockSize, ChangeNo, Epoch, Extent};
+use crate::units::{BlockSize, ChangeNo, Epoch, Extent, ORDINAL_MAX};
 
 /// Where the first record of a file lies; the room before it is the header's.
 pub const FIRST_RECORD: u64 = 4096;
@@ -327,8 +327,8 @@ pub fn decode(key: &FileKey, block_size: BlockSize, file: &Bytes, offset: u64) -
     let back = u64::from(u32::from_le_bytes([head[5], head[6], head[7], 0]));
     let no = ChangeNo(number(1));
     let is_marked = key.version >= MARKED_SINCE && back < no.0;
-    let is_last = no.0 == u64::MAX; // no change could come after it
-    if is_last || back > 0 && !is_marked || extent.start.0.checked_add(extent.count.0).is_none() {
+    let is_beyond = no.0.max(number(0)) > ORDINAL_MAX;
+    if is_beyond || back > 0 && !is_marked || extent.start.0.checked_add(extent.count.0).is_none() {
         return Err(RecordFault::Broken);
     }
     let synced = if back > 0 { ChangeNo(no.0 - back) } else { ChangeNo(0) };
@@ -662,7 +662,7 @@ mod tests {
     #[test]
     fn a_change_after_which_none_could_come_is_refused() {
         for header in [header(), sealed_header()] {
-            for (no, expected) in [(u64::MAX - 1, RecordFault::End), (u64::MAX, RecordFault::Broken)] {
+            for (no, expected) in [(ORDINAL_MAX, RecordFault::End), (ORDINAL_MAX + 1, RecordFault::Broken)] {
                 let mut head = [0; HEAD_BYTES];
                 let numbered = Numbered { no: ChangeNo(no), change: Change::Hole(Extent::new(0, 1)) };
                 encode(&key(&header), FIRST_RECORD, ChangeNo(0), Epoch(4), numbered, &mut head).unwrap();

@@ -89,7 +89,7 @@ impl Fence {
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Fence, Malformed> {
         Ok(Fence {
-            epoch: Epoch(r.varint()?),
+            epoch: Epoch(r.ordinal()?),
             server: r.uuid()?,
             server_name: r.string(SERVER_NAME_MAX)?.to_owned(),
             time_unix_millis: r.varint()?,
@@ -98,13 +98,13 @@ impl Fence {
                 window @ 1..=WINDOW_MAX => window,
                 _ => return Err(r.bad("a window that cannot be")),
             },
-            continues_at: Seq(r.varint()?),
+            continues_at: Seq(r.ordinal()?),
             durability: match r.u8()? {
                 0 => Durability::Store,
                 1 => Durability::Journal,
                 _ => return Err(r.bad("a durability that is unknown")),
             },
-            covers: ChangeNo(r.varint()?),
+            covers: ChangeNo(r.ordinal()?),
             displaces: match r.u8()? {
                 0 => false,
                 1 => true,
@@ -145,9 +145,9 @@ impl Close {
     pub(super) fn decode(head: &[u8]) -> Result<Close, Malformed> {
         let mut r = Reader::new(head);
         let close = Close {
-            epoch: Epoch(r.varint()?),
+            epoch: Epoch(r.ordinal()?),
             server: r.uuid()?,
-            covers: ChangeNo(r.varint()?),
+            covers: ChangeNo(r.ordinal()?),
             time_unix_millis: r.varint()?,
         };
         r.finish().map(|()| close)
@@ -157,23 +157,38 @@ impl Close {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::ORDINAL_MAX;
     use proptest::prelude::*;
 
     prop_compose! {
         fn fence()(a: [u64; 5], ids: [u128; 2], window in 1..=WINDOW_MAX, name in "\\PC{0,60}", journal: bool, displaces: bool) -> Fence {
             Fence {
-                epoch: Epoch(a[0]),
+                epoch: Epoch(a[0] % ORDINAL_MAX),
                 server: Uuid::from_u128(ids[0]),
                 server_name: name,
                 time_unix_millis: a[1],
                 journal: Uuid::from_u128(ids[1]),
                 window,
-                continues_at: Seq(a[2]),
+                continues_at: Seq(a[2] % ORDINAL_MAX),
                 durability: if journal { Durability::Journal } else { Durability::Store },
-                covers: ChangeNo(a[3]),
+                covers: ChangeNo(a[3] % ORDINAL_MAX),
                 displaces,
             }
         }
+    }
+
+    /// Sums of these numbers are made everywhere: none may overflow, whoever wrote the object.
+    #[test]
+    fn a_number_that_no_volume_comes_to_is_refused() {
+        let close = |epoch, covers| {
+            let close =
+                Close { epoch: Epoch(epoch), server: Uuid::nil(), covers: ChangeNo(covers), time_unix_millis: 0 };
+            Close::decode(&close.write()).map_err(|malformed| malformed.what)
+        };
+        assert!(close(ORDINAL_MAX, ORDINAL_MAX).is_ok());
+        let beyond = "a number beyond its bound";
+        assert_eq!(close(ORDINAL_MAX + 1, 0).unwrap_err(), beyond);
+        assert_eq!(close(0, u64::MAX).unwrap_err(), beyond);
     }
 
     proptest! {

@@ -105,9 +105,9 @@ impl SegmentHead {
     /// From the bytes of the head of an object whose frames begin at `frames_at`.
     pub(super) fn decode(head: &[u8], frames_at: u32) -> Result<SegmentHead, Malformed> {
         let mut r = Reader::new(head);
-        let epoch = Epoch(r.varint()?);
+        let epoch = Epoch(r.ordinal()?);
         let server = r.uuid()?;
-        let covers = ChangeNo(r.varint()?);
+        let covers = ChangeNo(r.ordinal()?);
         let count = r.count(ENTRY_BYTES_MIN)?;
         let mut entries = Vec::with_capacity(count);
         let mut end = BlockIndex(0);
@@ -125,7 +125,7 @@ impl SegmentHead {
         let as_of = match moved {
             0 => None,
             _ if moved < count => return Err(r.bad("moved data beside other entries")),
-            _ => Some(Seq(r.varint()?)),
+            _ => Some(Seq(r.ordinal()?)),
         };
         r.finish()?;
         Ok(SegmentHead { epoch, server, covers, entries, as_of })
@@ -199,6 +199,7 @@ fn decode_frame_len(r: &mut Reader<'_>, blocks: BlockCount) -> Result<u32, Malfo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::ORDINAL_MAX;
     use proptest::prelude::*;
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
@@ -234,7 +235,7 @@ mod tests {
         }
 
         #[test]
-        fn a_head_of_moved_data_comes_back(entries in entries(), as_of: u64) {
+        fn a_head_of_moved_data_comes_back(entries in entries(), as_of in 0..=ORDINAL_MAX) {
             let is_data = |entry: &Entry| matches!(entry.kind, EntryKind::Data { .. });
             let entries: Vec<_> = entries.into_iter().filter(is_data).collect();
             let as_of = (!entries.is_empty()).then_some(Seq(as_of));

@@ -10,7 +10,7 @@
 use uuid::Uuid;
 
 use crate::store::Key;
-use crate::units::{Epoch, Seq};
+use crate::units::{Epoch, ORDINAL_MAX, Seq};
 use crate::volume::meta::{Layout, Meta, VolumeName};
 use crate::volume::places::further_place;
 use crate::volume::verified::{Claim, Mark, Placed};
@@ -104,13 +104,13 @@ impl Keys {
     /// What a key in `fences/` says, at whatever place the object is.
     pub fn mark(&self, key: &Key) -> Option<Mark> {
         let own = further_place(key).map_or_else(|| key.clone(), |(own, _)| own);
-        let mut parts = own.as_str().strip_prefix(&self.fences())?.split('-').map(hex);
-        let (epoch, nonce) = (Epoch(parts.next()??), parts.next()??);
+        let mut parts = own.as_str().strip_prefix(&self.fences())?.split('-');
+        let (epoch, nonce) = (Epoch(ordinal(parts.next()?)?), hex(parts.next()?)?);
         let claim = Claim { epoch, nonce };
         match (parts.next(), parts.next(), parts.next()) {
             (None, None, None) => Some(Mark::Claim(claim)),
             (Some(slot), Some(after), None) => {
-                Some(Mark::Fence(Placed { claim, slot: Seq(slot?), after: Epoch(after?) }))
+                Some(Mark::Fence(Placed { claim, slot: Seq(ordinal(slot)?), after: Epoch(ordinal(after)?) }))
             }
             _ => None,
         }
@@ -125,7 +125,7 @@ impl Keys {
     pub fn claimed_meta(key: &Key) -> Option<u64> {
         let (number, nonce) = key.as_str().rsplit('/').next()?.split_once('-')?;
         hex(nonce)?;
-        hex(number)
+        ordinal(number)
     }
 
     /// Whether the key is one in `fences/`, of whatever volume.
@@ -145,13 +145,18 @@ impl Keys {
 
     /// The number at the end of a key of ours, if there is one.
     pub fn number(key: &Key) -> Option<u64> {
-        hex(key.as_str().rsplit('/').next()?)
+        ordinal(key.as_str().rsplit('/').next()?)
     }
 
     /// Whether that is a slot of the log of some volume.
     pub fn is_slot(key: &Key) -> bool {
         Keys::number(key).is_some() && key.as_str().rsplit('/').nth(2) == Some("segments")
     }
+}
+
+/// One that counts something: `None` if it cannot be ours.
+fn ordinal(digits: &str) -> Option<u64> {
+    hex(digits).filter(|&number| number <= ORDINAL_MAX)
 }
 
 /// A number as keys have it.

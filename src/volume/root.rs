@@ -248,10 +248,10 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     if flags & !(FENCED | COUNTED) != 0 {
         return Err(r.bad("flags that are unknown"));
     }
-    let covers = ChangeNo(r.varint()?);
+    let covers = ChangeNo(r.ordinal()?);
     let slots = r.varint()?;
     let next_slot = Seq(advance(&r, seq.0, slots)?);
-    let fence = if flags & FENCED == 0 { None } else { Some((Seq(r.varint()?), Fence::read(&mut r)?)) };
+    let fence = if flags & FENCED == 0 { None } else { Some((Seq(r.ordinal()?), Fence::read(&mut r)?)) };
     let zeroed = read_zeroed(&mut r)?;
     let segments = read_segments(&mut r)?;
     let mut checkpoints = read_checkpoints(&mut r)?;
@@ -414,7 +414,7 @@ mod tests {
     use crate::codec::object::Found;
     use crate::map::{Content, PAGE_BLOCKS};
     use crate::segment::Durability;
-    use crate::units::{Epoch, Extent, FrameAddr, Location};
+    use crate::units::{Epoch, Extent, FrameAddr, Location, ORDINAL_MAX};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -599,7 +599,7 @@ mod tests {
             let checkpoint = |seq| (Seq(seq), CheckpointInfo { salt: [seq as u8; 16], page_bytes: n[0] });
             Root {
                 seq: Seq(1 << 30),
-                covers: ChangeNo(n[1]),
+                covers: ChangeNo(n[1] % ORDINAL_MAX),
                 next_slot: Seq((1 << 30) + 1 + n[0] % u64::from(WINDOW_MAX)),
                 fence: if plain { None } else { sample().fence },
                 zeroed: runs,

@@ -36,7 +36,7 @@ use std::time::Duration;
 use crate::outside::Random;
 use crate::segment::Fence;
 use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
-use crate::units::{Epoch, Seq};
+use crate::units::{Epoch, ORDINAL_MAX, Seq};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::scan::{Scan, Source};
@@ -97,7 +97,7 @@ impl Listed {
     /// The epoch for the next claim: higher than every one that was ever seen.
     pub fn next_epoch(&self) -> Option<Epoch> {
         let newest = self.0.last().map_or(Epoch(0), |mark| mark.claim().epoch);
-        newest.0.checked_add(1).map(Epoch)
+        (newest.0 < ORDINAL_MAX).then(|| newest.next())
     }
 
     /// The epoch of the newest fence; 0 if there is none.
@@ -261,7 +261,7 @@ mod tests {
         assert!(!alone.contests(claim(3, 1)), "a lower one will see this one");
         assert!(alone.contests(claim(2, 7)));
         assert!(Listed(vec![fence(2, 4, 0)]).contests(claim(2, 7)), "a fence is a claim, too");
-        assert_eq!(Listed(vec![Mark::Claim(claim(u64::MAX, 0))]).next_epoch(), None);
+        assert_eq!(Listed(vec![Mark::Claim(claim(ORDINAL_MAX, 0))]).next_epoch(), None);
     }
 
     #[test]
