@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../support/nbd_client.rs"]
+#[allow(dead_code)]
+mod client;
 mod counting;
 mod hanging;
 mod load;
 mod collection;
 mod replies;
+mod unread;
 mod map;
