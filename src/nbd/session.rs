@@ -113,6 +113,10 @@ impl fmt::Display for End {
             End::Evicted => f.write_str("it was evicted"),
             End::BadMagic => f.write_str("a request had the wrong magic number"),
             End::EndlessPayload(len) => write!(f, "a request that was refused had a payload of {len} bytes"),
+            // What rustls says of a client that does not end TLS, too, is for programmers.
+            End::Lost(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                f.write_str("the connection was lost: it ended in the middle, or without a goodbye")
+            }
             End::Lost(error) => write!(f, "the connection was lost: {error}"),
         }
     }
