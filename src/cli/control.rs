@@ -72,6 +72,17 @@ pub struct ServerStatus {
     pub clients: Vec<ClientStatus>,
     /// The open volumes, by name.
     pub volumes: Vec<VolumeStatus>,
+    /// Volumes that ended and that no client has got again, by name. What was acknowledged and is not in the store is in the journal.
+    pub ended: Vec<EndedVolume>,
+}
+
+/// A volume that ended while this server had it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndedVolume {
+    /// Its name.
+    pub name: String,
+    /// Why it ended.
+    pub why: String,
 }
 
 /// One open volume.
@@ -194,6 +205,7 @@ impl Insight {
             cache: self.cache.status(),
             clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
             volumes,
+            ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
         }
     }
 

@@ -5,11 +5,12 @@
 //!   opening is a task of its own: a client that goes away half-way does not leave a volume half open.
 //! - A volume that does not open is reported in the log and to the client, with the reason and the way out; the others
 //!   go on, and the next client that asks tries again.
-//! - A volume that another server took over is given up; the next client that asks tries to open it again.
+//! - A volume that ended, because another server took it over or its log is damaged, is given up; the next client that asks
+//!   tries to open it again. Until that succeeds it is not forgotten: its journal may hold what was acknowledged.
 //! - A volume that is to be read only is opened as any other, and its clients get a door that changes nothing.
 //! - One listing of the store is under way at a time, whatever clients do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,6 +62,8 @@ struct Shared<V: Volumes> {
     only: Option<BTreeSet<String>>,
     read_only: ReadOnlyVolumes,
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
+    /// Volumes that ended and were not opened again, and why they ended.
+    ended: Mutex<BTreeMap<String, String>>,
     listing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
 }
@@ -104,6 +107,7 @@ impl<V: Volumes> VolumeExports<V> {
             only,
             read_only,
             slots: Mutex::default(),
+            ended: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
         }))
@@ -141,14 +145,20 @@ impl<V: Volumes> VolumeExports<V> {
             return Err(ExportError::ShuttingDown);
         }
         if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
-            // It has nothing left to bring home; closing lets go of its journal. Its error has been logged when it was lost.
-            let _ = V::close(&lost).await;
+            // It can bring nothing home any more; closing lets go of its journal. Its error has been logged when it was lost.
+            if let Err(why) = V::close(&lost).await {
+                self.0.ended.lock().insert(name.to_owned(), why);
+            }
         }
         if let Some(volume) = &*place {
             return Ok(Arc::clone(volume));
         }
         match self.0.volumes.open(name).await {
-            Ok(volume) => Ok(Arc::clone(place.insert(volume))),
+            Ok(volume) => {
+                // It opens only with what its journal holds.
+                self.0.ended.lock().remove(name);
+                Ok(Arc::clone(place.insert(volume)))
+            }
             Err(failure) => {
                 self.forget(name, &slot);
                 Err(export_error(name, failure))
@@ -180,7 +190,13 @@ impl<V: Volumes> VolumeExports<V> {
         slots.iter().filter_map(open).collect()
     }
 
-    /// Opens no volume any more and closes those that are open, all at once. Returns what went wrong, by name.
+    /// The volumes that ended and were not opened again, and why they ended, by name.
+    pub fn ended(&self) -> Vec<(String, String)> {
+        self.0.ended.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
+    /// Opens no volume any more and closes those that are open, all at once. Returns what went wrong, by name, also with those
+    /// that ended before.
     pub async fn close(&self) -> Vec<(String, String)> {
         self.0.closing.store(true, Ordering::SeqCst);
         let slots: Vec<_> = self.0.slots.lock().iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect();
@@ -198,7 +214,8 @@ impl<V: Volumes> VolumeExports<V> {
                 }
             }
         });
-        futures::future::join_all(closed).await.into_iter().flatten().collect()
+        let failed = futures::future::join_all(closed).await;
+        failed.into_iter().flatten().chain(self.ended()).collect()
     }
 
     /// What the empty name means: the one export, if there is just one.

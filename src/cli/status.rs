@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::control::{self, ClientStatus, ServerStatus, VolumeStatus};
+use super::control::{self, ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
 use super::failure::{Failure, Outcome};
 use super::info::date;
 use super::{output, runtime};
@@ -36,7 +36,8 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if let Some(name) = &args.name {
         status.volumes.retain(|volume| volume.name == name.as_str());
         status.clients.retain(|client| client.export == name.as_str());
-        if status.volumes.is_empty() {
+        status.ended.retain(|ended| ended.name == name.as_str());
+        if status.volumes.is_empty() && status.ended.is_empty() {
             return Err(Failure::failed(format!(
                 "volume {name} is not open on this server; see `ashlar info {name}`, or attach it first"
             )));
@@ -46,9 +47,10 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         return output::json(&status);
     }
     let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
+    let ended = status.ended.iter().map(|EndedVolume { name, why }| format!("volume {name} has ended and did not open again: {why}"));
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
     let clients = (!status.clients.is_empty()).then(|| describe_clients(&status.clients));
-    output::text([head(&status)].into_iter().chain(none).chain(volumes).chain(clients).collect::<Vec<_>>().join("\n\n"))
+    output::text([head(&status)].into_iter().chain(none).chain(ended).chain(volumes).chain(clients).collect::<Vec<_>>().join("\n\n"))
 }
 
 /// Why a server cannot be asked, and the way out.

@@ -190,7 +190,14 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
     assert!(first.attach("disk0").is_err());
     assert!(second.attach("disk0").unwrap().holds(0, 1, 4096));
     second.stop();
-    first.kill();
+    // What it acknowledged and could not bring home is not forgotten because a client asked again.
+    let status = place.ok(&["status", "--state", "first"]);
+    assert!(status.contains("volume disk0 has ended and did not open again: "), "{status}");
+    first.signal(Signal::TERM);
+    let (code, log) = first.end();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("volume disk0 did not close: ") && log.contains("what is not in the store is in the journal in first"), "{log}");
+    assert!(!log.contains("everything is in the store"), "{log}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Volumes for Arc<Shelf> {
 
     async fn close(volume: &Fake) -> Result<(), String> {
         volume.closed.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        if volume.lost.load(Ordering::SeqCst) { Err("another server took it".to_owned()) } else { Ok(()) }
     }
 }
 
@@ -183,6 +183,21 @@ async fn a_volume_that_was_taken_over_is_opened_again_when_asked_for() {
     exports.volume("a").await.unwrap().lost.store(true, Ordering::SeqCst);
     assert!(!Arc::<Shelf>::lost(&*exports.volume("a").await.unwrap()));
     assert_eq!(shelf.opened.load(Ordering::SeqCst), 2);
+    assert_eq!(exports.ended(), [], "it has come back with what its journal held");
+}
+
+/// Its journal may hold what was acknowledged: a stop must not say that everything is in the store.
+#[tokio::test]
+async fn a_volume_that_ended_and_does_not_open_again_is_not_forgotten() {
+    let shelf = shelf(&["a"], None);
+    let exports = exports(&shelf, &[]);
+    exports.volume("a").await.unwrap().lost.store(true, Ordering::SeqCst);
+    *shelf.refusal.lock() = Some("another server has it".to_owned());
+    assert!(exports.volume("a").await.is_err());
+    assert!(exports.volume("a").await.is_err(), "nor by asking twice");
+    let ended = [("a".to_owned(), "another server took it".to_owned())];
+    assert_eq!(exports.ended(), ended);
+    assert_eq!(exports.close().await, ended);
 }
 
 #[tokio::test]
