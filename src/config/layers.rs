@@ -40,7 +40,7 @@ pub struct Flag {
 
 /// The effective configuration.
 pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
-    let known = known_keys()?;
+    let known = understood_keys()?;
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     if let Some(path) = file_to_read(inputs.file)? {
         figment = figment.merge(file_layer(&path, &known)?);
@@ -89,6 +89,19 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
 pub(super) fn known_keys() -> Result<Dict, ConfigError> {
     let tree = Value::serialize(Config::default()).ok().and_then(Value::into_dict);
     tree.ok_or(ConfigError::Defaults)
+}
+
+/// A key that has another name now, and is understood all the same.
+const OLDER_KEY: [&str; 2] = ["store", "unsafe_no_fencing"];
+
+/// Every key that is understood.
+fn understood_keys() -> Result<Dict, ConfigError> {
+    let [section, key] = OLDER_KEY;
+    let mut known = known_keys()?;
+    if let Some(Value::Dict(_, section)) = known.get_mut(section) {
+        section.insert(key.to_owned(), Value::from(false));
+    }
+    Ok(known)
 }
 
 #[allow(clippy::disallowed_methods)] // the configuration file is read before there is a Disk

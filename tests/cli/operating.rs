@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::Place;
+use crate::program::{Ended, Place};
 
 const MIB: usize = 1 << 20;
 
@@ -68,4 +68,20 @@ fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
     let status = status(&place);
     assert_eq!((&status["store_trouble"], &status["volumes"][0]["flushes_waiting"]), (&Value::Null, &0.into()));
     serving.stop();
+}
+
+/// A key that had another name is understood in each layer, and the new name is told.
+#[test]
+fn the_older_key_for_a_store_without_fencing_is_understood() {
+    let place = Place::new();
+    let mut command = place.command(&["create", "a", "--size", "1G"]);
+    let ended = Ended::of(command.env("ASHLAR_STORE__UNSAFE_NO_FENCING", "true"));
+    let new_name = "store.unsafe_no_fencing has a new name: write store.fencing = \"unsafe\"";
+    assert!(ended.code == Some(0) && ended.err.contains(new_name), "{ended:?}");
+    std::fs::write(place.path("ashlar.toml"), "[store]\nunsafe_no_fencing = false\n").unwrap();
+    let ended = place.run(&["create", "b", "--size", "1G"]);
+    assert!(ended.code == Some(0) && ended.err.contains(new_name), "{ended:?}");
+    std::fs::write(place.path("ashlar.toml"), "[store]\nunsafe_no_fence = true\n").unwrap();
+    let ended = place.run(&["create", "c", "--size", "1G"]);
+    assert!(ended.code == Some(2) && ended.err.contains("there is no such key"), "{ended:?}");
 }
