@@ -1,10 +1,12 @@
 //! `ashlar create`: a new, empty volume.
 
+use std::path::Path;
+
 use super::attach::Quoted;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
-use crate::config::Effective;
+use crate::config::{Effective, Origin};
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
@@ -78,9 +80,12 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
             "store": url,
         }));
     }
-    let state = config.by_flag("state").then(|| format!(" --state {}", Quoted(&config.state)));
+    let store = Quoted(Path::new(&url));
+    // What the next command would not find by itself: it reads ashlar.toml here, and the same variables.
+    let named = |key: &str| matches!(config.origin(key), Origin::Flag(_) | Origin::File(_));
+    let state = named("state").then(|| format!(" --state {}", Quoted(&config.state)));
     output::text(format!(
-        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {url}{}",
+        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {store}{}",
         meta.name,
         exact_bytes(meta.size),
         exact_bytes(meta.block_size.bytes().into()),

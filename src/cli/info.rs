@@ -72,6 +72,7 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("created", date(info.created_unix_millis)),
         ("size", format!("{} ({} bytes)", exact_bytes(info.size), info.size)),
         ("block size", exact_bytes(info.block_size.into())),
+        ("fencing", info.fencing.to_string()),
         ("encryption", if info.seal == Seal::Blake3 { "none".into() } else { info.seal.to_string() }),
         ("mapped", with_bytes(info.mapped_bytes)),
         ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes, info.sparse_bytes)),
@@ -86,20 +87,19 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
     ];
     if let Some(kept) = kept {
-        lines.push(("old versions", old_versions(kept, info.stored_bytes, info.objects)));
+        lines.push(("old versions", old_versions(kept)));
     }
     lines
 }
 
-/// What a bucket keeps of a volume beside its `stored_bytes` in so many `objects`.
-fn old_versions(kept: Kept, stored_bytes: u64, objects: u64) -> String {
-    match kept.bytes.saturating_sub(stored_bytes) {
+/// What a bucket keeps of a volume beside what is there.
+fn old_versions(kept: Kept) -> String {
+    match kept.old_versions {
         0 => "none, though the bucket keeps them".to_owned(),
-        bytes => format!(
-            "{} in {} objects that were deleted: the bucket keeps them, and they are paid for; \
+        versions => format!(
+            "{} in {versions} objects that were deleted: the bucket keeps them, and they are paid for; \
              store.s3.delete_versions = true or a lifecycle rule ends that",
-            about_bytes(bytes),
-            kept.versions.saturating_sub(objects).max(1)
+            about_bytes(kept.old_bytes),
         ),
     }
 }
@@ -117,9 +117,14 @@ mod tests {
 
     #[test]
     fn old_versions_are_what_a_bucket_has_beside_the_volume() {
-        let kept = |versions, bytes| old_versions(Kept { versions, bytes }, 750, 3);
-        assert_eq!(kept(3, 750), "none, though the bucket keeps them");
-        let said = kept(13, 750 + (32 << 20));
+        let kept = |old_versions, old_bytes| Kept {
+            versions: 3 + old_versions,
+            bytes: 750 + old_bytes,
+            old_versions,
+            old_bytes,
+        };
+        assert_eq!(old_versions(kept(0, 0)), "none, though the bucket keeps them");
+        let said = old_versions(kept(10, 32 << 20));
         assert!(said.starts_with("32.0 MiB in 10 objects that were deleted: "), "{said}");
         assert!(said.contains("store.s3.delete_versions = true"), "{said}");
     }

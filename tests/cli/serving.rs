@@ -196,7 +196,11 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
     first.signal(Signal::TERM);
     let (code, log) = first.end();
     assert_eq!(code, Some(1), "{log}");
-    assert!(log.contains("volume disk0 did not close: ") && log.contains("what is not in the store is in the journal in first"), "{log}");
+    assert!(
+        log.contains("volume disk0 did not close: ")
+            && log.contains("what is not in the store is in the journal in first"),
+        "{log}"
+    );
     assert!(!log.contains("everything is in the store"), "{log}");
 }
 
@@ -413,6 +417,12 @@ fn what_create_prints_serves_the_volume() {
     assert_eq!(line(&["create", "a", "--size", "1G"]), plain);
     let (state, plain) = ("else where", format!("serve it with: ashlar serve b --store {}", place.url()));
     assert_eq!(line(&["create", "b", "--size", "1G", "--state", state]), format!("{plain} --state 'else where'"));
+    // The next command reads another file.
+    std::fs::write(place.path("other.toml"), "state = \"by-file\"\n").unwrap();
+    let hint = line(&["create", "c", "--size", "1G", "--config", "other.toml"]);
+    assert!(hint.ends_with(" --state by-file"), "{hint}");
+    let hint = line(&["create", "d", "--size", "1G", "--store", "file://./with space"]);
+    assert!(hint.contains(" --store 'file://") && hint.ends_with("/with space'"), "{hint}");
 }
 
 /// A client that comes back to a name gets the volume that it had, or none.

@@ -29,6 +29,10 @@ pub struct Kept {
     pub versions: u64,
     /// Their bytes, all of which are paid for.
     pub bytes: u64,
+    /// Of the versions, those of objects that were deleted or replaced.
+    pub old_versions: u64,
+    /// Their bytes.
+    pub old_bytes: u64,
 }
 
 /// One version of an object, or a marker that hides the older ones.
@@ -76,6 +80,8 @@ impl S3Store {
             for version in page.versions.iter().filter(|version| !version.is_marker) {
                 kept.versions += 1;
                 kept.bytes += version.size;
+                kept.old_versions += u64::from(!version.is_latest);
+                kept.old_bytes += if version.is_latest { 0 } else { version.size };
             }
             start = page.next;
         }
