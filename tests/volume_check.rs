@@ -298,7 +298,8 @@ async fn an_older_checkpoint_with_the_whole_log_after_it_takes_the_place_of_one_
         report.problems[0].what.ends_with("the log after it tell the same: --repair goes back to it"),
         "{report:#?}"
     );
-    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await.unwrap();
+    let dropped =
+        repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report, |_| false).await.unwrap();
     assert_eq!(dropped, Some(newest));
     let volume = world.open().await;
     assert_eq!(volume.read(0, 128 << 10).await.unwrap().concat(), data, "all that was ever acknowledged");
@@ -330,7 +331,8 @@ async fn with_a_gap_in_the_log_nothing_is_dropped_and_the_gap_is_named() {
     assert_eq!((report.instead_of_newest, &report.lost), (None, &ranges(&[(0, SIZE / KIB)])));
     let what = &report.problems[0].what;
     assert!(what.contains("cannot take its place: of the log after that, v/") && what.contains(" is gone"), "{what}");
-    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await.unwrap();
+    let dropped =
+        repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report, |_| false).await.unwrap();
     assert_eq!(dropped, None);
     assert!(world.memory.get(&newest).await.is_ok());
 }
@@ -343,7 +345,16 @@ async fn a_checkpoint_is_not_dropped_under_a_server_that_may_be_alive() {
     world.memory.remove(&close.unwrap());
     let report = world.check(true).await;
     assert!(report.instead_of_newest.is_some());
-    let dropped = repair::drop_newest_checkpoint(&world.store(), &name(), &Secrets::default(), &report).await;
+    let drop = |is_gone: bool| {
+        let (store, report) = (world.store(), report.clone());
+        let one = uuid::Uuid::from_u128(1);
+        async move {
+            let is_gone = |server| is_gone && server == one;
+            repair::drop_newest_checkpoint(&store, &name(), &Secrets::default(), &report, is_gone).await
+        }
+    };
+    let dropped = drop(false).await;
     assert!(matches!(dropped, Err(VolumeError::Invalid(_))), "{dropped:?}");
     assert!(world.memory.get(&newest).await.is_ok());
+    assert_eq!(drop(true).await.unwrap(), Some(newest), "whoever knows that it is gone may");
 }

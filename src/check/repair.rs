@@ -12,24 +12,28 @@ use std::sync::Arc;
 
 use super::{ByteRange, Report};
 use crate::device::{Device, DeviceError};
+use uuid::Uuid;
+
 use crate::keyring::Secrets;
 use crate::map::Runs;
 use crate::store::{Key, Store};
 use crate::units::FRAME_BYTES_MAX;
-use crate::volume::error::{Result, VolumeError};
+use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::places::{PLACES_MAX, place};
 use crate::volume::scan::Source;
 
 /// Deletes the newest checkpoint if the check found that it cannot be read and that nothing is lost without it. Nobody can open
-/// the volume while it is there, so nobody writes another one meanwhile but a server that has the volume open: refuses if a
-/// server did not close it. Returns what it deleted.
+/// the volume while it is there, so nobody writes another one meanwhile but a server that has the volume open, and that may
+/// delete what the older checkpoint needs: refuses if a server did not close it, unless that one `is_gone`. Returns what it
+/// deleted.
 pub async fn drop_newest_checkpoint(
     store: &Arc<dyn Store>,
     name: &VolumeName,
     secrets: &Secrets,
     report: &Report,
+    is_gone: impl Fn(Uuid) -> bool,
 ) -> Result<Option<Key>> {
     let Some(older) = report.instead_of_newest else { return Ok(None) };
     if !report.lost.is_empty() {
@@ -37,10 +41,11 @@ pub async fn drop_newest_checkpoint(
     }
     let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
     let scan = source.scan_after(crate::units::Seq(older)).await?;
-    if scan.fence.is_some() && !scan.closed {
+    if let Some((_, fence)) = scan.fence.as_ref().filter(|(_, fence)| !scan.closed && !is_gone(fence.server)) {
         return Err(VolumeError::Invalid(format!(
-            "the newest checkpoint of volume {name} is damaged and could be dropped, but a server that has the volume open did not \
-             close it; stop it, or let it write the next checkpoint"
+            "the newest checkpoint of volume {name} is damaged and could be dropped, but {} did not close the volume; stop that \
+             server, or let it write the next checkpoint; if it is gone for good, add --takeover",
+            Holder::of(fence)
         )));
     }
     match scan.listed.last() {

@@ -51,6 +51,10 @@ pub struct Args {
     #[arg(long, requires = "name")]
     repair: bool,
 
+    /// With --repair: go on although a server did not close the volume, because that server is gone for good
+    #[arg(long, requires = "repair")]
+    takeover: bool,
+
     /// Print a JSON array with one report for each volume
     #[arg(long)]
     json: bool,
@@ -58,11 +62,14 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
-    let checked = runtime()?.block_on(check_all(args, config, bars))?;
+    let (checked, not_repaired) = runtime()?.block_on(check_all(args, config, bars))?;
     match args.json {
         true => output::json(&checked)?,
         false if checked.is_empty() => output::text("no volume to check")?,
         false => checked.iter().try_for_each(|checked| output::text(describe(checked)))?,
+    }
+    if let Some(failure) = not_repaired {
+        return Err(failure);
     }
     // Damage is what scripts look for: it goes before a check that could not be made.
     if checked.iter().any(|checked| matches!(checked, Checked::Made(report) if !report.is_clean())) {
@@ -99,14 +106,17 @@ async fn repair(args: &Args, config: &Effective, name: &VolumeName, bars: &Multi
         Checked::Failed { error, is_locked: true, .. } => return Err(Failure::Locked(error)),
         Checked::Failed { error, .. } => return Err(Failure::Failed(error)),
     };
-    if let Some(key) = repair::drop_newest_checkpoint(&store, name, &secrets, &found).await? {
+    // While this process holds the state directory, the server that it belongs to is not running.
+    let is_gone = |server| args.takeover || server == state.server.uuid;
+    if let Some(key) = repair::drop_newest_checkpoint(&store, name, &secrets, &found, is_gone).await? {
         logging::say(&format!("removed {key}: it cannot be read, and an older checkpoint and the log tell the same"));
     }
     let cache = outside::open_cache(config).await;
     if let Some(tier) = cache.blocks.disk() {
         tier.settled().await; // it finds out what it holds
     }
-    let volumes = StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random);
+    let flags = OpenFlags { takeover: args.takeover, ..OpenFlags::default() };
+    let volumes = StoreVolumes::new(store, state, cache, config, secrets, flags, random);
     let volume = volumes.open_volume(name).await?;
     let written = repair::write_again(&*volume, &found.lost).await;
     let swept = volume.sweep().await;
@@ -144,10 +154,16 @@ async fn look_into_journal(
     }
 }
 
-async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Result<Vec<Checked>, Failure> {
-    if let (true, Some(name)) = (args.repair, &args.name) {
-        repair(args, config, name, bars).await?;
-    }
+/// What the checks found, after what --repair could do; and why it could not do all of it. What is lost is told in any case.
+async fn check_all(
+    args: &Args,
+    config: &Effective,
+    bars: &MultiProgress,
+) -> Result<(Vec<Checked>, Option<Failure>), Failure> {
+    let not_repaired = match (args.repair, &args.name) {
+        (true, Some(name)) => repair(args, config, name, bars).await.err(),
+        _ => None,
+    };
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = match &args.name {
         Some(name) => vec![name.clone()],
@@ -168,7 +184,7 @@ async fn check_all(args: &Args, config: &Effective, bars: &MultiProgress) -> Res
         (true, Some(Checked::Failed { error, .. })) => return Err(Failure::Failed(error)),
         (_, last) => checked.extend(last),
     }
-    Ok(checked)
+    Ok((checked, not_repaired))
 }
 
 async fn check_one(

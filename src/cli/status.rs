@@ -47,10 +47,22 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         return output::json(&status);
     }
     let none = status.volumes.is_empty().then(|| "no volume is open".to_owned());
-    let ended = status.ended.iter().map(|EndedVolume { name, why }| format!("volume {name} has ended and did not open again: {why}"));
+    let ended = status
+        .ended
+        .iter()
+        .map(|EndedVolume { name, why }| format!("volume {name} has ended and did not open again: {why}"));
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
     let clients = (!status.clients.is_empty()).then(|| describe_clients(&status.clients));
-    output::text([head(&status)].into_iter().chain(none).chain(ended).chain(volumes).chain(clients).collect::<Vec<_>>().join("\n\n"))
+    output::text(
+        [head(&status)]
+            .into_iter()
+            .chain(none)
+            .chain(ended)
+            .chain(volumes)
+            .chain(clients)
+            .collect::<Vec<_>>()
+            .join("\n\n"),
+    )
 }
 
 /// Why a server cannot be asked, and the way out.

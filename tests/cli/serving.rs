@@ -409,6 +409,68 @@ fn check_says_what_is_lost_and_brings_back_what_the_disk_cache_has() {
     serving.stop();
 }
 
+/// The newest checkpoint cannot be read, and the server died: nobody can open the volume, and the log has everything.
+#[test]
+fn a_damaged_checkpoint_of_a_dead_server_is_dropped_by_itself_or_when_told_that_it_is_gone() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let serving = place.serve(&["disk0", "--socket", "socket", "--state", "first"]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 7, MIB).unwrap();
+    disk.flush().unwrap();
+    let copy = |from: &str, to: &str| {
+        let done =
+            std::process::Command::new("cp").args(["-a", from, to]).current_dir(place.path(".")).status().unwrap();
+        assert!(done.success());
+    };
+    copy("ashlar-data", "with-the-whole-log");
+    serving.stop();
+    place.serve(&["disk0", "--state", "first"]).kill();
+    // What was deleted is there again.
+    copy("with-the-whole-log/.", "ashlar-data");
+    let checkpoints = glob(&place.path("ashlar-data/disk0"), "checkpoints");
+    let [newest] = &checkpoints[..] else { panic!("{checkpoints:?}") };
+    let mut bytes = std::fs::read(newest).unwrap();
+    bytes[60] ^= 4;
+    std::fs::write(newest, bytes).unwrap();
+
+    let ended = place.run(&["check", "disk0"]);
+    assert!(ended.code == Some(3) && ended.out.contains("--repair goes back to it"), "{ended:?}");
+    let ended = place.run(&["check", "disk0", "--repair", "--state", "second"]);
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.err.contains(" in epoch 2 since ") && ended.err.contains("if it is gone for good, add --takeover"),
+        "{ended:?}"
+    );
+    assert!(ended.out.contains("DAMAGED"), "what is wrong is told all the same: {ended:?}");
+    copy("ashlar-data", "as-it-was");
+    let ended = place.run(&["check", "disk0", "--repair", "--state", "second", "--takeover"]);
+    assert!(ended.code == Some(0) && ended.out.contains("disk0: clean"), "{ended:?}");
+
+    // On the dead server's own host no flag is needed.
+    std::fs::remove_dir_all(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("as-it-was"), place.path("ashlar-data")).unwrap();
+    let ended = place.run(&["check", "disk0", "--repair", "--state", "first"]);
+    assert!(ended.code == Some(0) && ended.out.contains("disk0: clean"), "{ended:?}");
+    let serving = place.serve(&["disk0", "--state", "first"]);
+    assert!(serving.attach("disk0").unwrap().holds(0, 7, MIB));
+    serving.stop();
+}
+
+/// The files in the folders of that name, in order.
+fn glob(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match (entry.is_dir(), folder.ends_with(name)) {
+            (true, _) => found.extend(glob(&entry, name)),
+            (false, true) => found.push(entry),
+            (false, false) => {}
+        }
+    }
+    found.sort();
+    found
+}
+
 #[test]
 fn what_create_prints_serves_the_volume() {
     let place = Place::new();

@@ -59,7 +59,11 @@ async fn replies_that_nobody_reads_hold_no_more_than_is_configured() {
     let bound = OF_ALL as u64 + CLIENTS as u64 * MIB + FIXED;
     println!("{} KiB are held, {} at most, of {}", count.now() >> 10, count.most() >> 10, bound >> 10);
     assert!(count.now() >= OF_ALL as u64 / 2, "{} bytes: the replies are not there, this proves nothing", count.now());
-    assert!(count.most() <= bound, "{} bytes for {CLIENTS} clients that do not read, {bound} are allowed", count.most());
+    assert!(
+        count.most() <= bound,
+        "{} bytes for {CLIENTS} clients that do not read, {bound} are allowed",
+        count.most()
+    );
 
     let mut reader = connect(&server);
     reader.go("v").await;
