@@ -45,7 +45,13 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     let (clock, random, _) = outside::real();
     let server = outside::passing_identity(&random);
     let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
-    let objects = runtime.block_on(deleted)?;
+    let objects = runtime.block_on(deleted).map_err(|error| match error {
+        VolumeError::Held { name, holder } => Failure::failed(format!(
+            "volume {name:?} was opened by {holder} and not closed; if it is to go all the same, delete it with --takeover: that \
+             server can then write no more"
+        )),
+        error => Failure::from(error),
+    })?;
     output::text(format!("deleted volume {} with {objects} objects from {}", args.name, store.url()))
 }
 

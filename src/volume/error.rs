@@ -109,7 +109,7 @@ pub enum VolumeError {
     },
     /// The journal ends before what was on the disk.
     #[error(
-        "the journal of volume {name:?} in {journal_dir} has lost changes that were on the disk: it ends at change {last}{synced} \
+        "the journal of volume {name:?} in {journal_dir} {has_lost} changes that were on the disk: it ends at change {last}{synced} \
          ({note}); restore the directory, or go on with what is there and accept the loss of the rest with --accept-loss"
     )]
     JournalCut {
@@ -117,6 +117,8 @@ pub enum VolumeError {
         name: String,
         /// Where the journal is.
         journal_dir: String,
+        /// Whether it has surely lost something: a part of the sentence.
+        has_lost: &'static str,
         /// The last change that can be had.
         last: u64,
         /// And the last that was there, if that is known: a part of the sentence.

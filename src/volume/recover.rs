@@ -313,6 +313,8 @@ impl Opening {
                 VolumeError::JournalCut {
                     name,
                     journal_dir,
+                    // Without its identity nobody knows how far it was on the disk.
+                    has_lost: if synced.is_some() { "has lost" } else { "may have lost" },
                     last: last.0,
                     synced: synced.map_or_else(String::new, |synced| format!(", and change {synced} was there")),
                     note: here.and_then(|found| found.note.clone()).unwrap_or_else(|| "a file is missing".to_owned()),
