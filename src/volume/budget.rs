@@ -224,8 +224,14 @@ impl Seat {
 
     /// Bytes of map pages that the volume may keep now.
     pub fn map_memory(&self) -> u64 {
+        self.map_memory.min(self.commit_memory())
+    }
+
+    /// Bytes of map pages that one commit of the volume may need, or one page more: those that the pages of all volumes may take, in
+    /// equal parts.
+    pub fn commit_memory(&self) -> u64 {
         let volumes = self.budget.0.volumes.load(Ordering::Relaxed).max(1) as u64;
-        self.map_memory.min(self.budget.0.map_bytes / volumes)
+        self.budget.0.map_bytes / volumes
     }
 }
 

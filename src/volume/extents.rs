@@ -167,7 +167,7 @@ mod tests {
         let mut state = State::new(BlockSize::new(512).unwrap(), origin);
         let block = Bytes::from(vec![1; 512]);
         for at in 0..pieces {
-            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8);
+            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8, u64::MAX);
         }
         let (mut walk, mut rests) = (Walk::new(Extent::new(0, 2 * pieces), 10), 0);
         while let Stopped::Resting = walk.go_on(&mut state) {

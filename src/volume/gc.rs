@@ -24,12 +24,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::gc::{self, Activity};
-use crate::map::SegmentInfo;
+use crate::map::{ExtentMap, SegmentInfo};
 use crate::units::{Extent, Seq};
 use crate::volume::effect::{self, Effect};
 use crate::volume::gather::{Gathered, gather};
 use crate::volume::shared::{Inner, Shared};
 use crate::volume::state::LARGE;
+use crate::volume::touched::Touched;
 
 /// A volume of fewer segments is small.
 const FEW_SEGMENTS: u64 = 64;
@@ -199,7 +200,11 @@ impl Collector {
             }
             None => {
                 self.failures = 0;
-                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of, &gathered.held);
+                let map_bytes = shared.seat.commit_memory();
+                let inner = shared.inner.lock();
+                let size = LARGE * shared.options.segment_size;
+                self.moves = cut(gathered.data, (size, map_bytes), &inner.state.map, gathered.as_of, &gathered.held);
+                drop(inner);
                 if self.has_moves() {
                     self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
                 }
@@ -339,19 +344,26 @@ pub(super) fn activity(shared: &Shared, inner: &Inner) -> Activity {
 }
 
 /// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one
-/// and a half of it, or less if that is all.
-fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -> VecDeque<Move> {
+/// and a half of it, or less if that is all, or if their commit would need more than `map_bytes` of the map in memory.
+fn cut(
+    data: Vec<(Extent, Bytes)>,
+    (segment_size, map_bytes): (u64, u64),
+    map: &ExtentMap,
+    as_of: Seq,
+    held: &Held,
+) -> VecDeque<Move> {
     let total: u64 = data.iter().map(|(_, data)| data.len() as u64).sum();
     let even = total.div_ceil(((total + segment_size / 2) / segment_size).max(1));
     let mut moves = VecDeque::new();
-    let mut bytes = 0;
+    let (mut bytes, mut touched) = (0, Touched::default());
     let mut part = Vec::new();
     for piece in data {
-        if bytes >= even {
+        if bytes >= even || touched.bytes() >= map_bytes {
             moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
-            bytes = 0;
+            (bytes, touched) = (0, Touched::default());
         }
         bytes += piece.1.len() as u64;
+        touched.note(piece.0, map);
         part.push(piece);
     }
     if !part.is_empty() {

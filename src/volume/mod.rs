@@ -39,6 +39,7 @@ mod recover;
 pub mod budget;
 pub mod scan;
 mod shared;
+mod touched;
 mod watched;
 mod backoff;
 pub mod objects;

@@ -37,7 +37,7 @@ pub struct Options {
     /// Bytes of map pages in memory; beyond it, clean pages leave and are read again when needed.
     #[serde(with = "human::bytes")]
     pub map_memory: u64,
-    /// The same, of all volumes of a server together: each has an equal part of it at most.
+    /// The same, of all volumes of a server together: each has an equal part of it at most. A commit may need as much on top.
     #[serde(with = "human::bytes")]
     pub total_map_memory: u64,
     /// Bytes of segments after which the map is checkpointed: bounds what opening has to read.

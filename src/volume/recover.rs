@@ -467,7 +467,7 @@ impl Opening {
         let replayed = replay.len();
         for numbered in replay {
             // Of its own: a slice would keep all of the journal's file in memory that it was read with.
-            state.accept(numbered.change.into_own(), self.options.segment_size);
+            state.accept(numbered.change.into_own(), self.options.segment_size, self.options.total_map_memory);
         }
         let meta = self.source.meta;
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");

@@ -19,6 +19,7 @@ use crate::part::Owner;
 use crate::segment::Payload;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
 use crate::volume::buffer::WriteBuffer;
+use crate::volume::touched::Touched;
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
 pub(super) const LARGE: u64 = 2;
@@ -50,6 +51,8 @@ pub struct State {
     /// The map of what is committed.
     pub map: ExtentMap,
     active: WriteBuffer,
+    /// The pages of the map that its commit will need.
+    touched: Touched,
     /// Batches that wait for a slot, oldest first.
     frozen: VecDeque<Arc<Batch>>,
     /// What has a slot and is under way, in the order of the log; nothing for a segment of moved data.
@@ -99,6 +102,7 @@ impl State {
             block_size,
             map: origin.map,
             active: WriteBuffer::new(block_size),
+            touched: Touched::default(),
             frozen: VecDeque::new(),
             under_way: VecDeque::new(),
             moved_last: false,
@@ -114,11 +118,13 @@ impl State {
         }
     }
 
-    /// Takes a change into the buffer and numbers it. Freezes the buffer when it is full.
-    pub fn accept(&mut self, change: Change, segment_size: u64) -> Numbered {
+    /// Takes a change into the buffer and numbers it. Freezes the buffer when it is full, or when its commit needs
+    /// `commit_memory` bytes of the map in memory.
+    pub fn accept(&mut self, change: Change, segment_size: u64, commit_memory: u64) -> Numbered {
         self.last = self.last.next();
         self.active.insert(self.last, change.clone());
-        if self.is_full(segment_size) {
+        self.touched.note(change.extent(), &self.map);
+        if self.is_full(segment_size) || self.touched.bytes() >= commit_memory {
             self.freeze();
         }
         Numbered { no: self.last, change }
@@ -186,6 +192,7 @@ impl State {
     pub fn freeze(&mut self) {
         if !self.active.is_empty() {
             let buffer = std::mem::replace(&mut self.active, WriteBuffer::new(self.block_size));
+            self.touched = Touched::default();
             self.frozen.push_back(Arc::new(Batch { covers: buffer.last(), buffer }));
         }
     }
@@ -449,7 +456,7 @@ mod tests {
     }
 
     fn write(state: &mut State, block: u64) {
-        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT);
+        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT, u64::MAX);
     }
 
     #[test]
@@ -478,9 +485,9 @@ mod tests {
         (0..4).for_each(|block| write(&mut state, block));
         state.freeze();
         let (seq, _) = state.next_upload(8, 8).unwrap();
-        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT);
+        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT, u64::MAX);
         state.freeze();
-        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT);
+        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT, u64::MAX);
         for stage in ["under way", "committed"] {
             let runs = [0, 1, 2, 3, 4].map(|from| first(&mut state, from));
             let holds = [Allocation::Hole, Allocation::Data, Allocation::Zero, Allocation::Data, Allocation::Hole];

@@ -211,7 +211,11 @@ fn an_open_volume_is_deleted_only_when_told_to() {
     let _disk = serving.attach("disk0").unwrap();
     let ended = place.run(&["delete", "disk0", "--yes"]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.err.contains(" and not closed; if it is to go all the same, delete it with --takeover"), "{}", ended.err);
+    assert!(
+        ended.err.contains(" and not closed; if it is to go all the same, delete it with --takeover"),
+        "{}",
+        ended.err
+    );
     serving.kill();
     let out = place.ok(&["delete", "disk0", "--yes", "--takeover"]);
     assert!(

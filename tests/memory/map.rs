@@ -8,12 +8,12 @@ use ashlar::device::Device;
 use ashlar::map::{Content, Page};
 use ashlar::outside::Random;
 use ashlar::store::memory::MemoryStore;
-use ashlar::units::{Extent, FrameAddr, Location, Seq};
-use ashlar::volume::Options;
+use ashlar::units::{BlockSize, Extent, FrameAddr, Location, Seq};
+use ashlar::volume::{self, Options};
 
 use crate::counting::Count;
 use crate::hanging::Hanging;
-use crate::replies::open_over;
+use crate::replies::{open_created, open_over};
 
 fn content(block: u64) -> Content {
     Content::Data(Location { frame: FrameAddr { seq: Seq(block), offset: block as u32, len: 4116 }, block: 0 })
@@ -88,4 +88,46 @@ async fn while_a_checkpoint_does_not_end_commits_wait_once_the_map_takes_all_tha
         volume.read(random.below(blocks) * BLOCK, BLOCK as u32).await.unwrap();
     }
     assert!(volume.status().map_memory <= map_memory, "{}", volume.status().map_memory);
+}
+
+/// Every write meets another page, and all pages together take many times what the map may have.
+#[tokio::test(start_paused = true)]
+async fn one_commit_brings_in_no_more_of_a_dense_map_than_it_may() {
+    const BLOCK: u64 = 512;
+    const PAGES: u64 = 32;
+    const EXTENTS: u64 = 1500;
+    let (map_memory, total_map_memory) = (512 << 10, 1 << 20);
+    let options = Options { map_memory, total_map_memory, segment_size: 256 << 10, ..Options::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = PAGES * ashlar::map::PAGE_BLOCKS;
+    let created = volume::CreateOptions {
+        size: blocks * BLOCK,
+        block_size: BlockSize::new(BLOCK).unwrap(),
+        ..Default::default()
+    };
+    let store = Hanging::new(Arc::new(MemoryStore::default()), "/checkpoints/");
+    let volume = open_created(store.clone(), created, options, folder.path()).await;
+    let write = async |block: u64| {
+        volume.write(block * BLOCK, vec![block as u8 | 1; BLOCK as usize].into(), false).await.unwrap();
+    };
+    for page in 0..PAGES {
+        for i in 0..EXTENTS {
+            write(page * ashlar::map::PAGE_BLOCKS + i * 10).await;
+        }
+    }
+    volume.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    // What a commit brings in stays until the checkpoint that it calls for ends.
+    store.hang();
+    let (random, mut most) = (Random::seeded(3), 0);
+    for i in 0..700u64 {
+        write(i % PAGES * ashlar::map::PAGE_BLOCKS + random.below(EXTENTS) * 10).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        most = most.max(volume.status().map_memory);
+    }
+    store.go_on();
+    volume.flush().await.unwrap();
+    let all = PAGES * EXTENTS * 96;
+    println!("{most} bytes of a map of {all} at most, where {total_map_memory} may be");
+    assert!(most > total_map_memory / 2 && most < map_memory + total_map_memory + all / PAGES, "{most} of {all}");
 }

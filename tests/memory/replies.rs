@@ -28,9 +28,18 @@ pub async fn open(size: u64, options: Options, folder: &Path) -> Arc<Volume> {
 
 /// The same over another store.
 pub async fn open_over(store: Arc<dyn Store>, size: u64, options: Options, folder: &Path) -> Arc<Volume> {
+    open_created(store, CreateOptions { size, ..CreateOptions::default() }, options, folder).await
+}
+
+/// The same, with all that can be chosen.
+pub async fn open_created(
+    store: Arc<dyn Store>,
+    created: CreateOptions,
+    options: Options,
+    folder: &Path,
+) -> Arc<Volume> {
     let random = Random::seeded(1);
     let name = VolumeName::new("v").unwrap();
-    let created = CreateOptions { size, ..CreateOptions::default() };
     volume::create(&*store, &random, &Clock::System, &name, created).await.unwrap();
     let outside = Outside {
         store,
