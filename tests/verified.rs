@@ -482,3 +482,17 @@ async fn a_description_is_relied_on_only_when_nobody_wants_a_higher_number() {
     assert_eq!(volume.meta(), &description::load(&world.objects, &name()).await.unwrap().meta);
     volume.close().await.unwrap();
 }
+
+/// A description of which a store kept only the first part does not exist: whoever changes the volume goes on beside it.
+#[tokio::test(start_paused = true)]
+async fn a_description_that_is_torn_is_in_nobodys_way() {
+    let (world, volume, _) = alone().await;
+    volume.close().await.unwrap();
+    let found = description::load(&world.objects, &name()).await.unwrap();
+    let half = vec![Bytes::from_static(b"{\n  \"format\": 4,")];
+    world.objects.put(&Keys::meta(&name(), found.number + 1), half).await.unwrap();
+    let meta = Meta { compression: Compression::None, ..found.meta.clone() };
+    found.replace(&world.objects, &world.random, &meta, None).await.unwrap();
+    let found = description::load(&world.objects, &name()).await.unwrap();
+    assert_eq!((found.number, found.meta.compression), (3, Compression::None));
+}

@@ -241,14 +241,15 @@ async fn put_verified(
     encoded: Bytes,
 ) -> Result<Option<u64>> {
     for turn in 0..CLAIMS {
-        let Wanted { newest, highest } = wanted(store, name).await?;
-        if newest != before {
+        let Wanted { newest: listed, highest } = wanted(store, name).await?;
+        // Parts of earlier tries are in nobody's way.
+        if listed != before && newest(store, name).await?.map_or(0, |found| found.number) != before {
             return Ok(None);
         }
         let number = highest + 1;
         let claim = Keys::meta_claim(name, number, random.below(u64::MAX));
         put_mark(store, &claim).await?;
-        let is_alone = is_alone(store, name, &claim, before, number).await;
+        let is_alone = is_alone(store, name, &claim, listed, number).await;
         if !matches!(is_alone, Ok(true)) {
             take_back(store, claim).await;
             is_alone?;
@@ -269,11 +270,11 @@ async fn put_verified(
     Err(changed_meanwhile(name))
 }
 
-/// Whether nobody else wants this number or a higher one, and the description `before` is still the newest.
-async fn is_alone(store: &dyn Store, name: &VolumeName, own: &Key, before: u64, number: u64) -> Result<bool> {
+/// Whether nobody else wants this number or a higher one, and there is still no description after `newest`.
+async fn is_alone(store: &dyn Store, name: &VolumeName, own: &Key, newest: u64, number: u64) -> Result<bool> {
     let listed = list(store, name).await?;
     let is_rival = |key: &Key| key != own && Keys::claimed_meta(key).is_some_and(|other| other >= number);
-    Ok(!listed.iter().any(|key| is_rival(key) || Keys::number(key).is_some_and(|other| other > before)))
+    Ok(!listed.iter().any(|key| is_rival(key) || Keys::number(key).is_some_and(|other| other > newest)))
 }
 
 /// Whether the description that was just put stays the newest. Waits for higher claims to be withdrawn.
