@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::units::{ChangeNo, Extent};
+use crate::units::{BlockIndex, BlockSize, ChangeNo, Extent};
 
 /// What happens to an extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,24 @@ impl Change {
         }
     }
 
+    /// What it changes of a volume that ends at `end`. A change that lies wholly beyond is still one, and keeps its number, but it
+    /// brings nothing there.
+    pub fn within(self, end: BlockIndex, block_size: BlockSize) -> Change {
+        let extent = self.extent();
+        if extent.end() <= end {
+            return self;
+        }
+        if extent.start >= end {
+            return Change::Hole(extent);
+        }
+        let inside = Extent::between(extent.start, end);
+        match self {
+            Change::Write(_, data) => Change::Write(inside, data.slice(..block_size.bytes_in(inside.count) as usize)),
+            Change::Zero(_) => Change::Zero(inside),
+            Change::Hole(_) => Change::Hole(inside),
+        }
+    }
+
     /// Bytes of data that it carries.
     pub fn data_len(&self) -> u64 {
         match self {
@@ -48,4 +66,21 @@ pub struct Numbered {
     pub no: ChangeNo,
     /// The change.
     pub change: Change,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_beyond_the_end_brings_nothing_there() {
+        let block_size = BlockSize::new(512).unwrap_or_default();
+        let write = |start, count| Change::Write(Extent::new(start, count), Bytes::from(vec![7; 512 * count as usize]));
+        let end = BlockIndex(10);
+        assert_eq!(write(4, 6).within(end, block_size), write(4, 6));
+        assert_eq!(write(8, 6).within(end, block_size), write(8, 2));
+        assert_eq!(write(10, 2).within(end, block_size), Change::Hole(Extent::new(10, 2)));
+        assert_eq!(Change::Zero(Extent::new(0, 1 << 40)).within(end, block_size), Change::Zero(Extent::new(0, 10)));
+        assert_eq!(Change::Hole(Extent::new(9, 2)).within(end, block_size), Change::Hole(Extent::new(9, 1)));
+    }
 }

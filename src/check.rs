@@ -8,7 +8,7 @@
 //! 2. Every page of the map: authenticated, inside its range.
 //! 3. Every segment that the map needs: there, of the recorded length, its head authenticated; every extent that the map
 //!    places in it lies in one of its frames, at the blocks which that frame holds.
-//! 4. The live blocks of every segment, counted anew from the map.
+//! 4. The live blocks of every segment, counted anew from the map; and that nothing is mapped beyond the end of the volume.
 //! 5. With `data`: every frame of those segments, read and opened.
 //!
 //! Whatever a damaged page, segment or frame was to hold is lost, and reported by its place in the volume ([`Report::lost`]).
@@ -29,6 +29,7 @@ use crate::map::{Content, PageIndex, Runs};
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, ChangeNo, Extent, Seq};
 use crate::volume::error::{Result, VolumeError};
+use crate::volume::keys::Keys;
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::scan::{Scan, Source};
@@ -153,8 +154,9 @@ pub async fn check(
             return Ok(report);
         }
         // A server that serves the volume may have deleted what was being read, after a newer checkpoint.
+        // Or somebody has made the volume larger meanwhile.
         let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
-        if source.list_checkpoints().await?.last().copied().unwrap_or_default() == seen {
+        if (source.description, source.list_checkpoints().await?.last().copied().unwrap_or_default()) == seen {
             return Ok(report);
         }
     }
@@ -166,20 +168,20 @@ async fn check_once(
     data: bool,
     progress: Progress<'_>,
     secrets: &Secrets,
-) -> Result<(Report, Seq)> {
+) -> Result<(Report, (u64, Seq))> {
     let mut report = Report { volume: name.to_string(), ..Report::default() };
     let source = match Source::of(store.clone(), name, &Options::default(), None, secrets).await {
         Ok(source) => source,
         Err(VolumeError::Corrupt { key, why }) => {
             report.problem(key, why);
-            return Ok((report, Seq(0)));
+            return Ok((report, (0, Seq(0))));
         }
         Err(error) => return Err(error),
     };
     report.block_size = source.meta.block_size;
     let Some(mut scan) = scan(&source, &mut report).await? else {
         report.lost = vec![ByteRange { offset: 0, length: source.meta.size }];
-        return Ok((report, Seq(0)));
+        return Ok((report, (source.description, Seq(0))));
     };
     report.covers = Some(scan.covers);
     let prefix = source.keys.all();
@@ -197,7 +199,7 @@ async fn check_once(
     report.lost = byte_ranges(&lost, unit);
     find_orphans(&source, &scan, &sizes, &mut report).await?;
     report.problems.sort_by(|a, b| a.object.cmp(&b.object));
-    Ok((report, scan.checkpointed))
+    Ok((report, (source.description, scan.checkpointed)))
 }
 
 /// Step 1; nothing if the volume cannot be read at all.
@@ -222,9 +224,13 @@ async fn count_live(
 ) -> Result<BTreeMap<Seq, u64>> {
     let mut live: BTreeMap<Seq, u64> = BTreeMap::new();
     let (mut pages, mut blocks) = (0, 0);
+    let (end, mut beyond) = (source.meta.block_size.block_of(source.meta.size), None);
     let count = |_: PageIndex, page: &crate::map::Page| {
         pages += 1;
         for mapped in page.iter() {
+            if mapped.extent.end() > end {
+                beyond = beyond.or(Some(mapped.extent.start.max(end)));
+            }
             if let Content::Data(location) = mapped.content {
                 blocks += mapped.extent.count.0;
                 *live.entry(location.frame.seq).or_default() += mapped.extent.count.0;
@@ -232,6 +238,12 @@ async fn count_live(
         }
     };
     walk.each(source, scan, report, lost, count).await?;
+    if let Some(block) = beyond {
+        let what = format!(
+            "the volume ends at block {end}, but the map holds block {block}: larger again, it would show that"
+        );
+        report.problem(Keys::meta(&source.meta.name, source.description), what);
+    }
     report.pages = pages;
     report.mapped_bytes = blocks * u64::from(source.meta.block_size.bytes());
     for (seq, info) in scan.map.usage().iter() {

@@ -2,7 +2,7 @@
 //!
 //! `nbd/` sees only this; `volume/` is one implementation, [`crate::device::memory`] (tests) another.
 //! The caller has checked that `offset + len` lies inside the device; any alignment down to one byte is
-//! served. All methods may run concurrently; a change is visible to every read that starts after it returned.
+//! served. A device may be made larger or smaller meanwhile: a change that ends past the new end fails, what is read there is zero. All methods may run concurrently; a change is visible to every read that starts after it returned.
 //! A client that leaves gives its requests up: a future that is dropped before it is ready may or may not have taken
 //! effect, and must leave the device as sound as if it had not been called.
 
@@ -37,6 +37,9 @@ pub enum DeviceError {
     /// The device is read-only (NBD_EPERM).
     #[error("the volume is read-only: {0}")]
     ReadOnly(String),
+    /// The device has become smaller, and the range ends past its end now (NBD_ENOSPC).
+    #[error("the range ends past the end of the volume, which was made smaller")]
+    BeyondEnd,
     /// The device is closing (NBD_ESHUTDOWN).
     #[error("the volume is closing")]
     ShuttingDown,
@@ -79,7 +82,7 @@ pub struct Run {
 /// A block device.
 #[async_trait]
 pub trait Device: Send + Sync {
-    /// Size and block size; the same for the life of a connection.
+    /// Size and block size. The size may change in the life of a connection, the rest does not.
     fn info(&self) -> DeviceInfo;
 
     /// The bytes `offset .. offset + len`; the pieces' lengths sum to `len`, and they keep not much more memory

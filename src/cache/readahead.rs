@@ -64,6 +64,11 @@ impl ReadAhead {
         ReadAhead { streams: Vec::new(), window_max, budget, size, tick: 0 }
     }
 
+    /// The volume has so many bytes from now on.
+    pub fn resize(&mut self, size: u64) {
+        self.size = size;
+    }
+
     /// Takes note of a read.
     pub fn read(&mut self, offset: u64, len: u64) -> Advice {
         if self.window_max == 0 || self.budget == 0 || len == 0 {

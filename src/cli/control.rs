@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::exports::VolumeExports;
@@ -47,7 +48,19 @@ pub enum Request {
     },
     /// Take over what is new in the description of this volume; it is opened if it is not open. A [`Reloaded`].
     Reload(String),
+    /// Make this volume smaller; it is opened if it is not open. A [`Shrunk`].
+    Shrink {
+        /// The volume.
+        export: String,
+        /// Its new size in bytes.
+        size: u64,
+        /// Data beyond may be lost.
+        discard_data: bool,
+    },
 }
+
+/// The answer to [`Request::Shrink`]: null, or why it was not done.
+type Shrunk = Option<String>;
 
 /// The answer to [`Request::Reload`]: null, or why it was not done.
 type Reloaded = Option<String>;
@@ -149,21 +162,27 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers, one after the other, until the task is dropped.
+/// Answers, a few at a time: what waits for the store does not keep a status waiting. Until the task is dropped.
 pub async fn serve(listener: UnixListener, insight: Insight) {
+    let (insight, mut answers) = (Arc::new(insight), JoinSet::new());
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let answered = tokio::time::timeout(RELOAD_PATIENCE, answer(stream, &insight)).await;
-                if let Ok(Err(error)) = answered {
-                    warn!("somebody asked for something and left: {error}");
-                }
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if answers.len() < ANSWERS_MAX => accepted,
+            Some(_) = answers.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, _)) => drop(answers.spawn(take(stream, Arc::clone(&insight)))),
             Err(error) => {
                 warn!("the status cannot be asked for: {error}");
                 tokio::time::sleep(PATIENCE).await;
             }
         }
+    }
+}
+
+async fn take(stream: UnixStream, insight: Arc<Insight>) {
+    if let Ok(Err(error)) = tokio::time::timeout(SHRINK_PATIENCE, answer(stream, &insight)).await {
+        warn!("somebody asked for something and left: {error}");
     }
 }
 
@@ -175,6 +194,9 @@ async fn answer(mut stream: UnixStream, insight: &Insight) -> io::Result<()> {
     let answer = match serde_json::from_slice(&line)? {
         Request::Status => serde_json::to_vec(&insight.status())?,
         Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
+        Request::Shrink { export, size, discard_data } => {
+            serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
+        }
         Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
@@ -187,6 +209,14 @@ async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
         Err(error) => return Some(error.to_string()),
     };
     volume.reload().await.err().map(|error| error.to_string())
+}
+
+async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExports<StoreVolumes>) -> Shrunk {
+    let volume = match exports.volume(name).await {
+        Ok(volume) => volume,
+        Err(error) => return Some(error.to_string()),
+    };
+    volume.shrink(size, discard_data).await.err().map(|error| error.to_string())
 }
 
 impl Insight {
@@ -244,6 +274,35 @@ pub async fn ask(state: &Path) -> io::Result<ServerStatus> {
 
 /// How long a server may take to open a volume and read its description.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a server may take to make a volume smaller: what was written must be in the store first.
+const SHRINK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Requests that are answered at one time.
+const ANSWERS_MAX: usize = 16;
+
+/// Has the server that has the state directory make a volume smaller; whether there is such a server, and why it did not.
+pub async fn shrink_if_served(
+    state: &Path,
+    store: &str,
+    name: &VolumeName,
+    size: u64,
+    discard_data: bool,
+) -> Result<bool, String> {
+    match ask(state).await {
+        Ok(status) if status.store == store => {}
+        _ => return Ok(false),
+    }
+    let request = Request::Shrink { export: name.to_string(), size, discard_data };
+    match self::request::<Shrunk>(state, &request, SHRINK_PATIENCE).await {
+        Ok(None) => Ok(true),
+        Ok(Some(why)) => Err(why),
+        Err(error) => Err(format!(
+            "the server on {} did not answer ({error}): whether the volume is smaller now says `ashlar info {name}`",
+            state.display()
+        )),
+    }
+}
 
 /// Tells the server that has the state directory that a description is new; whether there is such a server, and why it
 /// did not take it over.

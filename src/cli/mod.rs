@@ -29,6 +29,7 @@ mod evict;
 mod warm;
 mod check;
 mod set;
+mod resize;
 mod key;
 mod rotate;
 mod delete;
@@ -126,6 +127,7 @@ enum Command {
     Warm(warm::Args),
     Check(check::Args),
     Set(set::Args),
+    Resize(resize::Args),
     Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
@@ -157,6 +159,7 @@ impl Cli {
             Command::Evict(args) => evict::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Set(args) => set::run(&args, &config),
+            Command::Resize(args) => resize::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),

@@ -114,6 +114,36 @@ impl ExtentMap {
         }
     }
 
+    /// The blocks of the volume.
+    pub fn volume(&self) -> Extent {
+        self.volume
+    }
+
+    /// The volume has so many blocks from now on. What it loses must have been given up before: fails, and changes nothing, with
+    /// the first block beyond the end that is known to be mapped.
+    pub fn resize(&mut self, blocks: BlockCount) -> Result<(), BlockIndex> {
+        match self.mapped_beyond(BlockIndex(blocks.0)) {
+            Some(block) => Err(block),
+            None => {
+                self.volume.count = blocks;
+                Ok(())
+            }
+        }
+    }
+
+    /// The first block at `end` or later that is mapped, as far as the pages in memory tell; of a page that is not there, the
+    /// first if all of it lies beyond.
+    fn mapped_beyond(&self, end: BlockIndex) -> Option<BlockIndex> {
+        let in_page = |(index, slot): (&PageIndex, &Slot)| match &slot.page {
+            Some(page) => page.iter().find(|m| m.extent.end() > end).map(|m| m.extent.start.max(end)),
+            None => Some(index.extent().start).filter(|start| *start >= end),
+        };
+        let mapped = self.pages.range(PageIndex::of(end)..).find_map(in_page);
+        let first = end.0.div_ceil(PAGE_BLOCKS);
+        let zeroed = self.zeroed.iter().find(|run| run.end > first).map(|run| run.start.max(first) * PAGE_BLOCKS);
+        mapped.into_iter().chain(zeroed.map(BlockIndex)).min()
+    }
+
     /// What the blocks of `extent` hold, in order, without gaps; neighbours of one kind may be apart.
     pub fn lookup(&mut self, extent: Extent) -> Result<Vec<(Extent, Placement)>, NeedPages> {
         self.need(self.pages_missing(extent))?;
@@ -790,6 +820,38 @@ mod tests {
         let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
         assert_eq!((there, map.memory()), (vec![1], one), "what changed stays");
         assert!(look(&mut map, 4).is_err());
+    }
+
+    #[test]
+    fn a_map_becomes_smaller_only_where_nothing_is_mapped() {
+        let mut map = ExtentMap::new(BlockCount(3 * PAGE_BLOCKS + 100));
+        let mut stored = Stored::default();
+        let end = PAGE_BLOCKS + 10;
+        map.apply(Seq(1), SegmentInfo::default(), &changes(Seq(1), end - 16, end, 2), None).unwrap();
+        let placements = [
+            (Extent::new(end - 1, 2), Placement::Zero),
+            (Extent::new(2 * PAGE_BLOCKS, PAGE_BLOCKS), Placement::Zero),
+            (Extent::new(3 * PAGE_BLOCKS + 1, 1), Placement::Zero),
+        ];
+        map.apply(Seq(2), SegmentInfo::default(), &placements, None).unwrap();
+        for (hole, beyond) in [(end, end), (end + 1, 2 * PAGE_BLOCKS), (3 * PAGE_BLOCKS, 3 * PAGE_BLOCKS + 1)] {
+            assert_eq!(map.resize(BlockCount(end)), Err(BlockIndex(beyond)), "after a hole from {hole} on");
+            let extent = Extent::between(
+                BlockIndex(hole),
+                if hole == end { BlockIndex(end + 1) } else { BlockIndex(3 * PAGE_BLOCKS) },
+            );
+            map.apply(Seq(3), SegmentInfo::default(), &[(extent, Placement::Hole)], None).unwrap();
+        }
+        // Of pages that are not in memory it is known that they are not empty.
+        stored.checkpoint(&mut map, Seq(3));
+        map.evict(0);
+        assert_eq!(map.resize(BlockCount(end)), Err(BlockIndex(3 * PAGE_BLOCKS)));
+        let extent = Extent::between(BlockIndex(end), map.volume().end());
+        while let Err(need) = map.apply(Seq(4), SegmentInfo::default(), &[(extent, Placement::Hole)], None) {
+            stored.load(&mut map, need);
+        }
+        assert_eq!(map.resize(BlockCount(end)), Ok(()));
+        assert_eq!(map.volume(), Extent::new(0, end));
     }
 
     #[test]

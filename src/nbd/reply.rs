@@ -23,6 +23,7 @@ pub fn errno(error: &DeviceError) -> Errno {
     match error {
         DeviceError::Io(_) | DeviceError::Unreadable { .. } | DeviceError::Fenced(_) => Errno::Io,
         DeviceError::ReadOnly(_) => Errno::Perm,
+        DeviceError::BeyondEnd => Errno::NoSpace,
         DeviceError::ShuttingDown => Errno::Shutdown,
     }
 }
@@ -237,6 +238,7 @@ mod tests {
         assert_eq!(number(DeviceError::Unreadable { offset: 0, why: String::new() }), 5);
         assert_eq!(number(DeviceError::Fenced(String::new())), 5);
         assert_eq!(number(DeviceError::ReadOnly(String::new())), 1);
+        assert_eq!(number(DeviceError::BeyondEnd), 28);
         assert_eq!(number(DeviceError::ShuttingDown), 108);
     }
 

@@ -281,6 +281,8 @@ impl<R: AsyncRead + Unpin> Session<R> {
                 Ok(header) => header,
                 Err(end) => return end,
             };
+            // The volume may have been made larger or smaller since the client was told its size.
+            self.terms.size = self.client.device.info().size;
             let parsed = match self.shutting_down {
                 true => request::refuse_for_shutdown(&header, &self.terms),
                 false => request::parse(&header, &self.terms),

@@ -5,6 +5,8 @@
 //! and one that changes it, only one gets the next number. The highest number is never deleted, not even that of a volume
 //! that is gone: so the next number is free for one more only, however late a request arrives.
 //!
+//! Who makes a volume smaller puts a claim to the number, too ([`super::resize`]), so that whoever takes the volume meanwhile sees it.
+//!
 //! On a store that cannot create a key for one only, whoever wants a number puts a claim to it first, and looks, and looks again
 //! when the description is there; see [`super::verified`] for why.
 
@@ -60,7 +62,34 @@ pub async fn settled(store: &dyn Store, random: &Random, name: &VolumeName) -> R
         if turn < CLAIMS {
             give_way(random, turn).await;
         } else {
-            put_verified(store, random, found.number, name, found.bytes.clone()).await?;
+            put_verified(store, random, found.number, name, found.bytes.clone(), unguarded).await?;
+        }
+    }
+    Err(changed_meanwhile(name))
+}
+
+/// The description of a volume that this server has taken, unless it is still number `known` and nobody wants a higher one. Who wants
+/// one may have had the volume before, and be about to make it smaller ([`super::resize`]): that must not count any more if it does
+/// not yet. So the newest is put once more, above all claims; in verified mode only if they are not withdrawn.
+pub(super) async fn settled_since(
+    store: &dyn Store,
+    random: &Random,
+    name: &VolumeName,
+    known: u64,
+) -> Result<Option<Description>> {
+    for turn in 0..2 * CLAIMS {
+        let Wanted { newest, highest } = wanted(store, name).await?;
+        if newest == known && highest == known {
+            return Ok(None);
+        }
+        let found = load(store, name).await?;
+        if found.number >= highest {
+            return Ok(Some(found));
+        }
+        match found.meta.fenced_by {
+            FencedBy::Verified if turn < CLAIMS => give_way(random, turn).await,
+            FencedBy::Verified => drop(put_verified(store, random, found.number, name, found.bytes, unguarded).await?),
+            FencedBy::CreateOnly => drop(put_created(store, found.number, name, found.bytes).await?),
         }
     }
     Err(changed_meanwhile(name))
@@ -189,11 +218,49 @@ impl Description {
         if put(store, random, self.number, meta, keyring).await?.is_none() {
             return Err(changed_meanwhile(&meta.name));
         }
-        let old = list(store, &meta.name).await?.into_iter();
+        self.delete_old(store).await
+    }
+
+    /// As [`Description::replace`], for what only the server may change that has the volume: `prove` shows that it still has it, when
+    /// a claim to the number is there. Returns the number. If this fails, the description may be there all the same, or arrive, until
+    /// [`settled_since`] returned.
+    pub(super) async fn replace_as_owner<F: Future<Output = Result<()>>>(
+        &self,
+        store: &dyn Store,
+        random: &Random,
+        meta: &Meta,
+        keyring: Option<&Keyring>,
+        prove: impl Fn() -> F,
+    ) -> Result<u64> {
+        meta.check_store(store)?;
+        let (name, encoded) = (&meta.name, Bytes::from(meta.encode(keyring)));
+        let placed = match meta.fenced_by {
+            FencedBy::Verified => put_verified(store, random, self.number, name, encoded, prove).await?,
+            FencedBy::CreateOnly => {
+                let claim = Keys::meta_claim(name, self.number + 1, random.below(u64::MAX));
+                put_mark(store, &claim).await?;
+                if let Err(error) = prove().await {
+                    take_back(store, claim).await;
+                    return Err(error);
+                }
+                let placed = put_created(store, self.number, name, encoded).await?;
+                take_back(store, claim).await;
+                placed
+            }
+        };
+        let number = placed.ok_or_else(|| changed_meanwhile(name))?;
+        self.delete_old(store).await?;
+        Ok(number)
+    }
+
+    /// Deletes this description, those before it, and the claims to their numbers.
+    async fn delete_old(&self, store: &dyn Store) -> Result<()> {
+        let name = &self.meta.name;
+        let old = list(store, name).await?.into_iter();
         let old =
             old.filter(|key| Keys::number(key).or_else(|| Keys::claimed_meta(key)).is_some_and(|n| n <= self.number));
         let old: Vec<Key> = old.collect();
-        store.delete(&old).await.map_err(VolumeError::store(format!("deleting older descriptions of {}", meta.name)))
+        store.delete(&old).await.map_err(VolumeError::store(format!("deleting older descriptions of {name}")))
     }
 }
 
@@ -210,8 +277,13 @@ pub(super) async fn put(
     let encoded = Bytes::from(meta.encode(keyring));
     match meta.fenced_by {
         FencedBy::CreateOnly => put_created(store, before, &meta.name, encoded).await,
-        FencedBy::Verified => put_verified(store, random, before, &meta.name, encoded).await,
+        FencedBy::Verified => put_verified(store, random, before, &meta.name, encoded, unguarded).await,
     }
+}
+
+/// What [`put_verified`] is to do between claim and description where there is nothing to do.
+async fn unguarded() -> Result<()> {
+    Ok(())
 }
 
 async fn put_created(store: &dyn Store, before: u64, name: &VolumeName, encoded: Bytes) -> Result<Option<u64>> {
@@ -232,13 +304,14 @@ async fn put_created(store: &dyn Store, before: u64, name: &VolumeName, encoded:
 /// How often a claim gives way.
 const CLAIMS: usize = 8;
 
-/// Claim, look, put, look.
-async fn put_verified(
+/// Claim, look, put, look. Before it puts anything, `prove` must hold.
+async fn put_verified<F: Future<Output = Result<()>>>(
     store: &dyn Store,
     random: &Random,
     before: u64,
     name: &VolumeName,
     encoded: Bytes,
+    prove: impl Fn() -> F,
 ) -> Result<Option<u64>> {
     for turn in 0..CLAIMS {
         let Wanted { newest: listed, highest } = wanted(store, name).await?;
@@ -255,6 +328,10 @@ async fn put_verified(
             is_alone?;
             give_way(random, turn).await;
             continue;
+        }
+        if let Err(error) = prove().await {
+            take_back(store, claim).await;
+            return Err(error);
         }
         let key = Keys::meta(name, number);
         match slot::put_at(store, &|_| Ok(key.clone()), vec![encoded.clone()], &|_| false).await {

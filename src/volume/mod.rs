@@ -47,6 +47,7 @@ pub mod lifecycle;
 mod removal;
 pub mod description;
 pub mod key_slots;
+pub mod resize;
 mod seen;
 pub mod meta;
 pub mod root;
@@ -191,9 +192,18 @@ impl Volume {
         }
     }
 
-    /// Takes over what is new in its description: key slots, a new data key, compression.
+    /// Takes over what is new in its description: key slots, a new data key, compression, a greater size.
     pub async fn reload(&self) -> Result<(), VolumeError> {
-        self.shared.reload().await
+        let reloaded = self.shared.reload().await;
+        self.ahead.lock().resize(self.shared.size());
+        reloaded
+    }
+
+    /// Makes it smaller; data beyond the new end is lost with `discard_data`, and else a reason to refuse. See [`resize`].
+    pub async fn shrink(&self, size: u64, discard_data: bool) -> Result<(), VolumeError> {
+        let shrunk = self.shared.shrink(size, discard_data).await;
+        self.ahead.lock().resize(self.shared.size());
+        shrunk
     }
 
     /// Deletes the objects of its folder that belong to nobody, at once.
@@ -212,7 +222,7 @@ impl Volume {
         let pages: u64 = inner.checkpoints.values().map(|info| info.page_bytes).sum();
         let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
         Status {
-            size: self.shared.meta.size,
+            size: self.shared.size(),
             seal: self.shared.sealer.seal(),
             compression: inner.compression,
             retired_bytes: if inner.may_reseal { inner.retired_bytes(&self.shared.sealer) } else { 0 },
@@ -244,7 +254,7 @@ impl Volume {
         self.shared.health.trouble()
     }
 
-    /// Its description.
+    /// Its description when it was opened; [`Volume::status`] knows its size and compression as they are now.
     pub fn meta(&self) -> &Meta {
         &self.shared.meta
     }
@@ -269,7 +279,7 @@ const CACHE_PIECE: u64 = 8 << 20;
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
         let meta = &self.shared.meta;
-        DeviceInfo { size: meta.size, block_size: meta.block_size.bytes(), read_only: false }
+        DeviceInfo { size: self.shared.size(), block_size: meta.block_size.bytes(), read_only: false }
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {

@@ -10,7 +10,8 @@
 //! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
 //!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
 //!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
-//!    And look for a tombstone: a volume that is deleted meanwhile is refused ([`removal`](super::removal), step 4).
+//!    And look for a newer description: a volume that is deleted meanwhile is refused ([`removal`](super::removal), step 4); one
+//!    that was changed is as it is now, and nobody makes it smaller any more who had it before ([`resize`](super::resize)).
 //! 6. Accept the journal's changes after the last committed one. They take their old numbers.
 //!
 //! In verified mode ([`verified`]) the first scan finds out whether the volume may be had; then comes the claim, and only what a
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use crate::cache::BlockCache;
 use crate::change::Numbered;
+use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
@@ -30,10 +32,11 @@ use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
-use crate::units::{Epoch, Seq};
+use crate::units::{BlockIndex, Epoch, Seq};
 use crate::volume::budget::Budget;
-use crate::volume::description;
+use crate::volume::description::{self, Description};
 use crate::volume::error::{Holder, Result, VolumeError};
+use crate::volume::keys::Keys;
 use crate::volume::meta::{FencedBy, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
@@ -128,7 +131,12 @@ struct PlacedFence {
     stored_bytes: u32,
     /// The old owner wrote a checkpoint between our scan and our fence, and may have deleted what our scan refers to.
     is_based_on_less: bool,
+    /// The volume was described anew between our first look and our fence.
+    newer: Option<Newer>,
 }
+
+/// A description that took the place of the one with which opening began, and what it unlocks.
+type Newer = (Description, Sealer);
 
 /// What [`journal::find`] said.
 type FoundJournal = std::result::Result<Option<Found>, JournalError>;
@@ -176,7 +184,7 @@ struct Opening {
 
 impl Opening {
     /// Steps 1 to 6. In verified mode `claim` is what is to be withdrawn if this fails.
-    async fn take(self, name: &VolumeName, claim: &mut Option<Claim>) -> Result<Shared> {
+    async fn take(mut self, name: &VolumeName, claim: &mut Option<Claim>) -> Result<Shared> {
         let mut displaced: Option<Epoch> = None;
         for turn in 0..TRIES {
             let mut scan = self.source.scan().await?;
@@ -206,11 +214,16 @@ impl Opening {
             // seen one of both.
             let placing = claim.take();
             match self.put_fence(&scan, journal.name(), placing).await {
-                Ok(Some(placed)) => {
+                Ok(Some(mut placed)) => {
+                    let newer = placed.newer.take();
                     if placed.is_based_on_less {
                         scan = self.source.scan().await?;
                     } else {
                         scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
+                    }
+                    if let Some(Err(error)) = newer.map(|newer| self.adopt(newer, &mut scan)) {
+                        drop(journal.close().await);
+                        return Err(error);
                     }
                     let shared = self.start(scan, placed, journal, replay);
                     shared.remember(shared.fence.0).await;
@@ -361,16 +374,33 @@ impl Opening {
     }
 
     /// Whoever deletes the volume puts a tombstone, and then fences whoever has a fence there: a fence that comes later finds
-    /// the tombstone.
-    async fn refuse_the_deleted(&self) -> Result<()> {
+    /// the tombstone. Whoever makes it smaller puts a claim, and then looks for a fence.
+    async fn described_anew(&self) -> Result<Option<Newer>> {
         let (store, meta) = (&*self.outside.store, &self.source.meta);
-        if description::newest_number(store, &meta.name).await? == self.source.description {
-            return Ok(());
+        let known = self.source.description;
+        let Some(newer) = description::settled_since(store, &self.outside.random, &meta.name, known).await? else {
+            return Ok(None);
+        };
+        if newer.meta.uuid != meta.uuid {
+            return Err(VolumeError::NotFound { name: meta.name.to_string(), store: store.url() });
         }
-        match description::load(store, &meta.name).await?.meta.uuid == meta.uuid {
-            true => Ok(()), // only a setting or a key slot was changed
-            false => Err(VolumeError::NotFound { name: meta.name.to_string(), store: store.url() }),
+        let sealer = newer.unlock(&self.outside.secrets).await?;
+        Ok(Some((newer, sealer)))
+    }
+
+    /// The volume is as the newest description says.
+    fn adopt(&mut self, (newer, sealer): Newer, scan: &mut Scan) -> Result<()> {
+        if let (Some(ours), Some(newer)) = (self.source.sealer.keyring(), sealer.keyring()) {
+            ours.follow(newer);
         }
+        let blocks = newer.meta.block_size.block_of(newer.meta.size) - BlockIndex(0);
+        scan.map.resize(blocks).map_err(|block| VolumeError::Corrupt {
+            key: Keys::meta(&newer.meta.name, newer.number),
+            why: format!("it makes the volume smaller, but block {block} was not given up"),
+        })?;
+        self.source.description = newer.number;
+        self.source.meta = newer.meta;
+        Ok(())
     }
 
     /// Steps 4 and 5: our fence and its slot, or nothing if the log has moved on.
@@ -390,7 +420,7 @@ impl Opening {
             Put::Taken(_) => return Ok(None),
             Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
         };
-        let (listed, ()) = tokio::try_join!(self.source.list_checkpoints(), self.refuse_the_deleted())?;
+        let (listed, newer) = tokio::try_join!(self.source.list_checkpoints(), self.described_anew())?;
         let newest = listed.last().copied().unwrap_or_default();
         if newest >= seq {
             let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
@@ -398,17 +428,17 @@ impl Opening {
             return Ok(None);
         }
         let is_based_on_less = newest > scan.checkpointed;
-        Ok(Some(PlacedFence { seq, fence, stored_bytes, is_based_on_less }))
+        Ok(Some(PlacedFence { seq, fence, stored_bytes, is_based_on_less, newer }))
     }
 
     /// As [`Opening::put_fence`], in verified mode.
     async fn put_claimed(&self, scan: &Scan, fence: Fence, claim: Claim) -> Result<Option<PlacedFence>> {
         let (store, random) = (&*self.outside.store, &self.outside.random);
         let stored_bytes = verified::place(store, &self.source, scan, claim, &fence, random).await?;
-        self.refuse_the_deleted().await?;
+        let newer = self.described_anew().await?;
         let Some(stored_bytes) = stored_bytes else { return Ok(None) };
         self.clear_fences(scan).await;
-        Ok(Some(PlacedFence { seq: scan.next, fence, stored_bytes, is_based_on_less: false }))
+        Ok(Some(PlacedFence { seq: scan.next, fence, stored_bytes, is_based_on_less: false, newer }))
     }
 
     /// Deletes the claims and fences that are before all checkpoints. That it cannot costs nothing but their place.
@@ -463,13 +493,15 @@ impl Opening {
             checkpointed: scan.checkpointed,
             bytes_since_checkpoint: scan.bytes_since_checkpoint,
         };
-        let mut state = State::new(self.source.meta.block_size, origin);
+        let meta = self.source.meta;
+        let mut state = State::new(meta.block_size, origin);
+        let end = meta.block_size.block_of(meta.size);
         let replayed = replay.len();
         for numbered in replay {
             // Of its own: a slice would keep all of the journal's file in memory that it was read with.
-            state.accept(numbered.change.into_own(), self.options.segment_size, self.options.total_map_memory);
+            let change = numbered.change.within(end, meta.block_size).into_own();
+            state.accept(change, self.options.segment_size, self.options.total_map_memory);
         }
-        let meta = self.source.meta;
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
         Shared::new(Parts {
             meta,

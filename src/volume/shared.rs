@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -20,11 +20,11 @@ use crate::segment::{Fence, Stamp};
 use crate::store::Store;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
-use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
+use crate::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Seq};
 use crate::volume::GcStatus;
 use crate::volume::account::Account;
 use crate::volume::budget::{Budget, Seat};
-use crate::volume::description;
+use crate::volume::description::Description;
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
@@ -39,7 +39,10 @@ use crate::volume::watched::Watched;
 /// See the module.
 #[derive(Debug)]
 pub struct Shared {
+    /// Its description when it was opened; how large it is now and how it compresses may have changed since.
     pub meta: Meta,
+    /// Bytes of the volume; changed only while the lock of `inner` is held.
+    size: AtomicU64,
     pub block_size: BlockSize,
     pub options: Options,
     /// Our fence, and where it stands in the log.
@@ -86,6 +89,8 @@ pub struct Shared {
     pub read_ended: Notify,
     /// Whose turn it is to load pages to say what is known of a range: one at a time, however many clients ask.
     pub loading_for_extents: Semaphore,
+    /// Whose turn it is to follow the description, or to change it.
+    pub describing: Semaphore,
 }
 
 /// What the lock guards.
@@ -94,6 +99,8 @@ pub struct Inner {
     pub state: State,
     /// The number of the newest description that we know.
     pub description: u64,
+    /// Nothing is accepted at this block or later, although the volume may still be larger ([`super::resize`]).
+    pub lowered: Option<BlockIndex>,
     /// The checkpoint objects that hold pages of the newest root.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     /// What is still to be deleted.
@@ -207,6 +214,7 @@ impl Shared {
         let mut inner = Inner {
             state: parts.state,
             description: parts.description,
+            lowered: None,
             checkpoints: parts.checkpoints,
             doomed: parts.doomed,
             committed_at: None,
@@ -223,6 +231,7 @@ impl Shared {
         inner.note_commit();
         Shared {
             block_size: parts.meta.block_size,
+            size: AtomicU64::new(parts.meta.size),
             meta: parts.meta,
             options: parts.options,
             epoch: parts.fence.1.epoch,
@@ -253,6 +262,7 @@ impl Shared {
             completed: Notify::new(),
             read_ended: Notify::new(),
             loading_for_extents: Semaphore::new(1),
+            describing: Semaphore::new(1),
         }
     }
 
@@ -280,9 +290,13 @@ impl Shared {
         }
     }
 
-    /// Takes over what is new in the description: keys, compression.
-    pub async fn reload(&self) -> Result<(), VolumeError> {
-        let description = description::settled(&*self.store, &self.random, &self.meta.name).await?;
+    /// Bytes of the volume as it is now.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Takes over what a newer description says that was read and belongs to the volume: keys, compression, size.
+    pub async fn follow(&self, description: &Description) -> Result<(), VolumeError> {
         if description.meta.uuid != self.meta.uuid {
             return Err(VolumeError::Invalid(format!("volume {} is another one now", self.meta.name)));
         }
@@ -297,11 +311,27 @@ impl Shared {
             (None, None) => {}
             _ => return Err(VolumeError::Invalid(format!("volume {} cannot change its seal", self.meta.name))),
         }
+        self.adopt(description.number, &description.meta)
+    }
+
+    /// Takes over what a proven description says, but for its keys.
+    pub fn adopt(&self, number: u64, meta: &Meta) -> Result<(), VolumeError> {
         {
             let mut inner = self.inner.lock();
-            inner.description = description.number;
-            inner.compression = description.meta.compression;
+            inner.description = number;
+            inner.compression = meta.compression;
             inner.may_reseal = self.sealer.keyring().is_some_and(Keyring::has_retired);
+            inner.resize(self.block_size.block_of(meta.size)).map_err(|beyond| {
+                VolumeError::Invalid(format!(
+                    "the description of volume {} says that it has {} bytes, but this server serves {} and what lies at byte {} \
+                     was not given up: it goes on with the size that it has; make the volume as large again with `ashlar resize`",
+                    self.meta.name,
+                    meta.size,
+                    self.size(),
+                    self.block_size.offset_of(beyond),
+                ))
+            })?;
+            self.size.store(meta.size, Ordering::Release);
         }
         self.wake.notify_one();
         Ok(())
@@ -382,6 +412,21 @@ impl Count {
 }
 
 impl Inner {
+    /// The first block at which nothing is accepted.
+    pub fn end(&self) -> BlockIndex {
+        self.lowered.unwrap_or(self.state.map.volume().end())
+    }
+
+    /// The volume ends there from now on. Fails with the first block that would be cut off and that was not given up before.
+    fn resize(&mut self, end: BlockIndex) -> Result<(), BlockIndex> {
+        if end < self.end() {
+            return Err(end);
+        }
+        self.state.map.resize(end - BlockIndex(0))?;
+        self.lowered = None;
+        Ok(())
+    }
+
     /// Brings pages into the map. Whoever asked for them looks under the same lock: they may leave again after it.
     pub fn take_pages(&mut self, pages: LoadedPages) {
         for (index, at, page) in pages {

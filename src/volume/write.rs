@@ -26,11 +26,11 @@ impl Shared {
         let cover = self.block_size.cover(offset, data.len() as u64);
         let aligned = self.block_size.bytes_in(cover.count) == data.len() as u64;
         let last = match aligned {
-            true => self.accept_all(self.split(cover, data), None).await?,
+            true => self.accept_all(self.split(cover, data), Who::Client).await?,
             false => {
                 let completing = self.begin_completing(cover).await?;
                 let whole = self.complete(offset, data, cover).await?;
-                self.accept_all(self.split(cover, whole), Some(&completing)).await?
+                self.accept_all(self.split(cover, whole), Who::Completer(&completing)).await?
             }
         };
         self.acknowledge(last, fua).await
@@ -42,7 +42,7 @@ impl Shared {
         if extent.is_empty() {
             return Ok(());
         }
-        let last = self.accept_all(vec![Change::Hole(extent)], None).await?;
+        let last = self.accept_all(vec![Change::Hole(extent)], Who::Client).await?;
         self.acknowledge(last, fua).await
     }
 
@@ -66,7 +66,7 @@ impl Shared {
             self.write(end, zeroes(offset + len - end), fua).await?;
         }
         let change = if no_hole { Change::Zero(inside) } else { Change::Hole(inside) };
-        let last = self.accept_all(vec![change], None).await?;
+        let last = self.accept_all(vec![change], Who::Client).await?;
         self.acknowledge(last, fua).await
     }
 
@@ -112,29 +112,37 @@ impl Shared {
         if fua { self.stable(no).await } else { self.check_open() }
     }
 
-    /// Accepts the changes in order and returns the number of the last. `held` is the range that the caller completes
-    /// itself; every other range that is being completed is waited for.
-    async fn accept_all(&self, changes: Vec<Change>, held: Option<&Completing<'_>>) -> Result<ChangeNo, DeviceError> {
+    /// Gives up all from the end that was lowered on, and returns once that is committed in the store ([`super::resize`]).
+    pub(super) async fn give_up(&self, beyond: Extent) -> Result<(), DeviceError> {
+        let last = self.accept_all(vec![Change::Hole(beyond)], Who::Shrinker).await?;
+        self.committed(last).await
+    }
+
+    /// Accepts the changes in order and returns the number of the last.
+    async fn accept_all(&self, changes: Vec<Change>, who: Who<'_>) -> Result<ChangeNo, DeviceError> {
         let mut last = ChangeNo(0);
         let is_split = changes.len() > 1;
         for change in changes {
             let kept = self.wait_for_room(buffer::cost(&change)).await?.keep();
             // The parts are committed one by one, and each would keep all of the payload until the last of them is.
             let change = if is_split { change.into_own() } else { change };
-            last = self.accept(change, held).await?;
+            last = self.accept(change, who).await?;
             kept.accepted();
         }
         Ok(last)
     }
 
-    async fn accept(&self, change: Change, held: Option<&Completing<'_>>) -> Result<ChangeNo, DeviceError> {
+    async fn accept(&self, change: Change, who: Who<'_>) -> Result<ChangeNo, DeviceError> {
         let extent = change.extent();
         loop {
             let freed = self.completed.notified();
             {
                 let mut inner = self.inner.lock();
                 self.check_open()?;
-                if !inner.paused && (held.is_some() || inner.state.is_free(extent)) {
+                if extent.end() > inner.end() && !matches!(who, Who::Shrinker) {
+                    return Err(DeviceError::BeyondEnd);
+                }
+                if !inner.paused && (matches!(who, Who::Completer(_)) || inner.state.is_free(extent)) {
                     return Ok(self.accept_locked(&mut inner, change));
                 }
             }
@@ -219,6 +227,17 @@ impl Shared {
             freed.await;
         }
     }
+}
+
+/// Who changes a range.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    /// A client: waits for whoever completes partial blocks there.
+    Client,
+    /// Who completes partial blocks there, and nobody else meanwhile.
+    Completer(#[allow(dead_code, reason = "having it is the proof")] &'a Completing<'a>),
+    /// Who makes the volume smaller: may give up what lies beyond its end.
+    Shrinker,
 }
 
 /// A range whose partial blocks its holder completes: nobody else writes there meanwhile.

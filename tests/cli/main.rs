@@ -10,4 +10,5 @@ mod serving;
 mod looking_on;
 mod signals;
 mod operating;
+mod resizing;
 mod tls;

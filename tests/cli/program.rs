@@ -122,6 +122,22 @@ impl Serving {
         attach(&self.socket(), volume)
     }
 
+    /// What a client is told of the size of a volume.
+    pub fn size_of(&self, volume: &str) -> u64 {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        handshake(&mut stream, volume.as_bytes()).unwrap().size
+    }
+
+    /// As [`Serving::attach`], for a client that believes in a size of its own.
+    pub fn attach_as_if(&self, volume: &str, size: u64) -> Disk {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut export = handshake(&mut stream, volume.as_bytes()).unwrap();
+        export.size = size;
+        Disk(NbdClient::new(stream, &export))
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -1,0 +1,199 @@
+//! A volume gets another size. That is one new description; the objects and the formats are the same.
+//!
+//! **Larger** ([`grow`]): somebody puts a description with the greater size, and the server that has the volume follows it
+//! ([`Shared::follow`]). Nothing else changes: beyond the end nothing is mapped, so what is new reads as zero.
+//!
+//! **Smaller** ([`Shared::shrink`]): only the server that has the volume may do that, in these steps:
+//!
+//! 1. The end is *lowered*: under the lock under which changes are accepted, so that from here on none is accepted that ends past
+//!    the new end. What was accepted before is committed.
+//! 2. If there is data beyond the new end, and nobody said that it may go, that is all: the end is where it was.
+//! 3. All from the new end on is given up through the log, like a TRIM: one hole, accepted behind every change that was made there,
+//!    and committed. The map and the counts of live blocks know it, and the space comes back.
+//! 4. A claim to the next description is put, `meta/<n>-<nonce>`.
+//! 5. Proof that nobody took the volume before the claim was there ([`slot::prove_unfenced`]).
+//! 6. The description with the smaller size is put under that number: create-only, or as [`super::verified`] says. Then the claim
+//!    and the older descriptions are deleted.
+//! 7. The server serves the new size.
+//!
+//! So *nothing is ever mapped beyond the end that the newest description says*, and a volume that grows again reads zeros there:
+//!
+//! - When the smaller description is there, the hole of step 3 is committed before it, and so in every log that anybody reads who has
+//!   read that description. Changes of step 1 come before the hole, in the log and in the journal, whichever of both brings them back:
+//!   replaying them is harmless, because the hole follows. After the hole there are none.
+//! - A crash up to step 6 leaves the size as it was. After step 3 what was to be cut off is gone, as somebody has asked for; without
+//!   data there, nothing is lost.
+//! - *Whoever takes the volume meanwhile* puts a fence, and then looks for a newer description and for claims
+//!   ([`description::settled_since`]). Either it sees what is there after step 4, or its fence was there before the look of step 5, and
+//!   the shrinking ends. If it sees the description, it has the smaller size, and the hole was before its fence. If it sees only the
+//!   claim, it puts the description that it knows once more, under a number not lower than the claimed one: then the smaller one, however
+//!   late it arrives, does not count, and no change that the new server accepts is ever cut off.
+//! - *A step that fails, or whose caller goes away*, from step 6 on leaves the end lowered: the description may be there, or arrive. It
+//!   is lifted when the claim was followed or overridden in the same way, with the next reload or resize ([`Shared::reload`]).
+//!
+//! Reads of clients that do not know of the new end find zeros there; their changes fail.
+
+use crate::codec::seal::Sealer;
+use crate::device::{Allocation, DeviceError};
+use crate::outside::Random;
+use crate::store::Store;
+use crate::units::{BlockIndex, Extent};
+use crate::volume::checkpoint;
+use crate::volume::description::{self, Description};
+use crate::volume::error::{Result, VolumeError};
+use crate::volume::meta::Meta;
+use crate::volume::shared::Shared;
+use crate::volume::slot::{self, ProofError};
+
+/// Runs that are looked at in one go in search of data beyond the new end.
+const RUNS_AT_ONCE: usize = 64;
+
+/// Puts the description of the same volume with a greater size. `sealer` is what unlocking the description gave.
+pub async fn grow(
+    store: &dyn Store,
+    random: &Random,
+    description: &Description,
+    sealer: &Sealer,
+    size: u64,
+) -> Result<()> {
+    let meta = with_size(&description.meta, size)?;
+    if size <= description.meta.size {
+        return Err(VolumeError::Invalid(format!(
+            "volume {} has {} bytes, which {size} is not more than",
+            meta.name, description.meta.size
+        )));
+    }
+    description.replace(store, random, &meta, sealer.keyring()).await
+}
+
+/// What describes the same volume with another size, if it can have that.
+fn with_size(meta: &Meta, size: u64) -> Result<Meta> {
+    Meta::check_size(size, meta.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
+    Ok(Meta { size, ..meta.clone() })
+}
+
+impl Shared {
+    /// Takes over what is new in the description: keys, compression, size.
+    pub async fn reload(&self) -> Result<()> {
+        let _turn = self.turn().await?;
+        self.follow_newest().await.map(drop)
+    }
+
+    /// Makes the volume smaller (see the module). What lies beyond the new end is given up; if that is data, only with
+    /// `discard_data`.
+    pub async fn shrink(&self, size: u64, discard_data: bool) -> Result<()> {
+        let _turn = self.turn().await?;
+        self.check_open()?;
+        let found = self.follow_newest().await?;
+        let meta = with_size(&found.meta, size)?;
+        if size >= found.meta.size {
+            return Err(VolumeError::Invalid(format!(
+                "volume {} has {} bytes, which {size} is not less than",
+                meta.name, found.meta.size
+            )));
+        }
+        // Step 1.
+        let end = self.block_size.block_of(size);
+        let mut lowered = Lowered::at(self, end);
+        let last = self.inner.lock().state.last();
+        self.committed(last).await?;
+        // Step 2.
+        if !discard_data && let Some(byte) = self.data_between(size, found.meta.size).await? {
+            return Err(VolumeError::Invalid(format!(
+                "volume {} holds data beyond {size} bytes, at byte {byte} and maybe further on: make what is on the disk smaller \
+                 first and have it give up the rest (fstrim, blkdiscard), or lose that data with --discard-data",
+                meta.name
+            )));
+        }
+        // Step 3.
+        self.give_up(Extent::between(end, self.block_size.block_of(found.meta.size))).await?;
+        // Steps 4 to 6.
+        lowered.stays = true;
+        let keyring = self.sealer.keyring();
+        let prove = || self.prove_unfenced();
+        match found.replace_as_owner(&*self.store, &self.random, &meta, keyring, prove).await {
+            // Step 7.
+            Ok(number) => self.adopt(number, &meta),
+            Err(error) => self.find_out(size, error).await,
+        }
+    }
+
+    /// Putting the smaller description failed, and it may be there all the same: whether it is.
+    async fn find_out(&self, size: u64, failed: VolumeError) -> Result<()> {
+        match self.follow_newest().await {
+            Ok(found) if found.meta.size == size => Ok(()),
+            Ok(_) => Err(failed),
+            Err(unknown) => Err(VolumeError::Invalid(format!(
+                "{failed}; whether volume {} has {size} bytes now is not known yet ({unknown}). Until it is, nothing can be written \
+                 beyond: try again",
+                self.meta.name
+            ))),
+        }
+    }
+
+    /// The newest description, which this server has taken over. Ends a lowered end: the caller has the turn.
+    async fn follow_newest(&self) -> Result<Description> {
+        let (name, known) = (&self.meta.name, self.inner.lock().description);
+        let is_lowered = self.inner.lock().lowered.is_some();
+        let overridden = match is_lowered {
+            true => description::settled_since(&*self.store, &self.random, name, known).await?,
+            false => None,
+        };
+        let found = match overridden {
+            Some(found) => found,
+            None => description::settled(&*self.store, &self.random, name).await?,
+        };
+        self.follow(&found).await?;
+        Ok(found)
+    }
+
+    /// Step 5.
+    async fn prove_unfenced(&self) -> Result<()> {
+        let from = checkpoint::slot_after(self, self.inner.lock().state.committed());
+        slot::prove_unfenced(self, from).await.map_err(|error| match error {
+            ProofError::Fenced(end) => DeviceError::from(end).into(),
+            ProofError::Store(source) => VolumeError::Store { doing: "looking for another server".into(), source },
+        })
+    }
+
+    /// The first byte of data in a range, if there is any.
+    async fn data_between(&self, start: u64, end: u64) -> Result<Option<u64>> {
+        let mut at = start;
+        while at < end {
+            for run in self.extents(at, end - at, RUNS_AT_ONCE).await? {
+                if run.allocation == Allocation::Data {
+                    return Ok(Some(at));
+                }
+                at += run.len;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
+        // It is never closed.
+        self.describing.acquire().await.map_err(|_| DeviceError::ShuttingDown.into())
+    }
+}
+
+/// An end that is lowered until this is dropped, or for longer.
+struct Lowered<'a> {
+    shared: &'a Shared,
+    /// It is not known what the description says.
+    stays: bool,
+}
+
+impl Lowered<'_> {
+    fn at(shared: &Shared, end: BlockIndex) -> Lowered<'_> {
+        shared.inner.lock().lowered = Some(end);
+        Lowered { shared, stays: false }
+    }
+}
+
+impl Drop for Lowered<'_> {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.shared.inner.lock().lowered = None;
+        }
+    }
+}
