@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -19,6 +20,7 @@ use super::logging::{self, LogStatus};
 use super::store_volumes::StoreVolumes;
 use super::trouble::StoreTrouble;
 use crate::cache::{self, BlockCache};
+use crate::human::exact_duration;
 use crate::nbd::{ClientInfo, Server};
 use crate::outside::Clock;
 use crate::store::health::{Health, Trouble};
@@ -48,6 +50,16 @@ pub enum Request {
     },
     /// Take over what is new in the description of this volume; it is opened if it is not open. A [`Reloaded`].
     Reload(String),
+    /// Bring all that was accepted into the store: of this volume, or of all that are open; they are served meanwhile. A
+    /// [`Settled`].
+    Settle {
+        /// The volume.
+        export: Option<String>,
+        /// How long that may take; then everything is as before.
+        within_millis: u64,
+    },
+    /// Stop, as after SIGTERM: another process takes this one's place. A [`Leaving`].
+    Leave,
     /// Make this volume smaller; it is opened if it is not open. A [`Shrunk`].
     Shrink {
         /// The volume.
@@ -58,6 +70,12 @@ pub enum Request {
         discard_data: bool,
     },
 }
+
+/// The answer to [`Request::Settle`]: null, or why it was not done.
+type Settled = Option<String>;
+
+/// The answer to [`Request::Leave`]: the process that leaves.
+type Leaving = u32;
 
 /// The answer to [`Request::Shrink`]: null, or why it was not done.
 type Shrunk = Option<String>;
@@ -141,6 +159,8 @@ pub struct Insight {
     pub server: Arc<Server>,
     /// Its clock.
     pub clock: Clock,
+    /// Told when it is to stop.
+    pub leave: Arc<Notify>,
 }
 
 /// Where the socket is.
@@ -181,7 +201,7 @@ pub async fn serve(listener: UnixListener, insight: Insight) {
 }
 
 async fn take(stream: UnixStream, insight: Arc<Insight>) {
-    if let Ok(Err(error)) = tokio::time::timeout(SHRINK_PATIENCE, answer(stream, &insight)).await {
+    if let Ok(Err(error)) = tokio::time::timeout(ANSWER_PATIENCE, answer(stream, &insight)).await {
         warn!("somebody asked for something and left: {error}");
     }
 }
@@ -191,16 +211,28 @@ async fn answer(mut stream: UnixStream, insight: &Insight) -> io::Result<()> {
     let read = async { BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await };
     // Whoever connects and says nothing must not keep the others waiting for long.
     tokio::time::timeout(PATIENCE, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let answer = match serde_json::from_slice(&line)? {
+    let request = serde_json::from_slice(&line)?;
+    let leaves = matches!(request, Request::Leave);
+    let answer = match request {
         Request::Status => serde_json::to_vec(&insight.status())?,
         Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
+        Request::Settle { export, within_millis } => {
+            let within = Duration::from_millis(within_millis);
+            serde_json::to_vec(&settle_volumes(export.as_deref(), within, &insight.exports).await)?
+        }
+        Request::Leave => serde_json::to_vec(&std::process::id())?,
         Request::Shrink { export, size, discard_data } => {
             serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
         }
         Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
-    stream.shutdown().await
+    stream.shutdown().await?;
+    if leaves {
+        // Only now: whoever asked is still there.
+        insight.leave.notify_one();
+    }
+    Ok(())
 }
 
 async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
@@ -209,6 +241,18 @@ async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
         Err(error) => return Some(error.to_string()),
     };
     volume.reload().await.err().map(|error| error.to_string())
+}
+
+async fn settle_volumes(export: Option<&str>, within: Duration, exports: &VolumeExports<StoreVolumes>) -> Settled {
+    let open = exports.open_volumes().into_iter().filter(|(name, _)| export.is_none_or(|export| name == export));
+    let all = futures::future::join_all(open.map(async |(name, volume)| (name, volume.save().await)));
+    match tokio::time::timeout(within, all).await {
+        Ok(saved) => saved.into_iter().find_map(|(name, saved)| Some(format!("volume {name}: {}", saved.err()?))),
+        Err(_) => Some(format!(
+            "not everything that was written is in the store within serve.handoff_timeout ({}); see `ashlar status`",
+            exact_duration(within)
+        )),
+    }
 }
 
 async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExports<StoreVolumes>) -> Shrunk {
@@ -267,6 +311,31 @@ pub async fn evict(state: &Path, export: &VolumeName, address: Option<&str>) -> 
     self::request(state, &request, PATIENCE).await
 }
 
+/// Has the server that has the state directory bring what was accepted into the store, and says why it did not.
+pub async fn settle(state: &Path, export: Option<&VolumeName>, within: Duration) -> Result<(), String> {
+    let within_millis = within.as_millis() as u64;
+    let request = Request::Settle { export: export.map(VolumeName::to_string), within_millis };
+    match self::request::<Settled>(state, &request, within + PATIENCE).await {
+        Ok(None) => Ok(()),
+        Ok(Some(why)) => Err(why),
+        Err(error) => Err(not_understood(&error)),
+    }
+}
+
+/// Has the server that has the state directory stop, and says why it does not.
+pub async fn leave(state: &Path) -> Result<Leaving, String> {
+    request(state, &Request::Leave, PATIENCE).await.map_err(|error| not_understood(&error))
+}
+
+fn not_understood(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut => "it does not answer".to_owned(),
+        _ => format!(
+            "it does not understand what it is asked for, and may be of an older version ({error}); stop it with SIGTERM"
+        ),
+    }
+}
+
 /// Asks the server that has the state directory for its status.
 pub async fn ask(state: &Path) -> io::Result<ServerStatus> {
     request(state, &Request::Status, PATIENCE).await
@@ -277,6 +346,9 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a server may take to make a volume smaller: what was written must be in the store first.
 const SHRINK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long any answer may take: longer than whoever asks waits.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(660);
 
 /// Requests that are answered at one time.
 const ANSWERS_MAX: usize = 16;

@@ -15,6 +15,7 @@ use crate::config::{self, Effective, Flag, Inputs};
 
 mod serve;
 mod start;
+mod replace;
 mod exports;
 mod store_volumes;
 mod attach;

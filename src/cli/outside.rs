@@ -1,8 +1,10 @@
 //! What commands open of the outside: the store, the state directory, the identity of this server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::failure::Failure;
@@ -69,9 +71,19 @@ pub struct State {
 impl State {
     /// Takes the directory that the configuration names; makes it if there is none.
     pub async fn take(config: &Effective, random: &Random) -> Result<State, Failure> {
+        State::take_within(config, random, Duration::ZERO).await
+    }
+
+    /// As [`State::take`], but waits so long for a process that has the directory, and that of the disk cache, to be gone.
+    pub async fn take_within(config: &Effective, random: &Random, within: Duration) -> Result<State, Failure> {
         let disk = LocalDisk::new(&config.state, Workers::Threads);
         let failed = |error| Failure::failed(format!("state directory: {error}"));
-        let lock = disk.lock().await.map_err(failed)?;
+        let until = Instant::now() + within;
+        let lock = lock_until(&disk, until).await.map_err(failed)?;
+        if within > Duration::ZERO && config.cache.disk.size > 0 {
+            // A process that ends lets go of one after the other. Whether the cache can be had is found out when it is opened.
+            drop(lock_until(&cache_disk(config), until).await);
+        }
         let server = identity(&disk, random).await.map_err(failed)?;
         Ok(State { disk, server, _lock: lock })
     }
@@ -102,6 +114,26 @@ impl Cache {
     }
 }
 
+/// How often a directory is tried that another process has.
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
+
+async fn lock_until(disk: &LocalDisk, until: Instant) -> std::io::Result<DirLock> {
+    loop {
+        match disk.lock().await {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < until => {
+                tokio::time::sleep(LOCK_AGAIN).await;
+            }
+            locked => return locked,
+        }
+    }
+}
+
+/// The directory of the disk cache.
+fn cache_disk(config: &Config) -> LocalDisk {
+    let directory = config.cache.disk.directory.clone().unwrap_or_else(|| config.state.join(CACHE));
+    LocalDisk::new(directory, Workers::Threads)
+}
+
 /// The cache that the configuration describes. A directory that cannot be had is no reason not to serve: then the tier
 /// is off, and says so.
 pub async fn open_cache(config: &Effective) -> Cache {
@@ -109,8 +141,7 @@ pub async fn open_cache(config: &Effective) -> Cache {
     if options.disk.size == 0 {
         return Cache::in_memory(config);
     }
-    let directory = options.disk.directory.clone().unwrap_or_else(|| config.state.join(CACHE));
-    let disk = LocalDisk::new(directory, Workers::Threads);
+    let disk = cache_disk(config);
     let (tier, lock) = match disk.lock().await {
         Ok(lock) => (DiskTier::start(Arc::new(disk), options.disk.size), Some(lock)),
         Err(error) => (DiskTier::unusable(&disk.path(), options.disk.size, &error.to_string()), None),

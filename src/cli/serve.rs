@@ -2,7 +2,7 @@
 //!
 //! Start: see [`super::start`]. Stop, at SIGTERM, SIGINT, SIGQUIT or SIGHUP: accept no more, finish what is in flight, bring
 //! everything into the store, end. A second signal ends at once; the journal keeps the rest, and the next start on this host
-//! goes on from there. A task that panics ends the process, see [`crate::outside::panics`].
+//! goes on from there. So it does, too, for another process that takes its place ([`super::replace`]). A task that panics ends the process, see [`crate::outside::panics`].
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ Examples:
   ashlar serve
   ashlar serve db logs --store s3://my-bucket/disks --listen 0.0.0.0:10809
   ashlar serve db images --read-only=images
+  ashlar serve --replace           in place of the server that runs here, such as after an upgrade
   ashlar serve db --takeover       after the server that had it died with its disk")]
 pub struct Args {
     /// The volumes to serve; none means all of the store [key: serve.volumes]
@@ -75,6 +76,13 @@ pub struct Args {
     /// Go on from an older state of the named volumes than this server has seen, because you restored it
     #[arg(long, requires = "volumes")]
     accept_rollback: bool,
+
+    /// Take the place of the server that runs on this state directory, such as one of an older version
+    ///
+    /// It brings everything into the store and ends; its clients' connections end, too. If it cannot within
+    /// serve.handoff_timeout, it goes on, and this one gives up. If none runs, this is an ordinary start.
+    #[arg(long)]
+    replace: bool,
 }
 
 impl Args {
@@ -114,7 +122,7 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
 async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
-        started = start(config, args.open_flags()) => started?,
+        started = start(config, args.open_flags(), args.replace) => started?,
         () = signals.first() => return Err(Failure::LeftEarly),
     };
     if let Err(error) = logging::print_aside(running.welcome.clone()) {
@@ -127,12 +135,27 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     if let Some(timeout) = sd_notify::watchdog_enabled() {
         tokio::spawn(feed_watchdog(timeout));
     }
-    signals.first().await;
+    let patience = tokio::select! {
+        () = signals.first() => None,
+        () = running.leave.notified() => Some(config.serve.handoff_timeout),
+    };
     notify(&[NotifyState::Stopping, drain::more_time()]);
-    info!("stopping: bringing everything into the store; a second signal leaves at once");
+    match patience {
+        None => info!("stopping: bringing everything into the store; a second signal leaves at once"),
+        Some(_) => info!("stopping: another process takes the place of this one; bringing everything into the store"),
+    }
     tokio::select! {
         outcome = stop(&running, config, bars) => outcome,
         () = signals.another() => Err(leave_early(&running, config)),
+        () = elapsed(patience) => Err(leave_to_the_next(&running, config)),
+    }
+}
+
+/// Waits so long; for ever, if that is not said.
+async fn elapsed(patience: Option<Duration>) {
+    match patience {
+        Some(patience) => tokio::time::sleep(patience).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -147,6 +170,15 @@ async fn stop(running: &Running, config: &Effective, bars: &MultiProgress) -> Ou
     let said = problems.iter().map(|(name, why)| format!("volume {name} did not close: {why}"));
     let rest = format!("what is not in the store is in the journal in {state}");
     Err(Failure::Failed(said.chain([rest]).collect::<Vec<_>>().join("\nashlar: ")))
+}
+
+fn leave_to_the_next(running: &Running, config: &Effective) -> Failure {
+    let dirty: u64 = running.exports.dirty_bytes().iter().map(|(_, bytes)| bytes).sum();
+    Failure::failed(format!(
+        "leaving to the next server: {} not in the store within serve.handoff_timeout; the journal in {} keeps them for it",
+        about_bytes(dirty),
+        config.state.display()
+    ))
 }
 
 fn leave_early(running: &Running, config: &Effective) -> Failure {

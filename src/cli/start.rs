@@ -1,11 +1,12 @@
-//! The start of a server, in this order: take the state directory, so that no second server has the same journals; open
-//! the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
+//! The start of a server, in this order: take the state directory, so that no second server has the same journals (with `--replace`
+//! see [`super::replace`]); open the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
 //! the volumes that were named, and those of which this server's journal holds changes.
 
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::attach::Listening;
@@ -14,6 +15,7 @@ use super::doors;
 use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
 use super::outside::{self, State};
+use super::replace;
 use super::secrets;
 use super::store_volumes::StoreVolumes;
 use crate::config::{ALL, Effective};
@@ -33,15 +35,25 @@ pub struct Running {
     pub exports: VolumeExports<StoreVolumes>,
     /// What somebody reads who wants to attach a volume.
     pub welcome: String,
+    /// Told when another process is to take this one's place.
+    pub leave: Arc<Notify>,
 }
 
 /// Takes what the server needs, in the order of the module.
-pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Failure> {
+pub async fn start(config: &Effective, flags: OpenFlags, replace: bool) -> Result<Running, Failure> {
     let wanted = wanted_volumes(config)?;
     let doors = doors::of(config).await?;
     let random = Random::system();
-    let state = State::take(config, &random).await?;
-    let Opened { store, health, .. } = outside::open_store(config, Access::Write).await?;
+    let (state, Opened { store, health, .. }) = match replace {
+        false => {
+            let state = State::take(config, &random).await?;
+            (state, outside::open_store(config, Access::Write).await?)
+        }
+        true => {
+            let opened = outside::open_store(config, Access::Write).await?;
+            (replace::take(config, &opened.store, &wanted, &random).await?, opened)
+        }
+    };
     let names = match wanted.is_empty() {
         true => all_volumes(config, &store, &random).await?,
         false => wanted.clone(),
@@ -69,11 +81,18 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
     open_at_once(&exports, &at_once, !only.is_empty()).await?;
+    let leave = Arc::new(Notify::new());
     match control::listen(&config.state) {
         Ok(listener) => {
-            let (exports, server) = (exports.clone(), Arc::clone(&server));
-            let insight =
-                Insight { store: store.url(), health, cache: blocks, exports, server, clock: outside::real().0 };
+            let insight = Insight {
+                store: store.url(),
+                health,
+                cache: blocks,
+                exports: exports.clone(),
+                server: Arc::clone(&server),
+                clock: outside::real().0,
+                leave: Arc::clone(&leave),
+            };
             drop(tokio::spawn(control::serve(listener, insight)));
         }
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
@@ -81,7 +100,7 @@ pub async fn start(config: &Effective, flags: OpenFlags) -> Result<Running, Fail
     let tls = config.nbd.tls.mode == TlsMode::Required;
     let listening = listening(&server, tls, host_name);
     let welcome = welcome(config, &store.url(), &listening, &described, &read_only);
-    Ok(Running { server, exports, welcome })
+    Ok(Running { server, exports, welcome, leave })
 }
 
 /// The volumes that the configuration names.

@@ -2,7 +2,9 @@
 //! was written; keys are checked layer by layer against the defaults, which hold every key there is.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
@@ -60,6 +62,9 @@ pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
     Ok(effective)
 }
 
+/// The bounds of `serve.handoff_timeout`.
+const HANDOFF_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
 /// What a room says about its options as a whole.
 fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err(error) = config.nbd.check() {
@@ -72,6 +77,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
         if let Some(fault) = listener.fault() {
             return Err(config.refuse("serve.listeners", format!("listener {} {fault}", at + 1)));
         }
+    }
+    if !HANDOFF_TIMEOUT.contains(&config.serve.handoff_timeout) {
+        return Err(config.refuse("serve.handoff_timeout", "accepted is 1s to 10m".to_owned()));
     }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));

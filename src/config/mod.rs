@@ -13,6 +13,7 @@
 //! `config/default.toml` is this module's reference for users; a test holds it equal to [`Config::default`], key by key.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,7 @@ impl Default for Config {
 }
 
 /// `[serve]`: what is served, and where.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serve {
     /// The TCP address to listen on.
@@ -99,6 +100,24 @@ pub struct Serve {
     pub volumes: Vec<String>,
     /// Names of volumes that no client may change, each of them served; [`ALL`] alone for every volume.
     pub read_only: Vec<String>,
+    /// How long a server that is to leave, or to hand a volume over, may take to bring everything into the store.
+    #[serde(with = "human::duration")]
+    pub handoff_timeout: Duration,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        Serve {
+            listen: Listen::default(),
+            socket: Socket::default(),
+            socket_mode: Mode::default(),
+            socket_owner: Owner::default(),
+            listeners: Vec::new(),
+            volumes: Vec::new(),
+            read_only: Vec::new(),
+            handoff_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 /// In place of names: every volume.

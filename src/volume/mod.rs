@@ -199,6 +199,12 @@ impl Volume {
         reloaded
     }
 
+    /// Brings everything that was accepted into the store, whatever a FLUSH waits for. It goes on serving meanwhile.
+    pub async fn save(&self) -> Result<(), VolumeError> {
+        let last = self.shared.inner.lock().state.last();
+        Ok(self.shared.committed(last).await?)
+    }
+
     /// Makes it smaller; data beyond the new end is lost with `discard_data`, and else a reason to refuse. See [`resize`].
     pub async fn shrink(&self, size: u64, discard_data: bool) -> Result<(), VolumeError> {
         let shrunk = self.shared.shrink(size, discard_data).await;

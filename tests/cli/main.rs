@@ -11,4 +11,5 @@ mod looking_on;
 mod signals;
 mod operating;
 mod resizing;
+mod replacing;
 mod tls;

@@ -219,7 +219,8 @@ impl Drop for Unread {
 /// How long a client of a test waits for an answer.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
-fn attach(socket: &Path, volume: &str) -> std::io::Result<Disk> {
+/// Attaches a volume at a socket; an error if nobody answers, or closes the connection instead.
+pub fn attach(socket: &Path, volume: &str) -> std::io::Result<Disk> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let export = handshake(&mut stream, volume.as_bytes())?;
