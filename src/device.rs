@@ -129,6 +129,9 @@ pub enum ExportError {
     /// There is one, but it cannot be served now (NBD_REP_ERR_POLICY); the text says why and the way out.
     #[error("{0}")]
     Unavailable(String),
+    /// Another server has it, or will (NBD_REP_ERR_POLICY); the text says who.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The server is closing (NBD_REP_ERR_SHUTDOWN).
     #[error("the server is shutting down")]
     ShuttingDown,

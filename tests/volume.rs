@@ -522,3 +522,23 @@ async fn a_cold_sequential_read_is_fetched_ahead_in_parallel_and_random_reads_ar
     let [(alone, many), (ahead, few)] = took[..] else { panic!() };
     assert!(ahead * 5 < alone && few < many, "{alone:?} and {many} GETs, ahead {ahead:?} and {few} GETs");
 }
+
+/// Who closes a volume that somebody else closes returns when it is closed, not before.
+#[tokio::test(start_paused = true)]
+async fn whoever_closes_a_volume_second_waits_for_the_first() {
+    let world = World::new().await;
+    let faulty = FaultyStore::new(world.store.clone(), FaultOptions::default(), Random::seeded(3));
+    let (faults, store) = (faulty.faults(), Arc::new(faulty) as Arc<dyn Store>);
+    let volume = World { store, ..world }.open().await;
+    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    faults.set_options(FaultOptions { refuse: 1000, ..FaultOptions::default() });
+    let mut first = Box::pin(volume.close());
+    let a_while = Duration::from_secs(60);
+    assert!(tokio::time::timeout(a_while, &mut first).await.is_err());
+    assert!(tokio::time::timeout(a_while, volume.close()).await.is_err(), "it is not closed yet");
+    faults.set_options(FaultOptions::default());
+    let (first, second) = tokio::join!(first, volume.close());
+    first.unwrap();
+    second.unwrap();
+    volume.close().await.unwrap();
+}

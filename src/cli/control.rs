@@ -37,7 +37,7 @@ const REQUEST_MAX: u64 = 4096;
 
 /// What can be asked of a server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The status of every open volume: a [`ServerStatus`].
     Status,
@@ -58,6 +58,15 @@ pub enum Request {
         /// How long that may take; then everything is as before.
         within_millis: u64,
     },
+    /// Close this volume, which is found elsewhere from now on. A [`HandedOver`].
+    HandOver {
+        /// The volume.
+        export: String,
+        /// Where it is found.
+        to: String,
+    },
+    /// Forget that this volume was handed over. Whether it was.
+    TakeBack(String),
     /// Stop, as after SIGTERM: another process takes this one's place. A [`Leaving`].
     Leave,
     /// Make this volume smaller; it is opened if it is not open. A [`Shrunk`].
@@ -73,6 +82,9 @@ pub enum Request {
 
 /// The answer to [`Request::Settle`]: null, or why it was not done.
 type Settled = Option<String>;
+
+/// The answer to [`Request::HandOver`]: null, or why it was not done.
+type HandedOver = Option<String>;
 
 /// The answer to [`Request::Leave`]: the process that leaves.
 type Leaving = u32;
@@ -104,7 +116,11 @@ pub struct ServerStatus {
     /// The open volumes, by name.
     pub volumes: Vec<VolumeStatus>,
     /// Volumes that ended and that no client has got again, by name. What was acknowledged and is not in the store is in the journal.
+    #[serde(default)]
     pub ended: Vec<EndedVolume>,
+    /// The volumes that were handed over since the start, by name.
+    #[serde(default)]
+    pub moved: Vec<Moved>,
 }
 
 /// A volume that ended while this server had it.
@@ -114,6 +130,15 @@ pub struct EndedVolume {
     pub name: String,
     /// Why it ended.
     pub why: String,
+}
+
+/// A volume that was handed over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// Its name.
+    pub volume: String,
+    /// Where it is found.
+    pub to: String,
 }
 
 /// One open volume.
@@ -206,7 +231,7 @@ async fn take(stream: UnixStream, insight: Arc<Insight>) {
     }
 }
 
-async fn answer(mut stream: UnixStream, insight: &Insight) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()> {
     let mut line = Vec::new();
     let read = async { BufReader::new((&mut stream).take(REQUEST_MAX)).read_until(b'\n', &mut line).await };
     // Whoever connects and says nothing must not keep the others waiting for long.
@@ -220,6 +245,10 @@ async fn answer(mut stream: UnixStream, insight: &Insight) -> io::Result<()> {
             let within = Duration::from_millis(within_millis);
             serde_json::to_vec(&settle_volumes(export.as_deref(), within, &insight.exports).await)?
         }
+        Request::HandOver { export, to } => {
+            serde_json::to_vec(&hand_volume_over(export, to, Arc::clone(insight)).await)?
+        }
+        Request::TakeBack(export) => serde_json::to_vec(&insight.exports.take_back(&export))?,
         Request::Leave => serde_json::to_vec(&std::process::id())?,
         Request::Shrink { export, size, discard_data } => {
             serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
@@ -255,6 +284,19 @@ async fn settle_volumes(export: Option<&str>, within: Duration, exports: &Volume
     }
 }
 
+async fn hand_volume_over(export: String, to: String, insight: Arc<Insight>) -> HandedOver {
+    // To its end, whatever becomes of whoever asked.
+    let handing = tokio::spawn(async move {
+        let part = || drop(insight.server.evict(&export, None));
+        insight.exports.hand_over(&export, &to, part).await.err()
+    });
+    match handing.await {
+        Ok(why) => why,
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        Err(_) => Some("the server is shutting down".to_owned()),
+    }
+}
+
 async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExports<StoreVolumes>) -> Shrunk {
     let volume = match exports.volume(name).await {
         Ok(volume) => volume,
@@ -277,6 +319,7 @@ impl Insight {
             store_trouble: worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock)),
             log: logging::status(),
             cache: self.cache.status(),
+            moved: self.exports.moved().into_iter().map(|(volume, to)| Moved { volume, to }).collect(),
             clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
             volumes,
             ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
@@ -320,6 +363,26 @@ pub async fn settle(state: &Path, export: Option<&VolumeName>, within: Duration)
         Ok(Some(why)) => Err(why),
         Err(error) => Err(not_understood(&error)),
     }
+}
+
+/// Has the server that has the state directory close a volume for another one, and says why it did not.
+pub async fn hand_over(state: &Path, name: &VolumeName, to: &str, within: Duration) -> Result<(), String> {
+    let request = Request::HandOver { export: name.to_string(), to: to.to_owned() };
+    match self::request::<HandedOver>(state, &request, within + PATIENCE).await {
+        Ok(None) => Ok(()),
+        Ok(Some(why)) => Err(why),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(format!(
+            "volume {name} is closed to clients, but not everything is in the store yet: the server goes on bringing it there; \
+             `ashlar info {name}` says when nobody has it any more"
+        )),
+        Err(error) => Err(not_understood(&error)),
+    }
+}
+
+/// Has the server that has the state directory forget that it handed a volume over; whether it did that.
+pub async fn take_back(state: &Path, name: &VolumeName) -> Result<bool, String> {
+    let request = Request::TakeBack(name.to_string());
+    self::request(state, &request, PATIENCE).await.map_err(|error| not_understood(&error))
 }
 
 /// Has the server that has the state directory stop, and says why it does not.

@@ -7,6 +7,8 @@
 //!   go on, and the next client that asks tries again.
 //! - A volume that ended, because another server took it over or its log is damaged, is given up; the next client that asks
 //!   tries to open it again. Until that succeeds it is not forgotten: its journal may hold what was acknowledged.
+//! - A volume that was handed over to another server is closed, and whoever asks for it is told where it went, until that is taken back
+//!   or the server starts anew.
 //! - A volume that is to be read only is opened as any other, and its clients get a door that changes nothing.
 //! - One listing of the store is under way at a time, whatever clients do.
 
@@ -51,6 +53,8 @@ pub enum OpenFailure {
     Unknown,
     /// There is one; the text says why it does not open, and the way out.
     Refused(String),
+    /// Another server has it open; the text says who.
+    Held(String),
 }
 
 /// The exports of a server. Clones share them.
@@ -64,6 +68,8 @@ struct Shared<V: Volumes> {
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
+    /// The volumes that were handed over, and where they went.
+    moved: Mutex<BTreeMap<String, String>>,
     listing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
 }
@@ -108,6 +114,7 @@ impl<V: Volumes> VolumeExports<V> {
             read_only,
             slots: Mutex::default(),
             ended: Mutex::default(),
+            moved: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
         }))
@@ -144,6 +151,9 @@ impl<V: Volumes> VolumeExports<V> {
         if self.0.closing.load(Ordering::SeqCst) {
             return Err(ExportError::ShuttingDown);
         }
+        if let Some(to) = self.0.moved.lock().get(name) {
+            return Err(ExportError::Elsewhere(format!("volume {name} moved to {to}; attach it there")));
+        }
         if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
             // It can bring nothing home any more; closing lets go of its journal. Its error has been logged when it was lost.
             if let Err(why) = V::close(&lost).await {
@@ -164,6 +174,46 @@ impl<V: Volumes> VolumeExports<V> {
                 Err(export_error(name, failure))
             }
         }
+    }
+
+    /// Closes an open volume, which is found at `to` from now on. Whoever asks for it meanwhile is told so. If it does not close, it is
+    /// of no use any more, as one that another server took. `part` is called when nobody gets the volume any more, to part with those
+    /// who have it.
+    pub async fn hand_over(&self, name: &str, to: &str, part: impl FnOnce()) -> Result<(), String> {
+        let slot = self.0.slots.lock().get(name).map(Arc::clone);
+        let absent = || format!("volume {name} is not open here");
+        let slot = slot.ok_or_else(absent)?;
+        let volume = {
+            // Waits for an opening under way. The lock is not held while closing, so that others can look.
+            let place = slot.lock().await;
+            let volume = place.clone().ok_or_else(absent)?;
+            self.0.moved.lock().insert(name.to_owned(), to.to_owned());
+            volume
+        };
+        part();
+        info!("handing volume {name} over to {to}");
+        let closed = V::close(&volume).await;
+        slot.lock().await.take_if(|there| Arc::ptr_eq(there, &volume));
+        self.forget(name, &slot);
+        match &closed {
+            Ok(()) => info!("volume {name} is closed; {to} can open it"),
+            Err(why) => {
+                error!("volume {name} did not close: {why}");
+                self.0.ended.lock().insert(name.to_owned(), why.clone());
+                self.take_back(name);
+            }
+        }
+        closed
+    }
+
+    /// Forgets that a volume was handed over; whether it was.
+    pub fn take_back(&self, name: &str) -> bool {
+        self.0.moved.lock().remove(name).is_some()
+    }
+
+    /// The volumes that were handed over, and where they went.
+    pub fn moved(&self) -> Vec<(String, String)> {
+        self.0.moved.lock().iter().map(|(name, to)| (name.clone(), to.clone())).collect()
     }
 
     /// Removes a slot that stayed empty, so that names which clients make up are not kept.
@@ -232,6 +282,7 @@ fn export_error(name: &str, failure: OpenFailure) -> ExportError {
     match failure {
         OpenFailure::Unknown => ExportError::Unknown(name.to_owned()),
         OpenFailure::Refused(why) => ExportError::Unavailable(why),
+        OpenFailure::Held(why) => ExportError::Elsewhere(why),
     }
 }
 
@@ -245,7 +296,7 @@ impl<V: Volumes> Exports for VolumeExports<V> {
     async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
         let name = if name.is_empty() { self.default_name().await? } else { name.to_owned() };
         let volume = self.volume(&name).await.inspect_err(|error| {
-            if let ExportError::Unavailable(why) = error {
+            if let ExportError::Unavailable(why) | ExportError::Elsewhere(why) = error {
                 warn!("a client asked for volume {name}, which does not open: {why}");
             }
         })?;

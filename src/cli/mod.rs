@@ -27,6 +27,7 @@ mod status;
 mod trouble;
 mod control;
 mod evict;
+mod handoff;
 mod warm;
 mod check;
 mod set;
@@ -125,6 +126,7 @@ enum Command {
     Info(info::Args),
     Status(status::Args),
     Evict(evict::Args),
+    Handoff(handoff::Args),
     Warm(warm::Args),
     Check(check::Args),
     Set(set::Args),
@@ -158,6 +160,7 @@ impl Cli {
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
             Command::Evict(args) => evict::run(&args, &config),
+            Command::Handoff(args) => handoff::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
             Command::Set(args) => set::run(&args, &config),
             Command::Resize(args) => resize::run(&args, &config),

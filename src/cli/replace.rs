@@ -10,6 +10,7 @@
 //!
 //! From step 3 on it is a stop and a start. Clients are refused or not answered in between, and come back by themselves if they can.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tracing::info;
 use super::control::{self, ServerStatus};
 use super::failure::Failure;
 use super::outside::State;
-use super::secrets;
+use super::{secrets, status};
 use crate::config::Effective;
 use crate::outside::Random;
 use crate::store::Store;
@@ -35,9 +36,12 @@ pub async fn take(
     wanted: &[VolumeName],
     random: &Random,
 ) -> Result<State, Failure> {
-    let Ok(running) = control::ask(&config.state).await else {
-        // Nobody is there, or who is there does not answer: then it has the lock.
-        return State::take(config, random).await;
+    let running = match control::ask(&config.state).await {
+        Ok(running) => running,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            return State::take(config, random).await;
+        }
+        Err(error) => return Err(status::no_answer(config, &error)),
     };
     check(config, &running, &**store, wanted).await?;
     let (pid, within) = (running.pid, config.serve.handoff_timeout);

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
-use super::start::{Running, start};
+use super::start::{Beginning, Running, start};
 use super::{allocator, drain, logging, runtime};
 use crate::config::{ALL, Effective, Flag};
 use crate::human::about_bytes;
@@ -77,6 +77,12 @@ pub struct Args {
     #[arg(long, requires = "volumes")]
     accept_rollback: bool,
 
+    /// Begin although other servers have named volumes: they are opened when a client asks and they are free
+    ///
+    /// Clients are refused meanwhile, and told who has the volume. `ashlar handoff` lets go of one in good order.
+    #[arg(long, requires = "volumes", conflicts_with = "takeover")]
+    wait: bool,
+
     /// Take the place of the server that runs on this state directory, such as one of an older version
     ///
     /// It brings everything into the store and ends; its clients' connections end, too. If it cannot within
@@ -97,6 +103,10 @@ impl Args {
             ("--read-only", "serve.read_only", self.read_only.clone()),
         ];
         flags.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value? })).collect()
+    }
+
+    fn beginning(&self) -> Beginning {
+        Beginning { flags: self.open_flags(), replace: self.replace, wait: self.wait }
     }
 
     fn open_flags(&self) -> OpenFlags {
@@ -122,7 +132,7 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
 async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
-        started = start(config, args.open_flags(), args.replace) => started?,
+        started = start(config, args.beginning()) => started?,
         () = signals.first() => return Err(Failure::LeftEarly),
     };
     if let Err(error) = logging::print_aside(running.welcome.clone()) {

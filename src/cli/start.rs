@@ -19,6 +19,7 @@ use super::replace;
 use super::secrets;
 use super::store_volumes::StoreVolumes;
 use crate::config::{ALL, Effective};
+use crate::device::ExportError;
 use crate::human::exact_bytes;
 use crate::nbd::{ListenAddr, Server, TlsMode};
 use crate::outside::Random;
@@ -39,8 +40,20 @@ pub struct Running {
     pub leave: Arc<Notify>,
 }
 
+/// How a server begins, beyond its configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning {
+    /// What an operator allows for the named volumes.
+    pub flags: OpenFlags,
+    /// Whether it takes the place of the server that has the state directory.
+    pub replace: bool,
+    /// Whether named volumes that other servers have are waited for.
+    pub wait: bool,
+}
+
 /// Takes what the server needs, in the order of the module.
-pub async fn start(config: &Effective, flags: OpenFlags, replace: bool) -> Result<Running, Failure> {
+pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failure> {
+    let Beginning { flags, replace, wait } = how;
     let wanted = wanted_volumes(config)?;
     let doors = doors::of(config).await?;
     let random = Random::system();
@@ -80,7 +93,7 @@ pub async fn start(config: &Effective, flags: OpenFlags, replace: bool) -> Resul
     // First the addresses: a server that cannot listen must not take a volume.
     let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
-    open_at_once(&exports, &at_once, !only.is_empty()).await?;
+    open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
     let leave = Arc::new(Notify::new());
     match control::listen(&config.state) {
         Ok(listener) => {
@@ -157,10 +170,14 @@ async fn describe(volumes: &StoreVolumes, names: &[VolumeName]) -> Result<Vec<De
 }
 
 /// Opens what was named, and what this server's journal holds changes of, so that those get into the store even if no
-/// client comes. `all` says that none may fail.
-async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], all: bool) -> Outcome {
+/// client comes. `all` says that none may fail, but for one that another server has if that is waited for.
+async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], all: bool, wait: bool) -> Outcome {
     let opened = futures::future::join_all(names.iter().map(|name| exports.volume(name))).await;
-    let refused: Vec<String> = opened.into_iter().filter_map(|opened| Some(opened.err()?.to_string())).collect();
+    let refused = opened.into_iter().filter_map(Result::err);
+    let (held, refused): (Vec<_>, Vec<_>) =
+        refused.partition(|error| wait && matches!(error, ExportError::Elsewhere(_)));
+    held.iter().for_each(|why| warn!("waiting: it is tried again whenever a client asks: {why}"));
+    let refused: Vec<String> = refused.iter().map(ExportError::to_string).collect();
     if !all {
         refused.iter().for_each(|why| warn!("{why}"));
         return Ok(());

@@ -37,6 +37,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         status.volumes.retain(|volume| volume.name == name.as_str());
         status.clients.retain(|client| client.export == name.as_str());
         status.ended.retain(|ended| ended.name == name.as_str());
+        if let Some(moved) = status.moved.iter().find(|moved| moved.volume == name.as_str()) {
+            return Err(Failure::failed(format!("volume {name} moved to {}; ask there", moved.to)));
+        }
         if status.volumes.is_empty() && status.ended.is_empty() {
             return Err(Failure::failed(format!(
                 "volume {name} is not open on this server; see `ashlar info {name}`, or attach it first"
@@ -81,6 +84,7 @@ fn head(status: &ServerStatus) -> String {
     let mut lines = vec![format!("server {} on {}", status.pid, status.store)];
     lines.extend(status.store_trouble.as_ref().map(|trouble| trouble.sentence.clone()));
     lines.push(describe_cache(&status.cache));
+    lines.extend(status.moved.iter().map(|moved| format!("volume {} moved to {}", moved.volume, moved.to)));
     if status.log.lines_dropped > 0 {
         lines.push(format!("{} lines of the log could not be written, and were dropped", status.log.lines_dropped));
     }

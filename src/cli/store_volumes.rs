@@ -120,6 +120,7 @@ impl Volumes for StoreVolumes {
         let name = VolumeName::new(name).map_err(|_| OpenFailure::Unknown)?;
         self.open_volume(&name).await.map_err(|error| match error {
             VolumeError::NotFound { .. } => OpenFailure::Unknown,
+            VolumeError::Held { .. } => OpenFailure::Held(error.to_string()),
             error => OpenFailure::Refused(error.to_string()),
         })
     }

@@ -82,7 +82,7 @@ fn an_unknown_key_is_refused_by_file_key_value_and_what_is_accepted() {
     );
     assert_eq!(
         error_of("", &[("ASHLAR_SERVE__SOKET", "/a")], &[]),
-        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
+        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     let at_top = error_of("listen = \"127.0.0.1:1\"\n", &[], &[]);
     assert!(

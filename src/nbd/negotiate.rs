@@ -545,7 +545,7 @@ impl Negotiation {
     fn put_export_error(&mut self, option: u32, error: &ExportError) {
         let reply_type = match error {
             ExportError::Unknown(_) => reply_type::ERR_UNKNOWN,
-            ExportError::Unavailable(_) => reply_type::ERR_POLICY,
+            ExportError::Unavailable(_) | ExportError::Elsewhere(_) => reply_type::ERR_POLICY,
             ExportError::ShuttingDown => reply_type::ERR_SHUTDOWN,
         };
         let text = error.to_string();

@@ -178,7 +178,14 @@ impl Volume {
     pub async fn close(&self) -> Result<(), VolumeError> {
         self.shared.begin_closing();
         let log = self.log.lock().take();
-        let Some(log) = log else { return Ok(()) };
+        let Some(log) = log else {
+            // Somebody else closes it, or did.
+            let ended = self.shared.progress.wait_for(|progress| progress.end.is_some()).await.end;
+            return match ended {
+                Some(End::Closed) | None => Ok(()),
+                Some(end) => Err(DeviceError::from(end).into()),
+            };
+        };
         let ended = log.await;
         if !matches!(ended, Ok(Ok(()))) {
             // Whoever opens the volume next must not meet a journal that still makes or removes files, whoever still holds this

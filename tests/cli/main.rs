@@ -12,4 +12,5 @@ mod signals;
 mod operating;
 mod resizing;
 mod replacing;
+mod handing_over;
 mod tls;

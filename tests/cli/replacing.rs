@@ -107,7 +107,7 @@ fn a_server_that_cannot_leave_goes_on_and_the_new_one_gives_up() {
 
     // It does not even answer.
     serving.signal(Signal::STOP);
-    refused(&place, &[], "ashlar-state");
+    refused(&place, &[], "the server on state directory ./ashlar-state does not answer");
     serving.signal(Signal::CONT);
     let mut disk = serving.attach("disk0").unwrap();
     assert!(disk.holds(0, 2, MIB) && disk.holds(MIB as u64, 3, MIB));

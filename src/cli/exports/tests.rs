@@ -100,6 +100,29 @@ fn slots(exports: &VolumeExports<Arc<Shelf>>) -> usize {
 }
 
 #[tokio::test]
+async fn a_volume_that_was_handed_over_is_closed_and_opened_here_no_more_until_it_is_taken_back() {
+    let shelf = shelf(&["a", "b"], None);
+    let exports = exports(&shelf, &[]);
+    assert!(exports.hand_over("a", "there", || {}).await.is_err(), "it is not open");
+    let held = exports.volume("a").await.unwrap();
+    exports.volume("b").await.unwrap();
+    let parted = AtomicBool::new(false);
+    let part = || {
+        // Nobody gets it any more before those who have it are sent away, or they would be back at once.
+        assert_eq!(exports.moved(), [("a".to_owned(), "there".to_owned())]);
+        parted.store(true, Ordering::SeqCst);
+    };
+    exports.hand_over("a", "there", part).await.unwrap();
+    assert!(parted.load(Ordering::SeqCst));
+    assert_eq!((shelf.closed.load(Ordering::SeqCst), slots(&exports)), (1, 1));
+    let refused = exports.open("a").await.err().unwrap();
+    assert!(matches!(&refused, ExportError::Elsewhere(why) if why == "volume a moved to there; attach it there"), "{refused}");
+    assert!(exports.open("b").await.is_ok());
+    assert!(exports.take_back("a") && !exports.take_back("a"));
+    assert!(!Arc::ptr_eq(&held, &exports.volume("a").await.unwrap()), "it is opened anew");
+}
+
+#[tokio::test]
 async fn every_volume_is_an_export_also_one_that_came_later() {
     let shelf = shelf(&["b", "a"], None);
     let exports = exports(&shelf, &[]);

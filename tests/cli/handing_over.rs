@@ -1,0 +1,105 @@
+//! `ashlar handoff`: a volume goes from one server to another that waits for it.
+
+use serde_json::Value;
+
+use crate::program::{Ended, Place, Serving};
+
+const MIB: usize = 1 << 20;
+
+/// The server of another host: a state directory of its own over the same store.
+fn elsewhere(place: &Place, args: &[&str]) -> std::process::Command {
+    let mut command = place.command(&["serve", "--listen", "none", "--state", "elsewhere"]);
+    command.args(args).env("ASHLAR_VOLUME__WRITEBACK_DELAY", "1h");
+    command
+}
+
+fn moved(place: &Place) -> Value {
+    let status: Value = serde_json::from_str(&place.ok(&["status", "--json"])).unwrap();
+    status["moved"].clone()
+}
+
+fn refused(place: &Place, args: &[&str], words: &str) {
+    let ended = place.run(args);
+    assert!(ended.code.is_some_and(|code| code != 0) && ended.err.contains(words), "{args:?}: {ended:?}");
+}
+
+#[test]
+fn a_volume_goes_to_a_server_that_waits_for_it_without_a_takeover_and_the_others_stay() {
+    let place = Place::new();
+    for name in ["a", "b"] {
+        place.ok(&["create", name, "--size", "1G"]);
+    }
+    let mut here = place.serve(&["a", "b"]);
+    let (mut of_a, mut of_b) = (here.attach("a").unwrap(), here.attach("b").unwrap());
+    of_a.write(0, 1, MIB).unwrap();
+    of_b.write(0, 2, MIB).unwrap();
+    // Without --wait it does not begin.
+    let held = Ended::of(&mut elsewhere(&place, &["a"]));
+    assert!(held.code == Some(1) && held.err.contains("was opened by server"), "{held:?}");
+    let mut there = Serving::start(elsewhere(&place, &["a", "--wait"]));
+    there.wait_for_log("waiting: it is tried again whenever a client asks");
+    assert!(there.attach("a").is_err());
+    of_a.write(MIB as u64, 3, MIB).unwrap();
+
+    refused(&place, &["handoff", "c", "--to", "host2"], "volume c is not open on the server");
+    refused(&place, &["handoff", "a"], "--to");
+    refused(&place, &["handoff", "a", "--to", " "], "names no place");
+    refused(&place, &["handoff", "a", "--back"], "was not handed over");
+    assert_eq!(
+        place.ok(&["handoff", "a", "--to", "host2"]),
+        "volume a is closed here; a server on host2 can open it now\n"
+    );
+    // Its client is gone, and hears where to go; that of the other volume has noticed nothing.
+    assert!(of_a.write(0, 9, MIB).is_err());
+    assert!(here.attach("a").is_err());
+    assert!(here.wait_for_log("which does not open").contains("volume a moved to host2; attach it there"));
+    of_b.write(MIB as u64, 4, MIB).unwrap();
+    of_b.flush().unwrap();
+    assert_eq!(moved(&place)[0], serde_json::json!({ "volume": "a", "to": "host2" }));
+    assert!(place.ok(&["status"]).contains("volume a moved to host2"));
+    refused(&place, &["status", "a"], "volume a moved to host2");
+
+    let mut of_a = there.attach("a").unwrap();
+    assert!(of_a.holds(0, 1, MIB) && of_a.holds(MIB as u64, 3, MIB));
+    of_a.write(0, 5, MIB).unwrap();
+    // It does not come back while the other one has it, and comes back when that hands it back.
+    assert_eq!(place.ok(&["handoff", "a", "--back"]), "volume a is opened here again when a client asks for it\n");
+    assert!(here.attach("a").is_err());
+    assert!(here.wait_for_log("which does not open").contains("was opened by server"));
+    place.ok(&["handoff", "a", "--to", "host1", "--state", "elsewhere"]);
+    assert!(here.attach("a").unwrap().holds(0, 5, MIB));
+    there.stop();
+    here.stop();
+    for name in ["a", "b"] {
+        assert!(place.ok(&["check", name, "--data"]).starts_with(&format!("{name}: clean; 2.0 MiB of data in ")));
+    }
+}
+
+#[test]
+fn a_volume_that_the_store_does_not_take_in_time_stays() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    let info: Value = serde_json::from_str(&place.ok(&["info", "disk0", "--json"])).unwrap();
+    let folder = format!("ashlar-data/disk0/{}", &info["uuid"].as_str().unwrap()[..8]);
+    let (segments, away) = (place.path(&format!("{folder}/segments")), place.path("away"));
+    std::fs::rename(&segments, &away).unwrap();
+    std::fs::write(&segments, "").unwrap();
+    disk.write(0, 2, MIB).unwrap();
+    let mut handoff = place.command(&["handoff", "disk0", "--to", "host2"]);
+    let ended = Ended::of(handoff.env("ASHLAR_SERVE__HANDOFF_TIMEOUT", "1s"));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(
+        ended.err.contains("volume disk0 stays here: not everything that was written is in the store"),
+        "{ended:?}"
+    );
+    disk.write(MIB as u64, 3, MIB).unwrap();
+    assert!(moved(&place).as_array().unwrap().is_empty());
+    std::fs::remove_file(&segments).unwrap();
+    std::fs::rename(&away, &segments).unwrap();
+    disk.flush().unwrap();
+    assert!(disk.holds(0, 2, MIB) && disk.holds(MIB as u64, 3, MIB));
+    serving.stop();
+}
