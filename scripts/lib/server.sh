@@ -109,6 +109,14 @@ server_create() {
     esac
 }
 
+# server_resize FOLDER VOLUME SIZE [FLAG…]: give a volume another size.
+server_resize() {
+    case $server_kind in
+        ashlar) ashlar "$1" resize "${@:2}" --state "$1/state" ;;
+        nbdkit) echo "nbdkit has no other size for a volume that it serves"; return 1 ;;
+    esac
+}
+
 # server_command FOLDER: sets `command` to what starts the server in the foreground.
 server_command() {
     local folder=$1 port

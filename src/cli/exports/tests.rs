@@ -116,7 +116,10 @@ async fn a_volume_that_was_handed_over_is_closed_and_opened_here_no_more_until_i
     assert!(parted.load(Ordering::SeqCst));
     assert_eq!((shelf.closed.load(Ordering::SeqCst), slots(&exports)), (1, 1));
     let refused = exports.open("a").await.err().unwrap();
-    assert!(matches!(&refused, ExportError::Elsewhere(why) if why == "volume a moved to there; attach it there"), "{refused}");
+    assert!(
+        matches!(&refused, ExportError::Elsewhere(why) if why == "volume a moved to there; attach it there"),
+        "{refused}"
+    );
     assert!(exports.open("b").await.is_ok());
     assert!(exports.take_back("a") && !exports.take_back("a"));
     assert!(!Arc::ptr_eq(&held, &exports.volume("a").await.unwrap()), "it is opened anew");
