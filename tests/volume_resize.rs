@@ -255,6 +255,31 @@ async fn what_is_cut_off_is_gone_and_its_space_comes_back() {
     }
 }
 
+/// Somebody asked for the wrong size: a filesystem that uses what lies beyond must not notice.
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_for_data_beyond_the_end_disturbs_no_client_there() {
+    for k in 1.. {
+        let world = World::new(FencedBy::CreateOnly).await;
+        let gate = Gate::new(world.store.clone());
+        let volume =
+            world.open_over(Arc::new(gate.clone()), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+        write_all(&volume).await;
+        gate.hold(k);
+        let mut shrinking = Box::pin(volume.shrink(SMALL, false));
+        let is_held = tokio::select! {
+            refused = &mut shrinking => { refused.unwrap_err(); false }
+            () = gate.is_held.notified() => true,
+        };
+        volume.write(150 * MIB, Bytes::from(vec![8; BLOCK]), false).await.unwrap();
+        if !is_held {
+            break;
+        }
+        gate.go_on.notify_one();
+        shrinking.await.unwrap_err();
+        assert_eq!(read(&volume, 150 * MIB).await, [8; BLOCK]);
+    }
+}
+
 /// Changes that are under way beyond the new end while it is lowered: whatever was acknowledged is before the hole.
 #[tokio::test]
 async fn writers_who_do_not_know_of_the_new_end_are_refused_and_bring_nothing_back() {

@@ -7,7 +7,8 @@
 //!
 //! 1. The end is *lowered*: under the lock under which changes are accepted, so that from here on none is accepted that ends past
 //!    the new end. What was accepted before is committed.
-//! 2. If there is data beyond the new end, and nobody said that it may go, that is all: the end is where it was.
+//! 2. If there is data beyond the new end, and nobody said that it may go, that is all: the end is where it was. This is looked at before
+//!    step 1, too, so that a client which still uses what lies there gets no error because somebody asked for the wrong size.
 //! 3. All from the new end on is given up through the log, like a TRIM: one hole, accepted behind every change that was made there,
 //!    and committed. The map and the counts of live blocks know it, and the space comes back.
 //! 4. A claim to the next description is put, `meta/<n>-<nonce>`.
@@ -92,19 +93,13 @@ impl Shared {
                 meta.name, found.meta.size
             )));
         }
+        // First as it is: whoever is refused is mostly refused here, and no client hears of it.
+        self.refuse_data_between(size, found.meta.size, discard_data).await?;
         // Step 1.
         let end = self.block_size.block_of(size);
         let mut lowered = Lowered::at(self, end);
-        let last = self.inner.lock().state.last();
-        self.committed(last).await?;
         // Step 2.
-        if !discard_data && let Some(byte) = self.data_between(size, found.meta.size).await? {
-            return Err(VolumeError::Invalid(format!(
-                "volume {} holds data beyond {size} bytes, at byte {byte} and maybe further on: make what is on the disk smaller \
-                 first and have it give up the rest (fstrim, blkdiscard), or lose that data with --discard-data",
-                meta.name
-            )));
-        }
+        self.refuse_data_between(size, found.meta.size, discard_data).await?;
         // Step 3.
         self.give_up(Extent::between(end, self.block_size.block_of(found.meta.size))).await?;
         // Steps 4 to 6.
@@ -154,6 +149,23 @@ impl Shared {
             ProofError::Fenced(end) => DeviceError::from(end).into(),
             ProofError::Store(source) => VolumeError::Store { doing: "looking for another server".into(), source },
         })
+    }
+
+    /// Step 2, when all that was accepted before is committed, so that zeros are known for what they are.
+    async fn refuse_data_between(&self, start: u64, end: u64, discard_data: bool) -> Result<()> {
+        let last = self.inner.lock().state.last();
+        self.committed(last).await?;
+        if discard_data {
+            return Ok(());
+        }
+        match self.data_between(start, end).await? {
+            None => Ok(()),
+            Some(byte) => Err(VolumeError::Invalid(format!(
+                "volume {} holds data beyond {start} bytes, at byte {byte} and maybe further on: make what is on the disk smaller \
+                 first and have it give up the rest (fstrim, blkdiscard), or lose that data with --discard-data",
+                self.meta.name
+            ))),
+        }
     }
 
     /// The first byte of data in a range, if there is any.
