@@ -5,7 +5,8 @@
 //!   there are rules and none speaks of an export, nobody may use it.
 //!
 //! A client is known by where it comes from ([`Origin`]) and, once TLS runs, by the names of its certificate. An export is looked
-//! for and opened only after its name has passed the rules, so that a client that is refused learns nothing and moves nothing.
+//! for and opened only after its name has passed the rules, and the list of exports only for a client that may use one
+//! ([`reach`]), so that a client that is refused learns nothing and moves nothing.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -229,6 +230,33 @@ pub fn decide(rules: &[Rule], export: &str, caller: &Caller) -> Access {
     }
 }
 
+/// What a client may use at all, under whatever name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// Some name is its to use as it is.
+    pub usable: bool,
+    /// Some name needs TLS first.
+    pub behind_tls: bool,
+}
+
+/// What the rules leave a client, whichever exports there are.
+pub fn reach(rules: &[Rule], caller: &Caller) -> Reach {
+    if rules.is_empty() {
+        return Reach { usable: true, behind_tls: false };
+    }
+    // A beginning stands for all names that go on in a way of which no other pattern speaks: none has a NUL (rule C2).
+    let stands_for = |pattern: &String| match pattern.strip_suffix('*') {
+        Some(beginning) => format!("{beginning}\0"),
+        None => pattern.clone(),
+    };
+    let patterns = rules.iter().flat_map(|rule| &rule.exports);
+    let decided: Vec<Access> = patterns.map(|pattern| decide(rules, &stands_for(pattern), caller)).collect();
+    Reach {
+        usable: decided.iter().any(|access| matches!(access, Access::Read | Access::Write)),
+        behind_tls: decided.contains(&Access::NeedsTls),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +340,32 @@ mod tests {
         assert_eq!(decide(&rules, "secret", &Caller { tls: true, ..here.clone() }), Access::Write);
         assert_eq!(decide(&rules, "", &here), Access::None, "what no rule speaks of is for nobody");
         assert_eq!(decide(&[], "anything", &here), Access::Write);
+    }
+
+    #[test]
+    fn o8_what_a_client_may_use_at_all_is_known_without_the_exports() {
+        let reaches = |rules: &[Rule], caller: &Caller| {
+            let Reach { usable, behind_tls } = reach(rules, caller);
+            (usable, behind_tls)
+        };
+        let here = plain(ip("10.0.0.5"));
+        let (us, anyone, others): (&[_], &[_], &[_]) = (&["10.0.0.5"], &["anyone"], &["10.0.0.6"]);
+        assert_eq!(reaches(&[], &here), (true, false));
+        assert_eq!(reaches(&[rule(&["*"], false, &[], others)], &here), (false, false));
+        assert_eq!(reaches(&[rule(&["db", "x*"], false, us, others)], &here), (true, false));
+        // What an earlier rule keeps a later one does not give; but it keeps only the names of which it speaks.
+        let later = |kept: &str| [rule(&[kept], false, &[], others), rule(&["db*"], false, &[], anyone)];
+        for (kept, usable) in [("*", false), ("d*", false), ("db*", false), ("db", true), ("dba*", true), ("x", true)] {
+            assert_eq!(reaches(&later(kept), &here), (usable, false), "{kept}");
+        }
+        let exact = [rule(&["db"], false, &[], others), rule(&["db"], false, &[], anyone)];
+        assert_eq!(reaches(&exact, &here), (false, false));
+        // TLS, or a certificate, may open something.
+        let secret = [rule(&["secret"], true, &[], anyone), rule(&["db"], false, &[], &["cert:db1"])];
+        assert_eq!(reaches(&secret, &here), (false, true));
+        assert_eq!(reaches(&secret, &Caller { tls: true, ..here.clone() }), (true, false));
+        assert_eq!(reaches(&secret[1..], &Caller { tls: true, ..here }), (false, false));
+        assert_eq!(reaches(&secret[1..], &with_certificate("db1")), (true, false));
     }
 
     #[test]

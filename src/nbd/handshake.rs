@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::access::{self, Access, Caller, Refusals, Rule};
+use super::access::{self, Access, Caller, Reach, Refusals, Rule};
 use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step, Tls};
@@ -179,7 +179,7 @@ where
                 },
             },
             Step::List => {
-                negotiation.listed(exports.list().await.map(|exports| visitor.visible(exports)));
+                negotiation.listed(visitor.list(exports).await);
                 time.give_back(asked, false);
             }
             // What a client may not use it may not look at either. Whether another host has it is asked when it wants to have it.
@@ -265,42 +265,60 @@ impl Visitor<'_> {
         if self.rules.is_empty() {
             return Found::Export { name: asked, read_only: false };
         }
-        let name = match asked.is_empty() {
-            false => asked.clone(),
-            // The one that has no name is known by its own when it is the only one.
-            true => match exports.list().await.as_deref() {
-                Ok([only]) => only.name.clone(),
-                Ok(_) => return Found::Refused(ExportError::Unknown(asked)),
-                Err(error) => return Found::Refused(error.clone()),
-            },
-        };
-        match access::decide(self.rules, &name, &self.caller) {
-            Access::Write => Found::Export { name, read_only: false },
-            Access::Read => Found::Export { name, read_only: true },
+        if asked.is_empty() {
+            return self.find_default(exports).await;
+        }
+        match access::decide(self.rules, &asked, &self.caller) {
+            Access::Write => Found::Export { name: asked, read_only: false },
+            Access::Read => Found::Export { name: asked, read_only: true },
             Access::NeedsTls => Found::NeedsTls,
-            Access::None => {
-                if let Some(count) = self.refused.count() {
-                    let (peer, certificate, export) = (self.peer, &self.caller.certificate, access::logged(&name));
-                    tracing::warn!(
-                        peer,
-                        export,
-                        ?certificate,
-                        count,
-                        "refused a client: nbd.access does not let it in"
-                    );
-                }
-                // In the client's words: the name behind "" is not for it.
-                Found::Refused(ExportError::Unavailable(format!("you have no access to {asked:?} on this server")))
-            }
+            Access::None => self.refuse(&asked),
         }
     }
 
+    /// The one that has no name is known by its own when it is the only one. Whether it is there and not for this client, or not
+    /// there at all, is answered in the same way; and a client for whom nothing can be there does not make anybody look.
+    async fn find_default(&self, exports: &dyn Exports) -> Found {
+        let reach = access::reach(self.rules, &self.caller);
+        if reach.usable {
+            let listed = match exports.list().await {
+                Ok(listed) => listed,
+                Err(error) => return Found::Refused(error),
+            };
+            if let [only] = &listed[..] {
+                let name = only.name.clone();
+                match access::decide(self.rules, &name, &self.caller) {
+                    Access::Write => return Found::Export { name, read_only: false },
+                    Access::Read => return Found::Export { name, read_only: true },
+                    Access::NeedsTls | Access::None => {}
+                }
+            }
+        }
+        match reach {
+            Reach { behind_tls: true, .. } => Found::NeedsTls,
+            Reach { usable: true, .. } => Found::Refused(ExportError::Unknown(String::new())),
+            Reach { usable: false, .. } => self.refuse(""),
+        }
+    }
+
+    /// Refuses a client in its own words, whether there is an export of that name or not.
+    fn refuse(&self, asked: &str) -> Found {
+        if let Some(count) = self.refused.count() {
+            let (peer, certificate, export) = (self.peer, &self.caller.certificate, access::logged(asked));
+            tracing::warn!(peer, export, ?certificate, count, "refused a client: nbd.access does not let it in");
+        }
+        Found::Refused(ExportError::Unavailable(format!("you have no access to {asked:?} on this server")))
+    }
+
     /// The exports that a client may know of: those that it may use as it is (rule O8).
-    fn visible(&self, exports: Vec<ExportEntry>) -> Vec<ExportEntry> {
+    async fn list(&self, exports: &dyn Exports) -> Result<Vec<ExportEntry>, ExportError> {
+        if !access::reach(self.rules, &self.caller).usable {
+            return Ok(Vec::new());
+        }
         let may_use = |export: &ExportEntry| {
             matches!(access::decide(self.rules, &export.name, &self.caller), Access::Read | Access::Write)
         };
-        exports.into_iter().filter(may_use).collect()
+        Ok(exports.list().await?.into_iter().filter(may_use).collect())
     }
 
     /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15). With `patience`, a host

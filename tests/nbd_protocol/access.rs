@@ -3,15 +3,19 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ashlar::device::memory::{MemoryDevice, MemoryExports};
+use ashlar::device::{Device, ExportEntry, ExportError, Exports};
 use ashlar::nbd::access::{Rule, Who};
 use ashlar::nbd::listen::At;
-use ashlar::nbd::{Door, ListenAddr, Options, Server, SocketMode};
+use ashlar::nbd::{Door, ListenAddr, Options, Server, SocketMode, TlsMode};
+use async_trait::async_trait;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::client::{Client, info_data, opt, rep, within};
-use crate::world::SIZE;
+use crate::client::{Client, OptionReply, contexts_data, info_data, opt, rep, within};
+use crate::tls::Authority;
+use crate::world::{SIZE, World};
 
 fn list(texts: &[&str]) -> Vec<Who> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -107,6 +111,102 @@ async fn o8_the_name_of_a_hidden_default_export_is_not_told() {
     }
     drop(client);
     within(server.shutdown()).await;
+}
+
+/// Exports that count how often they are asked for anything.
+struct Counted {
+    exports: MemoryExports,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn of(names: &[&str]) -> (Counted, Arc<AtomicUsize>) {
+        let with = |exports: MemoryExports, name: &&str| exports.with(name, "", Arc::new(MemoryDevice::new(SIZE)));
+        let exports = names.iter().fold(MemoryExports::new(), with);
+        let exports = names.first().map_or(MemoryExports::new(), |first| exports.with_default(first));
+        let asked = Arc::new(AtomicUsize::new(0));
+        (Counted { exports, asked: asked.clone() }, asked)
+    }
+}
+
+#[async_trait]
+impl Exports for Counted {
+    async fn list(&self) -> Result<Vec<ExportEntry>, ExportError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.exports.list().await
+    }
+
+    async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.exports.open(name).await
+    }
+}
+
+fn rule(exports: &str, write: &[&str]) -> Rule {
+    Rule { exports: vec![exports.to_owned()], write: list(write), ..Rule::default() }
+}
+
+/// All that a client can ask about exports, by name and by none, and what it is answered.
+async fn answers(world: &World, names: &[&str]) -> Vec<OptionReply> {
+    let mut client = world.connect();
+    client.greet().await;
+    assert_eq!(client.ask(opt::STRUCTURED_REPLY, b"").await, rep::ACK);
+    client.send(&crate::client::option(opt::LIST, b"")).await;
+    let mut answers = vec![client.option_reply().await];
+    while answers.last().unwrap().reply_type == rep::SERVER {
+        answers.push(client.option_reply().await);
+    }
+    for name in names {
+        for (option, data) in [
+            (opt::INFO, info_data(name, &[])),
+            (opt::SET_META_CONTEXT, contexts_data(name, &["base:allocation"])),
+            (opt::GO, info_data(name, &[])),
+        ] {
+            client.send(&crate::client::option(option, &data)).await;
+            answers.push(client.option_reply().await);
+        }
+    }
+    drop(client);
+    let mut old = world.connect();
+    old.greet().await;
+    old.send(&crate::client::option(opt::EXPORT_NAME, b"")).await;
+    old.expect_closed().await;
+    answers
+}
+
+/// O8: a client that no rule lets in moves nothing in the store, whatever it asks for.
+#[tokio::test]
+async fn o8_the_store_is_asked_nothing_for_a_client_that_may_use_nothing() {
+    let (exports, asked) = Counted::of(&["disk0"]);
+    let access = vec![rule("*", &["10.0.0.5"])];
+    let world = World::new(Options { access, ..Options::default() }, exports).await;
+    let answers = answers(&world, &["", "disk0", "stranger"]).await;
+    let types: Vec<u32> = answers.iter().map(|reply| reply.reply_type).collect();
+    assert_eq!(types, [&[rep::ACK][..], &[rep::ERR_POLICY; 9]].concat(), "an empty list, and no access");
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    world.all_gone().await;
+}
+
+/// O8: whoever may use something else, or nothing, is answered in the same way whether there is a hidden export, several or none.
+#[tokio::test]
+async fn o8_nobody_can_tell_that_there_is_a_hidden_export() {
+    let authority = Authority::new();
+    let tls = authority.options(TlsMode::Allowed, false);
+    let secure = Rule { tls: true, ..rule("tls*", &["anyone"]) };
+    for (mine, number) in
+        [(vec![], 0), (vec![rule("mine", &["anyone"])], 1), (vec![rule("mine", &["anyone"]), secure], 2)]
+    {
+        let access = [mine, vec![rule("*", &["10.0.0.5"])]].concat();
+        let mut told = Vec::new();
+        for names in [&[][..], &["hidden"], &["hidden", "other"]] {
+            let (exports, _) = Counted::of(names);
+            let world =
+                World::new(Options { access: access.clone(), tls: tls.clone(), ..Options::default() }, exports).await;
+            told.push(answers(&world, &["", "hidden", "other"]).await);
+            world.all_gone().await;
+        }
+        assert!(told[0] == told[1] && told[1] == told[2], "rules {number}: {told:x?}");
+    }
 }
 
 #[tokio::test]
