@@ -117,7 +117,7 @@ async fn an_empty_volume_is_one_hole_however_large() {
     assert_eq!(volume.extents(0, size, 9).await.unwrap(), runs(&[(size, Allocation::Hole)]));
 }
 
-/// Rule R6: the map of a dense volume is not loaded to say what is in it. Here every other block of 512 bytes is data, on 8 pages
+/// The map of a dense volume is not loaded to say what is in it. Here every other block of 512 bytes is data, on 8 pages
 /// of which a tenth of one may be in memory.
 #[tokio::test(start_paused = true)]
 async fn a_dense_map_is_answered_in_parts_and_never_loaded_whole() {

@@ -163,6 +163,26 @@ fn h5_c5_an_option_without_its_magic_closes() {
     assert!(heard.replies.is_empty());
 }
 
+/// Byte by byte: magic, the option, the type, the length, the data.
+#[test]
+fn h6_a_reply_has_the_magic_of_replies_and_repeats_the_option() {
+    for number in [0_u32, 4, 12, 99, u32::MAX] {
+        let mut negotiation = Negotiation::new(Limits::from(&Options::default()));
+        negotiation.receive(&[flags(NO_ZEROES), opt(number, b"xyz"), opt(option::ABORT, b"")].concat());
+        assert_eq!(negotiation.step(), Step::Finish);
+        let said = negotiation.take_output();
+        let text = "the option is not known to this server";
+        let unsupported = [
+            &[0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9][..],
+            &number.to_be_bytes(),
+            &[0x80, 0, 0, 1, 0, 0, 0, text.len() as u8],
+            text.as_bytes(),
+        ];
+        let acknowledged = [0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert_eq!(said[18..], [&unsupported.concat()[..], &acknowledged].concat());
+    }
+}
+
 #[test]
 fn h7_o9_fault_14_unknown_options_of_any_length_are_unsupported_and_leave_no_trace() {
     // 4 was withdrawn.
@@ -368,6 +388,7 @@ fn s2_o18_the_minimum_block_size_is_what_is_configured_and_fits_the_export() {
     }
 }
 
+/// F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13.
 #[test]
 fn f1_to_f13_flags_say_what_the_export_can_do_and_what_was_agreed() {
     let flags = |read_only, style| transmission_flags(&DeviceInfo { read_only, ..DEVICE }, style);

@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(Options::default().check(), Ok(()));
     }
 
+    /// Fault 9: also a minimum block size that the protocol does not know.
     #[test]
     fn an_option_out_of_bounds_is_named_with_what_is_accepted() {
         let options = Options { bytes_in_flight: 4096, ..Options::default() };

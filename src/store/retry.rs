@@ -186,6 +186,7 @@ mod tests {
         Key::new("v/meta/0").unwrap()
     }
 
+    /// E2.
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_waited_out_with_growing_pauses() {
         let (_, faults, store) = tower(FaultOptions { refuse: 1000, ..FaultOptions::default() });
@@ -201,6 +202,7 @@ mod tests {
         assert_eq!(health.trouble(), None);
     }
 
+    /// E2: what ends in EIO.
     #[tokio::test(start_paused = true)]
     async fn a_limit_ends_it_with_the_cause_and_the_count() {
         let (_, faults, store) = tower(FaultOptions { refuse: 1000, ..FaultOptions::default() });

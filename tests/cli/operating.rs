@@ -38,6 +38,7 @@ fn clients_are_listed_and_evicted() {
     assert!(place.run(&["evict", "disk0"]).err.contains("no server runs on state directory ./ashlar-state"));
 }
 
+/// E2: a FLUSH waits while the store is away, and succeeds by itself when it is back.
 #[test]
 fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
     let place = Place::new();

@@ -12,4 +12,5 @@ mod load;
 mod collection;
 mod replies;
 mod unread;
+mod handshakes;
 mod map;

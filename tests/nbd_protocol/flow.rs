@@ -163,6 +163,31 @@ async fn r11_a_client_that_fetches_nothing_does_not_hold_up_the_others() {
     world.all_gone().await;
 }
 
+/// A TRIM needs no room but its own: it is carried out and answered while a READ waits for the store, and while the reply to
+/// one lies there because nobody fetches it.
+#[tokio::test(start_paused = true)]
+async fn r3_r11_a_trim_is_answered_while_a_reply_is_stuck() {
+    let (world, gate) = gated(tight(), waits_at_zero).await;
+    let (mut waiting, mut slow) = (world.attach().await, world.attach().await);
+    fill_the_room(&mut slow).await;
+    waiting.send(&request(0, cmd::READ, 1, 0, 512)).await;
+    gate.holds(1).await;
+    assert_eq!(waiting.call(0, cmd::TRIM, 1 << 20, 1 << 20).await, 0, "others, and a READ of its own, are stuck");
+
+    // Behind its own reply it cannot come, but it is done all the same.
+    slow.send(&request(0, cmd::TRIM, 2, 8 << 20, 1 << 20)).await;
+    gate.saw(Call::Trim { offset: 8 << 20, len: 1 << 20, fua: false }).await;
+    assert_eq!(slow.bytes(4 << 20).await.len(), 4 << 20);
+    assert_eq!(slow.reply().await, Reply { error: 0, cookie: 2 });
+
+    gate.release(Ok(()));
+    assert_eq!(waiting.reply().await, Reply { error: 0, cookie: 1 });
+    waiting.bytes(512).await;
+    waiting.disconnect().await;
+    slow.disconnect().await;
+    world.all_gone().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn r11_a_client_that_stalls_while_others_wait_is_dropped() {
     let (world, _gate) = gated(Options { client_timeout: DAY, ..tight() }, waits_at_zero).await;
@@ -184,7 +209,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What it was sent stays in memory until it fetches it: not for ever, even where nobody else wants the room.
 #[tokio::test(start_paused = true)]
-async fn r6_a_client_that_fetches_nothing_is_dropped_although_nobody_waits() {
+async fn r11_a_client_that_fetches_nothing_is_dropped_although_nobody_waits() {
     let gate = Gate::default();
     let device = MemoryDevice::new(64 << 20).with_hook(gate.hook(|_| false));
     let options = Options { client_timeout: Duration::from_secs(45), stall_timeout: DAY, ..Options::default() };

@@ -1,5 +1,5 @@
 //! The NBD server as clients see it: well-behaved ones, and all the others. Names begin with the ids of the rules of
-//! the project's NBD conformance list that a test shows to be kept ("fault n": its list of faults found elsewhere).
+//! the project's NBD conformance list that a test shows to be kept ("fault n": its list of faults found elsewhere); `docs/conformance.md` is the list.
 //! The handshake's rules are tested without sockets beside `src/nbd/negotiate.rs`, refusals beside `request.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
@@ -19,4 +19,5 @@ mod endings;
 mod sockets;
 mod tls;
 mod access;
+mod crowd;
 mod arbitrary;

@@ -192,6 +192,52 @@ async fn s3_s5_payloads_up_to_32_mib_are_served_and_larger_ones_are_an_error() {
     world.all_gone().await;
 }
 
+/// A minimum block size that a client was told, or has not asked for, is advice: what is smaller and off it is done all the same,
+/// to the byte.
+#[tokio::test(start_paused = true)]
+async fn s4_s10_a_minimum_block_size_is_not_enforced_on_those_who_ignore_it() {
+    let options = Options { minimum_block_size: 64 << 10, ..Options::default() };
+    let world = World::of(options, MemoryDevice::new(SIZE)).await;
+    let mut client = world.attach().await;
+    let mut model = vec![0x11; 256 << 10];
+    assert_eq!(client.write(0, 0, &model).await, 0);
+    for (offset, len) in [(1, 1), (512, 512), (65_535, 2), (70_001, 4096)] {
+        assert_eq!(client.write(0, offset, &vec![0x77; len]).await, 0);
+        model[offset as usize..][..len].fill(0x77);
+        assert_eq!(client.read(offset, len as u32).await.unwrap(), vec![0x77; len]);
+    }
+    assert_eq!(client.call(0, cmd::WRITE_ZEROES, 100_001, 777).await, 0);
+    model[100_001..100_778].fill(0);
+    assert!(client.read(0, 256 << 10).await.unwrap() == model);
+    client.disconnect().await;
+    world.all_gone().await;
+}
+
+/// A hint: taken with FUA, of any length, and whatever is asked for, what the export holds stays as it is.
+#[tokio::test(start_paused = true)]
+async fn k13_cache_changes_nothing() {
+    let (world, gate) = watched().await;
+    let mut client = world.attach().await;
+    assert_eq!(client.write(0, 4000, &[5; 8192]).await, 0);
+    for (flags, offset, len, error) in [
+        (0, 0, SIZE as u32, 0),
+        (FUA, 4001, 1, 0),
+        (NO_HOLE, 0, 4096, EINVAL),
+        (FAST_ZERO, 0, 4096, EINVAL),
+        (0, SIZE - 1, 2, EINVAL),
+        (0, 0, u32::MAX, EINVAL),
+    ] {
+        assert_eq!(client.call(flags, cmd::CACHE, offset, len).await, error, "{flags} {offset} {len}");
+    }
+    let cached = [Call::Cache { offset: 0, len: SIZE }, Call::Cache { offset: 4001, len: 1 }];
+    assert_eq!(gate.calls()[1..], cached, "after the write");
+    let content = client.read(0, 16 << 10).await.unwrap();
+    assert!(content[..4000].iter().chain(&content[12_192..]).all(|&byte| byte == 0));
+    assert_eq!(content[4000..12_192], [5; 8192]);
+    client.disconnect().await;
+    world.all_gone().await;
+}
+
 /// On an export smaller than 32 MiB the range decides, not the payload.
 #[tokio::test(start_paused = true)]
 async fn s5_a_payload_larger_than_the_export_is_refused_and_thrown_away() {

@@ -240,7 +240,7 @@ async fn an_independent_client_is_told_that_an_export_is_unknown_by_a_closed_con
 
 /// The same as with pipes, but with the buffers of the kernel between, and its own idea of a peer that takes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn r6_a_tcp_client_that_never_reads_is_dropped_and_others_do_not_notice() {
+async fn r11_a_tcp_client_that_never_reads_is_dropped_and_others_do_not_notice() {
     let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(64 << 20)));
     let options = Options { client_timeout: Duration::from_secs(2), ..Options::default() };
     let server = Arc::new(Server::bind(options, vec![loopback()], Arc::new(exports)).await.unwrap());

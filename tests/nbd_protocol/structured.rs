@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ashlar::device::memory::{Call, MemoryDevice};
-use ashlar::device::{Allocation, DeviceError, Run};
+use ashlar::device::{Allocation, DeviceError, DeviceInfo, Run};
 use ashlar::nbd::Options;
 
 use crate::client::{Client, DF, EINVAL, EIO, ENOSPC, EPERM, ESHUTDOWN, cmd, kind, opt, request};
@@ -137,7 +137,7 @@ async fn k2_errors_are_chunks_that_say_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn k1_an_error_says_at_which_byte_if_that_lies_in_the_request() {
+async fn k1_k5_an_error_says_at_which_byte_if_that_lies_in_the_request() {
     for (byte, told) in [(4096, Some(4096)), (4097, Some(4097)), (8191, Some(8191)), (8192, None), (0, None)] {
         let runs = vec![run(SIZE, Allocation::Data)];
         let world = World::of(Options::default(), Scripted { info: read_only(), runs, bad: Some((4096, byte)) }).await;
@@ -154,6 +154,26 @@ async fn k1_an_error_says_at_which_byte_if_that_lies_in_the_request() {
         old.disconnect().await;
         client.disconnect().await;
     }
+}
+
+/// The largest payload that was told, and beside it the head of the chunk and nothing: 8 bytes are its offset.
+#[tokio::test(start_paused = true)]
+async fn s9_a_reply_is_longer_than_the_largest_payload_by_its_head_only() {
+    let options = Options { max_payload: 1 << 20, ..Options::default() };
+    let runs = vec![run(8 * MIB, Allocation::Data)];
+    let info = DeviceInfo { size: 8 * MIB, ..read_only() };
+    let world = World::of(options, Scripted { info, runs, bad: None }).await;
+    let mut client = world.attach_with(opt::STRUCTURED_REPLY).await;
+    for flags in [0, DF] {
+        client.send(&request(flags, cmd::READ, 8, 512, 1 << 20)).await;
+        let chunks = client.chunks().await;
+        assert_eq!(chunks.len(), 1);
+        assert_eq!((chunks[0].kind, chunks[0].payload.len()), (kind::DATA, (1 << 20) + 8));
+    }
+    client.send(&request(0, cmd::READ, 8, 512, (1 << 20) + 1)).await;
+    assert_eq!(client.chunk().await.failure().0, EINVAL);
+    client.disconnect().await;
+    world.all_gone().await;
 }
 
 /// A text that is too long for a string, or has what none may have, is cut.
@@ -199,7 +219,7 @@ async fn e1_during_a_shutdown_requests_are_answered_with_chunks_too() {
     shutdown.await.unwrap();
 }
 
-/// Rule R6: a reply of holes holds nothing, and one of data no more than its length; what it was admitted with is given back
+/// A reply of holes holds nothing, and one of data no more than its length; what it was admitted with is given back
 /// when it is fetched.
 #[tokio::test(start_paused = true)]
 async fn r12_replies_in_chunks_count_as_what_was_asked_for() {

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use ashlar::device::memory::{MemoryDevice, MemoryExports};
 use ashlar::nbd::access::Rule;
-use ashlar::nbd::{Options, TlsMode, TlsOptions};
+use ashlar::nbd::{Door, ListenAddr, Options, Server, TlsMode, TlsOptions};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::client::{Client, EPERM, Stream, info_data, opt, rep, within};
+use crate::client::{Client, EPERM, Stream, cmd, info_data, opt, rep, request, within};
 use crate::world::{SIZE, World};
 
 /// An authority, and the files of a server with a certificate of it.
@@ -144,6 +145,68 @@ async fn t3_t6_a_server_that_requires_tls_serves_nothing_without_it() {
     client.send(&crate::client::option(opt::GO, &info_data("disk0", &[]))).await;
     let said = client.rest().await;
     assert!(said.is_empty() || said[0] == 0x15, "an alert, but no answer: {said:x?}");
+    world.all_gone().await;
+}
+
+/// What STARTTLS is answered with belongs to the listener, and does not change while the connection lasts, whatever was said.
+#[tokio::test]
+async fn t1_a_listener_has_one_mode_of_tls_and_a_connection_keeps_it() {
+    let authority = Authority::new();
+    let listener = |mode| Door { tls: Some(mode), ..Door::from(ListenAddr::Tcp("127.0.0.1:0".parse().unwrap())) };
+    let doors = [TlsMode::Off, TlsMode::Allowed, TlsMode::Required].map(listener).into();
+    let options = Options { tls: authority.options(TlsMode::Off, false), ..Options::default() };
+    let exports = MemoryExports::new().with("disk0", "", Arc::new(MemoryDevice::new(SIZE)));
+    let server = Arc::new(Server::open(options, doors, Arc::new(exports)).await.unwrap());
+    let running = tokio::spawn({
+        let server = server.clone();
+        async move { server.run().await }
+    });
+    let answers = [(rep::ERR_UNSUP, false), (rep::ACK, false), (rep::ACK, true)];
+    for (address, (starttls, refuses_plain)) in server.addresses().iter().zip(answers) {
+        let ListenAddr::Tcp(address) = address else { panic!("it is TCP") };
+        let mut client = Client::new(TcpStream::connect(address).await.unwrap());
+        client.greet().await;
+        for _ in 0..3 {
+            client.send(&crate::client::option(opt::INFO, &info_data("disk0", &[]))).await;
+            let mut types = vec![client.option_reply().await.reply_type];
+            while *types.last().unwrap() == rep::INFO {
+                types.push(client.option_reply().await.reply_type);
+            }
+            assert_eq!(types == [rep::ERR_TLS_REQD], refuses_plain, "{types:x?}");
+            if starttls != rep::ACK {
+                assert_eq!(client.ask(opt::STARTTLS, b"").await, starttls);
+            }
+        }
+        if starttls == rep::ACK {
+            assert_eq!(client.ask(opt::STARTTLS, b"").await, starttls);
+            let mut client = authority.secure(client.into_stream(), None).await.unwrap();
+            assert_eq!(client.ask(opt::STARTTLS, b"").await, rep::ERR_INVALID, "it runs, and there is no way back");
+            client.only_go("disk0").await;
+            client.disconnect().await;
+        }
+    }
+    within(server.shutdown()).await;
+    within(running).await.unwrap();
+}
+
+/// rustls tells an end without TLS's own goodbye as an error, which the second half shows.
+#[tokio::test]
+async fn t9_after_disc_tls_says_goodbye_before_the_connection_ends() {
+    let authority = Authority::new();
+    let world = world(authority.options(TlsMode::Required, false), vec![]).await;
+    for (last, polite) in [(cmd::DISC, true), (cmd::READ, false)] {
+        let mut client = authority.connect(&world, None).await;
+        client.only_go("disk0").await;
+        let mut request = request(0, last, 0, 0, 0);
+        if !polite {
+            request[0] ^= 1; // no magic: the connection is broken off
+        }
+        client.send(&request).await;
+        let (mut stream, mut rest) = (client.into_stream(), Vec::new());
+        let end = within(tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await;
+        assert_eq!(end.is_ok(), polite, "{end:?}");
+        assert!(rest.is_empty());
+    }
     world.all_gone().await;
 }
 

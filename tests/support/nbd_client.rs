@@ -29,6 +29,7 @@ pub mod rep {
     pub const META_CONTEXT: u32 = 4;
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     pub const ERR_POLICY: u32 = 0x8000_0002;
+    pub const ERR_INVALID: u32 = 0x8000_0003;
     pub const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
@@ -336,6 +337,12 @@ impl Client {
         let mut bytes = vec![0; len];
         within(self.stream.read_exact(&mut bytes)).await.expect("the server sends more");
         bytes
+    }
+
+    /// The next `len` bytes, unless the server closes before.
+    pub async fn try_bytes(&mut self, len: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        within(self.stream.read_exact(&mut bytes)).await.map(|_| bytes)
     }
 
     /// The server closes, and sends nothing before.
