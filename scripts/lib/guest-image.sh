@@ -14,7 +14,7 @@ vm_cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ashlar}/vm
 
 # Modules that scenarios use, by name; what these depend on comes along.
 guest_modules=(
-    virtio_pci virtio_blk virtio_net 9pnet_virtio 9p overlay ext4 xfs btrfs nbd
+    virtio_pci virtio_blk virtio_net 9pnet_virtio 9p overlay ext4 xfs btrfs nbd vsock_loopback
     dm-mod dm-crypt dm-snapshot dm-raid dm-thin-pool raid0 raid1 raid456 linear
     crc32c_generic crc32c-intel xxhash_generic blake2b_generic sha256_generic
     aesni-intel aes_generic xts cbc ecb essiv algif_skcipher algif_hash

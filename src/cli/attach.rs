@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::nbd::VsockAddress;
+
 /// Where a server listens.
 #[derive(Clone, Debug)]
 pub struct Listening {
@@ -13,6 +15,8 @@ pub struct Listening {
     pub tls: bool,
     /// The Unix socket, as an absolute path.
     pub socket: Option<PathBuf>,
+    /// The address of vsock, with its real port.
+    pub vsock: Option<VsockAddress>,
     /// This host's name: what clients are told where the address is "all addresses".
     pub host_name: String,
 }
@@ -98,7 +102,7 @@ mod tests {
     fn listening(tcp: &str, socket: &str) -> Listening {
         let tcp = (!tcp.is_empty()).then(|| tcp.parse().unwrap());
         let socket = (!socket.is_empty()).then(|| socket.into());
-        Listening { tcp, tls: false, socket, host_name: "box".to_owned() }
+        Listening { tcp, tls: false, socket, vsock: None, host_name: "box".to_owned() }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub async fn of(config: &Effective) -> Result<Vec<Door>, Failure> {
         let address = match &listener.address {
             Place::Tcp(address) => ListenAddr::Tcp(resolve(config, "serve.listeners", address).await?),
             Place::Unix(path) => ListenAddr::Unix(path.clone()),
+            Place::Vsock(address) => ListenAddr::Vsock(*address),
         };
         let socket = socket_mode(config, "serve.listeners", listener.mode, &listener.owner)?;
         doors.push(Door { at: At::Address(address), tls: listener.tls, allow: listener.allow.clone(), socket });

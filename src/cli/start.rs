@@ -191,11 +191,12 @@ async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], a
 }
 
 fn listening(server: &Server, tls: bool, host_name: String) -> Listening {
-    let mut listening = Listening { tcp: None, tls, socket: None, host_name };
+    let mut listening = Listening { tcp: None, tls, socket: None, vsock: None, host_name };
     for address in server.addresses() {
         match address {
             ListenAddr::Tcp(tcp) => listening.tcp = listening.tcp.or(Some(*tcp)),
             ListenAddr::Unix(path) => listening.socket = listening.socket.or(std::path::absolute(path).ok()),
+            ListenAddr::Vsock(address) => listening.vsock = listening.vsock.or(Some(*address)),
         }
     }
     listening
@@ -219,6 +220,7 @@ fn welcome(
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
+    lines.extend(listening.vsock.map(|address| format!("listening on {address}")));
     if !volumes.is_empty() {
         lines.push(format!("\n{SECTORS}"));
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Listen, Socket};
-use crate::nbd::TlsMode;
 use crate::nbd::access::Who;
+use crate::nbd::{TlsMode, VsockAddress};
 
 /// `[[serve.listeners]]`: one more place to listen on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,15 +38,17 @@ impl Listener {
         }
         let says = self.mode.0.is_some() || self.owner != Owner::default();
         match &self.address {
-            Place::Tcp(address) if says => Some(format!(
-                "has a mode or an owner, which {address} has no file for: take them out, or name a Unix socket (a path with a slash)"
+            Place::Unix(_) => None,
+            place if says => Some(format!(
+                "has a mode or an owner, which {} has no file for: take them out, or name a Unix socket (a path with a slash)",
+                String::from(place.clone())
             )),
-            Place::Tcp(_) | Place::Unix(_) => None,
+            Place::Tcp(_) | Place::Vsock(_) => None,
         }
     }
 }
 
-/// A TCP address `HOST:PORT`, or the path of a Unix socket, which has a slash in it.
+/// A TCP address `HOST:PORT`, the path of a Unix socket, which has a slash in it, or `vsock:CID:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Place {
@@ -54,19 +56,23 @@ pub enum Place {
     Tcp(String),
     /// A Unix socket.
     Unix(PathBuf),
+    /// Vsock.
+    Vsock(VsockAddress),
 }
 
 impl TryFrom<String> for Place {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        const ACCEPTED: &str =
-            "accepted is HOST:PORT, such as [::]:10809, or the path of a Unix socket with a slash in it";
+        const ACCEPTED: &str = "accepted is HOST:PORT, such as [::]:10809, the path of a Unix socket with a slash in it, or vsock:CID:PORT";
         if text.contains('/') {
             return match Socket::try_from(text)? {
                 Socket::Path(path) => Ok(Place::Unix(path)),
                 Socket::Auto | Socket::None => Err(ACCEPTED),
             };
+        }
+        if text.starts_with("vsock:") {
+            return text.parse().map(Place::Vsock);
         }
         match Listen::try_from(text) {
             Ok(Listen::Address(address)) => Ok(Place::Tcp(address)),
@@ -81,6 +87,7 @@ impl From<Place> for String {
             Place::Tcp(address) => address,
             // Came from a String, so nothing is lost.
             Place::Unix(path) => path.to_string_lossy().into_owned(),
+            Place::Vsock(address) => address.to_string(),
         }
     }
 }
@@ -154,7 +161,11 @@ mod tests {
         let place = |text: &str| Place::try_from(text.to_owned());
         assert_eq!(place("[::]:10809"), Ok(Place::Tcp("[::]:10809".into())));
         assert_eq!(place("./nbd.sock"), Ok(Place::Unix("./nbd.sock".into())));
-        for bad in ["none", "auto", "", "nbd.sock", "::1:5"] {
+        assert_eq!(place("vsock:any:10809"), Ok(Place::Vsock("vsock:any:10809".parse().unwrap())));
+        for text in ["[::]:10809", "./nbd.sock", "vsock:1:5", "vsock:any:0"] {
+            assert_eq!(String::from(place(text).unwrap()), text);
+        }
+        for bad in ["none", "auto", "", "nbd.sock", "::1:5", "vsock:1", "vsock:any:-1"] {
             assert!(place(bad).is_err(), "{bad:?}");
         }
     }

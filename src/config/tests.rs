@@ -208,7 +208,7 @@ fn a_bad_listener_or_rule_is_refused_by_its_number_and_with_what_is_accepted() {
         ),
         (
             "[[serve.listeners]]\naddress = \"here\"\n",
-            "accepted is HOST:PORT, such as [::]:10809, or the path of a Unix socket",
+            "accepted is HOST:PORT, such as [::]:10809, the path of a Unix socket with a slash in it, or vsock:CID:PORT",
         ),
         ("[[serve.listeners]]\naddress = \"/s\"\nmode = \"rw\"\n", "accepted are permissions in octal"),
         (

@@ -23,6 +23,8 @@ pub enum Origin {
     Ip(IpAddr),
     /// A process at the far end of a Unix socket: its user and its first group. Without them nothing is known of it.
     Unix(Option<(u32, u32)>),
+    /// A process of the machine with that CID, through vsock.
+    Vsock(u32),
     /// A stream that is no socket.
     Unknown,
 }
@@ -41,6 +43,8 @@ pub enum Who {
     User(u32),
     /// The processes whose first group this is, through a Unix socket.
     Group(u32),
+    /// The processes of the machine with that CID, or of all, through vsock.
+    Vsock(Option<u32>),
     /// A client whose certificate has this name; `*` is any certificate that an authority of `client_ca` signed.
     Certificate(String),
 }
@@ -54,6 +58,8 @@ impl Who {
             (Who::Unix, Origin::Unix(_)) => true,
             (Who::User(user), Origin::Unix(Some((uid, _)))) => *user == uid,
             (Who::Group(group), Origin::Unix(Some((_, gid)))) => *group == gid,
+            (Who::Vsock(None), Origin::Vsock(_)) => true,
+            (Who::Vsock(Some(machine)), Origin::Vsock(cid)) => *machine == cid,
             (Who::Certificate(name), _) => match certificate {
                 Some(names) => name == "*" || names.iter().any(|has| has == name),
                 None => false,
@@ -64,7 +70,7 @@ impl Who {
 }
 
 /// What is accepted where somebody is named.
-const WHO_ACCEPTED: &str = "accepted is an address or a range (10.0.0.5, 10.0.0.0/8, fd00::/8), unix, uid:NUMBER, gid:NUMBER, \
+const WHO_ACCEPTED: &str = "accepted is an address or a range (10.0.0.5, 10.0.0.0/8, fd00::/8), unix, uid:NUMBER, gid:NUMBER, vsock, vsock:CID, \
                             cert:NAME (a name in the client's certificate; * is any), or anyone";
 
 impl FromStr for Who {
@@ -75,6 +81,8 @@ impl FromStr for Who {
         match (text, text.split_once(':')) {
             ("anyone", _) => return Ok(Who::Anyone),
             ("unix", _) => return Ok(Who::Unix),
+            ("vsock", _) => return Ok(Who::Vsock(None)),
+            (_, Some(("vsock", cid))) => return cid.parse().map(|cid| Who::Vsock(Some(cid))).map_err(|_| refuse()),
             (_, Some(("uid", id))) => return id.parse().map(Who::User).map_err(|_| refuse()),
             (_, Some(("gid", id))) => return id.parse().map(Who::Group).map_err(|_| refuse()),
             (_, Some(("cert", name))) if !name.is_empty() => return Ok(Who::Certificate(name.to_owned())),
@@ -100,6 +108,8 @@ impl fmt::Display for Who {
             Who::Unix => f.write_str("unix"),
             Who::User(id) => write!(f, "uid:{id}"),
             Who::Group(id) => write!(f, "gid:{id}"),
+            Who::Vsock(None) => f.write_str("vsock"),
+            Who::Vsock(Some(cid)) => write!(f, "vsock:{cid}"),
             Who::Certificate(name) => write!(f, "cert:{name}"),
         }
     }
@@ -286,19 +296,29 @@ mod tests {
     #[test]
     fn whoever_is_named_is_meant_and_nobody_else() {
         let process = Origin::Unix(Some((1000, 6)));
-        let everywhere =
-            [ip("10.1.2.3"), ip("::ffff:10.1.2.3"), ip("fd00::1"), process, Origin::Unix(None), Origin::Unknown];
+        let everywhere = [
+            ip("10.1.2.3"),
+            ip("::ffff:10.1.2.3"),
+            ip("fd00::1"),
+            process,
+            Origin::Unix(None),
+            Origin::Vsock(3),
+            Origin::Vsock(1000),
+            Origin::Unknown,
+        ];
         for (text, meant) in [
-            ("anyone", [true; 6]),
-            ("10.0.0.0/8", [true, true, false, false, false, false]),
-            ("10.1.2.3", [true, true, false, false, false, false]),
-            ("10.1.2.4", [false; 6]),
-            ("fd00::/8", [false, false, true, false, false, false]),
-            ("unix", [false, false, false, true, true, false]),
-            ("uid:1000", [false, false, false, true, false, false]),
-            ("uid:6", [false; 6]),
-            ("gid:6", [false, false, false, true, false, false]),
-            ("cert:*", [false; 6]),
+            ("anyone", [true; 8]),
+            ("10.0.0.0/8", [true, true, false, false, false, false, false, false]),
+            ("10.1.2.3", [true, true, false, false, false, false, false, false]),
+            ("10.1.2.4", [false; 8]),
+            ("fd00::/8", [false, false, true, false, false, false, false, false]),
+            ("unix", [false, false, false, true, true, false, false, false]),
+            ("uid:1000", [false, false, false, true, false, false, false, false]),
+            ("uid:6", [false; 8]),
+            ("gid:6", [false, false, false, true, false, false, false, false]),
+            ("vsock", [false, false, false, false, false, true, true, false]),
+            ("vsock:3", [false, false, false, false, false, true, false, false]),
+            ("cert:*", [false; 8]),
         ] {
             assert_eq!(everywhere.map(|origin| who(text).is(origin, None)), meant, "{text}");
             assert_eq!(who(text).to_string(), text);
@@ -311,7 +331,9 @@ mod tests {
 
     #[test]
     fn nobody_is_named_by_a_slip() {
-        for text in ["", "everybody", "10.0.0", "10.0.0.0/33", "uid:", "uid:root", "cert:", "300.0.0.1"] {
+        for text in
+            ["", "everybody", "10.0.0", "10.0.0.0/33", "uid:", "uid:root", "cert:", "300.0.0.1", "vsock:", "vsock:x"]
+        {
             let error = text.parse::<Who>().unwrap_err();
             assert!(error.starts_with(&format!("{text:?} names nobody; accepted is ")), "{error}");
         }

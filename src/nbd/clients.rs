@@ -138,7 +138,8 @@ impl Client {
         let Some(address) = address else { return true };
         let of_host = match self.host {
             Host::Remote(ip) => address.parse().is_ok_and(|asked: std::net::IpAddr| asked.to_canonical() == ip),
-            Host::Local => false,
+            // The address of these is their host's and a port.
+            Host::Local | Host::Vsock(_) => false,
         };
         // The address of a client on this host has its port behind the last colon, too.
         of_host || self.peer == address || self.peer.rsplit_once(':').is_some_and(|(ip, _)| ip == address)

@@ -21,6 +21,8 @@ pub enum Host {
     Local,
     /// One with that address.
     Remote(IpAddr),
+    /// A virtual machine, or the host of this one, by its CID.
+    Vsock(u32),
 }
 
 impl Host {
@@ -38,6 +40,7 @@ impl fmt::Display for Host {
         match self {
             Host::Local => f.write_str("this host"),
             Host::Remote(ip) => ip.fmt(f),
+            Host::Vsock(cid) => write!(f, "vsock:{cid}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where clients come in: TCP and Unix sockets.
+//! Where clients come in: TCP and Unix sockets, and vsock.
 //!
 //! The file of a Unix socket outlives a server that was killed. It is replaced only if nobody listens on it any more,
 //! and removed at the end only if it is still the one that was made here.
@@ -10,12 +10,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio_vsock::{VsockListener, VsockStream};
 
 use super::access::{Origin, Who};
 use super::clients::{KeepAlive, Line};
 use super::hosts::Host;
 use super::tls::TlsMode;
+use super::vsock::VsockAddress;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -27,6 +30,8 @@ pub enum ListenAddr {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// A port of vsock.
+    Vsock(VsockAddress),
 }
 
 impl fmt::Display for ListenAddr {
@@ -34,6 +39,7 @@ impl fmt::Display for ListenAddr {
         match self {
             ListenAddr::Tcp(address) => address.fmt(f),
             ListenAddr::Unix(path) => path.display().fmt(f),
+            ListenAddr::Vsock(address) => address.fmt(f),
         }
     }
 }
@@ -87,6 +93,8 @@ pub enum Listener {
     Tcp(TcpListener, Duration),
     /// A Unix socket, and its file, if that was made here.
     Unix(UnixListener, Option<SocketFile>),
+    /// Vsock.
+    Vsock(VsockListener),
 }
 
 /// A connection, and who it is.
@@ -96,6 +104,8 @@ pub enum Stream {
     Tcp(TcpStream, SocketAddr),
     /// A Unix socket.
     Unix(UnixStream),
+    /// Vsock.
+    Vsock(VsockStream, VsockAddress),
 }
 
 impl Listener {
@@ -119,12 +129,10 @@ impl Listener {
         let bound = match address {
             ListenAddr::Tcp(address) => bind_tcp(*address, client_timeout),
             ListenAddr::Unix(path) => bind_unix(path, socket).await,
+            ListenAddr::Vsock(address) => VsockListener::bind(address.to_listen()).map(Listener::Vsock),
         };
         bound.map_err(|error| {
-            let way_out = match error.kind() {
-                io::ErrorKind::AddrInUse => "; stop the other server or choose another address",
-                _ => "",
-            };
+            let way_out = way_out(address, &error);
             io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{way_out}"))
         })
     }
@@ -138,13 +146,15 @@ impl Listener {
                 let address = listener.local_addr()?;
                 Ok(ListenAddr::Unix(address.as_pathname().unwrap_or(Path::new("(no name)")).to_owned()))
             }
+            Listener::Vsock(listener) => Ok(ListenAddr::Vsock(VsockAddress::of(listener.local_addr()?))),
         }
     }
 
-    /// What TLS is here if nobody says more than what it is for TCP: nobody is on the way of a Unix socket.
+    /// What TLS is here if nobody says more than what it is for TCP: nobody is on the way of a Unix socket. Nor of vsock, but whoever
+    /// is at its far end is another machine.
     pub fn usual_tls(&self, for_tcp: TlsMode) -> TlsMode {
         match self {
-            Listener::Tcp(..) => for_tcp,
+            Listener::Tcp(..) | Listener::Vsock(..) => for_tcp,
             Listener::Unix(..) => for_tcp.min(TlsMode::Allowed),
         }
     }
@@ -159,6 +169,10 @@ impl Listener {
                 Ok(Stream::Tcp(stream, peer))
             }
             Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Listener::Vsock(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(Stream::Vsock(stream, VsockAddress::of(peer)))
+            }
         }
     }
 }
@@ -172,6 +186,10 @@ impl Stream {
                 Err(_) => Host::Remote(peer.ip()),
             },
             Stream::Unix(_) => Host::Local,
+            Stream::Vsock(stream, peer) => match stream.local_addr() {
+                Ok(local) if peer.is_here(VsockAddress::of(local)) => Host::Local,
+                _ => Host::Vsock(peer.cid()),
+            },
         }
     }
 
@@ -180,6 +198,7 @@ impl Stream {
         match self {
             Stream::Tcp(_, peer) => Origin::Ip(peer.ip().to_canonical()),
             Stream::Unix(stream) => Origin::Unix(stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()))),
+            Stream::Vsock(_, peer) => Origin::Vsock(peer.cid()),
         }
     }
 
@@ -187,7 +206,8 @@ impl Stream {
     pub fn line(&self, client_timeout: Duration) -> Option<Line> {
         match self {
             Stream::Tcp(stream, _) => Line::of(stream, client_timeout).ok(),
-            Stream::Unix(_) => None,
+            // The kernel ends these when the process, or the machine, is gone.
+            Stream::Unix(_) | Stream::Vsock(..) => None,
         }
     }
 
@@ -202,7 +222,23 @@ impl Stream {
                 },
                 Err(_) => "unix socket".to_owned(),
             },
+            Stream::Vsock(_, peer) => peer.to_string(),
         }
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+fn way_out(address: &ListenAddr, error: &io::Error) -> &'static str {
+    match (address, Errno::from_io_error(error)) {
+        (ListenAddr::Vsock(_), Some(Errno::AFNOSUPPORT | Errno::NODEV)) => {
+            "; this kernel has no vsock: load vhost_vsock on a host of virtual machines, vmw_vsock_virtio_transport in one, or \
+             vsock_loopback for this machine only"
+        }
+        (ListenAddr::Vsock(_), Some(Errno::ADDRNOTAVAIL)) => {
+            "; this machine has no such CID: vsock:any:PORT listens on all that it has"
+        }
+        _ if error.kind() == io::ErrorKind::AddrInUse => "; stop the other server or choose another address",
+        _ => "",
     }
 }
 
@@ -346,6 +382,36 @@ mod tests {
         assert_eq!(times(stream), (1, 1, 13));
         drop(two);
         assert_eq!(times(stream), (9, 5, 45));
+    }
+
+    /// Whether or not the kernel that runs this has vsock.
+    #[tokio::test]
+    async fn vsock_is_listened_on_or_refused_with_a_way_out() {
+        let address = ListenAddr::Vsock("vsock:any:0".parse().unwrap());
+        match Listener::bind(&address, SocketMode::default(), TIMEOUT).await {
+            Ok(listener) => {
+                let ListenAddr::Vsock(address) = listener.address().unwrap() else { panic!("it is vsock") };
+                assert_ne!(address.port(), 0);
+                assert!(address.to_string().starts_with("vsock:any:"), "{address}");
+                assert_eq!(listener.usual_tls(TlsMode::Required), TlsMode::Required, "it is another machine");
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(
+                    text.starts_with("cannot listen on vsock:any:0: ") && text.contains("; this kernel has no vsock"),
+                    "{text}"
+                );
+            }
+        }
+        for (errno, says) in [
+            (Errno::AFNOSUPPORT, "; this kernel has no vsock: load "),
+            (Errno::ADDRNOTAVAIL, "; this machine has no such CID: "),
+            (Errno::ADDRINUSE, "; stop the other server"),
+        ] {
+            assert!(way_out(&address, &errno.into()).starts_with(says), "{errno}");
+        }
+        let tcp = ListenAddr::Tcp("127.0.0.1:0".parse().unwrap());
+        assert_eq!(way_out(&tcp, &Errno::AFNOSUPPORT.into()), "");
     }
 
     #[tokio::test]

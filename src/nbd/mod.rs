@@ -19,6 +19,7 @@
 pub mod options;
 pub mod server;
 pub mod listen;
+mod vsock;
 mod phase;
 mod handshake;
 pub mod negotiate;
@@ -42,3 +43,4 @@ pub use listen::{Door, ListenAddr, SocketMode};
 pub use options::Options;
 pub use server::Server;
 pub use tls::{TlsMode, TlsOptions};
+pub use vsock::VsockAddress;

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_vsock::VsockStream;
 
 use super::access::{Caller, Origin, Refusals, Who};
 use super::admission::{Admission, Room};
@@ -254,6 +255,7 @@ impl Core {
         match stream {
             Stream::Tcp(stream, _) => self.serve(stream, &way, guest, place).await,
             Stream::Unix(stream) => self.serve(stream, &way, guest, place).await,
+            Stream::Vsock(stream, _) => self.serve(stream, &way, guest, place).await,
         }
     }
 
@@ -394,6 +396,20 @@ impl Halves for TcpStream {
 }
 
 impl Halves for UnixStream {
+    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+        self
+    }
+
+    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
+        self
+    }
+
+    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
+        self.split()
+    }
+}
+
+impl Halves for VsockStream {
     fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
         self
     }

@@ -37,7 +37,7 @@ async fn start(options: Options, addresses: Vec<ListenAddr>) -> (Arc<Server>, Jo
 fn tcp(server: &Server) -> SocketAddr {
     match server.addresses()[0] {
         ListenAddr::Tcp(address) => address,
-        ListenAddr::Unix(_) => panic!("the first address is TCP"),
+        _ => panic!("the first address is TCP"),
     }
 }
 
