@@ -43,6 +43,7 @@ mod outside;
 mod probes;
 mod secrets;
 mod hygiene;
+mod files;
 mod allocator;
 mod output;
 mod logging;

@@ -14,6 +14,7 @@ use super::control::{self, Insight};
 use super::doors;
 use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
+use super::files;
 use super::outside::{self, State};
 use super::replace;
 use super::secrets;
@@ -90,6 +91,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     }
     let only: Vec<String> = wanted.into_iter().map(String::from).collect();
     let exports = VolumeExports::new(volumes, &only, read_only.clone());
+    files::make_room(config.nbd.max_connections);
     // First the addresses: a server that cannot listen must not take a volume.
     let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);

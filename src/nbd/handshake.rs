@@ -12,13 +12,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::access::{self, Access, Caller, Reach, Refusals, Rule};
 use super::clients::Clients;
 use super::hosts::{Host, Hosts, Visit};
-use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, Step, Tls};
+use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, READ_BYTES, Step, Tls};
 use super::options::Options;
 use super::phase::Phases;
 use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
-
-/// Bytes that are read at a time.
-const READ_BYTES: usize = 8 << 10;
 
 /// How long clients may go on haggling once the server shuts down.
 const LINGER: Duration = Duration::from_secs(1);

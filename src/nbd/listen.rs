@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 use tokio_vsock::{VsockListener, VsockStream};
 
 use super::access::{Origin, Who};
-use super::clients::{KeepAlive, Line};
+use super::clients::KeepAlive;
 use super::hosts::Host;
 use super::tls::TlsMode;
 use super::vsock::VsockAddress;
@@ -202,15 +202,6 @@ impl Stream {
         }
     }
 
-    /// The way to ask whether its host is still there, if there is one. Without it, that takes longer to be found out.
-    pub fn line(&self, client_timeout: Duration) -> Option<Line> {
-        match self {
-            Stream::Tcp(stream, _) => Line::of(stream, client_timeout).ok(),
-            // The kernel ends these when the process, or the machine, is gone.
-            Stream::Unix(_) | Stream::Vsock(..) => None,
-        }
-    }
-
     /// Who it is, for the log.
     pub fn peer(&self) -> String {
         match self {
@@ -324,7 +315,7 @@ mod tests {
     use rustix::net::sockopt;
 
     use super::super::admission::Gauge;
-    use super::super::clients::Clients;
+    use super::super::clients::{Clients, Line};
     use super::super::options::CLIENT_TIMEOUT;
     use super::*;
 
@@ -369,9 +360,10 @@ mod tests {
     async fn a_host_is_asked_every_second_while_somebody_waits_for_the_answer() {
         let (_client, accepted) = accepted(TIMEOUT).await;
         let clients = std::sync::Arc::new(Clients::default());
-        let (host, line) = (accepted.host(), accepted.line(TIMEOUT));
-        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), line);
+        let host = accepted.host();
         let Stream::Tcp(stream, _) = &accepted else { panic!("it is TCP") };
+        let line = Line::of(stream, TIMEOUT).unwrap();
+        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), Some(line));
         let none = [clients.ask("disk1", Host::Remote([10, 0, 0, 1].into())), clients.ask("disk0", host)];
         assert_eq!(times(stream), (9, 5, 45), "another export, and its own host");
         drop(none);

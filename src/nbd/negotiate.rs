@@ -33,6 +33,9 @@ use super::wire::{
 };
 use crate::device::{DeviceInfo, ExportEntry, ExportError};
 
+/// Bytes that are best read at a time: room for so many is there beside an option.
+pub const READ_BYTES: usize = 8 << 10;
+
 /// What to do next. Send the output first, whatever it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -462,6 +465,7 @@ impl Negotiation {
 
     fn take_data(&mut self, header: OptionHeader) -> Option<State> {
         if self.input.len() < header.len as usize {
+            self.make_room(header.len as usize);
             return None;
         }
         let data = self.input.split_to(header.len as usize);
@@ -480,6 +484,16 @@ impl Negotiation {
                 Err(text) => self.invalid(option, text),
             },
         })
+    }
+
+    /// Room for a whole option and what is read ahead, and no more: a buffer that grew by itself would become twice as large.
+    fn make_room(&mut self, option_bytes: usize) {
+        let room = option_bytes + READ_BYTES;
+        if self.input.capacity() < room {
+            let mut input = BytesMut::with_capacity(room);
+            input.extend_from_slice(&self.input);
+            self.input = input;
+        }
     }
 
     fn invalid(&mut self, option: u32, text: &str) -> State {

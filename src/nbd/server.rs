@@ -115,7 +115,7 @@ impl Server {
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str, host: Host) {
         if let Some(place) = self.core.admit() {
             let way = Way { tls: self.core.options.tls.mode, allow: Arc::default() };
-            let guest = Guest { peer, host, origin: Origin::Unknown, line: None };
+            let guest = Guest { peer, host, origin: Origin::Unknown };
             self.core.serve(Locked(stream), &way, guest, place).await;
         }
     }
@@ -187,7 +187,6 @@ struct Guest<'a> {
     peer: &'a str,
     host: Host,
     origin: Origin,
-    line: Option<Line>,
 }
 
 impl Core {
@@ -250,8 +249,8 @@ impl Core {
     }
 
     async fn serve_stream(self: Arc<Core>, stream: Stream, way: Way, place: Place) {
-        let (peer, line) = (stream.peer(), stream.line(self.options.client_timeout));
-        let guest = Guest { peer: &peer, host: stream.host(), origin: stream.origin(), line };
+        let peer = stream.peer();
+        let guest = Guest { peer: &peer, host: stream.host(), origin: stream.origin() };
         match stream {
             Stream::Tcp(stream, _) => self.serve(stream, &way, guest, place).await,
             Stream::Unix(stream) => self.serve(stream, &way, guest, place).await,
@@ -273,8 +272,13 @@ impl Core {
     async fn talk<S: Halves>(&self, mut stream: S, way: &Way, guest: Guest<'_>) {
         let handshake = Handshake::new(&self.options, way.tls.at_first());
         let mut caller = Caller { origin: guest.origin, tls: false, certificate: None };
-        let later = match self.shake_hands(&mut stream, handshake, &guest, &caller).await {
-            Some(Outcome::Enter(entered)) => return self.attend(stream, guest, &caller, entered).await,
+        let outcome = self.shake_hands(&mut stream, handshake, &guest, &caller).await;
+        // A second hold on the socket, which those who only stall are not given: they would take the files of others.
+        let line = matches!(outcome, Some(Outcome::Enter(_) | Outcome::StartTls(_)))
+            .then(|| stream.line(self.options.client_timeout))
+            .flatten();
+        let later = match outcome {
+            Some(Outcome::Enter(entered)) => return self.attend(stream, guest, line, &caller, entered).await,
             Some(Outcome::StartTls(later)) => later,
             Some(Outcome::Left) | None => return,
         };
@@ -288,12 +292,19 @@ impl Core {
         caller.tls = true;
         caller.certificate = tls::names_of_client(&stream.0);
         if let Some(Outcome::Enter(entered)) = self.shake_hands(&mut stream, handshake, &guest, &caller).await {
-            self.attend(stream, guest, &caller, entered).await;
+            self.attend(stream, guest, line, &caller, entered).await;
         }
     }
 
-    async fn attend<S: Halves>(&self, mut stream: S, guest: Guest<'_>, caller: &Caller, entered: Entered) {
-        let Guest { peer, host, line, .. } = guest;
+    async fn attend<S: Halves>(
+        &self,
+        mut stream: S,
+        guest: Guest<'_>,
+        line: Option<Line>,
+        caller: &Caller,
+        entered: Entered,
+    ) {
+        let Guest { peer, host, .. } = guest;
         let Entered { entry, device, agreed, read_only, visit, rest } = entered;
         let export = entry.name;
         let admission = Admission::new(&self.options, self.room.clone());
@@ -379,6 +390,12 @@ trait Halves: Send {
 
     /// The reading and the writing half, for the session.
     fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send);
+
+    /// The way to ask whether its host is still there, if there is one. Without it, that takes longer to be found out. (The kernel
+    /// itself ends what is no TCP when the process, or the machine, is gone.)
+    fn line(&self, _client_timeout: Duration) -> Option<Line> {
+        None
+    }
 }
 
 impl Halves for TcpStream {
@@ -392,6 +409,10 @@ impl Halves for TcpStream {
 
     fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
         self.split()
+    }
+
+    fn line(&self, client_timeout: Duration) -> Option<Line> {
+        Line::of(self, client_timeout).ok()
     }
 }
 

@@ -61,6 +61,18 @@ async fn come_in(address: std::net::SocketAddr) -> Client {
     within(tries).await
 }
 
+/// How many files of this process are each connection that has the port at its near end: the kernel names sockets by a number.
+fn times_held(port: u16) -> Vec<usize> {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    // A file may be closed meanwhile.
+    let links: Vec<_> = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok()).collect();
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let established = sockets.filter(|socket| socket[1].ends_with(&format!(":{port:04X}")) && socket[3] == "01");
+    let times = |number: &str| links.iter().filter(|link| link.as_os_str() == &*format!("socket:[{number}]")).count();
+    established.map(|socket| times(socket[9])).collect()
+}
+
 /// C6: whoever is attached is answered as before, and so is whoever comes when the crowd has left. (When it does not leave, its time
 /// is over one day: `c6_a_client_that_dawdles_is_dropped`.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,6 +90,9 @@ async fn c6_r11_a_crowd_that_stalls_in_the_handshake_holds_up_nobody_who_is_atta
         assert_eq!(attached.read(offset, 512).await.unwrap(), [number as u8; 512]);
     }
     assert_eq!(server.clients().len(), 1, "the others are not attached");
+    let mut held = times_held(address.port());
+    held.sort_unstable_by(|a, b| b.cmp(a));
+    assert!(held.len() > CROWD && held[0] == 2 && held[1] == 1, "the attached is held twice, and no other: {held:?}");
     drop(crowd);
     let mut late = come_in(address).await;
     assert_eq!(late.ask(opt::LIST, b"").await, rep::SERVER);
