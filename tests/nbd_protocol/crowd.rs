@@ -25,7 +25,9 @@ async fn start(options: Options) -> (Arc<Server>, std::net::SocketAddr) {
 }
 
 async fn connect(address: std::net::SocketAddr) -> Client {
-    Client::new(within(TcpStream::connect(address)).await.unwrap())
+    let stream = within(TcpStream::connect(address)).await.unwrap();
+    stream.set_nodelay(true).unwrap(); // what it sends in parts would wait for each other
+    Client::new(stream)
 }
 
 /// A client that says a part of what it should and then nothing, and where the server got to.
