@@ -90,6 +90,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// What one commit may need of the map in memory at least, in bytes.
+    pub(super) fn commit_memory_min(&self) -> u64 {
+        4 * self.segment_size
+    }
+
     /// Refuses values that no volume could work with.
     pub fn check(&self) -> Result<(), BadOption> {
         let (segment_min, dirty_min) = (u64::from(BlockSize::MAX), 8 * u64::from(BlockSize::MAX));
