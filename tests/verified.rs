@@ -2,8 +2,8 @@
 //! servers that take the volume from each other at the same moment, are frozen, are killed, and go on without knowing. Whatever
 //! a FLUSH acknowledged is there, for whoever has the volume; on a volume that relies on create-only PUTs the same worlds lose it.
 //!
-//! One seed is one world; `ASHLAR_TEST_SEED=n cargo test --test verified one_seed` replays one, `ASHLAR_TEST_SEEDS=10000` tries so
-//! many fresh ones.
+//! One seed is one world; `ASHLAR_TEST_SEED=n cargo test --test verified one_seed` replays one, `scripts/soak verified` tries many
+//! fresh ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -49,6 +49,8 @@ const BLOCKS: u64 = 24;
 const SERVERS: usize = 3;
 /// Of one server.
 const CLIENTS: u64 = 2;
+/// How the words begin that say that what a FLUSH acknowledged is not there.
+const LOST: &str = "a lost FLUSH:";
 
 fn name() -> VolumeName {
     VolumeName::new("v").unwrap()
@@ -232,7 +234,9 @@ impl World {
     async fn end(mut self) -> Outcome {
         // Whoever is still there has had its last FLUSH.
         self.clients.abort_all();
-        while self.clients.join_next().await.is_some() {}
+        while let Some(ended) = self.clients.join_next().await {
+            fell_over(ended);
+        }
         self.alive.clear();
         sleep(LATEST).await;
         self.disks = self.disks.iter().map(CrashDisk::kill).collect();
@@ -255,7 +259,7 @@ impl World {
     async fn has_what_was_flushed(&self, volume: &Volume) {
         for (block, flushed) in self.flushed.now() {
             let there = version_at(volume, block).await.expect("a block can be read");
-            assert!(there >= flushed, "block {block} has {there:x}, and {flushed:x} was flushed");
+            assert!(there >= flushed, "{LOST} block {block} has {there:x}, and {flushed:x} was flushed");
         }
     }
 }
@@ -279,7 +283,9 @@ async fn client(volume: Arc<Volume>, own: u64, flushed: Flushed, random: Random)
     // What was flushed before this server had the volume is there now, unless it ended meanwhile.
     for (block, floor) in flushed.now().into_iter().filter(|(_, version)| version >> 32 < epoch) {
         match version_at(&volume, block).await {
-            Some(there) => assert!(there >= floor, "block {block} has {there:x}, and {floor:x} was flushed before"),
+            Some(there) => {
+                assert!(there >= floor, "{LOST} block {block} has {there:x}, and {floor:x} was flushed before");
+            }
             None => return,
         }
     }
@@ -310,6 +316,13 @@ thread_local! {
     static NEXT: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
+/// What a client found wrong is wrong with its world.
+fn fell_over(ended: Result<(), tokio::task::JoinError>) {
+    if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
 /// A world; the words of what went wrong, if something did.
 fn run(seed: u64, fenced_by: FencedBy) -> Result<Outcome, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -319,9 +332,7 @@ fn run(seed: u64, fenced_by: FencedBy) -> Result<Outcome, String> {
             world.race().await;
             world.pass().await;
             while let Some(ended) = world.clients.try_join_next() {
-                if let Err(error) = ended {
-                    std::panic::resume_unwind(error.into_panic());
-                }
+                fell_over(ended);
             }
         }
         world.end().await
@@ -368,16 +379,20 @@ fn no_flush_is_lost_whoever_races_whom() {
             Outcome { taken: sum.taken + taken, given_way: sum.given_way + given_way, flushed: sum.flushed + flushed };
     }
     println!("{seeds} worlds from seed {first}: {sum:?}");
-    assert!(sum.taken > seeds && sum.given_way > seeds / 4 && sum.flushed > seeds * 4, "races worth the name: {sum:?}");
+    // A few worlds alone may be peaceful.
+    let are_races = sum.taken > seeds && sum.given_way > seeds / 4 && sum.flushed > seeds * 4;
+    assert!(are_races || seeds < 60, "races worth the name: {sum:?}");
 }
 
-/// The worlds are as bad as they claim: who relies on create-only PUTs there loses what was flushed.
+/// The worlds are as bad as they claim: who relies on create-only PUTs there loses what was flushed. What else goes wrong there
+/// (a volume that is refused, or a block that cannot be read) is not counted: it is noticed.
 #[test]
 fn without_looking_the_same_worlds_lose_data() {
-    let seeds = 1000..1060;
-    let lost = seeds.clone().filter(|seed| run(*seed, FencedBy::CreateOnly).is_err()).count();
-    println!("{lost} of {} worlds", seeds.count());
-    assert!(lost > 10, "{lost}");
+    let seeds = 1000..1120;
+    let ended: Vec<_> = seeds.clone().filter_map(|seed| run(seed, FencedBy::CreateOnly).err()).collect();
+    let lost = ended.iter().filter(|words| words.starts_with(LOST)).count();
+    println!("{lost} of {} worlds, and {} ended otherwise", seeds.count(), ended.len() - lost);
+    assert!(lost > 12, "{lost}: {ended:#?}");
 }
 
 /// Several want the same name, and then to change the same description, over a store that tells all of them that they won: one
