@@ -108,7 +108,8 @@ async fn stopped_under_load(seed: u64) -> (u64, u64) {
 /// its close entry, and discarded the journal that had them.
 #[tokio::test(start_paused = true)]
 async fn a_clean_stop_under_load_loses_nothing() {
-    for seed in 0..6 {
+    // With the fault about one stop in ten lost something.
+    for seed in 0..20 {
         let (acknowledged, found) = stopped_under_load(seed).await;
         assert!(found >= acknowledged, "seed {seed}: {acknowledged} changes were acknowledged, {found} are there");
     }
