@@ -163,6 +163,42 @@ async fn commits_and_checkpoints_that_both_need_pages_do_not_wait_for_each_other
     }
 }
 
+/// The same by way of collection: it reads the pages of what is live in its victims, more of them than there are permits, and a
+/// client's commits need pages as well.
+#[tokio::test(start_paused = true)]
+async fn commits_and_collection_that_both_need_pages_do_not_wait_for_each_other() {
+    for (seed, read_parallel) in [(1, 1), (2, 4), (3, 32), (4, 32)] {
+        let backend = Arc::new(MemoryStore::default());
+        create(&*backend, "v", 400 * PAGE, 512).await;
+        let mut options = Options { read_parallel, read_max: 1, ..Options::default() };
+        options.gc.garbage_min = 1;
+        let mut lazy = options.clone();
+        (lazy.gc.quiet_percent, lazy.gc.busy_percent) = (90_000, 90_001);
+        (lazy.gc.limit_percent, lazy.gc.hold_percent) = (90_002, 90_003);
+        let (random, disk) = (Random::seeded(seed), CrashDisk::new(7));
+        let volume = open(backend.clone(), "v", &disk, lazy).await;
+        // One segment with blocks in 300 pages, of which every second is overwritten, twice.
+        for round in 0..3 {
+            for page in (0..300).filter(|page| round == 0 || page % 2 == 0) {
+                volume.write(page * PAGE, noise(&random, 512), false).await.unwrap();
+            }
+            volume.flush().await.unwrap();
+        }
+        volume.close().await.unwrap();
+        let volume = open(far(&backend), "v", &disk, options).await;
+        let work = async {
+            for i in 0..400 {
+                let page = 299 - i % 40;
+                volume.write(page * PAGE + 1024 + i * 512, noise(&random, 512), true).await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(DAY, work).await.is_ok(), "hangs with {read_parallel} permits");
+        let moved = volume.status().since_open.bytes_moved;
+        assert!(moved > 0, "nothing was collected beside the client");
+        tokio::time::timeout(DAY, volume.close()).await.expect("the stop hangs").unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn volumes_that_share_one_permit_of_the_server_do_not_wait_for_each_other() {
     let backend = Arc::new(MemoryStore::default());
@@ -213,4 +249,44 @@ async fn collection_on_a_map_that_does_not_fit_ends() {
         assert!(status.map_memory <= 64 << 10, "{} bytes of map", status.map_memory);
         volume.close().await.unwrap();
     }
+}
+
+/// Random overwrites of a volume whose map is dense and many times what may be in memory: between commits it keeps to that, and
+/// what checkpoints put and commits get is in proportion to what is written. Without collection, so that only the map is seen. The
+/// figures of `docs/memory.md` are this test's.
+#[tokio::test(start_paused = true)]
+async fn a_dense_map_that_does_not_fit_keeps_to_its_memory_and_costs_little_to_put() {
+    const PAGES: u64 = 300;
+    const WRITES: u64 = 4000;
+    let backend = Arc::new(MemoryStore::default());
+    create(&*backend, "v", PAGES * PAGE, 512).await;
+    let mut options = Options { map_memory: 150 << 10, segment_size: 64 << 10, ..Options::default() };
+    (options.gc.quiet_percent, options.gc.busy_percent) = (90_000, 90_001);
+    (options.gc.limit_percent, options.gc.hold_percent) = (90_002, 90_003);
+    options.gc.merge_count = 1_000_000;
+    let (random, disk) = (Random::seeded(4), CrashDisk::new(1));
+    let fill = Options { map_memory: 1 << 30, segment_size: 4 << 20, ..options.clone() };
+    let volume = open(backend.clone(), "v", &disk, fill).await;
+    let block = |random: &Random| (random.below(PAGES) * PAGE) + random.below(512) * 2 * 512;
+    for at in (0..512).flat_map(|extent| (0..PAGES).map(move |page| page * PAGE + extent * 2 * 512)) {
+        volume.write(at, Bytes::from_static(&[7; 512]), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    let volume = open(backend, "v", &disk.kill(), options).await;
+    let mut most = 0;
+    for _ in 0..WRITES {
+        volume.write(block(&random), noise(&random, 512), false).await.unwrap();
+        most = most.max(volume.status().map_memory);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    volume.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let cost = volume.status().since_open;
+    let for_each = |bytes: u64| bytes as f64 / (WRITES * 512) as f64;
+    let (put, got) = (for_each(cost.bytes_put), for_each(cost.bytes_got));
+    println!("at most {most} bytes of map; for each byte written {put:.2} were put and {got:.2} got; {cost:?}");
+    assert!(most <= 150 << 10, "{most} bytes of map where 153600 may be");
+    assert!(put < 2.0 && got < 4.0, "for each byte written {put:.2} were put and {got:.2} got");
+    volume.close().await.unwrap();
 }

@@ -13,8 +13,14 @@ fn a_store_is_measured_and_nothing_is_left_in_it() {
     let said = place.ok(&arguments);
     assert!(said.starts_with(&format!("store {url}\nat most 10 PUTs and 10 GETs of 340.0 KiB each way, ")), "{said}");
     assert!(said.contains("\nREQUEST  SIZE") && said.contains("\n[volume]\nsegment_size = "), "{said}");
+    // What the probe found stands before the figures.
+    let found = "16 create-only PUTs at once of each of 16 keys: one succeeded each time";
+    let probe = said.lines().find(|line| line.starts_with("probe ")).unwrap();
+    assert!(probe.ends_with(found), "{said}");
     let json = place.ok(&[&arguments[..], &["--json"]].concat());
     let measured: Value = serde_json::from_str(&json).unwrap();
+    let probe = &measured["probe"];
+    assert_eq!((probe["url"].as_str(), &probe["found"]["create_only"]), (Some(&*url), &"honoured".into()), "{probe}");
     let cells: Vec<_> = measured["cells"].as_array().unwrap().iter().collect();
     let kinds: Vec<_> = cells.iter().map(|cell| (cell["operation"].as_str().unwrap(), &cell["requests"])).collect();
     let five = Value::from(5);

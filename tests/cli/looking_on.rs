@@ -24,6 +24,12 @@ fn lines_dropped(place: &Place) -> u64 {
     status["log"]["lines_dropped"].as_u64().unwrap()
 }
 
+/// For how many seconds the store has failed, as the server says.
+fn away_for(place: &Place) -> Option<u64> {
+    let status: Value = serde_json::from_str(&place.ok(&["status", "--json"])).unwrap();
+    status["store_trouble"]["seconds"].as_u64()
+}
+
 /// Clients come and go, and the end is a clean one.
 fn serves_to_the_end(place: &Place, server: Unread) {
     for round in 0..3 {
@@ -54,6 +60,39 @@ fn a_log_whose_reader_went_away_is_dropped_and_the_service_goes_on() {
     let command = place.command(&["serve", "--listen", "none"]);
     let mut server = Serving::unread(&place, command, Stdio::null(), Stdio::piped());
     drop(server.take_err());
+    serves_to_the_end(&place, server);
+}
+
+/// A client is attached, nobody reads the log any more, and then the store goes away for a while, which is said in the log by those
+/// who bring the client's data there: they go on nevertheless.
+#[test]
+fn a_log_whose_reader_went_away_is_no_harm_to_a_client_while_the_store_is_away() {
+    let place = Place::new();
+    let command = place.command(&["serve", "--listen", "none"]);
+    let mut server = Serving::unread(&place, command, Stdio::null(), Stdio::piped());
+    let mut disk = server.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    drop(server.take_err());
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    let flushing = std::thread::spawn(move || {
+        disk.write(0, 2, MIB).unwrap();
+        disk.flush().unwrap();
+        disk
+    });
+    // Long enough for it to be no hiccup any more.
+    while away_for(&place).is_none_or(|seconds| seconds < 4) {
+        assert!(!flushing.is_finished(), "a FLUSH was answered while the store is away");
+    }
+    assert!(lines_dropped(&place) > 0, "it was said into the void");
+    std::fs::remove_file(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    let mut disk = flushing.join().unwrap();
+    disk.write(MIB as u64, 3, MIB).unwrap();
+    disk.flush().unwrap();
+    assert!(disk.holds(0, 2, MIB) && disk.holds(MIB as u64, 3, MIB));
+    drop(disk);
     serves_to_the_end(&place, server);
 }
 
