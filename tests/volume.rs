@@ -411,12 +411,24 @@ async fn an_idle_volume_makes_no_request() {
     let world = World::new().await;
     let volume = world.open().await;
     volume.write(0, pattern(1, 1 << 20), false).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
-    let objects = world.objects("").await;
-    let checkpoints = world.objects("checkpoints/").await;
-    tokio::time::sleep(std::time::Duration::from_secs(86_400)).await;
-    assert_eq!((world.objects("").await, world.objects("checkpoints/").await), (objects, checkpoints));
+    let sleep = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    let account = || volume.status().since_open;
+    sleep(60).await;
     assert_eq!(volume.status().dirty_bytes, 0);
+    let (after_a_minute, checkpoints) = (account(), world.objects("checkpoints/").await);
+    assert!(after_a_minute.puts > 2 && checkpoints > 0, "{after_a_minute:?}, {checkpoints} checkpoints");
+    sleep(3500).await;
+    assert_eq!(account(), after_a_minute, "an idle volume makes no request");
+    // One search for objects that nobody owns comes an hour after the first commit.
+    sleep(86_400).await;
+    let (puts, gets, lists, deletes) = {
+        let (now, before) = (account(), after_a_minute);
+        (now.puts - before.puts, now.gets - before.gets, now.lists - before.lists, now.deletes - before.deletes)
+    };
+    assert!((puts, gets, deletes) == (0, 0, 0) && lists <= 2, "{puts} {gets} {lists} {deletes}");
+    let after_a_day = account();
+    sleep(30 * 86_400).await;
+    assert_eq!(account(), after_a_day, "an idle volume makes no request");
 }
 
 #[tokio::test]
