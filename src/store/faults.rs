@@ -15,6 +15,8 @@
 //! | half       | keeps the first part of a PUT's body | `Retryable`: the connection broke, and the key is taken |
 //! | corrupt    | read            | a GET returns one flipped bit                                     |
 //!
+//! And one that is no fault of a store: whoever asks panics ([`FaultOptions::panic`]).
+//!
 //! Besides what is random, [`Faults`] sets a trap at the k-th operation, or cuts the wrapper off for ever: from then
 //! on nothing reaches the store below and no reply comes back, as if the server had lost its power. Over
 //! [`super::memory`], on a current-thread runtime with paused time, counting, applying and cutting are one step, so
@@ -66,6 +68,9 @@ pub struct FaultOptions {
     pub corrupt: u32,
     /// Thousandths of PUTs whose connection breaks; the store keeps the part of the body that came.
     pub half: u32,
+    /// Thousandths at which whoever asks panics, instead: what a bug in the program comes to. Drawn only if there are any, so that a
+    /// seed of before is the same run.
+    pub panic: u32,
 }
 
 /// A store below, with faults.
@@ -102,6 +107,7 @@ impl FaultyStore {
     /// [`Self::leave`].
     async fn enter(&self, op: &Op<'_>) -> Result<Passage> {
         let options = self.faults.options();
+        self.may_panic(&options, op);
         let (delay, drawn, mut passage) = self.draw(&options);
         if !delay.is_zero() {
             sleep(delay).await;
@@ -116,6 +122,13 @@ impl FaultyStore {
                 Err(lost(op, "timed out by a fault"))
             }
             _ => Ok(passage),
+        }
+    }
+
+    #[allow(clippy::panic)] // asked for
+    fn may_panic(&self, options: &FaultOptions, op: &Op<'_>) {
+        if options.panic > 0 && self.random.below(1000) < u64::from(options.panic) {
+            panic!("store.faults.panic: a panic instead of {} {}", op.verb, op.what);
         }
     }
 
@@ -291,6 +304,7 @@ mod tests {
         short: 0,
         corrupt: 0,
         half: 0,
+        panic: 0,
     };
 
     #[tokio::test(start_paused = true)]

@@ -205,7 +205,7 @@ impl Root {
             }
         }
         for parent in distinct(parents) {
-            create::sync_directory(&parent).map_err(|error| failure("sync", &parent, &error))?;
+            self.directories.sync(&parent).map_err(|error| failure("sync", &parent, &error))?;
         }
         for top in distinct(tops) {
             self.directories.tidy(&top);

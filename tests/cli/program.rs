@@ -83,7 +83,12 @@ pub struct Serving {
 }
 
 impl Serving {
-    pub fn start(mut command: Command) -> Serving {
+    pub fn start(command: Command) -> Serving {
+        Serving::try_start(command).unwrap_or_else(|(code, said)| panic!("the server ended early: {code:?}\n{said}"))
+    }
+
+    /// Starts a server; the exit code and the log of one that ends before it serves.
+    pub fn try_start(mut command: Command) -> Result<Serving, (Option<i32>, String)> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let err = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -92,12 +97,12 @@ impl Serving {
         while !welcome.contains("nbd+unix://") {
             let Some(line) = out.next() else {
                 let err: Vec<String> = err.map_while(Result::ok).collect();
-                panic!("the server ended early: {:?}\n{welcome}\n{}", child.wait(), err.join("\n"));
+                return Err((child.wait().unwrap().code(), format!("{welcome}{}", err.join("\n"))));
             };
             welcome.push_str(&line.unwrap());
             welcome.push('\n');
         }
-        Serving { child, welcome, _out: out, err }
+        Ok(Serving { child, welcome, _out: out, err })
     }
 
     /// Starts a server of which nothing is read: it is ready when its socket answers.

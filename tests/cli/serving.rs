@@ -45,6 +45,65 @@ fn without_any_configuration_there_is_a_first_volume_and_the_lines_to_attach_it(
     assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; 1.0 MiB of data in "));
 }
 
+/// A bug of the server's own, somewhere on the way to the store: it ends at once and says so, rather than going on with a part of
+/// itself, and the next start has everything.
+#[test]
+fn a_panic_ends_the_server_with_its_own_code_and_the_next_start_has_all_that_was_acknowledged() {
+    const STEP: usize = 64 << 10;
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let is_said = |code: Option<i32>, said: &str| {
+        assert_eq!(code, Some(70), "{said}");
+        let words =
+            "ashlar: a part of the server has failed, which is a bug, and the server ends: store.faults.panic: ";
+        assert!(said.contains(words) && said.contains("what was acknowledged is in the journal"), "{said}");
+    };
+    // What stands in each step; nothing if a write to it was under way at the end, so that either may be there.
+    let mut written: Vec<Option<u8>> = Vec::new();
+    let mut lives = 0;
+    while lives < 3 {
+        let mut command = place.command(&["serve", "--listen", "none"]);
+        command.env("ASHLAR_STORE__FAULTS__PANIC", "8").env("ASHLAR_VOLUME__WRITEBACK_DELAY", "1h");
+        // It may come to that while the volume is opened, or right after it.
+        let serving = match Serving::try_start(command) {
+            Ok(serving) => serving,
+            Err((code, said)) => {
+                is_said(code, &said);
+                continue;
+            }
+        };
+        if let Ok(mut disk) = serving.attach("disk0") {
+            lives += 1;
+            for i in 0.. {
+                let at = i as usize % 1000;
+                let byte = (lives * 80 + i % 80) as u8;
+                written.resize(written.len().max(at + 1), None);
+                written[at] = None;
+                if disk.write((at * STEP) as u64, byte, STEP).is_err() {
+                    break;
+                }
+                written[at] = Some(byte);
+                if i % 2 == 0 && disk.flush().is_err() {
+                    break;
+                }
+            }
+        }
+        // For one that went on nevertheless.
+        serving.signal(Signal::TERM);
+        let (code, said) = serving.end();
+        is_said(code, &said);
+    }
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    assert!(written.len() > 3, "{written:?}");
+    for (at, byte) in written.iter().enumerate().filter_map(|(at, byte)| Some((at, (*byte)?))) {
+        assert!(disk.holds((at * STEP) as u64, byte, STEP), "step {at}: {byte} was acknowledged");
+    }
+    drop(disk);
+    serving.stop();
+    assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; "));
+}
+
 #[test]
 fn a_second_start_finds_what_was_written_and_makes_no_other_volume() {
     let place = Place::new();

@@ -70,8 +70,10 @@ fn place(directories: &Directories, temporary: &Path, path: &Path) -> io::Result
     for _ in 0..PLACE_ATTEMPTS {
         directories.make_parent(path)?;
         match directories.naming.give(temporary, path) {
-            Ok(()) => return sync_parent(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return taken(temporary, path, error),
+            Ok(()) => return directories.sync_parent(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return directories.taken(temporary, path, error);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && temporary.try_exists()? => {
                 directories.forget_parent(path);
             }
@@ -81,30 +83,13 @@ fn place(directories: &Directories, temporary: &Path, path: &Path) -> io::Result
     Err(io::Error::other("its directory keeps being removed"))
 }
 
-/// The path is taken: by a directory, by us (the reply to our own link was lost on the way from a file server), or by
-/// another writer, whose name must be durable before anything is concluded from it.
-fn taken(temporary: &Path, path: &Path, error: io::Error) -> io::Result<()> {
-    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is the directory of other objects"));
-    }
-    sync_parent(path)?;
-    match fs::metadata(temporary)?.nlink() {
-        2.. => Ok(()),
-        _ => Err(error),
-    }
-}
-
 /// Makes the names in a directory durable. A filesystem that cannot sync directories is taken to keep them at once.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
+fn sync_directory(directory: &Path) -> io::Result<()> {
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     match File::open(directory)?.sync_all() {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         synced => synced,
     }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Removes temporary files that nobody can be writing any more. Their age is measured against a file made just now,
@@ -138,6 +123,8 @@ pub struct Directories {
     pub direct: Direct,
     /// How files get their names.
     naming: Naming,
+    /// How the names in a directory are made durable.
+    sync: fn(&Path) -> io::Result<()>,
 }
 
 impl Directories {
@@ -149,6 +136,29 @@ impl Directories {
             settled: Mutex::default(),
             direct: Direct::default(),
             naming: Naming::default(),
+            sync: sync_directory,
+        }
+    }
+
+    /// Makes the names in a directory durable.
+    pub fn sync(&self, directory: &Path) -> io::Result<()> {
+        (self.sync)(directory)
+    }
+
+    fn sync_parent(&self, path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), |parent| self.sync(parent))
+    }
+
+    /// The path is taken: by a directory, by us (the reply to our own link was lost on the way from a file server), or by
+    /// another writer, whose name must be durable before anything is concluded from it.
+    fn taken(&self, temporary: &Path, path: &Path, error: io::Error) -> io::Result<()> {
+        if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is the directory of other objects"));
+        }
+        self.sync_parent(path)?;
+        match fs::metadata(temporary)?.nlink() {
+            2.. => Ok(()),
+            _ => Err(error),
         }
     }
 
@@ -180,7 +190,7 @@ impl Directories {
             self.make_parent(directory)?;
         }
         if is_new || is_below_root {
-            sync_parent(directory)?;
+            self.sync_parent(directory)?;
         }
         self.made.lock().insert(directory.to_path_buf());
         Ok(())
@@ -202,7 +212,7 @@ impl Directories {
             if self.settled.lock().contains(directory) {
                 break;
             }
-            match sync_directory(directory) {
+            match self.sync(directory) {
                 Err(error) if is_not_a_writer(&error) => {}
                 synced => synced?,
             }
@@ -252,6 +262,43 @@ mod tests {
         sweep(root.path(), "marker");
         let left: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["new"]);
+    }
+
+    thread_local! {
+        /// What this thread made durable: each directory, and whether anything was in it.
+        static SYNCED: std::cell::RefCell<Vec<(PathBuf, bool)>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    fn synced() -> Vec<(PathBuf, bool)> {
+        SYNCED.take()
+    }
+
+    /// After a loss of power an object that was answered for is there by its name: each directory that leads to it was synced
+    /// after the name was in it.
+    #[test]
+    fn every_name_that_leads_to_an_object_is_durable_before_it_is_answered_for() {
+        let top = tempfile::tempdir().unwrap();
+        let root = top.path().join("store");
+        let mut directories = Directories::new(root.clone());
+        directories.sync = |directory| {
+            let holds_names = fs::read_dir(directory)?.next().is_some();
+            SYNCED.with_borrow_mut(|synced| synced.push((directory.to_path_buf(), holds_names)));
+            Ok(())
+        };
+        let put =
+            |name: &str| create(&directories, &root.join(".tmp/1"), &root.join(name), &[Bytes::from_static(b"1")]);
+        put("v/segments/00/1").unwrap();
+        let of_first = synced();
+        for directory in [top.path().to_path_buf(), root.clone(), root.join("v"), root.join("v/segments")] {
+            assert!(of_first.contains(&(directory.clone(), true)), "{}: {of_first:?}", directory.display());
+        }
+        assert_eq!(of_first.last(), Some(&(root.join("v/segments/00"), true)), "the object's own name comes last");
+        // The way there is durable already.
+        put("v/segments/00/2").unwrap();
+        assert_eq!(synced(), [(root.join("v/segments/00"), true)]);
+        // Nor is anything concluded from another's object before its name is durable.
+        assert_eq!(put("v/segments/00/2").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(synced(), [(root.join("v/segments/00"), true)]);
     }
 
     #[test]
