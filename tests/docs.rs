@@ -73,3 +73,73 @@ fn only_what_is_run_counts_as_a_test() {
     let are_tests = ["one", "two", "three", "ignored", "helper", "absent"].map(|name| is_test(&trimmed(sources), name));
     assert_eq!(are_tests, [true, true, true, false, false, false]);
 }
+
+/// The sections of the conformance list, and how many rules each has.
+const RULES: [(&str, usize); 11] = [
+    ("C", 7),
+    ("H", 12),
+    ("O", 29),
+    ("T", 10),
+    ("S", 10),
+    ("F", 13),
+    ("R", 12),
+    ("K", 23),
+    ("E", 2),
+    ("M", 5),
+    ("fault ", 15),
+];
+
+/// The comments right above a function, and its name, in one.
+fn title<'a>(tests: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
+    let at = tests.find(&format!("fn {name}("))?;
+    let before = &tests[..at];
+    // Back over attributes and comments to the end of what came before.
+    let is_above = |line: &&str| matches!(line.trim_start(), text if text.starts_with("///") || text.starts_with("#["));
+    let this_line = before.rfind('\n').map_or(0, |end| end + 1);
+    let above: usize = before[..this_line].lines().rev().take_while(is_above).map(|line| line.len() + 1).sum();
+    Some((&before[this_line - above..this_line], &tests[at + 3..at + 3 + name.len()]))
+}
+
+/// Whether a test says that it shows a rule: `r1_` or `fault_3_` in its name, or `R1` or `Fault 3` in its comment.
+fn says(comment: &str, name: &str, id: &str) -> bool {
+    let in_name = format!("_{}_", id.to_lowercase().replace(' ', "_"));
+    let in_comment = comment.match_indices(|c: char| c.is_ascii_alphabetic()).any(|(at, _)| {
+        let (before, rest) = comment.split_at(at);
+        let starts = !before.ends_with(|c: char| c.is_ascii_alphanumeric());
+        let (head, tail) = rest.split_at_checked(id.len()).unwrap_or(("", ""));
+        starts && head.eq_ignore_ascii_case(id) && !tail.starts_with(|c: char| c.is_ascii_alphanumeric())
+    });
+    format!("_{name}").contains(&in_name) || in_comment
+}
+
+#[test]
+fn every_rule_of_the_protocol_is_listed_once_with_tests_that_name_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = String::new();
+    ["src", "tests"].iter().for_each(|dir| sources(&root.join(dir), &mut tests));
+    let page = std::fs::read_to_string(root.join("docs/conformance.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split(" | ").collect()).skip(2).collect();
+    let listed: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+    let expected =
+        RULES.iter().flat_map(|(section, count)| (1..=*count).map(move |number| format!("{section}{number}")));
+    assert_eq!(listed, expected.collect::<Vec<_>>(), "each once, in order");
+    let (mut without, lines) = (Vec::new(), trimmed(&tests));
+    for row in &rows {
+        let [id, rule, cell] = row[..] else { panic!("three columns: {row:?}") };
+        assert!(!rule.is_empty());
+        if let Some(reason) = cell.strip_prefix("none: ") {
+            assert!(reason.len() > 20, "{id}: why?");
+            without.push(id);
+            continue;
+        }
+        let named: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{id} has neither tests nor a reason");
+        for name in named {
+            assert!(is_test(&lines, name), "{id}: {name} is no test that is run");
+            let (comment, name) = title(&tests, name).unwrap_or_else(|| panic!("{id}: there is no test {name}"));
+            assert!(says(comment, name, id), "{name} does not say that it shows {id}: {comment}");
+        }
+    }
+    assert_eq!(without, ["T10"], "nothing else is without a test");
+}
