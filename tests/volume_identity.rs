@@ -735,3 +735,87 @@ async fn a_fence_beyond_any_window_is_damage() {
         assert!(matches!(refused, VolumeError::Corrupt { .. }) && refused.to_string().contains(says), "{refused}");
     }
 }
+
+impl World {
+    async fn open_on(&self, disk: &CrashDisk, flags: OpenFlags) -> Arc<Volume> {
+        let outside = Outside {
+            store: self.store(),
+            disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
+            cache: Arc::new(BlockCache::in_memory(0)),
+            budget: volume::Budget::default(),
+            clock: Clock::System,
+            random: self.random.clone(),
+            workers: Workers::Inline,
+            server: identity(1),
+            secrets: Secrets::default(),
+            witness: volume::Witness::default(),
+        };
+        Volume::open(outside, &name(), Options::default(), journal::Options::default(), flags).await.unwrap()
+    }
+}
+
+/// The epoch, and since which epoch it has everything that was acknowledged.
+fn line(volume: &Volume) -> (u64, u64) {
+    let (epoch, _, since) = volume.line();
+    (epoch.0, since.0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_says_since_when_nothing_acknowledged_was_lost() {
+    let world = World::new();
+    world.create().await.unwrap();
+    let none = OpenFlags::default();
+    let disk = CrashDisk::new(1);
+    let volume = world.open_on(&disk, none).await;
+    assert_eq!(line(&volume), (1, 1));
+    volume.write(0, block(1), false).await.unwrap();
+    // The process dies, twice: everything acknowledged is in the journal.
+    let opening = volume.line().1;
+    drop(volume);
+    let disk = disk.kill();
+    drop(world.open_on(&disk, none).await);
+    let disk = disk.kill();
+    let volume = world.open_on(&disk, none).await;
+    assert_eq!(line(&volume), (3, 1));
+    assert_ne!(volume.line().1, opening);
+    // The host dies: what was not flushed may be gone.
+    volume.write(0, block(2), false).await.unwrap();
+    drop(volume);
+    let disk = disk.crash();
+    let volume = world.open_on(&disk, none).await;
+    assert_eq!(line(&volume), (4, 4));
+    // A clean stop: nothing can be gone, whatever becomes of the host, and on another as well.
+    volume.close().await.unwrap();
+    let disk = disk.crash();
+    let volume = world.open_on(&disk, none).await;
+    assert_eq!(line(&volume), (5, 4));
+    volume.close().await.unwrap();
+    let elsewhere = CrashDisk::new(2);
+    let volume = world.open_on(&elsewhere, none).await;
+    assert_eq!(line(&volume), (6, 5), "of what was before epoch 5 it does not know");
+    volume.write(0, block(3), false).await.unwrap();
+    drop(volume);
+    // Without its journal.
+    let volume = world.open_on(&disk, TAKEOVER).await;
+    assert_eq!(line(&volume), (7, 7));
+    drop(volume);
+    drop(world.open_on(&disk.kill(), none).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_of_which_a_loss_was_accepted_breaks_the_line() {
+    let world = World::new();
+    world.create().await.unwrap();
+    let disk = CrashDisk::new(1);
+    let volume = world.open_on(&disk, OpenFlags::default()).await;
+    volume.write(0, block(1), false).await.unwrap();
+    drop(volume);
+    let disk = disk.kill();
+    // The first of the journal's files is the one that says what it is.
+    let files = disk.list("").await.unwrap();
+    let identity = files.iter().find(|file| !file.starts_with("seen")).unwrap();
+    disk.remove(identity).await.unwrap();
+    let accept = OpenFlags { accept_loss: true, ..OpenFlags::default() };
+    let volume = world.open_on(&disk, accept).await;
+    assert_eq!(line(&volume), (2, 2));
+}

@@ -58,6 +58,8 @@ pub struct CrashDisk {
 struct World {
     random: StdRng,
     life: u64,
+    /// One sign more with each death of the host.
+    host_life: String,
     files: BTreeMap<String, Arc<Mutex<FileState>>>,
     /// Files that were removed: their sectors may show up in new ones.
     graves: Vec<Arc<Mutex<FileState>>>,
@@ -112,6 +114,7 @@ impl CrashDisk {
         let world = World {
             random: StdRng::seed_from_u64(seed),
             life: 0,
+            host_life: seed.to_string(),
             files: BTreeMap::new(),
             graves: Vec::new(),
             faults: DiskFaults::default(),
@@ -133,6 +136,7 @@ impl CrashDisk {
             let graves = &world.graves;
             file.lock().lose(loses, &mut world.random, graves);
         }
+        world.host_life.push('+');
         self.next_life(world)
     }
 
@@ -314,6 +318,10 @@ async fn wait(delay: Duration) {
 impl Disk for CrashDisk {
     fn path(&self) -> String {
         "/crash-disk".to_owned()
+    }
+
+    fn host_life(&self) -> Option<String> {
+        Some(self.world.lock().host_life.clone())
     }
 
     async fn list(&self, dir: &str) -> io::Result<Vec<String>> {

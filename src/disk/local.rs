@@ -96,6 +96,11 @@ impl Disk for LocalDisk {
         self.root.display().to_string()
     }
 
+    fn host_life(&self) -> Option<String> {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+    }
+
     async fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let path = if dir.is_empty() { self.root.clone() } else { self.find(dir)? };
         self.workers.run(move || list_files(&path)).await

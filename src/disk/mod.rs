@@ -18,6 +18,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Where this is, for people.
     fn path(&self) -> String;
 
+    /// Which life of the host this is: what was written and not synced is there for as long as it stays the same. `None` if
+    /// nobody knows.
+    fn host_life(&self) -> Option<String>;
+
     /// Names of the files directly in `dir` ("" is the directory itself), in order; empty if there is no such directory.
     async fn list(&self, dir: &str) -> io::Result<Vec<String>>;
 

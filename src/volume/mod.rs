@@ -49,6 +49,7 @@ pub mod description;
 pub mod key_slots;
 pub mod resize;
 mod seen;
+pub mod unbroken;
 pub mod meta;
 pub mod root;
 pub mod keys;
@@ -62,6 +63,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
@@ -70,7 +72,7 @@ use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
 use crate::journal;
 use crate::store::health::Trouble;
-use crate::units::BlockCount;
+use crate::units::{BlockCount, Epoch};
 
 pub use account::Account;
 pub use budget::Budget;
@@ -265,6 +267,12 @@ impl Volume {
     /// What it tries again and again just now, if anything fails.
     pub fn trouble(&self) -> Option<Trouble> {
         self.shared.health.trouble()
+    }
+
+    /// The epoch in which it is open here, what no other opening has in common with this one, and the first epoch of which every
+    /// acknowledged change is here: see [`unbroken`].
+    pub fn line(&self) -> (Epoch, Uuid, Epoch) {
+        (self.shared.epoch, self.shared.fence.1.journal, Epoch(self.shared.line.since))
     }
 
     /// Its description when it was opened; [`Volume::status`] knows its size and compression as they are now.

@@ -40,10 +40,11 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::{FencedBy, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
-use crate::volume::seen;
+use crate::volume::seen::{self, Seen};
 use crate::volume::shared::{Doomed, Parts, Shared};
 use crate::volume::slot::{self, Put};
 use crate::volume::state::{Origin, State};
+use crate::volume::unbroken::{self, Line, Start};
 use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 use crate::volume::verified::{self, Claim};
 
@@ -193,13 +194,14 @@ impl Opening {
                 verified::give_way(&self.outside.random, turn).await;
                 continue;
             }
-            let seen = self.refuse_the_past(&scan).await?;
+            let (past, seen) = self.refuse_the_past(&scan).await?;
+            let kept = seen.as_ref().and_then(|seen| Some((Epoch(seen.epoch), seen.line.as_ref()?)));
             self.refuse_a_lost_race(&scan, &mut displaced)?;
             let found = journal::find(&self.outside.disk, &self.source.sealer).await;
             let verdict = self.decide(&scan, &found)?;
             if turn == 0 {
                 // Later the danger may be over because this very opening has met it.
-                self.refuse_needless_flags(&scan, &found, seen)?;
+                self.refuse_needless_flags(&scan, &found, past)?;
             }
             if self.source.meta.fenced_by == FencedBy::Verified && claim.is_none() {
                 let store = &*self.outside.store;
@@ -209,6 +211,11 @@ impl Opening {
             if let Some(torn) = &scan.torn {
                 tracing::warn!(volume = %name, "{torn}; going on without it");
             }
+            let start = self.line_goes_on(&scan, &found, &verdict, past);
+            if let (Start::Broken, Verdict::Resume, Some(seen)) = (start, &verdict, &seen) {
+                self.forget_the_line(seen).await?;
+            }
+            let before = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
             let (journal, replay) = self.journal(&scan, found.ok().flatten(), &verdict).await?;
             // From here on the claim is never withdrawn: the fence may land whatever is answered, and whoever comes then must have
             // seen one of both.
@@ -225,7 +232,9 @@ impl Opening {
                         drop(journal.close().await);
                         return Err(error);
                     }
-                    let shared = self.start(scan, placed, journal, replay);
+                    let host_life = self.outside.disk.host_life();
+                    let line = unbroken::continued(start, placed.fence.epoch, before, kept, host_life);
+                    let shared = self.start(scan, placed, journal, replay, line);
                     shared.remember(shared.fence.0).await;
                     return Ok(shared);
                 }
@@ -247,14 +256,38 @@ impl Opening {
         )))
     }
 
-    /// Nothing in the store is ever older than it was, unless somebody put an old copy there.
-    async fn refuse_the_past(&self, scan: &Scan) -> Result<Past> {
+    /// Whether everything that the epoch before acknowledged is here.
+    fn line_goes_on(&self, scan: &Scan, found: &FoundJournal, verdict: &Verdict, past: Past) -> Start {
+        // What would have been refused without a flag is not whole.
+        let unaided = verdict::decide(&log_evidence(scan), journal_evidence(found), OpenFlags::default());
+        match (past, verdict) {
+            (Past::IsKept, Verdict::Resume) if unaided == *verdict => Start::Resumed,
+            (Past::IsKept, Verdict::Begin { .. }) if scan.closed => Start::Closed,
+            _ => Start::Broken,
+        }
+    }
+
+    /// Before a journal of which a loss was accepted is made whole: should this opening die, or begin again, the next would see nothing
+    /// amiss.
+    async fn forget_the_line(&self, seen: &Seen) -> Result<()> {
+        if seen.line.is_none() {
+            return Ok(());
+        }
+        let disk = &self.outside.disk;
+        seen::write(disk, &Seen { line: None, ..seen.clone() }).await.map_err(|error| {
+            let what = format!("what was seen of the volume cannot be kept in {}: {error}", disk.path());
+            VolumeError::Journal(JournalError::Disk { what })
+        })
+    }
+
+    /// Nothing in the store is ever older than it was, unless somebody put an old copy there. Returns what was seen of it, too.
+    async fn refuse_the_past(&self, scan: &Scan) -> Result<(Past, Option<Seen>)> {
         let name = self.source.meta.name.to_string();
         let seen = match seen::read(&*self.outside.disk).await {
             Ok(seen) => seen,
             // Whoever encrypts does not trust the store: the notice must not be turned off by a file that went bad.
             Err(error) if self.source.meta.encryption.is_some() => match self.flags.accept_rollback {
-                true => return Ok(Past::IsAccepted),
+                true => return Ok((Past::IsAccepted, None)),
                 false => return Err(VolumeError::SeenUnreadable { name, why: error.to_string() }),
             },
             Err(error) => {
@@ -265,10 +298,10 @@ impl Opening {
                 None
             }
         };
-        match seen.and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
+        match seen.as_ref().and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
             Some(what) if !self.flags.accept_rollback => Err(VolumeError::RolledBack { name, what }),
-            Some(_) => Ok(Past::IsAccepted),
-            None => Ok(Past::IsKept),
+            Some(_) => Ok((Past::IsAccepted, seen)),
+            None => Ok((Past::IsKept, seen)),
         }
     }
 
@@ -476,7 +509,7 @@ impl Opening {
     }
 
     /// Step 6.
-    fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>) -> Shared {
+    fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>, line: Line) -> Shared {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
         let doomed = Doomed {
@@ -509,6 +542,7 @@ impl Opening {
             description: self.source.description,
             options: self.options,
             fence: (seq, fence),
+            line,
             budget: self.outside.budget,
             store: self.outside.store,
             keys: self.source.keys,

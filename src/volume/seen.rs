@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::seal::Seal;
 use crate::disk::Disk;
 use crate::units::{ChangeNo, Epoch, Seq};
+use crate::volume::unbroken::Line;
 
 /// A state of the volume that was in the store. None of its numbers ever becomes smaller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct Seen {
     pub description: u64,
     /// How the volume is sealed.
     pub seal: Seal,
+    /// Since which epoch nothing acknowledged was lost, as far as this server knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<Line>,
 }
 
 const PREFIX: &str = "seen-";
@@ -38,7 +42,7 @@ const LONGEST: usize = 4096;
 impl Seen {
     /// A state.
     pub fn new(epoch: Epoch, committed: Seq, covers: ChangeNo, description: u64, seal: Seal) -> Seen {
-        Seen { epoch: epoch.0, committed: committed.0, covers: covers.0, description, seal }
+        Seen { epoch: epoch.0, committed: committed.0, covers: covers.0, description, seal, line: None }
     }
 
     /// What of `now` is older than this; nothing if all is as new.
@@ -118,7 +122,7 @@ mod tests {
     use crate::disk::crash::CrashDisk;
 
     fn seen(epoch: u64, committed: u64, covers: u64, description: u64) -> Seen {
-        Seen { epoch, committed, covers, description, seal: Seal::ChaCha20Poly1305 }
+        Seen { epoch, committed, covers, description, seal: Seal::ChaCha20Poly1305, line: None }
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
 use crate::volume::seen::{self, Seen};
 use crate::volume::state::State;
+use crate::volume::unbroken::Line;
 use crate::volume::watched::Watched;
 
 /// See the module.
@@ -47,6 +48,8 @@ pub struct Shared {
     pub options: Options,
     /// Our fence, and where it stands in the log.
     pub fence: (Seq, Fence),
+    /// Since when nothing acknowledged was lost.
+    pub line: Line,
     pub epoch: Epoch,
     pub server: Uuid,
     pub store: Arc<dyn Store>,
@@ -186,6 +189,7 @@ pub struct Parts {
     pub description: u64,
     pub options: Options,
     pub fence: (Seq, Fence),
+    pub line: Line,
     pub budget: Budget,
     pub store: Arc<dyn Store>,
     pub keys: Keys,
@@ -237,6 +241,7 @@ impl Shared {
             epoch: parts.fence.1.epoch,
             server: parts.fence.1.server,
             fence: parts.fence,
+            line: parts.line,
             background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
             store: parts.store,
             keys: parts.keys,
@@ -285,6 +290,7 @@ impl Shared {
             (inner.state.covers(), inner.description)
         };
         let seen = Seen::new(self.epoch, committed, covers, description, self.sealer.seal());
+        let seen = Seen { line: Some(self.line.clone()), ..seen };
         if let Err(error) = seen::write(&self.disk, &seen).await {
             tracing::warn!(volume = %self.meta.name, "what was seen of it cannot be kept in {}: {error}", self.disk.path());
         }
