@@ -40,6 +40,7 @@ fn negotiate(data: &[u8]) {
             Step::Open { name, .. } => negotiation.opened(Ok((entry(&name), DEVICE))),
             Step::Look { name } if name == "gone" => negotiation.looked(Err(ExportError::Unknown(name))),
             Step::Look { .. } => negotiation.looked(Ok(())),
+            Step::Succeed(succession) => negotiation.succeeded(succession.generation % 2 == 0),
             Step::Enter => {
                 assert!(
                     sent[..received].ends_with(&negotiation.into_rest()),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,12 +18,17 @@ use tokio::time::Instant;
 
 use super::admission::Gauge;
 use super::hosts::Host;
+use super::wire::Succession;
 
 /// The clients of a server.
 #[derive(Debug, Default)]
 pub struct Clients {
     next: AtomicU64,
     attached: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// The connections that have said whose they are, until nothing is left of them.
+    members: Mutex<BTreeMap<u64, (Succession, Arc<Notify>)>>,
+    /// One of them has left.
+    member_left: Notify,
 }
 
 /// One client in its transmission phase.
@@ -34,7 +40,7 @@ pub struct Client {
     since: Instant,
     requests: AtomicU64,
     gauge: Gauge,
-    evicted: Notify,
+    evicted: Arc<Notify>,
     /// Its TCP connection.
     line: Option<Line>,
 }
@@ -65,6 +71,7 @@ impl Clients {
         export: &str,
         gauge: Gauge,
         line: Option<Line>,
+        member: Option<&Member>,
     ) -> Attached {
         let client = Arc::new(Client {
             peer: peer.to_owned(),
@@ -73,7 +80,7 @@ impl Clients {
             since: Instant::now(),
             requests: AtomicU64::new(0),
             gauge,
-            evicted: Notify::new(),
+            evicted: member.map_or_else(Arc::default, |member| Arc::clone(&member.evicted)),
             line,
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -100,6 +107,37 @@ impl Clients {
         let attached = self.attached.lock();
         let meant = attached.values().filter(|client| client.export == export && client.is_at(address));
         meant.map(|client| client.evict()).collect()
+    }
+
+    /// Counts a connection among those of its client until the guard is dropped.
+    pub fn join(self: &Arc<Clients>, succession: Succession) -> Member {
+        let (id, evicted) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+        self.members.lock().insert(id, (succession, Arc::clone(&evicted)));
+        Member { clients: Arc::clone(self), id, evicted }
+    }
+
+    /// Ends the earlier connections of the same client, and returns when nothing is left of them: no request that was
+    /// taken from them takes effect any more. One that the client sends again here, and then overwrites, would else come back.
+    pub async fn succeed(&self, succession: Succession) {
+        loop {
+            let mut left = pin!(self.member_left.notified());
+            // First listen, then look, so that nobody leaves unseen.
+            left.as_mut().enable();
+            if !self.evict_before(succession) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Whether there are any.
+    fn evict_before(&self, Succession { client, generation }: Succession) -> bool {
+        let members = self.members.lock();
+        let mut before =
+            members.values().filter(|(member, _)| member.client == client && member.generation < generation).peekable();
+        let found = before.peek().is_some();
+        before.for_each(|(_, evicted)| evicted.notify_one());
+        found
     }
 
     /// Asks the hosts of an export's clients, other than `but`, every second whether they are still there, until the guard is
@@ -169,6 +207,21 @@ pub struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         self.clients.attached.lock().remove(&self.id);
+    }
+}
+
+/// See [`Clients::join`].
+#[derive(Debug)]
+pub struct Member {
+    clients: Arc<Clients>,
+    id: u64,
+    evicted: Arc<Notify>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.clients.members.lock().remove(&self.id);
+        self.clients.member_left.notify_waiters();
     }
 }
 
@@ -281,7 +334,26 @@ mod tests {
             Ok(address) if !address.ip().is_loopback() => Host::Remote(address.ip()),
             _ => Host::Local,
         };
-        clients.attach(peer, host, export, Gauge::default(), None)
+        clients.attach(peer, host, export, Gauge::default(), None, None)
+    }
+
+    #[tokio::test]
+    async fn a_successor_waits_until_nothing_is_left_of_those_before() {
+        let clients = Arc::new(Clients::default());
+        let of = |client, generation| Succession { client: uuid::Uuid::from_u128(client), generation };
+        let [before, beside, other] = [of(1, 1), of(1, 2), of(2, 1)].map(|succession| clients.join(succession));
+        let gauge = Gauge::default();
+        let attached = clients.attach("10.0.0.5:4000", Host::Local, "disk0", gauge, None, Some(&before));
+        let mut succeeds = pin!(clients.succeed(of(1, 2)));
+        assert!(futures::poll!(&mut succeeds).is_pending());
+        attached.client.evicted().await;
+        drop(attached);
+        assert!(futures::poll!(&mut succeeds).is_pending(), "what it left behind is not settled");
+        drop(before);
+        succeeds.await;
+        for stays in [&beside, &other] {
+            assert!(futures::poll!(pin!(stays.evicted.notified())).is_pending());
+        }
     }
 
     #[test]

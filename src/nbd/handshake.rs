@@ -10,12 +10,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::access::{self, Access, Caller, Reach, Refusals, Rule};
-use super::clients::Clients;
+use super::clients::{Clients, Member};
 use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, READ_BYTES, Step, Tls};
 use super::options::Options;
 use super::phase::Phases;
 use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
+
+/// How long it may take until nothing is left of the connections whose place a new one takes: a little longer than what they left
+/// behind is carried out.
+const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long clients may go on haggling once the server shuts down.
 const LINGER: Duration = Duration::from_secs(1);
@@ -42,6 +46,8 @@ pub struct Entered {
     pub read_only: bool,
     /// What keeps other hosts away meanwhile.
     pub visit: Option<Visit>,
+    /// Its place among the client's connections, if it has said which one it is.
+    pub member: Option<Member>,
     /// What the client sent ahead.
     pub rest: BytesMut,
 }
@@ -144,6 +150,7 @@ where
 {
     let Handshake { mut negotiation, mut time } = handshake;
     let mut opened = None;
+    let mut member = None;
     let mut shutting_down = false;
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -159,7 +166,9 @@ where
         }
         let asked = Instant::now();
         // What has been read already needs no reading, so its time is looked at here.
-        if matches!(step, Step::List | Step::Look { .. } | Step::Open { .. }) && asked > time.deadline {
+        if matches!(step, Step::List | Step::Look { .. } | Step::Open { .. } | Step::Succeed(_))
+            && asked > time.deadline
+        {
             return Err(HandshakeError::TooSlow);
         }
         match step {
@@ -227,11 +236,20 @@ where
                 negotiation.opened(answer.map_err(Clone::clone));
                 opened = export.ok();
             }
+            Step::Succeed(succession) => {
+                // First the one that it had, in case that it asks again.
+                drop(member.take());
+                let joined = visitor.clients.join(succession);
+                let left = timeout(SUCCESSION_TIMEOUT, visitor.clients.succeed(succession)).await;
+                time.give_back(asked, left.is_ok());
+                negotiation.succeeded(left.is_ok());
+                member = left.is_ok().then_some(joined);
+            }
             Step::Enter => match opened {
                 Some((entry, device, info, visit)) => {
                     let (agreed, rest) = (negotiation.agreed(), negotiation.into_rest());
                     let read_only = info.read_only;
-                    return Ok(Outcome::Enter(Entered { entry, device, agreed, read_only, visit, rest }));
+                    return Ok(Outcome::Enter(Entered { entry, device, agreed, read_only, visit, member, rest }));
                 }
                 // Enter follows a successful answer to Open only.
                 None => return Ok(Outcome::Left),

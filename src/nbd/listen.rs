@@ -363,7 +363,7 @@ mod tests {
         let host = accepted.host();
         let Stream::Tcp(stream, _) = &accepted else { panic!("it is TCP") };
         let line = Line::of(stream, TIMEOUT).unwrap();
-        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), Some(line));
+        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), Some(line), None);
         let none = [clients.ask("disk1", Host::Remote([10, 0, 0, 1].into())), clients.ask("disk0", host)];
         assert_eq!(times(stream), (9, 5, 45), "another export, and its own host");
         drop(none);

@@ -37,7 +37,7 @@ pub mod tls;
 mod clients;
 pub mod wire;
 
-pub use clients::ClientInfo;
+pub use clients::{ClientInfo, KeepAlive};
 pub use hosts::Host;
 pub use listen::{Door, ListenAddr, SocketMode};
 pub use options::Options;

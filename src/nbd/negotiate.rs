@@ -28,8 +28,8 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::options::Options;
 use super::wire::{
-    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, Style, allocation, client_flag, fit_string, info, is_string,
-    option, reply_type, transmission_flag,
+    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, Style, Succession, allocation, client_flag, fit_string,
+    info, is_string, option, reply_type, transmission_flag,
 };
 use crate::device::{DeviceInfo, ExportEntry, ExportError};
 
@@ -56,6 +56,9 @@ pub enum Step {
         /// The export's name.
         name: String,
     },
+    /// End the connections whose place this one takes, wait until nothing of them is left, then call
+    /// [`Negotiation::succeeded`].
+    Succeed(Succession),
     /// The handshake is over: transmission begins, on the export that was opened last, as [`Negotiation::agreed`] says.
     Enter,
     /// Begin TLS, then go on with [`Negotiation::over_tls`].
@@ -173,6 +176,7 @@ enum Question {
     List,
     Open { option: u32, name: String, wanted: Wanted },
     Look { option: u32, name: String, matches: bool },
+    Succeed(Succession),
 }
 
 /// Information that INFO or GO asked for, beyond what is always sent.
@@ -259,6 +263,7 @@ impl Negotiation {
                 &State::Data(header) => self.take_data(header),
                 &State::Skip { option, left, reply } => self.skip(option, left, reply),
                 State::Asked(Question::List) => return Step::List,
+                &State::Asked(Question::Succeed(succession)) => return Step::Succeed(succession),
                 State::Asked(Question::Open { name, option, .. }) => {
                     return Step::Open { name: name.clone(), only_info: *option == option::INFO };
                 }
@@ -337,6 +342,21 @@ impl Negotiation {
                 State::Header
             }
         };
+    }
+
+    /// Answers [`Step::Succeed`]: whether nothing is left of the connections before.
+    pub fn succeeded(&mut self, is_done: bool) {
+        if !matches!(self.state, State::Asked(Question::Succeed(_))) {
+            return;
+        }
+        match is_done {
+            true => self.ack(option::SUCCEED),
+            false => {
+                let words = "earlier connections of this client do not end; try again";
+                wire::put_option_reply(&mut self.output, option::SUCCEED, reply_type::ERR_POLICY, words.as_bytes());
+            }
+        }
+        self.state = State::Header;
     }
 
     /// Answers [`Step::Open`] for an export that is served over TLS only (rule T4).
@@ -431,11 +451,12 @@ impl Negotiation {
             | option::GO
             | option::LIST_META_CONTEXT
             | option::SET_META_CONTEXT
+            | option::SUCCEED
                 if len <= self.limits.max_option_bytes =>
             {
                 State::Data(header)
             }
-            option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+            option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT | option::SUCCEED => {
                 skip(reply_type::ERR_TOO_BIG, "the option is longer than this server reads")
             }
             _ => skip(reply_type::ERR_UNSUP, "the option is not known to this server"),
@@ -478,6 +499,10 @@ impl Negotiation {
             option::INFO | option::GO => match parse_info(&data) {
                 Ok((name, wanted)) => State::Asked(Question::Open { option: header.option, name, wanted }),
                 Err(text) => self.invalid(header.option, text),
+            },
+            option::SUCCEED => match Succession::decode(&data) {
+                Some(succession) => State::Asked(Question::Succeed(succession)),
+                None => self.invalid(header.option, "SUCCEED carries a uuid and a number of 8 bytes"),
             },
             option => match parse_contexts(&data, option == option::LIST_META_CONTEXT) {
                 Ok((name, matches)) => State::Asked(Question::Look { option, name, matches }),

@@ -305,10 +305,10 @@ impl Core {
         entered: Entered,
     ) {
         let Guest { peer, host, .. } = guest;
-        let Entered { entry, device, agreed, read_only, visit, rest } = entered;
+        let Entered { entry, device, agreed, read_only, visit, member, rest } = entered;
         let export = entry.name;
         let admission = Admission::new(&self.options, self.room.clone());
-        let attached = self.clients.attach(peer, host, &export, admission.gauge(), line);
+        let attached = self.clients.attach(peer, host, &export, admission.gauge(), line, member.as_ref());
         let certificate = caller.certificate.as_ref().map(|names| names.join(", "));
         tracing::info!(peer, export, tls = caller.tls, certificate, read_only, "client attached");
         let setup = Setup {
@@ -329,6 +329,8 @@ impl Core {
         tracing::info!(peer, export, requests = attached.client.requests(), "client left: {}", leftover.end);
         drop((stream, attached));
         self.settle(leftover, export, device).await;
+        // Whoever takes its place has waited for its last changes.
+        drop(member);
     }
 
     async fn shake_hands<S: Halves>(

@@ -603,7 +603,7 @@ mod tests {
             agreed: Agreed::default(),
             read_only: false,
             visit: None,
-            client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None).client.clone(),
+            client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None, None).client.clone(),
             options: &options,
             admission: Admission::new(&options, room.clone()),
             room,

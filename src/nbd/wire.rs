@@ -19,6 +19,7 @@
 //! Extended headers are those of the document's branch `extension-ext-header`.
 
 use bytes::{Buf, BufMut, BytesMut};
+use uuid::Uuid;
 
 /// First word of the greeting, "NBDMAGIC". § Newstyle negotiation.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -94,6 +95,8 @@ pub mod option {
     pub const SET_META_CONTEXT: u32 = 10;
     /// Headers with 64-bit lengths.
     pub const EXTENDED_HEADERS: u32 = 11;
+    /// Ours, beyond the document ("ashl"): this connection takes the place of earlier ones of the same client.
+    pub const SUCCEED: u32 = 0x6173_686c;
 }
 
 /// Types of option reply. § Option reply types.
@@ -264,6 +267,35 @@ pub fn put_greeting(out: &mut BytesMut) {
     out.put_u64(NBDMAGIC);
     out.put_u64(IHAVEOPT);
     out.put_u16(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
+}
+
+/// The data of SUCCEED: whose connection it is, and which. uuid 16 bytes | generation u64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Succession {
+    /// The client; a uuid that it drew.
+    pub client: Uuid,
+    /// Connections of the client with a lower number are those whose place is taken.
+    pub generation: u64,
+}
+
+impl Succession {
+    /// Its length in bytes.
+    pub const BYTES: usize = 24;
+
+    /// Reads one; `None` if the length is another.
+    pub fn decode(mut bytes: &[u8]) -> Option<Succession> {
+        (bytes.len() == Self::BYTES)
+            .then(|| Succession { client: Uuid::from_u128(bytes.get_u128()), generation: bytes.get_u64() })
+    }
+
+    /// Writes one, as a client does.
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let mut out = &mut bytes[..];
+        out.put_u128(self.client.as_u128());
+        out.put_u64(self.generation);
+        bytes
+    }
 }
 
 /// The fixed part of an option.

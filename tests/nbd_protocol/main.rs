@@ -20,4 +20,5 @@ mod sockets;
 mod tls;
 mod access;
 mod crowd;
+mod succession;
 mod arbitrary;
