@@ -23,5 +23,6 @@ pub mod store;
 pub mod disk;
 pub mod outside;
 pub mod check;
+pub mod attach;
 pub mod config;
 pub mod cli;

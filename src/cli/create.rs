@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::attach::Quoted;
+use super::client_lines::Quoted;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::codec::frame::Compression;

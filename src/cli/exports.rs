@@ -39,6 +39,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Whether an open volume is of no use any more, because another server took it.
     fn lost(volume: &Self::Volume) -> bool;
 
+    /// What clients are told of the disk, so that they recognise it: see [`crate::attach::identity`].
+    fn identity(volume: &Self::Volume) -> String;
+
     /// Bytes of acknowledged changes that are not in the store yet.
     fn dirty_bytes(volume: &Self::Volume) -> u64;
 
@@ -300,11 +303,12 @@ impl<V: Volumes> Exports for VolumeExports<V> {
                 warn!("a client asked for volume {name}, which does not open: {why}");
             }
         })?;
+        let description = V::identity(&volume);
         let device: Arc<dyn Device> = match self.0.read_only.contains(&name) {
             true => Arc::new(ReadOnly::new(volume)),
             false => volume,
         };
-        Ok((entry(name), device))
+        Ok((ExportEntry { name, description }, device))
     }
 }
 

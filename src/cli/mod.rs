@@ -18,7 +18,9 @@ mod start;
 mod replace;
 mod exports;
 mod store_volumes;
+mod client_lines;
 mod attach;
+mod detach;
 mod drain;
 mod create;
 mod list;
@@ -129,6 +131,8 @@ enum Command {
     Evict(evict::Args),
     Handoff(handoff::Args),
     Warm(warm::Args),
+    Attach(attach::Args),
+    Detach(detach::Args),
     Check(check::Args),
     Set(set::Args),
     Resize(resize::Args),
@@ -142,7 +146,7 @@ enum Command {
 impl Command {
     fn speaker(&self) -> Speaker {
         match self {
-            Command::Serve(_) => Speaker::Service,
+            Command::Serve(_) | Command::Attach(_) => Speaker::Service,
             _ => Speaker::Command,
         }
     }
@@ -163,6 +167,8 @@ impl Cli {
             Command::Evict(args) => evict::run(&args, &config),
             Command::Handoff(args) => handoff::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),
+            Command::Attach(args) => attach::run(&args, &config),
+            Command::Detach(args) => detach::run(&args),
             Command::Set(args) => set::run(&args, &config),
             Command::Resize(args) => resize::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),

@@ -241,7 +241,7 @@ fn poll_any(signals: &mut [Signal], context: &mut Context<'_>) -> Poll<()> {
 }
 
 /// Whether whoever started this process had it ignore a signal, as nohup does with SIGHUP. To listen would undo that.
-fn is_ignored(signal: SignalKind) -> bool {
+pub fn is_ignored(signal: SignalKind) -> bool {
     // Where there is no /proc, nothing is known to be ignored.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
@@ -258,7 +258,7 @@ async fn feed_watchdog(timeout: Duration) {
 }
 
 /// Tells systemd, if it started this process; without it this does nothing.
-fn notify(states: &[NotifyState<'_>]) {
+pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!("the service manager cannot be told: {error}");
     }

@@ -9,7 +9,7 @@ use futures::stream;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::attach::Listening;
+use super::client_lines::Listening;
 use super::control::{self, Insight};
 use super::doors;
 use super::exports::{ReadOnlyVolumes, VolumeExports};

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::exports::{OpenFailure, Volumes};
 use super::outside::{Cache, State};
+use crate::attach::identity::Identity;
 use crate::codec::seal::Sealer;
 use crate::config::Config;
 use crate::journal;
@@ -127,6 +128,11 @@ impl Volumes for StoreVolumes {
 
     fn lost(volume: &Volume) -> bool {
         volume.status().ended.is_some()
+    }
+
+    fn identity(volume: &Volume) -> String {
+        let (epoch, opening, unbroken_since) = volume.line();
+        Identity { volume: volume.meta().uuid, epoch, opening, unbroken_since }.to_string()
     }
 
     fn dirty_bytes(volume: &Volume) -> u64 {

@@ -14,3 +14,4 @@ mod resizing;
 mod replacing;
 mod handing_over;
 mod tls;
+mod attach;

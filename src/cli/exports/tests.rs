@@ -47,6 +47,10 @@ impl Volumes for Arc<Shelf> {
         volume.lost.load(Ordering::SeqCst)
     }
 
+    fn identity(_: &Fake) -> String {
+        "fake".to_owned()
+    }
+
     fn dirty_bytes(_: &Fake) -> u64 {
         7
     }

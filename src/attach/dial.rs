@@ -1,0 +1,121 @@
+//! Connections to a server, in their transmission phase: as many as a kernel is to have.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::handshake::{Handshake, Offer, Refusal};
+use super::kernel::Sockets;
+use crate::nbd::KeepAlive;
+use crate::nbd::wire::Succession;
+
+/// How long a connection, and the answer to its greeting, may take. Opening a volume may take long: a server that opens it says
+/// nothing meanwhile.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// After how long a host that does not answer is given up: its kernel answers for a server that is only slow.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Host and port.
+    Tcp(String),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp(address) => f.write_str(address),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why there are no connections.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The server cannot be reached, or ends the connection.
+    #[error("{0}")]
+    Unreachable(#[from] io::Error),
+    /// It can, and does not let this client in.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// Its connections are not of one disk.
+    #[error("the server changed between two connections")]
+    Unsteady,
+}
+
+/// Connects so many times, in the place of the client's earlier connections.
+pub async fn dial(
+    place: &Place,
+    volume: &str,
+    connections: usize,
+    succession: Succession,
+) -> Result<(Offer, Sockets), DialError> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server does not answer");
+    let all = async {
+        let (mut offers, mut sockets) = (Vec::new(), Sockets::new());
+        for _ in 0..connections {
+            let (offer, socket) = connect(place, volume, succession).await?;
+            offers.push(offer);
+            sockets.push(Arc::new(socket));
+        }
+        match &offers[..] {
+            [first, rest @ ..] if rest.iter().all(|offer| offer == first) => Ok((first.clone(), sockets)),
+            _ => Err(DialError::Unsteady),
+        }
+    };
+    timeout(PATIENCE, all).await.map_err(late)?
+}
+
+async fn connect(place: &Place, volume: &str, succession: Succession) -> Result<(Offer, OwnedFd), DialError> {
+    match place {
+        Place::Tcp(address) => {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the host does not answer");
+            let mut stream = timeout(SILENCE, TcpStream::connect(address)).await.map_err(late)??;
+            stream.set_nodelay(true)?;
+            KeepAlive::usual(SILENCE).set(&stream)?;
+            let offer = shake_hands(&mut stream, volume, succession).await?;
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            Ok((offer, stream.into()))
+        }
+        Place::Unix(path) => {
+            let mut stream = UnixStream::connect(path).await?;
+            let offer = shake_hands(&mut stream, volume, succession).await?;
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            Ok((offer, stream.into()))
+        }
+    }
+}
+
+async fn shake_hands(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    volume: &str,
+    succession: Succession,
+) -> Result<Offer, DialError> {
+    let mut handshake = Handshake::new(volume, succession);
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).await?;
+        if read == 0 {
+            let words = "the server closed the connection";
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, words).into());
+        }
+        if let Some(offer) = handshake.take(&buffer[..read])? {
+            return Ok(offer);
+        }
+        stream.write_all(&handshake.output()).await?;
+    }
+}

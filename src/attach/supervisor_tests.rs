@@ -1,0 +1,378 @@
+use std::io;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::attach::handshake::Refusal;
+use crate::units::Epoch;
+
+const FLAGS: u16 = transmission_flag::HAS_FLAGS
+    | transmission_flag::SEND_FLUSH
+    | transmission_flag::SEND_FUA
+    | transmission_flag::CAN_MULTI_CONN;
+
+fn plan(servers: usize, connections: usize) -> Plan {
+    Plan {
+        volume: "db".into(),
+        servers,
+        device: Some(3),
+        connections,
+        sector_size: None,
+        read_only: false,
+        timeout: Duration::ZERO,
+        dead_timeout: Duration::from_secs(600),
+    }
+}
+
+fn identity(epoch: u64, since: u64) -> Identity {
+    let opening = Uuid::from_u128(u128::from(epoch));
+    Identity { volume: Uuid::from_u128(1), epoch: Epoch(epoch), opening, unbroken_since: Epoch(since) }
+}
+
+fn offer(epoch: u64, since: u64) -> Offer {
+    let identity = Some(identity(epoch, since));
+    Offer { size: 1 << 20, flags: FLAGS, minimum_block: 1, preferred_block: 65536, identity }
+}
+
+fn unreachable() -> Event {
+    Event::Dialed(Err(DialError::Unreachable(io::Error::from(io::ErrorKind::ConnectionRefused))))
+}
+
+/// Effects without words and timers.
+fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
+    effects.into_iter().filter(|effect| !matches!(effect, Effect::Say(..) | Effect::Wake(..))).collect()
+}
+
+fn backend() -> String {
+    format!("ashlar:db:{}", Uuid::from_u128(1))
+}
+
+fn hand_over() -> Effect {
+    Effect::HandOver { device: 3, backend: backend() }
+}
+
+fn look_attached() -> Effect {
+    Effect::LookAttached { device: 3, backend: backend() }
+}
+
+const READ: Effect = Effect::Read { device: 3, sector_size: 4096 };
+
+fn resize(size: u64) -> Effect {
+    Effect::Resize { device: 3, backend: backend(), size, sector_size: 4096 }
+}
+
+/// A device that is attached.
+fn attached(plan: Plan) -> Supervisor {
+    let (mut supervisor, first) = Supervisor::new(plan);
+    assert_eq!(first, [Effect::Dial(0)]);
+    let connect = supervisor.handle(Event::Dialed(Ok(offer(5, 5))));
+    assert!(matches!(&connect[..], [Effect::Connect(setup)] if setup.sector_size == 4096 && setup.size == 1 << 20));
+    assert_eq!(deeds(supervisor.handle(Event::Connected(Ok(3)))), [READ]);
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [Effect::Ready(3)]);
+    supervisor
+}
+
+/// One whose server is gone, and back, and that waits for the kernel.
+fn draining(connections: usize) -> Supervisor {
+    let mut supervisor = attached(plan(1, connections));
+    let lost = deeds(supervisor.handle(Event::SocketEnded(1)));
+    assert_eq!(lost, [Effect::EndSockets, look_attached(), Effect::Dial(0)]);
+    assert_eq!(deeds(supervisor.handle(Event::Dialed(Ok(offer(6, 5))))), []);
+    supervisor
+}
+
+fn ended(effects: &[Effect]) -> Option<&Result<(), String>> {
+    effects.iter().find_map(|effect| if let Effect::End(outcome) = effect { Some(outcome) } else { None })
+}
+
+#[test]
+fn new_sockets_are_handed_over_only_when_every_old_one_is_dead() {
+    let mut supervisor = draining(2);
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(4))), [], "another device's");
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3))), []);
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3))), [hand_over()]);
+    assert_eq!(deeds(supervisor.handle(Event::HandedOver(Ok(())))), [READ]);
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(1 << 20)], "the size once more, and not before");
+    assert_eq!(deeds(supervisor.handle(Event::Resized(Ok(())))), []);
+    assert_eq!(supervisor.phase, Phase::Attached);
+    // What is said of the sockets before is no news.
+    assert_eq!(supervisor.handle(Event::SocketEnded(1)), []);
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3)))[0], Effect::EndSockets);
+}
+
+#[test]
+fn a_kernel_that_does_not_say_that_sockets_are_dead_is_waited_for_a_moment() {
+    let mut supervisor = draining(1);
+    let number = supervisor.phase_number;
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Phase(number - 1))), []);
+    assert_eq!(deeds(supervisor.handle(Event::Woke(Timer::Phase(number)))), [hand_over()]);
+}
+
+#[test]
+fn a_connection_that_ends_while_the_kernel_takes_it_is_made_again() {
+    let mut supervisor = draining(1);
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(supervisor.handle(Event::SocketEnded(2)), [], "the kernel is busy");
+    let lost = deeds(supervisor.handle(Event::HandedOver(Ok(()))));
+    assert_eq!(lost, [Effect::EndSockets, look_attached(), Effect::Dial(0)]);
+}
+
+#[test]
+fn a_read_that_is_late_means_that_the_sockets_were_not_taken() {
+    let mut supervisor = draining(1);
+    supervisor.handle(Event::LinkDead(3));
+    let proving = supervisor.handle(Event::HandedOver(Ok(())));
+    assert!(proving.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), PROOF)));
+    let late = deeds(supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number))));
+    assert_eq!(late, [Effect::EndSockets, look_attached(), Effect::Dial(0)]);
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(deeds(supervisor.handle(Event::Dialed(Ok(offer(6, 5))))), [hand_over()]);
+    // The read is still under way: there is not a second one, and it gets more time.
+    let proving = supervisor.handle(Event::HandedOver(Ok(())));
+    assert_eq!(deeds(proving.clone()), []);
+    assert!(proving.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), 2 * PROOF)));
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(1 << 20)]);
+}
+
+#[test]
+fn a_server_that_lost_something_ends_the_device() {
+    let smaller = Offer { size: 4096, ..offer(6, 5) };
+    let other = Offer { identity: Some(Identity { volume: Uuid::from_u128(9), ..identity(6, 5) }), ..offer(6, 5) };
+    for (offered, word) in
+        [(offer(6, 6), "acknowledged"), (offer(4, 4), "went back"), (smaller, "smaller"), (other, "another volume")]
+    {
+        let mut supervisor = attached(plan(1, 1));
+        supervisor.handle(Event::LinkDead(3));
+        assert_eq!(
+            deeds(supervisor.handle(Event::Dialed(Ok(offered)))),
+            [Effect::EndSockets, Effect::Disconnect(3)],
+            "{word}"
+        );
+        let end = supervisor.handle(Event::Disconnected(Ok(())));
+        let outcome = ended(&end).unwrap().as_ref().unwrap_err();
+        assert!(outcome.contains(word), "{outcome}");
+        assert_eq!(supervisor.handle(Event::Stop), []);
+    }
+}
+
+#[test]
+fn what_it_spoke_to_last_counts_and_not_what_it_saw_first() {
+    let mut supervisor = draining(1);
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::Read(Ok(())));
+    supervisor.handle(Event::Resized(Ok(())));
+    supervisor.handle(Event::LinkDead(3));
+    // 5 continued in 6; 7 continues 6, of 5 it does not know.
+    assert_eq!(deeds(supervisor.handle(Event::Dialed(Ok(offer(7, 6))))), [hand_over()]);
+}
+
+#[test]
+fn servers_are_tried_in_turn_and_for_ever() {
+    let mut supervisor = attached(plan(2, 1));
+    assert!(supervisor.handle(Event::LinkDead(3)).contains(&Effect::Dial(0)));
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        assert_eq!(deeds(supervisor.handle(unreachable())), [Effect::Dial(1)]);
+        let waits = supervisor.handle(unreachable());
+        let pause =
+            waits.iter().find_map(|effect| if let Effect::Wake(_, pause) = effect { Some(*pause) } else { None });
+        pauses.push(pause.unwrap());
+        assert_eq!(deeds(waits), [look_attached()]);
+        assert_eq!(supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number))), [Effect::Dial(0)]);
+    }
+    assert_eq!(pauses[..3], [PAUSE, 2 * PAUSE, 4 * PAUSE]);
+    assert_eq!(pauses[9], PAUSE_MAX);
+}
+
+#[test]
+fn what_an_operator_can_put_right_is_waited_for() {
+    let read_only = Offer { flags: FLAGS | transmission_flag::READ_ONLY, ..offer(6, 5) };
+    let nameless = Offer { identity: None, ..offer(6, 5) };
+    let poorer = Offer { flags: FLAGS & !transmission_flag::SEND_FLUSH, ..offer(6, 5) };
+    let odd = Offer { size: (1 << 20) + 512, ..offer(6, 5) };
+    for offered in [read_only, nameless, poorer, odd] {
+        let mut supervisor = attached(plan(1, 1));
+        supervisor.handle(Event::LinkDead(3));
+        let waits = supervisor.handle(Event::Dialed(Ok(offered)));
+        assert!(matches!(&waits[..], [Effect::Say(Weight::Warning, _), Effect::Wake(..), Effect::LookAttached { .. }]));
+    }
+    let mut supervisor = attached(plan(1, 1));
+    supervisor.handle(Event::LinkDead(3));
+    let refused = Event::Dialed(Err(DialError::Refused(Refusal::Unknown("db".into()))));
+    assert_eq!(deeds(supervisor.handle(refused)), [look_attached()]);
+}
+
+#[test]
+fn a_volume_that_grew_grows_the_device() {
+    let mut supervisor = draining(1);
+    assert_eq!(deeds(supervisor.handle(unreachable())), [], "not while it drains");
+    supervisor.offer = Some((Offer { size: 2 << 20, ..offer(6, 5) }, identity(6, 5)));
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(2 << 20)]);
+}
+
+#[test]
+fn without_a_server_for_too_long_the_device_is_given_up() {
+    let mut supervisor = attached(plan(1, 1));
+    let lost = supervisor.handle(Event::LinkDead(3));
+    assert!(lost.contains(&Effect::Wake(Timer::Outage(1), Duration::from_secs(600))));
+    supervisor.handle(unreachable());
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Outage(0))), []);
+    let late = deeds(supervisor.handle(Event::Woke(Timer::Outage(1))));
+    assert_eq!(late, [Effect::EndSockets, Effect::Disconnect(3)]);
+    assert!(ended(&supervisor.handle(Event::Disconnected(Ok(())))).unwrap().is_err());
+}
+
+#[test]
+fn the_timer_of_an_outage_that_is_over_does_nothing() {
+    let mut supervisor = draining(1);
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::Read(Ok(())));
+    supervisor.handle(Event::Resized(Ok(())));
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Outage(1))), []);
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Outage(1))), []);
+}
+
+#[test]
+fn a_device_in_use_is_left_only_when_it_is_not_or_by_force() {
+    let mut supervisor = attached(plan(1, 1));
+    assert_eq!(deeds(supervisor.handle(Event::Stop)), [Effect::LookInUse(3)]);
+    let waits = supervisor.handle(Event::InUse(true));
+    assert!(matches!(&waits[..], [Effect::Say(Weight::Warning, _), Effect::Wake(Timer::Look, LOOK)]));
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Look)), [Effect::LookInUse(3)]);
+    let mut forced = attached(plan(1, 1));
+    forced.handle(Event::Stop);
+    assert_eq!(deeds(forced.handle(Event::Force)), [Effect::EndSockets, Effect::Disconnect(3)]);
+    assert_eq!(ended(&forced.handle(Event::Disconnected(Ok(())))), Some(&Ok(())));
+    // In good order the kernel takes leave of the server, so its sockets are left alone at first.
+    assert_eq!(deeds(supervisor.handle(Event::InUse(false))), [Effect::Disconnect(3)]);
+    let late = supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number)));
+    assert_eq!(deeds(late), [Effect::EndSockets]);
+    assert_eq!(
+        ended(&supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number)))).map(Result::is_err),
+        Some(true)
+    );
+}
+
+#[test]
+fn whoever_ends_the_device_by_other_means_ends_its_supervisor() {
+    let mut supervisor = attached(plan(1, 1));
+    supervisor.handle(Event::SocketEnded(1));
+    let end = supervisor.handle(Event::StillAttached(Err(KernelError::NotAttached(3))));
+    assert_eq!(ended(&end), Some(&Ok(())));
+}
+
+#[test]
+fn a_first_attach_that_fails_says_so_and_leaves_nothing_behind() {
+    let (mut supervisor, _) = Supervisor::new(plan(2, 1));
+    assert_eq!(deeds(supervisor.handle(unreachable())), [Effect::Dial(1)]);
+    assert!(ended(&supervisor.handle(unreachable())).unwrap().is_err());
+    let (mut supervisor, _) = Supervisor::new(plan(1, 1));
+    supervisor.handle(Event::Dialed(Ok(offer(5, 5))));
+    assert!(ended(&supervisor.handle(Event::Connected(Err(KernelError::Busy(3))))).unwrap().is_err());
+    for fails in [Event::Read(Err("EIO".into())), Event::SocketEnded(1), Event::Woke(Timer::Phase(3))] {
+        let (mut supervisor, _) = Supervisor::new(plan(1, 1));
+        supervisor.handle(Event::Dialed(Ok(offer(5, 5))));
+        supervisor.handle(Event::Connected(Ok(3)));
+        assert_eq!(supervisor.phase_number, 3);
+        let failed = deeds(supervisor.handle(fails));
+        assert_eq!(failed, [Effect::EndSockets, Effect::Disconnect(3)]);
+    }
+}
+
+#[test]
+fn what_the_kernel_or_the_server_cannot_do_is_refused_before_there_is_a_device() {
+    let refused = |plan: Plan, offered: Offer| {
+        let (mut supervisor, _) = Supervisor::new(plan);
+        let end = supervisor.handle(Event::Dialed(Ok(offered)));
+        ended(&end).and_then(|outcome| outcome.clone().err()).unwrap()
+    };
+    let small = Plan { sector_size: Some(512), ..plan(1, 1) };
+    assert!(refused(small, Offer { minimum_block: 4096, ..offer(1, 1) }).contains("--sector-size 512"));
+    assert!(refused(plan(1, 1), Offer { size: 4096 + 512, ..offer(1, 1) }).contains("no multiple of 4096"));
+    let single = Offer { flags: transmission_flag::HAS_FLAGS, ..offer(1, 1) };
+    assert!(refused(plan(1, 2), single).contains("--connections"));
+    assert!(refused(plan(1, 1), Offer { identity: None, ..offer(1, 1) }).contains("which volume"));
+}
+
+/// What answers an effect, if it is one that is answered. `luck` decides how.
+fn answer(effect: &Effect, luck: u8) -> Option<Event> {
+    let kernel =
+        |luck: u8| if luck.is_multiple_of(8) { Err(KernelError::Other(io::ErrorKind::Other.into())) } else { Ok(()) };
+    Some(match effect {
+        Effect::Dial(_) if luck.is_multiple_of(4) => unreachable(),
+        Effect::Dial(_) => Event::Dialed(Ok(offer(6, 5))),
+        Effect::Connect(_) => Event::Connected(kernel(luck).map(|()| 3)),
+        Effect::HandOver { .. } => Event::HandedOver(kernel(luck)),
+        Effect::Resize { .. } => Event::Resized(kernel(luck)),
+        Effect::LookAttached { .. } => Event::StillAttached(kernel(luck)),
+        Effect::Read { .. } => Event::Read(if luck.is_multiple_of(8) { Err("EIO".into()) } else { Ok(()) }),
+        Effect::LookInUse(_) => Event::InUse(luck.is_multiple_of(2)),
+        Effect::Disconnect(_) => Event::Disconnected(kernel(luck)),
+        Effect::Wake(timer, _) => Event::Woke(*timer),
+        Effect::EndSockets | Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return None,
+    })
+}
+
+proptest! {
+    /// Whatever happens in whatever order: there is always something to wait for, the kernel is given sockets once at a time, it is
+    /// asked for no size while it has none, and the end comes once, with nothing after it.
+    #[test]
+    fn nothing_hangs_and_nothing_is_done_twice(
+        steps in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..120),
+        connections in 1_usize..3,
+        force_at in 0_usize..120,
+    ) {
+        let (mut supervisor, effects) = Supervisor::new(plan(2, connections));
+        let mut pending = effects;
+        let (mut ready, mut over) = (0, 0);
+        for (step, (which, luck)) in steps.into_iter().enumerate() {
+            pending.retain(|effect| answer(effect, 1).is_some());
+            let event = match (which % 8, pending.len()) {
+                _ if step == force_at => Event::Force,
+                (0, _) => Event::LinkDead(3),
+                (1, _) => Event::SocketEnded(supervisor.generation()),
+                (2, _) if luck == 0 => Event::Stop,
+                (_, 0) => Event::LinkDead(3),
+                (_, len) => {
+                    let effect = pending.swap_remove(usize::from(which) % len);
+                    match answer(&effect, luck) {
+                        Some(event) => event,
+                        None => continue,
+                    }
+                }
+            };
+            let more = supervisor.handle(event);
+            ready += more.iter().filter(|effect| matches!(effect, Effect::Ready(_))).count();
+            over += more.iter().filter(|effect| matches!(effect, Effect::End(_))).count();
+            prop_assert!(over == 0 || supervisor.phase == Phase::Ended);
+            if supervisor.phase == Phase::Ended {
+                break;
+            }
+            pending.extend(more);
+            let gives = pending.iter().filter(|effect| matches!(effect, Effect::Connect(_) | Effect::HandOver { .. }));
+            prop_assert!(gives.count() <= 1);
+            let reads = pending.iter().filter(|effect| matches!(effect, Effect::Read { .. }));
+            prop_assert!(reads.count() <= 1);
+            if supervisor.phase != Phase::Attached {
+                prop_assert!(pending.iter().any(|effect| answer(effect, 1).is_some()), "{:?} waits for nothing", supervisor.phase);
+            }
+        }
+        prop_assert!(ready <= 1 && over <= 1);
+        // And by force it always ends.
+        pending.extend(supervisor.handle(Event::Force));
+        for _ in 0..20 {
+            if supervisor.phase == Phase::Ended {
+                break;
+            }
+            let answers: Vec<Event> = pending.drain(..).filter_map(|effect| answer(&effect, 1)).collect();
+            pending.extend(answers.into_iter().flat_map(|event| supervisor.handle(event)));
+        }
+        prop_assert!(supervisor.phase == Phase::Ended);
+    }
+}
