@@ -543,7 +543,11 @@ impl Supervisor {
         }
         self.offer = None;
         match self.lost {
-            true => self.lose("a connection ended"),
+            // It was there: this is another outage, which has its own time.
+            true => {
+                self.enter(Phase::Attached);
+                self.lose("a connection ended");
+            }
             false => {
                 self.enter(Phase::Attached);
                 let words = format!("connected again, to server {}", self.server + 1);

@@ -239,6 +239,18 @@ fn the_timer_of_an_outage_that_is_over_does_nothing() {
 }
 
 #[test]
+fn a_connection_that_ends_while_the_size_is_told_begins_an_outage_of_its_own() {
+    let mut supervisor = draining(1);
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::Read(Ok(())));
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(supervisor.handle(Event::Woke(Timer::Outage(1))), [], "the device was there");
+    let lost = supervisor.handle(Event::Resized(Ok(())));
+    assert!(lost.contains(&Effect::Wake(Timer::Outage(2), Duration::from_secs(600))), "{lost:?}");
+}
+
+#[test]
 fn a_device_in_use_is_left_only_when_it_is_not_or_by_force() {
     let mut supervisor = attached(plan(1, 1));
     assert_eq!(deeds(supervisor.handle(Event::Stop)), [Effect::LookInUse(3)]);

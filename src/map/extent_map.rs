@@ -451,17 +451,12 @@ impl ExtentMap {
         let edges = [PageIndex::of(extent.start), PageIndex::of(BlockIndex(extent.end().0 - 1))];
         for index in edges {
             if let Some(part) = index.extent().intersect(&extent)
-                && !self.is_whole(index, part)
+                && part != index.extent()
             {
                 missing.extend(self.pages_missing(part));
             }
         }
         missing
-    }
-
-    /// Whether `part` is all that the volume has of that page.
-    fn is_whole(&self, index: PageIndex, part: Extent) -> bool {
-        index.extent().intersect(&self.volume) == Some(part)
     }
 
     /// Points the blocks of `extent` to `placement`, but only those whose data lies in a segment at or before `as_of`;
@@ -492,7 +487,7 @@ impl ExtentMap {
     }
 
     fn set_part(&mut self, index: PageIndex, part: Extent, content: Option<Content>) {
-        if self.is_whole(index, part) {
+        if part == index.extent() {
             self.drop_page(index);
         }
         let was_zeroed = self.zeroed.contains(index.0);
@@ -518,7 +513,7 @@ impl ExtentMap {
     /// Makes an extent allocated zero or hole: its edges page by page, everything between at once.
     fn clear(&mut self, extent: Extent, zero: bool) {
         let content = zero.then_some(Content::Zero);
-        let whole = self.whole_pages(extent);
+        let whole = ExtentMap::whole_pages(extent);
         if whole.is_empty() {
             return self.set_unless_hole(extent, content);
         }
@@ -546,15 +541,11 @@ impl ExtentMap {
         }
     }
 
-    /// The pages that `extent` covers whole (the volume's last page up to the volume's end).
-    fn whole_pages(&self, extent: Extent) -> std::ops::Range<u64> {
+    /// The pages that `extent` covers whole, up to the last block that they can have: the volume may have been larger when the change was
+    /// made than whoever replays it knows, and what lies there is not given up.
+    fn whole_pages(extent: Extent) -> std::ops::Range<u64> {
         let first = extent.start.0.div_ceil(PAGE_BLOCKS);
-        let end = if extent.end() == self.volume.end() {
-            extent.end().0.div_ceil(PAGE_BLOCKS)
-        } else {
-            extent.end().0 / PAGE_BLOCKS
-        };
-        first..end.max(first)
+        first..(extent.end().0 / PAGE_BLOCKS).max(first)
     }
 
     /// Takes a page out of the table; its blocks are dead, now or when it has been read.
@@ -820,6 +811,20 @@ mod tests {
         let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
         assert_eq!((there, map.memory()), (vec![1], one), "what changed stays");
         assert!(look(&mut map, 4).is_err());
+    }
+
+    /// Whoever replays the log may know an older, smaller size of the volume than those had who wrote it.
+    #[test]
+    fn what_lies_beyond_the_end_is_not_given_up_with_all_before_it() {
+        let (end, beyond) = (PAGE_BLOCKS + 100, PAGE_BLOCKS + 200);
+        for placement in [Placement::Hole, Placement::Zero] {
+            let mut map = ExtentMap::new(BlockCount(end));
+            map.apply(Seq(1), SegmentInfo::default(), &changes(Seq(1), beyond, beyond + 16, 2), None).unwrap();
+            map.apply(Seq(2), SegmentInfo::default(), &[(Extent::new(10, end - 10), placement)], None).unwrap();
+            map.resize(BlockCount(2 * PAGE_BLOCKS)).unwrap();
+            let (count, found) = map.first(Extent::new(beyond, 1)).unwrap();
+            assert!(count == BlockCount(1) && matches!(found, Placement::Data(_)), "{found:?}");
+        }
     }
 
     #[test]

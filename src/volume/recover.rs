@@ -234,6 +234,9 @@ impl Opening {
                     }
                     let host_life = self.outside.disk.host_life();
                     let line = unbroken::continued(start, placed.fence.epoch, before, kept, host_life);
+                    // The epochs that were seen before the store was put back come once more, and are others.
+                    let lost = seen.as_ref().filter(|_| past == Past::IsAccepted).map_or(0, |seen| seen.epoch + 1);
+                    let line = Line { since: line.since.max(lost), ..line };
                     let shared = self.start(scan, placed, journal, replay, line);
                     shared.remember(shared.fence.0).await;
                     return Ok(shared);
