@@ -32,7 +32,7 @@
 //! - *A step that fails, or whose caller goes away*, from step 6 on leaves the end lowered: the description may be there, or arrive. It
 //!   is lifted when the claim was followed or overridden in the same way, with the next reload or resize ([`Shared::reload`]).
 //!
-//! Reads of clients that do not know of the new end find zeros there; their changes fail.
+//! Requests of clients that do not know of the new end fail there: each is checked against the size of that moment.
 
 use crate::codec::seal::Sealer;
 use crate::device::{Allocation, DeviceError};
