@@ -248,8 +248,8 @@ impl<V: Volumes> VolumeExports<V> {
         self.0.ended.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
-    /// Opens no volume any more and closes those that are open, all at once. Returns what went wrong, by name, also with those
-    /// that ended before.
+    /// Opens no volume any more and closes those that are open, all at once. Says in the log what goes wrong, as it does, also
+    /// with those that ended before; returns it by name.
     pub async fn close(&self) -> Vec<(String, String)> {
         self.0.closing.store(true, Ordering::SeqCst);
         let slots: Vec<_> = self.0.slots.lock().iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect();
@@ -261,14 +261,12 @@ impl<V: Volumes> VolumeExports<V> {
                     info!("volume {name} is closed");
                     None
                 }
-                Err(why) => {
-                    error!("volume {name} did not close: {why}");
-                    Some((name, why))
-                }
+                Err(why) => Some(not_closed((name, why))),
             }
         });
+        let before: Vec<_> = self.ended().into_iter().map(not_closed).collect();
         let failed = futures::future::join_all(closed).await;
-        failed.into_iter().flatten().chain(self.ended()).collect()
+        before.into_iter().chain(failed.into_iter().flatten()).collect()
     }
 
     /// What the empty name means: the one export, if there is just one.
@@ -279,6 +277,12 @@ impl<V: Volumes> VolumeExports<V> {
             Err(_) => Err(ExportError::Unknown(String::new())),
         }
     }
+}
+
+/// Says that a volume did not close, and why.
+fn not_closed(problem: (String, String)) -> (String, String) {
+    error!("volume {} did not close: {}", problem.0, problem.1);
+    problem
 }
 
 fn export_error(name: &str, failure: OpenFailure) -> ExportError {

@@ -176,10 +176,16 @@ async fn stop(running: &Running, config: &Effective, bars: &MultiProgress) -> Ou
         info!("everything is in the store");
         return Ok(());
     }
+    // Why has been said when it happened.
+    let names: Vec<&str> = problems.iter().map(|(name, _)| name.as_str()).collect();
+    let which = match names.as_slice() {
+        [one] => format!("volume {one}"),
+        several => format!("volumes {}", several.join(", ")),
+    };
     let state = config.state.display();
-    let said = problems.iter().map(|(name, why)| format!("volume {name} did not close: {why}"));
-    let rest = format!("what is not in the store is in the journal in {state}");
-    Err(Failure::Failed(said.chain([rest]).collect::<Vec<_>>().join("\nashlar: ")))
+    Err(Failure::failed(format!(
+        "{which} did not close, see above; what is not in the store is in the journal in {state}"
+    )))
 }
 
 fn leave_to_the_next(running: &Running, config: &Effective) -> Failure {

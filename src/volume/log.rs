@@ -58,7 +58,11 @@ pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
     match &result {
         Ok(()) => shared.end(End::Closed),
         Err(end) => {
-            tracing::error!(volume = %shared.meta.name, "the volume has ended: {}", crate::device::DeviceError::from(end.clone()));
+            // Whoever closes it is told, and says it.
+            if !shared.is_closing() {
+                let why = crate::device::DeviceError::from(end.clone());
+                tracing::error!(volume = %shared.meta.name, "the volume has ended: {why}");
+            }
             shared.end(end.clone());
         }
     }

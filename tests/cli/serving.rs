@@ -255,12 +255,24 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
     first.signal(Signal::TERM);
     let (code, log) = first.end();
     assert_eq!(code, Some(1), "{log}");
-    assert!(
-        log.contains("volume disk0 did not close: ")
-            && log.contains("what is not in the store is in the journal in first"),
-        "{log}"
-    );
+    assert!(log.contains("volume disk0 did not close: "), "{log}");
+    let end = "ashlar: volume disk0 did not close, see above; what is not in the store is in the journal in first";
+    assert!(log.ends_with(end), "{log}");
     assert!(!log.contains("everything is in the store"), "{log}");
+}
+
+/// It learns of it only at its stop, and says so once.
+#[test]
+fn a_displaced_server_says_once_at_its_stop_who_took_the_volume() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let first = place.serve(&["disk0", "--state", "first"]);
+    let second = place.serve(&["disk0", "--state", "second", "--takeover"]);
+    first.signal(Signal::TERM);
+    let (code, log) = first.end();
+    assert_eq!((code, log.matches(" was taken over by ").count()), (Some(1), 1), "{log}");
+    assert!(log.contains("volume disk0 did not close: volume disk0 was taken over by "), "{log}");
+    second.stop();
 }
 
 #[test]
