@@ -1,19 +1,18 @@
 //! `ashlar attach`: a volume as a device of this host's kernel, for as long as the process lives. See [`crate::attach`].
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
-use super::serve::{is_ignored, notify};
-use super::{logging, output, runtime};
+use super::serve::notify;
+use super::{logging, output, runtime, signals};
 use crate::attach::dial::Place;
 use crate::attach::kernel::KernelError;
 use crate::attach::linux::Linux;
@@ -29,7 +28,7 @@ use crate::volume::VolumeName;
 ///
 /// Needs root and the kernel's nbd module (`modprobe nbd`). Stays in the foreground: it is what connects again when the server is
 /// gone, to the same one or to the next of --server. Programs that use the disk wait meanwhile, and see no error. Ends when it
-/// is told to (SIGTERM, Ctrl-C, `ashlar detach`), once nobody uses the disk; told twice, at once. It ends the disk by itself, with exit
+/// is told to (SIGTERM, Ctrl-C, `ashlar detach`), once nobody uses the disk; told again a second or more later, at once. It ends the disk by itself, with exit
 /// code 1, if the server lost changes that it had acknowledged, or has another volume of that name.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -156,37 +155,41 @@ fn usual_server(config: &Effective) -> Result<Place, Failure> {
     }
 }
 
-/// Signals as orders: the first of those that stop is a wish, the second is meant, and SIGQUIT as well.
+/// Signals as orders: the first of those that stop is a wish, a second a while later is meant, and SIGQUIT as well.
 fn orders() -> Result<mpsc::Receiver<Order>, Failure> {
     let listen = |kind| signal(kind).map_err(Failure::failed);
     let mut stop = vec![listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?];
-    if !is_ignored(SignalKind::hangup()) {
+    if !signals::is_ignored(SignalKind::hangup()) {
         stop.push(listen(SignalKind::hangup())?);
     }
     let mut quit = listen(SignalKind::quit())?;
     let (tell, orders) = mpsc::channel(4);
     drop(tokio::spawn(async move {
-        let mut order = Order::Stop;
+        let mut first_at: Option<Instant> = None;
         loop {
-            tokio::select! {
-                () = any(&mut stop) => {}
-                _ = quit.recv() => order = Order::Force,
+            let quits = tokio::select! {
+                () = signals::any(&mut stop) => false,
+                _ = quit.recv() => true,
+            };
+            let order = order(first_at.map(|first| first.elapsed()), quits);
+            first_at.get_or_insert_with(Instant::now);
+            match order {
+                Some(order) if tell.send(order).await.is_err() => return,
+                _ => {}
             }
-            if tell.send(order).await.is_err() {
-                return;
-            }
-            order = Order::Force;
         }
     }));
     Ok(orders)
 }
 
-async fn any(signals: &mut [Signal]) {
-    poll_fn(|context| match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    })
-    .await;
+/// What a signal means that comes so long after the first; `quits` says that it is SIGQUIT.
+fn order(after_the_first: Option<Duration>, quits: bool) -> Option<Order> {
+    match after_the_first {
+        _ if quits => Some(Order::Force),
+        None => Some(Order::Stop),
+        // A disk that is in use must not be torn off because two processes passed one wish on.
+        Some(after) => signals::is_second(after).then_some(Order::Force),
+    }
 }
 
 /// An NBD device that is attached.
@@ -288,6 +291,15 @@ mod tests {
         for bad in ["", "host", "unix:", "unix:host:1", "none"] {
             assert!(parse_place(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_second_signal_tears_a_disk_off_only_if_it_is_a_second_wish() {
+        let after = |millis| Some(Duration::from_millis(millis));
+        assert_eq!(order(None, false), Some(Order::Stop));
+        assert_eq!([order(after(0), false), order(after(999), false)], [None, None]);
+        assert_eq!(order(after(1000), false), Some(Order::Force));
+        assert_eq!([order(None, true), order(after(0), true)], [Some(Order::Force), Some(Order::Force)]);
     }
 
     #[test]

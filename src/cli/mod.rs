@@ -22,6 +22,7 @@ mod client_lines;
 mod attach;
 mod detach;
 mod drain;
+mod signals;
 mod create;
 mod list;
 mod info;

@@ -1,22 +1,21 @@
 //! `ashlar serve`: volumes over NBD, until a signal.
 //!
 //! Start: see [`super::start`]. Stop, at SIGTERM, SIGINT, SIGQUIT or SIGHUP: accept no more, finish what is in flight, bring
-//! everything into the store, end. A second signal ends at once; the journal keeps the rest, and the next start on this host
+//! everything into the store, end. A second signal, a while after the first, ends at once; the journal keeps the rest, and the next start on this host
 //! goes on from there. So it does, too, for another process that takes its place ([`super::replace`]). A task that panics ends the process, see [`crate::outside::panics`].
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use indicatif::MultiProgress;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
 use super::start::{Beginning, Running, start};
-use super::{allocator, drain, logging, runtime};
+use super::{allocator, drain, logging, runtime, signals};
 use crate::config::{ALL, Effective, Flag};
 use crate::human::about_bytes;
 use crate::outside::panics;
@@ -31,8 +30,8 @@ use crate::volume::{OpenFlags, VolumeName};
 /// client first asks for it. Volumes that are named are opened at once.
 ///
 /// The first SIGTERM, Ctrl-C, SIGQUIT or SIGHUP (a terminal that closes) brings everything into the store before the server
-/// ends; a second one ends it at once, and the journal in the state directory keeps what is not in the store. SIGHUP reloads
-/// nothing: volumes that are created later are served without it. Under nohup it is ignored.
+/// ends; a second one, a second or more later, ends it at once, and the journal in the state directory keeps what is not in the
+/// store. SIGHUP reloads nothing: volumes that are created later are served without it. Under nohup it is ignored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 NBD has no passwords: whoever reaches the address can read and write the volumes, unless [nbd.tls] and nbd.access of the
@@ -149,14 +148,15 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
         () = signals.first() => None,
         () = running.leave.notified() => Some(config.serve.handoff_timeout),
     };
+    let stopping_since = Instant::now();
     notify(&[NotifyState::Stopping, drain::more_time()]);
     match patience {
-        None => info!("stopping: bringing everything into the store; a second signal leaves at once"),
+        None => info!("stopping: bringing everything into the store; one more signal, in 1 s or later, leaves at once"),
         Some(_) => info!("stopping: another process takes the place of this one; bringing everything into the store"),
     }
     tokio::select! {
         outcome = stop(&running, config, bars) => outcome,
-        () = signals.another() => Err(leave_early(&running, config)),
+        () = signals.another(stopping_since) => Err(leave_early(&running, config)),
         () = elapsed(patience) => Err(leave_to_the_next(&running, config)),
     }
 }
@@ -210,7 +210,7 @@ fn leave_early(running: &Running, config: &Effective) -> Failure {
 
 /// The signals that stop a server.
 struct Signals {
-    /// SIGTERM, SIGINT and SIGQUIT: said twice, they mean at once.
+    /// SIGTERM, SIGINT and SIGQUIT: said twice, with [`signals::SECOND_AFTER`] between, they mean at once.
     stop: Vec<Signal>,
     /// SIGHUP, unless it was ignored at the start. A terminal that closes may send it twice.
     hang_up: Option<Signal>,
@@ -220,38 +220,24 @@ impl Signals {
     fn listen() -> Result<Signals, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::failed);
         let stop = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-        let hang_up = (!is_ignored(SignalKind::hangup())).then(|| listen(SignalKind::hangup())).transpose()?;
+        let hang_up = (!signals::is_ignored(SignalKind::hangup())).then(|| listen(SignalKind::hangup())).transpose()?;
         Ok(Signals { stop: stop.into_iter().map(listen).collect::<Result<_, _>>()?, hang_up })
     }
 
     /// Waits for the first signal of any kind.
     async fn first(&mut self) {
-        poll_fn(|context| match poll_any(self.hang_up.as_mut_slice(), context) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => poll_any(&mut self.stop, context),
-        })
-        .await;
+        signals::any(self.hang_up.iter_mut().chain(&mut self.stop)).await;
     }
 
-    /// Waits for one that means at once if it is the second.
-    async fn another(&mut self) {
-        poll_fn(|context| poll_any(&mut self.stop, context)).await;
+    /// Waits for one that means at once, after a first one at `first_at`.
+    async fn another(&mut self, first_at: Instant) {
+        loop {
+            signals::any(&mut self.stop).await;
+            if signals::is_second(first_at.elapsed()) {
+                return;
+            }
+        }
     }
-}
-
-fn poll_any(signals: &mut [Signal], context: &mut Context<'_>) -> Poll<()> {
-    match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    }
-}
-
-/// Whether whoever started this process had it ignore a signal, as nohup does with SIGHUP. To listen would undo that.
-pub fn is_ignored(signal: SignalKind) -> bool {
-    // Where there is no /proc, nothing is known to be ignored.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Tells systemd that this process lives, twice in the time that it waits for it. A runtime whose threads all hang says nothing.

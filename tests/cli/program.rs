@@ -157,6 +157,14 @@ impl Serving {
         self.err.by_ref().map_while(Result::ok).find(|line| line.contains(words)).unwrap()
     }
 
+    /// Signals again and again until it ends: one signal soon after another is not a second wish.
+    pub fn insist(&mut self, signal: Signal) {
+        while self.child.try_wait().unwrap().is_none() {
+            self.signal(signal);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+
     /// Waits for its end; returns the exit code and the rest of the log.
     pub fn end(mut self) -> (Option<i32>, String) {
         let rest: Vec<String> = self.err.by_ref().map_while(Result::ok).collect();

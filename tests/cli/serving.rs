@@ -202,7 +202,7 @@ fn a_second_signal_leaves_at_once_and_the_journal_keeps_the_rest() {
     std::fs::write(place.path("ashlar-data"), "").unwrap();
     serving.signal(Signal::TERM);
     serving.wait_for_log("trying again");
-    serving.signal(Signal::INT);
+    serving.insist(Signal::INT);
     let (code, log) = serving.end();
     assert_eq!(code, Some(130), "{log}");
     let words = "leaving at the second signal: 1.0 MiB not in the store yet; the journal in ./ashlar-state keeps what was \

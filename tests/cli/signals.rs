@@ -42,6 +42,22 @@ fn a_second_sighup_is_not_the_signal_to_leave_at_once() {
     assert_eq!(code, Some(0), "{log}");
 }
 
+/// A service manager and a wrapper may pass the same wish on: that must not be taken for "leave at once" either.
+#[test]
+fn signals_that_come_together_are_one_wish() {
+    let place = Place::new();
+    let mut serving = place.serve(&[]);
+    serving.attach("disk0").unwrap().write(0, 5, MIB).unwrap();
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    [Signal::TERM, Signal::INT, Signal::TERM].into_iter().for_each(|signal| serving.signal(signal));
+    serving.wait_for_log("trying again");
+    std::fs::remove_file(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(0), "{log}");
+}
+
 #[test]
 fn under_nohup_a_closed_terminal_changes_nothing() {
     let place = Place::new();
