@@ -10,17 +10,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::StoreError;
+
 /// The operations that fail just now. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<Troubles>>);
 
 /// What is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Trouble {
     /// When the oldest operation that still fails began.
     pub since: Instant,
-    /// What the newest failure said.
-    pub what: String,
+    /// The newest failure.
+    pub what: StoreError,
 }
 
 /// The record: plain data.
@@ -29,8 +31,8 @@ struct Troubles {
     next: u64,
     /// The operations that fail, with their begin.
     failing: BTreeMap<u64, Instant>,
-    /// What the newest failure said.
-    what: String,
+    /// The newest failure.
+    what: Option<StoreError>,
 }
 
 impl Health {
@@ -38,7 +40,7 @@ impl Health {
     pub fn trouble(&self) -> Option<Trouble> {
         let troubles = self.0.lock();
         let since = troubles.failing.values().min()?;
-        Some(Trouble { since: *since, what: troubles.what.clone() })
+        Some(Trouble { since: *since, what: troubles.what.clone()? })
     }
 
     /// An operation that begins now, and is well until it says otherwise.
@@ -62,14 +64,14 @@ impl Attempts {
     }
 
     /// An attempt failed, and there will be another.
-    pub fn failed(&mut self, what: &str) {
+    pub fn failed(&mut self, what: StoreError) {
         let mut troubles = self.health.0.lock();
         let id = *self.id.get_or_insert_with(|| {
             troubles.next += 1;
             troubles.next
         });
         troubles.failing.entry(id).or_insert(self.began);
-        what.clone_into(&mut troubles.what);
+        troubles.what = Some(what);
     }
 }
 
@@ -96,38 +98,54 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::ErrorKind;
+
+    fn quota() -> StoreError {
+        StoreError::new(ErrorKind::Denied, "PUT answers 403 QuotaExceeded")
+    }
+
+    fn told(trouble: Option<Trouble>) -> Option<(Instant, String)> {
+        trouble.map(|trouble| (trouble.since, trouble.what.message))
+    }
 
     #[tokio::test(start_paused = true)]
     async fn trouble_lasts_from_the_begin_of_the_oldest_operation_that_fails_to_the_end_of_the_last() {
         let health = Health::default();
         let begin = Instant::now();
         let (mut put, mut other) = (health.begin(), health.begin());
-        assert_eq!(health.trouble(), None);
+        assert!(health.trouble().is_none());
         tokio::time::advance(Duration::from_secs(60)).await;
-        put.failed("PUT answers 403 QuotaExceeded");
-        assert_eq!(health.trouble().unwrap(), Trouble { since: begin, what: "PUT answers 403 QuotaExceeded".into() });
+        put.failed(quota());
+        assert_eq!(told(health.trouble()), Some((begin, quota().message)));
+        assert_eq!(health.trouble().unwrap().what.kind, ErrorKind::Denied);
         let mut later = health.begin();
-        later.failed("PUT answers 503");
-        put.failed("PUT answers 403 QuotaExceeded");
-        other.failed("still");
+        later.failed(StoreError::new(ErrorKind::Retryable, "PUT answers 503"));
+        assert_eq!(told(health.trouble()), Some((begin, "PUT answers 503".into())));
+        put.failed(quota());
+        other.failed(StoreError::new(ErrorKind::Retryable, "still"));
         drop((put, other));
         assert_eq!(health.trouble().unwrap().since, begin + Duration::from_secs(60));
         // What never failed ends nothing.
         drop(health.begin());
         assert!(health.trouble().is_some());
         drop(later);
-        assert_eq!(health.trouble(), None);
+        assert!(health.trouble().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn of_two_troubles_the_longer_one_counts_and_the_volume_has_the_word() {
-        let trouble = |what: &str| Some(Trouble { since: Instant::now(), what: what.to_owned() });
+        let trouble = |what: &str| {
+            let what = StoreError::new(ErrorKind::Retryable, what);
+            Some(Trouble { since: Instant::now(), what })
+        };
         let volume = trouble("writing a segment");
         tokio::time::advance(Duration::from_secs(1)).await;
         let store = trouble("PUT");
-        assert_eq!(Trouble::worst(store.clone(), volume.clone()), volume);
-        assert_eq!(Trouble::worst(store.clone(), None), store);
-        assert_eq!(Trouble::worst(None, volume.clone()), volume);
-        assert_eq!(Trouble::worst(None, None), None);
+        let worst =
+            |store: &Option<Trouble>, volume: &Option<Trouble>| told(Trouble::worst(store.clone(), volume.clone()));
+        assert_eq!(worst(&store, &volume), told(volume.clone()));
+        assert_eq!(worst(&store, &None), told(store));
+        assert_eq!(worst(&None, &volume), told(volume));
+        assert_eq!(worst(&None, &None), None);
     }
 }

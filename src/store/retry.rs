@@ -95,9 +95,9 @@ impl RetryStore {
         loop {
             let error = match attempt().await {
                 Err(error) if error.kind == ErrorKind::Retryable => error,
-                answered => {
-                    self.answered();
-                    return answered;
+                ended => {
+                    self.ended(&ended);
+                    return ended;
                 }
             };
             let pause = pauses.next().unwrap_or(self.options.pause_max);
@@ -106,8 +106,8 @@ impl RetryStore {
                 let message = format!("{} (tried {attempts} times in {spent})", error.message);
                 return Err(StoreError::new(error.kind, message));
             }
-            attempts_go_on.failed(&error.message);
             self.failed(attempts, begin, &error);
+            attempts_go_on.failed(error);
             sleep(pause).await;
             attempts += 1;
         }
@@ -125,7 +125,11 @@ impl RetryStore {
         }
     }
 
-    fn answered(&self) {
+    /// An operation ended. A refusal says nothing of whether the store works: it may have been made without asking it.
+    fn ended<T>(&self, result: &Result<T>) {
+        if result.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid)) {
+            return;
+        }
         if let Some(since) = self.away.lock().take() {
             let spent = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
             info!("store {} answers again after {spent}", self.inner.url());
@@ -165,6 +169,10 @@ impl Store for RetryStore {
     }
 
     async fn delete(&self, keys: &[Key]) -> Result<()> {
+        // What asks nothing of the store says nothing about it.
+        if keys.is_empty() {
+            return Ok(());
+        }
         self.repeat(self.options.write_limit, || self.inner.delete(keys)).await
     }
 }
@@ -196,10 +204,10 @@ mod tests {
         assert!((5..12).contains(&faults.operations()), "{faults:?}");
         let trouble = health.trouble().unwrap();
         assert_eq!(trouble.since.elapsed(), Duration::from_secs(30));
-        assert_eq!(trouble.what, "cannot put v/meta/0: refused by a fault");
+        assert_eq!(trouble.what.message, "cannot put v/meta/0: refused by a fault");
         faults.set_options(FaultOptions::default());
         put.await.unwrap().unwrap();
-        assert_eq!(health.trouble(), None);
+        assert!(health.trouble().is_none());
     }
 
     /// E2: what ends in EIO.
@@ -221,6 +229,21 @@ mod tests {
         let error = store.put(&key(), vec![Bytes::from_static(b"mine")]).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::AlreadyExists);
         assert_eq!(memory.get(&key()).await.unwrap(), "mine");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_is_back_when_it_answered_and_not_when_nothing_was_asked_of_it_or_it_refused() {
+        let (_, faults, store) = tower(FaultOptions { refuse: 1000, ..FaultOptions::default() });
+        store.get(&key()).await.unwrap_err();
+        let is_away = || store.away.lock().is_some();
+        assert!(is_away());
+        faults.set_options(FaultOptions::default());
+        store.delete(&[]).await.unwrap();
+        assert!(is_away(), "nothing was asked");
+        store.ended(&Err::<(), _>(StoreError::new(ErrorKind::Denied, "no credentials")));
+        assert!(is_away(), "a refusal");
+        assert_eq!(store.get(&key()).await.unwrap_err().kind, ErrorKind::NotFound);
+        assert!(!is_away());
     }
 
     #[tokio::test(start_paused = true)]

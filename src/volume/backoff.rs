@@ -28,10 +28,11 @@ impl Backoff {
         Backoff { volume, random: shared.random.clone(), max, next: FIRST.min(max), tries: 0, attempts }
     }
 
-    /// Says what failed (the first time, and then as the pauses double) and waits, with jitter.
+    /// Says what failed (the first time, and then as the pauses double) and waits, with jitter. `doing` need not name the object:
+    /// the error does.
     pub(super) async fn pause(&mut self, doing: &str, error: &StoreError) {
         self.tries += 1;
-        self.attempts.failed(&format!("{doing}: {error}"));
+        self.attempts.failed(StoreError::new(error.kind, format!("{doing}: {error}")));
         if self.tries.is_power_of_two() {
             tracing::warn!(volume = self.volume, tries = self.tries, "{doing}: {error}; trying again");
         }

@@ -150,7 +150,7 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
             Ok(Put::Taken(_)) => {
                 return Err(End::Failed(format!("{key} is there already, but this server did not write it")));
             }
-            Err(error) => backoff.pause(&format!("writing {key}"), &error).await,
+            Err(error) => backoff.pause("writing a checkpoint", &error).await,
         }
     }
 

@@ -159,7 +159,7 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
             Ok(Put::Ours(_)) => break,
             Ok(Put::Taken(there)) => return Err(whose(shared, seq, &there)),
             Ok(Put::Torn) => return Err(End::Failed(torn(&key))),
-            Err(error) => backoff.pause(&format!("writing {key}"), &error).await,
+            Err(error) => backoff.pause("writing to the log", &error).await,
         }
     }
     if shared.meta.fenced_by != FencedBy::Verified {
@@ -170,9 +170,7 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
         match prove_no_claim(shared).await {
             Ok(()) => return Ok(()),
             Err(ProofError::Fenced(end)) => return Err(end),
-            Err(ProofError::Store(error)) => {
-                backoff.pause(&format!("looking into {}", shared.keys.fences()), &error).await;
-            }
+            Err(ProofError::Store(error)) => backoff.pause("looking for a server that takes the volume", &error).await,
         }
     }
 }
