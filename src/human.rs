@@ -79,6 +79,12 @@ pub fn about_bytes(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
+/// How many of something whose name takes an s: `1 object`, `2 objects`.
+pub fn counted(number: u64, one: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {one}{plural}")
+}
+
 /// A duration as people write it; the error says what is accepted.
 pub fn parse_duration(text: &str) -> Result<Duration, BadDuration> {
     humantime::parse_duration(text.trim()).map_err(|_| BadDuration(text.to_owned()))
@@ -187,6 +193,12 @@ pub mod duration {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_counted_is_one_or_several() {
+        let said: Vec<String> = [0, 1, 2].map(|number| counted(number, "change")).into();
+        assert_eq!(said, ["0 changes", "1 change", "2 changes"]);
+    }
 
     #[test]
     fn units_of_bytes_are_binary_unless_they_end_in_a_bare_b() {

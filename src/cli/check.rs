@@ -11,7 +11,7 @@ use super::store_volumes::StoreVolumes;
 use super::{logging, output, outside, runtime, secrets};
 use crate::check::{self, ByteRange, Report, repair};
 use crate::config::Effective;
-use crate::human::about_bytes;
+use crate::human::{about_bytes, counted};
 use crate::journal;
 use crate::keyring::Secrets;
 use crate::outside::Random;
@@ -134,7 +134,7 @@ async fn repair(args: &Args, config: &Effective, name: &VolumeName, bars: &Multi
     for key in &swept.left {
         logging::say(&format!("left alone {key}: nothing needs it, but it is not ours or cannot be read"));
     }
-    logging::say(&format!("{name}: {} objects removed", swept.removed.len()));
+    logging::say(&format!("{name}: {} removed", counted(swept.removed.len() as u64, "object")));
     Ok(())
 }
 
@@ -223,14 +223,14 @@ fn describe(checked: &Checked) -> String {
         Checked::Failed { volume, error, .. } => return format!("{volume}: not checked: {error}"),
     };
     let mut lines = vec![format!(
-        "{}: {}; {} of data in {} segments, {} map pages, {} frames read; {} objects, {}",
+        "{}: {}; {} of data in {}, {}, {} read; {}, {}",
         report.volume,
         verdict(report),
         about_bytes(report.mapped_bytes),
-        report.segments,
-        report.pages,
-        report.frames,
-        report.objects,
+        counted(report.segments as u64, "segment"),
+        counted(report.pages as u64, "map page"),
+        counted(report.frames as u64, "frame"),
+        counted(report.objects as u64, "object"),
         about_bytes(report.stored_bytes),
     )];
     lines.extend(report.problems.iter().map(|problem| format!("  {}: {}", problem.object, problem.what)));
@@ -240,7 +240,7 @@ fn describe(checked: &Checked) -> String {
         format!("  of that, the journal of this server has {range}: serving the volume here writes it anew")
     }));
     if !report.orphans.is_empty() {
-        lines.push(format!("  {} objects that nothing needs (no damage)", report.orphans.len()));
+        lines.push(format!("  {} that nothing needs (no damage)", counted(report.orphans.len() as u64, "object")));
     }
     lines.join("\n")
 }
@@ -250,9 +250,8 @@ fn describe_range(range: &ByteRange) -> String {
 }
 
 fn verdict(report: &Report) -> String {
-    match report.problems.len() {
+    match report.problems.len() as u64 {
         0 => "clean".to_owned(),
-        1 => "DAMAGED, 1 problem".to_owned(),
-        problems => format!("DAMAGED, {problems} problems"),
+        problems => format!("DAMAGED, {}", counted(problems, "problem")),
     }
 }

@@ -8,7 +8,7 @@ use dialoguer::Input;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::config::Effective;
-use crate::human::about_bytes;
+use crate::human::{about_bytes, counted};
 use crate::keyring::Secrets;
 use crate::store::Store;
 use crate::store::open::Access;
@@ -52,13 +52,13 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         )),
         error => Failure::from(error),
     })?;
-    output::text(format!("deleted volume {} with {objects} objects from {}", args.name, store.url()))
+    output::text(format!("deleted volume {} with {} from {}", args.name, counted(objects, "object"), store.url()))
 }
 
 /// What is about to go.
 async fn describe(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<String, Failure> {
     match volume::inspect(store, name, secrets).await {
-        Ok(info) => Ok(format!("{} of data, {} objects", about_bytes(info.mapped_bytes), info.objects)),
+        Ok(info) => Ok(format!("{} of data, {}", about_bytes(info.mapped_bytes), counted(info.objects, "object"))),
         // Deleting may still be what is wanted, and says by itself what stands in the way.
         Err(VolumeError::Corrupt { .. }) => Ok("damaged".to_owned()),
         Err(VolumeError::Locked { .. }) => Ok("encrypted, and the key is not here".to_owned()),

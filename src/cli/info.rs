@@ -6,7 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
 use crate::config::Effective;
-use crate::human::{about_bytes, exact_bytes};
+use crate::human::{about_bytes, counted, exact_bytes};
 use crate::store::open::{Access, Opened};
 use crate::store::s3::S3Store;
 use crate::store::s3::versions::Kept;
@@ -97,9 +97,10 @@ fn old_versions(kept: Kept) -> String {
     match kept.old_versions {
         0 => "none, though the bucket keeps them".to_owned(),
         versions => format!(
-            "{} in {versions} objects that were deleted: the bucket keeps them, and they are paid for; \
-             store.s3.delete_versions = true or a lifecycle rule ends that",
+            "{} in {} of what was deleted: the bucket keeps them, and they are paid for; store.s3.delete_versions = true or a \
+             lifecycle rule ends that",
             about_bytes(kept.old_bytes),
+            counted(versions, "version"),
         ),
     }
 }
@@ -125,7 +126,7 @@ mod tests {
         };
         assert_eq!(old_versions(kept(0, 0)), "none, though the bucket keeps them");
         let said = old_versions(kept(10, 32 << 20));
-        assert!(said.starts_with("32.0 MiB in 10 objects that were deleted: "), "{said}");
+        assert!(said.starts_with("32.0 MiB in 10 versions of what was deleted: "), "{said}");
         assert!(said.contains("store.s3.delete_versions = true"), "{said}");
     }
 }

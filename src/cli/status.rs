@@ -8,7 +8,7 @@ use super::info::date;
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
-use crate::human::about_bytes;
+use crate::human::{about_bytes, counted};
 use crate::volume::account::price;
 use crate::volume::{Account, VolumeName};
 
@@ -86,7 +86,8 @@ fn head(status: &ServerStatus) -> String {
     lines.push(describe_cache(&status.cache));
     lines.extend(status.moved.iter().map(|moved| format!("volume {} moved to {}", moved.volume, moved.to)));
     if status.log.lines_dropped > 0 {
-        lines.push(format!("{} lines of the log could not be written, and were dropped", status.log.lines_dropped));
+        let lines_dropped = counted(status.log.lines_dropped, "line");
+        lines.push(format!("dropped {lines_dropped} of the log, which could not be written"));
     }
     lines.join("\n")
 }
@@ -133,10 +134,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         (
             "gc",
             format!(
-                "{} to be freed when quiet, {} objects to be deleted, {} segments rewritten since the start",
+                "{} to be freed when quiet, {} to be deleted, {} rewritten since the start",
                 about_bytes(status.gc.backlog_bytes),
-                status.gc.doomed_objects,
-                status.gc.segments_written,
+                counted(status.gc.doomed_objects, "object"),
+                counted(status.gc.segments_written, "segment"),
             ),
         ),
         ("since the start", account(&status.since_open)),
@@ -152,7 +153,10 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         lines.push(("key rotation", format!("{left} are still sealed with an older data key")));
     }
     if status.gc.damaged_segments > 0 {
-        lines.push(("damaged", format!("{} segments; see `ashlar check {name}`", status.gc.damaged_segments)));
+        lines.push((
+            "damaged",
+            format!("{}; see `ashlar check {name}`", counted(status.gc.damaged_segments, "segment")),
+        ));
     }
     lines.extend(status.ended.clone().map(|why| ("ended", why)));
     lines

@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::health::Health;
 use super::options::human;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use crate::human::counted;
 use crate::outside::Random;
 
 /// How failed requests are repeated.
@@ -103,7 +104,7 @@ impl RetryStore {
             let pause = pauses.next().unwrap_or(self.options.pause_max);
             if begin.elapsed() + pause > limit {
                 let spent = humantime::format_duration(Duration::from_millis(begin.elapsed().as_millis() as u64));
-                let message = format!("{} (tried {attempts} times in {spent})", error.message);
+                let message = format!("{} (tried {} in {spent})", error.message, counted(attempts.into(), "time"));
                 return Err(StoreError::new(error.kind, message));
             }
             self.failed(attempts, begin, &error);

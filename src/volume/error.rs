@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::codec::CorruptError;
 use crate::device::DeviceError;
+use crate::human::counted;
 use crate::journal::JournalError;
 use crate::keyring::UnlockError;
 use crate::segment::Fence;
@@ -89,9 +90,10 @@ pub enum VolumeError {
     },
     /// A journal is here that the newest fence does not name.
     #[error(
-        "{journal_dir} holds a journal of volume {name:?} with {changes} changes from epoch {epoch} that the volume \
+        "{journal_dir} holds a journal of volume {name:?} with {} from epoch {epoch} that the volume \
          has moved on without: it was taken over by {holder}{copied}; open with --drop-journal to set its files aside and go on \
-         without them"
+         without them",
+        counted(*changes as u64, "change")
     )]
     StaleJournal {
         /// The volume.

@@ -50,7 +50,7 @@ fn a_log_on_a_full_disk_is_dropped_and_counted_and_the_service_goes_on() {
     drop(server.attach("disk0").unwrap());
     assert!(lines_dropped(&place) > 0);
     let text = place.ok(&["status"]);
-    assert!(text.contains(" lines of the log could not be written"), "{text}");
+    assert!(text.contains(" of the log, which could not be written"), "{text}");
     serves_to_the_end(&place, server);
 }
 

@@ -290,7 +290,7 @@ fn an_open_volume_is_deleted_only_when_told_to() {
     serving.kill();
     let out = place.ok(&["delete", "disk0", "--yes", "--takeover"]);
     assert!(
-        out.starts_with("deleted volume disk0 with ") && out.ends_with(&format!(" objects from {}\n", place.url())),
+        out.starts_with("deleted volume disk0 with ") && out.ends_with(&format!(" object from {}\n", place.url())),
         "{out}"
     );
     let out = place.ok(&["list"]);

@@ -83,9 +83,10 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
         true => output::json(&measured),
         false => {
             if let Some(probe) = &measured.probe {
-                output::text(format!("probe {}: {}\n", probe.version, probe.found.seen()))?;
+                output::text(format!("probe, version {}: {}\n", probe.version, probe.found.seen()))?;
             }
             output::text(table(&measured.cells))?;
+            output::text(format!("\n{LEGEND}"))?;
             output::text(format!("\n{}", recommend::settings(&measured).to_toml()))
         }
     }
@@ -119,6 +120,11 @@ fn bar(cells: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("measuring {msg:24} {wide_bar} {pos}/{len} {eta}");
     ProgressBar::new(cells).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
+
+/// What the figures are.
+const LEGEND: &str = "\
+PARALLEL is how many requests were under way at once. Half of the requests were answered within P50, 99 of 100 within P99,
+with what failed and was tried again. REQUESTS/S and BYTES/S are those of all requests under way together.";
 
 fn table(cells: &[Cell]) -> String {
     let header = ["REQUEST", "SIZE", "PARALLEL", "P50", "P99", "REQUESTS/S", "BYTES/S"];

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::human::{about_bytes, exact_bytes};
+use crate::human::{about_bytes, counted, exact_bytes};
 
 /// The largest object that is put: larger than any segment that would be of use.
 const SIZE_MAX: u64 = 256 << 20;
 
 /// DELETEs of single objects that are measured; the others go in batches.
 pub const SINGLE_DELETES: usize = 32;
+
+/// Objects that one request can delete.
+const DELETE_BATCH: u64 = 1000;
 
 /// One kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -112,10 +115,11 @@ impl Plan {
         }
         let seconds = self.time.as_secs_f64() * self.cells().len() as f64;
         format!(
-            "at most {requests} PUTs and {requests} GETs of {} each way, {SINGLE_DELETES} DELETEs and {} batches of \
-             DELETEs, in about {seconds:.0} s or less; everything is deleted at the end",
+            "at most {} ({} in all), as many GETs, {SINGLE_DELETES} DELETEs of one object and {} of up to {DELETE_BATCH}, within \
+             about {seconds:.0} s; everything is deleted at the end",
+            counted(requests, "PUT"),
             about_bytes(bytes),
-            requests.div_ceil(1000),
+            counted(requests.div_ceil(DELETE_BATCH), "DELETE"),
         )
     }
 }
@@ -132,8 +136,8 @@ mod tests {
         assert_eq!(counts, [(4096, 1, 100), (4096, 8, 100), (1 << 20, 1, 10), (1 << 20, 8, 10)]);
         assert_eq!(
             plan.cost(),
-            "at most 220 PUTs and 220 GETs of 20.8 MiB each way, 32 DELETEs and 1 batches of DELETEs, in about 16 s or \
-             less; everything is deleted at the end"
+            "at most 220 PUTs (20.8 MiB in all), as many GETs, 32 DELETEs of one object and 1 DELETE of up to 1000, within about \
+             16 s; everything is deleted at the end"
         );
     }
 

@@ -5,6 +5,7 @@
 //! 409 says that two PUTs met and that *nobody* knows yet who won.
 
 use super::super::{ErrorKind, Key, StoreError};
+use crate::human::counted;
 
 /// Where requests go, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +47,9 @@ impl Asked<'_> {
             Asked::Get(key) => format!("GET of {key}"),
             Asked::List(prefix) => format!("listing of {prefix:?}"),
             Asked::Delete(key) => format!("DELETE of {key}"),
-            Asked::DeleteBatch(count) => format!("DELETE of {count} objects"),
+            Asked::DeleteBatch(count) => format!("DELETE of {}", counted(count as u64, "object")),
             Asked::Versions(prefix) => format!("listing of versions of {prefix:?}"),
-            Asked::DeleteVersions(count) => format!("DELETE of {count} versions of objects"),
+            Asked::DeleteVersions(count) => format!("DELETE of {} of objects", counted(count as u64, "version")),
             Asked::Versioning => "asking for the versioning".to_owned(),
         }
     }
