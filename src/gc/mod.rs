@@ -55,7 +55,7 @@ pub struct Options {
     pub merge_count: u32,
     /// Objects deleted per second, at most: a trim of terabytes must not crowd out the rest.
     pub delete_rate: u32,
-    /// How often the store is listed for objects that nobody owns, if anything was committed meanwhile.
+    /// How often the store is listed for objects that nobody owns, as long as something is committed: a quiet volume is not listed.
     #[serde(with = "human::duration")]
     pub sweep_interval: Duration,
     /// How long an object must have had no owner before it is deleted.

@@ -180,6 +180,7 @@ impl Log {
 
     /// A segment took effect.
     fn note_commit(&mut self, committed: &Committed) {
+        self.sweeper.note_commit();
         if committed.moved {
             self.collector.committed();
         }
@@ -264,8 +265,7 @@ impl Log {
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = inner.journal_retry.filter(|_| !inner.paused);
         let collect = self.collector.deadline(&self.shared, &inner);
-        let sweep = self.sweeper.deadline(inner.state.committed()).filter(|_| !self.shared.is_closing());
-        [seal, trickle, checkpoint, journal, collect, self.deletion.deadline(), sweep].into_iter().flatten().min()
+        [seal, trickle, checkpoint, journal, collect, self.deletion.deadline()].into_iter().flatten().min()
     }
 
     /// Whether a clean stop has nothing left to do.

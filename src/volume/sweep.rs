@@ -1,8 +1,9 @@
 //! Objects that nobody owns: what a displaced server put into a slot that a fence had voided and that was swept already, or
 //! what is left of a deletion that a dying server had begun and no table remembers. They cost money, not data.
 //!
-//! They are found by listing the volume's folder, rarely: `gc.sweep_grace` after a takeover or the first commit, then every
-//! `gc.sweep_interval` if anything was committed since. One that two listings find, a grace time apart, is deleted.
+//! They are found by listing the volume's folder, rarely: `gc.sweep_grace` after the opening, then every `gc.sweep_interval`. One that
+//! two listings find, a grace time apart, is deleted. Whether a listing is due is asked when something was committed, and never
+//! of a volume that is quiet: such a volume makes no request, and what nobody owns waits with it.
 //!
 //! Nothing is deleted on doubt: an object beyond the end of the log may be on its way to being committed; a fence that
 //! displaced a server stays for ever (see [`scan::follow_fence`]); what cannot be read, or is no object of a volume at
@@ -89,8 +90,8 @@ pub(super) struct Sweeper {
     /// What the listing before found.
     suspects: BTreeSet<Key>,
     next_at: Instant,
-    /// The end of the log at the listing before; none if a sweep is due whatever is committed.
-    swept_at: Option<Seq>,
+    /// Something was committed since it was looked at whether a sweep is due.
+    is_active: bool,
 }
 
 /// Why a sweep broke off.
@@ -104,21 +105,19 @@ pub(super) enum Failed {
 impl Sweeper {
     /// Of a volume that was just opened.
     pub fn new(shared: &Shared) -> Sweeper {
-        let (fence_at, fence) = &shared.fence;
-        Sweeper {
-            running: None,
-            suspects: BTreeSet::new(),
-            next_at: Instant::now() + shared.options.gc.sweep_grace,
-            swept_at: (!fence.displaces).then_some(*fence_at),
-        }
+        let next_at = Instant::now() + shared.options.gc.sweep_grace;
+        Sweeper { running: None, suspects: BTreeSet::new(), next_at, is_active: false }
     }
 
-    /// Begins a sweep when its time has come.
+    /// Something was committed.
+    pub fn note_commit(&mut self) {
+        self.is_active = true;
+    }
+
+    /// Begins a sweep if something was committed and the time has come.
     pub fn start(&mut self, shared: &Arc<Shared>) {
-        let committed = shared.inner.lock().state.committed();
-        if self.running.is_none() && self.is_wanted(committed) && self.next_at <= Instant::now() && !shared.is_closing()
-        {
-            self.swept_at = Some(committed);
+        let is_active = std::mem::take(&mut self.is_active);
+        if is_active && self.running.is_none() && self.next_at <= Instant::now() && !shared.is_closing() {
             self.running = Some(Effect::start(sweep_suspects(shared.clone(), std::mem::take(&mut self.suspects))));
         }
     }
@@ -141,15 +140,6 @@ impl Sweeper {
         let pause = if self.suspects.is_empty() { options.sweep_interval } else { options.sweep_grace };
         self.next_at = Instant::now() + pause;
         Ok(())
-    }
-
-    /// When the next one is due.
-    pub fn deadline(&self, committed: Seq) -> Option<Instant> {
-        (self.running.is_none() && self.is_wanted(committed)).then_some(self.next_at)
-    }
-
-    fn is_wanted(&self, committed: Seq) -> bool {
-        !self.suspects.is_empty() || self.swept_at != Some(committed)
     }
 }
 
