@@ -8,6 +8,10 @@ use crate::store::{Key, StoreError};
 /// of one object in a row is of no use.
 pub(crate) const PLACES_MAX: u8 = 8;
 
+/// The places that a fence can have. It is small, and gets through where segments are cut; with places of its own it takes a slot
+/// whose others are all torn, and the volume goes on.
+pub(crate) const FENCE_PLACES_MAX: u8 = 16;
+
 /// The key of the `n`-th place of an object; the one of place 0 is the object's own.
 pub(crate) fn place(key: &Key, n: u8) -> Result<Key, StoreError> {
     match n {
@@ -19,7 +23,7 @@ pub(crate) fn place(key: &Key, n: u8) -> Result<Key, StoreError> {
 /// The object's own key and the number of the place, if `key` is one of its further places.
 pub(crate) fn further_place(key: &Key) -> Option<(Key, u8)> {
     let (own, n) = key.as_str().rsplit_once('.')?;
-    let n = n.parse().ok().filter(|n| (1..PLACES_MAX).contains(n))?;
+    let n = n.parse().ok().filter(|n| (1..FENCE_PLACES_MAX).contains(n))?;
     let own = Key::new(own).ok()?;
     (place(&own, n).ok()? == *key).then_some((own, n))
 }
@@ -32,12 +36,12 @@ mod tests {
     fn a_place_says_whose_it_is() {
         let key = Key::new("v/segments/07/0000000000000007").unwrap();
         assert_eq!(place(&key, 0).unwrap(), key);
-        for n in 1..PLACES_MAX {
+        for n in 1..FENCE_PLACES_MAX {
             let there = place(&key, n).unwrap();
             assert_eq!(there.as_str(), format!("v/segments/07/0000000000000007.{n}"));
             assert_eq!(further_place(&there), Some((key.clone(), n)));
         }
-        for other in ["v/meta/1", "v/a.0", "v/a.8", "v/a.01", "v/a.x", "a.b/c"] {
+        for other in ["v/meta/1", "v/a.0", "v/a.16", "v/a.01", "v/a.x", "a.b/c"] {
             assert_eq!(further_place(&Key::new(other).unwrap()), None, "{other}");
         }
     }

@@ -450,11 +450,11 @@ impl Opening {
         let object = encoded.map_err(|error| VolumeError::Invalid(error.to_string()))?;
         let stored_bytes = object.frames_at;
         let key = self.source.keys.segment(seq);
-        let put = slot::put_log_object(&*self.outside.store, &key, object.parts, &self.source.sealer, seq).await;
+        let put = slot::put_fence(&*self.outside.store, &key, object.parts, &self.source.sealer, seq).await;
         let key = match put.map_err(VolumeError::store(format!("writing {key}")))? {
             Put::Ours(key) => key,
             Put::Taken(_) => return Ok(None),
-            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
+            Put::Torn => return Err(VolumeError::Invalid(slot::torn_for_fences(&key))),
         };
         let (listed, newer) = tokio::try_join!(self.source.list_checkpoints(), self.described_anew())?;
         let newest = listed.last().copied().unwrap_or_default();

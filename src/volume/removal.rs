@@ -166,11 +166,11 @@ impl Removal<'_> {
         let key = source.keys.segment(scan.next);
         let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(self.random.bytes()));
         let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
-        let put = slot::put_log_object(&**self.store, &key, object.parts, &source.sealer, scan.next).await;
+        let put = slot::put_fence(&**self.store, &key, object.parts, &source.sealer, scan.next).await;
         match put.map_err(VolumeError::store(format!("writing {key}")))? {
             Put::Ours(_) => {}
             Put::Taken(_) => return Ok(false),
-            Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
+            Put::Torn => return Err(VolumeError::Invalid(slot::torn_for_fences(&key))),
         }
         // The slot may have been free only because its owner deleted it after a checkpoint: then the log ends further on.
         // That fence stays where it is, and is deleted or kept with the others.

@@ -25,7 +25,7 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::{FencedBy, Meta, VolumeName};
 use crate::volume::objects::Objects;
 use crate::volume::options::Options;
-use crate::volume::places::{PLACES_MAX, place};
+use crate::volume::places::{FENCE_PLACES_MAX, PLACES_MAX, place};
 use crate::volume::root::{self, CheckpointInfo, Root};
 use crate::volume::seen::Seen;
 use crate::volume::verified::{self, Listed, Placed};
@@ -557,7 +557,7 @@ pub async fn read_slot(store: &dyn Store, keys: &Keys, sealer: &Sealer, seq: Seq
 /// The first whole object among the places of this one.
 async fn read_places(store: &dyn Store, own: &Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
     let mut found = Slot::Free;
-    for n in 0..PLACES_MAX {
+    for n in 0..FENCE_PLACES_MAX {
         let key = place(own, n).map_err(VolumeError::store("reading the log"))?;
         match read_log_object(store, key, sealer, seq).await {
             Ok(Slot::Torn(torn)) => found = Slot::Torn(torn),

@@ -21,6 +21,9 @@
 //!    servers agree on which places are torn, and on the first that is not. That one *is* the object.
 //! 3. So one slot has one winner, as without torn objects: a segment and a fence that want the same slot meet at the same
 //!    place. If the fence wins, the writer finds it and is fenced; if the segment wins, the taker finds it and scans on.
+//!    A fence has more places than a segment: it is small, and gets through where segments are cut (a limit of a proxy).
+//!    If all places of the segment are torn, its writer gives up and ends; the fence of the next opening takes the slot at a
+//!    place that no segment tries, and everybody reads that far. So nothing need be deleted for the volume to go on.
 //! 4. A PUT that was given up and arrives late finds its place taken, or wins a place that was free, with the very bytes
 //!    that were to be there. Neither does harm; this is why nothing is ever deleted and created again. (A late *DELETE*
 //!    would: one that was repeated because its answer was lost may arrive after a fence was put into the slot that the
@@ -41,6 +44,7 @@ use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use crate::codec::object::Found;
+use crate::codec::seal::Sealer;
 use crate::segment::{self, LogObject};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::Seq;
@@ -48,7 +52,7 @@ use crate::volume::again;
 use crate::volume::backoff::Backoff;
 use crate::volume::error::{Holder, VolumeError};
 use crate::volume::meta::FencedBy;
-use crate::volume::places::{self, PLACES_MAX};
+use crate::volume::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
 use crate::volume::scan::{self, Slot};
 use crate::volume::shared::{End, Shared};
 use crate::volume::verified::{self, Mark};
@@ -78,15 +82,27 @@ pub(super) async fn put(
     put_at(store, &|n| places::place(key, n), parts, is_torn).await
 }
 
-/// [`put`] into a slot of the log.
-pub(super) async fn put_log_object(
+/// [`put`] of a segment or a close into a slot of the log.
+async fn put_log_object(
     store: &dyn Store,
     key: &Key,
     parts: Vec<Bytes>,
-    sealer: &crate::codec::seal::Sealer,
+    sealer: &Sealer,
     seq: Seq,
 ) -> Result<Put, StoreError> {
     put(store, key, parts, &|there| segment::is_torn(sealer, seq, there)).await
+}
+
+/// [`put`] of a fence into a slot of the log.
+pub(super) async fn put_fence(
+    store: &dyn Store,
+    key: &Key,
+    parts: Vec<Bytes>,
+    sealer: &Sealer,
+    seq: Seq,
+) -> Result<Put, StoreError> {
+    let is_torn = |there: &Bytes| segment::is_torn(sealer, seq, there);
+    put_within(store, &|n| places::place(key, n), FENCE_PLACES_MAX, parts, &is_torn).await
 }
 
 /// [`put`], with places of the caller's own.
@@ -96,7 +112,17 @@ pub(super) async fn put_at(
     parts: Vec<Bytes>,
     is_torn: IsTorn<'_>,
 ) -> Result<Put, StoreError> {
-    for n in 0..PLACES_MAX {
+    put_within(store, place, PLACES_MAX, parts, is_torn).await
+}
+
+async fn put_within(
+    store: &dyn Store,
+    place: &(dyn Fn(u8) -> Result<Key, StoreError> + Send + Sync),
+    places: u8,
+    parts: Vec<Bytes>,
+    is_torn: IsTorn<'_>,
+) -> Result<Put, StoreError> {
+    for n in 0..places {
         let key = place(n)?;
         match store.put(&key, parts.clone()).await {
             Ok(()) => return Ok(Put::Ours(key)),
@@ -141,11 +167,27 @@ fn of_ours(parts: &[Bytes], there: &Bytes) -> Share {
     if rest.is_empty() { Share::All } else { Share::None }
 }
 
-/// Why an object cannot be created.
+/// Why an object cannot be created. The next opening needs nothing of it: it finds another key, or a place for its fence.
 pub(super) fn torn(key: &Key) -> String {
+    torn_times(key, PLACES_MAX)
+}
+
+/// Why a fence cannot be created, and the way out. By hand, because nothing here can tell that no other server is trying: one
+/// that goes on at a later place while the first is free again would believe itself committed where nobody looks. With all
+/// of them stopped, what arrives late changes nothing: whole at the first place it is found, anywhere else it is not looked at.
+pub(super) fn torn_for_fences(key: &Key) -> String {
     format!(
-        "the store kept only the first part of {key}, {PLACES_MAX} times in a row: uploads to it break off; look for a \
-         proxy or a limit on the way to the store"
+        "{}; once the store takes whole objects, stop every server that has this volume, delete {key} and {key}.1 to {key}.{}, \
+         and start one: none of these is whole, so nothing in them was ever acknowledged",
+        torn_times(key, FENCE_PLACES_MAX),
+        FENCE_PLACES_MAX - 1
+    )
+}
+
+fn torn_times(key: &Key, times: u8) -> String {
+    format!(
+        "the store kept only the first part of {key}, {times} times in a row: uploads to it break off; look for a proxy or a limit \
+         on the way to the store"
     )
 }
 
@@ -158,7 +200,7 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
         match put_log_object(&*shared.store, &key, parts.clone(), &shared.sealer, seq).await {
             Ok(Put::Ours(_)) => break,
             Ok(Put::Taken(there)) => return Err(whose(shared, seq, &there)),
-            Ok(Put::Torn) => return Err(End::Failed(torn(&key))),
+            Ok(Put::Torn) => return Err(torn_or_taken(shared, seq, &key).await),
             Err(error) => backoff.pause("writing to the log", &error).await,
         }
     }
@@ -209,6 +251,14 @@ fn whose(shared: &Shared, seq: Seq, there: &Bytes) -> End {
     match segment::decode_log_object(&shared.sealer, seq, there) {
         Ok(Found::Whole(read)) => taken_by(shared, seq, &read.object),
         _ => End::Failed(format!("{} holds an object that is not ours and cannot be read", shared.keys.segment(seq))),
+    }
+}
+
+/// All places of our object are torn. At one that only a fence can have there may be one.
+async fn torn_or_taken(shared: &Shared, seq: Seq, key: &Key) -> End {
+    match scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, seq).await {
+        Ok(Slot::Holds(read, _)) => taken_by(shared, seq, &read.object),
+        _ => End::Failed(torn(key)),
     }
 }
 
