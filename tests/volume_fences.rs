@@ -336,3 +336,30 @@ async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
     }
     new.close().await.unwrap();
 }
+
+/// Of openings that are killed before a checkpoint is due, the later ones read no more than the first. A fence that displaced somebody
+/// stays for ever; in verified mode, where it need not, what is in the store does not grow either.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_soon_after_each_opening_does_not_make_the_next_one_longer() {
+    for fenced_by in [FencedBy::CreateOnly, FencedBy::Verified] {
+        let store = created_in(fenced_by).await;
+        let mut disk = CrashDisk::new(1);
+        let mut costs = Vec::new();
+        for _ in 0..40 {
+            let volume = open(store.clone(), 1, &disk, OpenFlags::default()).await.unwrap();
+            let gets = volume.status().since_open.gets;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            drop(volume);
+            disk = disk.kill();
+            let checkpoints = list_all(&*store, &keys(&store).await.checkpoints()).await.unwrap().len();
+            costs.push((gets, store.object_count(), checkpoints));
+        }
+        let most = |some: &[(u64, usize, usize)]| some.iter().map(|(gets, ..)| *gets).max();
+        assert!(most(&costs[20..]) <= most(&costs[..20]), "{fenced_by:?}: {costs:?}");
+        assert!(most(&costs) <= Some(40), "a few for each fence since the checkpoint: {costs:?}");
+        assert!(costs.iter().all(|(.., checkpoints)| *checkpoints <= 1), "{fenced_by:?}: {costs:?}");
+        if fenced_by == FencedBy::Verified {
+            assert!(costs.iter().all(|(_, objects, _)| *objects <= 24), "{costs:?}");
+        }
+    }
+}

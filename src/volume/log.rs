@@ -212,7 +212,9 @@ impl Log {
             let dead = totals.dead_bytes.saturating_sub(inner.doomed.bytes);
             let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
                 || self.collector.wants_checkpoint(&self.shared, &inner);
-            inner.state.needs_checkpoint() && (old || long || crowded || littered || last)
+            // Each opening after a short life reads all of them.
+            let fenced = self.shared.fences_since > FENCES_MAX && inner.state.checkpointed() < self.shared.fence.0;
+            inner.state.needs_checkpoint() && (old || long || crowded || littered || fenced || last)
         };
         if due {
             self.collector.checkpoint_begins();
@@ -322,6 +324,10 @@ fn prove_nothing_owed(covers: ChangeNo, last: ChangeNo, journal_dir: &str) -> Re
 const TRICKLE: Duration = Duration::from_secs(5);
 /// and this often while somebody waits for it with a FLUSH.
 const TRICKLE_WAITED_FOR: Duration = Duration::from_secs(1);
+
+/// An opening that finds more fences than this after the newest checkpoint has one written at once: a server that dies soon after each
+/// opening never gets to one otherwise, and each opening reads one fence more than the one before.
+const FENCES_MAX: u32 = 8;
 
 /// A checkpoint is due when so many segments' worth of bytes died that it would let go,
 const LITTER_SEGMENTS: u64 = 2;

@@ -545,6 +545,7 @@ impl Opening {
             description: self.source.description,
             options: self.options,
             fence: (seq, fence),
+            fences_since: scan.fences_since + 1,
             line,
             budget: self.outside.budget,
             store: self.outside.store,

@@ -80,6 +80,8 @@ pub struct Scan {
     pub covers: ChangeNo,
     /// The newest fence and where it stands.
     pub fence: Option<(Seq, Fence)>,
+    /// Fences in the log after the newest checkpoint.
+    pub fences_since: u32,
     /// Whether the newest fence's server closed the volume.
     pub closed: bool,
     /// The last slot that took effect; 0 if there is none.
@@ -316,9 +318,12 @@ impl Source {
                 slots.map(|seq| async move { (seq, read_slot(&*self.store, &self.keys, &self.sealer, seq).await) });
             let probed = join_all(probes).await;
             self.load_pages_for(&mut scan, &probed).await?;
+            width = (width * 2).min(PROBE_MAX);
             for (seq, probe) in probed {
                 if seq != scan.next {
-                    break; // a fence sent us further on
+                    // A fence sent us further on. What was read behind it was for nothing, and mostly the next fence is near.
+                    width = PROBE_FIRST;
+                    break;
                 }
                 match probe? {
                     Slot::Holds(read, key) => {
@@ -336,7 +341,6 @@ impl Source {
                     Slot::Torn(torn) => return Ok(Scan { torn: Some(torn), ..scan }),
                 }
             }
-            width = (width * 2).min(PROBE_MAX);
         }
     }
 
@@ -463,6 +467,7 @@ impl Source {
                 }
             }
             LogObject::Fence(fence) => {
+                scan.fences_since += 1;
                 let strays = scan.fence.as_ref().filter(|_| !scan.closed).map_or(1, |(_, old)| u64::from(old.window));
                 if fence.continues_at.0 - seq.0 > strays {
                     return Err(wrong(format!(
@@ -530,6 +535,7 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
         covers: root.covers,
         based_on,
         fence: root.fence,
+        fences_since: 0,
         closed: false,
         committed: root.seq,
         next: root.next_slot,

@@ -48,6 +48,8 @@ pub struct Shared {
     pub options: Options,
     /// Our fence, and where it stands in the log.
     pub fence: (Seq, Fence),
+    /// Fences in the log after the checkpoint that the opening began with; ours is one.
+    pub fences_since: u32,
     /// Since when nothing acknowledged was lost.
     pub line: Line,
     pub epoch: Epoch,
@@ -189,6 +191,7 @@ pub struct Parts {
     pub description: u64,
     pub options: Options,
     pub fence: (Seq, Fence),
+    pub fences_since: u32,
     pub line: Line,
     pub budget: Budget,
     pub store: Arc<dyn Store>,
@@ -241,6 +244,7 @@ impl Shared {
             epoch: parts.fence.1.epoch,
             server: parts.fence.1.server,
             fence: parts.fence,
+            fences_since: parts.fences_since,
             line: parts.line,
             background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
             store: parts.store,
