@@ -33,7 +33,8 @@
 //! One task owns the files and runs at most one write, one sync, one mark and one chore (removal, making a spare)
 //! at a time, side by side: while one sync runs, records are written on, and the next sync covers them all.
 //!
-//! What it does not do: bound its memory (what is queued is uncommitted, and the volume bounds that), decide which
+//! What it does not do: bound its memory (the volume does: it bounds what is uncommitted, and lets nobody have the room of what is
+//! committed while [`Journal::kept_bytes`] says that the disk has not taken it), decide which
 //! changes still count (recovery does), keep two servers apart ([`crate::disk::local::LocalDisk::lock`] does).
 
 use std::fmt;
@@ -188,6 +189,8 @@ struct Shared {
     state: Mutex<State>,
     /// There may be something to do for the writer.
     wake: Notify,
+    /// Records have left the memory.
+    let_go: Notify,
 }
 
 impl Journal {
@@ -248,12 +251,24 @@ impl Journal {
         self.shared.wake.notify_one();
     }
 
+    /// Bytes of records that are covered by the store and still in memory, because the disk has not taken them yet: clients may go on
+    /// once the store has what they wrote, however slow the disk is.
+    pub fn kept_bytes(&self) -> u64 {
+        self.shared.state.lock().kept_bytes()
+    }
+
+    /// Returns once [`Journal::kept_bytes`] may have become less, also if that was before the call. For one caller at a time.
+    pub async fn let_go(&self) {
+        self.shared.let_go.notified().await;
+    }
+
     /// Begins anew after a failure: forgets all records and removes their files; the next append is `no`. The caller
     /// vouches that the store covers every change before `no`. Does nothing and returns false if a change from `no`
     /// on was already reported as written: somebody may count on it, so commit that one first.
     pub fn restart_from(&self, no: ChangeNo) -> bool {
         let restarted = self.shared.state.lock().restart_from(no);
         self.shared.wake.notify_one();
+        self.shared.let_go.notify_one();
         restarted
     }
 
@@ -319,6 +334,7 @@ impl Shared {
     /// A failure: the one place where the journal's suspension is said in the log.
     fn suspend(&self, dir: &str, reason: &str) {
         if self.state.lock().suspend(reason) {
+            self.let_go.notify_one();
             tracing::error!(
                 journal = dir,
                 reason,

@@ -50,9 +50,41 @@ pub struct State {
     /// What an earlier life is known to have synced.
     synced_before: ChangeNo,
     queue: VecDeque<Queued>,
+    unwritten: Unwritten,
     /// By promise.
     waiters: [BTreeMap<(ChangeNo, u64), Waiter>; 2],
     waiter_no: u64,
+}
+
+/// The records that are in memory: queued, or being written.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Their numbers and bytes.
+    records: VecDeque<(ChangeNo, u64)>,
+    /// So many of them, from the first on, are covered by the store.
+    covered: usize,
+    /// Bytes of those.
+    covered_bytes: u64,
+}
+
+impl Unwritten {
+    /// All up to `no` are in the file.
+    fn written(&mut self, no: ChangeNo) {
+        while let Some((_, bytes)) = self.records.pop_front_if(|(first, _)| *first <= no) {
+            if self.covered > 0 {
+                self.covered -= 1;
+                self.covered_bytes -= bytes;
+            }
+        }
+    }
+
+    /// The store covers all up to `no`.
+    fn cover(&mut self, no: ChangeNo) {
+        for (_, bytes) in self.records.iter().skip(self.covered).take_while(|(next, _)| *next <= no) {
+            self.covered += 1;
+            self.covered_bytes += bytes;
+        }
+    }
 }
 
 type Waiter = oneshot::Sender<Result<(), JournalError>>;
@@ -80,6 +112,7 @@ impl State {
             synced: synced.min(before(next)),
             synced_before: synced_before.min(before(next)),
             queue: VecDeque::new(),
+            unwritten: Unwritten::default(),
             waiters: Default::default(),
             waiter_no: 0,
         }
@@ -97,8 +130,14 @@ impl State {
         }
         self.next = self.next.next();
         self.epoch = epoch;
+        self.unwritten.records.push_back((numbered.no, record::record_len(&numbered.change)));
         self.queue.push_back((epoch, numbered));
         Ok(())
+    }
+
+    /// Bytes of records that the store covers and that are in memory all the same, because the disk has not taken them yet.
+    pub fn kept_bytes(&self) -> u64 {
+        self.unwritten.covered_bytes
     }
 
     /// Whether `promise` holds for `no` and all before it, or a place in the line.
@@ -158,7 +197,10 @@ impl State {
     /// All up to `no` keep this promise now.
     pub fn reached_now(&mut self, promise: Promise, no: ChangeNo) {
         match promise {
-            Promise::Written => self.written = self.written.max(no),
+            Promise::Written => {
+                self.written = self.written.max(no);
+                self.unwritten.written(no);
+            }
             Promise::Synced => self.synced = self.synced.max(no),
         }
         self.tell_reached(promise);
@@ -167,6 +209,7 @@ impl State {
     /// All up to `no` are covered by the store: whatever was promised of them is kept.
     pub fn release(&mut self, no: ChangeNo) {
         self.released = self.released.max(no);
+        self.unwritten.cover(no);
         self.tell_reached(Promise::Written);
         self.tell_reached(Promise::Synced);
     }
@@ -177,7 +220,7 @@ impl State {
             return false;
         }
         self.phase = Phase::Suspended(reason.to_owned());
-        self.queue.clear();
+        self.forget_queue();
         self.tell_all(&JournalError::Suspended { reason: reason.to_owned() });
         true
     }
@@ -190,7 +233,7 @@ impl State {
         self.release(before(no));
         self.tell_all(&JournalError::Suspended { reason: format!("the journal was begun anew at change {no}") });
         self.phase = Phase::Restarting;
-        self.queue.clear();
+        self.forget_queue();
         self.next = no;
         self.written = before(no);
         self.synced = before(no);
@@ -203,6 +246,11 @@ impl State {
     pub fn finished(&self) -> bool {
         let idle = self.queue.is_empty() && (self.synced == self.written) && self.phase == Phase::Running;
         self.closing && (idle || matches!(self.phase, Phase::Suspended(_)))
+    }
+
+    fn forget_queue(&mut self) {
+        self.queue.clear();
+        self.unwritten = Unwritten::default();
     }
 
     fn reached(&self, promise: Promise) -> ChangeNo {

@@ -95,6 +95,37 @@ async fn what_was_written_survives_a_kill_and_what_was_synced_a_crash() {
     assert_eq!((after.id, after.epoch, after.block_size), (Uuid::from_u128(9), Epoch(1), block_size()));
 }
 
+/// What the store covers and the disk has not taken is in memory: whoever bounds that has to know it.
+#[tokio::test(start_paused = true)]
+async fn what_is_released_before_it_is_written_is_kept_until_it_is() {
+    let disk = CrashDisk::new(1);
+    let journal = create(&disk, small()).await;
+    append(&journal, 1..=40);
+    assert_eq!(journal.kept_bytes(), 0, "none of it is released");
+    journal.release(ChangeNo(10));
+    let ten = journal.kept_bytes();
+    journal.release(ChangeNo(30));
+    assert!(ten > 0 && journal.kept_bytes() > 2 * ten, "{ten}, then {}", journal.kept_bytes());
+    // Whoever needs no promise of the journal any more goes on at once.
+    journal.written(ChangeNo(30)).await.unwrap();
+    assert!(journal.kept_bytes() > 0);
+    while journal.kept_bytes() > 0 {
+        journal.let_go().await;
+    }
+    journal.written(ChangeNo(40)).await.unwrap();
+    journal.release(ChangeNo(40));
+    assert_eq!(journal.kept_bytes(), 0, "it was written before it was released");
+    append(&journal, 41..=50);
+    journal.release(ChangeNo(45));
+    assert!(journal.kept_bytes() > 0);
+    // A journal that fails forgets what it was to write.
+    disk.set_faults(DiskFaults { write: 1000, ..DiskFaults::default() });
+    while journal.kept_bytes() > 0 {
+        journal.let_go().await;
+    }
+    assert!(journal.progress().suspended.is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_created_journal_is_there_before_anything_is_appended() {
     let disk = CrashDisk::new(1);

@@ -267,7 +267,7 @@ async fn redirty(
 
 impl Writer {
     fn new(doors: Doors, options: Options, identity: Identity, serial: u64, state: State) -> Writer {
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Notify::new(), let_go: Notify::new() });
         Writer {
             shared,
             doors,
@@ -510,7 +510,11 @@ impl Writer {
         let mut state = self.shared.state.lock();
         // What ends after a failure or a restart belongs to the past.
         if state.phase == Phase::Running {
+            let kept = state.kept_bytes();
             state.reached_now(promise, no);
+            if state.kept_bytes() < kept {
+                self.shared.let_go.notify_one();
+            }
         }
     }
 

@@ -55,8 +55,8 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Uploaded) -> Result<Commi
                     let covers = inner.state.covers();
                     drop(inner);
                     if uploaded.as_of.is_none() {
-                        shared.seat.give_back(released);
                         shared.journal.release(covers);
+                        shared.give_back_room(released);
                         shared.progress.change(|progress| progress.covers = covers);
                     }
                     return Ok(Committed { moved: uploaded.as_of.is_some() });

@@ -106,6 +106,7 @@ impl Log {
                 gathered = self.collector.gathered() => self.collector.take(&shared, gathered),
                 found = self.sweeper.ended() => self.sweeper.take(&shared, found)?,
                 outcome = self.deletion.ended() => self.deletion.take(&shared, outcome?),
+                () = shared.journal.let_go() => shared.give_back_room(0),
                 () = shared.wake.notified() => {}
                 () = sleep_until(deadline), if deadline.is_some() => {}
             }

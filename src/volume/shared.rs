@@ -124,6 +124,8 @@ pub struct Inner {
     pub active_since: Option<Instant>,
     /// Since when a commit waits for a checkpoint.
     pub uncheckpointed_since: Option<Instant>,
+    /// Room of committed changes that nobody gets yet, because the journal still keeps their records in memory.
+    pub withheld: u64,
     /// Accepting pauses while a failed journal is begun anew.
     pub paused: bool,
     /// The journal failed; when to try it again.
@@ -231,6 +233,7 @@ impl Shared {
             gc: GcStatus::default(),
             active_since: None,
             uncheckpointed_since: None,
+            withheld: 0,
             paused: false,
             journal_retry: None,
         };
@@ -376,6 +379,17 @@ impl Shared {
     /// Why nothing is accepted any more.
     pub fn end_error(&self) -> DeviceError {
         self.progress.now().end.clone().unwrap_or(End::Closed).into()
+    }
+
+    /// Gives the room of committed changes back, but for as much as the journal still keeps in memory of what is committed (rule R6).
+    /// Called again, with nothing, when that becomes less.
+    pub fn give_back_room(&self, committed: u64) {
+        let mut inner = self.inner.lock();
+        inner.withheld += committed;
+        let back = inner.withheld.saturating_sub(self.journal.kept_bytes());
+        inner.withheld -= back;
+        drop(inner);
+        self.seat.give_back(back);
     }
 
     /// Counts a writer as waiting for room until the guard is dropped.

@@ -21,7 +21,7 @@ use ashlar::volume::{
 use crate::counting::Count;
 use crate::hanging::Hanging;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const VOLUMES: usize = 6;
 const WRITERS: usize = 8;
@@ -31,7 +31,7 @@ const SIZE: u64 = 16 * MIB;
 const REQUEST: u64 = MIB / 2;
 
 /// All bounds small; those of a single volume, times the volumes, are far more than those of all.
-fn options() -> Options {
+pub fn options() -> Options {
     let mut options = Options {
         segment_size: MIB,
         dirty_bytes: 16 * MIB,
@@ -54,7 +54,7 @@ const FIXED: u64 = 4 * MIB;
 
 /// Payloads of requests that are not answered, and the most that there were.
 #[derive(Default)]
-struct InFlight {
+pub struct InFlight {
     now: AtomicU64,
     most: AtomicU64,
 }
@@ -67,6 +67,11 @@ impl InFlight {
     fn end(&self, bytes: u64) {
         self.now.fetch_sub(bytes, Ordering::SeqCst);
     }
+
+    /// The most bytes that there were.
+    pub fn most(&self) -> u64 {
+        self.most.load(Ordering::SeqCst)
+    }
 }
 
 /// What is allowed while nothing reaches the store: payloads, what is dirty, what is encoded.
@@ -75,7 +80,7 @@ fn budget_hanging(options: &Options, requests: u64) -> u64 {
 }
 
 /// What `docs/memory.md` allows for these options.
-fn budget(options: &Options, requests: u64) -> u64 {
+pub fn budget(options: &Options, requests: u64) -> u64 {
     // Of a round: the live data; objects that are read whole, into buffers that may be a quarter longer; and four others.
     let rounds = ROUNDS as u64 * (options.gc.batch + 2 * options.gc.batch * 5 / 4 + 4 * options.segment_size);
     // The directory's own buffers, in which a body is laid out for the disk, and those that wait for their next use.
@@ -97,14 +102,25 @@ async fn open(
     budget: &Budget,
     n: usize,
 ) -> Arc<Volume> {
+    let disk = LocalDisk::new(folder.join(format!("journal{n}")), Workers::Threads);
+    open_on(Arc::new(disk), store, cache, budget, n).await
+}
+
+/// Makes volume `n` and opens it, with its journal on that disk.
+pub async fn open_on(
+    disk: Arc<dyn Disk>,
+    store: &Arc<Hanging>,
+    cache: &Arc<BlockCache>,
+    budget: &Budget,
+    n: usize,
+) -> Arc<Volume> {
     let random = Random::seeded(n as u64);
     let name = VolumeName::new(format!("v{n}")).unwrap();
     let created = CreateOptions { size: SIZE, ..CreateOptions::default() };
     volume::create(&**store, &random, &Clock::System, &name, created).await.unwrap();
-    let disk = LocalDisk::new(folder.join(format!("journal{n}")), Workers::Threads);
     let outside = Outside {
         store: store.clone(),
-        disk: Arc::new(disk) as Arc<dyn Disk>,
+        disk,
         cache: cache.clone(),
         budget: budget.clone(),
         clock: Clock::System,
@@ -119,14 +135,14 @@ async fn open(
 
 /// What is written.
 #[derive(Clone, Copy)]
-enum Data {
+pub enum Data {
     Noise,
     /// A hundredth of it is stored.
     Pattern,
 }
 
 /// Requests of all sizes, at random places, until so many bytes are written.
-async fn write_much(volume: Arc<Volume>, random: Random, bytes: u64, data: Data, in_flight: Arc<InFlight>) {
+pub async fn write_much(volume: Arc<Volume>, random: Random, bytes: u64, data: Data, in_flight: Arc<InFlight>) {
     let mut written = 0;
     while written < bytes {
         let len = BLOCK << random.below(8); // up to REQUEST
@@ -186,7 +202,7 @@ async fn many_volumes_under_load(data: Data) {
     };
     let writers: Vec<_> = (0..VOLUMES * WRITERS).map(writer).collect();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let requests = || in_flight.most.load(Ordering::SeqCst);
+    let requests = || in_flight.most();
     let (hanging, allowed) = (count.most(), budget_hanging(&options(), requests()));
     let dirty: u64 = volumes.iter().map(|volume| volume.status().dirty_bytes).sum();
     println!("{} MiB of {} while the store hangs, {} MiB of it dirty", hanging / MIB, allowed / MIB, dirty / MIB);

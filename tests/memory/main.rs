@@ -9,6 +9,7 @@ mod client;
 mod counting;
 mod hanging;
 mod load;
+mod slow_disk;
 mod collection;
 mod replies;
 mod unread;
