@@ -78,6 +78,7 @@ impl World {
 const NONE: OpenFlags = OpenFlags { takeover: false, accept_loss: false, drop_journal: false, accept_rollback: false };
 const TAKEOVER: OpenFlags = OpenFlags { takeover: true, ..NONE };
 const ACCEPT_LOSS: OpenFlags = OpenFlags { accept_loss: true, ..NONE };
+const ACCEPT_ROLLBACK: OpenFlags = OpenFlags { accept_rollback: true, ..NONE };
 const DROP_JOURNAL: OpenFlags = OpenFlags { drop_journal: true, ..NONE };
 
 fn name() -> VolumeName {
@@ -257,7 +258,12 @@ async fn whichever_local_file_vanishes_or_is_cut_what_was_flushed_is_there_or_as
                     Some(len) if copy.cut(&name, len) => {}
                     Some(_) => continue,
                 }
-                match world.open(&copy, NONE).await {
+                let mut opened = world.open(&copy, NONE).await;
+                if matches!(opened, Err(VolumeError::SeenUnreadable { .. })) {
+                    assert!(name.starts_with("seen-"), "{name}");
+                    opened = world.open(&copy, ACCEPT_ROLLBACK).await;
+                }
+                match opened {
                     Ok(volume) => {
                         let there = prefix(&volume).await;
                         assert!(
@@ -271,6 +277,35 @@ async fn whichever_local_file_vanishes_or_is_cut_what_was_flushed_is_there_or_as
             }
         }
         assert!(said > 3, "{said}");
+    }
+}
+
+/// An older copy of the store would pass for the present one, be the volume encrypted or not. What the flag accepts is that, once; a
+/// journal that is here is replayed all the same, and a client's device does not go on as if nothing had been.
+#[tokio::test(start_paused = true)]
+async fn of_a_volume_whose_past_cannot_be_read_the_present_is_not_taken_on_trust() {
+    for unreadable in [false, true] {
+        let world = World::new(Durability::Journal).await;
+        let disk = world.killed().await;
+        let seen = disk.list("").await.unwrap().into_iter().find(|name| name.starts_with("seen-")).unwrap();
+        match unreadable {
+            true => disk.break_reads_of(&seen),
+            false => assert!(disk.damage(&seen, 10, 1)),
+        }
+        let before = ashlar::store::list_all(&*world.store, "").await.unwrap();
+        let refused = world.refused(&disk, NONE).await;
+        assert!(refused.contains(&seen) && refused.contains("open with --accept-rollback"), "{refused}");
+        assert_eq!(ashlar::store::list_all(&*world.store, "").await.unwrap(), before, "a refusal touches nothing");
+        let volume = world.open(&disk, ACCEPT_ROLLBACK).await.unwrap();
+        assert_eq!(prefix(&volume).await, 30);
+        let (epoch, _, since) = volume.line();
+        assert_eq!(since, epoch, "nobody knows of what was acknowledged before");
+        volume.close().await.unwrap();
+        if !unreadable {
+            // What is seen now can be read.
+            world.open(&disk, NONE).await.unwrap().close().await.unwrap();
+            assert!(world.refused(&disk, ACCEPT_ROLLBACK).await.contains("leave it out"));
+        }
     }
 }
 

@@ -139,7 +139,7 @@ pub enum VolumeError {
         /// The flag.
         flag: Flag,
     },
-    /// What was seen of an encrypted volume before cannot be read.
+    /// What was seen of the volume before cannot be read.
     #[error(
         "what this server has seen of volume {name:?} before cannot be read ({why}), so that an older copy of the store would pass \
          for the present one; mend the directory, or open with --accept-rollback if nobody put one there"

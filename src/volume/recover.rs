@@ -288,18 +288,9 @@ impl Opening {
         let name = self.source.meta.name.to_string();
         let seen = match seen::read(&*self.outside.disk).await {
             Ok(seen) => seen,
-            // Whoever encrypts does not trust the store: the notice must not be turned off by a file that went bad.
-            Err(error) if self.source.meta.encryption.is_some() => match self.flags.accept_rollback {
-                true => return Ok((Past::IsAccepted, None)),
-                false => return Err(VolumeError::SeenUnreadable { name, why: error.to_string() }),
-            },
-            Err(error) => {
-                tracing::warn!(
-                    volume = %name,
-                    "what was seen of it before cannot be read, so an older copy of the store would not be noticed: {error}"
-                );
-                None
-            }
+            // The notice must not be turned off by a file that went bad, and what this server would vouch for is in it, too.
+            Err(_) if self.flags.accept_rollback => return Ok((Past::IsAccepted, None)),
+            Err(error) => return Err(VolumeError::SeenUnreadable { name, why: error.to_string() }),
         };
         match seen.as_ref().and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
             Some(what) if !self.flags.accept_rollback => Err(VolumeError::RolledBack { name, what }),

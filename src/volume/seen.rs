@@ -80,7 +80,8 @@ impl Seen {
 pub async fn read(disk: &dyn Disk) -> io::Result<Option<Seen>> {
     let mut damaged = None;
     for (_, name) in files(disk).await?.into_iter().rev() {
-        let bytes = disk.open(&name).await?.read_at(0, LONGEST).await?;
+        let read = async { disk.open(&name).await?.read_at(0, LONGEST).await };
+        let bytes = read.await.map_err(|error| io::Error::other(format!("{}/{name}: {error}", disk.path())))?;
         if let Some(seen) = Seen::decode(&bytes) {
             return Ok(Some(seen));
         }
