@@ -1,6 +1,7 @@
 //! Where secrets come from: files, a command, the environment, a terminal. They go from here into [`Secret`]s, which are
 //! zeroed, and nowhere else.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Read};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dialoguer::Password;
+use parking_lot::Mutex;
 use tokio::process::Command;
 use tokio::time::Instant;
 use tracing::warn;
@@ -89,13 +91,16 @@ pub fn key_file(path: &str) -> Result<Secret, String> {
     Secret::key_file(read(path)?).map_err(|error| format!("the key file {path}: {error}"))
 }
 
+/// The files of which it was said that others can read them: a server reads them for each volume.
+static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 #[allow(clippy::disallowed_methods)] // secrets do not go through the disk's door: they must not be copied about
 fn read(path: &str) -> Result<Zeroizing<Vec<u8>>, String> {
     let failed = |error: std::io::Error| format!("the key file {path} cannot be read: {error}");
     let file = std::fs::File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_file() && metadata.mode() & 0o077 != 0 {
-        warn!("the key file {path} can be read by others (mode {:o}); chmod 600 {path}", metadata.mode() & 0o777);
+    if metadata.is_file() && metadata.mode() & 0o077 != 0 && SAID.lock().insert(path.to_owned()) {
+        warn!("{path} holds a secret and can be read by others (mode {:o}); chmod 600 {path}", metadata.mode() & 0o777);
     }
     // Room for all of it at once: a vector that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));

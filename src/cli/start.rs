@@ -82,7 +82,11 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     for volume in &described {
         match volumes.unlock(volume).await {
             Err(locked) if !wanted.is_empty() => return Err(locked.into()),
-            Err(locked) => warn!("{locked}"),
+            // Also what its journal holds needs the key.
+            Err(locked) => {
+                warn!("{locked}");
+                continue;
+            }
             Ok(_) => {}
         }
         if !wanted.is_empty() || volumes.has_journal(volume).await {

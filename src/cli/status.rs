@@ -189,11 +189,11 @@ pub fn account(account: &Account) -> String {
         written => format!(", {:.2} bytes put per byte written", account.bytes_put as f64 / written as f64),
     };
     format!(
-        "{} PUTs, {} GETs, {} LISTs, {} DELETEs: about ${:.4}{amplification}",
-        account.puts,
-        account.gets,
-        account.lists,
-        account.deletes,
+        "{}, {}, {}, {}: about ${:.4}{amplification}",
+        counted(account.puts, "PUT"),
+        counted(account.gets, "GET"),
+        counted(account.lists, "LIST"),
+        counted(account.deletes, "DELETE"),
         account.request_cost()
     )
 }

@@ -29,6 +29,23 @@ fn create(place: &Place) -> Value {
     serde_json::from_str(&place.ok(&args)).unwrap()
 }
 
+/// A server of all volumes goes on without one whose key it has not, and says each thing once, however many volumes there are.
+#[test]
+fn a_server_of_all_volumes_says_once_what_is_amiss_with_keys() {
+    let place = place();
+    create(&place);
+    place.ok(&["create", "other", "--size", "1G", "--passphrase-file", "other"]);
+    place.ok(&["create", "third", "--size", "1G", "--passphrase-file", "passphrase"]);
+    std::fs::set_permissions(place.path("passphrase"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let serving = place.serve(&["--passphrase-file", "passphrase"]);
+    drop(serving.attach("third").unwrap());
+    serving.signal(rustix::process::Signal::TERM);
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(log.matches("volume \"other\" stays locked").count(), 1, "{log}");
+    assert_eq!(log.matches("passphrase holds a secret and can be read by others (mode 644)").count(), 1, "{log}");
+}
+
 fn locked(ended: &Ended, words: &str) {
     assert_eq!(ended.code, Some(4), "{ended:?}");
     assert!(ended.err.contains("volume \"db\" stays locked") && ended.err.contains(words), "{}", ended.err);
