@@ -594,3 +594,28 @@ async fn whoever_closes_a_volume_second_waits_for_the_first() {
     second.unwrap();
     volume.close().await.unwrap();
 }
+
+/// A client that waits for the store waits, be it with FLUSH or with FUA (QEMU's cache modes send either).
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_the_store_is_counted() {
+    let world = World::new().await;
+    let faulty = FaultyStore::new(world.store.clone(), FaultOptions::default(), Random::seeded(3));
+    let (faults, store) = (faulty.faults(), Arc::new(faulty) as Arc<dyn Store>);
+    let volume = World { store, ..world }.open().await;
+    faults.set_options(FaultOptions { refuse: 1000, ..FaultOptions::default() });
+    let waiting = || volume.status().flushes_waiting;
+    let mut write = Box::pin(volume.write(0, pattern(1, 4096), true));
+    let a_while = Duration::from_secs(10);
+    assert!(tokio::time::timeout(a_while, &mut write).await.is_err());
+    assert_eq!(waiting(), 1);
+    let mut flush = Box::pin(volume.flush());
+    assert!(tokio::time::timeout(a_while, &mut flush).await.is_err());
+    assert_eq!(waiting(), 2);
+    volume.write(8192, pattern(1, 4096), false).await.unwrap();
+    assert_eq!(waiting(), 2, "the journal has it");
+    faults.set_options(FaultOptions::default());
+    let (write, flush) = tokio::join!(write, flush);
+    write.unwrap();
+    flush.unwrap();
+    assert_eq!(waiting(), 0);
+}

@@ -147,7 +147,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
-    lines.extend(store_trouble.as_ref().map(|trouble| ("store", trouble.sentence.clone())));
+    lines.extend(store_trouble.as_ref().map(|trouble| ("trouble", trouble.sentence.clone())));
     if status.retired_bytes > 0 {
         let left = about_bytes(status.retired_bytes);
         lines.push(("key rotation", format!("{left} are still sealed with an older data key")));

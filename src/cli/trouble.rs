@@ -18,7 +18,7 @@ pub struct StoreTrouble {
     pub seconds: u64,
     /// What the newest failure said.
     pub what: String,
-    /// FLUSHes that wait meanwhile.
+    /// FLUSHes, and changes with FUA, that wait meanwhile.
     pub flushes_waiting: u64,
     /// All of it.
     pub sentence: String,

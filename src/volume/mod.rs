@@ -112,7 +112,7 @@ pub struct Status {
     pub epoch: u64,
     /// Bytes of the extent map in memory.
     pub map_memory: u64,
-    /// FLUSHes that wait until everything before them is stable.
+    /// FLUSHes, and changes with FUA, that wait until everything before them is stable.
     pub flushes_waiting: u64,
     /// Why the volume has ended, if it has.
     pub ended: Option<String>,

@@ -81,7 +81,7 @@ pub struct Shared {
     pub seat: Seat,
     /// What is tried again just now.
     pub health: Health,
-    /// Flushes that wait for the store or the journal.
+    /// Flushes, and changes with FUA, that wait for the store or the journal.
     pub flushes: Count,
     /// Writers that wait for room.
     waiting: Count,

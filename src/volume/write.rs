@@ -105,6 +105,8 @@ impl Shared {
 
     /// Returns once the change survives the death of this process.
     async fn acknowledge(&self, no: ChangeNo, fua: bool) -> Result<(), DeviceError> {
+        // FUA is a FLUSH of its own change.
+        let _waits = fua.then(|| self.flushes.one_more());
         if self.journal.written(no).await.is_err() {
             self.journal_suspended();
             return self.committed(no).await;
