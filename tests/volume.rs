@@ -619,3 +619,36 @@ async fn whoever_waits_for_the_store_is_counted() {
     flush.unwrap();
     assert_eq!(waiting(), 0);
 }
+
+/// Nor does the second return before the first has let go of the journal of a volume that had ended, and a first that does not wait
+/// to the end leaves it to the second.
+#[tokio::test(start_paused = true)]
+async fn whoever_closes_a_volume_that_ended_waits_for_its_journal_also_in_place_of_the_first() {
+    let mut world = World::new().await;
+    let ended = world.open().await;
+    ended.write(0, pattern(1, 4096), true).await.unwrap();
+    world.disk = Arc::new(CrashDisk::new(9));
+    let takeover = OpenFlags { takeover: true, ..OpenFlags::default() };
+    let _second_server = world.try_open(takeover).await.unwrap();
+    assert!(ended.write(0, pattern(3, 4096), true).await.is_err());
+    let (mut first, mut second) = (Box::pin(ended.close()), Box::pin(ended.close()));
+    assert!(futures::poll!(&mut first).is_pending());
+    assert!(futures::poll!(&mut second).is_pending(), "its journal is still open");
+    drop(first);
+    let why = second.await.unwrap_err().to_string();
+    assert!(why.contains("was taken over"), "{why}");
+    assert_eq!(ended.close().await.unwrap_err().to_string(), why);
+}
+
+/// Another server may have it by now, and its clients another state.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_closed_is_not_read() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 4096), true).await.unwrap();
+    volume.close().await.unwrap();
+    assert!(matches!(volume.read(0, 4096).await, Err(DeviceError::ShuttingDown)));
+    assert!(matches!(volume.extents(0, 4096, 1).await, Err(DeviceError::ShuttingDown)));
+    assert!(matches!(volume.cache(0, 4096).await, Err(DeviceError::ShuttingDown)));
+    assert!(volume.write(0, pattern(1, 4096), false).await.is_err() && volume.flush().await.is_err());
+}

@@ -60,9 +60,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
 use crate::cache::Purpose;
@@ -92,10 +94,14 @@ use shared::{End, Shared};
 #[derive(Debug)]
 pub struct Volume {
     shared: Arc<Shared>,
-    log: Mutex<Option<JoinHandle<Result<(), End>>>>,
+    log: AbortHandle,
+    closing: Closing,
     ahead: Mutex<ReadAhead>,
     prefetcher: Prefetcher,
 }
+
+/// The end of a volume, for everybody who closes it. One of them waiting is enough for all to get on.
+type Closing = futures::future::Shared<BoxFuture<'static, Result<(), DeviceError>>>;
 
 /// What an open volume is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,33 +178,16 @@ impl Volume {
         let ahead = ReadAhead::new(shared.meta.size, shared.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
-        Ok(Arc::new(Volume { shared, log: Mutex::new(Some(log)), ahead, prefetcher }))
+        let abort = log.abort_handle();
+        let closing = until_closed(log, shared.clone()).boxed().shared();
+        Ok(Arc::new(Volume { shared, log: abort, closing, ahead, prefetcher }))
     }
 
     /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
-    /// long as the store takes; giving up on it loses nothing that was acknowledged.
+    /// long as the store takes; giving up on it loses nothing that was acknowledged. Whoever closes it as well waits for the same end.
     pub async fn close(&self) -> Result<(), VolumeError> {
         self.shared.begin_closing();
-        let log = self.log.lock().take();
-        let Some(log) = log else {
-            // Somebody else closes it, or did.
-            let ended = self.shared.progress.wait_for(|progress| progress.end.is_some()).await.end;
-            return match ended {
-                Some(End::Closed) | None => Ok(()),
-                Some(end) => Err(DeviceError::from(end).into()),
-            };
-        };
-        let ended = log.await;
-        if !matches!(ended, Ok(Ok(()))) {
-            // Whoever opens the volume next must not meet a journal that still makes or removes files, whoever still holds this
-            // volume. What is queued in it is written first; that it fails has been said.
-            drop(self.shared.journal.close().await);
-        }
-        match ended {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(end)) => Err(DeviceError::from(end).into()),
-            Err(_) => Err(DeviceError::Io("the log task has died".into()).into()),
-        }
+        Ok(self.closing.clone().await?)
     }
 
     /// Takes over what is new in its description: key slots, a new data key, compression, a greater size.
@@ -281,10 +270,24 @@ impl Volume {
     }
 }
 
+/// Waits for the end of the log task, and lets go of the journal.
+async fn until_closed(log: JoinHandle<Result<(), End>>, shared: Arc<Shared>) -> Result<(), DeviceError> {
+    let ended = log.await;
+    if !matches!(ended, Ok(Ok(()))) {
+        // Whoever opens the volume next must not meet a journal that still makes or removes files, whoever still holds this
+        // volume. What is queued in it is written first; that it fails has been said.
+        drop(shared.journal.close().await);
+    }
+    match ended {
+        Ok(ended) => ended.map_err(DeviceError::from),
+        Err(_) => Err(DeviceError::Io("the log task has died".into())),
+    }
+}
+
 impl Drop for Volume {
     fn drop(&mut self) {
-        if let Some(log) = self.log.lock().take() {
-            log.abort();
+        if !self.shared.is_closing() {
+            self.log.abort();
         }
     }
 }
@@ -304,6 +307,7 @@ impl Device for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
+        self.shared.check_served()?;
         let advice = self.ahead.lock().read(offset, u64::from(len));
         if let Some(range) = advice.ahead {
             self.prefetcher.want(range);
@@ -329,6 +333,7 @@ impl Device for Volume {
     }
 
     async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.shared.check_served()?;
         // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
         let end = offset + len;
         for start in (offset..end).step_by(CACHE_PIECE as usize) {
@@ -340,6 +345,7 @@ impl Device for Volume {
     }
 
     async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+        self.shared.check_served()?;
         self.shared.extents(offset, len, most).await
     }
 }

@@ -355,6 +355,11 @@ impl Shared {
         if let Some(end) = &self.progress.now().end {
             return Err(end.clone().into());
         }
+        self.check_served()
+    }
+
+    /// Fails if the volume is being closed, or is closed: another server may have it then, and in it what is not known here.
+    pub fn check_served(&self) -> Result<(), DeviceError> {
         if self.is_closing() { Err(DeviceError::ShuttingDown) } else { Ok(()) }
     }
 
