@@ -65,7 +65,7 @@ pub enum Request {
         /// Where it is found.
         to: String,
     },
-    /// Forget that this volume was handed over. Whether it was.
+    /// Forget that this volume was handed over. A [`TakenBack`].
     TakeBack(String),
     /// Stop, as after SIGTERM: another process takes this one's place. A [`Leaving`].
     Leave,
@@ -85,6 +85,9 @@ type Settled = Option<String>;
 
 /// The answer to [`Request::HandOver`]: null, or why it was not done.
 type HandedOver = Option<String>;
+
+/// The answer to [`Request::TakeBack`]: null, or why it was not done.
+type TakenBack = Option<String>;
 
 /// The answer to [`Request::Leave`]: the process that leaves.
 type Leaving = u32;
@@ -248,7 +251,10 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
         Request::HandOver { export, to } => {
             serde_json::to_vec(&hand_volume_over(export, to, Arc::clone(insight)).await)?
         }
-        Request::TakeBack(export) => serde_json::to_vec(&insight.exports.take_back(&export))?,
+        Request::TakeBack(export) => {
+            let taken_back: TakenBack = insight.exports.take_back(&export).err().map(|why| why.to_string());
+            serde_json::to_vec(&taken_back)?
+        }
         Request::Leave => serde_json::to_vec(&std::process::id())?,
         Request::Shrink { export, size, discard_data } => {
             serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
@@ -379,10 +385,14 @@ pub async fn hand_over(state: &Path, name: &VolumeName, to: &str, within: Durati
     }
 }
 
-/// Has the server that has the state directory forget that it handed a volume over; whether it did that.
-pub async fn take_back(state: &Path, name: &VolumeName) -> Result<bool, String> {
+/// Has the server that has the state directory forget that it handed a volume over, and says why it does not.
+pub async fn take_back(state: &Path, name: &VolumeName) -> Result<(), String> {
     let request = Request::TakeBack(name.to_string());
-    self::request(state, &request, PATIENCE).await.map_err(|error| not_understood(&error))
+    match self::request::<TakenBack>(state, &request, PATIENCE).await {
+        Ok(None) => Ok(()),
+        Ok(Some(why)) => Err(why),
+        Err(error) => Err(not_understood(&error)),
+    }
 }
 
 /// Has the server that has the state directory stop, and says why it does not.

@@ -71,8 +71,8 @@ struct Shared<V: Volumes> {
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
-    /// The volumes that were handed over, and where they went.
-    moved: Mutex<BTreeMap<String, String>>,
+    /// The volumes that were handed over.
+    moved: Mutex<BTreeMap<String, Moved>>,
     listing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
 }
@@ -96,6 +96,33 @@ impl ReadOnlyVolumes {
     pub fn stranger<'a>(&'a self, names: &[&str]) -> Option<&'a str> {
         self.0.iter().map(String::as_str).find(|name| *name != ALL && !names.contains(name))
     }
+}
+
+/// A volume that was handed over.
+struct Moved {
+    /// Where it went.
+    to: String,
+    /// Whether it is still being closed here.
+    is_closing: bool,
+}
+
+/// Why a volume is not taken back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTakenBack {
+    /// There is nothing to take back.
+    #[error("volume {0} was not handed over by this server")]
+    IsHere(String),
+    /// What was begun cannot be stopped: the end of its log may be in the store already.
+    #[error(
+        "volume {name} is still being closed for {to}, because the store has not taken everything yet: it can be taken back when \
+         `ashlar status` does not show it any more"
+    )]
+    IsClosing {
+        /// The volume.
+        name: String,
+        /// Where it is to go.
+        to: String,
+    },
 }
 
 /// The place of one volume; locked while it is opened or closed.
@@ -154,7 +181,7 @@ impl<V: Volumes> VolumeExports<V> {
         if self.0.closing.load(Ordering::SeqCst) {
             return Err(ExportError::ShuttingDown);
         }
-        if let Some(to) = self.0.moved.lock().get(name) {
+        if let Some(Moved { to, .. }) = self.0.moved.lock().get(name) {
             return Err(ExportError::Elsewhere(format!("volume {name} moved to {to}; attach it there")));
         }
         if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
@@ -181,7 +208,7 @@ impl<V: Volumes> VolumeExports<V> {
 
     /// Closes an open volume, which is found at `to` from now on. Whoever asks for it meanwhile is told so. If it does not close, it is
     /// of no use any more, as one that another server took. `part` is called when nobody gets the volume any more, to part with those
-    /// who have it.
+    /// who have it. Whoever hands over what is being handed over waits for the same end, and has the last word on where it goes.
     pub async fn hand_over(&self, name: &str, to: &str, part: impl FnOnce()) -> Result<(), String> {
         let slot = self.0.slots.lock().get(name).map(Arc::clone);
         let absent = || format!("volume {name} is not open here");
@@ -190,7 +217,7 @@ impl<V: Volumes> VolumeExports<V> {
             // Waits for an opening under way. The lock is not held while closing, so that others can look.
             let place = slot.lock().await;
             let volume = place.clone().ok_or_else(absent)?;
-            self.0.moved.lock().insert(name.to_owned(), to.to_owned());
+            self.0.moved.lock().insert(name.to_owned(), Moved { to: to.to_owned(), is_closing: true });
             volume
         };
         part();
@@ -199,24 +226,39 @@ impl<V: Volumes> VolumeExports<V> {
         slot.lock().await.take_if(|there| Arc::ptr_eq(there, &volume));
         self.forget(name, &slot);
         match &closed {
-            Ok(()) => info!("volume {name} is closed; {to} can open it"),
+            Ok(()) => {
+                info!("volume {name} is closed; {to} can open it");
+                if let Some(moved) = self.0.moved.lock().get_mut(name) {
+                    moved.is_closing = false;
+                }
+            }
             Err(why) => {
                 error!("volume {name} did not close: {why}");
                 self.0.ended.lock().insert(name.to_owned(), why.clone());
-                self.take_back(name);
+                self.0.moved.lock().remove(name);
             }
         }
         closed
     }
 
-    /// Forgets that a volume was handed over; whether it was.
-    pub fn take_back(&self, name: &str) -> bool {
-        self.0.moved.lock().remove(name).is_some()
+    /// Forgets that a volume was handed over.
+    pub fn take_back(&self, name: &str) -> Result<(), NotTakenBack> {
+        let mut moved = self.0.moved.lock();
+        match moved.get(name) {
+            None => Err(NotTakenBack::IsHere(name.to_owned())),
+            Some(Moved { to, is_closing: true }) => {
+                Err(NotTakenBack::IsClosing { name: name.to_owned(), to: to.clone() })
+            }
+            Some(_) => {
+                moved.remove(name);
+                Ok(())
+            }
+        }
     }
 
     /// The volumes that were handed over, and where they went.
     pub fn moved(&self) -> Vec<(String, String)> {
-        self.0.moved.lock().iter().map(|(name, to)| (name.clone(), to.clone())).collect()
+        self.0.moved.lock().iter().map(|(name, moved)| (name.clone(), moved.to.clone())).collect()
     }
 
     /// Removes a slot that stayed empty, so that names which clients make up are not kept.

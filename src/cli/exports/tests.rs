@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
@@ -14,11 +15,14 @@ struct Shelf {
     gate: Option<Arc<Semaphore>>,
     opened: Arc<AtomicUsize>,
     closed: Arc<AtomicUsize>,
+    /// What closing waits for.
+    last_upload: Option<Arc<Semaphore>>,
 }
 
 struct Fake {
     lost: AtomicBool,
     closed: Arc<AtomicUsize>,
+    last_upload: Option<Arc<Semaphore>>,
 }
 
 #[async_trait]
@@ -39,7 +43,11 @@ impl Volumes for Arc<Shelf> {
         }
         match self.refusal.lock().clone() {
             Some(why) => Err(OpenFailure::Refused(why)),
-            None => Ok(Arc::new(Fake { lost: AtomicBool::new(false), closed: Arc::clone(&self.closed) })),
+            None => Ok(Arc::new(Fake {
+                lost: AtomicBool::new(false),
+                closed: Arc::clone(&self.closed),
+                last_upload: self.last_upload.clone(),
+            })),
         }
     }
 
@@ -57,6 +65,9 @@ impl Volumes for Arc<Shelf> {
 
     async fn close(volume: &Fake) -> Result<(), String> {
         volume.closed.fetch_add(1, Ordering::SeqCst);
+        if let Some(upload) = &volume.last_upload {
+            drop(upload.acquire().await.unwrap());
+        }
         if volume.lost.load(Ordering::SeqCst) { Err("another server took it".to_owned()) } else { Ok(()) }
     }
 }
@@ -125,7 +136,38 @@ async fn a_volume_that_was_handed_over_is_closed_and_opened_here_no_more_until_i
         "{refused}"
     );
     assert!(exports.open("b").await.is_ok());
-    assert!(exports.take_back("a") && !exports.take_back("a"));
+    assert_eq!(exports.take_back("a"), Ok(()));
+    assert_eq!(exports.take_back("a"), Err(NotTakenBack::IsHere("a".to_owned())));
+    assert!(!Arc::ptr_eq(&held, &exports.volume("a").await.unwrap()), "it is opened anew");
+}
+
+/// What is still being closed would be given to a client: it would get errors for its writes, and old data once another server
+/// has it.
+#[tokio::test]
+async fn a_volume_that_is_still_being_closed_is_not_taken_back() {
+    let upload = Arc::new(Semaphore::new(0));
+    let shelf = Arc::new(Shelf {
+        names: Mutex::new(vec!["a".to_owned()]),
+        last_upload: Some(Arc::clone(&upload)),
+        ..Shelf::default()
+    });
+    let exports = exports(&shelf, &[]);
+    let held = exports.volume("a").await.unwrap();
+    let mut handing = pin!(exports.hand_over("a", "there", || {}));
+    assert!(futures::poll!(&mut handing).is_pending());
+    assert_eq!(shelf.closed.load(Ordering::SeqCst), 1);
+    // Whoever says it again waits for the same end.
+    let mut again = pin!(exports.hand_over("a", "elsewhere", || {}));
+    assert!(futures::poll!(&mut again).is_pending());
+    assert_eq!(
+        exports.take_back("a"),
+        Err(NotTakenBack::IsClosing { name: "a".to_owned(), to: "elsewhere".to_owned() })
+    );
+    assert!(matches!(exports.open("a").await.err(), Some(ExportError::Elsewhere(_))));
+    upload.add_permits(1);
+    assert_eq!((handing.await, again.await), (Ok(()), Ok(())));
+    assert_eq!(exports.moved(), [("a".to_owned(), "elsewhere".to_owned())]);
+    assert_eq!(exports.take_back("a"), Ok(()));
     assert!(!Arc::ptr_eq(&held, &exports.volume("a").await.unwrap()), "it is opened anew");
 }
 
