@@ -25,22 +25,34 @@ use super::wire::Succession;
 pub struct Clients {
     next: AtomicU64,
     attached: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// The connections that are about to be attached, until they are.
+    coming: Mutex<BTreeMap<u64, Party>>,
     /// The connections that have said whose they are, until nothing is left of them.
     members: Mutex<BTreeMap<u64, (Succession, Arc<Notify>)>>,
     /// One of them has left.
     member_left: Notify,
 }
 
+/// Who uses which export, or is about to.
+#[derive(Clone, Debug)]
+pub struct Party {
+    /// Who it is, for people.
+    pub peer: String,
+    /// Where it comes from.
+    pub host: Host,
+    /// The export.
+    pub export: String,
+    /// Told when somebody wants it gone.
+    pub evicted: Arc<Notify>,
+}
+
 /// One client in its transmission phase.
 #[derive(Debug)]
 pub struct Client {
-    peer: String,
-    host: Host,
-    export: String,
+    party: Party,
     since: Instant,
     requests: AtomicU64,
     gauge: Gauge,
-    evicted: Arc<Notify>,
     /// Its TCP connection.
     line: Option<Line>,
 }
@@ -64,25 +76,8 @@ pub struct ClientInfo {
 
 impl Clients {
     /// Counts a client as attached until the guard is dropped.
-    pub fn attach(
-        self: &Arc<Clients>,
-        peer: &str,
-        host: Host,
-        export: &str,
-        gauge: Gauge,
-        line: Option<Line>,
-        member: Option<&Member>,
-    ) -> Attached {
-        let client = Arc::new(Client {
-            peer: peer.to_owned(),
-            host,
-            export: export.to_owned(),
-            since: Instant::now(),
-            requests: AtomicU64::new(0),
-            gauge,
-            evicted: member.map_or_else(Arc::default, |member| Arc::clone(&member.evicted)),
-            line,
-        });
+    pub fn attach(self: &Arc<Clients>, party: Party, gauge: Gauge, line: Option<Line>) -> Attached {
+        let client = Arc::new(Client { party, since: Instant::now(), requests: AtomicU64::new(0), gauge, line });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.attached.lock().insert(id, Arc::clone(&client));
         Attached { clients: Arc::clone(self), id, client }
@@ -98,22 +93,38 @@ impl Clients {
     /// The addresses of those that use an export.
     pub fn addresses(&self, export: &str) -> Vec<String> {
         let attached = self.attached.lock();
-        attached.values().filter(|client| client.export == export).map(|client| client.peer.clone()).collect()
+        attached.values().map(|client| &client.party).filter(|party| party.export == export).map(Party::name).collect()
+    }
+
+    /// Counts a connection as one that is about to be attached until the guard is dropped, which is to be when it is attached. It is
+    /// counted before it is decided whether it gets its export: so whoever refuses an export from now on, and then evicts
+    /// its clients, misses nobody.
+    pub fn come(self: &Arc<Clients>, party: Party) -> Coming {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.coming.lock().insert(id, party);
+        Coming { clients: Arc::clone(self), id }
     }
 
     /// Ends the connections of an export's clients: of all, or of those from that address (with or without its port).
     /// Returns the addresses of the clients that go.
     pub fn evict(&self, export: &str, address: Option<&str>) -> Vec<String> {
-        let attached = self.attached.lock();
-        let meant = attached.values().filter(|client| client.export == export && client.is_at(address));
-        meant.map(|client| client.evict()).collect()
+        let is_meant = |party: &&Party| party.export == export && party.is_at(address);
+        // In the order in which they go from one to the other, so that nobody slips through; some are seen in both.
+        let mut meant: Vec<Party> = self.coming.lock().values().filter(is_meant).cloned().collect();
+        for party in self.attached.lock().values().map(|client| &client.party).filter(is_meant) {
+            if !meant.iter().any(|seen| Arc::ptr_eq(&seen.evicted, &party.evicted)) {
+                meant.push(party.clone());
+            }
+        }
+        meant.iter().for_each(|party| party.evicted.notify_one());
+        meant.iter().map(Party::name).collect()
     }
 
-    /// Counts a connection among those of its client until the guard is dropped.
-    pub fn join(self: &Arc<Clients>, succession: Succession) -> Member {
-        let (id, evicted) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
-        self.members.lock().insert(id, (succession, Arc::clone(&evicted)));
-        Member { clients: Arc::clone(self), id, evicted }
+    /// Counts a connection among those of its client until the guard is dropped. `evicted` is told when a later one takes its place.
+    pub fn join(self: &Arc<Clients>, succession: Succession, evicted: Arc<Notify>) -> Member {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.members.lock().insert(id, (succession, evicted));
+        Member { clients: Arc::clone(self), id }
     }
 
     /// Ends the earlier connections of the same client, and returns when nothing is left of them: no request that was
@@ -144,10 +155,27 @@ impl Clients {
     /// dropped.
     pub fn ask(&self, export: &str, but: Host) -> Asking {
         let attached = self.attached.lock();
-        let others = attached.values().filter(|client| client.export == export && client.host != but);
+        let others = attached.values().filter(|client| client.party.export == export && client.party.host != but);
         let asked = others.filter(|client| client.line.as_ref().inspect(|line| line.ask()).is_some());
         // A connection that ends meanwhile must not be held open by those who ask.
         Asking(asked.map(Arc::downgrade).collect())
+    }
+}
+
+impl Party {
+    fn name(&self) -> String {
+        self.peer.clone()
+    }
+
+    fn is_at(&self, address: Option<&str>) -> bool {
+        let Some(address) = address else { return true };
+        let of_host = match self.host {
+            Host::Remote(ip) => address.parse().is_ok_and(|asked: std::net::IpAddr| asked.to_canonical() == ip),
+            // The address of these is their host's and a port.
+            Host::Local | Host::Vsock(_) => false,
+        };
+        // The address of a client on this host has its port behind the last colon, too.
+        of_host || self.peer == address || self.peer.rsplit_once(':').is_some_and(|(ip, _)| ip == address)
     }
 }
 
@@ -164,29 +192,13 @@ impl Client {
 
     /// Waits until somebody wants it gone.
     pub async fn evicted(&self) {
-        self.evicted.notified().await;
-    }
-
-    fn evict(&self) -> String {
-        self.evicted.notify_one();
-        self.peer.clone()
-    }
-
-    fn is_at(&self, address: Option<&str>) -> bool {
-        let Some(address) = address else { return true };
-        let of_host = match self.host {
-            Host::Remote(ip) => address.parse().is_ok_and(|asked: std::net::IpAddr| asked.to_canonical() == ip),
-            // The address of these is their host's and a port.
-            Host::Local | Host::Vsock(_) => false,
-        };
-        // The address of a client on this host has its port behind the last colon, too.
-        of_host || self.peer == address || self.peer.rsplit_once(':').is_some_and(|(ip, _)| ip == address)
+        self.party.evicted.notified().await;
     }
 
     fn info(&self) -> ClientInfo {
         ClientInfo {
-            address: self.peer.clone(),
-            export: self.export.clone(),
+            address: self.party.name(),
+            export: self.party.export.clone(),
             attached_for: self.since.elapsed(),
             requests: self.requests(),
             requests_in_flight: self.gauge.requests_in_flight(),
@@ -210,12 +222,24 @@ impl Drop for Attached {
     }
 }
 
+/// See [`Clients::come`].
+#[derive(Debug)]
+pub struct Coming {
+    clients: Arc<Clients>,
+    id: u64,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.clients.coming.lock().remove(&self.id);
+    }
+}
+
 /// See [`Clients::join`].
 #[derive(Debug)]
 pub struct Member {
     clients: Arc<Clients>,
     id: u64,
-    evicted: Arc<Notify>,
 }
 
 impl Drop for Member {
@@ -329,21 +353,26 @@ mod tests {
     use super::super::options::Options;
     use super::*;
 
-    fn attach(clients: &Arc<Clients>, peer: &str, export: &str) -> Attached {
+    fn party(peer: &str, export: &str) -> Party {
         let host = match peer.parse::<std::net::SocketAddr>() {
             Ok(address) if !address.ip().is_loopback() => Host::Remote(address.ip()),
             _ => Host::Local,
         };
-        clients.attach(peer, host, export, Gauge::default(), None, None)
+        Party { peer: peer.to_owned(), host, export: export.to_owned(), evicted: Arc::default() }
+    }
+
+    fn attach(clients: &Arc<Clients>, peer: &str, export: &str) -> Attached {
+        clients.attach(party(peer, export), Gauge::default(), None)
     }
 
     #[tokio::test]
     async fn a_successor_waits_until_nothing_is_left_of_those_before() {
         let clients = Arc::new(Clients::default());
         let of = |client, generation| Succession { client: uuid::Uuid::from_u128(client), generation };
-        let [before, beside, other] = [of(1, 1), of(1, 2), of(2, 1)].map(|succession| clients.join(succession));
-        let gauge = Gauge::default();
-        let attached = clients.attach("10.0.0.5:4000", Host::Local, "disk0", gauge, None, Some(&before));
+        let parties = [(); 3].map(|()| party("10.0.0.5:4000", "disk0"));
+        let join = |at: usize, succession| clients.join(succession, Arc::clone(&parties[at].evicted));
+        let (before, _beside, _other) = (join(0, of(1, 1)), join(1, of(1, 2)), join(2, of(2, 1)));
+        let attached = clients.attach(parties[0].clone(), Gauge::default(), None);
         let mut succeeds = pin!(clients.succeed(of(1, 2)));
         assert!(futures::poll!(&mut succeeds).is_pending());
         attached.client.evicted().await;
@@ -351,7 +380,7 @@ mod tests {
         assert!(futures::poll!(&mut succeeds).is_pending(), "what it left behind is not settled");
         drop(before);
         succeeds.await;
-        for stays in [&beside, &other] {
+        for stays in &parties[1..] {
             assert!(futures::poll!(pin!(stays.evicted.notified())).is_pending());
         }
     }
@@ -390,6 +419,15 @@ mod tests {
         for attached in &all {
             attached.client.evicted().await;
         }
+        // And those who are about to be attached, in each moment of it.
+        let comes = party("10.0.0.8:4000", "disk0");
+        let coming = clients.come(comes.clone());
+        assert_eq!(clients.evict("disk0", Some("10.0.0.8")), ["10.0.0.8:4000"]);
+        comes.evicted.notified().await;
+        let _attached = clients.attach(comes.clone(), Gauge::default(), None);
+        assert_eq!(clients.evict("disk0", Some("10.0.0.8")), ["10.0.0.8:4000"], "once, though it is seen twice");
+        drop(coming);
+        assert_eq!(clients.evict("disk0", Some("10.0.0.8")), ["10.0.0.8:4000"]);
     }
 
     #[test]

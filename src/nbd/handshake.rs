@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::access::{self, Access, Caller, Reach, Refusals, Rule};
-use super::clients::{Clients, Member};
+use super::clients::{Clients, Coming, Member, Party};
 use super::hosts::{Host, Hosts, Visit};
 use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, READ_BYTES, Step, Tls};
 use super::options::Options;
@@ -48,6 +49,8 @@ pub struct Entered {
     pub visit: Option<Visit>,
     /// Its place among the client's connections, if it has said which one it is.
     pub member: Option<Member>,
+    /// Its place among those who are to be attached, until it is.
+    pub coming: Coming,
     /// What the client sent ahead.
     pub rest: BytesMut,
 }
@@ -85,6 +88,8 @@ pub struct Visitor<'a> {
     pub hosts: Arc<Hosts>,
     /// The clients that are attached.
     pub clients: Arc<Clients>,
+    /// Told when somebody wants this one gone; whoever runs the handshake drops it then.
+    pub evicted: &'a Arc<Notify>,
 }
 
 /// A handshake, and how long it may still take.
@@ -228,31 +233,35 @@ where
                             () = phases.draining() => Err(ExportError::ShuttingDown),
                             visit = visitor.enter(&entry, &info, options.shared, patience) => visit,
                         };
-                        visit.map(|visit| (entry, device, info, visit))
+                        match visit {
+                            Ok(visit) if !only_info => visitor.come(entry, info, visit, exports).await,
+                            visit => visit.map(|visit| Opened { entry, device, info, visit, coming: None }),
+                        }
                     }
                 };
                 time.give_back(asked, false);
-                let answer = export.as_ref().map(|(entry, _, info, _)| (entry.clone(), *info));
+                let answer = export.as_ref().map(|opened| (opened.entry.clone(), opened.info));
                 negotiation.opened(answer.map_err(Clone::clone));
                 opened = export.ok();
             }
             Step::Succeed(succession) => {
                 // First the one that it had, in case that it asks again.
                 drop(member.take());
-                let joined = visitor.clients.join(succession);
+                let joined = visitor.clients.join(succession, Arc::clone(visitor.evicted));
                 let left = timeout(SUCCESSION_TIMEOUT, visitor.clients.succeed(succession)).await;
                 time.give_back(asked, left.is_ok());
                 negotiation.succeeded(left.is_ok());
                 member = left.is_ok().then_some(joined);
             }
             Step::Enter => match opened {
-                Some((entry, device, info, visit)) => {
+                Some(Opened { entry, device, info, visit, coming: Some(coming) }) => {
                     let (agreed, rest) = (negotiation.agreed(), negotiation.into_rest());
                     let read_only = info.read_only;
-                    return Ok(Outcome::Enter(Entered { entry, device, agreed, read_only, visit, member, rest }));
+                    let entered = Entered { entry, device, agreed, read_only, visit, member, coming, rest };
+                    return Ok(Outcome::Enter(entered));
                 }
-                // Enter follows a successful answer to Open only.
-                None => return Ok(Outcome::Left),
+                // Enter follows a successful answer to Open only, and one that was not INFO.
+                _ => return Ok(Outcome::Left),
             },
             Step::StartTls => return Ok(Outcome::StartTls(Handshake { negotiation, time })),
             Step::Finish => {
@@ -262,6 +271,16 @@ where
             Step::Close(reason) => return Err(reason.into()),
         }
     }
+}
+
+/// An export that was opened for a client.
+struct Opened {
+    entry: ExportEntry,
+    device: Arc<dyn Device>,
+    info: DeviceInfo,
+    visit: Option<Visit>,
+    /// Nothing if it only looked.
+    coming: Option<Coming>,
 }
 
 /// What a client's rights make of the name that it asked for.
@@ -334,6 +353,26 @@ impl Visitor<'_> {
             matches!(access::decide(self.rules, &export.name, &self.caller), Access::Read | Access::Write)
         };
         Ok(exports.list().await?.into_iter().filter(may_use).collect())
+    }
+
+    /// The last step before a client has its export. It may have waited for another host, and the export may have gone elsewhere meanwhile,
+    /// and its clients with it: so it is opened once more, now that an eviction would reach this one, too.
+    async fn come(
+        &self,
+        entry: ExportEntry,
+        info: DeviceInfo,
+        visit: Option<Visit>,
+        exports: &dyn Exports,
+    ) -> Result<Opened, ExportError> {
+        let party = Party {
+            peer: self.peer.to_owned(),
+            host: self.host,
+            export: entry.name.clone(),
+            evicted: Arc::clone(self.evicted),
+        };
+        let coming = Some(self.clients.come(party));
+        let (entry, device) = exports.open(&entry.name).await?;
+        Ok(Opened { entry, device, info, visit, coming })
     }
 
     /// INFO counts like GO while the handshake lasts, so that both get the same answer (rule O15). With `patience`, a host

@@ -315,7 +315,7 @@ mod tests {
     use rustix::net::sockopt;
 
     use super::super::admission::Gauge;
-    use super::super::clients::{Clients, Line};
+    use super::super::clients::{Clients, Line, Party};
     use super::super::options::CLIENT_TIMEOUT;
     use super::*;
 
@@ -363,7 +363,9 @@ mod tests {
         let host = accepted.host();
         let Stream::Tcp(stream, _) = &accepted else { panic!("it is TCP") };
         let line = Line::of(stream, TIMEOUT).unwrap();
-        let _attached = clients.attach("a test", host, "disk0", Gauge::default(), Some(line), None);
+        let (peer, export) = ("a test".to_owned(), "disk0".to_owned());
+        let party = Party { peer, host, export, evicted: std::sync::Arc::default() };
+        let _attached = clients.attach(party, Gauge::default(), Some(line));
         let none = [clients.ask("disk1", Host::Remote([10, 0, 0, 1].into())), clients.ask("disk0", host)];
         assert_eq!(times(stream), (9, 5, 45), "another export, and its own host");
         drop(none);

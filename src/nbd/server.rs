@@ -14,12 +14,12 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_vsock::VsockStream;
 
 use super::access::{Caller, Origin, Refusals, Who};
 use super::admission::{Admission, Room};
-use super::clients::{ClientInfo, Clients, Line};
+use super::clients::{ClientInfo, Clients, Line, Party};
 use super::flusher::Flusher;
 use super::handshake::{self, Entered, Handshake, HandshakeError, Outcome, Visitor};
 use super::hosts::{Host, Hosts};
@@ -272,13 +272,14 @@ impl Core {
     async fn talk<S: Halves>(&self, mut stream: S, way: &Way, guest: Guest<'_>) {
         let handshake = Handshake::new(&self.options, way.tls.at_first());
         let mut caller = Caller { origin: guest.origin, tls: false, certificate: None };
-        let outcome = self.shake_hands(&mut stream, handshake, &guest, &caller).await;
+        let evicted = Arc::new(Notify::new());
+        let outcome = self.shake_hands(&mut stream, handshake, &guest, &caller, &evicted).await;
         // A second hold on the socket, which those who only stall are not given: they would take the files of others.
         let line = matches!(outcome, Some(Outcome::Enter(_) | Outcome::StartTls(_)))
             .then(|| stream.line(self.options.client_timeout))
             .flatten();
         let later = match outcome {
-            Some(Outcome::Enter(entered)) => return self.attend(stream, guest, line, &caller, entered).await,
+            Some(Outcome::Enter(entered)) => return self.attend(stream, guest, line, &caller, evicted, entered).await,
             Some(Outcome::StartTls(later)) => later,
             Some(Outcome::Left) | None => return,
         };
@@ -291,8 +292,9 @@ impl Core {
         };
         caller.tls = true;
         caller.certificate = tls::names_of_client(&stream.0);
-        if let Some(Outcome::Enter(entered)) = self.shake_hands(&mut stream, handshake, &guest, &caller).await {
-            self.attend(stream, guest, line, &caller, entered).await;
+        if let Some(Outcome::Enter(entered)) = self.shake_hands(&mut stream, handshake, &guest, &caller, &evicted).await
+        {
+            self.attend(stream, guest, line, &caller, evicted, entered).await;
         }
     }
 
@@ -302,13 +304,16 @@ impl Core {
         guest: Guest<'_>,
         line: Option<Line>,
         caller: &Caller,
+        evicted: Arc<Notify>,
         entered: Entered,
     ) {
         let Guest { peer, host, .. } = guest;
-        let Entered { entry, device, agreed, read_only, visit, member, rest } = entered;
+        let Entered { entry, device, agreed, read_only, visit, member, coming, rest } = entered;
         let export = entry.name;
         let admission = Admission::new(&self.options, self.room.clone());
-        let attached = self.clients.attach(peer, host, &export, admission.gauge(), line, member.as_ref());
+        let party = Party { peer: peer.to_owned(), host, export: export.clone(), evicted };
+        let attached = self.clients.attach(party, admission.gauge(), line);
+        drop(coming);
         let certificate = caller.certificate.as_ref().map(|names| names.join(", "));
         tracing::info!(peer, export, tls = caller.tls, certificate, read_only, "client attached");
         let setup = Setup {
@@ -339,6 +344,7 @@ impl Core {
         handshake: Handshake,
         guest: &Guest<'_>,
         caller: &Caller,
+        evicted: &Arc<Notify>,
     ) -> Option<Outcome> {
         let mut phases = self.life.phases();
         let visitor = Visitor {
@@ -349,9 +355,19 @@ impl Core {
             refused: &self.refused,
             hosts: self.hosts.clone(),
             clients: self.clients.clone(),
+            evicted,
         };
         let peer = guest.peer;
-        match handshake::run(stream.whole(), handshake, &visitor, &*self.exports, &self.options, &mut phases).await {
+        let outcome = tokio::select! {
+            biased;
+            // One that another of its client takes the place of, or that is to have what is given away.
+            () = evicted.notified() => {
+                tracing::info!(peer, "evicted in the handshake");
+                return None;
+            }
+            outcome = handshake::run(stream.whole(), handshake, &visitor, &*self.exports, &self.options, &mut phases) => outcome,
+        };
+        match outcome {
             Ok(Outcome::Left) | Err(HandshakeError::Lost(_)) => {
                 tracing::debug!(peer, "client left during the handshake");
                 None

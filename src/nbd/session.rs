@@ -597,13 +597,15 @@ mod tests {
         let (calls, wakes, options) = (Calls::default(), Arc::new(Wakes::default()), Options::default());
         let life = Life::new();
         let (clients, room) = (Arc::new(clients::Clients::default()), Arc::new(Room::new(&options)));
+        let (peer, export) = ("a test".to_owned(), "disk".to_owned());
+        let party = clients::Party { peer, host: Host::Local, export, evicted: Arc::default() };
         let setup = Setup {
             export: "disk".into(),
             device: Arc::new(MemoryDevice::new(1 << 20)),
             agreed: Agreed::default(),
             read_only: false,
             visit: None,
-            client: clients.attach("a test", Host::Local, "disk", Gauge::default(), None, None).client.clone(),
+            client: clients.attach(party, Gauge::default(), None).client.clone(),
             options: &options,
             admission: Admission::new(&options, room.clone()),
             room,

@@ -20,5 +20,6 @@ mod sockets;
 mod tls;
 mod access;
 mod crowd;
+mod evictions;
 mod succession;
 mod arbitrary;

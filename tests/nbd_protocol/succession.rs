@@ -1,10 +1,10 @@
 //! SUCCEED, an option of our own: a client that connects again waits until nothing of its earlier connections can take effect.
 
 use ashlar::device::memory::{Call, MemoryDevice};
-use ashlar::nbd::Options;
+use ashlar::nbd::{Host, Options};
 use tokio::time::Instant;
 
-use crate::client::{Client, cmd, option, rep, request, within};
+use crate::client::{Client, cmd, info_data, opt, option, rep, request, within};
 use crate::world::{Gate, SIZE, World};
 
 const SUCCEED: u32 = 0x6173_686c;
@@ -88,6 +88,34 @@ async fn connections_of_one_generation_and_of_other_clients_stay() {
         }
     }
     assert_eq!(plain.write(0, 0, b"x").await, 0);
+}
+
+/// It may be one that the client gave up, and that the network still holds.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_connection_that_is_still_in_its_handshake_ends_too() {
+    let world = World::small().await;
+    let mut before = world.connect();
+    before.greet().await;
+    assert_eq!(before.ask(SUCCEED, &succession(1, 1)).await, rep::ACK);
+    // This one waits for a host that has the disk.
+    let _owner = {
+        let mut owner = world.connect_from(Host::Remote([10, 0, 0, 5].into()), 4096);
+        owner.go("disk0").await;
+        owner
+    };
+    let mut waits = world.connect_from(Host::Remote([10, 0, 0, 6].into()), 4096);
+    waits.greet().await;
+    assert_eq!(waits.ask(SUCCEED, &succession(2, 1)).await, rep::ACK);
+    waits.send(&option(opt::GO, &info_data("disk0", &[]))).await;
+    let begun = Instant::now();
+    for client in [1, 2] {
+        let mut after = world.connect();
+        after.greet().await;
+        assert_eq!(after.ask(SUCCEED, &succession(client, 2)).await, rep::ACK);
+    }
+    before.expect_closed().await;
+    waits.expect_closed().await;
+    assert_eq!(begun.elapsed().as_millis(), 0);
 }
 
 #[tokio::test]
