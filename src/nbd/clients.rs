@@ -190,6 +190,11 @@ impl Client {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Has its connection end.
+    pub fn evict(&self) {
+        self.party.evicted.notify_one();
+    }
+
     /// Waits until somebody wants it gone.
     pub async fn evicted(&self) {
         self.party.evicted.notified().await;

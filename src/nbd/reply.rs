@@ -114,6 +114,11 @@ impl Answer {
         self.fulfil(result);
     }
 
+    /// Leaves the request without a reply. The connection has to end then.
+    pub fn withhold(mut self) {
+        self.ticket = None;
+    }
+
     fn fulfil(&mut self, result: Result<Done, Failure>) {
         if let Some(mut ticket) = self.ticket.take() {
             ticket.device_is_done(result.as_ref().is_ok_and(Done::has_data));

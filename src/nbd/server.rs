@@ -323,6 +323,7 @@ impl Core {
             read_only,
             visit,
             client: attached.client.clone(),
+            comes_back: member.is_some(),
             options: &self.options,
             admission,
             room: self.room.clone(),

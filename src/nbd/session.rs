@@ -73,6 +73,8 @@ pub struct Setup<'a> {
     pub visit: Option<Visit>,
     /// The client, among all that are attached.
     pub client: Arc<clients::Client>,
+    /// Whether the client connects again by itself, and sends what has no reply once more (SUCCEED).
+    pub comes_back: bool,
     /// The limits.
     pub options: &'a Options,
     /// The room of this connection.
@@ -168,7 +170,8 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let (replies, changes, attached) = (session.replies.clone(), session.changes.clone(), session.attached.clone());
+    let (replies, changes, attached) =
+        (session.replies.clone(), session.changes.clone(), session.client.attached.clone());
     let mut evicted = pin!(attached.evicted());
     let go_on =
         |context: &mut Context<'_>| while let Poll::Ready(Some(())) = changes.lock().poll_next_unpin(context) {};
@@ -223,6 +226,8 @@ struct Client {
     unit: u32,
     failures: AtomicU64,
     unflushed: AtomicBool,
+    attached: Arc<clients::Client>,
+    comes_back: bool,
 }
 
 struct Session<R> {
@@ -231,7 +236,6 @@ struct Session<R> {
     admission: Admission,
     replies: Arc<Replies>,
     client: Arc<Client>,
-    attached: Arc<clients::Client>,
     phases: Phases,
     shutting_down: bool,
     /// Requests that change nothing: dropped with the session.
@@ -251,6 +255,8 @@ impl<R: AsyncRead + Unpin> Session<R> {
             unit: minimum_block_size(setup.options.minimum_block_size, &info),
             failures: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
+            attached: setup.client,
+            comes_back: setup.comes_back,
         };
         let Agreed { style, allocation } = setup.agreed;
         let terms = Terms {
@@ -266,7 +272,6 @@ impl<R: AsyncRead + Unpin> Session<R> {
             admission: setup.admission,
             replies,
             client: Arc::new(client),
-            attached: setup.client,
             phases: setup.phases,
             shutting_down: false,
             reads: JoinSet::new(),
@@ -301,9 +306,13 @@ impl<R: AsyncRead + Unpin> Session<R> {
         }
     }
 
-    /// The next request. While shutting down it ends as soon as all is answered and no request has arrived.
+    /// The next request. While shutting down it ends as soon as all is answered and no request has arrived; for a client that comes
+    /// back, without looking whether one has: what it gets no reply for it sends again, to whoever serves then.
     async fn next_header(&mut self) -> Result<RequestHeader, End> {
         let header = loop {
+            if self.client.comes_back && self.phases.is_draining() {
+                return Err(End::ShutDown);
+            }
             if let Some(header) = self.incoming.buffered_header() {
                 break header;
             }
@@ -334,7 +343,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
     }
 
     async fn accept(&mut self, header: &RequestHeader, request: Request) -> io::Result<()> {
-        self.attached.took_request();
+        self.client.attached.took_request();
         let ticket = self.admission.admit(request.payload()).await;
         let payload = match request {
             Request::Write { len, .. } => self.incoming.payload(len).await?,
@@ -378,7 +387,14 @@ async fn carry_out(client: Arc<Client>, request: Request, payload: Bytes, answer
         Err(_) if covered => client.unflushed.store(true, Ordering::Release),
         _ => {}
     }
-    answer.send(result.map_err(|error| client.failed(&request, &error)));
+    match result {
+        // An error would go to the programs of a client that could have its answer from the next server.
+        Err(DeviceError::ShuttingDown) if client.comes_back => {
+            answer.withhold();
+            client.attached.evict();
+        }
+        result => answer.send(result.map_err(|error| client.failed(&request, &error))),
+    }
 }
 
 /// The device's part: nothing is checked here, see [`request::parse`].
@@ -606,6 +622,7 @@ mod tests {
             read_only: false,
             visit: None,
             client: clients.attach(party, Gauge::default(), None).client.clone(),
+            comes_back: false,
             options: &options,
             admission: Admission::new(&options, room.clone()),
             room,

@@ -1,10 +1,11 @@
 //! SUCCEED, an option of our own: a client that connects again waits until nothing of its earlier connections can take effect.
 
+use ashlar::device::DeviceError;
 use ashlar::device::memory::{Call, MemoryDevice};
 use ashlar::nbd::{Host, Options};
 use tokio::time::Instant;
 
-use crate::client::{Client, cmd, info_data, opt, option, rep, request, within};
+use crate::client::{Client, Reply, cmd, info_data, opt, option, rep, request, within};
 use crate::world::{Gate, SIZE, World};
 
 const SUCCEED: u32 = 0x6173_686c;
@@ -116,6 +117,41 @@ async fn an_earlier_connection_that_is_still_in_its_handshake_ends_too() {
     before.expect_closed().await;
     waits.expect_closed().await;
     assert_eq!(begun.elapsed().as_millis(), 0);
+}
+
+/// What has no reply it sends again, to whoever serves next; an error would go to its programs. (Other clients are told: E1.)
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_gets_no_error_of_a_server_that_stops() {
+    let (world, gate) = gated().await;
+    let mut client = attach(&world, 1, 1).await;
+    client.send(&[request(0, cmd::WRITE, 2, 512, 3), b"abc".to_vec()].concat()).await;
+    gate.holds(1).await;
+    let server = world.server.clone();
+    let stopping = tokio::spawn(async move { server.shutdown().await });
+    tokio::task::yield_now().await; // it has begun: one thread runs all tasks in turn
+    client.send(&request(0, cmd::READ, 3, 512, 16)).await;
+    client.send(&[request(0, cmd::WRITE, 4, 4096, 3), b"def".to_vec()].concat()).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    gate.release(Ok(()));
+    assert_eq!(client.reply().await, Reply { error: 0, cookie: 2 });
+    client.expect_closed().await;
+    drop(client);
+    within(stopping).await.unwrap();
+    assert!(!gate.calls().contains(&Call::Write { offset: 4096, len: 3, fua: false }));
+}
+
+/// The volume is closed under it: for another server, or because it ended.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_gets_no_error_of_a_volume_that_is_closed() {
+    let (world, gate) = gated().await;
+    let mut client = attach(&world, 1, 1).await;
+    client.send(&[request(0, cmd::WRITE, 2, 512, 3), b"abc".to_vec()].concat()).await;
+    gate.holds(1).await;
+    gate.release(Err(DeviceError::ShuttingDown));
+    client.expect_closed().await;
+    world.all_gone().await;
 }
 
 #[tokio::test]
