@@ -20,7 +20,8 @@ use crate::nbd::wire::Succession;
 /// nothing meanwhile.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// After how long a host that does not answer is given up: its kernel answers for a server that is only slow.
+/// After how long a host that does not answer is given up: its kernel answers for a server that is only slow. And after how long a server
+/// that does not greet is: that needs neither its store nor the volume.
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// Where a server is.
@@ -47,6 +48,9 @@ pub enum DialError {
     /// The server cannot be reached, or ends the connection.
     #[error("{0}")]
     Unreachable(#[from] io::Error),
+    /// It takes the connection, and says nothing at all.
+    #[error("the server takes the connection and says nothing: it hangs, or takes no more clients")]
+    Silent,
     /// It can, and does not let this client in.
     #[error("{0}")]
     Refused(#[from] Refusal),
@@ -66,7 +70,7 @@ pub async fn dial(
     let all = async {
         let (mut offers, mut sockets) = (Vec::new(), Sockets::new());
         for _ in 0..connections {
-            let (offer, socket) = connect(place, volume, succession).await?;
+            let (offer, socket) = connect(place, Handshake::new(volume, succession)).await?;
             offers.push(offer);
             sockets.push(Arc::new(socket));
         }
@@ -78,21 +82,28 @@ pub async fn dial(
     timeout(PATIENCE, all).await.map_err(late)?
 }
 
-async fn connect(place: &Place, volume: &str, succession: Succession) -> Result<(Offer, OwnedFd), DialError> {
+/// Asks a server what it offers, on a connection that takes nobody's place and ends.
+pub async fn ask(place: &Place, volume: &str) -> Result<Offer, DialError> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server does not answer");
+    let asked = connect(place, Handshake::asking(volume));
+    timeout(PATIENCE, asked).await.map_err(late)?.map(|(offer, _)| offer)
+}
+
+async fn connect(place: &Place, handshake: Handshake) -> Result<(Offer, OwnedFd), DialError> {
     match place {
         Place::Tcp(address) => {
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the host does not answer");
             let mut stream = timeout(SILENCE, TcpStream::connect(address)).await.map_err(late)??;
             stream.set_nodelay(true)?;
             KeepAlive::usual(SILENCE).set(&stream)?;
-            let offer = shake_hands(&mut stream, volume, succession).await?;
+            let offer = shake_hands(&mut stream, handshake).await?;
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             Ok((offer, stream.into()))
         }
         Place::Unix(path) => {
             let mut stream = UnixStream::connect(path).await?;
-            let offer = shake_hands(&mut stream, volume, succession).await?;
+            let offer = shake_hands(&mut stream, handshake).await?;
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             Ok((offer, stream.into()))
@@ -102,13 +113,16 @@ async fn connect(place: &Place, volume: &str, succession: Succession) -> Result<
 
 async fn shake_hands(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    volume: &str,
-    succession: Succession,
+    mut handshake: Handshake,
 ) -> Result<Offer, DialError> {
-    let mut handshake = Handshake::new(volume, succession);
     let mut buffer = [0; 4096];
     loop {
-        let read = stream.read(&mut buffer).await?;
+        let reading = stream.read(&mut buffer);
+        let read = match handshake.is_greeted() {
+            false => timeout(SILENCE, reading).await.map_err(|_| DialError::Silent)??,
+            // From now on it may be opening the volume.
+            true => reading.await?,
+        };
         if read == 0 {
             let words = "the server closed the connection";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, words).into());
@@ -117,5 +131,26 @@ async fn shake_hands(
             return Ok(offer);
         }
         stream.write_all(&handshake.output()).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_is_told_from_one_that_is_slow() {
+        let (mut near, _far) = tokio::io::duplex(4096);
+        let begun = tokio::time::Instant::now();
+        let silent = shake_hands(&mut near, Handshake::asking("db")).await;
+        assert!(matches!(silent, Err(DialError::Silent)), "{silent:?}");
+        assert_eq!(begun.elapsed(), SILENCE);
+        // It has greeted, and takes its time to open the volume.
+        let (mut near, mut far) = tokio::io::duplex(4096);
+        let mut greeting = bytes::BytesMut::new();
+        crate::nbd::wire::put_greeting(&mut greeting);
+        far.write_all(&greeting).await.unwrap();
+        let asked = timeout(5 * SILENCE, shake_hands(&mut near, Handshake::asking("db"))).await;
+        assert!(asked.is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! The client's half of the negotiation, without I/O: bytes of the server in, bytes for it out, until the connection is in its
 //! transmission phase and can be given to a kernel.
 //!
-//! It speaks fixed newstyle with GO and nothing else, because that is what the kernel continues: simple replies, compact headers.
+//! It speaks fixed newstyle with GO and nothing else, because that is what the kernel continues: simple replies, compact headers. Or it
+//! only asks, with INFO: then it takes the place of no other connection, and ends.
 
 use bytes::{Buf, BytesMut};
 
@@ -58,7 +59,8 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Handshake {
     volume: String,
-    succession: Succession,
+    /// Nothing if it only asks.
+    succession: Option<Succession>,
     succeeded: bool,
     input: BytesMut,
     output: Vec<u8>,
@@ -70,10 +72,19 @@ pub struct Handshake {
 impl Handshake {
     /// One that asks for a volume, on a connection that takes the place of earlier ones.
     pub fn new(volume: &str, succession: Succession) -> Handshake {
+        Handshake::of(volume, Some(succession))
+    }
+
+    /// One that asks what there is to be had, and no more: the connection is of no use afterwards.
+    pub fn asking(volume: &str) -> Handshake {
+        Handshake::of(volume, None)
+    }
+
+    fn of(volume: &str, succession: Option<Succession>) -> Handshake {
         Handshake {
             volume: volume.to_owned(),
             succession,
-            succeeded: false,
+            succeeded: succession.is_none(),
             input: BytesMut::new(),
             output: Vec::new(),
             greeted: false,
@@ -118,17 +129,29 @@ impl Handshake {
             return Err(Refusal::Protocol("it has no fixed newstyle"));
         }
         self.output.extend((client_flag::FIXED_NEWSTYLE | client_flag::NO_ZEROES).to_be_bytes());
-        self.output.extend(OptionHeader { option: option::SUCCEED, len: Succession::BYTES as u32 }.encode());
-        self.output.extend(self.succession.encode());
+        if let Some(succession) = self.succession {
+            self.output.extend(OptionHeader { option: option::SUCCEED, len: Succession::BYTES as u32 }.encode());
+            self.output.extend(succession.encode());
+        }
         let (name, asked) = (self.volume.as_bytes(), [info::DESCRIPTION, info::BLOCK_SIZE]);
         let mut data = (name.len() as u32).to_be_bytes().to_vec(); // names of volumes are short
         data.extend(name);
         data.extend((asked.len() as u16).to_be_bytes());
         data.extend(asked.iter().flat_map(|info| info.to_be_bytes()));
-        self.output.extend(OptionHeader { option: option::GO, len: data.len() as u32 }.encode());
+        self.output.extend(OptionHeader { option: self.question(), len: data.len() as u32 }.encode());
         self.output.extend(data);
         self.greeted = true;
         Ok(true)
+    }
+
+    /// The option that is answered with the offer.
+    fn question(&self) -> u32 {
+        if self.succession.is_some() { option::GO } else { option::INFO }
+    }
+
+    /// Whether the server has said anything that makes sense.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
     }
 
     /// The next reply to an option that is there as a whole.
@@ -136,7 +159,7 @@ impl Handshake {
         const HEAD: usize = 20;
         let Some(mut head) = self.input.get(..HEAD) else { return Ok(None) };
         let (magic, option, kind, len) = (head.get_u64(), head.get_u32(), head.get_u32(), head.get_u32() as usize);
-        let expected = if self.succeeded { option::GO } else { option::SUCCEED };
+        let expected = if self.succeeded { self.question() } else { option::SUCCEED };
         if magic != OPTION_REPLY_MAGIC || option != expected || len > REPLY_MAX {
             return Err(Refusal::Protocol("its reply to an option makes no sense"));
         }
@@ -255,6 +278,19 @@ mod tests {
         assert_eq!(rest[..16], OptionHeader { option: option::GO, len: 12 }.encode());
         assert_eq!(rest[16..], [&[0, 0, 0, 2][..], b"db", &[0, 2, 0, 2, 0, 3]].concat());
         assert!(handshake.output().is_empty());
+    }
+
+    #[test]
+    fn one_that_only_asks_takes_nobodys_place() {
+        let mut handshake = Handshake::asking("db");
+        assert_eq!(handshake.take(&greeting()), Ok(None));
+        assert_eq!(handshake.output()[4..20], OptionHeader { option: option::INFO, len: 12 }.encode());
+        let mut out = BytesMut::new();
+        let export = [&(1_u64 << 40).to_be_bytes()[..], &0x16d_u16.to_be_bytes()].concat();
+        let info = [&info::EXPORT.to_be_bytes()[..], &export].concat();
+        put_option_reply(&mut out, option::INFO, reply_type::INFO, &info);
+        put_option_reply(&mut out, option::INFO, reply_type::ACK, &[]);
+        assert_eq!(handshake.take(&out).unwrap().map(|offer| offer.size), Some(1 << 40));
     }
 
     #[test]

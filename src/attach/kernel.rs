@@ -67,6 +67,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Reads the first bytes of a device, past every cache.
     async fn read(&self, device: u32, sector_size: u32) -> io::Result<()>;
 
+    /// Has everything that was written to a device flushed.
+    async fn flush(&self, device: u32) -> io::Result<()>;
+
     /// Whether a filesystem, swap or another device is on it.
     async fn in_use(&self, device: u32) -> bool;
 

@@ -141,6 +141,10 @@ impl Kernel for Linux {
         Workers::Threads.run(move || sysfs::read_direct(device, sector_size)).await
     }
 
+    async fn flush(&self, device: u32) -> io::Result<()> {
+        Workers::Threads.run(move || sysfs::flush(device)).await
+    }
+
     async fn in_use(&self, device: u32) -> bool {
         // One that cannot be opened is taken to be in use, so that nothing is pulled out from under it.
         Workers::Threads.run(move || sysfs::is_claimed(device).unwrap_or(true)).await

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::dial::{Place, dial};
+use super::dial::{Place, ask, dial};
 use super::kernel::{Kernel, Sockets};
 use super::supervisor::{Effect, Event, Plan, Supervisor, Weight};
 use crate::nbd::wire::Succession;
@@ -138,6 +138,11 @@ impl Hands {
             Effect::Read { device, sector_size } => {
                 Event::Read(self.kernel.read(device, sector_size).await.map_err(|error| error.to_string()))
             }
+            Effect::Flush(device) => Event::Flushed(self.kernel.flush(device).await.map_err(|error| error.to_string())),
+            Effect::Ask { server, number } => match self.servers.get(server) {
+                Some(place) => Event::Told(number, ask(place, &self.volume).await),
+                None => return,
+            },
             Effect::LookInUse(device) => Event::InUse(self.kernel.in_use(device).await),
             Effect::Disconnect(device) => Event::Disconnected(self.kernel.disconnect(device).await),
             // Done by the loop, without waiting.

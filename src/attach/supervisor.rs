@@ -1,18 +1,36 @@
 //! Every decision about a device, as plain data: what has happened in, what is to be done out. No I/O, no time.
 //!
 //! ```text
-//! Dialing ──> Connecting ──> Proving ─────────────────────────────> Attached
-//!    │  ^                       ^  └──────> Sizing ───────────────────^ │
-//!    v  │                       │                                       │ a connection ends
-//!  Waiting  <── Dialing <───────┼───────────────────────────────────────┘
+//! Dialing ──> Connecting ──> Proving ─────────────────────────────> Attached <──> Doubting, Sizing
+//!    │  ^                       ^  └──────> Sizing ───────────────────^ │             │
+//!    v  │                       │                                       │ a connection ends, or the server hangs
+//!  Waiting  <── Dialing <───────┼───────────────────────────────────────┴─────────────┘
 //!                  └─> Draining ┴ HandingOver            any ──> Leaving ──> Ended
 //! ```
+//!
+//! | phase | what ends it | at the latest after | and then |
+//! | --- | --- | --- | --- |
+//! | Dialing | the server answers, or not | what a dial may take (`dial`) | the next server, or Waiting |
+//! | Waiting | | a pause, at most [`PAUSE_MAX`] | Dialing |
+//! | Connecting | the kernel answers | [`KERNEL`] | the end |
+//! | Draining | the kernel says that every old connection is dead | [`GRACE`] | HandingOver |
+//! | HandingOver | the kernel answers | `--dead-timeout` (said after [`KERNEL`]) | Leaving |
+//! | Proving | a read comes back | [`PROOF`], and more each time | Dialing; at first Leaving |
+//! | Sizing | the kernel answers | [`KERNEL`] | Attached, or Dialing if a connection ended meanwhile |
+//! | Attached | something happens; every [`ASK`] the server is asked | | |
+//! | Doubting | a read comes back: Attached | [`DOUBT`] | Dialing the next server |
+//! | Leaving | the kernel answers | [`FAREWELL`], twice | the end |
 //!
 //! - A kernel ignores new sockets while old ones live. So when one connection ends, all are ended, and new ones are handed over once
 //!   the kernel has said that every old one is dead (*Draining*), or has not for [`GRACE`].
 //! - Attached means that a read came back, past every cache, whatever the kernel says of itself (*Proving*).
 //! - A kernel that is told a size may wait for requests, and those for sockets. So sockets are handed over alone, and the size
 //!   is sent when requests have been seen to be answered (*Sizing*). It is sent each time: kernels may fall back to the first.
+//! - A kernel that is told *another* size lets no request begin until those that are under way are answered (since 6.10), and takes
+//!   no sockets until then. So it is told only once a flush has come back: whatever the server has just then, it gets it into the store.
+//! - A server that hangs (stopped, swapped out) keeps its connections. It is asked for the size of its volume on a connection of its
+//!   own: that also says whether it lives. One that is silent may only be short of files; so a read decides (*Doubting*). A server that
+//!   greets, and whose store is away, is waited for.
 //! - A server that lost something acknowledged, or has another volume, ends the device: see [`super::identity`].
 //! - An answer that is late (a dial, a read) is recognised by the phase it finds.
 
@@ -38,6 +56,12 @@ pub const PAUSE: Duration = Duration::from_millis(100);
 pub const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end connections in good order, and then once more when they have been cut here.
 pub const FAREWELL: Duration = Duration::from_secs(10);
+/// How long the kernel may take to answer what it is told.
+pub const KERNEL: Duration = Duration::from_secs(60);
+/// How often the server is asked whether it lives, and how large its volume is.
+pub const ASK: Duration = Duration::from_secs(4);
+/// How long a read may take when the server was silent.
+pub const DOUBT: Duration = Duration::from_secs(10);
 /// How often a device that is in use is looked at, when it is to be left.
 pub const LOOK: Duration = Duration::from_secs(1);
 
@@ -93,6 +117,10 @@ pub enum Event {
     StillAttached(Result<(), KernelError>),
     /// A read came back.
     Read(Result<(), String>),
+    /// A flush came back.
+    Flushed(Result<(), String>),
+    /// What a server says that was asked so (see [`Effect::Ask`]).
+    Told(u64, Result<Offer, DialError>),
     /// The kernel gave up a connection of that device.
     LinkDead(u32),
     /// A socket of those that the kernel was given for the so-manieth time has ended.
@@ -157,6 +185,15 @@ pub enum Effect {
         /// Bytes.
         sector_size: u32,
     },
+    /// Have everything that was written to it flushed.
+    Flush(u32),
+    /// Ask a server what it offers, on a connection of its own that takes nobody's place.
+    Ask {
+        /// Which server.
+        server: usize,
+        /// The question's number, for its answer.
+        number: u64,
+    },
     /// Look whether it is in use.
     LookInUse(u32),
     /// Have the kernel end it.
@@ -183,6 +220,7 @@ enum Phase {
     Proving,
     Sizing,
     Attached,
+    Doubting,
     Leaving,
     Ended,
 }
@@ -192,6 +230,7 @@ enum Phase {
 struct Device {
     number: u32,
     backend: String,
+    /// As the kernel has it, as far as is known.
     size: u64,
     sector_size: u32,
     flags: u16,
@@ -219,7 +258,12 @@ pub struct Supervisor {
     /// One ended while the kernel was busy.
     lost: bool,
     outage: u64,
+    /// What the server has said last of the volume's size.
+    offered_size: u64,
+    /// The size that the kernel is being told.
+    telling: Option<u64>,
     reading: bool,
+    flushing: bool,
     proof: Duration,
     ready: bool,
     stopping: bool,
@@ -246,7 +290,10 @@ impl Supervisor {
             live_links: 0,
             lost: false,
             outage: 0,
+            offered_size: 0,
+            telling: None,
             reading: false,
+            flushing: false,
             proof: PROOF,
             ready: false,
             stopping: false,
@@ -278,13 +325,25 @@ impl Supervisor {
             Event::Dialed(dialed) if self.phase == Phase::Dialing => self.dialed(dialed),
             Event::Connected(connected) if self.phase == Phase::Connecting => self.connected(connected),
             Event::HandedOver(result) if self.phase == Phase::HandingOver => self.handed_over(result),
-            Event::Resized(result) if self.phase == Phase::Sizing => self.resized(result),
+            Event::Resized(result) => self.resized(result),
             Event::StillAttached(Err(KernelError::NotAttached(_))) if self.is_out() => self.detached(),
             Event::Read(result) => {
                 self.reading = false;
-                if self.phase == Phase::Proving {
-                    self.proved(result);
+                match self.phase {
+                    Phase::Proving => self.proved(result),
+                    // Also an error is an answer.
+                    Phase::Doubting => self.attached(),
+                    _ => {}
                 }
+            }
+            Event::Flushed(result) => {
+                self.flushing = false;
+                if result.is_ok() && self.phase == Phase::Attached && self.must_grow() {
+                    self.tell_size(self.offered_size);
+                }
+            }
+            Event::Told(number, told) if self.phase == Phase::Attached && number == self.phase_number => {
+                self.told(told)
             }
             Event::LinkDead(device) if self.device.as_ref().is_some_and(|own| own.number == device) => {
                 self.live_links = self.live_links.saturating_sub(1);
@@ -313,11 +372,14 @@ impl Supervisor {
     /// Whether there is a device, and it has no server.
     fn is_out(&self) -> bool {
         self.device.is_some()
-            && !matches!(
-                self.phase,
-                Phase::Attached | Phase::Sizing | Phase::Leaving | Phase::Ended | Phase::Connecting
-            )
+            && !matches!(self.phase, Phase::Leaving | Phase::Ended | Phase::Connecting)
+            && !self.has_server()
             && self.ready
+    }
+
+    /// Whether the device has connections that work, as far as is known.
+    fn has_server(&self) -> bool {
+        matches!(self.phase, Phase::Attached | Phase::Doubting | Phase::Sizing)
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -337,6 +399,12 @@ impl Supervisor {
         self.enter(Phase::Dialing);
         self.offer = None;
         self.effects.push(Effect::Dial(self.server));
+    }
+
+    /// All is well.
+    fn attached(&mut self) {
+        self.enter(Phase::Attached);
+        self.wake(ASK);
     }
 
     fn dialed(&mut self, dialed: Result<Offer, DialError>) {
@@ -375,6 +443,7 @@ impl Supervisor {
         }
         self.failed_dials = 0;
         self.said.clear();
+        self.offered_size = offer.size;
         self.offer = Some((offer, identity));
         match self.live_links {
             0 => self.hand_over(),
@@ -453,6 +522,7 @@ impl Supervisor {
         self.offer = Some((offer, identity));
         self.generation += 1;
         self.effects.push(Effect::Connect(setup));
+        self.wake(KERNEL);
     }
 
     fn connected(&mut self, connected: Result<u32, KernelError>) {
@@ -466,6 +536,7 @@ impl Supervisor {
             Err(why) => return self.end(Err(why)),
         };
         let Setup { size, sector_size, flags, backend, .. } = setup;
+        self.offered_size = size;
         self.device = Some(Device { number, backend, size, sector_size, flags, identity });
         self.live_links = self.plan.connections;
         match self.stopping || self.lost {
@@ -482,6 +553,7 @@ impl Supervisor {
         self.generation += 1;
         self.live_links = self.plan.connections;
         self.effects.push(Effect::HandOver { device: number, backend });
+        self.wake(KERNEL);
     }
 
     fn handed_over(&mut self, result: Result<(), KernelError>) {
@@ -504,10 +576,14 @@ impl Supervisor {
         let Some(Device { number, sector_size, .. }) = self.device.clone() else { return };
         self.enter(Phase::Proving);
         self.wake(self.proof);
-        // One that is under way waits for the same.
+        self.read(number, sector_size);
+    }
+
+    /// One read at a time: one that is under way waits for the same.
+    fn read(&mut self, device: u32, sector_size: u32) {
         if !self.reading {
             self.reading = true;
-            self.effects.push(Effect::Read { device: number, sector_size });
+            self.effects.push(Effect::Read { device, sector_size });
         }
     }
 
@@ -523,42 +599,113 @@ impl Supervisor {
             Ok(()) => {}
         }
         self.proof = PROOF;
-        let Some(device) = &mut self.device else { return };
-        let size = self.offer.as_ref().map_or(device.size, |(offer, _)| offer.size);
-        if self.ready {
-            device.size = size;
-            let Device { number, backend, sector_size, .. } = device.clone();
-            self.effects.push(Effect::Resize { device: number, backend, size, sector_size });
-            return self.enter(Phase::Sizing);
+        let Some(&Device { number, size, .. }) = self.device.as_ref() else { return };
+        match (self.ready, self.telling) {
+            (true, None) => self.tell_size(size),
+            // The kernel still thinks about the last one.
+            (true, Some(_)) => self.connected_again(),
+            (false, _) => {
+                self.ready = true;
+                self.effects.push(Effect::Ready(number));
+                self.attached();
+            }
         }
-        let number = device.number;
-        self.ready = true;
-        self.enter(Phase::Attached);
-        self.effects.push(Effect::Ready(number));
+    }
+
+    fn connected_again(&mut self) {
+        self.offer = None;
+        self.say(Weight::Info, format!("connected again, to server {}", self.server + 1));
+        self.attached();
+        self.grow();
+    }
+
+    fn tell_size(&mut self, size: u64) {
+        let Some(Device { number, backend, sector_size, .. }) = self.device.clone() else { return };
+        self.telling = Some(size);
+        self.enter(Phase::Sizing);
+        self.effects.push(Effect::Resize { device: number, backend, size, sector_size });
+        self.wake(KERNEL);
     }
 
     fn resized(&mut self, result: Result<(), KernelError>) {
-        if let Err(error) = result {
-            self.say(Weight::Warning, format!("the kernel was not told the size once more: {error}"));
+        let Some(size) = self.telling.take() else { return };
+        match (result, &mut self.device) {
+            (Ok(()), Some(device)) => {
+                if size > device.size {
+                    let words = format!("the volume has grown: the disk has {} now", exact_bytes(size));
+                    self.effects.push(Effect::Say(Weight::Info, words));
+                }
+                device.size = size;
+            }
+            (Ok(()), None) => {}
+            (Err(error), _) => self.say(Weight::Warning, format!("the kernel does not take the size: {error}")),
         }
-        self.offer = None;
-        match self.lost {
+        if self.phase == Phase::Sizing {
+            self.sized();
+        }
+    }
+
+    /// The kernel has the size, or will not have it for now.
+    fn sized(&mut self) {
+        match (self.lost, self.offer.is_some()) {
             // It was there: this is another outage, which has its own time.
-            true => {
-                self.enter(Phase::Attached);
+            (true, _) => {
+                self.offer = None;
                 self.lose("a connection ended");
             }
-            false => {
-                self.enter(Phase::Attached);
-                let words = format!("connected again, to server {}", self.server + 1);
-                self.say(Weight::Info, words);
+            (false, true) => self.connected_again(),
+            (false, false) => self.attached(),
+        }
+    }
+
+    /// Whether the device is to become larger.
+    fn must_grow(&self) -> bool {
+        let Some(device) = &self.device else { return false };
+        let is_whole = self.offered_size.is_multiple_of(u64::from(device.sector_size));
+        self.offered_size > device.size && is_whole && self.telling.is_none()
+    }
+
+    /// Begins to make the device as large as the volume.
+    fn grow(&mut self) {
+        if let (Some(device), true, false) = (&self.device, self.must_grow(), self.flushing) {
+            self.flushing = true;
+            self.effects.push(Effect::Flush(device.number));
+        }
+    }
+
+    /// What the server says while all is well.
+    fn told(&mut self, told: Result<Offer, DialError>) {
+        let Some(device) = self.device.clone() else { return };
+        match told {
+            Err(DialError::Silent) => return self.doubt(device),
+            // A server that lets nobody in any more, or is about to end, still serves who is in.
+            Err(_) => {}
+            Ok(offer) if offer.identity.is_none_or(|identity| identity.volume != device.identity.volume) => {}
+            Ok(offer) => {
+                if offer.size < device.size && offer.size != self.offered_size {
+                    let size = exact_bytes(offer.size);
+                    let words = format!(
+                        "the volume has {size} now, and the disk is larger: what lies beyond fails; detach and attach it anew"
+                    );
+                    self.say(Weight::Warning, words);
+                }
+                self.offered_size = offer.size;
+                self.grow();
             }
         }
+        self.wake(ASK);
+    }
+
+    /// The server does not answer: is it only that it takes no more connections?
+    fn doubt(&mut self, Device { number, sector_size, .. }: Device) {
+        self.enter(Phase::Doubting);
+        self.wake(DOUBT);
+        self.read(number, sector_size);
     }
 
     fn connection_ended(&mut self, how: &str) {
         match self.phase {
-            Phase::Attached => self.lose(how),
+            Phase::Attached | Phase::Doubting => self.lose(how),
             Phase::Proving if self.ready => self.lose(how),
             Phase::Proving => self.leave(Err("the connection ended at once".to_owned()), true),
             Phase::Connecting | Phase::HandingOver | Phase::Sizing => self.lost = true,
@@ -568,7 +715,7 @@ impl Supervisor {
 
     /// The device has no server: whatever lives of its connections is ended, and new ones are made.
     fn lose(&mut self, how: &str) {
-        if self.phase == Phase::Attached {
+        if self.has_server() {
             self.outage += 1;
             self.effects.push(Effect::Wake(Timer::Outage(self.outage), self.plan.dead_timeout));
             self.say(Weight::Warning, format!("{how}: connecting again; programs wait"));
@@ -593,18 +740,35 @@ impl Supervisor {
                 self.proof = (self.proof * 2).min(PROOF_MAX);
                 self.lose("a read is late");
             }
+            Phase::Attached => {
+                self.effects.push(Effect::Ask { server: self.server, number: self.phase_number });
+            }
+            Phase::Doubting => {
+                self.server = (self.server + 1) % self.plan.servers;
+                self.lose("the server does not answer");
+            }
+            Phase::Connecting => {
+                let words = format!("the kernel did not make the device within {}", exact_duration(KERNEL));
+                self.end(Err(words));
+            }
+            Phase::HandingOver => {
+                let words =
+                    "the kernel has not taken the new connections yet: it may wait for requests, and those for it";
+                self.say(Weight::Warning, words);
+            }
+            Phase::Sizing => {
+                let words = "the kernel has not taken the size yet: it waits for requests that are under way";
+                self.say(Weight::Warning, words);
+                self.sized();
+            }
             Phase::Leaving if !self.cut => {
                 self.cut = true;
                 self.effects.push(Effect::EndSockets);
                 self.wake(FAREWELL);
             }
             Phase::Leaving => self.end(Err("the kernel does not let go of the device".to_owned())),
-            Phase::Dialing
-            | Phase::Connecting
-            | Phase::HandingOver
-            | Phase::Sizing
-            | Phase::Attached
-            | Phase::Ended => {}
+            // A dial has its own time.
+            Phase::Dialing | Phase::Ended => {}
         }
     }
 

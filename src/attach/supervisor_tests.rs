@@ -66,7 +66,7 @@ fn resize(size: u64) -> Effect {
 fn attached(plan: Plan) -> Supervisor {
     let (mut supervisor, first) = Supervisor::new(plan);
     assert_eq!(first, [Effect::Dial(0)]);
-    let connect = supervisor.handle(Event::Dialed(Ok(offer(5, 5))));
+    let connect = deeds(supervisor.handle(Event::Dialed(Ok(offer(5, 5)))));
     assert!(matches!(&connect[..], [Effect::Connect(setup)] if setup.sector_size == 4096 && setup.size == 1 << 20));
     assert_eq!(deeds(supervisor.handle(Event::Connected(Ok(3)))), [READ]);
     assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [Effect::Ready(3)]);
@@ -204,14 +204,162 @@ fn what_an_operator_can_put_right_is_waited_for() {
     assert_eq!(deeds(supervisor.handle(refused)), [look_attached()]);
 }
 
+const FLUSH: Effect = Effect::Flush(3);
+
+/// The timer of the phase that it is in.
+fn late(supervisor: &mut Supervisor) -> Vec<Effect> {
+    supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number)))
+}
+
+/// Asks the server, and has it say so.
+fn tell(supervisor: &mut Supervisor, told: Result<Offer, DialError>) -> Vec<Effect> {
+    let number = supervisor.phase_number;
+    assert_eq!(late(supervisor), [Effect::Ask { server: supervisor.server, number }]);
+    supervisor.handle(Event::Told(number, told))
+}
+
+fn sized(size: u64) -> Offer {
+    Offer { size, ..offer(5, 5) }
+}
+
 #[test]
 fn a_volume_that_grew_grows_the_device() {
-    let mut supervisor = draining(1);
-    assert_eq!(deeds(supervisor.handle(unreachable())), [], "not while it drains");
-    supervisor.offer = Some((Offer { size: 2 << 20, ..offer(6, 5) }, identity(6, 5)));
+    let mut supervisor = attached(plan(1, 1));
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(1 << 20)))), []);
+    // Whatever the server has is in the store before the kernel holds requests back for the new size.
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), [FLUSH]);
+    assert_eq!(
+        deeds(tell(&mut supervisor, Ok(sized(2 << 20)))),
+        [],
+        "a flush that takes its time is not asked for twice"
+    );
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [resize(2 << 20)]);
+    assert_eq!(deeds(supervisor.handle(Event::Resized(Ok(())))), []);
+    assert_eq!(supervisor.phase, Phase::Attached);
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), []);
+    // From now on that is what a server must have.
     supervisor.handle(Event::LinkDead(3));
+    assert!(deeds(supervisor.handle(Event::Dialed(Ok(offer(6, 5))))).contains(&Effect::Disconnect(3)));
+}
+
+#[test]
+fn a_volume_that_grew_while_its_server_was_away_grows_the_device_when_it_is_back() {
+    let mut supervisor = attached(plan(1, 1));
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::Dialed(Ok(Offer { size: 2 << 20, ..offer(6, 5) })));
     supervisor.handle(Event::HandedOver(Ok(())));
-    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(2 << 20)]);
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(1 << 20)], "the one that it had, at first");
+    assert_eq!(deeds(supervisor.handle(Event::Resized(Ok(())))), [FLUSH]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [resize(2 << 20)]);
+    supervisor.handle(Event::Resized(Ok(())));
+    assert_eq!(supervisor.device.as_ref().unwrap().size, 2 << 20);
+}
+
+#[test]
+fn a_size_that_does_not_fit_or_is_anothers_or_is_not_taken_changes_nothing() {
+    let other = Offer { identity: Some(Identity { volume: Uuid::from_u128(9), ..identity(5, 5) }), ..sized(2 << 20) };
+    for told in [sized((2 << 20) + 512), sized(1 << 19), other, Offer { identity: None, ..sized(2 << 20) }] {
+        let mut supervisor = attached(plan(1, 1));
+        assert_eq!(deeds(tell(&mut supervisor, Ok(told))), []);
+        assert_eq!(supervisor.phase, Phase::Attached);
+    }
+    let mut supervisor = attached(plan(1, 1));
+    assert_eq!(deeds(tell(&mut supervisor, Err(DialError::Unsteady))), [], "it need not let anybody else in");
+    tell(&mut supervisor, Ok(sized(2 << 20)));
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Err("EIO".into())))), []);
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), [FLUSH], "later it is tried again");
+    supervisor.handle(Event::Flushed(Ok(())));
+    let refused = Event::Resized(Err(KernelError::Other(io::ErrorKind::Other.into())));
+    assert_eq!(deeds(supervisor.handle(refused)), [], "and not at once");
+    assert_eq!(supervisor.device.as_ref().unwrap().size, 1 << 20);
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), [FLUSH]);
+    // A flush that comes back in another outage says nothing of this one.
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(supervisor.handle(Event::Flushed(Ok(()))), []);
+}
+
+#[test]
+fn a_kernel_that_never_takes_the_size_keeps_nobody_from_connecting_again() {
+    let sizing = || {
+        let mut supervisor = draining(1);
+        supervisor.handle(Event::LinkDead(3));
+        supervisor.handle(Event::HandedOver(Ok(())));
+        let sizing = supervisor.handle(Event::Read(Ok(())));
+        assert!(sizing.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), KERNEL)), "{sizing:?}");
+        supervisor
+    };
+    // The connection ends in it.
+    let mut supervisor = sizing();
+    supervisor.handle(Event::SocketEnded(2));
+    assert_eq!(deeds(late(&mut supervisor)), [Effect::EndSockets, look_attached(), Effect::Dial(0)]);
+    // It goes on, and tells no second size until the first is taken.
+    let mut supervisor = sizing();
+    assert_eq!(deeds(late(&mut supervisor)), []);
+    assert_eq!(supervisor.phase, Phase::Attached);
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), []);
+    supervisor.handle(Event::Resized(Ok(())));
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(2 << 20)))), [FLUSH]);
+}
+
+#[test]
+fn a_kernel_that_never_takes_the_sockets_ends_with_the_time_of_the_outage() {
+    let mut supervisor = draining(1);
+    let handing = supervisor.handle(Event::LinkDead(3));
+    assert!(handing.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), KERNEL)), "{handing:?}");
+    assert!(matches!(&late(&mut supervisor)[..], [Effect::Say(Weight::Warning, _)]));
+    assert_eq!(supervisor.phase, Phase::HandingOver);
+    let given_up = deeds(supervisor.handle(Event::Woke(Timer::Outage(1))));
+    assert_eq!(given_up, [Effect::EndSockets, Effect::Disconnect(3)]);
+}
+
+#[test]
+fn a_kernel_that_never_makes_the_device_is_not_waited_for() {
+    let (mut supervisor, _) = Supervisor::new(plan(1, 1));
+    let connecting = supervisor.handle(Event::Dialed(Ok(offer(5, 5))));
+    assert!(connecting.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), KERNEL)), "{connecting:?}");
+    assert!(ended(&late(&mut supervisor)).unwrap().is_err());
+}
+
+/// Its sockets stay open, and nothing ends by itself.
+#[test]
+fn a_server_that_hangs_is_left_for_the_next_and_the_device_stays() {
+    let mut supervisor = attached(plan(2, 1));
+    let doubting = tell(&mut supervisor, Err(DialError::Silent));
+    assert_eq!(deeds(doubting.clone()), [READ]);
+    assert!(doubting.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), DOUBT)));
+    let lost = late(&mut supervisor);
+    assert!(lost.contains(&Effect::Wake(Timer::Outage(1), Duration::from_secs(600))), "{lost:?}");
+    assert_eq!(deeds(lost), [Effect::EndSockets, look_attached(), Effect::Dial(1)]);
+    supervisor.handle(Event::LinkDead(3));
+    // Nobody else has the volume: it is waited for, and the first comes to its senses.
+    let silent = || Event::Dialed(Err(DialError::Silent));
+    assert_eq!(deeds(supervisor.handle(silent())), [Effect::Dial(0)]);
+    assert_eq!(deeds(supervisor.handle(silent())), [look_attached()]);
+    assert_eq!(late(&mut supervisor), [Effect::Dial(1)]);
+    supervisor.handle(unreachable());
+    assert_eq!(deeds(supervisor.handle(Event::Dialed(Ok(offer(5, 5))))), [hand_over()]);
+    // The read of before comes back now.
+    supervisor.handle(Event::Read(Ok(())));
+    assert_eq!(deeds(supervisor.handle(Event::HandedOver(Ok(())))), [READ]);
+    assert_eq!(deeds(supervisor.handle(Event::Read(Ok(())))), [resize(1 << 20)]);
+}
+
+#[test]
+fn a_server_that_greets_nobody_and_still_serves_is_left_alone() {
+    let mut supervisor = attached(plan(2, 1));
+    tell(&mut supervisor, Err(DialError::Silent));
+    let answered = supervisor.handle(Event::Read(Err("a damaged block is an answer".into())));
+    assert_eq!(answered, [Effect::Wake(Timer::Phase(supervisor.phase_number), ASK)]);
+    assert_eq!(supervisor.phase, Phase::Attached);
+    // What was said before a reconnection is not about the server of now.
+    let number = supervisor.phase_number;
+    late(&mut supervisor);
+    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(supervisor.handle(Event::Told(number, Err(DialError::Silent))), []);
+    // And a connection that ends meanwhile ends the doubt.
+    let mut supervisor = attached(plan(1, 1));
+    tell(&mut supervisor, Err(DialError::Silent));
+    assert!(deeds(supervisor.handle(Event::SocketEnded(1))).contains(&Effect::Dial(0)));
 }
 
 #[test]
@@ -324,6 +472,9 @@ fn answer(effect: &Effect, luck: u8) -> Option<Event> {
         Effect::Resize { .. } => Event::Resized(kernel(luck)),
         Effect::LookAttached { .. } => Event::StillAttached(kernel(luck)),
         Effect::Read { .. } => Event::Read(if luck.is_multiple_of(8) { Err("EIO".into()) } else { Ok(()) }),
+        Effect::Flush(_) => Event::Flushed(if luck.is_multiple_of(8) { Err("EIO".into()) } else { Ok(()) }),
+        Effect::Ask { number, .. } if luck.is_multiple_of(8) => Event::Told(*number, Err(DialError::Silent)),
+        Effect::Ask { number, .. } => Event::Told(*number, Ok(sized(u64::from(luck % 4) << 20))),
         Effect::LookInUse(_) => Event::InUse(luck.is_multiple_of(2)),
         Effect::Disconnect(_) => Event::Disconnected(kernel(luck)),
         Effect::Wake(timer, _) => Event::Woke(*timer),
@@ -369,9 +520,11 @@ proptest! {
             pending.extend(more);
             let gives = pending.iter().filter(|effect| matches!(effect, Effect::Connect(_) | Effect::HandOver { .. }));
             prop_assert!(gives.count() <= 1);
+            let sizes = pending.iter().filter(|effect| matches!(effect, Effect::Resize { .. }));
+            prop_assert!(sizes.count() <= 1);
             let reads = pending.iter().filter(|effect| matches!(effect, Effect::Read { .. }));
             prop_assert!(reads.count() <= 1);
-            if supervisor.phase != Phase::Attached {
+            if supervisor.phase != Phase::Ended {
                 prop_assert!(pending.iter().any(|effect| answer(effect, 1).is_some()), "{:?} waits for nothing", supervisor.phase);
             }
         }

@@ -90,6 +90,12 @@ pub fn read_direct(device: u32, len: u32) -> io::Result<()> {
     }
 }
 
+/// Has everything that was written to a device flushed.
+pub fn flush(device: u32) -> io::Result<()> {
+    let file = rustix::fs::open(path(device), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fsync(&file)?)
+}
+
 /// Whether somebody has claimed a device: mounted it, made it swap, put another device on it.
 pub fn is_claimed(device: u32) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;

@@ -18,8 +18,9 @@ use crate::volume::{Meta, OpenFlags, VolumeError, VolumeName, resize};
 /// Makes a volume larger or smaller, also while it is served.
 ///
 /// Larger takes no space and no time, and what is new reads as zeros. A server on this host takes the new size over at once, one
-/// elsewhere when it opens the volume next. Clients learn the size when they attach: /dev/nbdN and a virtual machine keep the old one
-/// until they are attached anew, and then the filesystem is grown as on any disk (resize2fs, xfs_growfs, lvextend).
+/// elsewhere when it opens the volume next. A disk of `ashlar attach` grows by itself within seconds. Other clients learn the size when
+/// they attach: a virtual machine, and a /dev/nbdN of nbd-client, keep the old one until they are attached anew. Then the filesystem is grown
+/// as on any disk (resize2fs, xfs_growfs, lvextend).
 ///
 /// Smaller must be asked for with --shrink, and is refused while there is data beyond the new end: make the filesystem smaller
 /// first, and have it give up the rest. The server that has the volume must be on this host, or none must have it.
@@ -127,7 +128,10 @@ async fn grow(
     Ok(match control::reload_if_served(&config.state, &store.url(), name).await {
         Ok(false) => format!("{is}; a server elsewhere that has it open serves that when it opens it next"),
         Ok(true) if serves(name, size, config).await => {
-            format!("{is}; clients that attach it from now on see that, the others when they attach it anew")
+            format!(
+                "{is}; clients that attach it from now on see that, disks of `ashlar attach` within seconds, the others when \
+                 they attach it anew"
+            )
         }
         Ok(true) => {
             format!("{is}, but the server on {} does not serve that before it is restarted", config.state.display())

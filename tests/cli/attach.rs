@@ -182,6 +182,10 @@ impl Kernel for Fake {
         self.request(command::READ, 0, sector_size as usize, &[]).await.map(drop)
     }
 
+    async fn flush(&self, _: u32) -> io::Result<()> {
+        self.request(command::FLUSH, 0, 0, &[]).await.map(drop)
+    }
+
     async fn in_use(&self, _: u32) -> bool {
         false
     }
@@ -287,6 +291,27 @@ async fn a_device_outlives_its_server_and_programs_see_no_error() {
     }
     assert_eq!(attached.kernel.ignored.load(Ordering::Relaxed), 0, "sockets were handed over while old ones lived");
     assert_eq!(*attached.kernel.sizes.lock(), [10 << 30; 4]);
+    attached.leaves().await;
+    serving.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_grows_with_its_volume_also_while_it_is_served() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut attached = attach(&[&serving]).await;
+    attached.kernel.write(3, 5).await.unwrap();
+    place.ok(&["resize", "disk0", "20G"]);
+    attached.hears("the volume has grown: the disk has 20 GiB now").await;
+    assert_eq!(*attached.kernel.sizes.lock(), [20 << 30]);
+    assert!(attached.kernel.holds(3, 5).await);
+    // While nobody tells.
+    serving.stop();
+    attached.hears("programs wait").await;
+    place.ok(&["resize", "disk0", "30G"]);
+    let serving = place.serve(&[]);
+    attached.hears("the volume has grown: the disk has 30 GiB now").await;
+    assert_eq!(*attached.kernel.sizes.lock(), [20 << 30, 20 << 30, 30 << 30]);
     attached.leaves().await;
     serving.stop();
 }
