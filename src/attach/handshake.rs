@@ -6,7 +6,7 @@
 
 use bytes::{Buf, BytesMut};
 
-use super::identity::Identity;
+use super::identity::{Identity, LEAVING};
 use crate::nbd::wire::{
     IHAVEOPT, NBDMAGIC, OPTION_REPLY_MAGIC, OptionHeader, Succession, client_flag, handshake_flag, info, option,
     reply_type,
@@ -28,6 +28,8 @@ pub struct Offer {
     pub preferred_block: u32,
     /// What it says of the disk, if it is a server that does.
     pub identity: Option<Identity>,
+    /// Whether it says that it will soon be gone.
+    pub is_leaving: bool,
 }
 
 /// Why there is no offer.
@@ -89,7 +91,14 @@ impl Handshake {
             output: Vec::new(),
             greeted: false,
             // What is to be believed of a server that does not say.
-            offer: Offer { size: 0, flags: 0, minimum_block: 1, preferred_block: 4096, identity: None },
+            offer: Offer {
+                size: 0,
+                flags: 0,
+                minimum_block: 1,
+                preferred_block: 4096,
+                identity: None,
+                is_leaving: false,
+            },
             has_size: false,
         }
     }
@@ -183,7 +192,11 @@ impl Handshake {
                 (self.offer.minimum_block, self.offer.preferred_block) = (rest.get_u32(), rest.get_u32());
             }
             (info::EXPORT | info::BLOCK_SIZE, _) => return Err(Refusal::Protocol("sizes have another length")),
-            (info::DESCRIPTION, _) => self.offer.identity = str::from_utf8(rest).ok().and_then(Identity::parse),
+            (info::DESCRIPTION, _) => {
+                let text = str::from_utf8(rest).unwrap_or_default();
+                self.offer.identity = Identity::parse(text);
+                self.offer.is_leaving = text.ends_with(LEAVING);
+            }
             _ => {}
         }
         Ok(())
@@ -253,7 +266,7 @@ mod tests {
         put_info(&mut out, info::EXPORT, &[&(1_u64 << 30).to_be_bytes()[..], &0x16d_u16.to_be_bytes()].concat());
         let blocks: Vec<u8> = [512_u32, 4096, 32 << 20].iter().flat_map(|n| n.to_be_bytes()).collect();
         put_info(&mut out, info::BLOCK_SIZE, &blocks);
-        put_info(&mut out, info::DESCRIPTION, identity().to_string().as_bytes());
+        put_info(&mut out, info::DESCRIPTION, format!("{}{LEAVING}", identity()).as_bytes());
         put_info(&mut out, 77, b"from the future");
         put_option_reply(&mut out, option::GO, reply_type::ACK, &[]);
         out
@@ -328,7 +341,7 @@ mod tests {
                 }
             }
             let offer = Offer {
-                size: 1 << 30, flags: 0x16d, minimum_block: 512, preferred_block: 4096, identity: Some(identity()),
+                size: 1 << 30, flags: 0x16d, minimum_block: 512, preferred_block: 4096, identity: Some(identity()), is_leaving: true,
             };
             prop_assert_eq!(got, Some(offer));
         }

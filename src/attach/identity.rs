@@ -18,6 +18,9 @@ use uuid::Uuid;
 
 use crate::units::Epoch;
 
+/// What stands behind the identity when the server is about to give the disk to another, or to stop.
+pub const LEAVING: &str = " leaving";
+
 /// What a server says of the disk behind an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -70,6 +70,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Has everything that was written to a device flushed.
     async fn flush(&self, device: u32) -> io::Result<()>;
 
+    /// Has the kernel look so often at a request of a device that has no answer. It may wait for requests that are under way.
+    async fn set_tick(&self, device: u32, tick: Duration);
+
     /// Whether a filesystem, swap or another device is on it.
     async fn in_use(&self, device: u32) -> bool;
 

@@ -14,13 +14,9 @@ use tokio::sync::{Mutex, mpsc as channel, oneshot};
 
 use super::kernel::{Kernel, KernelError, Setup, Sockets};
 use super::netlink::{self, DeviceStatus, Line, Message};
+use super::supervisor::TICK;
 use super::sysfs;
 use crate::outside::Workers;
-
-/// How often the kernel looks at a request that has no answer, where there is one connection and no time limit: if the
-/// connection that it was sent on is not there any more, it is sent again. So programs may wait for so much longer than a
-/// server is away. (The kernel logs a line for each request each time, so not more often.)
-const REQUEST_TICK: Duration = Duration::from_secs(5);
 
 /// Dead connections that have been heard of and not been looked at.
 const HEARD_MAX: usize = 1024;
@@ -113,11 +109,7 @@ impl Kernel for Linux {
         let device = answers.iter().find_map(Message::device).or(setup.device);
         let device = device.ok_or_else(|| io::Error::other("the kernel does not say which device it made"))?;
         if setup.timeout.is_zero() {
-            // On a thread of its own: kernels since 6.11 let it wait for the requests that are under way.
-            let set = Workers::Threads.run(move || sysfs::set_request_tick(device, REQUEST_TICK.as_millis())).await;
-            if let Err(error) = set {
-                tracing::warn!("requests will wait up to 30 s after a reconnect: {error}");
-            }
+            self.set_tick(device, TICK).await;
         }
         Ok(device)
     }
@@ -143,6 +135,14 @@ impl Kernel for Linux {
 
     async fn flush(&self, device: u32) -> io::Result<()> {
         Workers::Threads.run(move || sysfs::flush(device)).await
+    }
+
+    async fn set_tick(&self, device: u32, tick: Duration) {
+        // On a thread of its own: kernels since 6.11 let it wait for the requests that are under way.
+        let set = Workers::Threads.run(move || sysfs::set_request_tick(device, tick.as_millis())).await;
+        if let Err(error) = set {
+            tracing::warn!("requests may wait up to 30 s after a reconnect: {error}");
+        }
     }
 
     async fn in_use(&self, device: u32) -> bool {

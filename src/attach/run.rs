@@ -139,6 +139,7 @@ impl Hands {
                 Event::Read(self.kernel.read(device, sector_size).await.map_err(|error| error.to_string()))
             }
             Effect::Flush(device) => Event::Flushed(self.kernel.flush(device).await.map_err(|error| error.to_string())),
+            Effect::Tick(device, tick) => return self.kernel.set_tick(device, tick).await,
             Effect::Ask { server, number } => match self.servers.get(server) {
                 Some(place) => Event::Told(number, ask(place, &self.volume).await),
                 None => return,

@@ -28,6 +28,8 @@
 //!   is sent when requests have been seen to be answered (*Sizing*). It is sent each time: kernels may fall back to the first.
 //! - A kernel that is told *another* size lets no request begin until those that are under way are answered (since 6.10), and takes
 //!   no sockets until then. So it is told only once a flush has come back: whatever the server has just then, it gets it into the store.
+//! - A request that was under way when its connection ended is sent again when the kernel looks at it, every [`TICK`]. A server that
+//!   will leave says so before: then the kernel is told to look more often, until there is another.
 //! - A server that hangs (stopped, swapped out) keeps its connections. It is asked for the size of its volume on a connection of its
 //!   own: that also says whether it lives. One that is silent may only be short of files; so a read decides (*Doubting*). A server that
 //!   greets, and whose store is away, is waited for.
@@ -59,7 +61,13 @@ pub const FAREWELL: Duration = Duration::from_secs(10);
 /// How long the kernel may take to answer what it is told.
 pub const KERNEL: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it lives, and how large its volume is.
-pub const ASK: Duration = Duration::from_secs(4);
+pub const ASK: Duration = Duration::from_secs(1);
+/// How often the kernel looks at a request that has no answer, where there is one connection and no time limit: if the connection that
+/// it was sent on is not there any more, it is sent again. So programs may wait for so much longer than a server is away. (The
+/// kernel logs a line for each request each time, so not more often.)
+pub const TICK: Duration = Duration::from_secs(5);
+/// The same when the server has said that it will leave.
+pub const QUICK_TICK: Duration = Duration::from_millis(250);
 /// How long a read may take when the server was silent.
 pub const DOUBT: Duration = Duration::from_secs(10);
 /// How often a device that is in use is looked at, when it is to be left.
@@ -146,7 +154,7 @@ pub enum Weight {
     Warning,
 }
 
-/// What is to be done. Each answers with an event, but for the last three.
+/// What is to be done. Each answers with an event, but for the last three and [`Effect::Tick`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Connect to that server, as often as planned.
@@ -194,6 +202,8 @@ pub enum Effect {
         /// The question's number, for its answer.
         number: u64,
     },
+    /// Have the kernel look so often at a request of it that has no answer.
+    Tick(u32, Duration),
     /// Look whether it is in use.
     LookInUse(u32),
     /// Have the kernel end it.
@@ -264,6 +274,10 @@ pub struct Supervisor {
     telling: Option<u64>,
     reading: bool,
     flushing: bool,
+    /// The server has said that it will leave.
+    is_leaving: bool,
+    /// The kernel looks at requests often.
+    is_quick: bool,
     proof: Duration,
     ready: bool,
     stopping: bool,
@@ -294,6 +308,8 @@ impl Supervisor {
             telling: None,
             reading: false,
             flushing: false,
+            is_leaving: false,
+            is_quick: false,
             proof: PROOF,
             ready: false,
             stopping: false,
@@ -338,8 +354,8 @@ impl Supervisor {
             }
             Event::Flushed(result) => {
                 self.flushing = false;
-                if result.is_ok() && self.phase == Phase::Attached && self.must_grow() {
-                    self.tell_size(self.offered_size);
+                if result.is_ok() && self.phase == Phase::Attached {
+                    self.flushed();
                 }
             }
             Event::Told(number, told) if self.phase == Phase::Attached && number == self.phase_number => {
@@ -444,6 +460,7 @@ impl Supervisor {
         self.failed_dials = 0;
         self.said.clear();
         self.offered_size = offer.size;
+        self.is_leaving = offer.is_leaving;
         self.offer = Some((offer, identity));
         match self.live_links {
             0 => self.hand_over(),
@@ -616,7 +633,7 @@ impl Supervisor {
         self.offer = None;
         self.say(Weight::Info, format!("connected again, to server {}", self.server + 1));
         self.attached();
-        self.grow();
+        self.adapt();
     }
 
     fn tell_size(&mut self, size: u64) {
@@ -665,11 +682,30 @@ impl Supervisor {
         self.offered_size > device.size && is_whole && self.telling.is_none()
     }
 
-    /// Begins to make the device as large as the volume.
-    fn grow(&mut self) {
-        if let (Some(device), true, false) = (&self.device, self.must_grow(), self.flushing) {
+    /// Whether the kernel is to look at requests more often, or less often, than it does.
+    fn must_change_tick(&self) -> bool {
+        self.plan.timeout.is_zero() && self.is_quick != self.is_leaving
+    }
+
+    /// Begins to make the device what it should be now. The kernel may hold requests back for that until those under way are answered.
+    fn adapt(&mut self) {
+        if let (Some(device), true, false) = (&self.device, self.must_grow() || self.must_change_tick(), self.flushing)
+        {
             self.flushing = true;
             self.effects.push(Effect::Flush(device.number));
+        }
+    }
+
+    /// Requests are answered.
+    fn flushed(&mut self) {
+        let Some(device) = self.device.as_ref().map(|device| device.number) else { return };
+        if self.must_change_tick() {
+            self.is_quick = self.is_leaving;
+            let tick = if self.is_quick { QUICK_TICK } else { TICK };
+            self.effects.push(Effect::Tick(device, tick));
+        }
+        if self.must_grow() {
+            self.tell_size(self.offered_size);
         }
     }
 
@@ -690,7 +726,8 @@ impl Supervisor {
                     self.say(Weight::Warning, words);
                 }
                 self.offered_size = offer.size;
-                self.grow();
+                self.is_leaving = offer.is_leaving;
+                self.adapt();
             }
         }
         self.wake(ASK);

@@ -32,7 +32,7 @@ fn identity(epoch: u64, since: u64) -> Identity {
 
 fn offer(epoch: u64, since: u64) -> Offer {
     let identity = Some(identity(epoch, since));
-    Offer { size: 1 << 20, flags: FLAGS, minimum_block: 1, preferred_block: 65536, identity }
+    Offer { size: 1 << 20, flags: FLAGS, minimum_block: 1, preferred_block: 65536, identity, is_leaving: false }
 }
 
 fn unreachable() -> Event {
@@ -253,6 +253,30 @@ fn a_volume_that_grew_while_its_server_was_away_grows_the_device_when_it_is_back
     assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [resize(2 << 20)]);
     supervisor.handle(Event::Resized(Ok(())));
     assert_eq!(supervisor.device.as_ref().unwrap().size, 2 << 20);
+}
+
+#[test]
+fn the_kernel_looks_often_at_requests_while_their_server_is_about_to_leave() {
+    let leaving = || Ok(Offer { is_leaving: true, ..sized(1 << 20) });
+    let mut supervisor = attached(plan(2, 1));
+    assert_eq!(deeds(tell(&mut supervisor, leaving())), [FLUSH], "it may hold requests back for that, too");
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, QUICK_TICK)]);
+    assert_eq!(deeds(tell(&mut supervisor, leaving())), []);
+    // It stays after all.
+    assert_eq!(deeds(tell(&mut supervisor, Ok(sized(1 << 20)))), [FLUSH]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK)]);
+    // Or it leaves, and there is another; and what has grown meanwhile grows.
+    tell(&mut supervisor, leaving());
+    supervisor.handle(Event::Flushed(Ok(())));
+    supervisor.handle(Event::LinkDead(3));
+    supervisor.handle(Event::Dialed(Ok(Offer { size: 2 << 20, ..offer(6, 5) })));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::Read(Ok(())));
+    assert_eq!(deeds(supervisor.handle(Event::Resized(Ok(())))), [FLUSH]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK), resize(2 << 20)]);
+    // With a time limit it is that which counts.
+    let mut supervisor = attached(Plan { timeout: Duration::from_secs(30), ..plan(1, 1) });
+    assert_eq!(deeds(tell(&mut supervisor, leaving())), []);
 }
 
 #[test]
@@ -478,7 +502,7 @@ fn answer(effect: &Effect, luck: u8) -> Option<Event> {
         Effect::LookInUse(_) => Event::InUse(luck.is_multiple_of(2)),
         Effect::Disconnect(_) => Event::Disconnected(kernel(luck)),
         Effect::Wake(timer, _) => Event::Woke(*timer),
-        Effect::EndSockets | Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return None,
+        Effect::EndSockets | Effect::Tick(..) | Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return None,
     })
 }
 

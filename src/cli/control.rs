@@ -32,6 +32,12 @@ const SOCKET: &str = "control.sock";
 /// How long a status may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it takes until clients that ask every second know that a volume will leave, and what they had asked for before is answered.
+const LEAVING_KNOWN: Duration = Duration::from_millis(2500);
+
+/// How long they believe it, if it does not.
+const LEAVING_BELIEVED: Duration = Duration::from_secs(30);
+
 /// The longest request in bytes.
 const REQUEST_MAX: u64 = 4096;
 
@@ -246,7 +252,12 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
         Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
         Request::Settle { export, within_millis } => {
             let within = Duration::from_millis(within_millis);
-            serde_json::to_vec(&settle_volumes(export.as_deref(), within, &insight.exports).await)?
+            let settled = settle_volumes(export.as_deref(), within, &insight.exports).await;
+            // Whoever asks for that takes the volumes away next.
+            if settled.is_none() {
+                announce(export.as_deref(), &insight.server, &insight.exports).await;
+            }
+            serde_json::to_vec(&settled)?
         }
         Request::HandOver { export, to } => {
             serde_json::to_vec(&hand_volume_over(export, to, Arc::clone(insight)).await)?
@@ -287,6 +298,17 @@ async fn settle_volumes(export: Option<&str>, within: Duration, exports: &Volume
             "not everything that was written is in the store within serve.handoff_timeout ({}); see `ashlar status`",
             exact_duration(within)
         )),
+    }
+}
+
+/// Has the clients that come back told that one volume, or all that are open, will soon be gone, and waits until they know.
+/// `ashlar attach` asks every second, and has the kernel prepared then.
+pub async fn announce(export: Option<&str>, server: &Server, exports: &VolumeExports<StoreVolumes>) {
+    if server.has_clients_that_come_back() {
+        for (name, _) in exports.open_volumes().iter().filter(|(name, _)| export.is_none_or(|export| name == export)) {
+            exports.announce(name, LEAVING_BELIEVED);
+        }
+        tokio::time::sleep(LEAVING_KNOWN).await;
     }
 }
 

@@ -15,11 +15,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::attach::identity::LEAVING;
 use crate::config::ALL;
 use crate::device::read_only::ReadOnly;
 use crate::device::{Device, ExportEntry, ExportError, Exports};
@@ -71,6 +74,8 @@ struct Shared<V: Volumes> {
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
+    /// The volumes that will soon be handed over or closed, and until when that is to be believed.
+    leaving: Mutex<HashMap<String, Instant>>,
     /// The volumes that were handed over.
     moved: Mutex<BTreeMap<String, Moved>>,
     listing: tokio::sync::Mutex<()>,
@@ -144,6 +149,7 @@ impl<V: Volumes> VolumeExports<V> {
             read_only,
             slots: Mutex::default(),
             ended: Mutex::default(),
+            leaving: Mutex::default(),
             moved: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
@@ -225,6 +231,7 @@ impl<V: Volumes> VolumeExports<V> {
         let closed = V::close(&volume).await;
         slot.lock().await.take_if(|there| Arc::ptr_eq(there, &volume));
         self.forget(name, &slot);
+        self.0.leaving.lock().remove(name);
         match &closed {
             Ok(()) => {
                 info!("volume {name} is closed; {to} can open it");
@@ -239,6 +246,17 @@ impl<V: Volumes> VolumeExports<V> {
             }
         }
         closed
+    }
+
+    /// Has clients told that this volume will soon be handed over or closed; it is believed for so long.
+    pub fn announce(&self, name: &str, within: Duration) {
+        self.0.leaving.lock().insert(name.to_owned(), Instant::now() + within);
+    }
+
+    /// What clients are told of the disk.
+    fn description(&self, name: &str, volume: &V::Volume) -> String {
+        let is_leaving = self.0.leaving.lock().get(name).is_some_and(|until| Instant::now() < *until);
+        V::identity(volume) + if is_leaving { LEAVING } else { "" }
     }
 
     /// Forgets that a volume was handed over.
@@ -349,7 +367,7 @@ impl<V: Volumes> Exports for VolumeExports<V> {
                 warn!("a client asked for volume {name}, which does not open: {why}");
             }
         })?;
-        let description = V::identity(&volume);
+        let description = self.description(&name, &volume);
         let device: Arc<dyn Device> = match self.0.read_only.contains(&name) {
             true => Arc::new(ReadOnly::new(volume)),
             false => volume,

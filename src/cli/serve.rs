@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
 use super::start::{Beginning, Running, start};
-use super::{allocator, drain, logging, runtime, signals};
+use super::{allocator, control, drain, logging, runtime, signals};
 use crate::config::{ALL, Effective, Flag};
 use crate::human::about_bytes;
 use crate::outside::panics;
@@ -154,8 +154,9 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
         None => info!("stopping: bringing everything into the store; one more signal, in 1 s or later, leaves at once"),
         Some(_) => info!("stopping: another process takes the place of this one; bringing everything into the store"),
     }
+    let is_announced = patience.is_some();
     tokio::select! {
-        outcome = stop(&running, config, bars) => outcome,
+        outcome = stop(&running, is_announced, config, bars) => outcome,
         () = signals.another(stopping_since) => Err(leave_early(&running, config)),
         () = elapsed(patience) => Err(leave_to_the_next(&running, config)),
     }
@@ -169,7 +170,10 @@ async fn elapsed(patience: Option<Duration>) {
     }
 }
 
-async fn stop(running: &Running, config: &Effective, bars: &MultiProgress) -> Outcome {
+async fn stop(running: &Running, is_announced: bool, config: &Effective, bars: &MultiProgress) -> Outcome {
+    if !is_announced {
+        control::announce(None, &running.server, &running.exports).await;
+    }
     running.server.shutdown().await;
     let problems = drain::close_all(&running.exports, bars).await;
     if problems.is_empty() {

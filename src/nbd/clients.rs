@@ -127,6 +127,11 @@ impl Clients {
         Member { clients: Arc::clone(self), id }
     }
 
+    /// Whether any client has said that it comes back.
+    pub fn has_members(&self) -> bool {
+        !self.members.lock().is_empty()
+    }
+
     /// Ends the earlier connections of the same client, and returns when nothing is left of them: no request that was
     /// taken from them takes effect any more. One that the client sends again here, and then overwrites, would else come back.
     pub async fn succeed(&self, succession: Succession) {

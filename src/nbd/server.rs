@@ -125,6 +125,11 @@ impl Server {
         self.core.clients.list()
     }
 
+    /// Whether there are clients that connect again by themselves, and so want to know beforehand (SUCCEED).
+    pub fn has_clients_that_come_back(&self) -> bool {
+        self.core.clients.has_members()
+    }
+
     /// Ends the connections of an export's clients: of all, or of those from that address (with or without its port).
     /// Returns the addresses of the clients that go. What a client sent in full is still carried out; nothing keeps it from
     /// coming back.

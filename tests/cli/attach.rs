@@ -11,7 +11,7 @@ use std::time::Duration;
 use ashlar::attach::dial::Place as Server;
 use ashlar::attach::kernel::{Kernel, KernelError, Setup, Sockets};
 use ashlar::attach::run::{self, Notice, Order};
-use ashlar::attach::supervisor::Plan;
+use ashlar::attach::supervisor::{Plan, QUICK_TICK, TICK};
 use ashlar::nbd::wire::{RequestHeader, SIMPLE_REPLY_MAGIC, command};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,6 +48,7 @@ struct Fake {
     state: watch::Sender<State>,
     setups: parking_lot::Mutex<Vec<Setup>>,
     sizes: parking_lot::Mutex<Vec<u64>>,
+    ticks: parking_lot::Mutex<Vec<Duration>>,
     ignored: AtomicUsize,
     cookies: AtomicU64,
     died: mpsc::UnboundedSender<u32>,
@@ -61,6 +62,7 @@ impl Fake {
             state: watch::Sender::default(),
             setups: parking_lot::Mutex::default(),
             sizes: parking_lot::Mutex::default(),
+            ticks: parking_lot::Mutex::default(),
             ignored: AtomicUsize::new(0),
             cookies: AtomicU64::new(1),
             died,
@@ -184,6 +186,10 @@ impl Kernel for Fake {
 
     async fn flush(&self, _: u32) -> io::Result<()> {
         self.request(command::FLUSH, 0, 0, &[]).await.map(drop)
+    }
+
+    async fn set_tick(&self, _: u32, tick: Duration) {
+        self.ticks.lock().push(tick);
     }
 
     async fn in_use(&self, _: u32) -> bool {
@@ -334,6 +340,28 @@ async fn a_clean_hand_over_to_another_server_is_no_break() {
     std::os::unix::fs::symlink(there, place.path("first/ashlar.sock")).unwrap();
     attached.hears("connected again").await;
     assert!(attached.kernel.holds(3, 5).await);
+    attached.leaves().await;
+    serving.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_hears_beforehand_that_its_volume_will_be_handed_over() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut attached = attach(&[&serving]).await;
+    attached.kernel.write(3, 5).await.unwrap();
+    place.ok(&["handoff", "disk0", "--to", "host2"]);
+    assert_eq!(*attached.kernel.ticks.lock(), [QUICK_TICK]);
+    attached.hears("volume disk0 moved to host2").await;
+    place.ok(&["handoff", "disk0", "--back"]);
+    attached.hears("connected again").await;
+    assert!(attached.kernel.holds(3, 5).await);
+    within(async {
+        while *attached.kernel.ticks.lock() != [QUICK_TICK, TICK] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     attached.leaves().await;
     serving.stop();
 }

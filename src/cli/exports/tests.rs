@@ -141,6 +141,20 @@ async fn a_volume_that_was_handed_over_is_closed_and_opened_here_no_more_until_i
     assert!(!Arc::ptr_eq(&held, &exports.volume("a").await.unwrap()), "it is opened anew");
 }
 
+#[tokio::test(start_paused = true)]
+async fn clients_are_told_that_a_volume_will_leave_for_as_long_as_that_is_to_be_believed() {
+    let exports = exports(&shelf(&["a", "b"], None), &[]);
+    let told = async |name: &str| exports.open(name).await.unwrap().0.description;
+    exports.announce("a", Duration::from_secs(10));
+    assert_eq!((told("a").await, told("b").await), ("fake leaving".to_owned(), "fake".to_owned()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(told("a").await, "fake");
+    exports.announce("a", Duration::from_secs(10));
+    exports.hand_over("a", "there", || {}).await.unwrap();
+    exports.take_back("a").unwrap();
+    assert_eq!(told("a").await, "fake");
+}
+
 /// What is still being closed would be given to a client: it would get errors for its writes, and old data once another server
 /// has it.
 #[tokio::test]
