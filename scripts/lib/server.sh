@@ -202,6 +202,15 @@ server_stop() {
     return "$status"
 }
 
+# server_replace FOLDER: another process takes the place of the one that runs, which must leave by itself.
+server_replace() {
+    local folder=$1 before SERVER_ARGUMENTS="${SERVER_ARGUMENTS:-} --replace"
+    before=$(<"$folder/pid")
+    server_start "$folder" || return 1
+    wait "$before" || { warn "the server that was replaced left with exit status $?"; return 1; }
+    until server_ready "$folder"; do sleep 0.05; done
+}
+
 # server_running FOLDER
 server_running() { [[ -e $1/pid ]]; }
 
