@@ -82,11 +82,7 @@ fn a_volume_that_the_store_does_not_take_in_time_stays() {
     let mut disk = serving.attach("disk0").unwrap();
     disk.write(0, 1, MIB).unwrap();
     disk.flush().unwrap();
-    let info: Value = serde_json::from_str(&place.ok(&["info", "disk0", "--json"])).unwrap();
-    let folder = format!("ashlar-data/disk0/{}", &info["uuid"].as_str().unwrap()[..8]);
-    let (segments, away) = (place.path(&format!("{folder}/segments")), place.path("away"));
-    std::fs::rename(&segments, &away).unwrap();
-    std::fs::write(&segments, "").unwrap();
+    let segments = place.refuse_segments("disk0");
     disk.write(0, 2, MIB).unwrap();
     let mut handoff = place.command(&["handoff", "disk0", "--to", "host2"]);
     let ended = Ended::of(handoff.env("ASHLAR_SERVE__HANDOFF_TIMEOUT", "1s"));
@@ -97,8 +93,7 @@ fn a_volume_that_the_store_does_not_take_in_time_stays() {
     );
     disk.write(MIB as u64, 3, MIB).unwrap();
     assert!(moved(&place).as_array().unwrap().is_empty());
-    std::fs::remove_file(&segments).unwrap();
-    std::fs::rename(&away, &segments).unwrap();
+    segments.accept();
     disk.flush().unwrap();
     assert!(disk.holds(0, 2, MIB) && disk.holds(MIB as u64, 3, MIB));
     serving.stop();

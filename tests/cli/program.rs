@@ -56,6 +56,17 @@ impl Place {
         ended.out
     }
 
+    /// From now on a volume's segments cannot be written; everything else of the store is as it was.
+    pub fn refuse_segments(&self, volume: &str) -> RefusedSegments {
+        let info: serde_json::Value = serde_json::from_str(&self.ok(&["info", volume, "--json"])).unwrap();
+        let uuid = info["uuid"].as_str().unwrap();
+        let segments = self.path(&format!("ashlar-data/{volume}/{}/segments", &uuid[..8]));
+        let away = self.path("away");
+        std::fs::rename(&segments, &away).unwrap();
+        std::fs::write(&segments, "").unwrap();
+        RefusedSegments { segments, away }
+    }
+
     /// Starts `ashlar serve` on a Unix socket only, and waits until it serves.
     pub fn serve(&self, args: &[&str]) -> Serving {
         let mut command = self.command(&["serve", "--listen", "none"]);
@@ -70,6 +81,20 @@ impl Ended {
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// See [`Place::refuse_segments`].
+pub struct RefusedSegments {
+    segments: PathBuf,
+    away: PathBuf,
+}
+
+impl RefusedSegments {
+    /// They can be written again.
+    pub fn accept(self) {
+        std::fs::remove_file(&self.segments).unwrap();
+        std::fs::rename(&self.away, &self.segments).unwrap();
     }
 }
 

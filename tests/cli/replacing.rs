@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::program::{Ended, Place, Serving};
 
@@ -92,16 +91,11 @@ fn a_server_that_cannot_leave_goes_on_and_the_new_one_gives_up() {
     disk.flush().unwrap();
 
     // Segments cannot be written, the rest can be read.
-    let info: Value = serde_json::from_str(&place.ok(&["info", "disk0", "--json"])).unwrap();
-    let folder = format!("ashlar-data/disk0/{}", &info["uuid"].as_str().unwrap()[..8]);
-    let (segments, away) = (place.path(&format!("{folder}/segments")), place.path("away"));
-    std::fs::rename(&segments, &away).unwrap();
-    std::fs::write(&segments, "").unwrap();
+    let segments = place.refuse_segments("disk0");
     disk.write(0, 2, MIB).unwrap();
     refused(&place, &[], "goes on: not everything that was written is in the store within serve.handoff_timeout (2s)");
     disk.write(MIB as u64, 3, MIB).unwrap();
-    std::fs::remove_file(&segments).unwrap();
-    std::fs::rename(&away, &segments).unwrap();
+    segments.accept();
     disk.flush().unwrap();
     drop(disk);
 
