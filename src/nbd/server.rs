@@ -440,33 +440,26 @@ impl Halves for TcpStream {
     }
 }
 
-impl Halves for UnixStream {
-    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
-        self
-    }
+/// Streams that split by themselves, and of which there is no more to know.
+macro_rules! halves {
+    ($($stream:ty),+) => {$(
+        impl Halves for $stream {
+            fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
+                self
+            }
 
-    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
-        self
-    }
+            fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
+                self
+            }
 
-    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
-        self.split()
-    }
+            fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
+                self.split()
+            }
+        }
+    )+};
 }
 
-impl Halves for VsockStream {
-    fn whole(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + Send) {
-        self
-    }
-
-    fn into_whole(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
-        self
-    }
-
-    fn halves(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send) {
-        self.split()
-    }
-}
+halves!(UnixStream, VsockStream);
 
 /// Any other stream, such as one of TLS: its halves take turns under a lock.
 struct Locked<S>(S);
