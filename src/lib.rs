@@ -9,6 +9,7 @@ pub mod units;
 pub mod human;
 pub mod change;
 pub mod part;
+pub mod tally;
 pub mod device;
 pub mod nbd;
 pub mod volume;

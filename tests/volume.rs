@@ -652,3 +652,56 @@ async fn a_volume_that_is_closed_is_not_read() {
     assert!(matches!(volume.cache(0, 4096).await, Err(DeviceError::ShuttingDown)));
     assert!(volume.write(0, pattern(1, 4096), false).await.is_err() && volume.flush().await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_ask_is_counted_by_operation() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    volume.write(0, pattern(1, 8192), false).await.unwrap();
+    volume.write(8192, pattern(2, 4096), false).await.unwrap();
+    volume.trim(4096, 4096, false).await.unwrap();
+    volume.write_zeroes(1 << 20, 1 << 20, false, false).await.unwrap();
+    volume.flush().await.unwrap();
+    read(&volume, 0, 4096).await;
+    volume.cache(0, 4096).await.unwrap();
+    volume.extents(0, SIZE, 10).await.unwrap();
+    let (_, puts) = volume.store_requests().outcomes()[0];
+    assert!(puts.answered > 0 && puts.durations.count() == puts.answered, "{puts:?}");
+    volume.close().await.unwrap();
+    volume.write(0, pattern(3, 4096), false).await.unwrap_err();
+    let counted =
+        volume.operations().map(|(name, tallied)| (name, tallied.durations.count(), tallied.bytes, tallied.failed));
+    let expected = [
+        ("read", 1, 4096, 0),
+        ("write", 3, 12288, 1),
+        ("flush", 1, 0, 0),
+        ("trim", 1, 4096, 0),
+        ("write_zeroes", 1, 1 << 20, 0),
+        ("cache", 1, 4096, 0),
+        ("block_status", 1, SIZE, 0),
+    ];
+    assert_eq!(counted, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_says_how_long_the_oldest_change_waits_and_what_holds_it() {
+    let world = World::new().await;
+    let options = Options { writeback_delay: Duration::from_secs(3600), ..world.options.clone() };
+    let world = World { options, ..world };
+    let volume = world.open().await;
+    assert_eq!((volume.status().dirty_millis, volume.status().journal_bytes), (0, 0));
+    for no in 0..30 {
+        volume.write(no * 4096, pattern(no, 4096), false).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let status = volume.status();
+    assert!((30_000..32_000).contains(&status.dirty_millis), "{}", status.dirty_millis);
+    assert_eq!(status.dirty_bound, world.options.dirty_bytes);
+    assert!(status.journal_bytes >= 30 * 4096 && status.journal_suspended.is_none(), "{}", status.journal_bytes);
+    assert_eq!((status.uploads, status.writes_waiting), (0, 0));
+    volume.flush().await.unwrap();
+    assert_eq!(volume.status().dirty_millis, 0);
+    volume.write(0, pattern(9, 4096), false).await.unwrap();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!((5_000..7_000).contains(&volume.status().dirty_millis), "the age is that of this one");
+}

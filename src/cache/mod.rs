@@ -12,7 +12,7 @@
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
@@ -60,6 +60,8 @@ impl Options {
 #[derive(Debug)]
 pub struct BlockCache {
     memory: Cache<(Uuid, FrameAddr), Arc<Frame>, ByLength, Hashing>,
+    hits: AtomicU64,
+    misses: AtomicU64,
     disk: Option<DiskTier>,
 }
 
@@ -70,6 +72,12 @@ pub struct Status {
     pub memory_size: u64,
     /// Bytes that it takes there.
     pub memory_used: u64,
+    /// Frames that somebody read and that were there.
+    #[serde(default)]
+    pub memory_hits: u64,
+    /// Frames that somebody read and that were not there.
+    #[serde(default)]
+    pub memory_misses: u64,
     /// The tier on the local disk, if it is configured.
     pub disk: Option<disk::Status>,
 }
@@ -151,7 +159,7 @@ impl BlockCache {
             // Only for want of a capacity.
             Err(_) => Cache::with(entries, memory, ByLength, hashing, lifecycle),
         };
-        BlockCache { memory, disk }
+        BlockCache { memory, hits: AtomicU64::new(0), misses: AtomicU64::new(0), disk }
     }
 
     /// The opened frame, if it is in memory.
@@ -185,6 +193,14 @@ impl BlockCache {
         self.memory.insert((volume, frame), Arc::new(Frame { part: content.into_part(), unread, shares }));
     }
 
+    /// Counts what somebody read, and was in memory or was not. What is looked for ahead counts for nothing.
+    pub fn count(&self, hits: usize, misses: usize, purpose: Purpose) {
+        if purpose != Purpose::Ahead {
+            self.hits.fetch_add(hits as u64, Ordering::Relaxed);
+            self.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        }
+    }
+
     /// The tier on the local disk.
     pub fn disk(&self) -> Option<&DiskTier> {
         self.disk.as_ref()
@@ -200,6 +216,8 @@ impl BlockCache {
         Status {
             memory_size: self.memory_size(),
             memory_used: self.memory.weight(),
+            memory_hits: self.hits.load(Ordering::Relaxed),
+            memory_misses: self.misses.load(Ordering::Relaxed),
             disk: self.disk.as_ref().map(DiskTier::status),
         }
     }

@@ -33,6 +33,8 @@ struct Troubles {
     failing: BTreeMap<u64, Instant>,
     /// The newest failure.
     what: Option<StoreError>,
+    /// Attempts that failed and were followed by another.
+    failed: u64,
 }
 
 impl Health {
@@ -41,6 +43,11 @@ impl Health {
         let troubles = self.0.lock();
         let since = troubles.failing.values().min()?;
         Some(Trouble { since: *since, what: troubles.what.clone()? })
+    }
+
+    /// Attempts that failed so far.
+    pub fn failed_attempts(&self) -> u64 {
+        self.0.lock().failed
     }
 
     /// An operation that begins now, and is well until it says otherwise.
@@ -72,6 +79,7 @@ impl Attempts {
         });
         troubles.failing.entry(id).or_insert(self.began);
         troubles.what = Some(what);
+        troubles.failed += 1;
     }
 }
 
@@ -130,6 +138,7 @@ mod tests {
         assert!(health.trouble().is_some());
         drop(later);
         assert!(health.trouble().is_none());
+        assert_eq!(health.failed_attempts(), 4);
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
+use super::meter::Meter;
 use super::options::human;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store};
 
@@ -72,6 +73,7 @@ pub struct HedgeStore {
     inner: Arc<dyn Store>,
     options: HedgeOptions,
     state: Mutex<State>,
+    meter: Arc<Meter>,
 }
 
 #[derive(Debug, Default)]
@@ -90,9 +92,9 @@ struct Class {
 }
 
 impl HedgeStore {
-    /// Wraps `inner`.
-    pub fn new(inner: Arc<dyn Store>, options: HedgeOptions) -> HedgeStore {
-        HedgeStore { inner, options, state: Mutex::default() }
+    /// Wraps `inner`; second requests are counted in `meter`.
+    pub fn new(inner: Arc<dyn Store>, options: HedgeOptions, meter: Arc<Meter>) -> HedgeStore {
+        HedgeStore { inner, options, state: Mutex::default(), meter }
     }
 
     /// Counts a GET; when it is to be asked a second time, if it may be at all.
@@ -166,6 +168,7 @@ impl Store for HedgeStore {
                     () = sleep(delay) => match self.spend() {
                         false => first.await,
                         true => {
+                            self.meter.hedged();
                             tracing::debug!("{key} at {} takes more than {delay:?}: asked again", range.start);
                             better(first, self.inner.get_range(key, range)).await
                         }
@@ -283,7 +286,7 @@ mod tests {
     /// A store of which a hundred GETs took 10 ms each.
     async fn settled(options: HedgeOptions) -> (Arc<Script>, HedgeStore) {
         let script = Arc::new(Script::default());
-        let store = HedgeStore::new(script.clone(), options);
+        let store = HedgeStore::new(script.clone(), options, Arc::default());
         for _ in 0..100 {
             store.get_range(&key(), 0..100).await.unwrap();
         }
@@ -320,6 +323,7 @@ mod tests {
         let gone = one(script, store, &[(200, None), (5, Some(ErrorKind::NotFound))]).await;
         assert_eq!(gone, (Err(ErrorKind::NotFound), 25, (2, 1)));
         assert_eq!(one(script, store, &[(5, retryable)]).await.2, (1, 0), "failures are for whoever retries");
+        assert_eq!(store.meter.hedges(), 6);
     }
 
     #[tokio::test(start_paused = true)]
@@ -345,7 +349,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_is_asked_twice_before_enough_is_known_and_lengths_are_apart() {
         let script = Arc::new(Script::default());
-        let store = HedgeStore::new(script.clone(), HedgeOptions { share_percent: 100, ..HedgeOptions::default() });
+        let options = HedgeOptions { share_percent: 100, ..HedgeOptions::default() };
+        let store = HedgeStore::new(script.clone(), options, Arc::default());
         for _ in 0..SAMPLES_MIN {
             assert_eq!(one(&script, &store, &[(10, None)]).await.2.0, 1);
         }

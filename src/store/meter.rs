@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{ErrorKind, Key, ObjectEntry, Result, Store};
+use crate::tally::{Distribution, Durations};
 
 /// What was asked of a store since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -61,6 +62,7 @@ pub struct Meter {
     objects_deleted: AtomicU64,
     bytes_put: AtomicU64,
     bytes_got: AtomicU64,
+    hedges: AtomicU64,
 }
 
 impl Meter {
@@ -76,6 +78,22 @@ impl Meter {
             bytes_got: self.bytes_got.load(Ordering::Relaxed),
         }
     }
+
+    /// What came of the requests, by kind.
+    pub fn outcomes(&self) -> [(&'static str, Outcomes); 4] {
+        let Meter { put, get, list, delete, .. } = self;
+        [("put", put.outcomes()), ("get", get.outcomes()), ("list", list.outcomes()), ("delete", delete.outcomes())]
+    }
+
+    /// A GET was asked a second time.
+    pub fn hedged(&self) {
+        self.hedges.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// GETs that were asked a second time.
+    pub fn hedges(&self) -> u64 {
+        self.hedges.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +101,35 @@ struct Counters {
     count: AtomicU64,
     retryable: AtomicU64,
     failed: AtomicU64,
+    answered: AtomicU64,
+    given_up: AtomicU64,
     micros: AtomicU64,
+    durations: Durations,
+}
+
+/// What came of the requests of one kind. Those that are missing from the sum are under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcomes {
+    /// Requests that were begun.
+    pub begun: u64,
+    /// Requests that were answered, be it that there is no such object, or is one already.
+    pub answered: u64,
+    /// Requests that failed in a way that may pass.
+    pub retryable: u64,
+    /// Requests that were refused, or were wrong.
+    pub failed: u64,
+    /// Requests of which nobody wanted the answer any more.
+    pub given_up: u64,
+    /// How long those took that have ended, but for those that were given up; what was asked of the store as one counts once.
+    pub durations: Distribution,
+}
+
+impl Outcomes {
+    /// Requests that are under way.
+    pub fn under_way(&self) -> u64 {
+        let Outcomes { begun, answered, retryable, failed, given_up, durations: _ } = self;
+        begun.saturating_sub(answered + retryable + failed + given_up)
+    }
 }
 
 impl Counters {
@@ -96,17 +142,47 @@ impl Counters {
         }
     }
 
+    fn outcomes(&self) -> Outcomes {
+        // The sum of what ended is never ahead of what began.
+        let [given_up, failed, retryable, answered] =
+            [&self.given_up, &self.failed, &self.retryable, &self.answered].map(|count| count.load(Ordering::Relaxed));
+        let (durations, begun) = (self.durations.snapshot(), self.count.load(Ordering::Relaxed));
+        Outcomes { begun, answered, retryable, failed, given_up, durations }
+    }
+
     async fn record<T>(&self, requests: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let begin = Instant::now();
         self.count.fetch_add(requests, Ordering::Relaxed);
+        let mut under_way = UnderWay { counters: self, requests, begun: Instant::now(), became: &self.given_up };
         let result = work.await;
-        self.micros.fetch_add(begin.elapsed().as_micros() as u64, Ordering::Relaxed);
-        match result.as_ref().map_err(|error| error.kind) {
-            Err(ErrorKind::Retryable) => self.retryable.fetch_add(1, Ordering::Relaxed),
-            Err(ErrorKind::Denied | ErrorKind::Invalid) => self.failed.fetch_add(1, Ordering::Relaxed),
-            Ok(_) | Err(ErrorKind::NotFound | ErrorKind::AlreadyExists) => 0,
-        };
+        under_way.ended(result.as_ref().err().map(|error| error.kind));
         result
+    }
+}
+
+/// Requests that are under way; when it is dropped, they count as what became of them.
+struct UnderWay<'a> {
+    counters: &'a Counters,
+    requests: u64,
+    begun: Instant,
+    became: &'a AtomicU64,
+}
+
+impl UnderWay<'_> {
+    fn ended(&mut self, error: Option<ErrorKind>) {
+        let (counters, took) = (self.counters, self.begun.elapsed());
+        counters.micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        counters.durations.record(took);
+        self.became = match error {
+            Some(ErrorKind::Retryable) => &counters.retryable,
+            Some(ErrorKind::Denied | ErrorKind::Invalid) => &counters.failed,
+            None | Some(ErrorKind::NotFound | ErrorKind::AlreadyExists) => &counters.answered,
+        };
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.became.fetch_add(self.requests, Ordering::Relaxed);
     }
 }
 
@@ -214,5 +290,16 @@ mod tests {
         let counted = Metered { list: whole_millis(counted.list), delete: whole_millis(counted.delete), ..counted };
         assert_eq!(counted, expected);
         assert_eq!(counted.requests(), 8);
+
+        let [(_, puts), (_, gets), (_, lists), (_, deletes)] = meter.outcomes();
+        assert_eq!((puts.answered, gets.answered, gets.retryable, lists.answered, deletes.answered), (2, 2, 1, 1, 2));
+        assert_eq!((gets.durations.count(), deletes.durations.count()), (3, 1), "a call is timed as one");
+        // Of one of which the answer is not wanted any more, nothing but that is known.
+        let mut unwanted = store.get(&key);
+        assert!(futures::poll!(&mut unwanted).is_pending());
+        assert_eq!(meter.outcomes()[1].1.under_way(), 1);
+        drop(unwanted);
+        let (_, gets) = meter.outcomes()[1];
+        assert_eq!((gets.begun, gets.given_up, gets.under_way(), gets.durations.count()), (4, 1, 0, 3));
     }
 }

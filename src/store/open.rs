@@ -357,7 +357,7 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
     }
     store = Arc::new(MeterStore::new(store, meter.clone()));
     if options.hedge.share_percent > 0 {
-        store = Arc::new(HedgeStore::new(store, options.hedge));
+        store = Arc::new(HedgeStore::new(store, options.hedge, meter.clone()));
     }
     store = Arc::new(LimitStore::new(store, options.limit));
     let retry = RetryStore::new(store, options.retry, random.clone());

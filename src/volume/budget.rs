@@ -29,6 +29,8 @@ pub struct Budget(Arc<Shares>);
 #[derive(Debug)]
 struct Shares {
     dirty: Arc<Semaphore>,
+    /// What `dirty` began with.
+    dirty_bytes: u64,
     uploads: Arc<Semaphore>,
     /// What `uploads` began with.
     upload_bytes: u64,
@@ -42,12 +44,26 @@ impl Budget {
     pub fn new(options: &Options) -> Budget {
         Budget(Arc::new(Shares {
             dirty: semaphore(options.total_dirty_bytes),
+            dirty_bytes: options.total_dirty_bytes,
             uploads: semaphore(options.total_upload_bytes),
             upload_bytes: options.total_upload_bytes,
             rounds: Arc::new(Semaphore::new(ROUNDS)),
             map_bytes: options.total_map_memory,
             volumes: AtomicUsize::new(0),
         }))
+    }
+
+    /// What all volumes together hold of what they may, but for what was replayed beyond the bounds.
+    pub fn used(&self) -> Used {
+        let held = |bound: u64, rest: &Semaphore| permits(bound).saturating_sub(rest.available_permits()) as u64;
+        let Shares { dirty, dirty_bytes, uploads, upload_bytes, map_bytes, .. } = &*self.0;
+        Used {
+            dirty: held(*dirty_bytes, dirty),
+            dirty_bound: *dirty_bytes,
+            uploads: held(*upload_bytes, uploads),
+            uploads_bound: *upload_bytes,
+            map_bound: *map_bytes,
+        }
     }
 
     /// A place for one more volume, whose buffer holds `replayed` bytes already: these may exceed the bounds, were the bounds
@@ -83,6 +99,21 @@ impl Budget {
         }
         taken
     }
+}
+
+/// What the volumes of a server hold together, in bytes, and what they may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Acknowledged changes that are not in the store.
+    pub dirty: u64,
+    /// `total_dirty_bytes`.
+    pub dirty_bound: u64,
+    /// Encoded segments on their way to the store.
+    pub uploads: u64,
+    /// `total_upload_bytes`.
+    pub uploads_bound: u64,
+    /// `total_map_memory`.
+    pub map_bound: u64,
 }
 
 impl Default for Budget {
@@ -275,7 +306,9 @@ mod tests {
         one.try_room(100).unwrap().keep().accepted();
         assert!(one.try_room(1).is_none() && other.try_room(51).is_none(), "at its own bound, and at that of all");
         other.try_room(50).unwrap().keep().accepted();
+        assert_eq!((budget.used().dirty, budget.used().dirty_bound), (150, 150));
         one.give_back(30);
+        assert_eq!(budget.used().dirty, 120);
         other.try_room(30).unwrap().keep().accepted();
         drop(one);
         assert!(other.try_room(21).is_none(), "its own bound");

@@ -30,6 +30,7 @@ mod slot;
 pub mod verified;
 pub(crate) mod places;
 pub mod account;
+mod ages;
 mod checkpoint;
 mod deletion;
 mod gc;
@@ -74,6 +75,8 @@ use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
 use crate::journal;
 use crate::store::health::Trouble;
+use crate::store::meter::Meter;
+use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, Epoch};
 
 pub use account::Account;
@@ -98,6 +101,19 @@ pub struct Volume {
     closing: Closing,
     ahead: Mutex<ReadAhead>,
     prefetcher: Prefetcher,
+    operations: Operations,
+}
+
+/// What clients asked of a volume since it was opened.
+#[derive(Debug, Default)]
+struct Operations {
+    read: Tally,
+    write: Tally,
+    flush: Tally,
+    trim: Tally,
+    write_zeroes: Tally,
+    cache: Tally,
+    block_status: Tally,
 }
 
 /// The end of a volume, for everybody who closes it. One of them waiting is enough for all to get on.
@@ -110,6 +126,12 @@ pub struct Status {
     pub size: u64,
     /// Bytes accepted and not yet in the store.
     pub dirty_bytes: u64,
+    /// As many there may be; at the bound writers wait.
+    #[serde(default)]
+    pub dirty_bound: u64,
+    /// How long the oldest of those has waited, in milliseconds, a second too long at most; 0 if there is none.
+    #[serde(default)]
+    pub dirty_millis: u64,
     /// The last accepted change.
     pub accepted: u64,
     /// The last committed change.
@@ -120,6 +142,24 @@ pub struct Status {
     pub map_memory: u64,
     /// FLUSHes, and changes with FUA, that wait until everything before them is stable.
     pub flushes_waiting: u64,
+    /// Writes that wait for room among the dirty bytes.
+    #[serde(default)]
+    pub writes_waiting: u64,
+    /// Segments that are under way to the store, or are there and wait for an earlier one.
+    #[serde(default)]
+    pub uploads: u64,
+    /// Bytes of changes in them, as the client wrote them.
+    #[serde(default)]
+    pub upload_bytes: u64,
+    /// Bytes of the journal's files that hold changes.
+    #[serde(default)]
+    pub journal_bytes: u64,
+    /// Why the journal takes no changes just now, if it does not: then a write waits for the store.
+    #[serde(default)]
+    pub journal_suspended: Option<String>,
+    /// Attempts of this volume's own to reach the store that failed and were followed by another, since it was opened.
+    #[serde(default)]
+    pub retries: u64,
     /// Why the volume has ended, if it has.
     pub ended: Option<String>,
     /// Bytes that hold data, by the map of what is committed.
@@ -180,7 +220,8 @@ impl Volume {
         let prefetcher = Prefetcher::start(shared.clone());
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
-        Ok(Arc::new(Volume { shared, log: abort, closing, ahead, prefetcher }))
+        let operations = Operations::default();
+        Ok(Arc::new(Volume { shared, log: abort, closing, ahead, prefetcher, operations }))
     }
 
     /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
@@ -220,7 +261,9 @@ impl Volume {
 
     /// What it is doing.
     pub fn status(&self) -> Status {
-        let inner = self.shared.inner.lock();
+        let mut inner = self.shared.inner.lock();
+        let (covers, last) = (inner.state.covers(), inner.state.last());
+        let oldest = inner.ages.oldest(covers, last).unwrap_or_default();
         let ended = self.shared.progress.now().end.clone();
         let totals = inner.state.map.usage().totals();
         let pages: u64 = inner.checkpoints.values().map(|info| info.page_bytes).sum();
@@ -244,13 +287,40 @@ impl Volume {
             since_open,
             since_creation: self.shared.account_before.plus(&since_open),
             dirty_bytes: inner.state.dirty_bytes(),
-            accepted: inner.state.last().0,
-            committed: inner.state.covers().0,
+            dirty_bound: self.shared.options.dirty_bytes,
+            dirty_millis: oldest.as_millis() as u64,
+            accepted: last.0,
+            committed: covers.0,
             epoch: self.shared.epoch.0,
             map_memory: inner.state.map.memory() as u64,
             flushes_waiting: self.shared.flushes.get() as u64,
+            writes_waiting: self.shared.writers_waiting() as u64,
+            uploads: inner.state.uploading() as u64,
+            upload_bytes: inner.state.uploading_bytes(),
+            journal_bytes: self.shared.journal.stored_bytes(),
+            journal_suspended: self.shared.journal.progress().suspended,
+            retries: self.shared.health.failed_attempts(),
             ended: ended.map(|end| DeviceError::from(end).to_string()),
         }
+    }
+
+    /// What clients asked of it since it was opened, by the names that operations have in metrics.
+    pub fn operations(&self) -> [(&'static str, Tallied); 7] {
+        let Operations { read, write, flush, trim, write_zeroes, cache, block_status } = &self.operations;
+        [
+            ("read", read.snapshot()),
+            ("write", write.snapshot()),
+            ("flush", flush.snapshot()),
+            ("trim", trim.snapshot()),
+            ("write_zeroes", write_zeroes.snapshot()),
+            ("cache", cache.snapshot()),
+            ("block_status", block_status.snapshot()),
+        ]
+    }
+
+    /// What it asked of the store since it was opened.
+    pub fn store_requests(&self) -> &Meter {
+        &self.shared.meter
     }
 
     /// What it tries again and again just now, if anything fails.
@@ -313,39 +383,42 @@ impl Device for Volume {
             self.prefetcher.want(range);
         }
         let purpose = if advice.in_stream { Purpose::Stream } else { Purpose::Read };
-        self.shared.read(offset, u64::from(len), purpose).await
+        self.operations.read.record(len.into(), self.shared.read(offset, u64::from(len), purpose)).await
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
-        self.shared.write(offset, data, fua).await
+        self.operations.write.record(data.len() as u64, self.shared.write(offset, data, fua)).await
     }
 
     async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
-        self.shared.trim(offset, len, fua).await
+        self.operations.trim.record(len, self.shared.trim(offset, len, fua)).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> Result<(), DeviceError> {
-        self.shared.write_zeroes(offset, len, no_hole, fua).await
+        self.operations.write_zeroes.record(len, self.shared.write_zeroes(offset, len, no_hole, fua)).await
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
-        self.shared.flush().await
+        self.operations.flush.record(0, self.shared.flush()).await
     }
 
     async fn cache(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         self.shared.check_served()?;
         // In pieces that may go before they are all there; a hint is no reason to hold the whole range in memory.
         let end = offset + len;
-        for start in (offset..end).step_by(CACHE_PIECE as usize) {
-            // As much as a client's requests that are under way together may bring, so that the disk gets it all.
-            self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
-            self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
-        }
-        Ok(())
+        let fetch = async {
+            for start in (offset..end).step_by(CACHE_PIECE as usize) {
+                // As much as a client's requests that are under way together may bring, so that the disk gets it all.
+                self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
+                self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
+            }
+            Ok(())
+        };
+        self.operations.cache.record(len, fetch).await
     }
 
     async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
         self.shared.check_served()?;
-        self.shared.extents(offset, len, most).await
+        self.operations.block_status.record(len, self.shared.extents(offset, len, most)).await
     }
 }

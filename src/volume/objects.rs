@@ -149,6 +149,7 @@ impl Objects {
                 None => missing.push((frame, salt)),
             }
         }
+        self.inner.cache.count(have.len(), missing.len(), purpose);
         if !missing.is_empty() {
             let mut landing: FuturesUnordered<_> =
                 self.flights(missing, &mut have, purpose, request).into_iter().collect();

@@ -23,6 +23,7 @@ use crate::store::meter::Meter;
 use crate::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Seq};
 use crate::volume::GcStatus;
 use crate::volume::account::Account;
+use crate::volume::ages::Ages;
 use crate::volume::budget::{Budget, Seat};
 use crate::volume::description::Description;
 use crate::volume::error::VolumeError;
@@ -122,6 +123,8 @@ pub struct Inner {
     pub committed_at: Option<Instant>,
     /// Since when the oldest change waits in the buffer.
     pub active_since: Option<Instant>,
+    /// When changes were accepted.
+    pub ages: Ages,
     /// Since when a commit waits for a checkpoint.
     pub uncheckpointed_since: Option<Instant>,
     /// Room of committed changes that nobody gets yet, because the journal still keeps their records in memory.
@@ -232,6 +235,7 @@ impl Shared {
             may_reseal: parts.sealer.keyring().is_some_and(Keyring::has_retired),
             gc: GcStatus::default(),
             active_since: None,
+            ages: Ages::default(),
             uncheckpointed_since: None,
             withheld: 0,
             paused: false,
@@ -239,6 +243,7 @@ impl Shared {
         };
         inner.note_age();
         inner.note_commit();
+        inner.ages.accepted(covers.next(), covers);
         Shared {
             block_size: parts.meta.block_size,
             size: AtomicU64::new(parts.meta.size),
@@ -404,7 +409,12 @@ impl Shared {
 
     /// Whether a writer waits for room.
     pub fn is_short_of_room(&self) -> bool {
-        self.waiting.get() > 0
+        self.writers_waiting() > 0
+    }
+
+    /// Writers that wait for room.
+    pub fn writers_waiting(&self) -> usize {
+        self.waiting.get()
     }
 
     /// The journal failed: the log task begins it anew when everything is committed.

@@ -157,6 +157,8 @@ impl Shared {
         let frozen_before = inner.state.waiting();
         let numbered = inner.state.accept(change, self.options.segment_size, self.seat.commit_memory());
         let no = numbered.no;
+        let covers = inner.state.covers();
+        inner.ages.accepted(no, covers);
         if let Some(witness) = &self.witness.0 {
             witness(&numbered);
         }
