@@ -23,6 +23,7 @@ pub mod journal;
 pub mod store;
 pub mod disk;
 pub mod outside;
+pub mod metrics;
 pub mod check;
 pub mod attach;
 pub mod config;

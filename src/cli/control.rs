@@ -24,7 +24,8 @@ use crate::human::exact_duration;
 use crate::nbd::{ClientInfo, Server};
 use crate::outside::Clock;
 use crate::store::health::{Health, Trouble};
-use crate::volume::{Status, Volume, VolumeName};
+use crate::store::meter::Meter;
+use crate::volume::{Budget, Status, Volume, VolumeName};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "control.sock";
@@ -120,6 +121,9 @@ pub struct ServerStatus {
     pub log: LogStatus,
     /// Its cache.
     pub cache: cache::Status,
+    /// What it holds in memory of what it may, by bound.
+    #[serde(default)]
+    pub memory: Vec<MemoryBound>,
     /// The clients that are attached, by volume.
     pub clients: Vec<ClientStatus>,
     /// The open volumes, by name.
@@ -130,6 +134,17 @@ pub struct ServerStatus {
     /// The volumes that were handed over since the start, by name.
     #[serde(default)]
     pub moved: Vec<Moved>,
+}
+
+/// A bound on what a server holds in memory. See `docs/memory.md`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryBound {
+    /// The key of the configuration that sets it.
+    pub key: String,
+    /// Bytes that are held.
+    pub used: u64,
+    /// Bytes that may be.
+    pub bound: u64,
 }
 
 /// A volume that ended while this server had it.
@@ -185,6 +200,12 @@ pub struct Insight {
     pub store: String,
     /// What fails there.
     pub health: Health,
+    /// What was asked of it.
+    pub meter: Arc<Meter>,
+    /// What the volumes may hold in memory together.
+    pub budget: Budget,
+    /// How long an operation on the store may fail until the server is of no use.
+    pub store_patience: Duration,
     /// Its cache.
     pub cache: Arc<BlockCache>,
     /// Its volumes.
@@ -217,8 +238,8 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers, a few at a time: what waits for the store does not keep a status waiting. Until the task is dropped.
-pub async fn serve(listener: UnixListener, insight: Insight) {
-    let (insight, mut answers) = (Arc::new(insight), JoinSet::new());
+pub async fn serve(listener: UnixListener, insight: Arc<Insight>) {
+    let mut answers = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept(), if answers.len() < ANSWERS_MAX => accepted,
@@ -248,7 +269,7 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
     let request = serde_json::from_slice(&line)?;
     let leaves = matches!(request, Request::Leave);
     let answer = match request {
-        Request::Status => serde_json::to_vec(&insight.status())?,
+        Request::Status => serde_json::to_vec(&insight.status(&insight.exports.open_volumes()))?,
         Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
         Request::Settle { export, within_millis } => {
             let within = Duration::from_millis(within_millis);
@@ -334,8 +355,8 @@ async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExpor
 }
 
 impl Insight {
-    fn status(&self) -> ServerStatus {
-        let open = self.exports.open_volumes();
+    /// What the server does that has these volumes open.
+    pub fn status(&self, open: &[(String, Arc<Volume>)]) -> ServerStatus {
         let troubles = open.iter().map(|(_, volume)| volume.trouble());
         let worst = troubles.fold(self.health.trouble(), Trouble::worst);
         let mut volumes: Vec<_> = open.iter().map(|(name, volume)| self.volume(name, volume)).collect();
@@ -346,6 +367,7 @@ impl Insight {
             store: self.store.clone(),
             store_trouble: worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock)),
             log: logging::status(),
+            memory: self.memory(&volumes),
             cache: self.cache.status(),
             moved: self.exports.moved().into_iter().map(|(volume, to)| Moved { volume, to }).collect(),
             clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
@@ -354,7 +376,28 @@ impl Insight {
         }
     }
 
-    fn volume(&self, name: &str, volume: &Volume) -> VolumeStatus {
+    fn memory(&self, volumes: &[VolumeStatus]) -> Vec<MemoryBound> {
+        let (used, cache, log, in_flight) =
+            (self.budget.used(), self.cache.status(), logging::waiting(), self.server.bytes_in_flight());
+        let map = volumes.iter().map(|volume| volume.status.map_memory).sum();
+        let bounds = [
+            ("nbd.total_bytes_in_flight", in_flight),
+            ("volume.total_dirty_bytes", (used.dirty, used.dirty_bound)),
+            ("volume.total_upload_bytes", (used.uploads, used.uploads_bound)),
+            ("volume.total_map_memory", (map, used.map_bound)),
+            ("cache.memory", (cache.memory_used, cache.memory_size)),
+            ("log.buffer", log),
+        ];
+        bounds.into_iter().map(|(key, (used, bound))| MemoryBound { key: key.to_owned(), used, bound }).collect()
+    }
+
+    /// What is wrong with the store, as far as no volume knows more.
+    pub fn trouble(&self) -> Option<StoreTrouble> {
+        self.health.trouble().map(|trouble| StoreTrouble::new(&trouble, 0, &self.clock))
+    }
+
+    /// What an open volume is doing.
+    pub fn volume(&self, name: &str, volume: &Volume) -> VolumeStatus {
         let status = volume.status();
         let worst = Trouble::worst(self.health.trouble(), volume.trouble());
         let store_trouble = worst.map(|trouble| StoreTrouble::new(&trouble, status.flushes_waiting, &self.clock));

@@ -64,7 +64,7 @@ fn door(at: At) -> Door {
 }
 
 /// The address of a host: IPv4 if it has one, as clients mostly try that first.
-async fn resolve(config: &Effective, key: &str, address: &str) -> Result<SocketAddr, Failure> {
+pub async fn resolve(config: &Effective, key: &str, address: &str) -> Result<SocketAddr, Failure> {
     let refuse = |why: String| Failure::from(config.refuse(key, why));
     let found = tokio::net::lookup_host(address).await.map_err(|error| refuse(format!("{address}: {error}")))?;
     found.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| refuse(format!("{address}: this name has no address")))

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use crate::attach::identity::LEAVING;
@@ -301,6 +301,25 @@ impl<V: Volumes> VolumeExports<V> {
             Some((name.clone(), slot.try_lock().ok()?.clone()?))
         };
         slots.iter().filter_map(open).collect()
+    }
+
+    /// The only volumes that are served; `None` is all.
+    pub fn named(&self) -> Option<Vec<String>> {
+        Some(self.0.only.as_ref()?.iter().cloned().collect())
+    }
+
+    /// The volumes that are open, in order of their names; without the volume, those that are being opened or closed for longer than
+    /// `patience`. A client that just asks for one that is open hides it from nobody.
+    pub async fn look(&self, patience: Duration) -> Vec<(String, Option<Arc<V::Volume>>)> {
+        let slots: BTreeMap<_, _> =
+            self.0.slots.lock().iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect();
+        let looks = slots.into_iter().map(|(name, slot)| async move {
+            match timeout(patience, slot.lock()).await {
+                Ok(place) => place.clone().map(|volume| (name, Some(volume))),
+                Err(_) => Some((name, None)),
+            }
+        });
+        futures::future::join_all(looks).await.into_iter().flatten().collect()
     }
 
     /// The volumes that ended and were not opened again, and why they ended, by name.

@@ -108,6 +108,11 @@ pub fn status() -> LogStatus {
     LogStatus { lines_dropped: SERVICE.get().map_or(0, Sink::dropped) }
 }
 
+/// Bytes of this server's log that wait to be written, and how many may.
+pub fn waiting() -> (u64, u64) {
+    SERVICE.get().map_or((0, 0), Sink::waiting)
+}
+
 /// Prints what a server has to tell on standard output; nobody waits for it, and it may fail.
 pub fn print_aside(text: String) -> io::Result<()> {
     let room = text.len() + PRINT_ROOM;

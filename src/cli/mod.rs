@@ -29,6 +29,7 @@ mod info;
 mod status;
 mod trouble;
 mod control;
+mod telling;
 mod evict;
 mod handoff;
 mod warm;

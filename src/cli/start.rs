@@ -19,9 +19,11 @@ use super::outside::{self, State};
 use super::replace;
 use super::secrets;
 use super::store_volumes::StoreVolumes;
+use super::telling::Telling;
 use crate::config::{ALL, Effective};
 use crate::device::ExportError;
 use crate::human::exact_bytes;
+use crate::metrics;
 use crate::nbd::{ListenAddr, Server, TlsMode};
 use crate::outside::Random;
 use crate::store::Store;
@@ -58,7 +60,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let wanted = wanted_volumes(config)?;
     let doors = doors::of(config).await?;
     let random = Random::system();
-    let (state, Opened { store, health, .. }) = match replace {
+    let (state, Opened { store, health, meter, .. }) = match replace {
         false => {
             let state = State::take(config, &random).await?;
             (state, outside::open_store(config, Access::Write).await?)
@@ -77,6 +79,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
     let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random);
+    let budget = volumes.budget();
     let described = describe(&volumes, &names).await?;
     let mut at_once = Vec::new();
     for volume in &described {
@@ -99,27 +102,46 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     // First the addresses: a server that cannot listen must not take a volume.
     let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
     let server = Arc::new(bound.map_err(Failure::failed)?);
-    open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
+    let watched = listen_for_metrics(config).await?;
+    let metrics = watched.as_ref().map(metrics::Listener::url).transpose().map_err(Failure::failed)?;
     let leave = Arc::new(Notify::new());
+    let insight = Arc::new(Insight {
+        store: store.url(),
+        health,
+        meter,
+        budget,
+        store_patience: config.metrics.store_patience,
+        cache: blocks,
+        exports: exports.clone(),
+        server: Arc::clone(&server),
+        clock: outside::real().0,
+        leave: Arc::clone(&leave),
+    });
+    if let Some(listener) = watched {
+        // Also while volumes are opened, which may take long.
+        drop(tokio::spawn(listener.run(Arc::new(Telling(Arc::clone(&insight))))));
+    }
+    open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
     match control::listen(&config.state) {
-        Ok(listener) => {
-            let insight = Insight {
-                store: store.url(),
-                health,
-                cache: blocks,
-                exports: exports.clone(),
-                server: Arc::clone(&server),
-                clock: outside::real().0,
-                leave: Arc::clone(&leave),
-            };
-            drop(tokio::spawn(control::serve(listener, insight)));
-        }
+        Ok(listener) => drop(tokio::spawn(control::serve(listener, insight))),
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
     }
     let tls = config.nbd.tls.mode == TlsMode::Required;
     let listening = listening(&server, tls, host_name);
-    let welcome = welcome(config, &store.url(), &listening, &described, &read_only);
+    let places = Places { store: &store.url(), listening: &listening, metrics };
+    let welcome = welcome(config, &places, &described, &read_only);
     Ok(Running { server, exports, welcome, leave })
+}
+
+/// The listener for those who watch, if there is to be one.
+async fn listen_for_metrics(config: &Effective) -> Result<Option<metrics::Listener>, Failure> {
+    let Some(address) = &config.metrics.listen else { return Ok(None) };
+    let address = doors::resolve(config, "metrics.listen", address).await?;
+    if let Some(fault) = metrics::fault(&config.metrics, address) {
+        return Err(config.refuse("metrics.listen", fault).into());
+    }
+    let listener = metrics::Listener::open(&config.metrics, address).await.map_err(Failure::failed)?;
+    Ok(Some(listener))
 }
 
 /// The volumes that the configuration names.
@@ -215,18 +237,21 @@ const SHOWN: usize = 8;
 const SECTORS: &str = "-b is the disk's sector size: give the same for the life of what is on the disk. An image that was \
                        partitioned elsewhere (a cloud image, a virtual machine's disk) needs -b 512.";
 
+/// Where things are.
+struct Places<'a> {
+    store: &'a str,
+    listening: &'a Listening,
+    metrics: Option<String>,
+}
+
 /// What somebody needs who wants to attach a volume.
-fn welcome(
-    config: &Effective,
-    store: &str,
-    listening: &Listening,
-    volumes: &[Description],
-    read_only: &ReadOnlyVolumes,
-) -> String {
+fn welcome(config: &Effective, places: &Places<'_>, volumes: &[Description], read_only: &ReadOnlyVolumes) -> String {
+    let Places { store, listening, metrics } = places;
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
     lines.extend(listening.vsock.map(|address| format!("listening on {address}")));
+    lines.extend(metrics.as_ref().map(|url| format!("metrics at {url}")));
     if !volumes.is_empty() {
         lines.push(format!("\n{SECTORS}"));
     }

@@ -68,6 +68,11 @@ impl StoreVolumes {
         }
     }
 
+    /// What its volumes may hold in memory together.
+    pub fn budget(&self) -> Budget {
+        self.outside.budget.clone()
+    }
+
     /// The description of a volume.
     pub async fn describe(&self, name: &VolumeName) -> Result<Description, VolumeError> {
         description::load(&*self.outside.store, name).await

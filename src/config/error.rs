@@ -175,8 +175,10 @@ fn nearest(key: &str) -> Option<String> {
     let distance = |known: &str| {
         // The right name in the wrong section is a near miss, too.
         let elsewhere = strsim::damerau_levenshtein(&last(key), &last(known)) + 1;
-        elsewhere.min(strsim::damerau_levenshtein(key, known))
+        let here = strsim::damerau_levenshtein(key, known);
+        // Of two as near, the one whose whole name is nearer.
+        (elsewhere.min(here), here)
     };
-    let (distance, known) = leaves(&defaults).into_iter().map(|(known, _)| (distance(&known), known)).min()?;
+    let ((distance, _), known) = leaves(&defaults).into_iter().map(|(known, _)| (distance(&known), known)).min()?;
     (distance <= 1 + last(key).len() / 4).then_some(known)
 }

@@ -12,6 +12,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::error::Place;
 use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
+use crate::metrics;
 
 /// What [`load`] reads. The environment comes in as a list, so that a test can hand in its own.
 #[derive(Debug, Default)]
@@ -86,6 +87,14 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     }
     if let Err((key, accepted)) = config.cache.check() {
         return Err(config.refuse(&format!("cache.{key}"), format!("accepted is {accepted}")));
+    }
+    if let Err((key, accepted)) = config.metrics.check() {
+        return Err(config.refuse(&format!("metrics.{key}"), format!("accepted is {accepted}")));
+    }
+    // A name is looked up at the start, and judged then.
+    let address = config.metrics.listen.as_ref().and_then(|address| address.parse().ok());
+    if let Some(fault) = address.and_then(|address| metrics::fault(&config.metrics, address)) {
+        return Err(config.refuse("metrics.listen", fault));
     }
     if let Err((key, accepted)) = config.log.check() {
         return Err(config.refuse(&format!("log.{key}"), format!("accepted is {accepted}")));

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::human;
 use crate::store::open::StoreOptions;
-use crate::{cache, journal, nbd, volume};
+use crate::{cache, journal, metrics, nbd, volume};
 
 mod endpoint;
 mod error;
@@ -62,6 +62,8 @@ pub struct Config {
     pub cache: cache::Options,
     /// What unlocks encrypted volumes.
     pub keys: Keys,
+    /// What the server tells those who watch it.
+    pub metrics: metrics::Options,
     /// The log on standard error.
     pub log: Log,
 }
@@ -77,6 +79,7 @@ impl Default for Config {
             journal: journal::Options::default(),
             cache: cache::Options::default(),
             keys: Keys::default(),
+            metrics: metrics::Options::default(),
             log: Log::default(),
         }
     }

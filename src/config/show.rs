@@ -172,7 +172,8 @@ fn mask(key: &str, value: &Value) -> Value {
     const NO_SECRET: [&str; 4] = ["keys.passphrase_file", "keys.key_file", "keys.command", "keys.required"];
     let secret = match key.starts_with("keys.") {
         true => !NO_SECRET.contains(&key),
-        false => SECRET.iter().any(|word| key.contains(word)),
+        // The path of a file is none, as it says.
+        false => !key.ends_with("_file") && SECRET.iter().any(|word| key.contains(word)),
     };
     match value {
         Value::Dict(tag, inner) => {
@@ -213,6 +214,8 @@ mod tests {
         let section = Value::from(Dict::from([("passphrase".to_owned(), Value::from("hunter2"))]));
         assert_eq!(shown("key", &section), "{ passphrase = \"***\" }");
         assert_eq!(shown("keys.passphrase_file", &Value::from("/run/key")), "\"/run/key\"");
+        assert_eq!(shown("metrics.token_file", &Value::from("/run/token")), "\"/run/token\"");
+        assert_eq!(shown("metrics.token", &Value::from("hunter2")), "\"***\"");
         assert_eq!(shown("store", &Value::from("s3://me:hunter2@bucket/a@b")), "\"s3://***@bucket/a@b\"");
         assert_eq!(shown("store", &Value::from("file:///a@b/c")), "\"file:///a@b/c\"");
     }

@@ -31,6 +31,7 @@ pub const OWN_PLACE_BYTES: u32 = 1 << 20;
 pub struct Room {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    byte_count: usize,
     waiting: AtomicUsize,
 }
 
@@ -40,8 +41,15 @@ impl Room {
         Room {
             requests: Arc::new(Semaphore::new(options.total_requests_in_flight)),
             bytes: Arc::new(Semaphore::new(options.total_bytes_in_flight)),
+            byte_count: options.total_bytes_in_flight,
             waiting: AtomicUsize::new(0),
         }
+    }
+
+    /// Bytes of payload and read data that are in flight, and how many may be, but for the places of their own that connections have.
+    pub fn bytes_in_flight(&self) -> (u64, u64) {
+        let used = self.byte_count.saturating_sub(self.bytes.available_permits());
+        (used as u64, self.byte_count as u64)
     }
 
     /// Whether a request waits for room that other connections hold.

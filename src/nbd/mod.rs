@@ -42,5 +42,5 @@ pub use hosts::Host;
 pub use listen::{Door, ListenAddr, SocketMode};
 pub use options::Options;
 pub use server::Server;
-pub use tls::{TlsMode, TlsOptions};
+pub use tls::{Tls, TlsMode, TlsOptions};
 pub use vsock::VsockAddress;

@@ -130,6 +130,16 @@ impl Server {
         self.core.clients.has_members()
     }
 
+    /// Bytes of payload and read data that are in flight for all clients, and how many may be.
+    pub fn bytes_in_flight(&self) -> (u64, u64) {
+        self.core.room.bytes_in_flight()
+    }
+
+    /// Whether it takes nothing new any more.
+    pub fn is_draining(&self) -> bool {
+        self.core.life.phases().is_draining()
+    }
+
     /// Ends the connections of an export's clients: of all, or of those from that address (with or without its port).
     /// Returns the addresses of the clients that go. What a client sent in full is still carried out; nothing keeps it from
     /// coming back.

@@ -8,6 +8,7 @@ mod refusals;
 mod encryption;
 mod serving;
 mod looking_on;
+mod metrics;
 mod signals;
 mod operating;
 mod resizing;

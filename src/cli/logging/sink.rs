@@ -96,6 +96,11 @@ impl Sink {
         !self.shared.changed.wait_while_for(&mut queue, waits, patience).timed_out()
     }
 
+    /// Bytes of lines that wait to be written, and how many may.
+    pub fn waiting(&self) -> (u64, u64) {
+        (self.shared.queue.lock().bytes as u64, self.shared.room as u64)
+    }
+
     /// Lines that were dropped since the start.
     pub fn dropped(&self) -> u64 {
         self.shared.queue.lock().dropped

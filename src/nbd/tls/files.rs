@@ -19,11 +19,16 @@ const SOON: u64 = 14 * 86_400;
 /// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
+/// The options of TLS that are meant where nobody says otherwise.
+pub const NBD: &str = "nbd.tls";
+
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
-#[error("nbd.tls.{key}{}: {why}", path.as_ref().map(|path| format!(" = {}", path.display())).unwrap_or_default())]
+#[error("{section}.{key}{}: {why}", path.as_ref().map(|path| format!(" = {}", path.display())).unwrap_or_default())]
 pub struct TlsError {
-    /// The option, below `nbd.tls`.
+    /// The section of the configuration.
+    pub section: &'static str,
+    /// The option in it.
     pub key: &'static str,
     /// The file that it names.
     pub path: Option<PathBuf>,
@@ -33,14 +38,19 @@ pub struct TlsError {
 
 impl TlsError {
     pub(super) fn new(key: &'static str, path: &Path, why: impl fmt::Display) -> TlsError {
-        TlsError { key, path: Some(path.to_owned()), why: why.to_string() }
+        TlsError { section: NBD, key, path: Some(path.to_owned()), why: why.to_string() }
     }
 
     /// An option that must be set.
     pub fn missing(key: &'static str) -> TlsError {
         let why =
             "is not set, and TLS needs a certificate and its key; `ashlar tls init DIRECTORY` makes some to try with";
-        TlsError { key, path: None, why: why.to_owned() }
+        TlsError { section: NBD, key, path: None, why: why.to_owned() }
+    }
+
+    /// The same of the options of that section.
+    pub(super) fn of(self, section: &'static str) -> TlsError {
+        TlsError { section, ..self }
     }
 }
 
@@ -143,19 +153,21 @@ impl Contents {
     }
 
     /// What there is to say of files that can be used: that others may read the key, and how long the certificate is good.
-    pub fn remark(&self, now_unix: u64) {
+    pub fn remark(&self, section: &str, now_unix: u64) {
         let (key, certificate) = (self.key.path.display(), self.certificate.path.display());
         if self.key.mode & 0o077 != 0 {
-            tracing::warn!("nbd.tls.key = {key}: other users may read the key of this server: chmod 600 {key}");
+            tracing::warn!("{section}.key = {key}: other users may read the key of this server: chmod 600 {key}");
         }
         let Some(end) = self.good_until() else { return };
         match end.checked_sub(now_unix) {
             None => tracing::warn!(
-                "nbd.tls.certificate = {certificate}: the certificate has expired; clients will refuse it"
+                "{section}.certificate = {certificate}: the certificate has expired; clients will refuse it"
             ),
             Some(left) if left < SOON => {
                 let days = left / 86_400;
-                tracing::warn!("nbd.tls.certificate = {certificate}: the certificate expires in {days} days; renew it");
+                tracing::warn!(
+                    "{section}.certificate = {certificate}: the certificate expires in {days} days; renew it"
+                );
             }
             Some(_) => {}
         }

@@ -92,7 +92,12 @@ impl TlsOptions {
     /// Checks that files that are named are of use, where `most` is the most that a listener asks for. Somebody who names
     /// authorities wants to keep others out, and must not be left in the belief that it is so.
     pub(super) fn check_use(&self, most: TlsMode, has_rules: bool) -> Result<(), TlsError> {
-        let refuse = |key, path: &Option<PathBuf>, why: &str| TlsError { key, path: path.clone(), why: why.to_owned() };
+        let refuse = |key, path: &Option<PathBuf>, why: &str| TlsError {
+            section: files::NBD,
+            key,
+            path: path.clone(),
+            why: why.to_owned(),
+        };
         match most {
             TlsMode::Off if self.certificate.is_some() => Err(refuse(
                 "certificate",
@@ -117,6 +122,8 @@ pub(super) const RELOAD_INTERVAL: (Duration, Duration) = (Duration::from_secs(1)
 /// How a server speaks TLS.
 #[derive(Debug)]
 pub struct Tls {
+    /// What its options are called.
+    section: &'static str,
     options: TlsOptions,
     current: RwLock<Arc<ServerConfig>>,
     /// What the files held when they were last read, good or bad.
@@ -126,23 +133,36 @@ pub struct Tls {
 impl Tls {
     /// Reads the files; `None` if none is named.
     pub async fn load(options: &TlsOptions) -> Result<Option<Tls>, TlsError> {
+        Tls::load_as(files::NBD, options).await
+    }
+
+    /// The same for options of another section of the configuration.
+    pub async fn load_as(section: &'static str, options: &TlsOptions) -> Result<Option<Tls>, TlsError> {
+        Tls::read(section, options).await.map_err(|error| error.of(section))
+    }
+
+    async fn read(section: &'static str, options: &TlsOptions) -> Result<Option<Tls>, TlsError> {
         let Some(paths) = files::Paths::of(options)? else { return Ok(None) };
         let contents = Workers::Threads.run(move || paths.read()).await?;
         let config = contents.config()?;
-        contents.remark(Clock::System.unix_millis() / 1000);
+        contents.remark(section, Clock::System.unix_millis() / 1000);
         let (current, seen) = (RwLock::new(Arc::new(config)), Mutex::new(contents));
-        Ok(Some(Tls { options: options.clone(), current, seen }))
+        Ok(Some(Tls { section, options: options.clone(), current, seen }))
     }
 
     /// Looks at the files again, and takes over what has changed. Whether anything has.
     pub async fn reload(&self) -> Result<bool, TlsError> {
+        self.look_again().await.map_err(|error| error.of(self.section))
+    }
+
+    async fn look_again(&self) -> Result<bool, TlsError> {
         // The options were good when it was loaded.
         let Some(paths) = files::Paths::of(&self.options)? else { return Ok(false) };
         let contents = Workers::Threads.run(move || paths.read()).await?;
         if *self.seen.lock() == contents {
             return Ok(false);
         }
-        let made = contents.config().inspect(|_| contents.remark(Clock::System.unix_millis() / 1000));
+        let made = contents.config().inspect(|_| contents.remark(self.section, Clock::System.unix_millis() / 1000));
         *self.seen.lock() = contents;
         *self.current.write() = Arc::new(made?);
         Ok(true)
@@ -158,7 +178,8 @@ impl Tls {
             ticks.tick().await;
             match self.reload().await {
                 Ok(true) => {
-                    tracing::info!("the TLS files have changed: new connections use what they hold now");
+                    let section = self.section;
+                    tracing::info!("the files of {section} have changed: new connections use what they hold now");
                     said.clear();
                 }
                 Ok(false) => {}
