@@ -104,6 +104,48 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     serving.stop();
 }
 
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("ashlar_")).collect()
+}
+
+#[test]
+fn the_alerts_and_the_dashboard_name_only_metrics_that_exist() {
+    let known = documented();
+    let exists = |name: &str| {
+        let of_histogram = known.get(family_of(name)).is_some_and(|(kind, ..)| kind == "histogram");
+        known.get(name).is_some_and(|(kind, ..)| kind != "histogram") || (family_of(name) != name && of_histogram)
+    };
+    for (file, least) in [
+        ("config/prometheus/alerts.yml", 12),
+        ("config/prometheus/alerts.test.yml", 12),
+        ("config/grafana/ashlar.json", 35),
+    ] {
+        let text = repository(file);
+        let named = names(&text);
+        assert!(named.len() >= least, "{file}: {named:?}");
+        for name in named {
+            assert!(exists(name), "{file}: there is no metric {name}");
+        }
+    }
+    // Each alert has a test.
+    let (alerts, tests) = (repository("config/prometheus/alerts.yml"), repository("config/prometheus/alerts.test.yml"));
+    let alerts: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 10);
+    for alert in alerts {
+        assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert}");
+    }
+    let dashboard: Value = serde_json::from_str(&repository("config/grafana/ashlar.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");
+    let said = |panel: &&Value| {
+        let has = |key: &str| panel[key].as_str().is_some_and(|text| !text.is_empty());
+        has("title") && has("description") && !panel["targets"].as_array().unwrap().is_empty()
+    };
+    let (good, bad): (Vec<&Value>, Vec<&Value>) = panels.partition(said);
+    assert!(good.len() > 25 && bad.is_empty(), "{bad:?}");
+}
+
 #[test]
 fn the_numbers_are_those_of_what_was_done_and_of_the_status() {
     let place = Place::new();
