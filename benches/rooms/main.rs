@@ -8,11 +8,12 @@ mod cache;
 mod codec;
 mod map;
 mod planner;
+mod tally;
 
 use bytes::Bytes;
 use criterion::{criterion_group, criterion_main};
 
-criterion_group!(rooms, codec::all, map::all, buffer::all, cache::all, planner::all);
+criterion_group!(rooms, codec::all, map::all, buffer::all, cache::all, planner::all, tally::all);
 criterion_main!(rooms);
 
 /// Bytes that do not compress.

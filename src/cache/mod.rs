@@ -195,9 +195,14 @@ impl BlockCache {
 
     /// Counts what somebody read, and was in memory or was not. What is looked for ahead counts for nothing.
     pub fn count(&self, hits: usize, misses: usize, purpose: Purpose) {
-        if purpose != Purpose::Ahead {
-            self.hits.fetch_add(hits as u64, Ordering::Relaxed);
-            self.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        if purpose == Purpose::Ahead {
+            return;
+        }
+        for (count, more) in [(&self.hits, hits), (&self.misses, misses)] {
+            // All reads of all volumes count here: what does not change is left to the others' caches.
+            if more > 0 {
+                count.fetch_add(more as u64, Ordering::Relaxed);
+            }
         }
     }
 
