@@ -1,11 +1,12 @@
 //! What a server tells those who watch it: `/metrics`, `/healthz`, `/readyz`, and to whom.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -39,8 +40,17 @@ fn exchange(stream: &mut (impl Read + Write), path: &str, header: &str) -> std::
     Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
 }
 
+/// Far longer than anything may take, so that a test ends that would else wait for ever.
+const TOO_LONG: Duration = Duration::from_secs(60);
+
+fn connect(serving: &Serving) -> TcpStream {
+    let stream = TcpStream::connect(address(serving)).unwrap();
+    stream.set_read_timeout(Some(TOO_LONG)).unwrap();
+    stream
+}
+
 fn get(serving: &Serving, path: &str) -> Answer {
-    exchange(&mut TcpStream::connect(address(serving)).unwrap(), path, "").unwrap()
+    exchange(&mut connect(serving), path, "").unwrap()
 }
 
 /// One family of a page: type, labels without those that buckets have, meaning.
@@ -196,8 +206,7 @@ fn clients_that_hang_are_closed_in_time_and_keep_nobody_from_the_disk() {
     let mut command = watched(&place, &[]);
     command.env("ASHLAR_METRICS__MAX_CONNECTIONS", "2").env("ASHLAR_METRICS__TIMEOUT", "3s");
     let serving = Serving::start(command);
-    let say_nothing = || TcpStream::connect(address(&serving)).unwrap();
-    let (mut silent, mut half) = (say_nothing(), say_nothing());
+    let (mut silent, mut half) = (connect(&serving), connect(&serving));
     half.write_all(b"GET /metrics HTTP/1.1\r\nHost: ").unwrap();
     let mut disk = serving.attach("disk0").unwrap();
     disk.write(0, 7, MIB).unwrap();
@@ -206,17 +215,18 @@ fn clients_that_hang_are_closed_in_time_and_keep_nobody_from_the_disk() {
     // Both places are taken: this one has its turn when the others' time is up.
     assert_eq!(get(&serving, "/metrics").0, 200);
     for stream in [&mut silent, &mut half] {
-        // Closed, perhaps with a word of why.
-        let _ = stream.read_to_end(&mut Vec::new());
+        // Closed, perhaps with a word of why, or reset.
+        let closed = stream.read_to_end(&mut Vec::new());
+        assert!(!matches!(&closed, Err(error) if error.kind() == ErrorKind::WouldBlock), "it is still open");
     }
-    let mut long = say_nothing();
+    let mut long = connect(&serving);
     let sent = long.write_all(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20)).as_bytes());
     let mut answer = String::new();
     let read = long.read_to_string(&mut answer);
     assert!(sent.is_err() || read.is_err() || !answer.contains(" 200 "), "{answer}");
     assert_eq!(get(&serving, "/nowhere").0, 404);
     assert_eq!(get(&serving, "/").0, 200);
-    let mut posting = say_nothing();
+    let mut posting = connect(&serving);
     posting.write_all(b"POST /metrics HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n").unwrap();
     let mut answer = String::new();
     posting.read_to_string(&mut answer).unwrap();
