@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::MultiProgress;
 use tokio::runtime::{self, Runtime};
 
@@ -67,6 +67,11 @@ pub fn run() -> ExitCode {
         }
         Err(failure) => failure.report(),
     }
+}
+
+/// The command line as plain data, for its manual.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Block devices out of object storage.
