@@ -207,9 +207,12 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 30] = [
         "How long the oldest change has waited that is not in the store, 0 if there is none.",
         |status| status.dirty_millis as f64 / 1000.0,
     ),
-    ("ashlar_volume_flushes_waiting", Gauge, "FLUSHes that wait until what was written before is stable.", |status| {
-        status.flushes_waiting as f64
-    }),
+    (
+        "ashlar_volume_flushes_waiting",
+        Gauge,
+        "FLUSHes, and writes with FUA, that wait until what was written is stable.",
+        |status| status.flushes_waiting as f64,
+    ),
     ("ashlar_volume_writes_waiting", Gauge, "Writes that wait for room among the dirty bytes.", |status| {
         status.writes_waiting as f64
     }),
