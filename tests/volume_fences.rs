@@ -30,8 +30,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 const BLOCK: u64 = 4096;
-/// Bytes that one page of the map describes.
-const PAGE: u64 = 16_384 * BLOCK;
+/// Blocks that are written lie so far apart, in bytes.
+const PAGE: u64 = 1024 * BLOCK;
 
 /// A way to the store on which PUTs, or GETs, of some keys can be held up.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ async fn created() -> Arc<MemoryStore> {
 
 async fn created_in(fenced_by: FencedBy) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::default());
-    let create = CreateOptions { size: 4 * PAGE, fenced_by, ..CreateOptions::default() };
+    let create = CreateOptions { size: 16 * PAGE, fenced_by, ..CreateOptions::default() };
     volume::create(&*store, &Random::seeded(1), &Clock::System, &name(), create).await.unwrap();
     store
 }
@@ -173,20 +173,21 @@ async fn keys(store: &MemoryStore) -> Keys {
     Keys::of(&volume::description::load(store, &name()).await.unwrap().meta)
 }
 
-/// Three pages in one checkpoint, of which two were written again since and lie in a second one: the next checkpoint brings the third
-/// along, and the first one can go. Returns the key of the first.
+/// A run of twelve blocks in one checkpoint, of which three were written again since and lie in a second one: with one more the next
+/// checkpoint merges them, and the first one can go. Returns the key of the first.
 async fn prepare_pages(volume: &Volume, store: &MemoryStore) -> Key {
-    for page in 0..3 {
+    for page in 0..12 {
         write(volume, page * PAGE, 1).await;
     }
     minutes().await;
     let checkpoints = || async { list_all(store, &keys(store).await.checkpoints()).await.unwrap() };
     let first = checkpoints().await;
-    assert_eq!(first.len(), 1, "all three pages are in one checkpoint");
-    write(volume, 0, 2).await;
-    write(volume, PAGE, 2).await;
+    assert_eq!(first.len(), 1, "all blocks are in one checkpoint");
+    for page in [0, 1, 3] {
+        write(volume, page * PAGE, 2).await;
+    }
     minutes().await;
-    assert_eq!(checkpoints().await.len(), 2, "the third page is still in the first one");
+    assert_eq!(checkpoints().await.len(), 2, "the others are still in the first one");
     first[0].key.clone()
 }
 

@@ -67,8 +67,9 @@ fn noise(random: &Random, blocks: u64) -> Bytes {
     data.into()
 }
 
-/// 1.6, and what a few segments under way are of a volume of this size.
-const BOUND: f64 = 1.65;
+/// 1.6, and what a few segments under way are of a volume of this size: seeds 1 to 7 gave 1.61 to 1.68, as one change or another falls
+/// just before a checkpoint or just after it.
+const BOUND: f64 = 1.7;
 
 /// What came of a run.
 #[derive(Debug)]

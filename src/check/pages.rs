@@ -1,83 +1,156 @@
-//! Walking over all pages of a map, a few in memory at a time.
+//! Walking over all of a map, a few pages in memory at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::{Report, lose};
-use crate::map::{NeedPages, Page, PageIndex, PageRef, Runs};
+use crate::map::compaction::{END, step};
+use crate::map::merge::merge;
+use crate::map::{
+    Deaths, Entry, Leaf, MapPage, NeedPages, PAGE_BLOCKS, PageAt, PageIndex, PageKind, PageRef, Placement, Ranges,
+    Table,
+};
+use crate::units::{BlockCount, BlockIndex, Extent, FrameAddr, Location, Seq};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::scan::{Scan, Source};
 
-/// Pages that are fetched at once.
-const AT_ONCE: usize = 16;
-
-/// Bytes of pages that stay in memory for the next walk, beside those that the log has changed.
+/// Bytes of pages that stay in memory for the next step.
 const MEMORY: usize = 64 << 20;
 
+/// Leaves of each run that are looked at together.
+const LEAVES: usize = 16;
+
+/// What a page that cannot be read holds: blocks of a segment that is not there.
+const LOST: Seq = Seq(u64::MAX);
+
+/// Blocks of one entry of it: as many as can be told apart in a frame, and more only if there would be a million of them.
+const LOST_BLOCKS: u64 = 1 << 15;
+const LOST_ENTRIES: u64 = 1 << 20;
+
 /// The pages of a map.
+#[derive(Default)]
 pub struct Walk {
-    pages: Vec<PageIndex>,
-    /// Those that cannot be read: reported once.
-    damaged: BTreeSet<PageIndex>,
-    /// A page that was dropped unread could not be counted.
-    is_counted: bool,
+    /// In place of those that cannot be read, which are reported once.
+    lost: HashMap<PageRef, Arc<MapPage>>,
+    /// Those that were read.
+    read: BTreeSet<PageRef>,
 }
 
 impl Walk {
-    /// Over the map of this scan. Pages that the log dropped without reading them still count as live: accounts for them first.
-    pub async fn over(source: &Source, scan: &mut Scan, report: &mut Report) -> Result<Walk> {
-        let mut walk = Walk { pages: scan.map.page_indices(), damaged: BTreeSet::new(), is_counted: true };
-        let released = scan.map.take_released(u64::MAX);
-        for chunk in released.chunks(AT_ONCE) {
-            for &(index, at) in chunk {
-                let salt = scan.checkpoints.get(&at.checkpoint).map_or_else(Default::default, |info| info.salt);
-                match source.objects.pages(vec![(index, at, salt)]).await {
-                    Ok(pages) => pages.iter().for_each(|(_, _, page)| scan.map.account_released(page)),
-                    Err(error) => {
-                        // Nothing is lost with it: it was dropped whole.
-                        walk.is_counted = false;
-                        note(source, at, report, error.into())?;
-                    }
-                }
-            }
-        }
-        Ok(walk)
-    }
-
     /// Whether every page could be read so far.
     pub fn is_whole(&self) -> bool {
-        self.damaged.is_empty() && self.is_counted
+        self.lost.is_empty()
     }
 
-    /// Visits every page that can be read, in order. All that one which cannot is to hold is lost.
+    /// How many pages were read.
+    pub fn pages(&self) -> u64 {
+        self.read.len() as u64
+    }
+
+    /// Visits everything that is mapped, in order. All that a page which cannot be read is to hold is lost, unless a newer one hides
+    /// it. Returns what died and was not counted yet.
     pub async fn each(
         &mut self,
         source: &Source,
         scan: &mut Scan,
         report: &mut Report,
-        lost: &mut Runs,
-        mut visit: impl FnMut(PageIndex, &Page),
+        lost: &mut Ranges,
+        mut visit: impl FnMut(&Entry),
+    ) -> Result<Deaths> {
+        let (mut from, mut deaths) = (BlockIndex(0), Deaths::default());
+        let mut loaded: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
+        while from < END {
+            let page = |at: &PageRef| self.lost.get(at).or_else(|| loaded.get(at)).map(|page| &**page);
+            let stepped = match step(scan.map.runs(), from, false, LEAVES, &page) {
+                Ok(stepped) => stepped,
+                Err(NeedPages(missing)) => {
+                    self.load(source, scan, report, missing, &mut loaded).await?;
+                    continue;
+                }
+            };
+            deaths.add(&stepped.deaths);
+            let part = Extent::between(from, stepped.to);
+            let below = scan
+                .map
+                .tables()
+                .fold(stepped.entries, |below, table| merge(&within(table, part), &below, &mut deaths));
+            for entry in below {
+                match entry.placement {
+                    Placement::Data(location) if location.frame.seq == LOST => lose(lost, entry.extent),
+                    Placement::Hole => {}
+                    _ => visit(&entry),
+                }
+            }
+            from = stepped.to;
+            if loaded.values().map(|page| page.memory()).sum::<usize>() > MEMORY {
+                loaded.clear();
+            }
+        }
+        Ok(deaths)
+    }
+
+    async fn load(
+        &mut self,
+        source: &Source,
+        scan: &Scan,
+        report: &mut Report,
+        missing: Vec<PageAt>,
+        loaded: &mut HashMap<PageRef, Arc<MapPage>>,
     ) -> Result<()> {
-        for chunk in self.pages.chunks(AT_ONCE) {
-            let missing = chunk.iter().filter(|index| !self.damaged.contains(index));
-            let missing: Vec<_> = missing.filter_map(|&index| Some((index, scan.map.stored(index)?))).collect();
-            if !missing.is_empty() && source.load_pages(scan, NeedPages(missing.clone())).await.is_err() {
-                for (index, at) in missing {
-                    if let Err(error) = source.load_pages(scan, NeedPages(vec![(index, at)])).await {
-                        note(source, at, report, error)?;
-                        self.damaged.insert(index);
-                        lose(lost, index.extent());
-                    }
+        let info = |page: &PageAt| scan.checkpoints.get(&page.at.checkpoint).copied().unwrap_or_default();
+        let wanted = missing.iter().map(|page| (*page, info(page))).collect();
+        if let Ok(pages) = source.objects.pages(wanted).await {
+            self.read.extend(pages.iter().map(|(at, _)| *at));
+            loaded.extend(pages);
+            return Ok(());
+        }
+        for page in missing {
+            match source.objects.pages(vec![(page, info(&page))]).await {
+                Ok(pages) => {
+                    self.read.extend(pages.iter().map(|(at, _)| *at));
+                    loaded.extend(pages);
+                }
+                Err(error) => {
+                    note(source, page.at, report, error.into())?;
+                    self.lose(page, scan.map.volume().end());
                 }
             }
-            for &index in chunk {
-                if let Some(page) = scan.map.page(index) {
-                    visit(index, page);
-                }
-            }
-            scan.map.evict(MEMORY);
         }
         Ok(())
     }
+
+    /// In place of this page stands one that says of all its blocks that they are lost.
+    fn lose(&mut self, page: PageAt, end: BlockIndex) {
+        let end = match page.kind {
+            PageKind::Fixed => PageIndex(page.first.0 / PAGE_BLOCKS).extent().end(),
+            PageKind::Leaf | PageKind::Index => end.max(BlockIndex(page.first.0 + 1)),
+        };
+        let each = LOST_BLOCKS.max((end.0 - page.first.0).div_ceil(LOST_ENTRIES));
+        let entry = |start: u64| Entry {
+            extent: Extent { start: BlockIndex(start), count: BlockCount((end.0 - start).min(each)) },
+            placement: Placement::Data(Location {
+                frame: FrameAddr { seq: LOST, offset: start as u32, len: 0 },
+                block: 0,
+            }),
+            owes: false,
+        };
+        let entries: Vec<Entry> = (page.first.0..end.0).step_by(each as usize).map(entry).collect();
+        let leaf = Arc::new(MapPage::Leaf(Leaf::new(&entries)));
+        match page.kind {
+            PageKind::Leaf | PageKind::Fixed => drop(self.lost.insert(page.at, leaf)),
+            PageKind::Index => {
+                let at = PageRef { checkpoint: LOST, offset: self.lost.len() as u32, len: 0 };
+                self.lost.insert(at, leaf);
+                self.lost.insert(page.at, Arc::new(MapPage::Index(vec![(page.first, at)])));
+            }
+        }
+    }
+}
+
+fn within(table: &Table, part: Extent) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    table.lookup(part, |_, entry| entries.extend(entry));
+    entries
 }
 
 /// Damage and missing objects are findings; everything else ends the check.

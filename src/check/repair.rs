@@ -15,7 +15,7 @@ use crate::device::{Device, DeviceError};
 use uuid::Uuid;
 
 use crate::keyring::Secrets;
-use crate::map::Runs;
+use crate::map::Ranges;
 use crate::store::{Key, Store};
 use crate::units::FRAME_BYTES_MAX;
 use crate::volume::error::{Holder, Result, VolumeError};
@@ -64,7 +64,7 @@ pub async fn drop_newest_checkpoint(
 /// Returns what was written. The volume is served to nobody.
 pub async fn write_again(device: &dyn Device, lost: &[ByteRange]) -> std::result::Result<Vec<ByteRange>, DeviceError> {
     let block = u64::from(device.info().block_size);
-    let mut written = Runs::default();
+    let mut written = Ranges::default();
     for range in lost {
         let end = range.offset + range.length;
         let mut at = range.offset;
@@ -84,7 +84,7 @@ pub async fn write_again(device: &dyn Device, lost: &[ByteRange]) -> std::result
 }
 
 /// Whether these bytes could be read, and are written again.
-async fn again(device: &dyn Device, at: u64, len: u64, written: &mut Runs) -> std::result::Result<bool, DeviceError> {
+async fn again(device: &dyn Device, at: u64, len: u64, written: &mut Ranges) -> std::result::Result<bool, DeviceError> {
     let Ok(pieces) = device.read(at, len as u32).await else { return Ok(false) };
     device.write(at, pieces.concat().into(), false).await?;
     written.insert(at..at + len);

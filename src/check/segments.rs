@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::pages::Walk;
 use super::{Progress, Report, lose};
 use crate::codec::CorruptError;
-use crate::map::{Content, Mapped, Runs, SegmentInfo};
+use crate::map::{Entry, Placement, Ranges, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
 use crate::store::Key;
 use crate::units::{BlockCount, Extent, FrameAddr, Seq};
@@ -48,7 +48,7 @@ pub async fn check(
     data: bool,
     progress: Progress<'_>,
     report: &mut Report,
-    lost: &mut Runs,
+    lost: &mut Ranges,
 ) -> Result<()> {
     let needed: Vec<Seq> = live.keys().copied().collect();
     let mut group: HashMap<Seq, Looked> = HashMap::new();
@@ -85,25 +85,20 @@ async fn compare_places(
     walk: &mut Walk,
     group: &HashMap<Seq, Looked>,
     report: &mut Report,
-    lost: &mut Runs,
+    lost: &mut Ranges,
 ) -> Result<()> {
     let mut misplaced: BTreeMap<Seq, Extent> = BTreeMap::new();
-    let mut gone = Runs::default();
-    let compare = |_, page: &crate::map::Page| {
-        for mapped in page.iter() {
-            let Content::Data(location) = mapped.content else { continue };
-            let Some(looked) = group.get(&location.frame.seq) else { continue };
-            let Some(frames) = &looked.frames else {
-                lose(&mut gone, mapped.extent);
-                continue;
-            };
-            let is_placed = is_in_frame(&mapped, frames);
-            if !is_placed {
-                misplaced.entry(location.frame.seq).or_insert(mapped.extent);
-            }
-            if !is_placed || looked.harmed.contains(&location.frame) {
-                lose(&mut gone, mapped.extent);
-            }
+    let mut gone = Ranges::default();
+    let compare = |entry: &Entry| {
+        let Placement::Data(location) = entry.placement else { return };
+        let Some(looked) = group.get(&location.frame.seq) else { return };
+        let Some(frames) = &looked.frames else { return lose(&mut gone, entry.extent) };
+        let is_placed = is_in_frame(entry, frames);
+        if !is_placed {
+            misplaced.entry(location.frame.seq).or_insert(entry.extent);
+        }
+        if !is_placed || looked.harmed.contains(&location.frame) {
+            lose(&mut gone, entry.extent);
         }
     };
     walk.each(source, scan, report, lost, compare).await?;
@@ -188,10 +183,10 @@ fn find_place(own: &Key, bytes: u64, sizes: &HashMap<Key, u64>) -> Option<(Key, 
 }
 
 /// Whether the frame holds, at the position that the map says, exactly these blocks.
-fn is_in_frame(mapped: &Mapped, frames: &HashMap<FrameAddr, Extent>) -> bool {
-    let Content::Data(location) = mapped.content else { return true };
+fn is_in_frame(entry: &Entry, frames: &HashMap<FrameAddr, Extent>) -> bool {
+    let Placement::Data(location) = entry.placement else { return true };
     frames.get(&location.frame).is_some_and(|extent| {
         let start = extent.start + BlockCount(u64::from(location.block));
-        mapped.extent.start == start && mapped.extent.end() <= extent.end()
+        entry.extent.start == start && entry.extent.end() <= extent.end()
     })
 }

@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `89 41 53 48 4c 41 52 0a` (`\x89ASHLAR\n`) |
-//! | 8 | 2 | format version: 2; 1 is read too, and knows neither moved data nor accounts |
+//! | 8 | 2 | format version: 3 of checkpoints, 2 of the others; 1 knows neither moved data nor accounts, and both older ones of checkpoints know no layers: they are read |
 //! | 10 | 1 | kind ([`ObjectKind`]) |
 //! | 11 | 1 | seal ([`super::seal::Seal`]) |
 //! | 12 | 4 | length of the head |
@@ -28,8 +28,8 @@ use crate::units::Seq;
 /// Bytes before the head.
 pub const PREFIX_BYTES: usize = 48;
 
-/// The version that we write; 1 is read too.
-pub const VERSION: u16 = 2;
+/// The newest version that we read, in which the map is layered.
+pub const LAYERED: u16 = 3;
 
 const MAGIC: [u8; 8] = *b"\x89ASHLAR\n";
 const KIND_AT: usize = 10;
@@ -56,6 +56,14 @@ impl ObjectKind {
             3 => Ok(ObjectKind::Close),
             4 => Ok(ObjectKind::Checkpoint),
             other => Err(CorruptError::UnknownKind(other)),
+        }
+    }
+
+    /// The version that we write. An older ashlar, which would not understand it, refuses it by this number.
+    fn version(self) -> u16 {
+        match self {
+            ObjectKind::Checkpoint => LAYERED,
+            ObjectKind::Segment | ObjectKind::Fence | ObjectKind::Close => 2,
         }
     }
 
@@ -148,7 +156,7 @@ fn encode_front(
 ) -> Result<Vec<u8>, EncodeError> {
     let mut front = Vec::with_capacity(PREFIX_BYTES + head.len());
     front.extend_from_slice(&MAGIC);
-    front.extend_from_slice(&VERSION.to_le_bytes());
+    front.extend_from_slice(&kind.version().to_le_bytes());
     front.extend_from_slice(&[kind as u8, seal as u8]);
     front.extend_from_slice(&(head.len() as u32).to_le_bytes());
     front.extend_from_slice(&salt);
@@ -186,6 +194,8 @@ fn seal_frames(
 pub struct Decoded {
     /// What it is.
     pub kind: ObjectKind,
+    /// Its format version.
+    pub version: u16,
     /// Its head.
     pub head: Bytes,
     /// The salt of its encoding.
@@ -241,7 +251,7 @@ pub fn decode_head(
     let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else {
         return Ok(Found::NeedMore { total: PREFIX_BYTES as u64 });
     };
-    let (kind, head_len) = check_prefix(prefix, sealer.seal(), expected)?;
+    let (kind, version, head_len) = check_prefix(prefix, sealer.seal(), expected)?;
     let frames_at = PREFIX_BYTES as u32 + head_len;
     if bytes.len() < frames_at as usize {
         return Ok(Found::NeedMore { total: u64::from(frames_at) });
@@ -250,18 +260,18 @@ pub fn decode_head(
     salt.copy_from_slice(&prefix[16..TAG_AT]);
     let key = sealer.object_key(kind, seq, &salt)?;
     let head = key.open_head(&prefix[..TAG_AT], &prefix[TAG_AT..], bytes.slice(PREFIX_BYTES..frames_at as usize))?;
-    Ok(Found::Whole(Decoded { kind, head, salt, frames_at, key }))
+    Ok(Found::Whole(Decoded { kind, version, head, salt, frames_at, key }))
 }
 
-/// Kind and length of the head.
+/// Kind, version and length of the head.
 fn check_prefix(
     prefix: &[u8; PREFIX_BYTES],
     seal: Seal,
     expected: &[ObjectKind],
-) -> Result<(ObjectKind, u32), CorruptError> {
+) -> Result<(ObjectKind, u16, u32), CorruptError> {
     let version = u16::from_le_bytes([prefix[8], prefix[9]]);
-    if version == 0 || version > VERSION {
-        return Err(CorruptError::UnknownVersion { found: version, known: VERSION });
+    if version == 0 || version > LAYERED {
+        return Err(CorruptError::UnknownVersion { found: version, known: LAYERED });
     }
     let kind = ObjectKind::from_byte(prefix[10])?;
     if !expected.contains(&kind) {
@@ -274,7 +284,7 @@ fn check_prefix(
     let len = u32::from_le_bytes([prefix[12], prefix[13], prefix[14], prefix[15]]);
     match kind.head_bytes_max() {
         max if len > max => Err(CorruptError::HeadTooLong { len, max, kind }),
-        _ => Ok((kind, len)),
+        _ => Ok((kind, version, len)),
     }
 }
 
@@ -359,7 +369,7 @@ mod tests {
         );
         assert_eq!(
             text(resealed(8, 9)),
-            "its format version 9 is unknown (this ashlar reads up to 2): a newer ashlar is needed"
+            "its format version 9 is unknown (this ashlar reads up to 3): a newer ashlar is needed"
         );
         assert_eq!(text(resealed(10, 77)), "its kind 77 is unknown");
         assert_eq!(

@@ -1,117 +1,107 @@
-//! The pages of a volume's map: those in memory, where the others lie, and what each change does to them.
+//! The map of a volume: the newest table, what a checkpoint under way writes, and the runs in the store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::Placement;
-use super::{Content, PAGE_BLOCKS, Page, PageIndex, PageRef, Runs, SegmentInfo, Usage};
+use super::page_cache::PageCache;
+use super::{Deaths, Entry, Found, MapPage, PageAt, PageRef, Placement, Run, SegmentInfo, Table, Usage};
 use crate::units::{BlockCount, BlockIndex, Extent, Seq};
 
-/// A page takes about so many times the bytes in memory that it takes in the store: an extent of 8 to 11 bytes takes 96. Where pages
-/// can be compressed it is more, which is known when they were in memory once.
-const LOADED_PER_STORED: u64 = 12;
+/// An entry of a run takes so many bytes in memory, about.
+const ENTRY_MEMORY: u64 = 32;
+
+/// What a change of more blocks takes the place of is not looked up, but counted when runs are merged;
+const LOOK_BLOCKS_MAX: u64 = 32 << 10;
+/// nor that of more than these, if not all of the map is in memory: hardly all of it would be found.
+const LOOK_BLOCKS_LARGE_MAP: u64 = 512;
+
+/// A hole of fewer blocks over nothing is left out of the newest table; a longer one would fall apart.
+const SHORT_HOLE: u64 = 128;
 
 /// The map of one volume.
 #[derive(Debug)]
 pub struct ExtentMap {
     volume: Extent,
-    pages: BTreeMap<PageIndex, Slot>,
-    zeroed: Runs,
+    newest: Table,
+    /// What the checkpoint under way writes.
+    frozen: Option<Arc<Table>>,
+    /// Newest first.
+    runs: Arc<Vec<Run>>,
+    pages: PageCache,
     usage: Usage,
-    /// Pages that a trim or zero dropped without reading them: their blocks are dead, but still counted as live.
-    released: Vec<(PageIndex, PageRef)>,
-    loaded: Loaded,
-    /// Bytes of pages as a checkpoint under way saw them, which changed since: both forms are in memory.
-    superseded: usize,
-    tick: u64,
+    /// Live blocks are counted exactly, at once, while all of the map takes at most so many bytes.
+    exact_memory: u64,
 }
 
-/// The pages in memory: what they take, and which go first. Kept with each change, so that nothing looks at all pages.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Loaded {
-    memory: usize,
-    /// Of it, what a checkpoint must write before it can leave.
-    dirty: usize,
-    /// The others, by when they were last used.
-    clean: BTreeSet<(u64, PageIndex)>,
-}
-
-impl Loaded {
-    /// A slot as it is now, before it is changed.
-    fn subtract(&mut self, index: PageIndex, slot: &Slot) {
-        let Some(page) = &slot.page else { return };
-        self.memory -= page.memory();
-        match slot.dirty {
-            true => self.dirty -= page.memory(),
-            false => drop(self.clean.remove(&(slot.used, index))),
-        }
-    }
-
-    /// A slot as it is now, after it was changed.
-    fn add(&mut self, index: PageIndex, slot: &Slot) {
-        let Some(page) = &slot.page else { return };
-        self.memory += page.memory();
-        match slot.dirty {
-            true => self.dirty += page.memory(),
-            false => drop(self.clean.insert((slot.used, index))),
-        }
-    }
-}
-
-/// A page's place in the table. A slot without `page` has a `stored` place to load it from.
-#[derive(Debug, Default)]
-struct Slot {
-    page: Option<Arc<Page>>,
-    /// Where its newest durable form lies; behind `page` while `dirty`.
-    stored: Option<PageRef>,
-    dirty: bool,
-    /// When it was last used, in ticks.
-    used: u64,
-    /// Bytes that it took when it was in memory last; 0 if it never was.
-    took: u32,
-}
-
-/// Pages that must be loaded before the operation can be done.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NeedPages(pub Vec<(PageIndex, PageRef)>);
+/// Pages that must be in memory before the operation can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeedPages(pub Vec<PageAt>);
 
 /// What a checkpoint writes: the map at one instant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MapSnapshot {
-    /// Pages that changed since they were last stored; an empty one is stored no more.
-    pub changed: Vec<(PageIndex, Arc<Page>)>,
-    /// Where the unchanged pages lie.
-    pub unchanged: Vec<(PageIndex, PageRef)>,
-    /// Runs of whole pages of allocated zero.
-    pub zeroed: Runs,
+    /// What was committed since the last checkpoint.
+    pub newest: Arc<Table>,
+    /// The runs below it, newest first.
+    pub runs: Arc<Vec<Run>>,
     /// Live blocks by segment.
     pub usage: Usage,
+}
+
+/// What a durable checkpoint made of a [`MapSnapshot`].
+#[derive(Debug, Default)]
+pub struct Checkpointed {
+    /// The runs as they are now.
+    pub runs: Vec<Run>,
+    /// Blocks of which it found out that they are dead.
+    pub deaths: Deaths,
+    /// Pages that it wrote.
+    pub pages: Vec<(PageRef, Arc<MapPage>)>,
+}
+
+/// What the layers below the newest table say.
+#[derive(Default)]
+struct Below {
+    /// Nothing where no layer says anything.
+    found: Vec<(Extent, Option<Entry>)>,
+    /// What cannot be said without a page.
+    unknown: Vec<Extent>,
+    missing: BTreeSet<PageAt>,
 }
 
 impl ExtentMap {
     /// The empty map of a volume of `blocks`.
     pub fn new(blocks: BlockCount) -> ExtentMap {
-        ExtentMap::restore(blocks, Vec::new(), Runs::default(), Usage::default())
+        ExtentMap::restore(blocks, Vec::new(), Table::default(), Usage::default())
     }
 
-    /// The map of a checkpoint, no page loaded.
-    pub fn restore(
-        blocks: BlockCount,
-        pages: impl IntoIterator<Item = (PageIndex, PageRef)>,
-        zeroed: Runs,
-        usage: Usage,
-    ) -> ExtentMap {
-        let slot = |stored| Slot { stored: Some(stored), ..Slot::default() };
+    /// The map of a checkpoint, no page loaded. `newest` lies above the runs.
+    pub fn restore(blocks: BlockCount, runs: Vec<Run>, newest: Table, usage: Usage) -> ExtentMap {
         ExtentMap {
             volume: Extent { start: BlockIndex(0), count: blocks },
-            pages: pages.into_iter().map(|(index, stored)| (index, slot(stored))).collect(),
-            zeroed,
+            newest,
+            frozen: None,
+            runs: Arc::new(runs),
+            pages: PageCache::default(),
             usage,
-            released: Vec::new(),
-            loaded: Loaded::default(),
-            superseded: 0,
-            tick: 0,
+            exact_memory: 0,
         }
+    }
+
+    /// Live blocks are counted exactly, at once, while all of the map takes at most so many bytes; then a change needs the pages that
+    /// it touches. Beyond that nothing is loaded for a change, and what it took the place of is counted when runs are merged.
+    pub fn count_exactly_within(&mut self, bytes: u64) {
+        self.exact_memory = bytes;
+    }
+
+    /// Whether all of the map may be in memory.
+    pub fn is_exact(&self) -> bool {
+        self.entries() * ENTRY_MEMORY + self.dirty_memory() as u64 <= self.exact_memory
+    }
+
+    /// Entries of all runs.
+    pub fn entries(&self) -> u64 {
+        self.runs.iter().map(|run| run.entries).sum()
     }
 
     /// The blocks of the volume.
@@ -119,104 +109,137 @@ impl ExtentMap {
         self.volume
     }
 
+    /// The runs, newest first.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
     /// The volume has so many blocks from now on. What it loses must have been given up before: fails, and changes nothing, with
     /// the first block beyond the end that is known to be mapped.
     pub fn resize(&mut self, blocks: BlockCount) -> Result<(), BlockIndex> {
-        match self.mapped_beyond(BlockIndex(blocks.0)) {
-            Some(block) => Err(block),
-            None => {
-                self.volume.count = blocks;
-                Ok(())
+        let end = BlockIndex(blocks.0);
+        if end < self.volume.end() {
+            let is_mapped = |(_, placement): &&(Extent, Placement)| *placement != Placement::Hole;
+            let (placed, _) = self.placed(Extent::between(end, self.volume.end()), &HashMap::new());
+            if let Some((extent, _)) = placed.iter().find(is_mapped) {
+                return Err(extent.start);
             }
         }
-    }
-
-    /// The first block at `end` or later that is mapped, as far as the pages in memory tell; of a page that is not there, the
-    /// first if all of it lies beyond.
-    fn mapped_beyond(&self, end: BlockIndex) -> Option<BlockIndex> {
-        let in_page = |(index, slot): (&PageIndex, &Slot)| match &slot.page {
-            Some(page) => page.iter().find(|m| m.extent.end() > end).map(|m| m.extent.start.max(end)),
-            None => Some(index.extent().start).filter(|start| *start >= end),
-        };
-        let mapped = self.pages.range(PageIndex::of(end)..).find_map(in_page);
-        let first = end.0.div_ceil(PAGE_BLOCKS);
-        let zeroed = self.zeroed.iter().find(|run| run.end > first).map(|run| run.start.max(first) * PAGE_BLOCKS);
-        mapped.into_iter().chain(zeroed.map(BlockIndex)).min()
+        self.volume.count = blocks;
+        Ok(())
     }
 
     /// What the blocks of `extent` hold, in order, without gaps; neighbours of one kind may be apart.
-    pub fn lookup(&mut self, extent: Extent) -> Result<Vec<(Extent, Placement)>, NeedPages> {
-        self.need(self.pages_missing(extent))?;
-        self.tick += 1;
-        let mut found = Vec::new();
-        for (index, part) in parts(extent) {
-            let tick = self.tick;
-            self.change(index, |slot| slot.used = tick);
-            match self.pages.get(&index) {
-                Some(Slot { page: Some(page), .. }) => {
-                    page.lookup(part, |extent, content| found.push((extent, placement(content))));
-                }
-                _ if self.zeroed.contains(index.0) => found.push((part, Placement::Zero)),
-                _ => found.push((part, Placement::Hole)),
-            }
-        }
-        Ok(found)
+    pub fn lookup(&self, extent: Extent) -> Result<Vec<(Extent, Placement)>, NeedPages> {
+        self.lookup_with(extent, &HashMap::new())
     }
 
-    /// What the first block of `extent` holds, and how many blocks of it from there on, one at least, are known to hold the same
-    /// in one piece. The extent is not empty. However long it is, this looks at one page.
-    pub fn first(&mut self, extent: Extent) -> Result<(BlockCount, Placement), NeedPages> {
-        let index = PageIndex::of(extent.start);
-        match self.pages.get(&index) {
-            Some(Slot { page: None, stored: Some(stored), .. }) => return Err(NeedPages(vec![(index, *stored)])),
-            Some(Slot { page: Some(page), used, .. }) => {
-                let part = index.extent().intersect(&extent).unwrap_or(extent);
-                let (count, content) = page.first(part);
-                let (tick, is_new) = (self.tick, self.tick > *used);
-                if is_new {
-                    self.change(index, |slot| slot.used = tick);
-                }
-                return Ok((count, placement(content)));
-            }
-            _ => {}
-        }
-        // No page: up to the next one it is all zero, or all hole.
-        let end = PageIndex(extent.end().0.div_ceil(PAGE_BLOCKS));
-        let next = self.pages.range(PageIndex(index.0 + 1)..end.max(PageIndex(index.0 + 1))).next();
-        let (is_zero, end) = self.zeroed.stretch(index.0, next.map_or(end, |(&next, _)| next).0);
-        let count = end.saturating_mul(PAGE_BLOCKS).min(extent.end().0) - extent.start.0;
-        Ok((BlockCount(count), if is_zero { Placement::Zero } else { Placement::Hole }))
-    }
-
-    /// The pages under `extent` that are not in memory.
-    pub fn missing(&self, extent: Extent) -> impl Iterator<Item = (PageIndex, PageRef)> + '_ {
-        self.slots(extent).filter_map(|(&index, slot)| slot.page.is_none().then_some((index, slot.stored?)))
-    }
-
-    /// As [`ExtentMap::lookup`], but pages that are not in memory are taken from `pages`, if they are the newest there are. No
-    /// page counts as used.
+    /// As [`ExtentMap::lookup`], but pages that are not in memory are taken from `more`.
     pub fn lookup_with(
         &self,
         extent: Extent,
-        pages: &HashMap<PageIndex, (PageRef, Arc<Page>)>,
+        more: &HashMap<PageRef, Arc<MapPage>>,
     ) -> Result<Vec<(Extent, Placement)>, NeedPages> {
-        let mut found = Vec::new();
-        for (index, part) in parts(extent) {
-            let page = match self.pages.get(&index) {
-                Some(Slot { page: Some(page), .. }) => Some(page),
-                Some(Slot { stored: Some(stored), .. }) => match pages.get(&index).filter(|(at, _)| at == stored) {
-                    Some((_, page)) => Some(page),
-                    None => return Err(NeedPages(vec![(index, *stored)])),
-                },
-                _ => None,
-            };
-            match page {
-                Some(page) => page.lookup(part, |extent, content| found.push((extent, placement(content)))),
-                None if self.zeroed.contains(index.0) => found.push((part, Placement::Zero)),
-                None => found.push((part, Placement::Hole)),
+        let (placed, missing) = self.placed(extent, more);
+        need(missing)?;
+        Ok(placed)
+    }
+
+    /// What is known of `extent`, in order, and the pages that are missing to know all of it.
+    fn placed(
+        &self,
+        extent: Extent,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> (Vec<(Extent, Placement)>, BTreeSet<PageAt>) {
+        let (mut placed, mut gaps) = (Vec::new(), Vec::new());
+        self.newest.lookup(extent, |part, entry| match entry {
+            Some(entry) => placed.push((part, entry.placement)),
+            None => gaps.push(part),
+        });
+        let Below { found, missing, .. } = self.below(gaps, more, true);
+        let hole =
+            |(part, entry): (Extent, Option<Entry>)| (part, entry.map_or(Placement::Hole, |entry| entry.placement));
+        placed.extend(found.into_iter().map(hole));
+        placed.sort_unstable_by_key(|(part, _)| part.start);
+        (placed, missing)
+    }
+
+    /// What the layers below the newest table say of these extents. `all` asks for every page that may be missing; otherwise those of
+    /// the first layer in which one is are enough.
+    fn below(&self, extents: Vec<Extent>, more: &HashMap<PageRef, Arc<MapPage>>, all: bool) -> Below {
+        let page = |at: &PageRef| self.pages.get(at).or_else(|| more.get(at).map(|page| &**page));
+        let (mut below, mut clear) = (Below::default(), extents);
+        if let Some(frozen) = &self.frozen {
+            let mut deeper = Vec::new();
+            for extent in clear {
+                frozen.lookup(extent, |part, entry| match entry {
+                    Some(_) => below.found.push((part, entry)),
+                    None => deeper.push(part),
+                });
+            }
+            clear = deeper;
+        }
+        // What lies under a page that is missing: it may be hidden, but if not, its pages are needed too.
+        let mut dim: Vec<Extent> = Vec::new();
+        for run in self.runs.iter() {
+            let (mut deeper, mut dimmer) = (Vec::new(), Vec::new());
+            for extent in clear {
+                run.lookup(extent, &page, &mut |found| match found {
+                    Found::Entry(entry) => below.found.push((entry.extent, Some(entry))),
+                    Found::Gap(part) => deeper.push(part),
+                    Found::Missing(part, at) => {
+                        below.unknown.push(part);
+                        below.missing.insert(at);
+                        dimmer.push(part);
+                    }
+                });
+            }
+            for extent in if all { dim } else { Vec::new() } {
+                run.lookup(extent, &page, &mut |found| match found {
+                    Found::Entry(_) => {}
+                    Found::Gap(part) => dimmer.push(part),
+                    Found::Missing(part, at) => {
+                        below.missing.insert(at);
+                        dimmer.push(part);
+                    }
+                });
+            }
+            (clear, dim) = (deeper, dimmer);
+            if clear.is_empty() && (dim.is_empty() || !all) {
+                break;
             }
         }
-        Ok(found)
+        below.found.extend(clear.into_iter().map(|part| (part, None)));
+        below
+    }
+
+    /// What the first block of `extent` holds, and how many blocks of it from there on, one at least, are known to hold the same
+    /// in one piece. The extent is not empty. However long it is, this looks at one page of each run.
+    pub fn first(&self, extent: Extent) -> Result<(BlockCount, Placement), NeedPages> {
+        let page = |at: &PageRef| self.pages.get(at);
+        let (mut rest, mut missing) = (extent, BTreeSet::new());
+        for table in std::iter::once(&self.newest).chain(self.frozen.as_deref()) {
+            match table.first(rest) {
+                Found::Entry(entry) => return Ok((entry.extent.count, entry.placement)),
+                Found::Gap(part) => rest = part,
+                Found::Missing(..) => {}
+            }
+        }
+        for run in self.runs.iter() {
+            match run.first(rest, &page) {
+                Found::Entry(entry) if missing.is_empty() => return Ok((entry.extent.count, entry.placement)),
+                Found::Entry(_) => break,
+                Found::Gap(part) => rest = part,
+                Found::Missing(_, at) => drop(missing.insert(at)),
+            }
+        }
+        need(missing)?;
+        Ok((rest.count, Placement::Hole))
+    }
+
+    /// The pages that a lookup of `extent` would ask for next.
+    pub fn missing(&self, extent: Extent) -> Vec<PageAt> {
+        self.placed(extent, &HashMap::new()).1.into_iter().collect()
     }
 
     /// A segment takes effect: live commit, recovery and garbage collection all come through here, in log order. Either
@@ -231,60 +254,139 @@ impl ExtentMap {
         changes: &[(Extent, Placement)],
         as_of: Option<Seq>,
     ) -> Result<(), NeedPages> {
-        self.need(self.missing_for(changes, as_of))?;
-        self.tick += 1;
+        need(self.missing_for(changes, as_of))?;
         self.usage.born(seq, info);
-        if let Some(as_of) = as_of {
-            changes.iter().for_each(|&(extent, placement)| self.move_data(extent, placement, as_of));
-            return Ok(());
-        }
         for &(extent, placement) in changes {
-            match placement {
-                Placement::Data(location) => self.set(extent, Some(Content::Data(location))),
-                Placement::Zero => self.clear(extent, true),
-                Placement::Hole => self.clear(extent, false),
+            match as_of {
+                Some(as_of) => self.move_data(extent, placement, as_of),
+                None => self.set(extent, placement),
             }
         }
         Ok(())
     }
 
-    /// A page that was asked for came in. Too late is fine: the page may have gone or changed meanwhile.
-    pub fn page_loaded(&mut self, index: PageIndex, from: PageRef, page: Arc<Page>) {
-        let tick = self.tick;
-        self.change(index, |slot| {
-            if slot.page.is_none() && slot.stored == Some(from) {
-                slot.used = tick;
-                slot.page = Some(page);
+    /// The pages that [`ExtentMap::apply`] would ask for.
+    pub fn missing_for(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> BTreeSet<PageAt> {
+        let mut missing = BTreeSet::new();
+        for (extent, _) in changes {
+            if let Some(as_of) = as_of {
+                self.unchanged(*extent, as_of, &mut missing);
             }
+            if self.is_exact() && extent.count.0 <= LOOK_BLOCKS_MAX {
+                missing.extend(self.placed(*extent, &HashMap::new()).1);
+            }
+        }
+        missing
+    }
+
+    /// Points the blocks of `extent` to `placement`, but only those that did not change since `as_of`; what was moved in vain is
+    /// dead at birth. The pages are in memory.
+    fn move_data(&mut self, extent: Extent, placement: Placement, as_of: Seq) {
+        let Placement::Data(to) = placement else { return };
+        let unmoved = self.unchanged(extent, as_of, &mut BTreeSet::new());
+        let moved: u64 = unmoved.iter().map(|part| part.count.0).sum();
+        self.usage.stillborn(to.frame.seq, BlockCount(extent.count.0 - moved));
+        for part in unmoved {
+            self.set(part, placement.skip(part.start - extent.start));
+        }
+    }
+
+    /// The parts of `extent`, which was mapped at `as_of`, for which nothing was committed after it; pages without which that is not
+    /// known go to `missing`. Only layers that reach beyond `as_of` are asked. Where they say nothing, nothing changed, but that a last
+    /// run has no holes; else what is on top decides: data that was there at `as_of` is the same as then, and all else is newer. So every server that replays
+    /// this decides the same, however the layers were merged meanwhile.
+    fn unchanged(&self, extent: Extent, as_of: Seq, missing: &mut BTreeSet<PageAt>) -> Vec<Extent> {
+        let page = |at: &PageRef| self.pages.get(at);
+        let (mut unchanged, mut rest) = (Vec::new(), vec![extent]);
+        for table in self.tables() {
+            let mut deeper = Vec::new();
+            for extent in rest {
+                table.lookup(extent, |part, entry| match entry {
+                    Some(entry) if is_older(&entry.placement, as_of) => unchanged.push(part),
+                    Some(_) => {}
+                    None => deeper.push(part),
+                });
+            }
+            rest = deeper;
+        }
+        for run in self.runs.iter().take_while(|run| run.through > as_of) {
+            let mut deeper = Vec::new();
+            for extent in rest {
+                run.lookup(extent, &page, &mut |found| match found {
+                    Found::Entry(entry) if is_older(&entry.placement, as_of) => unchanged.push(entry.extent),
+                    Found::Entry(_) => {}
+                    // A last run says nothing of what was given up.
+                    Found::Gap(part) if run.is_last => deeper.extend(run.outside(part)),
+                    Found::Gap(part) => deeper.push(part),
+                    Found::Missing(part, at) => {
+                        missing.insert(at);
+                        deeper.push(part);
+                    }
+                });
+            }
+            rest = deeper;
+        }
+        unchanged.extend(rest);
+        unchanged.sort_unstable();
+        unchanged
+    }
+
+    /// Sets what the blocks of `extent` hold, and counts what that takes the place of as far as it is known.
+    fn set(&mut self, extent: Extent, placement: Placement) {
+        let entry =
+            |part: Extent, owes| Entry { extent: part, placement: placement.skip(part.start - extent.start), owes };
+        let taken = self.newest.take(extent);
+        let (mut entries, mut gaps) = (Vec::with_capacity(taken.len() + 1), Vec::new());
+        super::table::fill(extent, taken.into_iter(), |part, before| match before {
+            Some(before) => {
+                self.usage.died(&before);
+                entries.push(entry(part, before.owes));
+            }
+            None => gaps.push(part),
         });
+        let most = if self.is_exact() { LOOK_BLOCKS_MAX } else { LOOK_BLOCKS_LARGE_MAP };
+        if extent.count.0 <= most {
+            let below = self.below(gaps, &HashMap::new(), false);
+            for (part, found) in below.found {
+                match found {
+                    Some(before) => {
+                        self.usage.died(&before);
+                        entries.push(entry(part, false));
+                    }
+                    // A hole over nothing says nothing.
+                    None if placement == Placement::Hole && extent.count.0 < SHORT_HOLE => {}
+                    None => entries.push(entry(part, false)),
+                }
+            }
+            gaps = below.unknown;
+        }
+        entries.extend(gaps.into_iter().map(|part| entry(part, true)));
+        entries.into_iter().for_each(|entry| self.newest.insert(entry));
     }
 
-    /// Bytes of pages in memory, about.
+    /// A page that was asked for came in.
+    pub fn page_loaded(&mut self, at: PageRef, page: Arc<MapPage>) {
+        self.pages.insert(at, page);
+    }
+
+    /// A page, if it is in memory.
+    pub fn page(&self, at: &PageRef) -> Option<Arc<MapPage>> {
+        self.pages.share(at)
+    }
+
+    /// Bytes that the map takes in memory, about.
     pub fn memory(&self) -> usize {
-        self.loaded.memory + self.superseded
+        self.pages.memory() + self.dirty_memory()
     }
 
-    /// Bytes of pages in memory that a checkpoint must write before they can leave, about; what a checkpoint under way still
-    /// holds of pages that changed since is among them.
+    /// Bytes in memory that a checkpoint must write before they can leave, about; what one under way writes is among them.
     pub fn dirty_memory(&self) -> usize {
-        self.loaded.dirty + self.superseded
+        self.newest.memory() + self.frozen.as_ref().map_or(0, |frozen| frozen.memory())
     }
 
-    /// Lets clean pages go, least recently used first, until at most `bound` bytes are left or none is clean.
+    /// Lets pages go, least recently used first, until at most `bound` bytes are left or there is no page.
     pub fn evict(&mut self, bound: usize) {
-        while self.memory() > bound {
-            let Some(&(_, index)) = self.loaded.clean.first() else { return };
-            self.change(index, |slot| slot.took = slot.page.take().map_or(0, |page| page.memory() as u32));
-        }
-    }
-
-    /// Changes a slot, if there is one, and keeps count.
-    fn change(&mut self, index: PageIndex, change: impl FnOnce(&mut Slot)) {
-        if let Some(slot) = self.pages.get_mut(&index) {
-            self.loaded.subtract(index, slot);
-            change(slot);
-            self.loaded.add(index, slot);
-        }
+        self.pages.evict(bound.saturating_sub(self.dirty_memory()));
     }
 
     /// The accounting table.
@@ -297,574 +399,68 @@ impl ExtentMap {
         &mut self.usage
     }
 
-    /// Takes pages that were dropped unread, of so many sealed bytes together, one at least; each goes back through
-    /// [`ExtentMap::account_released`].
-    pub fn take_released(&mut self, bytes: u64) -> Vec<(PageIndex, PageRef)> {
-        let mut sum = 0;
-        let fits = self.released.iter().rev().take_while(|(_, at)| {
-            sum += u64::from(at.len);
-            sum <= bytes
-        });
-        let count = fits.count().max(1).min(self.released.len());
-        let left = self.released.len() - count;
-        self.released.split_off(left)
-    }
-
-    /// Puts back released pages that could not be read.
-    pub fn put_back_released(&mut self, pages: Vec<(PageIndex, PageRef)>) {
-        self.released.extend(pages);
-    }
-
-    /// Counts the blocks of a released page as dead.
-    pub fn account_released(&mut self, page: &Page) {
-        self.usage.page_died(page);
-    }
-
-    /// The map as of now, for a checkpoint; nothing while released pages are not accounted, because the counts of live
-    /// blocks would be wrong for ever.
-    pub fn snapshot(&self) -> Option<MapSnapshot> {
-        if !self.released.is_empty() {
-            return None;
+    /// The map as of now, for a checkpoint; one at a time. Changes go into a new table from here on.
+    ///
+    /// # Panics
+    ///
+    /// If the checkpoint before is not done: what it writes would be hidden by what this one writes, and lost.
+    pub fn begin_checkpoint(&mut self) -> MapSnapshot {
+        assert!(self.frozen.is_none(), "a checkpoint of the map begins while another one is under way");
+        if !self.runs.is_empty() && self.newest.covers(self.volume) {
+            self.forget_runs();
         }
-        let mut snapshot = MapSnapshot {
-            changed: Vec::new(),
-            unchanged: Vec::new(),
-            zeroed: self.zeroed.clone(),
-            usage: self.usage.clone(),
-        };
-        for (&index, slot) in &self.pages {
-            match (&slot.page, slot.stored) {
-                (Some(page), _) if slot.dirty => snapshot.changed.push((index, page.clone())),
-                (_, Some(stored)) => snapshot.unchanged.push((index, stored)),
-                (_, None) => {}
+        let newest = Arc::new(std::mem::take(&mut self.newest));
+        self.frozen = Some(newest.clone());
+        MapSnapshot { newest, runs: self.runs.clone(), usage: self.usage.clone() }
+    }
+
+    /// Every block was changed since: whatever the runs say, only what the newest table points to is live.
+    fn forget_runs(&mut self) {
+        let mut live = HashMap::new();
+        for entry in self.newest.iter() {
+            if let Placement::Data(location) = entry.placement {
+                *live.entry(location.frame.seq).or_insert(0) += entry.extent.count.0;
             }
         }
-        Some(snapshot)
+        self.usage.recount(&live);
+        // Its holes stay: they say what changed.
+        let entries: Vec<Entry> = self.newest.iter().collect();
+        self.newest = Table::default();
+        entries.into_iter().for_each(|entry| self.newest.insert(Entry { owes: false, ..entry }));
+        self.runs = Arc::default();
+        self.pages.retain(|_| false);
     }
 
-    /// A checkpoint is durable: where the pages that it wrote lie now (`None`: the page was empty).
-    pub fn checkpointed(&mut self, pages: Vec<(PageIndex, Arc<Page>, Option<PageRef>)>) {
-        self.superseded = 0;
-        for (index, written, stored) in pages {
-            let mut is_empty = false;
-            self.change(index, |slot| {
-                slot.stored = stored;
-                // Unless it changed again meanwhile, the page in memory is the one in the store.
-                if slot.page.as_ref().is_some_and(|page| Arc::ptr_eq(page, &written)) {
-                    slot.dirty = false;
-                    is_empty = stored.is_none();
-                }
-            });
-            if is_empty {
-                self.take_slot(index);
-            }
-        }
+    /// A checkpoint is durable.
+    pub fn checkpointed(&mut self, done: Checkpointed) {
+        self.frozen = None;
+        self.runs = Arc::new(done.runs);
+        done.deaths.iter().for_each(|(seq, blocks)| self.usage.dead_blocks(seq, BlockCount(blocks)));
+        done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
+        let runs = self.runs.clone();
+        let objects: BTreeSet<Seq> = runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
+        self.pages.retain(|at| objects.contains(&at.checkpoint));
     }
 
-    /// Rewrites a page with the next checkpoint, if it still lies there, so that the object which holds it can go.
-    pub fn mark_for_rewrite(&mut self, index: PageIndex, at: PageRef) {
-        self.change(index, |slot| slot.dirty |= slot.page.is_some() && slot.stored == Some(at));
+    /// Entries of the newest table.
+    pub fn newest_entries(&self) -> usize {
+        self.newest.len()
     }
 
-    /// Where every stored page lies, dirty ones too.
-    pub fn stored_pages(&self) -> impl Iterator<Item = (PageIndex, PageRef)> + '_ {
-        self.pages.iter().filter_map(|(&index, slot)| Some((index, slot.stored?)))
-    }
-
-    /// All pages that are not in memory.
-    pub fn unloaded(&self) -> Vec<(PageIndex, PageRef)> {
-        self.missing(self.volume).collect()
-    }
-
-    /// Whether a page is in memory.
-    pub fn has_page(&self, index: PageIndex) -> bool {
-        self.pages.get(&index).is_some_and(|slot| slot.page.is_some())
-    }
-
-    /// A page that is in memory.
-    pub fn page(&self, index: PageIndex) -> Option<&Page> {
-        self.pages.get(&index).and_then(|slot| slot.page.as_deref())
-    }
-
-    /// Bytes that a page takes in memory, about, be it there or not.
-    pub fn page_memory(&self, index: PageIndex) -> u64 {
-        match self.pages.get(&index) {
-            Some(Slot { page: Some(page), .. }) => page.memory() as u64,
-            Some(Slot { took, .. }) if *took > 0 => u64::from(*took),
-            Some(Slot { stored: Some(stored), .. }) => u64::from(stored.len) * LOADED_PER_STORED,
-            _ => 0,
-        }
-    }
-
-    /// Where a page that is not in memory lies.
-    pub fn stored(&self, index: PageIndex) -> Option<PageRef> {
-        self.pages.get(&index).filter(|slot| slot.page.is_none()).and_then(|slot| slot.stored)
-    }
-
-    /// The indices of all pages, in order.
-    pub fn page_indices(&self) -> Vec<PageIndex> {
-        self.pages.keys().copied().collect()
-    }
-
-    /// The pages in memory.
-    pub fn loaded(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
-        self.pages.iter().filter_map(|(&index, slot)| Some((index, &**slot.page.as_ref()?)))
-    }
-
-    /// Blocks of allocated zero that are kept as whole pages.
-    pub fn zeroed_blocks(&self) -> u64 {
-        let whole =
-            |run: std::ops::Range<u64>| Extent::new(run.start * PAGE_BLOCKS, (run.end - run.start) * PAGE_BLOCKS);
-        self.zeroed.iter().filter_map(|run| whole(run).intersect(&self.volume)).map(|extent| extent.count.0).sum()
-    }
-
-    /// The pages that [`ExtentMap::apply`] would ask for.
-    pub fn missing_for(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> BTreeMap<PageIndex, PageRef> {
-        let needed = |(extent, _): &(Extent, Placement)| match as_of {
-            Some(_) => self.pages_missing(*extent),
-            None => self.pages_cut(*extent),
-        };
-        changes.iter().flat_map(needed).collect()
-    }
-
-    fn need(&self, missing: BTreeMap<PageIndex, PageRef>) -> Result<(), NeedPages> {
-        if missing.is_empty() { Ok(()) } else { Err(NeedPages(missing.into_iter().collect())) }
-    }
-
-    /// The pages under `extent` that are not in memory.
-    fn pages_missing(&self, extent: Extent) -> BTreeMap<PageIndex, PageRef> {
-        self.missing(extent).collect()
-    }
-
-    fn slots(&self, extent: Extent) -> impl Iterator<Item = (&PageIndex, &Slot)> {
-        let end = PageIndex(extent.end().0.div_ceil(PAGE_BLOCKS));
-        let first = PageIndex::of(extent.start).min(end);
-        self.pages.range(if extent.is_empty() { end..end } else { first..end })
-    }
-
-    /// The pages not in memory that `extent` changes in part: those it covers whole need not be read.
-    fn pages_cut(&self, extent: Extent) -> BTreeMap<PageIndex, PageRef> {
-        let mut missing = BTreeMap::new();
-        if extent.is_empty() {
-            return missing;
-        }
-        let edges = [PageIndex::of(extent.start), PageIndex::of(BlockIndex(extent.end().0 - 1))];
-        for index in edges {
-            if let Some(part) = index.extent().intersect(&extent)
-                && part != index.extent()
-            {
-                missing.extend(self.pages_missing(part));
-            }
-        }
-        missing
-    }
-
-    /// Points the blocks of `extent` to `placement`, but only those whose data lies in a segment at or before `as_of`;
-    /// what was moved in vain is dead at birth. The pages are in memory.
-    fn move_data(&mut self, extent: Extent, placement: Placement, as_of: Seq) {
-        let Placement::Data(to) = placement else { return };
-        let mut unchanged = Vec::new();
-        for (index, part) in parts(extent) {
-            let Some(Slot { page: Some(page), .. }) = self.pages.get(&index) else { continue };
-            page.lookup(part, |part, content| match content {
-                Some(Content::Data(from)) if from.frame.seq <= as_of => unchanged.push(part),
-                _ => {}
-            });
-        }
-        let moved: u64 = unchanged.iter().map(|part| part.count.0).sum();
-        self.usage.stillborn(to.frame.seq, BlockCount(extent.count.0 - moved));
-        for part in unchanged {
-            self.set(part, Some(Content::Data(to.skip(part.start - extent.start))));
-        }
-    }
-
-    /// Sets the content of an extent, page by page. The pages are in memory, or covered whole.
-    fn set(&mut self, extent: Extent, content: Option<Content>) {
-        for (index, part) in parts(extent) {
-            let skipped = part.start - extent.start;
-            self.set_part(index, part, content.map(|content| content.skip(skipped)));
-        }
-    }
-
-    fn set_part(&mut self, index: PageIndex, part: Extent, content: Option<Content>) {
-        if part == index.extent() {
-            self.drop_page(index);
-        }
-        let was_zeroed = self.zeroed.contains(index.0);
-        if was_zeroed {
-            self.zeroed.remove(index.0..index.0 + 1);
-        }
-        let slot = self.pages.entry(index).or_default();
-        self.loaded.subtract(index, slot);
-        slot.used = self.tick;
-        // Somebody else still has it: it is copied below.
-        if let Some(page) = slot.page.as_ref().filter(|page| slot.dirty && Arc::strong_count(page) > 1) {
-            self.superseded += page.memory();
-        }
-        slot.dirty = true;
-        let page = Arc::make_mut(slot.page.get_or_insert_with(|| match was_zeroed {
-            true => Arc::new(Page::zeroed(index, self.volume)),
-            false => Arc::default(),
-        }));
-        page.set(part, content, |gone| self.usage.died(&gone));
-        self.loaded.add(index, slot);
-    }
-
-    /// Makes an extent allocated zero or hole: its edges page by page, everything between at once.
-    fn clear(&mut self, extent: Extent, zero: bool) {
-        let content = zero.then_some(Content::Zero);
-        let whole = ExtentMap::whole_pages(extent);
-        if whole.is_empty() {
-            return self.set_unless_hole(extent, content);
-        }
-        let indexes: Vec<_> = self.pages.range(PageIndex(whole.start)..PageIndex(whole.end)).map(|(&i, _)| i).collect();
-        indexes.into_iter().for_each(|index| self.drop_page(index));
-        match zero {
-            true => self.zeroed.insert(whole.clone()),
-            false => self.zeroed.remove(whole.clone()),
-        }
-        let inner = Extent::new(whole.start * PAGE_BLOCKS, (whole.end - whole.start) * PAGE_BLOCKS);
-        if extent.start < inner.start {
-            self.set_unless_hole(Extent::between(extent.start, inner.start), content);
-        }
-        if inner.end() < extent.end() {
-            self.set_unless_hole(Extent::between(inner.end(), extent.end()), content);
-        }
-    }
-
-    /// As [`ExtentMap::set`], but a hole in a page that is not there makes no page.
-    fn set_unless_hole(&mut self, extent: Extent, content: Option<Content>) {
-        for (index, part) in parts(extent) {
-            if content.is_some() || self.pages.contains_key(&index) || self.zeroed.contains(index.0) {
-                self.set_part(index, part, content);
-            }
-        }
-    }
-
-    /// The pages that `extent` covers whole, up to the last block that they can have: the volume may have been larger when the change was
-    /// made than whoever replays it knows, and what lies there is not given up.
-    fn whole_pages(extent: Extent) -> std::ops::Range<u64> {
-        let first = extent.start.0.div_ceil(PAGE_BLOCKS);
-        first..(extent.end().0 / PAGE_BLOCKS).max(first)
-    }
-
-    /// Takes a page out of the table; its blocks are dead, now or when it has been read.
-    fn drop_page(&mut self, index: PageIndex) {
-        let Some(slot) = self.take_slot(index) else { return };
-        match (slot.page, slot.stored) {
-            (Some(page), _) => self.usage.page_died(&page),
-            (None, Some(stored)) => self.released.push((index, stored)),
-            (None, None) => {}
-        }
-    }
-
-    fn take_slot(&mut self, index: PageIndex) -> Option<Slot> {
-        let slot = self.pages.remove(&index)?;
-        self.loaded.subtract(index, &slot);
-        Some(slot)
+    /// All entries of the newest table, and of what a checkpoint under way writes.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        std::iter::once(&self.newest).chain(self.frozen.as_deref())
     }
 }
 
-fn placement(content: Option<Content>) -> Placement {
-    match content {
-        Some(Content::Data(location)) => Placement::Data(location),
-        Some(Content::Zero) => Placement::Zero,
-        None => Placement::Hole,
+/// Whether it is data that was there at `as_of`.
+fn is_older(placement: &Placement, as_of: Seq) -> bool {
+    match placement {
+        Placement::Data(location) => location.frame.seq <= as_of,
+        Placement::Zero | Placement::Hole => false,
     }
 }
 
-/// `extent`, cut at page boundaries.
-fn parts(extent: Extent) -> impl Iterator<Item = (PageIndex, Extent)> {
-    let first = PageIndex::of(extent.start).0;
-    let end = extent.end().0.div_ceil(PAGE_BLOCKS);
-    (first..end).filter_map(move |index| Some((PageIndex(index), PageIndex(index).extent().intersect(&extent)?)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::map::Mapped;
-    use crate::units::{FrameAddr, Location};
-    use proptest::prelude::*;
-
-    /// Three pages, the last of them cut short by the end of the volume.
-    const BLOCKS: u64 = 2 * PAGE_BLOCKS + 100;
-
-    /// Places where extents begin and end: page boundaries and their neighbours, so that cases meet.
-    fn place() -> impl Strategy<Value = u64> {
-        let near = |at: u64| (0..6u64).prop_map(move |d| (at + d).saturating_sub(3).min(BLOCKS));
-        prop_oneof![near(0), near(PAGE_BLOCKS), near(2 * PAGE_BLOCKS), near(BLOCKS), near(40), near(PAGE_BLOCKS + 60)]
-    }
-
-    #[derive(Clone, Debug)]
-    enum Op {
-        Set(u64, u64, u8),
-        /// Moves what lies in segments up to that many ago, as the map is now or was an operation ago.
-        Move(u64, bool),
-        /// Checkpoint: every changed page is stored.
-        Store,
-        /// Forget the clean pages, as eviction or reopening does.
-        Evict,
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            8 => (place(), place(), 0u8..4).prop_map(|(a, b, kind)| Op::Set(a.min(b), a.max(b), kind)),
-            2 => (0u64..6, any::<bool>()).prop_map(|(back, late)| Op::Move(back, late)),
-            1 => Just(Op::Store),
-            1 => Just(Op::Evict),
-        ]
-    }
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Block {
-        Hole,
-        Zero,
-        /// Written by this segment.
-        Data(Seq),
-    }
-
-    /// The store side of the test: pages by place.
-    #[derive(Default)]
-    struct Stored(BTreeMap<(Seq, u32), Page>);
-
-    impl Stored {
-        fn load(&self, map: &mut ExtentMap, need: NeedPages) {
-            for (index, at) in need.0 {
-                map.page_loaded(index, at, Arc::new(self.0[&(at.checkpoint, at.offset)].clone()));
-            }
-        }
-
-        fn checkpoint(&mut self, map: &mut ExtentMap, seq: Seq) {
-            for (_, at) in map.take_released(u64::MAX) {
-                map.account_released(&self.0[&(at.checkpoint, at.offset)]);
-            }
-            let changed = map.snapshot().unwrap().changed;
-            let place = |(index, page): (PageIndex, Arc<Page>)| {
-                let at = PageRef { checkpoint: seq, offset: index.0 as u32, len: 1 };
-                (index, page.clone(), (!page.is_empty()).then_some(at))
-            };
-            let placed: Vec<_> = changed.into_iter().map(place).collect();
-            for (index, page, at) in &placed {
-                if at.is_some() {
-                    self.0.insert((seq, index.0 as u32), (**page).clone());
-                }
-            }
-            map.checkpointed(placed);
-        }
-    }
-
-    /// Frames hold at most 16 blocks here, as with blocks of 4 KiB.
-    fn changes(seq: Seq, start: u64, end: u64, kind: u8) -> Vec<(Extent, Placement)> {
-        match kind {
-            0 => vec![(Extent::new(start, end - start), Placement::Zero)],
-            1 => vec![(Extent::new(start, end - start), Placement::Hole)],
-            _ => (start..end.min(start + 48))
-                .step_by(16)
-                .map(|at| {
-                    let frame = FrameAddr { seq, offset: at as u32, len: 1 };
-                    let count = 16.min(end.min(start + 48) - at);
-                    (Extent::new(at, count), Placement::Data(Location { frame, block: 0 }))
-                })
-                .collect(),
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
-        /// The dumb model: one entry a block.
-        #[test]
-        fn the_map_equals_an_array(ops in prop::collection::vec(op(), 1..25)) {
-            let mut map = ExtentMap::new(BlockCount(BLOCKS));
-            let mut model = vec![Block::Hole; BLOCKS as usize];
-            let mut stored = Stored::default();
-            let mut before = model.clone();
-            for (n, op) in ops.into_iter().enumerate() {
-                let seq = Seq(n as u64 + 1);
-                let now = model.clone();
-                match op {
-                    Op::Move(back, late) => {
-                        // A plan made an operation ago knows nothing of the segment before this one.
-                        let as_of = Seq((seq.0 - 1).saturating_sub(back + u64::from(late)));
-                        let planned = if late { &before } else { &model };
-                        let moves = |block: &Block| matches!(block, Block::Data(from) if *from <= as_of);
-                        let mut moved = Vec::new();
-                        for block in (0..BLOCKS).filter(|&block| moves(&planned[block as usize])) {
-                            let frame = FrameAddr { seq, offset: block as u32, len: 1 };
-                            moved.push((Extent::new(block, 1), Placement::Data(Location { frame, block: 0 })));
-                        }
-                        let blocks = moved.len() as u32;
-                        let info = SegmentInfo { blocks, live_blocks: blocks, ..SegmentInfo::default() };
-                        while let Err(need) = map.apply(seq, info, &moved, Some(as_of)) {
-                            stored.load(&mut map, need);
-                        }
-                        for (extent, _) in moved {
-                            let block = &mut model[extent.start.0 as usize];
-                            if moves(block) {
-                                *block = Block::Data(seq);
-                            }
-                        }
-                    }
-                    Op::Set(start, end, _) if start == end => {}
-                    Op::Set(start, end, kind) => {
-                        let changes = changes(seq, start, end, kind);
-                        let blocks = match kind { 0 | 1 => 0, _ => end.min(start + 48) - start };
-                        let info = SegmentInfo { blocks: blocks as u32, live_blocks: blocks as u32, ..SegmentInfo::default() };
-                        while let Err(need) = map.apply(seq, info, &changes, None) {
-                            stored.load(&mut map, need);
-                        }
-                        for (extent, placement) in changes {
-                            let block = match placement {
-                                Placement::Data(_) => Block::Data(seq),
-                                Placement::Zero => Block::Zero,
-                                Placement::Hole => Block::Hole,
-                            };
-                            model[extent.start.0 as usize..extent.end().0 as usize].fill(block);
-                        }
-                    }
-                    Op::Store => stored.checkpoint(&mut map, seq),
-                    Op::Evict => map.evict(0),
-                }
-                let mut counted = Loaded::default();
-                map.pages.iter().for_each(|(&index, slot)| counted.add(index, slot));
-                prop_assert_eq!(&map.loaded, &counted);
-                before = now;
-            }
-            stored.checkpoint(&mut map, Seq(1000));
-            map.evict(0);
-            prop_assert_eq!(map.memory(), 0);
-            let found = loop {
-                match map.lookup(Extent::new(0, BLOCKS)) {
-                    Ok(found) => break found,
-                    Err(need) => stored.load(&mut map, need),
-                }
-            };
-            let mut at = 0;
-            for (extent, placement) in found {
-                prop_assert_eq!(extent.start.0, at, "a gap or an overlap");
-                for block in extent.start.0..extent.end().0 {
-                    let have = match placement {
-                        Placement::Hole => Block::Hole,
-                        Placement::Zero => Block::Zero,
-                        Placement::Data(location) => {
-                            let position = location.skip(BlockCount(block - extent.start.0)).block;
-                            prop_assert_eq!(u64::from(location.frame.offset) + u64::from(position), block);
-                            Block::Data(location.frame.seq)
-                        }
-                    };
-                    prop_assert_eq!(have, model[block as usize], "block {}", block);
-                }
-                at = extent.end().0;
-            }
-            prop_assert_eq!(at, BLOCKS);
-            map.evict(0);
-            let mut rest = Extent::new(0, BLOCKS);
-            while !rest.is_empty() {
-                let (count, placement) = loop {
-                    match map.first(rest) {
-                        Ok(first) => break first,
-                        Err(need) => {
-                            prop_assert_eq!(need.0.len(), 1, "one page is enough");
-                            stored.load(&mut map, need);
-                        }
-                    }
-                };
-                prop_assert!(count.0 > 0 && count <= rest.count);
-                for block in rest.start.0..rest.start.0 + count.0 {
-                    let same = match (placement, model[block as usize]) {
-                        (Placement::Hole, Block::Hole) | (Placement::Zero, Block::Zero) => true,
-                        (Placement::Data(location), Block::Data(seq)) => location.frame.seq == seq,
-                        _ => false,
-                    };
-                    prop_assert!(same, "block {}", block);
-                }
-                rest = Extent::between(rest.start + count, rest.end());
-            }
-            prop_assert_eq!(map.usage().inconsistencies, 0);
-            for (seq, info) in map.usage().iter() {
-                let live = model.iter().filter(|block| **block == Block::Data(seq)).count();
-                prop_assert_eq!(info.live_blocks as usize, live, "live blocks of segment {}", seq);
-            }
-        }
-    }
-
-    #[test]
-    fn the_clean_page_that_was_used_least_recently_leaves_first() {
-        let mut map = ExtentMap::new(BlockCount(6 * PAGE_BLOCKS));
-        let mut stored = Stored::default();
-        for page in 0..5 {
-            let seq = Seq(page + 1);
-            map.apply(seq, SegmentInfo::default(), &changes(seq, page * PAGE_BLOCKS, page * PAGE_BLOCKS + 16, 2), None)
-                .unwrap();
-        }
-        stored.checkpoint(&mut map, Seq(9));
-        let look = |map: &mut ExtentMap, page: u64| map.lookup(Extent::new(page * PAGE_BLOCKS, 1)).map(drop);
-        look(&mut map, 0).unwrap();
-        map.apply(Seq(6), SegmentInfo::default(), &changes(Seq(6), PAGE_BLOCKS, PAGE_BLOCKS + 16, 2), None).unwrap();
-        let one = map.memory() / 5;
-        assert_eq!((map.memory(), map.dirty_memory()), (5 * one, one));
-        map.evict(3 * one);
-        let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
-        assert_eq!(there, [0, 1, 4], "2 and 3 were used before");
-        map.evict(0);
-        let there: Vec<_> = map.loaded().map(|(index, _)| index.0).collect();
-        assert_eq!((there, map.memory()), (vec![1], one), "what changed stays");
-        assert!(look(&mut map, 4).is_err());
-    }
-
-    /// Whoever replays the log may know an older, smaller size of the volume than those had who wrote it.
-    #[test]
-    fn what_lies_beyond_the_end_is_not_given_up_with_all_before_it() {
-        let (end, beyond) = (PAGE_BLOCKS + 100, PAGE_BLOCKS + 200);
-        for placement in [Placement::Hole, Placement::Zero] {
-            let mut map = ExtentMap::new(BlockCount(end));
-            map.apply(Seq(1), SegmentInfo::default(), &changes(Seq(1), beyond, beyond + 16, 2), None).unwrap();
-            map.apply(Seq(2), SegmentInfo::default(), &[(Extent::new(10, end - 10), placement)], None).unwrap();
-            map.resize(BlockCount(2 * PAGE_BLOCKS)).unwrap();
-            let (count, found) = map.first(Extent::new(beyond, 1)).unwrap();
-            assert!(count == BlockCount(1) && matches!(found, Placement::Data(_)), "{found:?}");
-        }
-    }
-
-    #[test]
-    fn a_map_becomes_smaller_only_where_nothing_is_mapped() {
-        let mut map = ExtentMap::new(BlockCount(3 * PAGE_BLOCKS + 100));
-        let mut stored = Stored::default();
-        let end = PAGE_BLOCKS + 10;
-        map.apply(Seq(1), SegmentInfo::default(), &changes(Seq(1), end - 16, end, 2), None).unwrap();
-        let placements = [
-            (Extent::new(end - 1, 2), Placement::Zero),
-            (Extent::new(2 * PAGE_BLOCKS, PAGE_BLOCKS), Placement::Zero),
-            (Extent::new(3 * PAGE_BLOCKS + 1, 1), Placement::Zero),
-        ];
-        map.apply(Seq(2), SegmentInfo::default(), &placements, None).unwrap();
-        for (hole, beyond) in [(end, end), (end + 1, 2 * PAGE_BLOCKS), (3 * PAGE_BLOCKS, 3 * PAGE_BLOCKS + 1)] {
-            assert_eq!(map.resize(BlockCount(end)), Err(BlockIndex(beyond)), "after a hole from {hole} on");
-            let extent = Extent::between(
-                BlockIndex(hole),
-                if hole == end { BlockIndex(end + 1) } else { BlockIndex(3 * PAGE_BLOCKS) },
-            );
-            map.apply(Seq(3), SegmentInfo::default(), &[(extent, Placement::Hole)], None).unwrap();
-        }
-        // Of pages that are not in memory it is known that they are not empty.
-        stored.checkpoint(&mut map, Seq(3));
-        map.evict(0);
-        assert_eq!(map.resize(BlockCount(end)), Err(BlockIndex(3 * PAGE_BLOCKS)));
-        let extent = Extent::between(BlockIndex(end), map.volume().end());
-        while let Err(need) = map.apply(Seq(4), SegmentInfo::default(), &[(extent, Placement::Hole)], None) {
-            stored.load(&mut map, need);
-        }
-        assert_eq!(map.resize(BlockCount(end)), Ok(()));
-        assert_eq!(map.volume(), Extent::new(0, end));
-    }
-
-    #[test]
-    fn a_page_that_comes_in_too_late_changes_nothing() {
-        let mut map = ExtentMap::new(BlockCount(BLOCKS));
-        let at = PageRef { checkpoint: Seq(1), offset: 0, len: 1 };
-        let stale = [Mapped { extent: Extent::new(0, 4), content: Content::Zero }];
-        map.page_loaded(PageIndex(0), at, Arc::new(Page::from_mapped(&stale)));
-        assert_eq!(map.lookup(Extent::new(0, 4)).unwrap(), [(Extent::new(0, 4), Placement::Hole)]);
-    }
+fn need(missing: BTreeSet<PageAt>) -> Result<(), NeedPages> {
+    if missing.is_empty() { Ok(()) } else { Err(NeedPages(missing.into_iter().collect())) }
 }

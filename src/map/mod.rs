@@ -1,58 +1,48 @@
 //! The extent map: block → frame and position, or zero, or hole. Pure; knows no I/O and no time (rule R13).
 //!
-//! The volume is cut into fixed ranges of [`PAGE_BLOCKS`] blocks; each range with anything in it owns a [`Page`] of
-//! sorted extents. [`ExtentMap`] keeps the pages that are in memory, knows where the others lie in the store, and says
-//! which it needs instead of fetching them. Whole pages of allocated zero are a range set, so that zeroing or trimming
-//! 16 TiB costs what is there, not what could be. [`Usage`] counts, with each change, the live blocks of every segment.
+//! It is layered. What was committed since the last checkpoint is a [`Table`] in memory. Each checkpoint makes a [`Run`] of it: immutable,
+//! sorted, cut into pages that are loaded on demand, found by an index that is pages too. Newer layers hide older ones. [`compaction`]
+//! merges runs in small steps, so that there are few of them. So a change costs the same on every volume, however large its map is.
+//!
+//! [`Usage`] counts the live blocks of every segment: exactly and at once while all of the map fits into memory, and else when
+//! layers are merged; until then it says too many, never too few ([`merge`]).
 
+pub mod compaction;
 pub mod extent_map;
-pub mod page;
-pub mod page_format;
+pub mod fixed;
+pub mod layout;
+pub mod leaf;
+pub mod leaf_format;
+pub mod merge;
+pub mod page_cache;
 pub mod placement;
-pub mod runs;
+pub mod ranges;
+pub mod run;
+pub mod table;
 pub mod usage;
 
-pub use extent_map::{ExtentMap, MapSnapshot, NeedPages};
-pub use page::Page;
-pub use placement::Placement;
-pub use runs::Runs;
+#[cfg(test)]
+mod model_tests;
+
+pub use extent_map::{Checkpointed, ExtentMap, MapSnapshot, NeedPages};
+pub use leaf::Leaf;
+pub use merge::Deaths;
+pub use placement::{Entry, Placement};
+pub use ranges::Ranges;
+pub use run::{Found, MapPage, PageAt, PageKind, PageRef, Part, Run};
+pub use table::Table;
 pub use usage::{Usage, UsageTotals};
 
-use crate::units::{BlockIndex, Extent, Location, Seq};
+use crate::units::{BlockIndex, Extent};
 
-/// What a mapped extent holds. A hole is the absence of a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// The extent's first block is at this location; the others follow in the same frame.
-    Data(Location),
-    /// Allocated zero.
-    Zero,
-}
+/// The most entries that a leaf can have.
+pub const LEAF_ENTRIES_MAX: usize = 16 << 10;
 
-impl Content {
-    /// The content `blocks` further on in the same extent.
-    pub fn skip(self, blocks: crate::units::BlockCount) -> Content {
-        match self {
-            Content::Data(location) => Content::Data(location.skip(blocks)),
-            Content::Zero => Content::Zero,
-        }
-    }
-}
-
-/// An extent and what it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapped {
-    /// The blocks.
-    pub extent: Extent,
-    /// What they hold.
-    pub content: Content,
-}
-
-/// The index of a page: a fixed range of the volume, [`PAGE_BLOCKS`] long.
+/// The index of a page of the formats before the layers: a fixed range of the volume, [`PAGE_BLOCKS`] long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageIndex(pub u64);
 
-/// Blocks in the range that a page owns: 64 MiB of 4 KiB blocks.
+/// Blocks in the range that such a page owned: 64 MiB of 4 KiB blocks.
 pub const PAGE_BLOCKS: u64 = 1 << 14;
 
 impl PageIndex {
@@ -67,17 +57,6 @@ impl PageIndex {
     }
 }
 
-/// Where a page lies in the store: a frame of a checkpoint object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRef {
-    /// The checkpoint object.
-    pub checkpoint: Seq,
-    /// Byte offset in it.
-    pub offset: u32,
-    /// Sealed length in bytes.
-    pub len: u32,
-}
-
 /// What is known of a segment that is in the store, for reading, accounting and garbage collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentInfo {
@@ -87,7 +66,7 @@ pub struct SegmentInfo {
     pub stored_bytes: u64,
     /// Data blocks that it brought.
     pub blocks: u32,
-    /// How many of them the map still needs.
+    /// How many of them the map still needs, or a few more if not all is counted yet.
     pub live_blocks: u32,
 }
 

@@ -1,8 +1,8 @@
 //! Live blocks of every segment, exact, kept with each change of the map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Content, Mapped, Page, SegmentInfo};
+use super::{Entry, Placement, SegmentInfo};
 use crate::units::{BlockCount, Seq};
 
 /// The segments in the store and what the map still needs of them.
@@ -84,16 +84,26 @@ impl Usage {
         }
     }
 
-    /// A piece left the map.
-    pub fn died(&mut self, gone: &Mapped) {
-        if let Content::Data(location) = gone.content {
+    /// An entry is hidden by a newer one.
+    pub fn died(&mut self, gone: &Entry) {
+        if let Placement::Data(location) = gone.placement {
             self.subtract(location.frame.seq, gone.extent.count);
         }
     }
 
-    /// A whole page left the map.
-    pub fn page_died(&mut self, page: &Page) {
-        page.iter().for_each(|mapped| self.died(&mapped));
+    /// So many blocks of a segment turned out to be dead.
+    pub fn dead_blocks(&mut self, seq: Seq, count: BlockCount) {
+        self.subtract(seq, count);
+    }
+
+    /// Exactly these blocks of each segment are live, and none of the others.
+    pub fn recount(&mut self, live: &HashMap<Seq, u64>) {
+        let mut again = Usage { inconsistencies: self.inconsistencies, ..Usage::default() };
+        for (seq, info) in self.iter() {
+            let live_blocks = live.get(&seq).map_or(0, |blocks| (*blocks).min(u64::from(info.blocks)) as u32);
+            again.born(seq, SegmentInfo { live_blocks, ..*info });
+        }
+        *self = again;
     }
 
     /// The object is no longer in the store.
@@ -168,9 +178,10 @@ mod tests {
                         usage.born(Seq(seq), info);
                     }
                     1 => usage.forget(Seq(seq)),
-                    _ => usage.died(&Mapped {
+                    _ => usage.died(&Entry {
                         extent: Extent::new(0, u64::from(n % 5)),
-                        content: Content::Data(Location { frame, block: 0 }),
+                        placement: Placement::Data(Location { frame, block: 0 }),
+                        owes: false,
                     }),
                 }
                 prop_assert_eq!(Usage::from_segments(usage.iter().map(|(seq, info)| (seq, *info))).totals(), usage.totals());

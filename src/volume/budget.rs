@@ -75,13 +75,7 @@ impl Budget {
         let held =
             Held { dirty: replayed, beyond_own: replayed - within, beyond_all: replayed - of_all, has_ended: false };
         self.0.volumes.fetch_add(1, Ordering::Relaxed);
-        Seat {
-            budget: self.clone(),
-            own,
-            held: Mutex::new(held),
-            map_memory: options.map_memory,
-            commit_memory_min: options.commit_memory_min(),
-        }
+        Seat { budget: self.clone(), own, held: Mutex::new(held), map_memory: options.map_memory }
     }
 
     /// Takes as much of what all may hold as there is, up to `bytes`, and returns how much that is.
@@ -139,7 +133,6 @@ pub(super) struct Seat {
     own: Semaphore,
     held: Mutex<Held>,
     map_memory: u64,
-    commit_memory_min: u64,
 }
 
 /// Dirty bytes of a volume.
@@ -263,12 +256,6 @@ impl Seat {
     /// Bytes of map pages that the volume may keep now.
     pub fn map_memory(&self) -> u64 {
         self.map_memory.min(self.map_part())
-    }
-
-    /// Bytes of map pages that one commit of the volume may need, or one page more: those that the pages of all volumes may take, in
-    /// equal parts, but some segments' worth at least, or there would be a PUT for a few blocks.
-    pub fn commit_memory(&self) -> u64 {
-        self.map_part().max(self.commit_memory_min)
     }
 
     fn map_part(&self) -> u64 {

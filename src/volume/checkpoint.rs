@@ -1,144 +1,130 @@
 //! Checkpoints. The order is the safety argument, together with that of [`super::deletion`]; the code follows the
 //! numbers.
 //!
-//! 1. Pages that were dropped unread are read and their blocks counted as dead, so that the counts are exact.
-//! 2. Under one lock: the changed pages, the table of segments, the last committed slot S and its change number.
-//! 3. One object, `checkpoints/S`, holds the changed pages and the root. When it is in the store, the checkpoint is
+//! 1. Under one lock: what was committed since the last one, the runs below it, the table of segments, the last committed slot S and
+//!    its change number. What is committed from here on goes into a new table.
+//! 2. The newest table becomes a run, and runs are merged a few steps further ([`crate::map::layout`]). Merging finds blocks that died and
+//!    were not counted yet.
+//! 3. One object, `checkpoints/S`, holds the new pages and the root. When it is in the store, the checkpoint is
 //!    durable: opening needs no segment at or before S for its head any more.
-//! 4. The map learns where its pages lie now. Segments without live blocks *as of 2* are dead for ever: no later change
-//!    brings a block back to them. Checkpoint objects older than S without a page in the root of 3 are superseded. Both
+//! 4. The map learns what its runs are now. Segments without live blocks *as of 1* are dead for ever: no later change
+//!    brings a block back to them. Checkpoint objects older than S in which no run of 3 has a page are superseded. Both
 //!    are doomed now.
 //!
 //! Nothing here is urgent: whatever the store refuses is tried again with the next checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::map::{NeedPages, Page, PageIndex, PageRef};
+use crate::codec::EncodeError;
+use crate::map::compaction::Sizes;
+use crate::map::layout::{LaidOut, Layout, Progress};
+use crate::map::{Checkpointed, MapSnapshot, NeedPages};
 use crate::store::ErrorKind;
-use crate::units::Seq;
+use crate::units::{BlockCount, Seq};
 use crate::volume::backoff::Backoff;
-use crate::volume::objects::ReadError;
+use crate::volume::objects::{LoadedPages, ReadError};
 use crate::volume::root::{self, CheckpointInfo, EncodedCheckpoint, Root};
 use crate::volume::shared::{End, Shared};
 use crate::volume::slot::{self, Put};
 
-/// Checkpoint objects that hold fewer live bytes of pages than this share (of 100) are emptied with the next one.
-const MIN_LIVE_PERCENT: u64 = 50;
+/// This part of what the map may have in memory may be pages that a checkpoint has just written.
+const KEEP_PART: usize = 2;
 
-/// Sealed bytes of pages that one checkpoint brings into memory to write them anew: this part of what the map may take,
-/// since a page takes some times as much in memory. What is left waits for the next checkpoint.
-const REWRITE_PART: u64 = 32;
-
-/// Sealed bytes of dropped pages that are read at once to count what was in them.
-const COUNT_BYTES: u64 = 2 << 20;
+/// How often in a row pages for a merge are asked for in vain.
+const LOAD_TRIES: u32 = 8;
 
 /// Writes one checkpoint. Fails only if the volume cannot go on.
 pub(super) async fn run(shared: Arc<Shared>) -> Result<(), End> {
-    load_for_rewrite(&shared).await;
-    let snapshot = loop {
-        account_released(&shared).await?;
-        if let Some(snapshot) = snapshot(&shared) {
-            break snapshot;
-        }
-    };
-    let seq = snapshot.root.seq;
-    write(&shared, snapshot).await?;
+    let Snapshot { map, root, merge_all, bytes } = snapshot(&shared);
+    let seq = root.seq;
+    let laid_out = lay_out(&shared, seq, &map, merge_all).await?;
+    write(&shared, map, root, laid_out, bytes).await?;
     shared.remember(seq).await;
     Ok(())
 }
 
-/// Step 1, some pages at a time; after a failure fewer, down to a single one: of many requests to a bad store one always fails.
-async fn account_released(shared: &Shared) -> Result<(), End> {
-    let mut backoff = Backoff::new(shared);
-    let mut bytes = COUNT_BYTES;
+/// Step 2. Fails only if the volume cannot go on.
+async fn lay_out(shared: &Shared, seq: Seq, map: &MapSnapshot, all: bool) -> Result<LaidOut, End> {
+    let failed = |error: EncodeError| End::Failed(format!("checkpoint {seq} {error}"));
+    let (snapshot, keep) = (map.clone(), shared.seat.map_memory() as usize / KEEP_PART);
+    let begun = shared.workers.run(move || Layout::new(seq, &snapshot, all, keep, Sizes::default())).await;
+    let mut layout = begun.map_err(failed)?;
     loop {
-        let released = shared.inner.lock().state.map.take_released(bytes);
-        if released.is_empty() {
-            return Ok(());
+        let go_on = move || loop {
+            match layout.go_on()? {
+                Progress::GoOn => {}
+                progress => return Ok((layout, progress)),
+            }
+        };
+        let progress;
+        (layout, progress) = shared.workers.run(go_on).await.map_err(failed)?;
+        match progress {
+            Progress::Needs(need) => match load(shared, need).await {
+                Ok(pages) => layout.take_pages(pages),
+                Err(error) => {
+                    tracing::warn!(volume = %shared.meta.name, "the runs of the map are not merged further this time: {error}");
+                    layout.give_up();
+                }
+            },
+            Progress::GoOn => {}
+            Progress::Done => return Ok(layout.into_laid_out()),
         }
-        match shared.fetch_pages(NeedPages(released.clone())).await {
-            Ok(pages) => {
-                let mut inner = shared.inner.lock();
-                pages.iter().for_each(|(_, _, page)| inner.state.map.account_released(page));
-                bytes = (bytes * 2).clamp(1, COUNT_BYTES);
+    }
+}
+
+/// Brings pages in for a merge. They take no place from those that clients need. Nobody waits for a merge: what cannot be had after
+/// some tries is left to a later checkpoint, and one page that is damaged does not end the volume.
+async fn load(shared: &Shared, need: NeedPages) -> Result<LoadedPages, ReadError> {
+    let (mut pages, mut rest) = (LoadedPages::new(), Vec::new());
+    {
+        let inner = shared.inner.lock();
+        for page in need.0 {
+            match inner.state.map.page(&page.at) {
+                Some(have) => pages.push((page.at, have)),
+                None => rest.push(page),
+            }
+        }
+    }
+    let mut backoff = Backoff::new(shared);
+    // After a failure fewer at once: of many requests to a bad store one always fails.
+    let (mut at_once, mut failures) = (rest.len(), 0);
+    while !rest.is_empty() {
+        let some = rest[rest.len() - at_once.min(rest.len())..].to_vec();
+        let count = some.len();
+        match shared.fetch_pages(NeedPages(some)).await {
+            Ok(loaded) => {
+                pages.extend(loaded);
+                rest.truncate(rest.len() - count);
+                (at_once, failures) = (at_once * 2, 0);
             }
             Err(error) => {
-                bytes = released.iter().map(|(_, at)| u64::from(at.len)).sum::<u64>() / 2;
-                shared.inner.lock().state.map.put_back_released(released);
-                match error {
-                    ReadError::Store { source, .. } if source.kind != ErrorKind::NotFound => {
-                        backoff.pause("reading dropped pages of the map", &source).await;
+                at_once = (at_once / 2).max(1);
+                failures += 1;
+                match &error {
+                    ReadError::Store { source, .. } if source.kind == ErrorKind::Retryable && failures < LOAD_TRIES => {
+                        backoff.pause("reading pages of the map to merge them", source).await;
                     }
-                    damaged => return Err(End::Failed(damaged.to_string())),
+                    _ => return Err(error),
                 }
             }
         }
     }
+    Ok(pages)
 }
 
-/// Brings in pages of mostly superseded checkpoint objects, and of those that are sealed with a rotated data key, so that
-/// they are written anew and the objects can go. Failing is harmless: the objects stay a little longer.
-async fn load_for_rewrite(shared: &Shared) {
-    let wanted = {
-        let inner = shared.inner.lock();
-        let mut live: BTreeMap<Seq, u64> = BTreeMap::new();
-        for (_, at) in inner.state.map.stored_pages() {
-            *live.entry(at.checkpoint).or_default() += u64::from(at.len);
-        }
-        let is_wanted = |(seq, info): &(&Seq, &CheckpointInfo)| {
-            let live = live.get(seq).copied().unwrap_or(0);
-            live > 0 && (live * 100 < info.page_bytes * MIN_LIVE_PERCENT || shared.sealer.is_retired(&info.salt))
-        };
-        let objects: BTreeSet<Seq> = inner.checkpoints.iter().filter(is_wanted).map(|(seq, _)| *seq).collect();
-        if objects.is_empty() {
-            return;
-        }
-        let mut pages: Vec<_> =
-            inner.state.map.stored_pages().filter(|(_, at)| objects.contains(&at.checkpoint)).collect();
-        // Object by object, so that as many as possible can go.
-        pages.sort_unstable_by_key(|(index, at)| (at.checkpoint, *index));
-        within(pages, shared.seat.map_memory() / REWRITE_PART)
-    };
-    let absent = {
-        let inner = shared.inner.lock();
-        NeedPages(wanted.iter().copied().filter(|(index, _)| !inner.state.map.has_page(*index)).collect())
-    };
-    match shared.fetch_pages(absent).await {
-        Ok(pages) => {
-            let mut inner = shared.inner.lock();
-            inner.take_pages(pages);
-            wanted.into_iter().for_each(|(index, at)| inner.state.map.mark_for_rewrite(index, at));
-        }
-        Err(error) => {
-            tracing::warn!(volume = %shared.meta.name, "pages of older checkpoints are not rewritten this time: {error}");
-        }
-    }
-}
-
-/// The first of the pages, of so many sealed bytes together, one at least.
-fn within(mut pages: Vec<(PageIndex, PageRef)>, bytes: u64) -> Vec<(PageIndex, PageRef)> {
-    let mut sum = 0;
-    let fits = pages.iter().take_while(|(_, at)| {
-        sum += u64::from(at.len);
-        sum <= bytes
-    });
-    let count = fits.count().max(1);
-    pages.truncate(count);
-    pages
-}
-
-/// Steps 2 to 4.
-async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
-    let Snapshot { changed, root, dead, bytes } = snapshot;
+/// Steps 3 and 4.
+async fn write(shared: &Shared, map: MapSnapshot, root: Root, laid_out: LaidOut, bytes: u64) -> Result<(), End> {
+    let LaidOut { runs, deaths, frames, pages, has_begun_all } = laid_out;
+    let mut usage = map.usage;
+    deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
     let seq = root.seq;
-    let (sealer, salt, pages) = (shared.sealer.clone(), shared.salt(), changed.clone());
-    let encode = move || {
-        let mapped: Vec<_> = pages.iter().map(|(index, page)| (*index, page.iter().collect())).collect();
-        root::encode_checkpoint(&sealer, salt, root, &mapped)
-    };
-    let encoded = shared.workers.run(encode).await;
-    let EncodedCheckpoint { object, refs, root } = encoded.map_err(|error| End::Failed(error.to_string()))?;
+    let dead = usage.dead(seq);
+    let segments = usage.iter().map(|(seq, info)| (seq, *info)).collect();
+    let root = Root { segments, runs, ..root };
+    let (sealer, salt) = (shared.sealer.clone(), shared.salt());
+    let encoded = shared.workers.run(move || root::encode_checkpoint(&sealer, salt, root, frames)).await;
+    let EncodedCheckpoint { object, root } = encoded.map_err(|error| End::Failed(error.to_string()))?;
 
     let key = shared.keys.checkpoint(seq);
     let mut backoff = Backoff::new(shared);
@@ -155,12 +141,11 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
     }
 
     let mut inner = shared.inner.lock();
-    let refs: BTreeMap<PageIndex, PageRef> = refs.into_iter().collect();
-    let pages = changed.into_iter().map(|(index, page)| (index, page, refs.get(&index).copied())).collect();
-    inner.state.map.checkpointed(pages);
+    let Root { runs, checkpoints, .. } = root;
+    inner.state.map.checkpointed(Checkpointed { runs, deaths, pages });
     // What was kept only because it had to be written may go.
     inner.state.map.evict(shared.seat.map_memory() as usize);
-    let kept: BTreeMap<Seq, CheckpointInfo> = root.checkpoints.iter().copied().collect();
+    let kept: BTreeMap<Seq, CheckpointInfo> = checkpoints.into_iter().collect();
     let before = std::mem::take(&mut inner.checkpoints).into_keys().chain([inner.state.checkpointed()]);
     let superseded: Vec<Seq> = before.filter(|old| old.0 > 0 && !kept.contains_key(old)).collect();
     inner.doomed.checkpoints.extend(superseded);
@@ -169,6 +154,7 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
     inner.doomed.bytes = dead.iter().map(|(_, info)| info.stored_bytes).sum();
     inner.doomed.segments = dead.into_iter().map(|(seq, _)| seq).collect();
     inner.checkpoints = kept;
+    inner.merge_all &= !has_begun_all;
     inner.state.checkpoint_done(seq, bytes);
     inner.uncheckpointed_since = None;
     inner.note_commit();
@@ -178,31 +164,30 @@ async fn write(shared: &Shared, snapshot: Snapshot) -> Result<(), End> {
 
 /// The volume at one instant.
 struct Snapshot {
-    changed: Vec<(PageIndex, Arc<Page>)>,
+    map: MapSnapshot,
+    /// But for its runs and segments.
     root: Root,
-    dead: Vec<Seq>,
+    /// Everything is to be merged into one run.
+    merge_all: bool,
     bytes: u64,
 }
 
-/// Step 2; nothing if pages were dropped unread since step 1.
-fn snapshot(shared: &Shared) -> Option<Snapshot> {
-    let inner = shared.inner.lock();
-    let map = inner.state.map.snapshot()?;
+/// Step 1.
+fn snapshot(shared: &Shared) -> Snapshot {
+    let mut inner = shared.inner.lock();
     let seq = inner.state.committed();
-    let dead = map.usage.dead(seq);
     let root = Root {
         seq,
         covers: inner.state.covers(),
         next_slot: slot_after(shared, seq),
         fence: Some(shared.fence.clone()),
-        zeroed: map.zeroed.iter().map(|run| (PageIndex(run.start), run.end - run.start)).collect(),
-        segments: map.usage.iter().map(|(seq, info)| (seq, *info)).collect(),
         checkpoints: inner.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
-        pages: map.unchanged,
         account: shared.account_before.plus(&inner.account.with_requests(&shared.meter.snapshot())),
+        ..Root::default()
     };
     let bytes = inner.state.bytes_since_checkpoint();
-    Some(Snapshot { changed: map.changed, root, dead, bytes })
+    let merge_all = inner.merge_all;
+    Snapshot { map: inner.state.map.begin_checkpoint(), root, merge_all, bytes }
 }
 
 /// The first slot after S that may hold a fence of somebody else.

@@ -2,8 +2,9 @@
 //!
 //! 1. Its frames go into the cache: a read finds its data in the batch until it takes effect, and in the cache from then on.
 //!    All before it is in the store, so whatever happens now, this place of the log will hold this for ever.
-//! 2. The pages of the map that it changes in part are brought into memory, and under one lock the map is changed. The pages
-//!    come in under that same lock: others who need room in memory cannot let them go in between.
+//! 2. Under one lock the map is changed. Where all of the map may be in memory, the pages that tell what the change takes the place of
+//!    are brought in first, under that same lock: others who need room in memory cannot let them go in between. A larger map
+//!    needs none of its pages for a commit ([`crate::map`]).
 //! 3. Those who wait are told, and what the change held is given back.
 
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use crate::units::{BlockCount, Extent, Seq};
 use crate::volume::backoff::Backoff;
 use crate::volume::objects::{LoadedPages, ReadError};
 use crate::volume::shared::{End, Inner, Shared};
+
+/// This part of what the map may have in memory may be all of a map whose live blocks are counted at once.
+const EXACT_PART: u64 = 2;
 
 /// A segment that is in the store.
 pub(super) struct Uploaded {
@@ -48,7 +52,8 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Uploaded) -> Result<Commi
     loop {
         let need = {
             let mut inner = shared.inner.lock();
-            inner.take_pages(std::mem::take(&mut loaded));
+            inner.take_pages(loaded.clone());
+            inner.state.map.count_exactly_within(shared.seat.map_memory() / EXACT_PART);
             match inner.state.commit(uploaded.seq, uploaded.info, &uploaded.placements, uploaded.as_of) {
                 Ok(released) => {
                     account(&shared, &mut inner, &uploaded);
@@ -64,14 +69,14 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Uploaded) -> Result<Commi
                 Err(need) => need,
             }
         };
-        loaded = match shared.fetch_pages(need).await {
-            Ok(pages) => pages,
+        match shared.fetch_pages(need).await {
+            Ok(pages) => loaded.extend(pages),
             Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
                 backoff.pause("loading a page of the map", &source).await;
                 continue;
             }
             Err(damaged) => return Err(End::Failed(damaged.to_string())),
-        };
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! meanwhile: each run was true at some moment of the call.
 
 use crate::device::{Allocation, DeviceError, Run};
-use crate::map::{NeedPages, PAGE_BLOCKS, PageIndex, PageRef};
+use crate::map::{NeedPages, PageAt};
 use crate::units::{BlockCount, Extent};
 use crate::volume::objects::LoadedPages;
 use crate::volume::read::io_error;
@@ -26,8 +26,8 @@ const PAGES_AT_ONCE: usize = 4;
 /// How many times one call loads pages.
 const LOADS_MAX: usize = 8;
 
-/// So many pages ahead are looked at for some that are missing too.
-const PAGES_AHEAD: u64 = 16;
+/// So many blocks ahead are looked at for pages that are missing too.
+const BLOCKS_AHEAD: u64 = 16 << 10;
 
 impl Shared {
     /// See [`crate::device::Device::extents`].
@@ -53,7 +53,7 @@ impl Shared {
                 }
                 Stopped::Needs(need) => need,
             };
-            if loads == LOADS_MAX && !walk.found.is_empty() {
+            if loads >= LOADS_MAX && !walk.found.is_empty() {
                 break;
             }
             // Whoever had the turn before may have brought what is missing: look again. It is kept as long as the pages are.
@@ -62,13 +62,12 @@ impl Shared {
                 continue;
             }
             loads += 1;
-            loaded.clear();
-            loaded = match self.fetch_pages(need).await {
-                Ok(pages) => pages,
+            match self.fetch_pages(need).await {
+                Ok(pages) => loaded.extend(pages),
                 // What is known is true, and the rest will be asked for again.
                 Err(_) if !walk.found.is_empty() => break,
                 Err(error) => return Err(io_error(error)),
-            };
+            }
         }
         Ok(walk.runs(|extent| {
             let start = self.block_size.offset_of(extent.start).max(offset);
@@ -122,15 +121,12 @@ impl Walk {
     }
 
     /// The pages that are missing now, and some that will be.
-    fn with_more(&self, state: &State, first: Vec<(PageIndex, PageRef)>) -> NeedPages {
-        let near =
-            Extent { start: self.rest.start, count: BlockCount(self.rest.count.0.min(PAGES_AHEAD * PAGE_BLOCKS)) };
+    fn with_more(&self, state: &State, first: Vec<PageAt>) -> NeedPages {
+        let near = Extent { start: self.rest.start, count: BlockCount(self.rest.count.0.min(BLOCKS_AHEAD)) };
+        let most = first.len().max(PAGES_AT_ONCE);
         let mut need = first;
         for page in state.map.missing(near) {
-            if need.len() >= PAGES_AT_ONCE {
-                break;
-            }
-            if !need.contains(&page) {
+            if need.len() < most && !need.contains(&page) {
                 need.push(page);
             }
         }
@@ -167,7 +163,7 @@ mod tests {
         let mut state = State::new(BlockSize::new(512).unwrap(), origin);
         let block = Bytes::from(vec![1; 512]);
         for at in 0..pieces {
-            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8, u64::MAX);
+            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8);
         }
         let (mut walk, mut rests) = (Walk::new(Extent::new(0, 2 * pieces), 10), 0);
         while let Stopped::Resting = walk.go_on(&mut state) {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
 use crate::codec::CorruptError;
-use crate::map::{NeedPages, PageIndex, PageRef, Placement, SegmentInfo};
+use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
@@ -46,8 +46,11 @@ const READ_MAX: u64 = 8 << 20;
 /// Extents that are looked up in the map under one lock.
 const LOOKUPS: usize = 256;
 
-/// Sealed bytes of pages of the map that are read for one group, one page at least: some times as much in memory.
+/// Sealed bytes of pages of the map that are read for one group, one extent's at least.
 const GROUP_BYTES: u64 = 2 << 20;
+
+/// Bytes in memory of pages that stay for the next group.
+const GROUP_MEMORY: usize = 16 << 20;
 
 /// What came of reading victims.
 pub(super) struct Gathered {
@@ -212,76 +215,56 @@ async fn live_parts(shared: &Shared, victims: &[Victim]) -> Result<Live, Unread>
     let of = |victim: &Victim| victim.extents.iter().map(|extent| (*extent, victim.seq)).collect::<Vec<_>>();
     let mut extents: Vec<(Extent, Seq)> = victims.iter().flat_map(of).collect();
     extents.sort_unstable_by_key(|(extent, seq)| (extent.start, *seq));
-    let mut live = Live::new();
+    let (mut live, mut pages) = (Live::new(), HashMap::new());
     let mut rest = &extents[..];
     while !rest.is_empty() {
-        let (count, need) = next_group(shared, rest);
-        let (group, further) = rest.split_at(count);
-        look_up(shared, group, need, &mut live).await?;
-        rest = further;
+        let (done, need) = look_up(&shared.inner.lock().state.map, rest, &pages, &mut live);
+        rest = &rest[done..];
+        // Neighbours need the same pages. Those that brought nothing further have to stay: one page finds the next.
+        if done > 0 && pages.values().map(|page: &Arc<MapPage>| page.memory()).sum::<usize>() > GROUP_MEMORY {
+            pages.clear();
+        }
+        if !need.0.is_empty() {
+            pages.extend(shared.fetch_pages(need).await?);
+        }
     }
     Ok(live)
 }
 
-/// How many of the extents come next, and the pages that they lack: of [`GROUP_BYTES`] together, or one extent's.
-fn next_group(shared: &Shared, extents: &[(Extent, Seq)]) -> (usize, NeedPages) {
-    let inner = shared.inner.lock();
-    let (mut need, mut bytes) = (HashMap::<PageIndex, PageRef>::new(), 0);
-    let mut count = 0;
-    for (extent, _) in &extents[..extents.len().min(LOOKUPS)] {
-        let fresh: Vec<_> = inner.state.map.missing(*extent).filter(|(index, _)| !need.contains_key(index)).collect();
-        let more: u64 = fresh.iter().map(|(_, at)| u64::from(at.len)).sum();
-        if count > 0 && bytes + more > GROUP_BYTES {
-            break;
-        }
-        bytes += more;
-        need.extend(fresh);
-        count += 1;
-    }
-    (count, NeedPages(need.into_iter().collect()))
-}
-
-/// Asks the map about a group of extents, for which the pages are read.
-async fn look_up(shared: &Shared, group: &[(Extent, Seq)], mut need: NeedPages, live: &mut Live) -> Result<(), Unread> {
-    loop {
-        let pages = match need.0.is_empty() {
-            true => HashMap::new(),
-            false => {
-                let pages = shared.fetch_pages(need).await?;
-                pages.into_iter().map(|(index, at, page)| (index, (at, page))).collect()
-            }
-        };
-        let found = {
-            let inner = shared.inner.lock();
-            let all = group.iter().map(|(extent, seq)| Ok((*seq, inner.state.map.lookup_with(*extent, &pages)?)));
-            all.collect::<Result<Vec<_>, NeedPages>>()
-        };
-        match found {
-            Ok(found) => {
-                for (seq, parts) in found {
-                    let placed = parts.into_iter().filter_map(|(extent, placement)| match placement {
-                        Placement::Data(location) if location.frame.seq == seq => Some((extent, location)),
-                        _ => None,
-                    });
-                    let mut placed = placed.peekable();
-                    if placed.peek().is_some() {
-                        live.entry(seq).or_default().extend(placed);
-                    }
+/// Asks the map about the first of these extents, as far as pages are there; returns how many, and the pages that the next ones
+/// lack: of [`GROUP_BYTES`] together, or one extent's.
+fn look_up(
+    map: &ExtentMap,
+    extents: &[(Extent, Seq)],
+    pages: &HashMap<PageRef, Arc<MapPage>>,
+    live: &mut Live,
+) -> (usize, NeedPages) {
+    let (mut need, mut bytes, mut done) = (HashMap::new(), 0, 0);
+    for (extent, seq) in &extents[..extents.len().min(LOOKUPS)] {
+        match map.lookup_with(*extent, pages) {
+            Ok(parts) if need.is_empty() => {
+                done += 1;
+                let mut placed = parts.into_iter().filter_map(|(extent, placement)| match placement {
+                    Placement::Data(location) if location.frame.seq == *seq => Some((extent, location)),
+                    _ => None,
+                });
+                if let Some(first) = placed.next() {
+                    live.entry(*seq).or_default().extend(std::iter::once(first).chain(placed));
                 }
-                return Ok(());
             }
-            // A page left memory or was written anew meanwhile.
-            Err(_) => need = missing(shared, group),
+            Ok(_) => {}
+            Err(NeedPages(missing)) => {
+                let fresh: Vec<PageAt> = missing.into_iter().filter(|page| !need.contains_key(&page.at)).collect();
+                let more: u64 = fresh.iter().map(|page| u64::from(page.at.len)).sum();
+                if !need.is_empty() && bytes + more > GROUP_BYTES {
+                    break;
+                }
+                bytes += more;
+                need.extend(fresh.into_iter().map(|page| (page.at, page)));
+            }
         }
     }
-}
-
-/// The pages that the extents lack now.
-fn missing(shared: &Shared, group: &[(Extent, Seq)]) -> NeedPages {
-    let inner = shared.inner.lock();
-    let all: HashMap<PageIndex, PageRef> =
-        group.iter().flat_map(|(extent, _)| inner.state.map.missing(*extent)).collect();
-    NeedPages(all.into_iter().collect())
+    (done, NeedPages(need.into_values().collect()))
 }
 
 /// The data of what is live in one victim, read again where it does not prove itself.

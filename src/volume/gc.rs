@@ -15,7 +15,7 @@
 //! Victims are read in *rounds* of up to `gc.batch` live bytes. While space is not short one round follows the other, with
 //! rests between them; when it is, the next one is read while the last one is uploaded.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,19 +24,21 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::gc::{self, Activity};
-use crate::map::{ExtentMap, SegmentInfo};
+use crate::map::SegmentInfo;
 use crate::units::{Extent, Seq};
 use crate::volume::effect::{self, Effect};
 use crate::volume::gather::{Gathered, gather};
 use crate::volume::shared::{Inner, Shared};
 use crate::volume::state::LARGE;
-use crate::volume::touched::Touched;
 
 /// A volume of fewer segments is small.
 const FEW_SEGMENTS: u64 = 64;
 
 /// This part of what is live may be dead and not deleted.
 const LITTER_PART: u64 = 9;
+
+/// Of a map of so many entries at most, all runs are merged only to count what is dead: that takes seconds.
+const MERGE_FOR_COUNTS: u64 = 4 << 20;
 
 /// The pause after the store failed a read of ours; it doubles up to a hundred times as much.
 const RETRY: Duration = Duration::from_secs(5);
@@ -74,9 +76,8 @@ pub(super) struct Collector {
     rounds: VecDeque<Round>,
     /// Victims that cannot be read.
     damaged: BTreeSet<Seq>,
-    /// Victims in which nothing was live although the table says so, as of the checkpoint at this place: the map dropped
-    /// pages without reading them, and the next checkpoint will count what was in them.
-    uncounted: (Seq, BTreeSet<Seq>),
+    /// Victims in which nothing was live although the table says so, and what it says: merging the map's layers will count that.
+    uncounted: BTreeMap<Seq, u32>,
     began: Option<Instant>,
     /// When the last work ended, and how long it took.
     worked: Option<(Instant, Duration)>,
@@ -144,10 +145,8 @@ impl Collector {
             totals.stored_bytes -= being_moved.iter().filter_map(|&seq| usage.get(seq)).map(sparse_bytes).sum::<u64>();
             let sizes = gc::Sizes { segment: shared.options.segment_size, block: shared.block_size.bytes().into() };
             let options = &shared.options.gc;
-            if self.uncounted.0 != here.checkpointed {
-                self.uncounted = (here.checkpointed, BTreeSet::new());
-            }
-            let spared = self.damaged.union(&self.uncounted.1).copied().chain(being_moved).collect();
+            self.uncounted.retain(|seq, live| usage.get(*seq).is_some_and(|info| info.live_blocks == *live));
+            let spared = self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
             let mut victims = gc::choose(usage.iter(), &totals, here.committed, sizes, options, activity, &spared);
             if victims.is_empty() && inner.may_reseal {
                 victims = gc::choose_retired(usage.iter(), sizes, options, &spared, |info| {
@@ -174,6 +173,7 @@ impl Collector {
         if inner.may_reseal {
             inner.may_reseal = inner.checkpoints.values().any(|info| shared.sealer.is_retired(&info.salt));
             self.owes_checkpoint |= inner.may_reseal;
+            inner.merge_all |= inner.may_reseal;
         }
     }
 
@@ -185,8 +185,15 @@ impl Collector {
     /// Takes in what [`Collector::gathered`] returned.
     pub fn take(&mut self, shared: &Shared, gathered: Gathered) {
         self.damaged.extend(&gathered.damaged);
-        shared.inner.lock().gc.damaged_segments = self.damaged.len() as u64;
-        self.uncounted.1.extend(&gathered.empty);
+        {
+            let mut inner = shared.inner.lock();
+            inner.gc.damaged_segments = self.damaged.len() as u64;
+            let usage = inner.state.map.usage();
+            let live = |seq: &Seq| Some((*seq, usage.get(*seq)?.live_blocks)).filter(|(_, live)| *live > 0);
+            let uncounted: Vec<_> = gathered.empty.iter().filter_map(live).collect();
+            inner.merge_all |= !uncounted.is_empty() && inner.state.map.entries() <= MERGE_FOR_COUNTS;
+            self.uncounted.extend(uncounted);
+        }
         match gathered.failed {
             Some(error) => {
                 let pause = RETRY * 2u32.pow(self.failures.min(6));
@@ -200,11 +207,7 @@ impl Collector {
             }
             None => {
                 self.failures = 0;
-                let map_bytes = shared.seat.commit_memory();
-                let inner = shared.inner.lock();
-                let size = LARGE * shared.options.segment_size;
-                self.moves = cut(gathered.data, (size, map_bytes), &inner.state.map, gathered.as_of, &gathered.held);
-                drop(inner);
+                self.moves = cut(gathered.data, LARGE * shared.options.segment_size, gathered.as_of, &gathered.held);
                 if self.has_moves() {
                     self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
                 }
@@ -344,26 +347,18 @@ pub(super) fn activity(shared: &Shared, inner: &Inner) -> Activity {
 }
 
 /// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one
-/// and a half of it, or less if that is all, or if their commit would need more than `map_bytes` of the map in memory.
-fn cut(
-    data: Vec<(Extent, Bytes)>,
-    (segment_size, map_bytes): (u64, u64),
-    map: &ExtentMap,
-    as_of: Seq,
-    held: &Held,
-) -> VecDeque<Move> {
+/// and a half of it, or less if that is all.
+fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -> VecDeque<Move> {
     let total: u64 = data.iter().map(|(_, data)| data.len() as u64).sum();
     let even = total.div_ceil(((total + segment_size / 2) / segment_size).max(1));
     let mut moves = VecDeque::new();
-    let (mut bytes, mut touched) = (0, Touched::default());
-    let mut part = Vec::new();
+    let (mut bytes, mut part) = (0, Vec::new());
     for piece in data {
-        if bytes >= even || touched.bytes() >= map_bytes {
+        if bytes >= even {
             moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
-            (bytes, touched) = (0, Touched::default());
+            bytes = 0;
         }
         bytes += piece.1.len() as u64;
-        touched.note(piece.0, map);
         part.push(piece);
     }
     if !part.is_empty() {

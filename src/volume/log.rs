@@ -200,7 +200,8 @@ impl Log {
             let inner = self.shared.inner.lock();
             let options = &self.shared.options;
             let old = inner.uncheckpointed_since.is_some_and(|since| since.elapsed() >= options.checkpoint_interval);
-            let long = inner.state.bytes_since_checkpoint() >= options.checkpoint_bytes;
+            let long = inner.state.bytes_since_checkpoint() >= options.checkpoint_bytes
+                || inner.state.map.newest_entries() >= CHECKPOINT_ENTRIES;
             let map_memory = self.shared.seat.map_memory();
             let crowded = inner.state.map.memory() as u64 > map_memory / 2
                 && inner.state.map.dirty_memory() as u64 > map_memory / 2;
@@ -329,6 +330,9 @@ const TRICKLE_WAITED_FOR: Duration = Duration::from_secs(1);
 /// An opening that finds more fences than this after the newest checkpoint has one written at once: a server that dies soon after each
 /// opening never gets to one otherwise, and each opening reads one fence more than the one before.
 const FENCES_MAX: u32 = 8;
+
+/// A checkpoint is due when the newest table of the map has so many entries: some 28 MiB in memory, 3 in the store.
+const CHECKPOINT_ENTRIES: usize = 256 << 10;
 
 /// A checkpoint is due when so many segments' worth of bytes died that it would let go,
 const LITTER_SEGMENTS: u64 = 2;

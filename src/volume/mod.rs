@@ -40,7 +40,6 @@ mod recover;
 pub mod budget;
 pub mod scan;
 mod shared;
-mod touched;
 mod watched;
 mod backoff;
 pub mod objects;
@@ -259,6 +258,18 @@ impl Volume {
         })
     }
 
+    /// Pages of its map that are in a format before the layers.
+    pub fn older_pages(&self) -> u64 {
+        let inner = self.shared.inner.lock();
+        let older = inner.state.map.runs().iter().filter(|run| run.kind == crate::map::PageKind::Fixed);
+        older.map(|run| run.pages.len() as u64).sum()
+    }
+
+    /// Has all runs of its map merged, with the next checkpoints.
+    pub fn merge_map(&self) {
+        self.shared.inner.lock().merge_all = true;
+    }
+
     /// What it is doing.
     pub fn status(&self) -> Status {
         let mut inner = self.shared.inner.lock();
@@ -266,7 +277,7 @@ impl Volume {
         let oldest = inner.ages.oldest(covers, last).unwrap_or_default();
         let ended = self.shared.progress.now().end.clone();
         let totals = inner.state.map.usage().totals();
-        let pages: u64 = inner.checkpoints.values().map(|info| info.page_bytes).sum();
+        let pages: u64 = inner.state.map.runs().iter().flat_map(|run| run.objects.values()).sum();
         let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
         Status {
             size: self.shared.size(),

@@ -18,6 +18,7 @@ use crate::cache::{BlockCache, Content, Purpose};
 use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
+use crate::map::PageRef;
 use crate::outside::Workers;
 use crate::part::{Owner, Part};
 use crate::store::{ErrorKind, Key, Store, StoreError};
@@ -31,8 +32,8 @@ use crate::volume::places::{PLACES_MAX, place};
 mod keep;
 mod pages;
 
-pub use pages::LoadedPages;
-use pages::{BroughtPages, PagePlace};
+use pages::BroughtPages;
+pub use pages::{LoadedPages, WantedPage};
 
 /// Why bytes could not be had from the store; cheap to hand to everybody who waits.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -101,7 +102,7 @@ struct Inner {
     read_gap: u64,
     read_max: u64,
     frames: Flights<FrameAddr, Brought>,
-    pages: Flights<PagePlace, BroughtPages>,
+    pages: Flights<PageRef, BroughtPages>,
 }
 
 impl Objects {

@@ -37,7 +37,7 @@ pub struct Options {
     /// Bytes of map pages in memory; beyond it, clean pages leave and are read again when needed.
     #[serde(with = "human::bytes")]
     pub map_memory: u64,
-    /// The same, of all volumes of a server together: each has an equal part of it at most. A commit may need as much on top.
+    /// The same, of all volumes of a server together: each has an equal part of it at most.
     #[serde(with = "human::bytes")]
     pub total_map_memory: u64,
     /// Bytes of segments after which the map is checkpointed: bounds what opening has to read.
@@ -90,11 +90,6 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What one commit may need of the map in memory at least, in bytes.
-    pub(super) fn commit_memory_min(&self) -> u64 {
-        4 * self.segment_size
-    }
-
     /// Refuses values that no volume could work with.
     pub fn check(&self) -> Result<(), BadOption> {
         let (segment_min, dirty_min) = (u64::from(BlockSize::MAX), 8 * u64::from(BlockSize::MAX));

@@ -53,10 +53,11 @@ impl Shared {
 
     /// The pages that were missing, from the store; [`Inner::take_pages`] brings them into the map.
     pub(super) async fn fetch_pages(&self, need: NeedPages) -> Result<LoadedPages, ReadError> {
-        let wanted = {
-            let inner = self.inner.lock();
-            need.0.into_iter().map(|(index, at)| (index, at, inner.checkpoint_salt(at.checkpoint))).collect()
-        };
+        let wanted = self.inner.lock().wanted(need);
+        if wanted.is_empty() {
+            // A checkpoint came in between. Whoever looks again must not keep everybody else from it.
+            tokio::task::yield_now().await;
+        }
         self.objects.pages(wanted).await
     }
 
@@ -67,7 +68,8 @@ impl Shared {
         loop {
             let need = {
                 let mut inner = self.inner.lock();
-                inner.take_pages(std::mem::take(&mut loaded));
+                // All of them each time: a page finds the next one, and may have left meanwhile if little may stay.
+                inner.take_pages(loaded.clone());
                 match inner.state.plan_read(extent) {
                     Ok(pieces) => {
                         inner.state.map.evict(self.seat.map_memory() as usize);
@@ -76,7 +78,7 @@ impl Shared {
                     Err(need) => need,
                 }
             };
-            loaded = self.fetch_pages(need).await.map_err(io_error)?;
+            loaded.extend(self.fetch_pages(need).await.map_err(io_error)?);
         }
     }
 

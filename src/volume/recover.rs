@@ -524,11 +524,10 @@ impl Opening {
         let mut state = State::new(meta.block_size, origin);
         let end = meta.block_size.block_of(meta.size);
         let replayed = replay.len();
-        let commit_memory = self.options.total_map_memory.max(self.options.commit_memory_min());
         for numbered in replay {
             // Of its own: a slice would keep all of the journal's file in memory that it was read with.
             let change = numbered.change.within(end, meta.block_size).into_own();
-            state.accept(change, self.options.segment_size, commit_memory);
+            state.accept(change, self.options.segment_size);
         }
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
         Shared::new(Parts {

@@ -1,25 +1,28 @@
 //! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds
-//! every page of the map, the live blocks of every segment, and the newest fence; behind it stand the pages that
-//! changed since the checkpoint before, as frames. Pages that did not change stay in the objects of older checkpoints,
-//! which live as long as a page in them is referred to.
+//! the runs of the map, the live blocks of every segment, and the newest fence; behind it stand, as frames, the pages of runs that
+//! this checkpoint wrote. Other pages stay in the objects of older checkpoints, which live as long as a run has pages in them.
 //!
-//! The root is written before the offsets of its own pages are known: it records their lengths, and readers sum up.
+//! Pages name each other by their places among the frames of an object: where those begin is known only when the root is
+//! written, and stands in later roots ([`CheckpointInfo::frames_at`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
-use crate::codec::frame::{Compression, FRAME_OVERHEAD, Frames, decompress_up_to};
-use crate::codec::object::{Decoded, Encoded, Found, ObjectKind, PREFIX_BYTES, decode_head, encode};
+use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
+use crate::codec::object::{Decoded, Encoded, Found, LAYERED, ObjectKind, decode_head, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
-use crate::map::page_format::{PAGE_BYTES_MAX, PAGES_MAX, decode_page, encode_page};
-use crate::map::{Mapped, PageIndex, PageRef, SegmentInfo};
+use crate::map::leaf_format::{PAGE_BYTES_MAX, decode_index, decode_leaf, read_refs, write_refs};
+use crate::map::{Leaf, MapPage, PageAt, PageIndex, PageKind, PageRef, Part, Run, SegmentInfo};
 use crate::segment::Fence;
 use crate::segment::fence::WINDOW_MAX;
-use crate::units::{ChangeNo, Seq};
+use crate::units::{BlockIndex, ChangeNo, Extent, Seq, VOLUME_BLOCKS_MAX};
 use crate::volume::account::Account;
+
+mod fixed;
 
 /// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without
 /// doubles.
@@ -33,25 +36,27 @@ pub struct Root {
     pub next_slot: Seq,
     /// The newest fence, and where it stands.
     pub fence: Option<(Seq, Fence)>,
-    /// Runs of whole pages that are allocated zero (first page, number of pages); not listed in `pages`.
-    pub zeroed: Vec<(PageIndex, u64)>,
     /// Segments that are in the store.
     pub segments: Vec<(Seq, SegmentInfo)>,
-    /// Checkpoint objects, this one too, that hold a page of `pages`.
+    /// Checkpoint objects, this one too, in which a run has pages.
     pub checkpoints: Vec<(Seq, CheckpointInfo)>,
-    /// Where the pages are. A page that is neither here nor in `zeroed` is a hole.
-    pub pages: Vec<(PageIndex, PageRef)>,
+    /// The runs of the map, newest first.
+    pub runs: Vec<Run>,
+    /// Allocated zero that no run has: of the formats before the layers only, which kept it beside the pages.
+    pub zeroed: Vec<Extent>,
+    /// Sealed lengths of this object's own pages.
+    pub own: Vec<u32>,
     /// What the volume has cost since it was created.
     pub account: Account,
 }
 
 /// What is known of a checkpoint object that holds pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckpointInfo {
     /// The salt of its encoding: pages cannot be opened without it.
     pub salt: Salt,
-    /// Sealed bytes of all the pages that it was written with, referred to or not.
-    pub page_bytes: u64,
+    /// Where the first of its pages begins, in bytes: places of pages count from there. 0 in the formats before the layers.
+    pub frames_at: u32,
 }
 
 /// A checkpoint ready for the store.
@@ -59,72 +64,31 @@ pub struct CheckpointInfo {
 pub struct EncodedCheckpoint {
     /// The object.
     pub object: Encoded,
-    /// Where the changed pages will be, in the order of pages; none for those that became empty.
-    pub refs: Vec<(PageIndex, PageRef)>,
     /// The root, equal to what a reader of the object gets.
     pub root: Root,
 }
 
-/// Makes a checkpoint: `root` with the pages as they were, `changed` with the pages that take their place, sorted. A
-/// changed page without extents leaves the root. Checkpoints to which no page refers any more leave it too.
+/// Makes a checkpoint of a root and the pages that its runs have in this object, in the order of their places. Checkpoints in which
+/// no run has pages leave the root.
 pub fn encode_checkpoint(
     sealer: &Sealer,
     salt: Salt,
     root: Root,
-    changed: &[(PageIndex, Vec<Mapped>)],
+    pages: Frames,
 ) -> Result<EncodedCheckpoint, EncodeError> {
-    let refuse = |what| EncodeError::new(format!("checkpoint {}: {what}", root.seq));
-    if root.pages.iter().any(|(_, at)| at.checkpoint >= root.seq) {
-        return Err(refuse("a page is in a checkpoint that is not before it"));
-    }
-    // Frames stand in the order of pages: readers count on it when they sum up.
-    if !changed.is_sorted_by(|a, b| a.0 < b.0) {
-        return Err(refuse("its changed pages are out of order"));
-    }
-    let raw_bytes = changed.iter().map(|(_, mapped)| mapped.len() * 12).sum();
-    let mut frames = Frames::with_capacity(changed.len(), raw_bytes, Compression::Lz4);
-    let mut own = Vec::with_capacity(changed.len());
-    for (page, mapped) in changed {
-        if !mapped.is_empty() {
-            own.push((*page, frames.push(&[&encode_page(*page, mapped)?])?));
-        }
-    }
-    let root = with_pages(root, salt, changed, &own);
+    let needed: BTreeSet<Seq> = root.runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
+    let mut root = Root { own: pages.lens().to_vec(), ..root };
+    root.checkpoints.retain(|(seq, _)| needed.contains(seq) && *seq != root.seq);
+    let older = root.checkpoints.clone();
+    root.checkpoints.extend(needed.contains(&root.seq).then_some((root.seq, CheckpointInfo { salt, frames_at: 0 })));
     check(&root).map_err(|what| EncodeError::new(format!("checkpoint {}: {what}", root.seq)))?;
-    let head = encode_root(&root);
-    let object = encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, frames)?;
-    let root = place_own_pages(root, object.frames_at).map_err(EncodeError::new)?;
-    let refs = root.pages.iter().filter(|(_, at)| at.checkpoint == root.seq).copied().collect();
-    Ok(EncodedCheckpoint { object, refs, root })
-}
-
-/// The root with the changed pages in it, its own ones at offset 0 still, and with the checkpoints that are needed.
-fn with_pages(mut root: Root, salt: Salt, changed: &[(PageIndex, Vec<Mapped>)], own: &[(PageIndex, u32)]) -> Root {
-    let mut pages: BTreeMap<PageIndex, PageRef> = root.pages.into_iter().collect();
-    for (page, _) in changed {
-        pages.remove(page);
-    }
-    for &(page, len) in own {
-        pages.insert(page, PageRef { checkpoint: root.seq, offset: 0, len });
-    }
-    let needed: BTreeSet<Seq> = pages.values().map(|at| at.checkpoint).collect();
-    root.pages = pages.into_iter().collect();
-    root.checkpoints.retain(|(seq, _)| needed.contains(seq));
-    if !own.is_empty() {
-        let page_bytes = own.iter().map(|(_, len)| u64::from(*len)).sum();
-        root.checkpoints.push((root.seq, CheckpointInfo { salt, page_bytes }));
-    }
-    root
-}
-
-/// Gives the pages of the root's own object their offsets.
-fn place_own_pages(mut root: Root, frames_at: u32) -> Result<Root, &'static str> {
-    let mut offset = frames_at;
-    for (_, at) in root.pages.iter_mut().filter(|(_, at)| at.checkpoint == root.seq) {
-        at.offset = offset;
-        offset = offset.checked_add(at.len).ok_or("pages beyond 4 GiB")?;
-    }
-    Ok(root)
+    let head = encode_root(&root, &older);
+    let object = encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, pages)?;
+    root.checkpoints
+        .iter_mut()
+        .filter(|(seq, _)| *seq == root.seq)
+        .for_each(|(_, info)| info.frames_at = object.frames_at);
+    Ok(EncodedCheckpoint { object, root })
 }
 
 /// Proves and decodes the root of the checkpoint at `seq`. `bytes` is the object or its beginning; the pages need not
@@ -147,35 +111,49 @@ pub fn decode_checkpoint_and_total(
 }
 
 fn total_of(root: &Root, decoded: &Decoded) -> u64 {
-    let own = root.pages.iter().filter(|(_, at)| at.checkpoint == root.seq);
-    own.map(|(_, at)| u64::from(at.len)).sum::<u64>() + u64::from(decoded.frames_at)
+    root.own.iter().map(|len| u64::from(*len)).sum::<u64>() + u64::from(decoded.frames_at)
 }
 
 /// Proves a whole checkpoint object, every page of it, and that nothing follows.
 pub fn verify_checkpoint(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Root, CorruptError> {
     let decoded = decode_head(sealer, &[ObjectKind::Checkpoint], seq, bytes)?.whole(bytes.len())?;
     let root = decode_root(seq, &decoded)?;
-    let own = || root.pages.iter().filter(|(_, at)| at.checkpoint == seq);
     expect_len(bytes.len(), total_of(&root, &decoded))?;
-    for (page, at) in own() {
-        let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
-        open_page(sealer, &decoded.salt, *page, *at, &sealed)?;
+    let mut offset = decoded.frames_at;
+    for len in &root.own {
+        let sealed = bytes.slice(offset as usize..(offset + len) as usize);
+        decompress_up_to(&decoded.key.open_frame(offset, &sealed)?, page_bytes_max(&decoded))?;
+        offset += len;
     }
     Ok(root)
 }
 
-/// Opens the page that was read from where `at` says, in a checkpoint whose encoding had `salt`.
+fn page_bytes_max(decoded: &Decoded) -> u32 {
+    if decoded.version < LAYERED { crate::map::fixed::PAGE_BYTES_MAX } else { PAGE_BYTES_MAX }
+}
+
+/// Opens a page that was read from where it lies; `info` is of its checkpoint.
 pub fn open_page(
     sealer: &Sealer,
-    salt: &Salt,
-    page: PageIndex,
-    at: PageRef,
+    info: &CheckpointInfo,
+    page: &PageAt,
     sealed: &Bytes,
-) -> Result<Vec<Mapped>, CorruptError> {
+) -> Result<MapPage, CorruptError> {
+    let PageAt { at, first, kind } = page;
     expect_len(sealed.len(), u64::from(at.len))?;
-    let key = sealer.object_key(ObjectKind::Checkpoint, at.checkpoint, salt)?;
-    let bytes = decompress_up_to(&key.open_frame(at.offset, sealed)?, PAGE_BYTES_MAX)?;
-    Ok(decode_page(page, &bytes)?)
+    let key = sealer.object_key(ObjectKind::Checkpoint, at.checkpoint, &info.salt)?;
+    let most = if *kind == PageKind::Fixed { crate::map::fixed::PAGE_BYTES_MAX } else { PAGE_BYTES_MAX };
+    let bytes = decompress_up_to(&key.open_frame(place_of(info, at), sealed)?, most)?;
+    Ok(match kind {
+        PageKind::Leaf => MapPage::Leaf(Leaf::new(&decode_leaf(*first, &bytes)?)),
+        PageKind::Index => MapPage::Index(decode_index(*first, &bytes)?),
+        PageKind::Fixed => MapPage::Leaf(Leaf::new(&crate::map::fixed::decode_page(PageIndex::of(*first), &bytes)?)),
+    })
+}
+
+/// The byte of a checkpoint object at which a page begins. One beyond 4 GiB cannot be proven there, nor anywhere.
+pub fn place_of(info: &CheckpointInfo, at: &PageRef) -> u32 {
+    info.frames_at.saturating_add(at.offset)
 }
 
 /// What a root must be, for its writer and its reader alike.
@@ -194,34 +172,47 @@ fn check(root: &Root) -> Result<(), &'static str> {
     )?;
     ensure(root.checkpoints.is_sorted_by(|a, b| a.0 < b.0), "its checkpoints are out of order")?;
     ensure(root.checkpoints.last().is_none_or(|(last, _)| *last <= root.seq), "it names a checkpoint after itself")?;
-    ensure(root.pages.is_sorted_by(|a, b| a.0 < b.0), "its pages are out of order")?;
-    ensure(root.pages.last().is_none_or(|(last, _)| last.0 < PAGES_MAX), "a page is beyond the end of any volume")?;
-    ensure(zeroed_is_sorted(root), "its zeroed pages are out of order, or beyond the end of any volume")?;
-    let is_page = |(first, count): &(PageIndex, u64)| {
-        let after = root.pages.partition_point(|(page, _)| page < first);
-        root.pages.get(after).is_some_and(|(page, _)| page.0 - first.0 < *count)
-    };
-    ensure(!root.zeroed.iter().any(is_page), "a page is zeroed and mapped")?;
-    let known = |at: &PageRef| root.checkpoints.binary_search_by_key(&at.checkpoint, |(seq, _)| *seq).is_ok();
-    ensure(root.pages.iter().all(|(_, at)| known(at)), "a page is in a checkpoint that is not listed")?;
-    let lens = FRAME_OVERHEAD as u32 + 1..=PAGE_BYTES_MAX + FRAME_OVERHEAD as u32;
-    ensure(root.pages.iter().all(|(_, at)| lens.contains(&at.len)), "a page has a length that cannot be")
+    let known = |seq: &Seq| root.checkpoints.binary_search_by_key(seq, |(seq, _)| *seq).is_ok();
+    ensure(
+        root.runs.iter().all(|run| run.objects.keys().all(known)),
+        "a run has pages in a checkpoint that is not listed",
+    )?;
+    root.runs.iter().try_for_each(check_run)?;
+    ensure(root.runs.is_sorted_by(|newer, older| newer.through >= older.through), "its runs are out of order")?;
+    ensure(root.runs.first().is_none_or(|run| run.through <= root.seq), "a run reaches beyond it")?;
+    let meets = |both: &[Run]| both[1].part != Part::Input || both[1].from == meeting_point(&both[0]);
+    ensure(root.runs.windows(2).all(meets), "a run that is merged does not begin where its output ends")?;
+    let parts = || std::iter::once(Part::Whole).chain(root.runs.iter().map(|run| run.part));
+    let follows = |(before, part)| part != Part::Input || before != Part::Whole;
+    ensure(parts().zip(parts().skip(1)).all(follows), "a run is merged into nothing")
 }
 
-fn zeroed_is_sorted(root: &Root) -> bool {
-    let mut end = 0u64;
-    root.zeroed.iter().all(|(first, count)| {
-        let good = first.0 >= end && *count > 0 && first.0 < PAGES_MAX && *count <= PAGES_MAX - first.0;
-        end = first.0.saturating_add(*count);
-        good
-    })
+/// Where the inputs behind this run begin: an output ends there, and an input begins where its neighbour does.
+fn meeting_point(run: &Run) -> BlockIndex {
+    if run.part == Part::Output { run.upto } else { run.from }
+}
+
+fn check_run(run: &Run) -> Result<(), &'static str> {
+    let ensure = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
+    ensure(run.from <= run.upto, "a run ends before it begins")?;
+    ensure(run.pages.is_sorted_by(|a, b| a.0 < b.0), "its pages are out of order")?;
+    ensure(
+        run.pages.last().is_none_or(|(last, _)| last.0 < VOLUME_BLOCKS_MAX),
+        "a page is beyond the end of any volume",
+    )?;
+    let most = if run.kind == PageKind::Fixed { crate::map::fixed::PAGE_BYTES_MAX } else { PAGE_BYTES_MAX };
+    let lens = FRAME_OVERHEAD as u32 + 1..=most + FRAME_OVERHEAD as u32;
+    ensure(run.pages.iter().all(|(_, at)| lens.contains(&at.len)), "a page has a length that cannot be")?;
+    let known = |(_, at): &(BlockIndex, PageRef)| run.objects.contains_key(&at.checkpoint) || run.part == Part::Input;
+    ensure(run.pages.iter().all(known), "a page is in a checkpoint that is not listed")
 }
 
 const FENCED: u8 = 1;
 const COUNTED: u8 = 2;
 
-fn encode_root(root: &Root) -> Vec<u8> {
-    let room = root.zeroed.len() * 6 + root.segments.len() * 28 + root.checkpoints.len() * 24 + root.pages.len() * 9;
+fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
+    let pages: usize = root.runs.iter().map(|run| run.pages.len()).sum();
+    let room = root.segments.len() * 28 + older.len() * 24 + pages * 10 + root.own.len() * 3;
     let mut w = Writer::with_capacity(512 + room);
     let is_counted = root.account != Account::default();
     w.u8(if root.fence.is_some() { FENCED } else { 0 } | if is_counted { COUNTED } else { 0 });
@@ -231,11 +222,14 @@ fn encode_root(root: &Root) -> Vec<u8> {
         w.varint(seq.0);
         fence.write(&mut w);
     }
-    write_zeroed(&mut w, &root.zeroed);
     write_segments(&mut w, &root.segments);
-    let older: Vec<_> = root.checkpoints.iter().filter(|(seq, _)| *seq != root.seq).copied().collect();
-    write_checkpoints(&mut w, &older);
-    write_pages(&mut w, root, &older);
+    write_checkpoints(&mut w, older);
+    w.varint(root.own.len() as u64);
+    root.own.iter().for_each(|len| w.varint(u64::from(*len)));
+    // No volume but its own.
+    w.varint(0);
+    w.varint(root.runs.len() as u64);
+    root.runs.iter().for_each(|run| write_run(&mut w, run));
     if is_counted {
         root.account.write(&mut w);
     }
@@ -252,50 +246,102 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     let slots = r.varint()?;
     let next_slot = Seq(advance(&r, seq.0, slots)?);
     let fence = if flags & FENCED == 0 { None } else { Some((Seq(r.ordinal()?), Fence::read(&mut r)?)) };
-    let zeroed = read_zeroed(&mut r)?;
-    let segments = read_segments(&mut r)?;
-    let mut checkpoints = read_checkpoints(&mut r)?;
-    if checkpoints.last().is_some_and(|(last, _)| *last >= seq) {
-        return Err(r.bad("it names a checkpoint after itself"));
-    }
-    let pages = read_pages(&mut r, seq, &checkpoints)?;
-    let own = pages.iter().filter(|(_, at)| at.checkpoint == seq);
-    let page_bytes = own.map(|(_, at)| u64::from(at.len)).sum();
-    if page_bytes > 0 {
-        checkpoints.push((seq, CheckpointInfo { salt: decoded.salt, page_bytes }));
-    }
+    let root = Root { seq, covers, next_slot, fence, ..Root::default() };
+    let root = match decoded.version < LAYERED {
+        true => fixed::read(&mut r, root, decoded)?,
+        false => read_layers(&mut r, root, decoded)?,
+    };
     let account = if flags & COUNTED == 0 { Account::default() } else { Account::read(&mut r)? };
-    let root = Root { seq, covers, next_slot, fence, zeroed, segments, checkpoints, pages, account };
+    let root = Root { account, ..root };
     let end = r.clone();
     r.finish()?;
     check(&root).map_err(|what| end.bad(what))?;
-    place_own_pages(root, decoded.frames_at).map_err(|what| end.bad(what))
+    Ok(root)
+}
+
+fn read_layers(r: &mut Reader<'_>, root: Root, decoded: &Decoded) -> Result<Root, Malformed> {
+    let segments = read_segments(r)?;
+    let mut checkpoints = read_checkpoints(r)?;
+    if checkpoints.last().is_some_and(|(last, _)| *last >= root.seq) {
+        return Err(r.bad("it names a checkpoint after itself"));
+    }
+    let own = read_list(r, 1, |r| r.varint_u32())?;
+    let bytes = own.iter().try_fold(decoded.frames_at, |sum, len| sum.checked_add(*len));
+    bytes.ok_or_else(|| r.bad("pages beyond 4 GiB"))?;
+    if r.varint()? != 0 {
+        return Err(r.bad("runs of other volumes"));
+    }
+    let runs = read_list(r, 8, read_run)?;
+    if runs.iter().any(|run| run.objects.contains_key(&root.seq)) {
+        checkpoints.push((root.seq, CheckpointInfo { salt: decoded.salt, frames_at: decoded.frames_at }));
+    }
+    Ok(Root { segments, checkpoints, own, runs, ..root })
+}
+
+const KIND_AT: u8 = 3;
+const IS_LAST: u8 = 4;
+
+fn write_run(w: &mut Writer, run: &Run) {
+    let part = match run.part {
+        Part::Whole => 0,
+        Part::Output => 1,
+        Part::Input => 2,
+    };
+    let kind = match run.kind {
+        PageKind::Leaf => 0,
+        PageKind::Index => 1,
+        PageKind::Fixed => 2,
+    };
+    w.u8(part | if run.is_last { IS_LAST } else { 0 } | kind << KIND_AT);
+    w.varint(run.from.0);
+    // The end of the largest volume is 0.
+    w.varint(run.upto.0.wrapping_add(1));
+    w.varint(run.through.0);
+    w.varint(run.entries);
+    w.varint(run.owing);
+    w.varint(run.objects.len() as u64);
+    let mut last = 0;
+    for (seq, bytes) in &run.objects {
+        w.varint(seq.0 - last);
+        w.varint(*bytes);
+        last = seq.0;
+    }
+    write_refs(w, &run.pages);
+}
+
+fn read_run(r: &mut Reader<'_>) -> Result<Run, Malformed> {
+    let flags = r.u8()?;
+    let part = match flags & 3 {
+        0 => Part::Whole,
+        1 => Part::Output,
+        2 => Part::Input,
+        _ => return Err(r.bad("a run of unknown kind")),
+    };
+    let kind = match flags >> KIND_AT {
+        0 => PageKind::Leaf,
+        1 => PageKind::Index,
+        2 => PageKind::Fixed,
+        _ => return Err(r.bad("a run of unknown kind")),
+    };
+    let from = BlockIndex(r.varint()?);
+    let upto = BlockIndex(r.varint()?.wrapping_sub(1));
+    let through = Seq(r.ordinal()?);
+    let (entries, owing) = (r.varint()?, r.varint()?);
+    let mut last = 0;
+    let objects = read_list(r, 2, |r| {
+        let gap = r.varint()?;
+        last = advance(r, last, gap)?;
+        Ok((Seq(last), r.varint()?))
+    })?;
+    let pages = read_refs(r, usize::MAX)?;
+    let objects: BTreeMap<Seq, u64> = objects.into_iter().collect();
+    let is_last = flags & IS_LAST != 0;
+    Ok(Run { part, from, upto, through, is_last, kind, pages: Arc::new(pages), entries, owing, objects })
 }
 
 /// `at` and `gap` further.
 fn advance(r: &Reader<'_>, at: u64, gap: u64) -> Result<u64, Malformed> {
     at.checked_add(gap).ok_or_else(|| r.bad("a number beyond 64 bits"))
-}
-
-fn write_zeroed(w: &mut Writer, zeroed: &[(PageIndex, u64)]) {
-    w.varint(zeroed.len() as u64);
-    let mut end = 0;
-    for (first, count) in zeroed {
-        w.varint(first.0 - end);
-        w.varint(*count);
-        end = first.0 + count;
-    }
-}
-
-fn read_zeroed(r: &mut Reader<'_>) -> Result<Vec<(PageIndex, u64)>, Malformed> {
-    let mut end = 0;
-    read_list(r, 2, |r| {
-        let gap = r.varint()?;
-        let first = advance(r, end, gap)?;
-        let count = r.varint()?;
-        end = advance(r, first, count)?;
-        Ok((PageIndex(first), count))
-    })
 }
 
 fn write_segments(w: &mut Writer, segments: &[(Seq, SegmentInfo)]) {
@@ -332,7 +378,7 @@ fn write_checkpoints(w: &mut Writer, older: &[(Seq, CheckpointInfo)]) {
     for (seq, info) in older {
         w.varint(seq.0 - last);
         w.bytes(&info.salt);
-        w.varint(info.page_bytes);
+        w.varint(u64::from(info.frames_at));
         last = seq.0;
     }
 }
@@ -342,56 +388,7 @@ fn read_checkpoints(r: &mut Reader<'_>) -> Result<Vec<(Seq, CheckpointInfo)>, Ma
     read_list(r, 18, |r| {
         let gap = r.varint()?;
         last = advance(r, last, gap)?;
-        Ok((Seq(last), CheckpointInfo { salt: r.array()?, page_bytes: r.varint()? }))
-    })
-}
-
-/// Of each page: the gap to the one before; 0 for this object, or 1 and more for an older one and the distance from
-/// the end of the page of that object that was named last; the length.
-fn write_pages(w: &mut Writer, root: &Root, older: &[(Seq, CheckpointInfo)]) {
-    w.varint(root.pages.len() as u64);
-    let mut next = 0;
-    let mut ends = vec![0; older.len()];
-    for (page, at) in &root.pages {
-        w.varint(page.0 - next);
-        // `check` found every checkpoint in the list, so what is not an older one is this.
-        match older.binary_search_by_key(&at.checkpoint, |(seq, _)| *seq) {
-            Ok(i) => {
-                w.varint(i as u64 + 1);
-                w.varint_signed(i64::from(at.offset) - ends[i]);
-                ends[i] = i64::from(at.offset) + i64::from(at.len);
-            }
-            Err(_) => w.varint(0),
-        }
-        w.varint(u64::from(at.len));
-        next = page.0 + 1;
-    }
-}
-
-fn read_pages(
-    r: &mut Reader<'_>,
-    own: Seq,
-    older: &[(Seq, CheckpointInfo)],
-) -> Result<Vec<(PageIndex, PageRef)>, Malformed> {
-    let mut next = 0;
-    let mut ends = vec![0i64; older.len()];
-    read_list(r, 3, |r| {
-        let gap = r.varint()?;
-        let page = advance(r, next, gap)?;
-        next = advance(r, page, 1)?;
-        let Some(i) = (r.varint()? as usize).checked_sub(1) else {
-            return Ok((PageIndex(page), PageRef { checkpoint: own, offset: 0, len: r.varint_u32()? }));
-        };
-        let (Some((checkpoint, _)), Some(end)) = (older.get(i), ends.get_mut(i)) else {
-            return Err(r.bad("a checkpoint that is not listed"));
-        };
-        let distance = r.varint_signed()?;
-        let offset = end.checked_add(distance).and_then(|offset| u32::try_from(offset).ok());
-        let offset = offset.filter(|offset| *offset as usize >= PREFIX_BYTES);
-        let offset = offset.ok_or_else(|| r.bad("a page at an offset that cannot be"))?;
-        let len = r.varint_u32()?;
-        *end = i64::from(offset) + i64::from(len);
-        Ok((PageIndex(page), PageRef { checkpoint: *checkpoint, offset, len }))
+        Ok((Seq(last), CheckpointInfo { salt: r.array()?, frames_at: r.varint_u32()? }))
     })
 }
 
@@ -410,29 +407,33 @@ fn read_list<T>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::codec::object::Found;
-    use crate::map::{Content, PAGE_BLOCKS};
-    use crate::segment::Durability;
-    use crate::units::{Epoch, Extent, FrameAddr, Location, ORDINAL_MAX};
     use proptest::prelude::*;
     use uuid::Uuid;
+
+    use super::*;
+    use crate::codec::frame::Compression;
+    use crate::codec::object::PREFIX_BYTES;
+    use crate::map::compaction::END;
+    use crate::map::leaf_format::encode_leaf;
+    use crate::map::{Entry, Placement};
+    use crate::segment::Durability;
+    use crate::units::{Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {
         Sealer::new(Uuid::from_u128(4), None)
     }
 
-    fn mapped(page: u64, blocks: u64) -> (PageIndex, Vec<Mapped>) {
-        let frame = FrameAddr { seq: Seq(3), offset: 100, len: 200 };
-        let extent = |i| Mapped {
-            extent: Extent::new(page * PAGE_BLOCKS + i * 2, 1),
-            content: Content::Data(Location { frame, block: i as u16 }),
-        };
-        (PageIndex(page), (0..blocks).map(extent).collect())
-    }
-
     fn info(salt: u8) -> SegmentInfo {
         SegmentInfo { salt: [salt; 16], stored_bytes: 8 << 20, blocks: 2048, live_blocks: u32::from(salt) }
+    }
+
+    fn run(objects: &[u64]) -> Run {
+        let page = |(i, seq): (usize, &u64)| {
+            (BlockIndex(i as u64 * 50), PageRef { checkpoint: Seq(*seq), offset: i as u32 * 900, len: 800 })
+        };
+        let pages: Vec<_> = objects.iter().enumerate().map(page).collect();
+        let objects = objects.iter().map(|seq| (Seq(*seq), 800)).collect();
+        Run { pages: Arc::new(pages), objects, entries: 70, owing: 3, ..Run::empty() }
     }
 
     fn sample() -> Root {
@@ -453,16 +454,28 @@ mod tests {
             covers: ChangeNo(99),
             next_slot: Seq(30),
             fence: Some((Seq(12), fence)),
-            zeroed: vec![(PageIndex(50), 3), (PageIndex(53), PAGES_MAX - 53)],
             segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
-            checkpoints: Vec::new(),
-            pages: Vec::new(),
+            checkpoints: [5, 7, 9].map(|seq| (Seq(seq), CheckpointInfo { salt: [1; 16], frames_at: 500 })).to_vec(),
+            runs: vec![run(&[7]), Run { is_last: true, ..run(&[5, 7]) }],
             account: Account { puts: 300, bytes_put: 1 << 40, bytes_moved: 7, ..Account::default() },
+            ..Root::default()
         }
     }
 
-    fn make(root: Root, changed: &[(PageIndex, Vec<Mapped>)]) -> (EncodedCheckpoint, Bytes) {
-        let encoded = encode_checkpoint(&sealer(), [root.seq.0 as u8; 16], root, changed).unwrap();
+    fn leaf() -> Vec<u8> {
+        encode_leaf(&[Entry { extent: Extent::new(3, 9), placement: Placement::Zero, owes: false }]).unwrap()
+    }
+
+    fn frames(count: usize) -> Frames {
+        let mut frames = Frames::with_capacity(count, 0, Compression::Lz4);
+        for _ in 0..count {
+            frames.push(&[&leaf()]).unwrap();
+        }
+        frames
+    }
+
+    fn make(root: Root, pages: usize) -> (EncodedCheckpoint, Bytes) {
+        let encoded = encode_checkpoint(&sealer(), [root.seq.0 as u8; 16], root, frames(pages)).unwrap();
         let bytes = Bytes::from(encoded.object.parts.concat());
         (encoded, bytes)
     }
@@ -471,85 +484,41 @@ mod tests {
         decode_checkpoint(&sealer(), Seq(seq), bytes)?.whole(bytes.len())
     }
 
-    fn open(root: &Root, page: PageIndex, objects: &BTreeMap<Seq, Bytes>) -> Vec<Mapped> {
-        let (_, at) = root.pages[root.pages.binary_search_by_key(&page, |(page, _)| *page).unwrap()];
-        let (_, info) = root.checkpoints.iter().find(|(seq, _)| *seq == at.checkpoint).unwrap();
-        let sealed = objects[&at.checkpoint].slice(at.offset as usize..(at.offset + at.len) as usize);
-        open_page(&sealer(), &info.salt, page, at, &sealed).unwrap()
-    }
-
     #[test]
     fn what_is_written_is_what_the_writer_holds() {
-        let (encoded, bytes) = make(sample(), &[mapped(2, 5), mapped(9, 1)]);
+        let own = |root: Root| Root { runs: vec![run(&[20]), run(&[5, 7])], ..root };
+        let (encoded, bytes) = make(own(sample()), 2);
         assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
         assert_eq!(encoded.object.total, bytes.len() as u64);
-        assert_eq!(encoded.refs, encoded.root.pages);
-        let places: Vec<_> = encoded.refs.iter().map(|(_, at)| (at.offset, at.len)).collect();
-        assert_eq!(places, encoded.object.frames);
-        let (empty, bytes) = make(Root { next_slot: Seq(1), ..Root::default() }, &[]);
+        assert_eq!(verify_checkpoint(&sealer(), Seq(20), &bytes).unwrap(), encoded.root);
+        let (_, info) = encoded.root.checkpoints[2];
+        let frame = encoded.object.frames[0];
+        assert_eq!(frame.0, info.frames_at);
+        let at = PageRef { checkpoint: Seq(20), offset: 0, len: frame.1 };
+        let sealed = bytes.slice(frame.0 as usize..(frame.0 + frame.1) as usize);
+        let page = PageAt { first: BlockIndex(3), at, kind: PageKind::Leaf };
+        assert!(open_page(&sealer(), &info, &page, &sealed).is_ok());
+        let elsewhere = CheckpointInfo { frames_at: info.frames_at + 1, ..info };
+        assert_eq!(open_page(&sealer(), &elsewhere, &page, &sealed), Err(CorruptError::TagMismatch));
+        let (empty, bytes) = make(Root { next_slot: Seq(1), ..Root::default() }, 0);
         assert_eq!(decode(0, &bytes).unwrap(), empty.root);
-        assert!(empty.root.checkpoints.is_empty());
     }
 
     #[test]
-    fn pages_that_did_not_change_stay_where_they_are() {
-        let (first, bytes20) = make(sample(), &[mapped(2, 5), mapped(9, 1), mapped(11, 3)]);
-        let next = |root: Root, seq| Root { seq: Seq(seq), next_slot: Seq(seq + 1), ..root };
-        let (second, bytes40) = make(next(first.root, 40), &[mapped(9, 7), (PageIndex(11), vec![]), mapped(12, 2)]);
-        let (third, bytes50) = make(next(second.root.clone(), 50), &[]);
-        let objects = BTreeMap::from([(Seq(20), bytes20), (Seq(40), bytes40), (Seq(50), bytes50)]);
-        for (seq, root) in [(40, second.root), (50, third.root)] {
-            assert_eq!(decode(seq, &objects[&Seq(seq)]).unwrap(), root);
-            let places: Vec<_> = root.pages.iter().map(|(page, at)| (page.0, at.checkpoint.0)).collect();
-            assert_eq!(places, [(2, 20), (9, 40), (12, 40)]);
-            for (page, blocks) in [(2, 5), (9, 7), (12, 2)] {
-                assert_eq!(open(&root, PageIndex(page), &objects), mapped(page, blocks).1);
-            }
-            assert_eq!(root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [20, 40]);
-        }
-    }
-
-    #[test]
-    fn a_checkpoint_to_which_no_page_refers_leaves_the_root() {
-        let (first, _) = make(sample(), &[mapped(2, 5)]);
-        let (second, bytes) = make(Root { seq: Seq(40), next_slot: Seq(41), ..first.root }, &[mapped(2, 6)]);
-        assert_eq!(second.root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [40]);
-        assert_eq!(decode(40, &bytes).unwrap(), second.root);
-    }
-
-    #[test]
-    fn a_page_opens_only_where_it_belongs() {
-        let (encoded, bytes) = make(sample(), &[mapped(2, 5), mapped(9, 5)]);
-        let (page, at) = encoded.refs[0];
-        let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
-        let open = |salt: u8, at: PageRef, sealed: &Bytes| open_page(&sealer(), &[salt; 16], page, at, sealed);
-        assert_eq!(open(20, at, &sealed), Ok(mapped(2, 5).1));
-        assert_eq!(open(21, at, &sealed), Err(CorruptError::TagMismatch));
-        assert_eq!(open(20, PageRef { checkpoint: Seq(21), ..at }, &sealed), Err(CorruptError::TagMismatch));
-        assert_eq!(open(20, PageRef { offset: at.offset + 1, ..at }, &sealed), Err(CorruptError::TagMismatch));
-        assert!(matches!(open(20, at, &sealed.slice(1..)), Err(CorruptError::Truncated { .. })));
-        let longer = PageRef { len: at.len - 1, ..at };
-        assert!(matches!(open(20, longer, &sealed), Err(CorruptError::Overlong { .. })));
+    fn a_checkpoint_in_which_no_run_has_pages_leaves_the_root() {
+        let (encoded, bytes) = make(sample(), 1);
+        assert_eq!(encoded.root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [5, 7]);
+        assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
+        assert_eq!(encoded.root.own.len(), 1, "what was written and merged at once");
     }
 
     #[test]
     fn a_root_that_contradicts_itself_is_not_written() {
-        let page_at = |seq, len| (PageIndex(1), PageRef { checkpoint: Seq(seq), offset: 48, len });
-        let known = vec![(Seq(5), CheckpointInfo { salt: [0; 16], page_bytes: 1 })];
-        let with = |change: &dyn Fn(&mut Root)| {
+        let refused = |what: &str, change: &dyn Fn(&mut Root)| {
             let mut root = sample();
             change(&mut root);
-            encode_checkpoint(&sealer(), [0; 16], root, &[mapped(60, 1)]).map(|_| ()).map_err(|e| e.to_string())
-        };
-        let says = |what: &str| Err(format!("cannot be encoded: checkpoint 20: {what}"));
-        assert_eq!(with(&|root| root.zeroed.clear()), Ok(()));
-        assert_eq!(with(&|_| ()), says("a page is zeroed and mapped"));
-        let refused = |what, change: &dyn Fn(&mut Root)| {
-            let both = |root: &mut Root| {
-                root.zeroed.clear();
-                change(root);
-            };
-            assert_eq!(with(&both), says(what));
+            let error = encode_checkpoint(&sealer(), [0; 16], root, frames(0)).map(|_| ()).map_err(|e| e.to_string());
+            assert_eq!(error, Err(format!("cannot be encoded: checkpoint 20: {what}")));
         };
         refused("its next slot is not after it", &|root| root.next_slot = Seq(20));
         refused("its next slot is beyond any window", &|root| root.next_slot = Seq(20 + 1025));
@@ -559,78 +528,68 @@ mod tests {
         refused("its segments are out of order", &|root| root.segments.swap(0, 1));
         refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
         refused("it names a segment beyond its next slot", &|root| root.segments[2].0 = Seq(30));
-        refused("a page is in a checkpoint that is not listed", &|root| root.pages = vec![page_at(5, 100)]);
-        refused("a page has a length that cannot be", &|root| {
-            root.pages = vec![page_at(5, 20)];
-            root.checkpoints = known.clone();
+        refused("a run has pages in a checkpoint that is not listed", &|root| root.checkpoints.truncate(0));
+        refused("a page is in a checkpoint that is not listed", &|root| root.runs[0].objects.clear());
+        refused("its runs are out of order", &|root| root.runs[1].through = Seq(1));
+        refused("a run reaches beyond it", &|root| root.runs[0].through = Seq(21));
+        refused("a run that is merged does not begin where its output ends", &|root| {
+            (root.runs[0].part, root.runs[0].upto) = (Part::Output, BlockIndex(7));
+            root.runs[1].part = Part::Input;
         });
-        refused("a page is in a checkpoint that is not before it", &|root| root.pages = vec![page_at(20, 100)]);
-        let zeroed = "its zeroed pages are out of order, or beyond the end of any volume";
-        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 2), (PageIndex(4), 1)]);
-        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), 0)]);
-        refused(zeroed, &|root| root.zeroed = vec![(PageIndex(3), u64::MAX)]);
-    }
-
-    #[test]
-    fn changed_pages_out_of_order_are_refused() {
-        let unsorted = [mapped(9, 1), mapped(2, 5)];
-        let error = encode_checkpoint(&sealer(), [0; 16], sample(), &unsorted).unwrap_err();
-        assert_eq!(error.to_string(), "cannot be encoded: checkpoint 20: its changed pages are out of order");
-        assert!(encode_checkpoint(&sealer(), [0; 16], sample(), &[mapped(2, 1), mapped(2, 1)]).is_err());
+        refused("a run is merged into nothing", &|root| root.runs[1].part = Part::Input);
+        let page = |root: &mut Root, block, len| {
+            let at = PageRef { checkpoint: Seq(7), offset: 0, len };
+            root.runs[0].pages = Arc::new(vec![(BlockIndex(block), at)]);
+        };
+        refused("a page has a length that cannot be", &|root| page(root, 0, 20));
+        refused("a page is beyond the end of any volume", &|root| page(root, VOLUME_BLOCKS_MAX, 100));
     }
 
     fn roots() -> impl Strategy<Value = Root> {
         let segments = prop::collection::btree_map(0u64..1 << 30, (any::<[u8; 16]>(), any::<[u32; 3]>()), 0..20);
-        let pages = prop::collection::btree_map(0u64..1000, (0u64..6, 48u32..=u32::MAX, 21u32..4_000_000), 0..40);
-        let zeroed = prop::collection::btree_map(1000u64..2000, 1u64..100, 0..5);
-        (segments, pages, zeroed, any::<bool>(), any::<[u64; 2]>()).prop_map(|(segments, pages, zeroed, plain, n)| {
+        let part = prop_oneof![Just(Part::Whole), Just(Part::Output)];
+        let run = (prop::collection::vec(0u64..6, 0..8), part, any::<bool>(), 0u64..1 << 50, any::<[u64; 2]>());
+        let runs = prop::collection::vec(run, 0..6);
+        (segments, runs, any::<bool>(), any::<[u64; 2]>()).prop_map(|(segments, runs, plain, n)| {
             let segment = |(seq, (salt, [stored, a, b])): (u64, ([u8; 16], [u32; 3]))| {
                 let info =
                     SegmentInfo { salt, stored_bytes: u64::from(stored), blocks: a.max(b), live_blocks: a.min(b) };
                 (Seq(seq), info)
             };
-            let page = |(page, (seq, offset, len))| (PageIndex(page), PageRef { checkpoint: Seq(seq), offset, len });
-            let mut runs: Vec<(PageIndex, u64)> = Vec::new();
-            for (first, count) in zeroed {
-                if runs.last().is_none_or(|(last, count)| last.0 + count <= first) {
-                    runs.push((PageIndex(first), count));
-                }
-            }
-            let checkpoint = |seq| (Seq(seq), CheckpointInfo { salt: [seq as u8; 16], page_bytes: n[0] });
+            let run = |(objects, part, is_last, from, [entries, owing]): (Vec<u64>, Part, bool, u64, [u64; 2])| {
+                let upto = if part == Part::Whole { END } else { BlockIndex(from + 1) };
+                let kind = if is_last { PageKind::Index } else { PageKind::Leaf };
+                Run { part, is_last, kind, from: BlockIndex(from), upto, entries, owing, ..self::run(&objects) }
+            };
+            let checkpoint = |seq| (Seq(seq), CheckpointInfo { salt: [seq as u8; 16], frames_at: n[0] as u32 });
             Root {
                 seq: Seq(1 << 30),
                 covers: ChangeNo(n[1] % ORDINAL_MAX),
                 next_slot: Seq((1 << 30) + 1 + n[0] % u64::from(WINDOW_MAX)),
                 fence: if plain { None } else { sample().fence },
-                zeroed: runs,
                 segments: segments.into_iter().map(segment).collect(),
                 checkpoints: (0..6).map(checkpoint).collect(),
-                pages: pages.into_iter().map(page).collect(),
+                runs: runs.into_iter().map(run).collect(),
                 account: if plain { Account::default() } else { Account { gets: n[0], ..Account::default() } },
+                ..Root::default()
             }
         })
     }
 
     proptest! {
         #[test]
-        fn a_root_comes_back(root in roots(), changed in prop::collection::btree_map(0u64..1000, 0u64..30, 0..6)) {
-            let changed: Vec<_> = changed.into_iter().map(|(page, blocks)| mapped(page, blocks)).collect();
-            let (encoded, bytes) = make(root, &changed);
-            prop_assert_eq!(decode(1 << 30, &bytes).unwrap(), encoded.root.clone());
-            for (page, extents) in changed.iter().filter(|(_, extents)| !extents.is_empty()) {
-                let objects = BTreeMap::from([(Seq(1 << 30), bytes.clone())]);
-                prop_assert_eq!(&open(&encoded.root, *page, &objects), extents);
-            }
+        fn a_root_comes_back(root in roots(), pages in 0usize..4) {
+            let (encoded, bytes) = make(root, pages);
+            prop_assert_eq!(decode(1 << 30, &bytes).unwrap(), encoded.root);
         }
 
         #[test]
         fn a_harmed_root_with_a_good_tag_is_refused_or_consistent(root in roots(), at: prop::sample::Index, flip in 1u8..) {
-            let (encoded, _) = make(root, &[mapped(3, 2)]);
+            let (encoded, _) = make(root, 1);
             let mut head = encoded.object.parts[0][PREFIX_BYTES..].to_vec();
             let at = at.index(head.len());
             head[at] ^= flip;
-            let frames = Frames::with_capacity(0, 0, Compression::None);
-            let object = encode(&sealer(), ObjectKind::Checkpoint, Seq(1 << 30), [0; 16], &head, frames).unwrap();
+            let object = encode(&sealer(), ObjectKind::Checkpoint, Seq(1 << 30), [0; 16], &head, frames(0)).unwrap();
             match decode_checkpoint(&sealer(), Seq(1 << 30), &object.parts[0]) {
                 Ok(Found::Whole(root)) => prop_assert_eq!(check(&root), Ok(())),
                 Ok(Found::NeedMore { .. }) => prop_assert!(false, "the head was there"),

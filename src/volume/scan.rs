@@ -12,11 +12,11 @@ use crate::cache::BlockCache;
 use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
 use crate::keyring::Secrets;
-use crate::map::{ExtentMap, NeedPages, PageIndex, Runs, SegmentInfo, Usage};
+use crate::map::{Entry, ExtentMap, NeedPages, Placement, SegmentInfo, Table, Usage};
 use crate::outside::Workers;
 use crate::segment::{self, Fence, LogObject, LogRead};
 use crate::store::{Key, Store, StoreError, list_all};
-use crate::units::{BlockCount, ChangeNo, Epoch, Seq};
+use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 use crate::volume::account::Account;
 use crate::volume::again;
 use crate::volume::description::{self, Description};
@@ -418,7 +418,7 @@ impl Source {
     /// Brings the pages that these segments change into the map at once, not for one segment after the other. Some of
     /// them may turn out to be void; then a page is there that nobody needed.
     async fn load_pages_for(&self, scan: &mut Scan, probed: &[(Seq, Result<Slot>)]) -> Result<()> {
-        let mut missing = BTreeMap::new();
+        let mut missing = BTreeSet::new();
         for (seq, probe) in probed {
             if let Ok(Slot::Holds(LogRead { object: LogObject::Segment(head), frames_at, .. }, _)) = probe {
                 missing.extend(scan.map.missing_for(&head.placements(*seq, *frames_at), head.as_of));
@@ -491,10 +491,10 @@ impl Source {
 
     /// Brings pages into the map of a scan.
     pub async fn load_pages(&self, scan: &mut Scan, need: NeedPages) -> Result<()> {
-        let salt = |seq: Seq| scan.checkpoints.get(&seq).map_or_else(Default::default, |info| info.salt);
-        let wanted = need.0.into_iter().map(|(index, at)| (index, at, salt(at.checkpoint))).collect();
-        for (index, at, page) in self.objects.pages(wanted).await? {
-            scan.map.page_loaded(index, at, page);
+        let info = |seq: &Seq| scan.checkpoints.get(seq).copied().unwrap_or_default();
+        let wanted = need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect();
+        for (at, page) in self.objects.pages(wanted).await? {
+            scan.map.page_loaded(at, page);
         }
         Ok(())
     }
@@ -521,13 +521,17 @@ pub fn entry_info(stored_bytes: u32) -> SegmentInfo {
 /// The volume as of a checkpoint.
 fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
     let based_on = epoch_of(&root);
-    let mut zeroed = Runs::default();
-    root.zeroed.iter().for_each(|(PageIndex(first), count)| zeroed.insert(*first..first + count));
     let blocks = BlockCount(meta.size / u64::from(meta.block_size.bytes()));
+    let mut newest = Table::default();
+    let volume = Extent { start: BlockIndex(0), count: blocks };
+    for extent in root.zeroed.iter().filter_map(|extent| extent.intersect(&volume)) {
+        newest.insert(Entry { extent, placement: Placement::Zero, owes: false });
+    }
+
     let usage = Usage::from_segments(root.segments);
     Scan {
         doomed: usage.dead(root.seq).into_iter().collect(),
-        map: ExtentMap::restore(blocks, root.pages, zeroed, usage),
+        map: ExtentMap::restore(blocks, root.runs, newest, usage),
         checkpoints: root.checkpoints.into_iter().collect(),
         checkpointed: root.seq,
         listed,

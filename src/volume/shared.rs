@@ -15,6 +15,7 @@ use crate::device::DeviceError;
 use crate::disk::Disk;
 use crate::journal::Journal;
 use crate::keyring::{Keyring, Secrets};
+use crate::map::{NeedPages, PageAt};
 use crate::outside::{Clock, Random, Workers};
 use crate::segment::{Fence, Stamp};
 use crate::store::Store;
@@ -29,7 +30,7 @@ use crate::volume::description::Description;
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::meta::Meta;
-use crate::volume::objects::{LoadedPages, Objects};
+use crate::volume::objects::{LoadedPages, Objects, WantedPage};
 use crate::volume::options::Options;
 use crate::volume::recover::Witness;
 use crate::volume::root::CheckpointInfo;
@@ -117,6 +118,8 @@ pub struct Inner {
     pub compression: Compression,
     /// Something may still be sealed with a rotated data key.
     pub may_reseal: bool,
+    /// The next checkpoint that can is to begin a merge of all runs of the map.
+    pub merge_all: bool,
     /// What garbage collection has done.
     pub gc: GcStatus,
     /// When a change was committed last.
@@ -233,6 +236,7 @@ impl Shared {
             account: Account::default(),
             compression: parts.meta.compression,
             may_reseal: parts.sealer.keyring().is_some_and(Keyring::has_retired),
+            merge_all: false,
             gc: GcStatus::default(),
             active_since: None,
             ages: Ages::default(),
@@ -468,8 +472,8 @@ impl Inner {
 
     /// Brings pages into the map. Whoever asked for them looks under the same lock: they may leave again after it.
     pub fn take_pages(&mut self, pages: LoadedPages) {
-        for (index, at, page) in pages {
-            self.state.map.page_loaded(index, at, page);
+        for (at, page) in pages {
+            self.state.map.page_loaded(at, page);
         }
     }
 
@@ -497,12 +501,15 @@ impl Inner {
     /// Bytes of objects that are still needed and sealed with a rotated data key.
     pub fn retired_bytes(&self, sealer: &Sealer) -> u64 {
         let segments = self.state.map.usage().iter().map(|(_, info)| (info.salt, info.live_bytes()));
-        let tables = self.checkpoints.values().map(|info| (info.salt, info.page_bytes));
+        let bytes = |seq: &Seq| self.state.map.runs().iter().filter_map(|run| run.objects.get(seq)).sum::<u64>();
+        let tables = self.checkpoints.iter().map(|(seq, info)| (info.salt, bytes(seq)));
         segments.chain(tables).filter(|(salt, _)| sealer.is_retired(salt)).map(|(_, bytes)| bytes).sum()
     }
 
-    /// The salt of a checkpoint object that holds pages.
-    pub fn checkpoint_salt(&self, seq: Seq) -> Salt {
-        self.checkpoints.get(&seq).map_or_else(Salt::default, |info| info.salt)
+    /// These pages and what is needed to read them. What a checkpoint has made needless meanwhile is left out: whoever asked for it
+    /// looks again.
+    pub fn wanted(&self, need: NeedPages) -> Vec<WantedPage> {
+        let wanted = |page: PageAt| Some((page, *self.checkpoints.get(&page.at.checkpoint)?));
+        need.0.into_iter().filter_map(wanted).collect()
     }
 }

@@ -19,7 +19,6 @@ use crate::part::Owner;
 use crate::segment::Payload;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
 use crate::volume::buffer::WriteBuffer;
-use crate::volume::touched::Touched;
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
 pub(super) const LARGE: u64 = 2;
@@ -51,8 +50,6 @@ pub struct State {
     /// The map of what is committed.
     pub map: ExtentMap,
     active: WriteBuffer,
-    /// The pages of the map that its commit will need.
-    touched: Touched,
     /// Batches that wait for a slot, oldest first.
     frozen: VecDeque<Arc<Batch>>,
     /// What has a slot and is under way, in the order of the log; nothing for a segment of moved data.
@@ -102,7 +99,6 @@ impl State {
             block_size,
             map: origin.map,
             active: WriteBuffer::new(block_size),
-            touched: Touched::default(),
             frozen: VecDeque::new(),
             under_way: VecDeque::new(),
             moved_last: false,
@@ -118,13 +114,11 @@ impl State {
         }
     }
 
-    /// Takes a change into the buffer and numbers it. Freezes the buffer when it is full, or when its commit needs
-    /// `commit_memory` bytes of the map in memory.
-    pub fn accept(&mut self, change: Change, segment_size: u64, commit_memory: u64) -> Numbered {
+    /// Takes a change into the buffer and numbers it. Freezes the buffer when it is full.
+    pub fn accept(&mut self, change: Change, segment_size: u64) -> Numbered {
         self.last = self.last.next();
         self.active.insert(self.last, change.clone());
-        self.touched.note(change.extent(), &self.map);
-        if self.is_full(segment_size) || self.touched.bytes() >= commit_memory {
+        if self.is_full(segment_size) {
             self.freeze();
         }
         Numbered { no: self.last, change }
@@ -192,7 +186,6 @@ impl State {
     pub fn freeze(&mut self) {
         if !self.active.is_empty() {
             let buffer = std::mem::replace(&mut self.active, WriteBuffer::new(self.block_size));
-            self.touched = Touched::default();
             self.frozen.push_back(Arc::new(Batch { covers: buffer.last(), buffer }));
         }
     }
@@ -456,7 +449,7 @@ mod tests {
     }
 
     fn write(state: &mut State, block: u64) {
-        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT, u64::MAX);
+        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT);
     }
 
     #[test]
@@ -485,9 +478,9 @@ mod tests {
         (0..4).for_each(|block| write(&mut state, block));
         state.freeze();
         let (seq, _) = state.next_upload(8, 8).unwrap();
-        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT, u64::MAX);
+        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT);
         state.freeze();
-        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT, u64::MAX);
+        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT);
         for stage in ["under way", "committed"] {
             let runs = [0, 1, 2, 3, 4].map(|from| first(&mut state, from));
             let holds = [Allocation::Hole, Allocation::Data, Allocation::Zero, Allocation::Data, Allocation::Hole];

@@ -155,7 +155,7 @@ impl Shared {
     /// Sequence number, write buffer and journal queue under one lock, so that all three have one order.
     fn accept_locked(&self, inner: &mut super::shared::Inner, change: Change) -> ChangeNo {
         let frozen_before = inner.state.waiting();
-        let numbered = inner.state.accept(change, self.options.segment_size, self.seat.commit_memory());
+        let numbered = inner.state.accept(change, self.options.segment_size);
         let no = numbered.no;
         let covers = inner.state.covers();
         inner.ages.accepted(no, covers);

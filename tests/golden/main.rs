@@ -8,19 +8,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, fails
 #![allow(clippy::disallowed_methods)] // golden files are read where they lie
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use ashlar::codec::frame::Compression;
+use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
 use ashlar::keyring::slot::{Cost, NewSlot};
 use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret};
-use ashlar::map::placement::Placement;
-use ashlar::map::{Content, Mapped, PAGE_BLOCKS, PageIndex, PageRef, SegmentInfo};
+use ashlar::map::compaction::END;
+use ashlar::map::leaf_format::{encode_index, encode_leaf};
+use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
 use ashlar::segment::{
     Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_moved, encode_segment, open_frame,
     verify_log_object,
 };
-use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
+use ashlar::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
 use ashlar::volume::meta::{FencedBy, Layout, Meta, VolumeName};
 use ashlar::volume::root::{
@@ -153,17 +156,28 @@ fn close() {
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
 }
 
-fn page() -> Vec<Mapped> {
+/// Entries of a page of block 5 · [`PAGE_BLOCKS`] on.
+fn page() -> Vec<Entry> {
     let data = |start, count, seq, offset, len, block| {
         let frame = FrameAddr { seq: Seq(seq), offset, len };
         let extent = Extent::new(5 * PAGE_BLOCKS + start, count);
-        Mapped { extent, content: Content::Data(Location { frame, block }) }
+        Entry { extent, placement: Placement::Data(Location { frame, block }), owes: false }
     };
-    let mut page: Vec<Mapped> = (0..20).map(|i| data(i * 16, 16, 0x1200, 400 + i as u32 * 3000, 3000, 0)).collect();
+    let mut page: Vec<Entry> = (0..20).map(|i| data(i * 16, 16, 0x1200, 400 + i as u32 * 3000, 3000, 0)).collect();
     page.push(data(400, 3, 0x1234, 100, 2000, 5));
-    page.push(Mapped { extent: Extent::new(5 * PAGE_BLOCKS + 403, 1000), content: Content::Zero });
+    let zero = Extent::new(5 * PAGE_BLOCKS + 403, 1000);
+    page.push(Entry { extent: zero, placement: Placement::Zero, owes: false });
     page.push(data(PAGE_BLOCKS - 1, 1, 0x1234, 90, 10, 0));
     page
+}
+
+/// The same of a run that hides what is below it.
+fn leaf() -> Vec<Entry> {
+    let mut leaf = page();
+    leaf[3].owes = true;
+    let hole = Extent::new(7 * PAGE_BLOCKS, 1 << 40);
+    leaf.push(Entry { extent: hole, placement: Placement::Hole, owes: true });
+    leaf
 }
 
 fn sample_account() -> Account {
@@ -180,41 +194,110 @@ fn sample_account() -> Account {
     }
 }
 
+/// Two runs: the newest one is in this object, the last one in part in an older one.
+fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
+    let seq = Seq(0x1240);
+    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
+    let mut frames = Frames::with_capacity(2, 4096, Compression::Lz4);
+    let len = frames.push(&[&encode_leaf(&leaf()).unwrap()]).unwrap();
+    let own = PageRef { checkpoint: seq, offset: 0, len };
+    let old = |offset, len| PageRef { checkpoint: Seq(0x1000), offset, len };
+    let leaves = [(BlockIndex(0), old(0, 300)), (BlockIndex(77), old(300, 200)), (BlockIndex(1 << 40), old(700, 100))];
+    let len = frames.push(&[&encode_index(&leaves).unwrap()]).unwrap();
+    let index = PageRef { checkpoint: seq, offset: own.len, len };
+    let newest = Run {
+        through: seq,
+        pages: Arc::new(vec![(BlockIndex(5 * PAGE_BLOCKS), own)]),
+        entries: 24,
+        owing: 16 + (1 << 40),
+        objects: BTreeMap::from([(seq, u64::from(own.len))]),
+        ..Run::empty()
+    };
+    let through = Seq(0x1234);
+    let output = Run { part: Part::Output, upto: BlockIndex(4), through, is_last: true, ..Run::empty() };
+    let last = Run {
+        part: Part::Input,
+        from: BlockIndex(4),
+        through,
+        is_last: true,
+        kind: PageKind::Index,
+        pages: Arc::new(vec![(BlockIndex(0), index)]),
+        entries: 5000,
+        objects: BTreeMap::from([(Seq(0x1000), 600), (seq, u64::from(index.len))]),
+        ..Run::empty()
+    };
+    let root = Root {
+        seq,
+        covers: ChangeNo(70_001),
+        next_slot: Seq(0x1241),
+        fence: Some((Seq(0x1235), sample_fence())),
+        segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
+        checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", frames_at: 900 })],
+        runs: vec![newest, output, last],
+        account: sample_account(),
+        ..Root::default()
+    };
+    encode_checkpoint(sealer, salt, root, frames).unwrap()
+}
+
 fn checkpoint() -> EncodedCheckpoint {
     checkpoint_by(&sealer(), SALT)
 }
 
-fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
-    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
-    let old = |offset, len| PageRef { checkpoint: Seq(0x1000), offset, len };
-    let root = Root {
-        seq: Seq(0x1240),
-        covers: ChangeNo(70_001),
-        next_slot: Seq(0x1241),
-        fence: Some((Seq(0x1235), sample_fence())),
-        zeroed: vec![(PageIndex(1000), 1 << 20)],
-        segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
-        checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", page_bytes: 900 })],
-        pages: vec![(PageIndex(2), old(500, 300)), (PageIndex(5), old(100, 200)), (PageIndex(7), old(800, 100))],
-        account: sample_account(),
+#[test]
+fn checkpoint_and_pages() {
+    let seq = Seq(0x1240);
+    let encoded = checkpoint();
+    let bytes = golden("v3/checkpoint", encoded.object.parts.concat());
+    let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    assert_eq!(root, encoded.root);
+    assert_eq!((root.runs[0].upto, root.fence.clone()), (END, Some((Seq(0x1235), sample_fence()))));
+    let info = root.checkpoints[1].1;
+    let open = |(first, at): (BlockIndex, PageRef), kind| {
+        let from = (info.frames_at + at.offset) as usize;
+        let sealed = bytes.slice(from..from + at.len as usize);
+        open_page(&sealer(), &info, &PageAt { first, at, kind }, &sealed)
     };
-    encode_checkpoint(sealer, salt, root, &[(PageIndex(5), page()), (PageIndex(7), vec![])]).unwrap()
+    assert_eq!(open(root.runs[0].pages[0], PageKind::Leaf).unwrap(), MapPage::Leaf(Leaf::new(&leaf())));
+    let MapPage::Index(leaves) = open(root.runs[2].pages[0], PageKind::Index).unwrap() else { panic!("no index") };
+    assert_eq!(
+        leaves.iter().map(|(first, at)| (first.0, at.len)).collect::<Vec<_>>(),
+        [(0, 300), (77, 200), (1 << 40, 100)]
+    );
+    // A page is nothing else, nowhere else.
+    let (first, at) = root.runs[0].pages[0];
+    assert!(open((first, at), PageKind::Index).is_err());
+    assert!(open((BlockIndex(first.0 + 1), at), PageKind::Leaf).is_err());
+    assert!(open((first, root.runs[2].pages[0].1), PageKind::Leaf).is_err());
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
+}
+
+/// What is in the files of the formats that had fixed pages.
+fn is_the_older_checkpoint(root: &Root) {
+    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
+    assert_eq!((root.seq, root.covers, root.next_slot), (Seq(0x1240), ChangeNo(70_001), Seq(0x1241)));
+    assert_eq!(root.segments, [(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))]);
+    assert_eq!(root.zeroed, [Extent::new(1000 * PAGE_BLOCKS, (1 << 20) * PAGE_BLOCKS)]);
+    assert_eq!(root.fence, Some((Seq(0x1235), sample_fence())));
+    let [run] = &root.runs[..] else { panic!("one run") };
+    assert!(run.is_last && run.kind == PageKind::Fixed && run.part == Part::Whole);
+    let places: Vec<_> = run.pages.iter().map(|(first, at)| (first.0 / PAGE_BLOCKS, at.checkpoint.0)).collect();
+    assert_eq!(places, [(2, 0x1000), (5, 0x1240)]);
+    assert_eq!(run.objects.keys().copied().collect::<Vec<_>>(), [Seq(0x1000), Seq(0x1240)]);
 }
 
 #[test]
-fn checkpoint_and_page() {
-    let seq = Seq(0x1240);
-    let encoded = checkpoint();
-    let bytes = golden("v2/checkpoint", encoded.object.parts.concat());
-    let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
-    assert_eq!(root, encoded.root);
-    assert_eq!(root.fence, Some((Seq(0x1235), sample_fence())));
-    let places: Vec<_> = root.pages.iter().map(|(page, at)| (page.0, at.checkpoint.0)).collect();
-    assert_eq!(places, [(2, 0x1000), (5, 0x1240)]);
-    let (index, at) = root.pages[1];
+fn a_checkpoint_of_fixed_pages_is_read() {
+    let bytes = old("v2/checkpoint");
+    let root = verify_checkpoint(&sealer(), Seq(0x1240), &bytes).unwrap();
+    is_the_older_checkpoint(&root);
+    assert_eq!(root.account, sample_account());
+    let (first, at) = root.runs[0].pages[1];
     let sealed = bytes.slice(at.offset as usize..(at.offset + at.len) as usize);
-    assert_eq!(open_page(&sealer(), &SALT, index, at, &sealed).unwrap(), page());
-    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
+    let page_at = PageAt { first, at, kind: PageKind::Fixed };
+    let (_, info) = root.checkpoints[1];
+    assert_eq!(open_page(&sealer(), &info, &page_at, &sealed).unwrap(), MapPage::Leaf(Leaf::new(&page())));
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), Seq(0x1240), bytes));
 }
 
 #[test]
@@ -313,9 +396,10 @@ fn encrypted_fence_checkpoint_and_description() {
     all_harm_is_found(&fence, |bytes| verify_log_object(&encrypting(), block_size(), seq, bytes));
 
     let encoded = checkpoint_by(&encrypting(), SEALED_SALT);
-    let bytes = golden("v2/checkpoint-encrypted", encoded.object.parts.concat());
+    let bytes = golden("v3/checkpoint-encrypted", encoded.object.parts.concat());
     assert_eq!(verify_checkpoint(&encrypting(), at, &bytes).unwrap(), encoded.root);
     all_harm_is_found(&bytes, |bytes| verify_checkpoint(&encrypting(), at, bytes));
+    is_the_older_checkpoint(&verify_checkpoint(&encrypting(), at, &old("v2/checkpoint-encrypted")).unwrap());
 
     let name = VolumeName::new("disk0").unwrap();
     let recovery = RecoveryKey::new(*b"twenty random bytes!");
@@ -359,13 +443,15 @@ fn encrypted_fence_checkpoint_and_description() {
     }
 }
 
+/// A file that no encoder yields any more.
+fn old(name: &str) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    Bytes::from(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
 /// What an older program wrote means what it always did.
 #[test]
 fn version_1_is_read() {
-    let old = |name: &str| {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        Bytes::from(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
-    };
     for (name, seq) in [("segment", 0x1234), ("fence", 0x1235), ("close", 0x1240)] {
         let [v1, v2] = ["v1", "v2"].map(|version| {
             let bytes = old(&format!("{version}/{name}"));
@@ -375,7 +461,5 @@ fn version_1_is_read() {
     }
     let v1 = verify_checkpoint(&sealer(), Seq(0x1240), &old("v1/checkpoint")).unwrap();
     assert_eq!(v1.account, Account::default());
-    let offsets = |root: &Root| root.pages.iter().map(|(page, at)| (*page, at.checkpoint, at.len)).collect::<Vec<_>>();
-    let v2 = checkpoint().root;
-    assert_eq!((offsets(&v1), &v1.segments, v1.fence), (offsets(&v2), &v2.segments, v2.fence));
+    is_the_older_checkpoint(&v1);
 }

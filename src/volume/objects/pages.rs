@@ -8,79 +8,70 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::{Inner, Objects, ReadError, corrupt};
 use crate::cache::flight::Flight;
-use crate::codec::seal::Salt;
-use crate::map::{Page, PageIndex, PageRef};
+use crate::map::{MapPage, PageAt, PageRef};
 use crate::store::Key;
-use crate::volume::root;
+use crate::volume::root::{self, CheckpointInfo, place_of};
 
 /// The pages that one GET brought, or why not.
-pub(super) type BroughtPages = Result<Arc<HashMap<PagePlace, Arc<Page>>>, ReadError>;
+pub(super) type BroughtPages = Result<Arc<HashMap<PageRef, Arc<MapPage>>>, ReadError>;
 
 /// Pages of the map as they lie in the store.
-pub type LoadedPages = Vec<(PageIndex, PageRef, Arc<Page>)>;
+pub type LoadedPages = Vec<(PageRef, Arc<MapPage>)>;
 
-/// A page and where it lies.
-pub(super) type PagePlace = (PageIndex, u64, u32);
+/// A page that is wanted, and what is known of its checkpoint.
+pub type WantedPage = (PageAt, CheckpointInfo);
 
 /// Pages of one checkpoint object that one GET brings, in the order of their offsets.
 struct PageGet {
     range: Range<u64>,
-    pages: Vec<(PageIndex, PageRef)>,
-}
-
-fn place(index: PageIndex, at: PageRef) -> PagePlace {
-    (index, at.checkpoint.0, at.offset)
+    info: CheckpointInfo,
+    pages: Vec<PageAt>,
 }
 
 impl Objects {
-    /// The pages at the given places; the salt is that of the checkpoint object.
-    pub async fn pages(&self, wanted: Vec<(PageIndex, PageRef, Salt)>) -> Result<LoadedPages, ReadError> {
+    /// The pages at the given places.
+    pub async fn pages(&self, wanted: Vec<WantedPage>) -> Result<LoadedPages, ReadError> {
         let flights = &self.inner.pages;
         let mut flying: Vec<Flight<BroughtPages>> = Vec::new();
-        let (mut missing, mut salts) = (Vec::new(), HashMap::new());
+        let mut missing = Vec::new();
         {
             let mut board = flights.board();
-            for &(index, at, salt) in &wanted {
-                match board.find(place(index, at)) {
+            for &(page, info) in &wanted {
+                match board.find(page.at) {
                     Some(flight) => flying.push(flight),
-                    None => {
-                        missing.push((index, at));
-                        salts.insert(at.checkpoint, salt);
-                    }
+                    None => missing.push((page, info)),
                 }
             }
             for get in plan_pages(missing, self.inner.read_gap, self.inner.read_max) {
-                let salt = get.pages.first().and_then(|(_, at)| salts.get(&at.checkpoint)).copied().unwrap_or_default();
-                let places = get.pages.iter().map(|&(index, at)| place(index, at)).collect();
-                flying.push(board.launch(places, self.inner.clone().bring_pages(get, salt)));
+                let places = get.pages.iter().map(|page| page.at).collect();
+                flying.push(board.launch(places, self.inner.clone().bring_pages(get)));
             }
         }
         let mut have = HashMap::with_capacity(wanted.len());
         let mut landing: FuturesUnordered<_> = flying.into_iter().collect();
         while let Some(brought) = landing.next().await {
-            have.extend(brought?.iter().map(|(place, page)| (*place, page.clone())));
+            have.extend(brought?.iter().map(|(at, page)| (*at, page.clone())));
         }
-        let page = |(index, at, _)| have.get(&place(index, at)).map(|page| (index, at, page.clone()));
-        Ok(wanted.into_iter().filter_map(page).collect())
+        Ok(wanted.into_iter().filter_map(|(page, _)| Some((page.at, have.get(&page.at)?.clone()))).collect())
     }
 }
 
 impl Inner {
-    async fn bring_pages(self: Arc<Self>, get: PageGet, salt: Salt) -> BroughtPages {
-        let Some((_, first)) = get.pages.first() else { return Ok(Arc::default()) };
-        let own = self.keys.checkpoint(first.checkpoint);
-        self.try_places(&own, |key| self.bring_pages_once(key, &get, &salt)).await
+    async fn bring_pages(self: Arc<Self>, get: PageGet) -> BroughtPages {
+        let Some(first) = get.pages.first() else { return Ok(Arc::default()) };
+        let own = self.keys.checkpoint(first.at.checkpoint);
+        self.try_places(&own, |key| self.bring_pages_once(key, &get)).await
     }
 
-    async fn bring_pages_once(&self, key: Key, get: &PageGet, salt: &Salt) -> BroughtPages {
+    async fn bring_pages_once(&self, key: Key, get: &PageGet) -> BroughtPages {
         let bytes = self.read(&key, get.range.clone()).await?;
         let mut opened = HashMap::with_capacity(get.pages.len());
-        for &(index, at) in &get.pages {
-            let from = (u64::from(at.offset) - get.range.start) as usize;
-            let sealed = bytes.slice(from..from + at.len as usize);
-            let mapped = root::open_page(&self.sealer, salt, index, at, &sealed);
-            let mapped = mapped.map_err(|why| corrupt(&key, u64::from(at.offset), why))?;
-            opened.insert(place(index, at), Arc::new(Page::from_mapped(&mapped)));
+        for page in &get.pages {
+            let offset = u64::from(place_of(&get.info, &page.at));
+            let from = (offset - get.range.start) as usize;
+            let sealed = bytes.slice(from..from + page.at.len as usize);
+            let opens = root::open_page(&self.sealer, &get.info, page, &sealed);
+            opened.insert(page.at, Arc::new(opens.map_err(|why| corrupt(&key, offset, why))?));
         }
         Ok(Arc::new(opened))
     }
@@ -88,22 +79,23 @@ impl Inner {
 
 /// Joins pages of one object that lie at most `gap` bytes apart into one GET of at most `max` bytes (a single page may
 /// be longer).
-fn plan_pages(mut pages: Vec<(PageIndex, PageRef)>, gap: u64, max: u64) -> Vec<PageGet> {
-    pages.sort_unstable_by_key(|(index, at)| (at.checkpoint, at.offset, *index));
+fn plan_pages(mut pages: Vec<WantedPage>, gap: u64, max: u64) -> Vec<PageGet> {
+    pages.sort_unstable_by_key(|(page, _)| (page.at.checkpoint, page.at.offset));
     pages.dedup();
     let mut gets: Vec<PageGet> = Vec::new();
-    for (index, at) in pages {
-        let range = u64::from(at.offset)..u64::from(at.offset) + u64::from(at.len);
+    for (page, info) in pages {
+        let offset = u64::from(place_of(&info, &page.at));
+        let range = offset..offset + u64::from(page.at.len);
         match gets.last_mut() {
             Some(get)
-                if get.pages.last().is_some_and(|(_, last)| last.checkpoint == at.checkpoint)
+                if get.pages.last().is_some_and(|last| last.at.checkpoint == page.at.checkpoint)
                     && range.start <= get.range.end + gap
                     && range.end.max(get.range.end) - get.range.start <= max =>
             {
                 get.range.end = get.range.end.max(range.end);
-                get.pages.push((index, at));
+                get.pages.push(page);
             }
-            _ => gets.push(PageGet { range, pages: vec![(index, at)] }),
+            _ => gets.push(PageGet { range, info, pages: vec![page] }),
         }
     }
     gets

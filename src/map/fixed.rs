@@ -1,15 +1,15 @@
-//! A page of the extent map as bytes: the mapped extents of [`PAGE_BLOCKS`] blocks.
+//! Pages of the formats before the layers, as bytes: the extents of [`PAGE_BLOCKS`] blocks. They are read, and written no more.
 //!
 //! First a table of the segments that the page refers to, then the extents in the order of blocks. A frame's offset is
 //! written as the distance from the end of the frame of the same segment that was named last, so that what was written
 //! in one go costs one byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
 
-use super::{Content, Mapped, PAGE_BLOCKS, PageIndex};
-use crate::codec::EncodeError;
-use crate::codec::cursor::{Malformed, Reader, Writer};
+use super::{Entry, PAGE_BLOCKS, PageIndex, Placement};
+use crate::codec::cursor::{Malformed, Reader};
+use crate::codec::frame::SEALED_BYTES_MAX;
 use crate::units::{BlockCount, BlockIndex, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX};
 
-/// The most bytes that an encoded page can have; [`encode_page`] of the worst page stays far below.
+/// The most bytes that an encoded page can have.
 pub const PAGE_BYTES_MAX: u32 = 4 << 20;
 
 // The two low bits of an extent's first varint; 3 is free.
@@ -26,76 +26,25 @@ pub const PAGES_MAX: u64 = VOLUME_BLOCKS_MAX.div_ceil(PAGE_BLOCKS);
 const EXTENT_BYTES_MIN: usize = 2;
 const SEGMENT_BYTES_MIN: usize = 1;
 
-/// The bytes of `page`; `mapped` is sorted by block, not overlapping, inside the page, none empty.
-pub fn encode_page(page: PageIndex, mapped: &[Mapped]) -> Result<Vec<u8>, EncodeError> {
-    if page.0 >= PAGES_MAX {
-        return Err(EncodeError::new(format!("page {} is beyond the end of any volume", page.0)));
-    }
-    let segments = segments_of(mapped);
-    let mut w = Writer::with_capacity(16 + segments.len() * 4 + mapped.len() * 12);
-    w.varint(segments.len() as u64);
-    let mut last = 0;
-    for seq in &segments {
-        w.varint(seq.0 - last);
-        last = seq.0;
-    }
-    w.varint(mapped.len() as u64);
-    let mut ends = vec![0; segments.len()];
-    let mut end = page.extent().start;
-    for m in mapped {
-        if m.extent.start < end || !fits(page, m) {
-            return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
-        }
-        let gap = (m.extent.start - end).0 << 2;
-        match m.content {
-            Content::Zero => {
-                w.varint(gap | ZERO);
-                w.varint(m.extent.count.0 - 1);
-            }
-            Content::Data(Location { frame, block }) => {
-                w.varint(gap | if block == 0 { DATA } else { DATA_WITHIN });
-                w.varint(m.extent.count.0 - 1);
-                let i = segments.partition_point(|seq| *seq < frame.seq);
-                w.varint(i as u64);
-                w.varint_signed(i64::from(frame.offset) - ends[i]);
-                w.varint(u64::from(frame.len));
-                if block != 0 {
-                    w.varint(u64::from(block));
-                }
-                ends[i] = i64::from(frame.offset) + i64::from(frame.len);
-            }
-        }
-        end = m.extent.end();
-    }
-    Ok(w.finish())
-}
-
-fn segments_of(mapped: &[Mapped]) -> Vec<Seq> {
-    let seq = |m: &Mapped| match m.content {
-        Content::Data(location) => Some(location.frame.seq),
-        Content::Zero => None,
-    };
-    let mut segments: Vec<Seq> = mapped.iter().filter_map(seq).collect();
-    segments.sort_unstable();
-    segments.dedup();
-    segments
-}
-
-/// Whether an extent can be one of `page`. Encoding and decoding ask the same.
-fn fits(page: PageIndex, m: &Mapped) -> bool {
+/// Whether an extent can be one of `page`.
+fn fits(page: PageIndex, m: &Entry) -> bool {
     let Extent { start, count } = page.extent();
     let Extent { start: first, count: blocks } = m.extent;
     let inside = first >= start && (first - start) < count && blocks.0 >= 1 && blocks.0 <= count.0 - (first - start).0;
-    match m.content {
-        Content::Zero => inside,
-        Content::Data(Location { frame, block }) => {
-            inside && u64::from(block) + blocks.0 <= FRAME_BLOCKS_MAX && frame.offset.checked_add(frame.len).is_some()
+    match m.placement {
+        Placement::Zero => inside,
+        Placement::Hole => false,
+        Placement::Data(Location { frame, block }) => {
+            inside
+                && u64::from(block) + blocks.0 <= FRAME_BLOCKS_MAX
+                && frame.len <= SEALED_BYTES_MAX
+                && frame.offset.checked_add(frame.len).is_some()
         }
     }
 }
 
 /// The mapped extents of `page` from its bytes; sorted by block, not overlapping, inside the page.
-pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Mapped>, Malformed> {
+pub fn decode_page(page: PageIndex, bytes: &[u8]) -> Result<Vec<Entry>, Malformed> {
     let mut r = Reader::new(bytes);
     if page.0 >= PAGES_MAX {
         return Err(r.bad("a page beyond the end of any volume"));
@@ -136,18 +85,18 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
     Ok(segments)
 }
 
-fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Mapped, Malformed> {
+fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Entry, Malformed> {
     let first = r.varint()?;
     let count_less_one = r.varint_up_to(PAGE_BLOCKS - 1)?;
     // No overflow: the gap is below 2^62, the page ends below 2^55. `fits` judges whether the extent lies in the page.
     let start = BlockIndex(end.0 + (first >> 2));
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
-    let content = match first & 3 {
-        ZERO => Content::Zero,
-        kind @ (DATA | DATA_WITHIN) => Content::Data(decode_location(r, kind, segments, ends)?),
+    let placement = match first & 3 {
+        ZERO => Placement::Zero,
+        kind @ (DATA | DATA_WITHIN) => Placement::Data(decode_location(r, kind, segments, ends)?),
         _ => return Err(r.bad("an extent of unknown kind")),
     };
-    Ok(Mapped { extent, content })
+    Ok(Entry { extent, placement, owes: false })
 }
 
 fn decode_location(r: &mut Reader<'_>, kind: u64, segments: &[Seq], ends: &mut [i64]) -> Result<Location, Malformed> {
@@ -173,10 +122,68 @@ fn decode_location(r: &mut Reader<'_>, kind: u64, segments: &[Seq], ends: &mut [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::EncodeError;
+    use crate::codec::cursor::Writer;
     use proptest::prelude::*;
 
-    fn page() -> impl Strategy<Value = (PageIndex, Vec<Mapped>)> {
-        let location = (0u64..5, 0u32..1000, 0u32..70_000, prop_oneof![Just(0u16), 0u16..128]);
+    /// The bytes of `page`; `mapped` is sorted by block, not overlapping, inside the page, none empty.
+    fn encode_page(page: PageIndex, mapped: &[Entry]) -> Result<Vec<u8>, EncodeError> {
+        if page.0 >= PAGES_MAX {
+            return Err(EncodeError::new(format!("page {} is beyond the end of any volume", page.0)));
+        }
+        let segments = segments_of(mapped);
+        let mut w = Writer::with_capacity(16 + segments.len() * 4 + mapped.len() * 12);
+        w.varint(segments.len() as u64);
+        let mut last = 0;
+        for seq in &segments {
+            w.varint(seq.0 - last);
+            last = seq.0;
+        }
+        w.varint(mapped.len() as u64);
+        let mut ends = vec![0; segments.len()];
+        let mut end = page.extent().start;
+        for m in mapped {
+            if m.extent.start < end || !fits(page, m) {
+                return Err(EncodeError::new(format!("page {}: {m:?} after block {end}: no sorted page", page.0)));
+            }
+            let gap = (m.extent.start - end).0 << 2;
+            match m.placement {
+                Placement::Hole => unreachable!("such a page has none"),
+                Placement::Zero => {
+                    w.varint(gap | ZERO);
+                    w.varint(m.extent.count.0 - 1);
+                }
+                Placement::Data(Location { frame, block }) => {
+                    w.varint(gap | if block == 0 { DATA } else { DATA_WITHIN });
+                    w.varint(m.extent.count.0 - 1);
+                    let i = segments.partition_point(|seq| *seq < frame.seq);
+                    w.varint(i as u64);
+                    w.varint_signed(i64::from(frame.offset) - ends[i]);
+                    w.varint(u64::from(frame.len));
+                    if block != 0 {
+                        w.varint(u64::from(block));
+                    }
+                    ends[i] = i64::from(frame.offset) + i64::from(frame.len);
+                }
+            }
+            end = m.extent.end();
+        }
+        Ok(w.finish())
+    }
+
+    fn segments_of(mapped: &[Entry]) -> Vec<Seq> {
+        let seq = |m: &Entry| match m.placement {
+            Placement::Data(location) => Some(location.frame.seq),
+            Placement::Zero | Placement::Hole => None,
+        };
+        let mut segments: Vec<Seq> = mapped.iter().filter_map(seq).collect();
+        segments.sort_unstable();
+        segments.dedup();
+        segments
+    }
+
+    fn page() -> impl Strategy<Value = (PageIndex, Vec<Entry>)> {
+        let location = (0u64..5, 0u32..1000, 0u32..=SEALED_BYTES_MAX, prop_oneof![Just(0u16), 0u16..128]);
         let content = prop_oneof![
             1 => Just(None),
             4 => location.prop_map(|(seq, offset, len, block)| {
@@ -195,7 +202,11 @@ mod tests {
                 let count = content.map_or(count, |location| count.min(128 - u64::from(location.block)));
                 if start + BlockCount(count) <= page.extent().end() {
                     let extent = Extent::new(start.0, count);
-                    mapped.push(Mapped { extent, content: content.map_or(Content::Zero, Content::Data) });
+                    mapped.push(Entry {
+                        extent,
+                        placement: content.map_or(Placement::Zero, Placement::Data),
+                        owes: false,
+                    });
                     end = extent.end();
                 }
             }
@@ -235,9 +246,9 @@ mod tests {
         }
     }
 
-    fn data(start: u64, count: u64, offset: u32, block: u16) -> Mapped {
+    fn data(start: u64, count: u64, offset: u32, block: u16) -> Entry {
         let frame = FrameAddr { seq: Seq(1), offset, len: 100 };
-        Mapped { extent: Extent::new(start, count), content: Content::Data(Location { frame, block }) }
+        Entry { extent: Extent::new(start, count), placement: Placement::Data(Location { frame, block }), owes: false }
     }
 
     #[test]
@@ -285,11 +296,11 @@ mod tests {
 
     #[test]
     fn sequential_data_costs_eight_bytes_an_extent_and_random_blocks_eleven() {
-        let page = |step: u32, blocks: u64| -> Vec<Mapped> {
+        let page = |step: u32, blocks: u64| -> Vec<Entry> {
             let extent = |i| data(i * blocks, blocks, (48 + i as u32 * 100).wrapping_mul(step) % 8_000_000, 0);
             (0..PAGE_BLOCKS / blocks).map(extent).collect()
         };
-        let cost = |mapped: &[Mapped]| encode_page(PageIndex(0), mapped).unwrap().len() as f64 / mapped.len() as f64;
+        let cost = |mapped: &[Entry]| encode_page(PageIndex(0), mapped).unwrap().len() as f64 / mapped.len() as f64;
         assert!(cost(&page(1, 16)) <= 8.0);
         assert!(cost(&page(2_654_435_761, 1)) <= 11.0);
     }
@@ -299,9 +310,9 @@ mod tests {
         let worst = |i: u64| {
             let offset = if i.is_multiple_of(2) { 0 } else { u32::MAX - 70_000 };
             let frame = FrameAddr { seq: Seq(i << 49), offset, len: 65_556 };
-            Mapped { extent: Extent::new(i, 1), content: Content::Data(Location { frame, block: 127 }) }
+            Entry { extent: Extent::new(i, 1), placement: Placement::Data(Location { frame, block: 127 }), owes: false }
         };
-        let mapped: Vec<Mapped> = (0..PAGE_BLOCKS).map(worst).collect();
+        let mapped: Vec<Entry> = (0..PAGE_BLOCKS).map(worst).collect();
         let bytes = encode_page(PageIndex(0), &mapped).unwrap().len();
         assert!(bytes < PAGE_BYTES_MAX as usize / 4, "{bytes} bytes");
     }

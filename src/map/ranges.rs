@@ -1,13 +1,13 @@
-//! A set of numbers kept as runs: which whole pages are allocated zero.
+//! A set of numbers, kept as ranges.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of `u64` as disjoint, non-touching runs.
+/// A set of `u64` as disjoint ranges that do not touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Runs(BTreeMap<u64, u64>);
+pub struct Ranges(BTreeMap<u64, u64>);
 
-impl Runs {
+impl Ranges {
     /// Whether `number` is in the set.
     pub fn contains(&self, number: u64) -> bool {
         self.0.range(..=number).next_back().is_some_and(|(_, &end)| number < end)
@@ -27,7 +27,7 @@ impl Runs {
             return;
         }
         let (mut start, mut end) = (run.start, run.end);
-        // Runs that overlap or touch the new one, from the last that begins at or before its end backwards.
+        // Ranges that overlap or touch the new one, from the last that begins at or before its end backwards.
         while let Some((&s, &e)) = self.0.range(..=end).next_back() {
             if e < start {
                 break;
@@ -58,7 +58,7 @@ impl Runs {
         }
     }
 
-    /// The runs, in order.
+    /// The ranges, in order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.0.iter().map(|(&start, &end)| start..end)
     }
@@ -79,25 +79,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn runs_equal_a_plain_set(ops in prop::collection::vec((any::<bool>(), 0u64..64, 0u64..20), 0..60)) {
-            let (mut runs, mut model) = (Runs::default(), BTreeSet::new());
+        fn ranges_equal_a_plain_set(ops in prop::collection::vec((any::<bool>(), 0u64..64, 0u64..20), 0..60)) {
+            let (mut ranges, mut model) = (Ranges::default(), BTreeSet::new());
             for (insert, start, len) in ops {
                 let run = start..start + len;
                 if insert {
-                    runs.insert(run.clone());
+                    ranges.insert(run.clone());
                     model.extend(run);
                 } else {
-                    runs.remove(run.clone());
+                    ranges.remove(run.clone());
                     model.retain(|n| !run.contains(n));
                 }
-                prop_assert_eq!(runs.iter().flatten().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
-                let apart = runs.iter().zip(runs.iter().skip(1)).all(|(a, b)| a.end < b.start);
-                prop_assert!(apart, "runs touch: {:?}", runs);
-                prop_assert_eq!(runs.count_in(10..40), model.range(10..40).count() as u64);
+                prop_assert_eq!(ranges.iter().flatten().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+                let apart = ranges.iter().zip(ranges.iter().skip(1)).all(|(a, b)| a.end < b.start);
+                prop_assert!(apart, "ranges touch: {:?}", ranges);
+                prop_assert_eq!(ranges.count_in(10..40), model.range(10..40).count() as u64);
                 for n in 0..90 {
-                    prop_assert_eq!(runs.contains(n), model.contains(&n));
+                    prop_assert_eq!(ranges.contains(n), model.contains(&n));
                     let same = (n..95).take_while(|other| model.contains(other) == model.contains(&n)).count() as u64;
-                    prop_assert_eq!(runs.stretch(n, 95), (model.contains(&n), n + same));
+                    prop_assert_eq!(ranges.stretch(n, 95), (model.contains(&n), n + same));
                 }
             }
         }

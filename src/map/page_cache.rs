@@ -1,0 +1,99 @@
+//! The pages of the map that are in memory. What was used since the hand came by stays (a clock).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{MapPage, PageRef};
+
+/// What a page takes besides itself: its places in the tables, about.
+const PAGE_MEMORY: usize = 160;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct PageCache {
+    pages: HashMap<PageRef, (Arc<MapPage>, AtomicBool)>,
+    /// Where the hand comes next.
+    hand: VecDeque<PageRef>,
+    memory: usize,
+}
+
+impl PageCache {
+    /// A page, if it is there; it counts as used.
+    pub fn get(&self, at: &PageRef) -> Option<&MapPage> {
+        let (page, used) = self.pages.get(at)?;
+        used.store(true, Ordering::Relaxed);
+        Some(page)
+    }
+
+    /// A page, if it is there, for somebody who keeps it.
+    pub fn share(&self, at: &PageRef) -> Option<Arc<MapPage>> {
+        self.pages.get(at).map(|(page, _)| page.clone())
+    }
+
+    /// Adds a page.
+    pub fn insert(&mut self, at: PageRef, page: Arc<MapPage>) {
+        let takes = page.memory() + PAGE_MEMORY;
+        if self.pages.insert(at, (page, AtomicBool::new(true))).is_none() {
+            self.memory += takes;
+            self.hand.push_back(at);
+        }
+    }
+
+    /// Bytes that the pages take.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Lets pages go until at most `bound` bytes are left.
+    pub fn evict(&mut self, bound: usize) {
+        while self.memory > bound {
+            let Some(at) = self.hand.pop_front() else { return };
+            match self.pages.get(&at) {
+                Some((_, used)) if used.swap(false, Ordering::Relaxed) => self.hand.push_back(at),
+                Some((page, _)) => {
+                    self.memory -= page.memory() + PAGE_MEMORY;
+                    self.pages.remove(&at);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Lets the pages go that `is_needed` does not need.
+    pub fn retain(&mut self, is_needed: impl Fn(&PageRef) -> bool) {
+        self.hand.retain(|at| is_needed(at));
+        let memory = &mut self.memory;
+        self.pages.retain(|at, (page, _)| {
+            let stays = is_needed(at);
+            *memory -= if stays { 0 } else { page.memory() + PAGE_MEMORY };
+            stays
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::Leaf;
+    use crate::units::Seq;
+
+    #[test]
+    fn what_is_used_stays_and_the_bound_holds() {
+        let mut cache = PageCache::default();
+        let at = |n| PageRef { checkpoint: Seq(n), offset: 0, len: 1 };
+        let page = Arc::new(MapPage::Leaf(Leaf::default()));
+        let each = page.memory() + PAGE_MEMORY;
+        (0..10).for_each(|n| cache.insert(at(n), page.clone()));
+        assert_eq!(cache.memory(), 10 * each);
+        cache.evict(10 * each - 1);
+        cache.get(&at(5));
+        cache.evict(2 * each);
+        assert_eq!(cache.memory(), 2 * each);
+        assert!(cache.get(&at(5)).is_some() && cache.share(&at(1)).is_none());
+        cache.retain(|page| *page != at(5));
+        assert!(cache.get(&at(5)).is_none());
+        cache.evict(0);
+        assert_eq!((cache.memory(), cache.pages.len(), cache.hand.len()), (0, 0, 0));
+    }
+}
