@@ -28,6 +28,7 @@ mod list;
 mod info;
 mod status;
 mod trouble;
+mod upgrade;
 mod control;
 mod telling;
 mod evict;
@@ -143,6 +144,7 @@ enum Command {
     Check(check::Args),
     Set(set::Args),
     Resize(resize::Args),
+    Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
@@ -178,6 +180,7 @@ impl Cli {
             Command::Detach(args) => detach::run(&args),
             Command::Set(args) => set::run(&args, &config),
             Command::Resize(args) => resize::run(&args, &config),
+            Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),

@@ -15,4 +15,5 @@ mod resizing;
 mod replacing;
 mod handing_over;
 mod tls;
+mod upgrading;
 mod attach;
