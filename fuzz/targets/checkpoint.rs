@@ -1,23 +1,25 @@
 //! Roots of checkpoints and pages of the map.
 //!
 //! The first byte says how they are read: as they are; as a root (a length of two bytes, then so many) and pages under a true
-//! seal; as one page. Plain or encrypted.
+//! seal; as one page, of each kind. Plain or encrypted.
 #![no_main]
 
 use ashlar::codec::object::{Found, ObjectKind};
 use ashlar::codec::seal::Sealer;
-use ashlar::map::PageIndex;
-use ashlar::map::page_format::{PAGE_BYTES_MAX, decode_page, encode_page};
-use ashlar::units::Seq;
-use ashlar::volume::root::{decode_checkpoint, decode_checkpoint_and_total, verify_checkpoint};
+use ashlar::map::fixed::{PAGE_BYTES_MAX, decode_page};
+use ashlar::map::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
+use ashlar::map::{Leaf, PAGE_BLOCKS, PageIndex};
+use ashlar::units::{BlockIndex, Seq};
+use ashlar::volume::root::{decode_checkpoint_and_total, verify_checkpoint};
 use ashlar_fuzz::{Input, SALT, fair, seal_frame, sealed, sealer, within};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
 /// Where the golden checkpoint stands.
 const SEQ: Seq = Seq(0x1240);
-/// The page of the golden checkpoint.
+/// The page of the golden checkpoints: of the formats with fixed pages, and the block at which its leaf begins.
 const PAGE: PageIndex = PageIndex(5);
+const FIRST: BlockIndex = BlockIndex(5 * PAGE_BLOCKS);
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
@@ -39,9 +41,12 @@ fuzz_target!(|data: &[u8]| {
 fn object(sealer: &Sealer, root: &[u8], pages: &[u8]) -> Option<Bytes> {
     let mut object = sealed(sealer, ObjectKind::Checkpoint, SEQ, root, pages)?;
     let key = sealer.object_key(ObjectKind::Checkpoint, SEQ, &SALT).ok()?;
-    if let Ok(Found::Whole(root)) = decode_checkpoint(sealer, SEQ, &object.clone().into()) {
-        for (_, at) in root.pages.iter().filter(|(_, at)| at.checkpoint == SEQ) {
-            seal_frame(&mut object, &key, at.offset, at.len);
+    if let Ok(Found::Whole((root, total))) = decode_checkpoint_and_total(sealer, SEQ, &object.clone().into()) {
+        let own: u64 = root.own.iter().map(|len| u64::from(*len)).sum();
+        let mut offset = (total - own) as u32;
+        for len in root.own {
+            seal_frame(&mut object, &key, offset, len);
+            offset += len;
         }
     }
     Some(object.into())
@@ -50,8 +55,8 @@ fn object(sealer: &Sealer, root: &[u8], pages: &[u8]) -> Option<Bytes> {
 fn look(sealer: &Sealer, object: &Bytes) {
     if let Ok(Found::Whole((root, total))) = decode_checkpoint_and_total(sealer, SEQ, object) {
         assert!(root.seq == SEQ && root.next_slot > SEQ);
-        let own = root.pages.iter().filter(|(_, at)| at.checkpoint == SEQ);
-        assert!(own.into_iter().all(|(_, at)| u64::from(at.offset) + u64::from(at.len) <= total));
+        let own: u64 = root.own.iter().map(|len| u64::from(*len)).sum();
+        assert!(own <= total);
     }
     if verify_checkpoint(sealer, SEQ, object).is_ok() {
         assert!(verify_checkpoint(sealer, SEQ, &object.slice(..object.len() - 1)).is_err());
@@ -59,8 +64,17 @@ fn look(sealer: &Sealer, object: &Bytes) {
 }
 
 fn page(text: &[u8]) {
-    if let Ok(mapped) = decode_page(PAGE, text) {
-        let again = encode_page(PAGE, &mapped).expect("what a page says can be a page");
-        assert_eq!(decode_page(PAGE, &again).as_ref(), Ok(&mapped));
+    if let Ok(entries) = decode_page(PAGE, text) {
+        assert!(entries.is_sorted_by(|a, b| a.extent.end() <= b.extent.start));
+        assert!(Leaf::new(&entries).iter().eq(entries));
+    }
+    if let Ok(entries) = decode_leaf(FIRST, text) {
+        assert!(Leaf::new(&entries).iter().eq(entries.iter().copied()));
+        let again = encode_leaf(&entries).expect("what a leaf says can be a leaf");
+        assert_eq!(decode_leaf(FIRST, &again).as_ref(), Ok(&entries));
+    }
+    if let Ok(pages) = decode_index(FIRST, text) {
+        let again = encode_index(&pages).expect("what an index says can be one");
+        assert_eq!(decode_index(FIRST, &again).as_ref(), Ok(&pages));
     }
 }
