@@ -10,10 +10,8 @@ use crate::units::{BlockCount, BlockIndex, Extent, Seq};
 /// An entry of a run takes so many bytes in memory, about.
 const ENTRY_MEMORY: u64 = 32;
 
-/// What a change of more blocks takes the place of is not looked up, but counted when runs are merged;
+/// What a change of more blocks takes the place of is not looked up in runs, but counted when they are merged.
 const LOOK_BLOCKS_MAX: u64 = 32 << 10;
-/// nor that of more than these, if not all of the map is in memory: hardly all of it would be found.
-const LOOK_BLOCKS_LARGE_MAP: u64 = 512;
 
 /// A hole of fewer blocks over nothing is left out of the newest table; a longer one would fall apart.
 const SHORT_HOLE: u64 = 128;
@@ -213,6 +211,22 @@ impl ExtentMap {
         below
     }
 
+    /// What the table that a checkpoint under way writes says of these extents; what is below it is unknown, if there is something.
+    fn just_below(&self, extents: Vec<Extent>) -> Below {
+        let mut below = Below::default();
+        let Some(frozen) = &self.frozen else {
+            below.unknown = extents;
+            return below;
+        };
+        for extent in extents {
+            frozen.lookup(extent, |part, entry| match entry {
+                Some(_) => below.found.push((part, entry)),
+                None => below.unknown.push(part),
+            });
+        }
+        below
+    }
+
     /// What the first block of `extent` holds, and how many blocks of it from there on, one at least, are known to hold the same
     /// in one piece. The extent is not empty. However long it is, this looks at one page of each run.
     pub fn first(&self, extent: Extent) -> Result<(BlockCount, Placement), NeedPages> {
@@ -344,22 +358,23 @@ impl ExtentMap {
             }
             None => gaps.push(part),
         });
-        let most = if self.is_exact() { LOOK_BLOCKS_MAX } else { LOOK_BLOCKS_LARGE_MAP };
-        if extent.count.0 <= most {
-            let below = self.below(gaps, &HashMap::new(), false);
-            for (part, found) in below.found {
-                match found {
-                    Some(before) => {
-                        self.usage.died(&before);
-                        entries.push(entry(part, false));
-                    }
-                    // A hole over nothing says nothing.
-                    None if placement == Placement::Hole && extent.count.0 < SHORT_HOLE => {}
-                    None => entries.push(entry(part, false)),
+        let below = match self.is_exact() && extent.count.0 <= LOOK_BLOCKS_MAX {
+            true => self.below(gaps, &HashMap::new(), false),
+            // Hardly all of it would be found in the runs of a large map, and looking takes longer than all else.
+            false => self.just_below(gaps),
+        };
+        for (part, found) in below.found {
+            match found {
+                Some(before) => {
+                    self.usage.died(&before);
+                    entries.push(entry(part, false));
                 }
+                // A hole over nothing says nothing.
+                None if placement == Placement::Hole && extent.count.0 < SHORT_HOLE => {}
+                None => entries.push(entry(part, false)),
             }
-            gaps = below.unknown;
         }
+        let gaps = below.unknown;
         entries.extend(gaps.into_iter().map(|part| entry(part, true)));
         entries.into_iter().for_each(|entry| self.newest.insert(entry));
     }
