@@ -247,8 +247,8 @@ async fn collection_on_a_map_that_does_not_fit_ends() {
         let account = status.since_open;
         let moved_mib = account.bytes_moved as f64 / 1_048_576.0;
         println!("compressible: {compressible}; {} GETs for {moved_mib:.2} MiB moved", account.gets);
-        // Of the frames that are moved, and of each of the 64 pages once for a round. (It was a GET for every few blocks.)
-        assert!(moved_mib > 1.0 && (account.gets as f64) < 60.0 * moved_mib, "{account:?}");
+        // Of the frames that are moved, and of each page of the map once for a round. (It was a GET for every few blocks.)
+        assert!(moved_mib > 0.5 && (account.gets as f64) < 60.0 * moved_mib, "{account:?}");
         let stored = status.live_bytes * 125 / 100 + (256 << 10);
         assert!(status.stored_bytes <= stored, "{} stored, {} live", status.stored_bytes, status.live_bytes);
         assert!(status.map_memory <= 64 << 10, "{} bytes of map", status.map_memory);
