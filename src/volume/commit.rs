@@ -19,8 +19,9 @@ use crate::volume::backoff::Backoff;
 use crate::volume::objects::{LoadedPages, ReadError};
 use crate::volume::shared::{End, Inner, Shared};
 
-/// This part of what the map may have in memory may be all of a map whose live blocks are counted at once.
-const EXACT_PART: u64 = 2;
+/// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
+/// every block took the place of takes some microseconds each under the lock, which is too long for larger maps.
+const EXACT_PART: u64 = 8;
 
 /// A segment that is in the store.
 pub(super) struct Uploaded {
