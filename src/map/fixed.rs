@@ -4,10 +4,11 @@
 //! written as the distance from the end of the frame of the same segment that was named last, so that what was written
 //! in one go costs one byte there: about 8 bytes for an extent of sequential data, 11 for a random block.
 
+use super::leaf_format::{read_location, read_segments};
 use super::{Entry, PAGE_BLOCKS, PageIndex, Placement};
 use crate::codec::cursor::{Malformed, Reader};
 use crate::codec::frame::SEALED_BYTES_MAX;
-use crate::units::{BlockCount, BlockIndex, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX};
+use crate::units::{BlockCount, BlockIndex, Extent, FRAME_BLOCKS_MAX, Location, Seq, VOLUME_BLOCKS_MAX};
 
 /// The most bytes that an encoded page can have.
 pub const PAGE_BYTES_MAX: u32 = 4 << 20;
@@ -75,14 +76,7 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
     if count as u64 > PAGE_BLOCKS {
         return Err(r.bad("more segments than a page has blocks"));
     }
-    let mut segments = Vec::with_capacity(count);
-    let mut last = 0u64;
-    for i in 0..count {
-        let gap = r.varint()?;
-        last = last.checked_add(gap).filter(|_| gap > 0 || i == 0).ok_or_else(|| r.bad("a segment out of order"))?;
-        segments.push(Seq(last));
-    }
-    Ok(segments)
+    read_segments(r, count)
 }
 
 fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &mut [i64]) -> Result<Entry, Malformed> {
@@ -93,30 +87,10 @@ fn decode_extent(r: &mut Reader<'_>, end: BlockIndex, segments: &[Seq], ends: &m
     let extent = Extent { start, count: BlockCount(count_less_one + 1) };
     let placement = match first & 3 {
         ZERO => Placement::Zero,
-        kind @ (DATA | DATA_WITHIN) => Placement::Data(decode_location(r, kind, segments, ends)?),
+        kind @ (DATA | DATA_WITHIN) => Placement::Data(read_location(r, segments, ends, None, kind == DATA_WITHIN)?),
         _ => return Err(r.bad("an extent of unknown kind")),
     };
     Ok(Entry { extent, placement, owes: false })
-}
-
-fn decode_location(r: &mut Reader<'_>, kind: u64, segments: &[Seq], ends: &mut [i64]) -> Result<Location, Malformed> {
-    let i = r.varint()? as usize;
-    let (Some(&seq), Some(end)) = (segments.get(i), ends.get_mut(i)) else {
-        return Err(r.bad("a segment that is not in the page's table"));
-    };
-    let distance = r.varint_signed()?;
-    let offset = end.checked_add(distance).and_then(|offset| u32::try_from(offset).ok());
-    let offset = offset.ok_or_else(|| r.bad("a frame beyond 4 GiB"))?;
-    let len = r.varint_u32()?;
-    *end = i64::from(offset) + i64::from(len);
-    let block = match kind {
-        DATA => 0,
-        _ => match r.varint_up_to(FRAME_BLOCKS_MAX)? {
-            0 => return Err(r.bad("a position not in its shortest form")),
-            block => block as u16,
-        },
-    };
-    Ok(Location { frame: FrameAddr { seq, offset, len }, block })
 }
 
 #[cfg(test)]
@@ -124,6 +98,8 @@ mod tests {
     use super::*;
     use crate::codec::EncodeError;
     use crate::codec::cursor::Writer;
+    use crate::map::leaf::segments_of;
+    use crate::units::FrameAddr;
     use proptest::prelude::*;
 
     /// The bytes of `page`; `mapped` is sorted by block, not overlapping, inside the page, none empty.
@@ -169,17 +145,6 @@ mod tests {
             end = m.extent.end();
         }
         Ok(w.finish())
-    }
-
-    fn segments_of(mapped: &[Entry]) -> Vec<Seq> {
-        let seq = |m: &Entry| match m.placement {
-            Placement::Data(location) => Some(location.frame.seq),
-            Placement::Zero | Placement::Hole => None,
-        };
-        let mut segments: Vec<Seq> = mapped.iter().filter_map(seq).collect();
-        segments.sort_unstable();
-        segments.dedup();
-        segments
     }
 
     fn page() -> impl Strategy<Value = (PageIndex, Vec<Entry>)> {

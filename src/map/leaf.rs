@@ -31,17 +31,23 @@ const KIND: u32 = 3 << 1;
 const BLOCK_AT: u32 = 3;
 const LEN_AT: u32 = 11;
 
+/// The segments that the entries name, sorted.
+pub(super) fn segments_of(entries: &[Entry]) -> Vec<Seq> {
+    let seq = |entry: &Entry| match entry.placement {
+        Placement::Data(location) => Some(location.frame.seq),
+        Placement::Zero | Placement::Hole => None,
+    };
+    let mut segments: Vec<Seq> = entries.iter().filter_map(seq).collect();
+    segments.sort_unstable();
+    segments.dedup();
+    segments.shrink_to_fit();
+    segments
+}
+
 impl Leaf {
     /// Of sorted entries that do not overlap. A frame has at most 2^21 bytes and 2^8 blocks, as both ways in have checked.
     pub fn new(entries: &[Entry]) -> Leaf {
-        let seq = |entry: &Entry| match entry.placement {
-            Placement::Data(location) => Some(location.frame.seq),
-            _ => None,
-        };
-        let mut segments: Vec<Seq> = entries.iter().filter_map(seq).collect();
-        segments.sort_unstable();
-        segments.dedup();
-        segments.shrink_to_fit();
+        let segments = segments_of(entries);
         let pack = |entry: &Entry| {
             let (start, count, owes) = (entry.extent.start.0, entry.extent.count.0, u32::from(entry.owes));
             match entry.placement {

@@ -4,6 +4,7 @@
 //! entries in the order of blocks. A frame's offset is written as the distance from the end of the frame of the same segment that was
 //! named last, and lengths that repeat are left out: some 8 bytes for an extent of data.
 
+use super::leaf::segments_of;
 use super::{Entry, LEAF_ENTRIES_MAX, PageRef, Placement};
 use crate::codec::EncodeError;
 use crate::codec::cursor::{Malformed, Reader, Writer};
@@ -30,17 +31,6 @@ const GAP_AT: u32 = 4;
 
 /// The only volume that is known: the one that the run belongs to.
 const OWN_VOLUME: u64 = 0;
-
-fn segments_of(entries: &[Entry]) -> Vec<Seq> {
-    let seq = |entry: &Entry| match entry.placement {
-        Placement::Data(location) => Some(location.frame.seq),
-        Placement::Zero | Placement::Hole => None,
-    };
-    let mut segments: Vec<Seq> = entries.iter().filter_map(seq).collect();
-    segments.sort_unstable();
-    segments.dedup();
-    segments
-}
 
 /// Whether an entry can be one. Encoding and decoding ask the same.
 fn fits(entry: &Entry) -> bool {
@@ -155,6 +145,11 @@ fn decode_segments(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
     if count == 0 || count > LEAF_ENTRIES_MAX {
         return Err(r.bad("more or fewer segments than a page has"));
     }
+    read_segments(r, count)
+}
+
+/// So many segments, each later than the one before.
+pub(super) fn read_segments(r: &mut Reader<'_>, count: usize) -> Result<Vec<Seq>, Malformed> {
     let mut segments = Vec::with_capacity(count);
     let mut last = 0u64;
     for i in 0..count {
@@ -186,29 +181,41 @@ fn decode_entry(
         ZERO => Placement::Zero,
         HOLE => Placement::Hole,
         kind => {
-            let i = r.varint()? as usize;
-            let (Some(&seq), Some(end)) = (segments.get(i), ends.get_mut(i)) else {
-                return Err(r.bad("a segment that is not in the page's table"));
-            };
-            let distance = r.varint_signed()?;
-            let offset = end.checked_add(distance).and_then(|offset| u32::try_from(offset).ok());
-            let offset = offset.ok_or_else(|| r.bad("a frame beyond 4 GiB"))?;
-            if !alike {
-                len = r.varint_u32()?;
-            }
-            *end = i64::from(offset) + i64::from(len);
-            let block = match kind {
-                DATA => 0,
-                _ => match r.varint_up_to(FRAME_BLOCKS_MAX)? {
-                    0 => return Err(r.bad("a position not in its shortest form")),
-                    block => block as u16,
-                },
-            };
-            Placement::Data(Location { frame: FrameAddr { seq, offset, len }, block })
+            let location = read_location(r, segments, ends, alike.then_some(len), kind == DATA_WITHIN)?;
+            len = location.frame.len;
+            Placement::Data(location)
         }
     };
     *before = (count, len);
     Ok(Entry { extent: Extent { start, count: BlockCount(count) }, placement, owes })
+}
+
+/// A place in one of the segments, whose frame named last ends at its `ends`. The frame's length is read if it is not `known`, and so
+/// is the position in it if the data begins further on.
+pub(super) fn read_location(
+    r: &mut Reader<'_>,
+    segments: &[Seq],
+    ends: &mut [i64],
+    known: Option<u32>,
+    is_within: bool,
+) -> Result<Location, Malformed> {
+    let i = r.varint()? as usize;
+    let (Some(&seq), Some(end)) = (segments.get(i), ends.get_mut(i)) else {
+        return Err(r.bad("a segment that is not in the page's table"));
+    };
+    let distance = r.varint_signed()?;
+    let offset = end.checked_add(distance).and_then(|offset| u32::try_from(offset).ok());
+    let offset = offset.ok_or_else(|| r.bad("a frame beyond 4 GiB"))?;
+    let len = known.map_or_else(|| r.varint_u32(), Ok)?;
+    *end = i64::from(offset) + i64::from(len);
+    let block = match is_within {
+        false => 0,
+        true => match r.varint_up_to(FRAME_BLOCKS_MAX)? {
+            0 => return Err(r.bad("a position not in its shortest form")),
+            block => block as u16,
+        },
+    };
+    Ok(Location { frame: FrameAddr { seq, offset, len }, block })
 }
 
 /// Pages of a run, each with the block at which it begins: as an index page, or as the root holds them.
