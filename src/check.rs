@@ -33,7 +33,7 @@ use crate::volume::keys::Keys;
 use crate::volume::meta::VolumeName;
 use crate::volume::options::Options;
 use crate::volume::scan::{Scan, Source};
-use crate::volume::sweep::{self, Tables, Verdict};
+use crate::upkeep::sweep::{self, Tables, Verdict};
 
 mod older;
 mod pages;

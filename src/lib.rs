@@ -13,6 +13,8 @@ pub mod tally;
 pub mod device;
 pub mod nbd;
 pub mod volume;
+pub mod engine;
+pub mod upkeep;
 pub mod map;
 pub mod segment;
 pub mod gc;

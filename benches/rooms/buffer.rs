@@ -2,7 +2,7 @@
 
 use ashlar::change::Change;
 use ashlar::units::{BlockSize, ChangeNo, Extent};
-use ashlar::volume::buffer::WriteBuffer;
+use ashlar::engine::buffer::WriteBuffer;
 use criterion::{Criterion, Throughput};
 
 use crate::{noise, scattered};

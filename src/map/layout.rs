@@ -223,7 +223,7 @@ impl Layout {
 
     /// Every page, for a store of a test.
     #[cfg(test)]
-    pub(super) fn all_written(&self) -> HashMap<PageRef, MapPage> {
+    pub(crate) fn all_written(&self) -> HashMap<PageRef, MapPage> {
         self.writer.all.clone()
     }
 

@@ -8,11 +8,11 @@ use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::volume::error::VolumeError;
 
 /// So many reads must agree on what none of them proves.
-pub(super) const READS: usize = 3;
+pub(crate) const READS: usize = 3;
 
 /// Reads until something proves itself, or `READS` times. Where reads disagree, damage counts: it is refused, while what is torn is
 /// given up.
-pub(super) async fn until_proven<T, F>(read: impl Fn() -> F, is_torn: impl Fn(&T) -> bool) -> Result<T, VolumeError>
+pub(crate) async fn until_proven<T, F>(read: impl Fn() -> F, is_torn: impl Fn(&T) -> bool) -> Result<T, VolumeError>
 where
     F: Future<Output = Result<T, VolumeError>>,
 {
@@ -41,7 +41,7 @@ fn is_damage(error: &VolumeError) -> bool {
 
 /// All bytes of an object: as soon as they prove themselves, or when `READS` reads in a row brought the same. Fails as a store does
 /// that is worth another try if that does not happen.
-pub(super) async fn settled(
+pub(crate) async fn settled(
     store: &dyn Store,
     key: &Key,
     is_proven: impl Fn(&Bytes) -> bool + Send,

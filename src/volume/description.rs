@@ -20,7 +20,7 @@ use crate::volume::again;
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::meta::{FencedBy, Meta, VolumeName};
-use crate::volume::slot::{self, Put};
+use crate::engine::slot::{self, Put};
 use crate::volume::verified::{give_way, put_mark, take_back};
 
 /// A description as it was read.

@@ -14,41 +14,22 @@
 //! What is in the store is described in [`meta`], [`root`] and `segment/`; [`keys`] says where. The volume does not
 //! know NBD, nor configuration files.
 
-pub mod buffer;
-pub mod state;
 pub mod fetch;
 pub mod verdict;
-mod again;
-mod write;
-mod read;
-mod extents;
+pub(crate) mod again;
 mod prefetch;
-mod log;
-mod commit;
-mod effect;
-mod slot;
 pub mod verified;
 pub(crate) mod places;
 pub mod account;
-mod ages;
-mod checkpoint;
-mod deletion;
-mod gc;
-mod gather;
-pub mod sweep;
-mod recover;
-pub mod budget;
+pub(crate) mod recover;
 pub mod scan;
-mod shared;
-mod watched;
-mod backoff;
 pub mod objects;
 pub mod lifecycle;
 mod removal;
 pub mod description;
 pub mod key_slots;
 pub mod resize;
-mod seen;
+pub(crate) mod seen;
 pub mod unbroken;
 pub mod meta;
 pub mod root;
@@ -72,25 +53,29 @@ use crate::cache::readahead::ReadAhead;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::engine::core::End;
+use crate::engine::shared::Shared;
+use crate::engine::shell;
 use crate::journal;
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, Epoch};
+use crate::upkeep::{self, sweep};
+
+pub use crate::engine::budget::{self, Budget};
+pub use crate::upkeep::sweep::Swept;
 
 pub use account::Account;
-pub use budget::Budget;
 pub use error::{Holder, VolumeError};
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
 pub use meta::{BadSize, FencedBy, Meta, VolumeName};
 pub use options::Options;
 pub use recover::{Outside, ServerIdentity, Witness};
 pub use removal::delete;
-pub use sweep::Swept;
 pub use verdict::OpenFlags;
 
 use prefetch::Prefetcher;
-use shared::{End, Shared};
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
 #[derive(Debug)]
@@ -213,8 +198,8 @@ impl Volume {
         options.check()?;
         let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
-        let log = tokio::spawn(log::run(shared.clone()));
-        let ahead = ReadAhead::new(shared.meta.size, shared.options.read_ahead, cache.memory_size() / AHEAD_PART);
+        let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
+        let ahead = ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
         let abort = log.abort_handle();
@@ -239,7 +224,7 @@ impl Volume {
 
     /// Brings everything that was accepted into the store, whatever a FLUSH waits for. It goes on serving meanwhile.
     pub async fn save(&self) -> Result<(), VolumeError> {
-        let last = self.shared.inner.lock().state.last();
+        let last = self.shared.ledger().log().last();
         Ok(self.shared.committed(last).await?)
     }
 
@@ -260,57 +245,58 @@ impl Volume {
 
     /// Pages of its map that are in a format before the layers.
     pub fn older_pages(&self) -> u64 {
-        let inner = self.shared.inner.lock();
-        let older = inner.state.map.runs().iter().filter(|run| run.kind == crate::map::PageKind::Fixed);
+        let ledger = self.shared.ledger();
+        let older = ledger.log().map.runs().iter().filter(|run| run.kind == crate::map::PageKind::Fixed);
         older.map(|run| run.pages.len() as u64).sum()
     }
 
     /// Has all runs of its map merged, with the next checkpoints.
     pub fn merge_map(&self) {
-        self.shared.inner.lock().merge_all = true;
+        self.shared.ledger().merge_map();
     }
 
     /// What it is doing.
     pub fn status(&self) -> Status {
-        let mut inner = self.shared.inner.lock();
-        let (covers, last) = (inner.state.covers(), inner.state.last());
-        let oldest = inner.ages.oldest(covers, last).unwrap_or_default();
-        let ended = self.shared.progress.now().end.clone();
-        let totals = inner.state.map.usage().totals();
-        let pages: u64 = inner.state.map.runs().iter().flat_map(|run| run.objects.values()).sum();
-        let since_open = inner.account.with_requests(&self.shared.meter.snapshot());
+        let Shared { facts, doors, waits, .. } = &*self.shared;
+        let mut ledger = self.shared.ledger();
+        let oldest = ledger.oldest_dirty(tokio::time::Instant::now());
+        let ended = waits.progress.now().end.clone();
+        let log = ledger.log();
+        let totals = log.map.usage().totals();
+        let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
+        let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
             size: self.shared.size(),
-            seal: self.shared.sealer.seal(),
-            compression: inner.compression,
-            retired_bytes: if inner.may_reseal { inner.retired_bytes(&self.shared.sealer) } else { 0 },
-            mapped_bytes: self.shared.block_size.bytes_in(BlockCount(totals.live_blocks)),
+            seal: doors.sealer.seal(),
+            compression: ledger.compression(),
+            retired_bytes: ledger.retired_bytes(),
+            mapped_bytes: facts.block_size.bytes_in(BlockCount(totals.live_blocks)),
             stored_bytes: totals.stored_bytes + pages,
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),
-            objects: totals.objects + inner.checkpoints.len() as u64,
+            objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
-                backlog_bytes: crate::gc::excess(&totals, &self.shared.options.gc, crate::gc::Activity::Quiet),
-                doomed_objects: inner.doomed.len() as u64,
-                ..inner.gc
+                backlog_bytes: crate::gc::excess(&totals, &facts.options.gc, crate::gc::Activity::Quiet),
+                doomed_objects: ledger.doomed().len() as u64,
+                ..ledger.gc()
             },
             since_open,
-            since_creation: self.shared.account_before.plus(&since_open),
-            dirty_bytes: inner.state.dirty_bytes(),
-            dirty_bound: self.shared.options.dirty_bytes,
+            since_creation: facts.account_before.plus(&since_open),
+            dirty_bytes: log.dirty_bytes(),
+            dirty_bound: facts.options.dirty_bytes,
             dirty_millis: oldest.as_millis() as u64,
-            accepted: last.0,
-            committed: covers.0,
-            epoch: self.shared.epoch.0,
-            map_memory: inner.state.map.memory() as u64,
-            flushes_waiting: self.shared.flushes.get() as u64,
-            writes_waiting: self.shared.writers_waiting() as u64,
-            uploads: inner.state.uploading() as u64,
-            upload_bytes: inner.state.uploading_bytes(),
-            journal_bytes: self.shared.journal.stored_bytes(),
-            journal_suspended: self.shared.journal.progress().suspended,
-            retries: self.shared.health.failed_attempts(),
+            accepted: log.last().0,
+            committed: log.covers().0,
+            epoch: facts.epoch.0,
+            map_memory: log.map.memory() as u64,
+            flushes_waiting: waits.flushes.get() as u64,
+            writes_waiting: ledger.writers_waiting() as u64,
+            uploads: log.uploading() as u64,
+            upload_bytes: log.uploading_bytes(),
+            journal_bytes: doors.journal.stored_bytes(),
+            journal_suspended: doors.journal.progress().suspended,
+            retries: doors.health.failed_attempts(),
             ended: ended.map(|end| DeviceError::from(end).to_string()),
         }
     }
@@ -331,23 +317,23 @@ impl Volume {
 
     /// What it asked of the store since it was opened.
     pub fn store_requests(&self) -> &Meter {
-        &self.shared.meter
+        &self.shared.doors.meter
     }
 
     /// What it tries again and again just now, if anything fails.
     pub fn trouble(&self) -> Option<Trouble> {
-        self.shared.health.trouble()
+        self.shared.doors.health.trouble()
     }
 
     /// The epoch in which it is open here, what no other opening has in common with this one, and the first epoch of which every
     /// acknowledged change is here: see [`unbroken`].
     pub fn line(&self) -> (Epoch, Uuid, Epoch) {
-        (self.shared.epoch, self.shared.fence.1.journal, Epoch(self.shared.line.since))
+        (self.shared.facts.epoch, self.shared.facts.fence.1.journal, Epoch(self.shared.facts.line.since))
     }
 
     /// Its description when it was opened; [`Volume::status`] knows its size and compression as they are now.
     pub fn meta(&self) -> &Meta {
-        &self.shared.meta
+        &self.shared.facts.meta
     }
 }
 
@@ -357,7 +343,7 @@ async fn until_closed(log: JoinHandle<Result<(), End>>, shared: Arc<Shared>) -> 
     if !matches!(ended, Ok(Ok(()))) {
         // Whoever opens the volume next must not meet a journal that still makes or removes files, whoever still holds this
         // volume. What is queued in it is written first; that it fails has been said.
-        drop(shared.journal.close().await);
+        drop(shared.doors.journal.close().await);
     }
     match ended {
         Ok(ended) => ended.map_err(DeviceError::from),
@@ -383,7 +369,7 @@ const CACHE_PIECE: u64 = 8 << 20;
 #[async_trait]
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
-        let meta = &self.shared.meta;
+        let meta = &self.shared.facts.meta;
         DeviceInfo { size: self.shared.size(), block_size: meta.block_size.bytes(), read_only: false }
     }
 
@@ -420,7 +406,7 @@ impl Device for Volume {
         let fetch = async {
             for start in (offset..end).step_by(CACHE_PIECE as usize) {
                 // As much as a client's requests that are under way together may bring, so that the disk gets it all.
-                self.shared.objects.wait_for_room(4 * CACHE_PIECE).await;
+                self.shared.doors.objects.wait_for_room(4 * CACHE_PIECE).await;
                 self.shared.prefetch(start, CACHE_PIECE.min(end - start), CACHE_PIECE / 2).await?;
             }
             Ok(())

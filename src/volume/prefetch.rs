@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 
-use crate::volume::shared::Shared;
+use crate::engine::shared::Shared;
 
 /// Bytes of the volume that one piece covers: an eighth of the range, so that its pieces come at the same time, within these
 /// bounds. Where the data lies together, a piece is one request; long ones cost the store and us less for each byte.

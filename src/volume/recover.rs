@@ -33,7 +33,7 @@ use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{BlockIndex, Epoch, Seq};
-use crate::volume::budget::Budget;
+use crate::engine::budget::Budget;
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Holder, Result, VolumeError};
 use crate::volume::keys::Keys;
@@ -41,9 +41,10 @@ use crate::volume::meta::{FencedBy, VolumeName};
 use crate::volume::options::Options;
 use crate::volume::scan::{self, Scan, Source};
 use crate::volume::seen::{self, Seen};
-use crate::volume::shared::{Doomed, Parts, Shared};
-use crate::volume::slot::{self, Put};
-use crate::volume::state::{Origin, State};
+use crate::engine::ledger::Doomed;
+use crate::engine::shared::{Parts, Shared};
+use crate::engine::slot::{self, Put};
+use crate::engine::log::{Log, Origin};
 use crate::volume::unbroken::{self, Line, Start};
 use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 use crate::volume::verified::{self, Claim};
@@ -238,7 +239,7 @@ impl Opening {
                     let lost = seen.as_ref().filter(|_| past == Past::IsAccepted).map_or(0, |seen| seen.epoch + 1);
                     let line = Line { since: line.since.max(lost), ..line };
                     let shared = self.start(scan, placed, journal, replay, line);
-                    shared.remember(shared.fence.0).await;
+                    shared.remember(shared.facts.fence.0).await;
                     return Ok(shared);
                 }
                 // A journal that was just begun is empty: the next try finds it and drops it. Nothing of this one may be under way
@@ -521,13 +522,13 @@ impl Opening {
             bytes_since_checkpoint: scan.bytes_since_checkpoint,
         };
         let meta = self.source.meta;
-        let mut state = State::new(meta.block_size, origin);
+        let mut log = Log::new(meta.block_size, origin);
         let end = meta.block_size.block_of(meta.size);
         let replayed = replay.len();
         for numbered in replay {
             // Of its own: a slice would keep all of the journal's file in memory that it was read with.
             let change = numbered.change.within(end, meta.block_size).into_own();
-            state.accept(change, self.options.segment_size);
+            log.accept(change, self.options.segment_size);
         }
         tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
         Shared::new(Parts {
@@ -551,7 +552,7 @@ impl Opening {
             workers: self.outside.workers,
             secrets: self.outside.secrets,
             witness: self.outside.witness,
-            state,
+            log,
             checkpoints: scan.checkpoints,
             doomed,
         })

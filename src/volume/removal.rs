@@ -45,7 +45,7 @@ use crate::volume::options::Options;
 use crate::volume::places;
 use crate::volume::recover::ServerIdentity;
 use crate::volume::scan::{Scan, Source};
-use crate::volume::slot::{self, Put};
+use crate::engine::slot::{self, Put};
 use crate::volume::verified;
 
 /// How often a step begins again because others wrote to the volume meanwhile.

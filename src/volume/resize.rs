@@ -39,12 +39,11 @@ use crate::device::{Allocation, DeviceError};
 use crate::outside::Random;
 use crate::store::Store;
 use crate::units::{BlockIndex, Extent};
-use crate::volume::checkpoint;
 use crate::volume::description::{self, Description};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::meta::Meta;
-use crate::volume::shared::Shared;
-use crate::volume::slot::{self, ProofError};
+use crate::engine::shared::Shared;
+use crate::engine::slot::{self, ProofError};
 
 /// Runs that are looked at in one go in search of data beyond the new end.
 const RUNS_AT_ONCE: usize = 64;
@@ -96,17 +95,17 @@ impl Shared {
         // First as it is: whoever is refused is mostly refused here, and no client hears of it.
         self.refuse_data_between(size, found.meta.size, discard_data).await?;
         // Step 1.
-        let end = self.block_size.block_of(size);
+        let end = self.facts.block_size.block_of(size);
         let mut lowered = Lowered::at(self, end);
         // Step 2.
         self.refuse_data_between(size, found.meta.size, discard_data).await?;
         // Step 3.
-        self.give_up(Extent::between(end, self.block_size.block_of(found.meta.size))).await?;
+        self.give_up(Extent::between(end, self.facts.block_size.block_of(found.meta.size))).await?;
         // Steps 4 to 6.
         lowered.stays = true;
-        let keyring = self.sealer.keyring();
+        let keyring = self.doors.sealer.keyring();
         let prove = || self.prove_unfenced();
-        match found.replace_as_owner(&*self.store, &self.random, &meta, keyring, prove).await {
+        match found.replace_as_owner(&*self.doors.store, &self.doors.random, &meta, keyring, prove).await {
             // Step 7.
             Ok(number) => self.adopt(number, &meta),
             Err(error) => self.find_out(size, error).await,
@@ -121,22 +120,22 @@ impl Shared {
             Err(unknown) => Err(VolumeError::Invalid(format!(
                 "{failed}; whether volume {} has {size} bytes now is not known yet ({unknown}). Until it is, nothing can be written \
                  beyond: try again",
-                self.meta.name
+                self.facts.meta.name
             ))),
         }
     }
 
     /// The newest description, which this server has taken over. Ends a lowered end: the caller has the turn.
     async fn follow_newest(&self) -> Result<Description> {
-        let (name, known) = (&self.meta.name, self.inner.lock().description);
-        let is_lowered = self.inner.lock().lowered.is_some();
+        let (name, known) = (&self.facts.meta.name, self.ledger().description());
+        let is_lowered = self.ledger().is_lowered();
         let overridden = match is_lowered {
-            true => description::settled_since(&*self.store, &self.random, name, known).await?,
+            true => description::settled_since(&*self.doors.store, &self.doors.random, name, known).await?,
             false => None,
         };
         let found = match overridden {
             Some(found) => found,
-            None => description::settled(&*self.store, &self.random, name).await?,
+            None => description::settled(&*self.doors.store, &self.doors.random, name).await?,
         };
         self.follow(&found).await?;
         Ok(found)
@@ -144,7 +143,7 @@ impl Shared {
 
     /// Step 5.
     async fn prove_unfenced(&self) -> Result<()> {
-        let from = checkpoint::slot_after(self, self.inner.lock().state.committed());
+        let from = self.ledger().first_foreign_slot();
         slot::prove_unfenced(self, from).await.map_err(|error| match error {
             ProofError::Fenced(end) => DeviceError::from(end).into(),
             ProofError::Store(source) => VolumeError::Store { doing: "looking for another server".into(), source },
@@ -153,7 +152,7 @@ impl Shared {
 
     /// Step 2, when all that was accepted before is committed, so that zeros are known for what they are.
     async fn refuse_data_between(&self, start: u64, end: u64, discard_data: bool) -> Result<()> {
-        let last = self.inner.lock().state.last();
+        let last = self.ledger().log().last();
         self.committed(last).await?;
         if discard_data {
             return Ok(());
@@ -163,7 +162,7 @@ impl Shared {
             Some(byte) => Err(VolumeError::Invalid(format!(
                 "volume {} holds data beyond {start} bytes, at byte {byte} and maybe further on: make what is on the disk smaller \
                  first and have it give up the rest (fstrim, blkdiscard), or lose that data with --discard-data",
-                self.meta.name
+                self.facts.meta.name
             ))),
         }
     }
@@ -184,7 +183,7 @@ impl Shared {
 
     async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
         // It is never closed.
-        self.describing.acquire().await.map_err(|_| DeviceError::ShuttingDown.into())
+        self.waits.describing.acquire().await.map_err(|_| DeviceError::ShuttingDown.into())
     }
 }
 
@@ -197,7 +196,7 @@ struct Lowered<'a> {
 
 impl Lowered<'_> {
     fn at(shared: &Shared, end: BlockIndex) -> Lowered<'_> {
-        shared.inner.lock().lowered = Some(end);
+        shared.ledger().lower(Some(end));
         Lowered { shared, stays: false }
     }
 }
@@ -205,7 +204,7 @@ impl Lowered<'_> {
 impl Drop for Lowered<'_> {
     fn drop(&mut self) {
         if !self.stays {
-            self.shared.inner.lock().lowered = None;
+            self.shared.ledger().lower(None);
         }
     }
 }

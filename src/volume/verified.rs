@@ -40,7 +40,7 @@ use crate::units::{Epoch, ORDINAL_MAX, Seq};
 use crate::volume::error::{Result, VolumeError};
 use crate::volume::keys::Keys;
 use crate::volume::scan::{Scan, Source};
-use crate::volume::slot::{self, Put};
+use crate::engine::slot::{self, Put};
 
 /// Who wants an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,7 +170,7 @@ pub async fn claim(store: &dyn Store, keys: &Keys, listed: &Listed, random: &Ran
 }
 
 /// Puts a claim: its key says everything. One that is there is ours, of an earlier try.
-pub(super) async fn put_mark(store: &dyn Store, key: &Key) -> Result<()> {
+pub(crate) async fn put_mark(store: &dyn Store, key: &Key) -> Result<()> {
     match store.put(key, Vec::new()).await {
         Err(error) if error.kind != ErrorKind::AlreadyExists => {
             Err(VolumeError::Store { doing: format!("writing {key}"), source: error })
@@ -181,7 +181,7 @@ pub(super) async fn put_mark(store: &dyn Store, key: &Key) -> Result<()> {
 
 /// Steps 3 and 4: puts the fence of a claim, to which `scan` has seen the log; nothing if somebody has a higher claim by now. Returns
 /// its bytes in the store.
-pub(super) async fn place(
+pub(crate) async fn place(
     store: &dyn Store,
     source: &Source,
     scan: &Scan,
@@ -212,7 +212,7 @@ pub async fn withdraw(store: &dyn Store, keys: &Keys, claim: Claim) {
 }
 
 /// Deletes a claim.
-pub(super) async fn take_back(store: &dyn Store, key: Key) {
+pub(crate) async fn take_back(store: &dyn Store, key: Key) {
     if let Err(error) = store.delete(std::slice::from_ref(&key)).await {
         tracing::warn!("{key} could not be taken back: {error}");
     }
@@ -225,10 +225,10 @@ pub async fn give_way(random: &Random, turn: usize) {
 }
 
 /// So long a writer waits for a claim to be withdrawn, or followed by its fence, before it takes the volume for taken.
-pub(super) const CLAIM_LASTS: Duration = Duration::from_secs(60);
+pub(crate) const CLAIM_LASTS: Duration = Duration::from_secs(60);
 
 /// How often it looks meanwhile.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The longest pause after the first meeting; after each further one twice as long.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -14,8 +14,8 @@ use crate::cache::{Content, Purpose};
 use crate::map::Placement;
 use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr};
-use crate::volume::buffer::WriteBuffer;
-use crate::volume::state::Batch;
+use crate::engine::buffer::WriteBuffer;
+use crate::engine::log::Batch;
 
 /// Batches of fewer bytes are copied at once: that takes less time than going to the workers.
 const INLINE_BYTES: u64 = 256 << 10;

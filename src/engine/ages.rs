@@ -17,8 +17,7 @@ pub(super) struct Ages(VecDeque<(ChangeNo, Instant)>);
 
 impl Ages {
     /// A change is accepted now; all up to `covers` are in the store.
-    pub fn accepted(&mut self, no: ChangeNo, covers: ChangeNo) {
-        let now = Instant::now();
+    pub fn accepted(&mut self, no: ChangeNo, covers: ChangeNo, now: Instant) {
         if self.0.back().is_some_and(|(_, at)| now - *at < GRAIN) {
             return;
         }
@@ -28,10 +27,10 @@ impl Ages {
 
     /// How long the oldest change has waited that `covers` does not have; `last` is the last accepted one. A second too long
     /// at most.
-    pub fn oldest(&mut self, covers: ChangeNo, last: ChangeNo) -> Option<Duration> {
+    pub fn oldest(&mut self, covers: ChangeNo, last: ChangeNo, now: Instant) -> Option<Duration> {
         self.forget(covers);
         let (_, at) = self.0.front().filter(|_| covers < last)?;
-        Some(at.elapsed())
+        Some(now.duration_since(*at))
     }
 
     /// Marks before the one that the first change in question has.
@@ -46,18 +45,18 @@ impl Ages {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_oldest_change_that_is_not_in_the_store_has_its_age_to_a_second() {
-        let mut ages = Ages::default();
-        assert_eq!(ages.oldest(ChangeNo(0), ChangeNo(0)), None);
+    #[test]
+    fn the_oldest_change_that_is_not_in_the_store_has_its_age_to_a_second() {
+        let (mut ages, mut now) = (Ages::default(), Instant::now());
+        assert_eq!(ages.oldest(ChangeNo(0), ChangeNo(0), now), None);
         for no in 1..=40 {
-            ages.accepted(ChangeNo(no), ChangeNo(0));
-            tokio::time::advance(Duration::from_millis(250)).await;
+            ages.accepted(ChangeNo(no), ChangeNo(0), now);
+            now += Duration::from_millis(250);
         }
-        assert_eq!(ages.oldest(ChangeNo(0), ChangeNo(40)), Some(Duration::from_secs(10)));
-        let fifth = ages.oldest(ChangeNo(5), ChangeNo(40)).unwrap();
+        assert_eq!(ages.oldest(ChangeNo(0), ChangeNo(40), now), Some(Duration::from_secs(10)));
+        let fifth = ages.oldest(ChangeNo(5), ChangeNo(40), now).unwrap();
         assert!(fifth >= Duration::from_millis(8750) && fifth < Duration::from_millis(9750), "{fifth:?}");
         assert!(ages.0.len() <= 10);
-        assert_eq!(ages.oldest(ChangeNo(40), ChangeNo(40)), None, "everything is in the store");
+        assert_eq!(ages.oldest(ChangeNo(40), ChangeNo(40), now), None, "everything is in the store");
     }
 }

@@ -10,9 +10,9 @@ use crate::device::{Allocation, DeviceError, Run};
 use crate::map::{NeedPages, PageAt};
 use crate::units::{BlockCount, Extent};
 use crate::volume::objects::LoadedPages;
-use crate::volume::read::io_error;
-use crate::volume::shared::Shared;
-use crate::volume::state::State;
+use crate::engine::read::io_error;
+use crate::engine::shared::Shared;
+use crate::engine::log::Log;
 
 /// Pieces that are looked at while the lock is held.
 const STEPS_AT_ONCE: usize = 512;
@@ -31,20 +31,14 @@ const BLOCKS_AHEAD: u64 = 16 << 10;
 
 impl Shared {
     /// See [`crate::device::Device::extents`].
-    pub(super) async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
+    pub(crate) async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
         let _reading = self.begin_reading();
-        let mut walk = Walk::new(self.block_size.cover(offset, len), most);
+        let mut walk = Walk::new(self.facts.block_size.cover(offset, len), most);
         let mut loaded = LoadedPages::new();
         let (mut turn, mut loads) = (None, 0);
         loop {
-            let stopped = {
-                let mut inner = self.inner.lock();
-                // Again each time: they may have left meanwhile, if little may stay.
-                inner.take_pages(loaded.clone());
-                let stopped = walk.go_on(&mut inner.state);
-                inner.state.map.evict(self.seat.map_memory() as usize);
-                stopped
-            };
+            let map_memory = self.doors.seat.map_memory();
+            let stopped = self.ledger().with_pages(loaded.clone(), map_memory, |log| walk.go_on(log));
             let need = match stopped {
                 Stopped::Done => break,
                 Stopped::Resting => {
@@ -58,7 +52,7 @@ impl Shared {
             }
             // Whoever had the turn before may have brought what is missing: look again. It is kept as long as the pages are.
             if turn.is_none() {
-                turn = self.loading_for_extents.acquire().await.ok();
+                turn = self.waits.loading_for_extents.acquire().await.ok();
                 continue;
             }
             loads += 1;
@@ -70,8 +64,8 @@ impl Shared {
             }
         }
         Ok(walk.runs(|extent| {
-            let start = self.block_size.offset_of(extent.start).max(offset);
-            self.block_size.offset_of(extent.end()).min(offset + len) - start
+            let start = self.facts.block_size.offset_of(extent.start).max(offset);
+            self.facts.block_size.offset_of(extent.end()).min(offset + len) - start
         }))
     }
 }
@@ -99,14 +93,14 @@ impl Walk {
         Walk { rest: extent, most, steps_left: STEPS_MAX, found: Vec::new() }
     }
 
-    fn go_on(&mut self, state: &mut State) -> Stopped {
+    fn go_on(&mut self, log: &mut Log) -> Stopped {
         for _ in 0..STEPS_AT_ONCE {
             if self.rest.is_empty() || self.steps_left == 0 {
                 return Stopped::Done;
             }
-            let (count, allocation) = match state.first_run(self.rest) {
+            let (count, allocation) = match log.first_run(self.rest) {
                 Ok(run) => run,
-                Err(NeedPages(first)) => return Stopped::Needs(self.with_more(state, first)),
+                Err(NeedPages(first)) => return Stopped::Needs(self.with_more(log, first)),
             };
             self.steps_left -= 1;
             let is_full = self.found.len() == self.most;
@@ -121,11 +115,11 @@ impl Walk {
     }
 
     /// The pages that are missing now, and some that will be.
-    fn with_more(&self, state: &State, first: Vec<PageAt>) -> NeedPages {
+    fn with_more(&self, log: &Log, first: Vec<PageAt>) -> NeedPages {
         let near = Extent { start: self.rest.start, count: BlockCount(self.rest.count.0.min(BLOCKS_AHEAD)) };
         let most = first.len().max(PAGES_AT_ONCE);
         let mut need = first;
-        for page in state.map.missing(near) {
+        for page in log.map.missing(near) {
             if need.len() < most && !need.contains(&page) {
                 need.push(page);
             }
@@ -146,7 +140,7 @@ mod tests {
     use crate::change::Change;
     use crate::map::ExtentMap;
     use crate::units::{BlockSize, ChangeNo, Seq};
-    use crate::volume::state::Origin;
+    use crate::engine::log::Origin;
 
     /// Rule R8: a call looks at so many pieces and no more, though all of them are one run.
     #[test]
@@ -160,13 +154,13 @@ mod tests {
             checkpointed: Seq(0),
             bytes_since_checkpoint: 0,
         };
-        let mut state = State::new(BlockSize::new(512).unwrap(), origin);
+        let mut log = Log::new(BlockSize::new(512).unwrap(), origin);
         let block = Bytes::from(vec![1; 512]);
         for at in 0..pieces {
-            state.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8);
+            log.accept(Change::Write(Extent::new(at, 1), block.clone()), u64::MAX / 8);
         }
         let (mut walk, mut rests) = (Walk::new(Extent::new(0, 2 * pieces), 10), 0);
-        while let Stopped::Resting = walk.go_on(&mut state) {
+        while let Stopped::Resting = walk.go_on(&mut log) {
             rests += 1;
         }
         assert_eq!(rests, STEPS_MAX / STEPS_AT_ONCE);

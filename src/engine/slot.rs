@@ -49,17 +49,18 @@ use crate::segment::{self, LogObject};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::Seq;
 use crate::volume::again;
-use crate::volume::backoff::Backoff;
+use crate::engine::backoff::Backoff;
 use crate::volume::error::{Holder, VolumeError};
 use crate::volume::meta::FencedBy;
 use crate::volume::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
 use crate::volume::scan::{self, Slot};
-use crate::volume::shared::{End, Shared};
+use crate::engine::core::End;
+use crate::engine::shared::Shared;
 use crate::volume::verified::{self, Mark};
 
 /// What became of an object that was to be created.
 #[derive(Debug)]
-pub(super) enum Put {
+pub(crate) enum Put {
     /// It is there, whole, under this key.
     Ours(Key),
     /// Something else is there.
@@ -73,7 +74,7 @@ type IsTorn<'a> = &'a (dyn Fn(&Bytes) -> bool + Send + Sync);
 
 /// Creates an object once, at the first place that is not torn. Fails if the store does; whoever tries again goes the same
 /// way and finds what it left.
-pub(super) async fn put(
+pub(crate) async fn put(
     store: &dyn Store,
     key: &Key,
     parts: Vec<Bytes>,
@@ -94,7 +95,7 @@ async fn put_log_object(
 }
 
 /// [`put`] of a fence into a slot of the log.
-pub(super) async fn put_fence(
+pub(crate) async fn put_fence(
     store: &dyn Store,
     key: &Key,
     parts: Vec<Bytes>,
@@ -106,7 +107,7 @@ pub(super) async fn put_fence(
 }
 
 /// [`put`], with places of the caller's own.
-pub(super) async fn put_at(
+pub(crate) async fn put_at(
     store: &dyn Store,
     place: &(dyn Fn(u8) -> Result<Key, StoreError> + Send + Sync),
     parts: Vec<Bytes>,
@@ -168,14 +169,14 @@ fn of_ours(parts: &[Bytes], there: &Bytes) -> Share {
 }
 
 /// Why an object cannot be created. The next opening needs nothing of it: it finds another key, or a place for its fence.
-pub(super) fn torn(key: &Key) -> String {
+pub(crate) fn torn(key: &Key) -> String {
     torn_times(key, PLACES_MAX)
 }
 
 /// Why a fence cannot be created, and the way out. By hand, because nothing here can tell that no other server is trying: one
 /// that goes on at a later place while the first is free again would believe itself committed where nobody looks. With all
 /// of them stopped, what arrives late changes nothing: whole at the first place it is found, anywhere else it is not looked at.
-pub(super) fn torn_for_fences(key: &Key) -> String {
+pub(crate) fn torn_for_fences(key: &Key) -> String {
     format!(
         "{}; once the store takes whole objects, stop every server that has this volume, delete {key} and {key}.1 to {key}.{}, \
          and start one: none of these is whole, so nothing in them was ever acknowledged",
@@ -193,18 +194,18 @@ fn torn_times(key: &Key, times: u8) -> String {
 
 /// Puts an object into a slot, for as long as the store takes to accept it; in verified mode looks afterwards. Fails only if somebody
 /// else has the slot, or the volume.
-pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>) -> Result<(), End> {
-    let key = shared.keys.segment(seq);
+pub(crate) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>) -> Result<(), End> {
+    let key = shared.doors.keys.segment(seq);
     let mut backoff = Backoff::new(shared);
     loop {
-        match put_log_object(&*shared.store, &key, parts.clone(), &shared.sealer, seq).await {
+        match put_log_object(&*shared.doors.store, &key, parts.clone(), &shared.doors.sealer, seq).await {
             Ok(Put::Ours(_)) => break,
             Ok(Put::Taken(there)) => return Err(whose(shared, seq, &there)),
             Ok(Put::Torn) => return Err(torn_or_taken(shared, seq, &key).await),
             Err(error) => backoff.pause("writing to the log", &error).await,
         }
     }
-    if shared.meta.fenced_by != FencedBy::Verified {
+    if shared.facts.meta.fenced_by != FencedBy::Verified {
         return Ok(());
     }
     let mut backoff = Backoff::new(shared);
@@ -221,7 +222,7 @@ pub(super) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
 async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
     let began = Instant::now();
     loop {
-        match verified::look(&*shared.store, &shared.keys, shared.epoch).await {
+        match verified::look(&*shared.doors.store, &shared.doors.keys, shared.facts.epoch).await {
             Ok(None) => return Ok(()),
             Ok(Some(Mark::Claim(_))) if began.elapsed() < verified::CLAIM_LASTS => sleep(verified::LOOK_AGAIN).await,
             Ok(Some(mark)) => return Err(ProofError::Fenced(claimed_by(shared, mark).await)),
@@ -233,37 +234,37 @@ async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
 /// Who that is stands in the fence, if it is there already and can be read.
 async fn claimed_by(shared: &Shared, mark: Mark) -> End {
     if let Mark::Fence(placed) = mark {
-        let key = shared.keys.fence(placed);
-        let read = scan::read_log_object(&*shared.store, key, &shared.sealer, placed.slot).await;
+        let key = shared.doors.keys.fence(placed);
+        let read = scan::read_log_object(&*shared.doors.store, key, &shared.doors.sealer, placed.slot).await;
         if let Ok(Slot::Holds(read, _)) = read {
             return taken_by(shared, placed.slot, &read.object);
         }
     }
     End::Fenced(format!(
         "volume {} was taken over: {} is there; this server can write no more",
-        shared.meta.name,
-        shared.keys.of_mark(mark)
+        shared.facts.meta.name,
+        shared.doors.keys.of_mark(mark)
     ))
 }
 
 /// Somebody else's object stands in our slot: the volume is no longer ours.
 fn whose(shared: &Shared, seq: Seq, there: &Bytes) -> End {
-    match segment::decode_log_object(&shared.sealer, seq, there) {
+    match segment::decode_log_object(&shared.doors.sealer, seq, there) {
         Ok(Found::Whole(read)) => taken_by(shared, seq, &read.object),
-        _ => End::Failed(format!("{} holds an object that is not ours and cannot be read", shared.keys.segment(seq))),
+        _ => End::Failed(format!("{} holds an object that is not ours and cannot be read", shared.doors.keys.segment(seq))),
     }
 }
 
 /// All places of our object are torn. At one that only a fence can have there may be one.
 async fn torn_or_taken(shared: &Shared, seq: Seq, key: &Key) -> End {
-    match scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, seq).await {
+    match scan::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, seq).await {
         Ok(Slot::Holds(read, _)) => taken_by(shared, seq, &read.object),
         _ => End::Failed(torn(key)),
     }
 }
 
 fn taken_by(shared: &Shared, seq: Seq, object: &LogObject) -> End {
-    let name = &shared.meta.name;
+    let name = &shared.facts.meta.name;
     End::Fenced(match object {
         LogObject::Fence(fence) => {
             let holder = Holder::of(fence);
@@ -284,18 +285,18 @@ fn taken_by(shared: &Shared, seq: Seq, object: &LogObject) -> End {
 /// time that none of the last ones was free.
 ///
 /// In verified mode one look is enough: whoever claims the volume after it reads the checkpoints after the claim.
-pub(super) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), ProofError> {
-    if shared.meta.fenced_by == FencedBy::Verified {
+pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), ProofError> {
+    if shared.facts.meta.fenced_by == FencedBy::Verified {
         return prove_no_claim(shared).await;
     }
     let (mut seq, mut count) = (from, 1);
     loop {
-        let reads = (0..count).map(|i| scan::read_slot(&*shared.store, &shared.keys, &shared.sealer, Seq(seq.0 + i)));
+        let reads = (0..count).map(|i| scan::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, Seq(seq.0 + i)));
         for found in join_all(reads).await {
             match found {
                 // A fence would be at the first place that is not torn.
                 Ok(Slot::Free | Slot::Torn(_)) => return Ok(()),
-                Ok(Slot::Holds(read, _)) if read.object.epoch() == shared.epoch => seq = seq.next(),
+                Ok(Slot::Holds(read, _)) if read.object.epoch() == shared.facts.epoch => seq = seq.next(),
                 Ok(Slot::Holds(read, _)) => return Err(ProofError::Fenced(taken_by(shared, seq, &read.object))),
                 Err(VolumeError::Store { source, .. }) => return Err(ProofError::Store(source)),
                 Err(damaged) => return Err(ProofError::Fenced(End::Failed(damaged.to_string()))),
@@ -309,7 +310,7 @@ pub(super) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
 const PROOF_READS: u64 = 64;
 
 /// Why a proof failed.
-pub(super) enum ProofError {
+pub(crate) enum ProofError {
     /// The store did not answer.
     Store(StoreError),
     /// There is a fence, or worse.

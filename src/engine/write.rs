@@ -1,30 +1,28 @@
 //! WRITE, TRIM, WRITE_ZEROES, FLUSH: accept under one short lock, acknowledge when a killed server would not lose it,
 //! and wait for durability where it was asked for.
 
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use crate::cache::Purpose;
 use crate::change::Change;
 use crate::device::DeviceError;
 use crate::segment::Durability;
 use crate::units::{BlockCount, ChangeNo, Extent};
-use crate::volume::budget::Room;
-use crate::volume::buffer;
-use crate::volume::shared::{End, Shared};
-
-/// How often a journal that failed is tried again.
-pub(super) const JOURNAL_RETRY: Duration = Duration::from_secs(10);
+use crate::engine::budget::Room;
+use crate::engine::buffer;
+use crate::engine::core::End;
+use crate::engine::ledger::{By, Ledger, Refusal};
+use crate::engine::shared::Shared;
 
 impl Shared {
     /// Accepts `data` at `offset`. Partial blocks at its edges are completed under a lock on their range.
-    pub(super) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+    pub(crate) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         if data.is_empty() {
             return Ok(());
         }
-        let cover = self.block_size.cover(offset, data.len() as u64);
-        let aligned = self.block_size.bytes_in(cover.count) == data.len() as u64;
+        let cover = self.facts.block_size.cover(offset, data.len() as u64);
+        let aligned = self.facts.block_size.bytes_in(cover.count) == data.len() as u64;
         let last = match aligned {
             true => self.accept_all(self.split(cover, data), Who::Client).await?,
             false => {
@@ -37,8 +35,8 @@ impl Shared {
     }
 
     /// Gives up the whole blocks inside the range. A hint: nothing internal makes it fail.
-    pub(super) async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
-        let extent = self.block_size.inside(offset, len);
+    pub(crate) async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
+        let extent = self.facts.block_size.inside(offset, len);
         if extent.is_empty() {
             return Ok(());
         }
@@ -47,18 +45,18 @@ impl Shared {
     }
 
     /// Zeroes exactly the range: whole blocks by the map, edges by writing.
-    pub(super) async fn write_zeroes(
+    pub(crate) async fn write_zeroes(
         &self,
         offset: u64,
         len: u64,
         no_hole: bool,
         fua: bool,
     ) -> Result<(), DeviceError> {
-        let inside = self.block_size.inside(offset, len);
+        let inside = self.facts.block_size.inside(offset, len);
         if inside.is_empty() {
             return self.write(offset, zeroes(len), fua).await;
         }
-        let (start, end) = (self.block_size.offset_of(inside.start), self.block_size.offset_of(inside.end()));
+        let (start, end) = (self.facts.block_size.offset_of(inside.start), self.facts.block_size.offset_of(inside.end()));
         if offset < start {
             self.write(offset, zeroes(start - offset), fua).await?;
         }
@@ -71,32 +69,28 @@ impl Shared {
     }
 
     /// Returns once every change accepted so far is stable, as the configured durability says (rule R3).
-    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
+    pub(crate) async fn flush(&self) -> Result<(), DeviceError> {
         self.check_open()?;
-        let last = self.inner.lock().state.last();
-        let _waits = self.flushes.one_more();
+        let last = self.ledger().log().last();
+        let _waits = self.waits.flushes.one_more();
         self.stable(last).await
     }
 
     /// Returns once the change is committed in the store.
-    pub(super) async fn committed(&self, no: ChangeNo) -> Result<(), DeviceError> {
-        {
-            let mut inner = self.inner.lock();
-            if inner.state.covers() >= no {
-                return Ok(());
-            }
-            inner.state.want(no);
+    pub(crate) async fn committed(&self, no: ChangeNo) -> Result<(), DeviceError> {
+        if self.ledger().want(no) {
+            return Ok(());
         }
-        self.wake.notify_one();
-        let done = self.progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
+        self.waits.wake.notify_one();
+        let done = self.waits.progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
         if done.covers >= no { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
     }
 
     async fn stable(&self, no: ChangeNo) -> Result<(), DeviceError> {
-        match self.options.durability {
+        match self.facts.options.durability {
             Durability::Store => self.committed(no).await,
             // A journal that cannot be written promises nothing: the store must have it.
-            Durability::Journal => match self.journal.synced(no).await {
+            Durability::Journal => match self.doors.journal.synced(no).await {
                 Ok(()) => self.check_open(),
                 Err(_) => self.committed(no).await,
             },
@@ -106,8 +100,8 @@ impl Shared {
     /// Returns once the change survives the death of this process.
     async fn acknowledge(&self, no: ChangeNo, fua: bool) -> Result<(), DeviceError> {
         // FUA is a FLUSH of its own change.
-        let _waits = fua.then(|| self.flushes.one_more());
-        if self.journal.written(no).await.is_err() {
+        let _waits = fua.then(|| self.waits.flushes.one_more());
+        if self.doors.journal.written(no).await.is_err() {
             self.journal_suspended();
             return self.committed(no).await;
         }
@@ -115,7 +109,7 @@ impl Shared {
     }
 
     /// Gives up all from the end that was lowered on, and returns once that is committed in the store ([`super::resize`]).
-    pub(super) async fn give_up(&self, beyond: Extent) -> Result<(), DeviceError> {
+    pub(crate) async fn give_up(&self, beyond: Extent) -> Result<(), DeviceError> {
         let last = self.accept_all(vec![Change::Hole(beyond)], Who::Shrinker).await?;
         self.committed(last).await
     }
@@ -137,15 +131,14 @@ impl Shared {
     async fn accept(&self, change: Change, who: Who<'_>) -> Result<ChangeNo, DeviceError> {
         let extent = change.extent();
         loop {
-            let freed = self.completed.notified();
+            let freed = self.waits.completed.notified();
             {
-                let mut inner = self.inner.lock();
+                let mut ledger = self.ledger();
                 self.check_open()?;
-                if extent.end() > inner.end() && !matches!(who, Who::Shrinker) {
-                    return Err(DeviceError::BeyondEnd);
-                }
-                if !inner.paused && (matches!(who, Who::Completer(_)) || inner.state.is_free(extent)) {
-                    return Ok(self.accept_locked(&mut inner, change));
+                match ledger.may_accept(extent, who.into()) {
+                    Ok(()) => return Ok(self.accept_locked(&mut ledger, change)),
+                    Err(Refusal::BeyondEnd) => return Err(DeviceError::BeyondEnd),
+                    Err(Refusal::NotNow) => {}
                 }
             }
             freed.await;
@@ -153,18 +146,15 @@ impl Shared {
     }
 
     /// Sequence number, write buffer and journal queue under one lock, so that all three have one order.
-    fn accept_locked(&self, inner: &mut super::shared::Inner, change: Change) -> ChangeNo {
-        let frozen_before = inner.state.waiting();
-        let numbered = inner.state.accept(change, self.options.segment_size);
+    fn accept_locked(&self, ledger: &mut Ledger, change: Change) -> ChangeNo {
+        let (numbered, is_due) = ledger.accept(change, Instant::now());
         let no = numbered.no;
-        let covers = inner.state.covers();
-        inner.ages.accepted(no, covers);
-        if let Some(witness) = &self.witness.0 {
+        if let Some(witness) = &self.doors.witness.0 {
             witness(&numbered);
         }
-        self.journal.append(self.epoch, numbered);
-        if inner.note_age() || inner.state.waiting() > frozen_before {
-            self.wake.notify_one();
+        self.doors.journal.append(self.facts.epoch, numbered);
+        if is_due {
+            self.waits.wake.notify_one();
         }
         no
     }
@@ -172,30 +162,29 @@ impl Shared {
     /// Waits until `cost` more bytes may be dirty (rule R6: the client waits, it gets no error for being fast).
     async fn wait_for_room(&self, cost: u64) -> Result<Room<'_>, DeviceError> {
         let permits = cost.min(u64::from(u32::MAX)) as u32;
-        if let Some(room) = self.seat.try_room(permits) {
+        if let Some(room) = self.doors.seat.try_room(permits) {
             return Ok(room);
         }
         let _waiting = self.waiting_for_room();
-        self.wake.notify_one();
         tokio::select! {
             biased;
-            room = self.seat.room(permits) => room.ok_or_else(|| self.end_error()),
+            room = self.doors.seat.room(permits) => room.ok_or_else(|| self.end_error()),
             // What all volumes share does not end with this one.
-            _ = self.progress.wait_for(|progress| progress.end.is_some()) => Err(self.end_error()),
+            _ = self.waits.progress.wait_for(|progress| progress.end.is_some()) => Err(self.end_error()),
         }
     }
 
     /// Cuts a write into changes that fit into a segment.
     fn split(&self, extent: Extent, data: Bytes) -> Vec<Change> {
-        let bytes = self.options.segment_size.min(self.options.dirty_bytes / 4);
-        let step = (bytes / u64::from(self.block_size.bytes())).max(1);
+        let bytes = self.facts.options.segment_size.min(self.facts.options.dirty_bytes / 4);
+        let step = (bytes / u64::from(self.facts.block_size.bytes())).max(1);
         let mut changes = Vec::with_capacity(1);
         let mut at = 0;
         while at < extent.count.0 {
             let count = step.min(extent.count.0 - at);
             let part = Extent { start: extent.start + BlockCount(at), count: BlockCount(count) };
-            let from = self.block_size.bytes_in(BlockCount(at)) as usize;
-            let to = from + self.block_size.bytes_in(part.count) as usize;
+            let from = self.facts.block_size.bytes_in(BlockCount(at)) as usize;
+            let to = from + self.facts.block_size.bytes_in(part.count) as usize;
             changes.push(Change::Write(part, data.slice(from..to)));
             at += count;
         }
@@ -204,8 +193,8 @@ impl Shared {
 
     /// `data` with the rest of its first and last block around it.
     async fn complete(&self, offset: u64, data: Bytes, cover: Extent) -> Result<Bytes, DeviceError> {
-        let start = self.block_size.offset_of(cover.start);
-        let end = self.block_size.offset_of(cover.end());
+        let start = self.facts.block_size.offset_of(cover.start);
+        let end = self.facts.block_size.offset_of(cover.end());
         let mut whole = BytesMut::with_capacity((end - start) as usize);
         for bytes in self.read(start, offset - start, Purpose::Read).await?.into_bytes() {
             whole.extend_from_slice(&bytes);
@@ -220,11 +209,11 @@ impl Shared {
 
     async fn begin_completing(&self, extent: Extent) -> Result<Completing<'_>, DeviceError> {
         loop {
-            let freed = self.completed.notified();
+            let freed = self.waits.completed.notified();
             {
-                let mut inner = self.inner.lock();
+                let mut ledger = self.ledger();
                 self.check_open()?;
-                if inner.state.begin_completing(extent) {
+                if ledger.begin_completing(extent) {
                     return Ok(Completing { shared: self, extent });
                 }
             }
@@ -244,6 +233,16 @@ enum Who<'a> {
     Shrinker,
 }
 
+impl From<Who<'_>> for By {
+    fn from(who: Who<'_>) -> By {
+        match who {
+            Who::Client => By::Client,
+            Who::Completer(_) => By::Completer,
+            Who::Shrinker => By::Shrinker,
+        }
+    }
+}
+
 /// A range whose partial blocks its holder completes: nobody else writes there meanwhile.
 struct Completing<'a> {
     shared: &'a Shared,
@@ -252,8 +251,8 @@ struct Completing<'a> {
 
 impl Drop for Completing<'_> {
     fn drop(&mut self) {
-        self.shared.inner.lock().state.end_completing(self.extent);
-        self.shared.completed.notify_waiters();
+        self.shared.ledger().end_completing(self.extent);
+        self.shared.waits.completed.notify_waiters();
     }
 }
 

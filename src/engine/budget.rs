@@ -68,7 +68,7 @@ impl Budget {
 
     /// A place for one more volume, whose buffer holds `replayed` bytes already: these may exceed the bounds, were the bounds
     /// lower than what the journal held. What exceeds them is the first to go when changes are committed.
-    pub(super) fn seat(&self, options: &Options, replayed: u64) -> Seat {
+    pub(crate) fn seat(&self, options: &Options, replayed: u64) -> Seat {
         let within = replayed.min(options.dirty_bytes);
         let own = Semaphore::new(permits(options.dirty_bytes - within));
         let of_all = self.take_up_to(replayed);
@@ -127,7 +127,7 @@ fn permits(bytes: u64) -> usize {
 
 /// The place of one volume in the budget; what it holds goes back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(crate) struct Seat {
     budget: Budget,
     /// Dirty bytes that the volume may still take.
     own: Semaphore,
@@ -156,7 +156,7 @@ impl Held {
 
 /// Room for a change.
 #[derive(Debug)]
-pub(super) struct Room<'a> {
+pub(crate) struct Room<'a> {
     seat: &'a Seat,
     own: SemaphorePermit<'a>,
     all: OwnedSemaphorePermit,
@@ -182,7 +182,7 @@ impl<'a> Room<'a> {
 /// Room that counts as dirty, for a change that is not accepted yet. Unless it is, the room is given back.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Kept<'a> {
+pub(crate) struct Kept<'a> {
     seat: &'a Seat,
     bytes: u64,
 }

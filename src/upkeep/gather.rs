@@ -13,6 +13,9 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
 use crate::codec::CorruptError;
+use crate::engine::Event;
+use crate::engine::collection::Gathered;
+use crate::engine::shared::Shared;
 use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement, SegmentInfo};
 use crate::segment::{self, LogObject, LogRead};
 use crate::store::{ErrorKind, Key, StoreError};
@@ -20,10 +23,8 @@ use crate::units::{Extent, FrameAddr, Location, Seq};
 use crate::volume::again::READS;
 use crate::volume::error::VolumeError;
 use crate::volume::fetch;
-use crate::volume::gc::Held;
 use crate::volume::objects::ReadError;
 use crate::volume::scan::{self, Slot};
-use crate::volume::shared::Shared;
 
 /// Victims whose heads, or small objects, are read at one time: what is looked up next has to wait for all of them.
 const HEADS: usize = 16;
@@ -51,21 +52,6 @@ const GROUP_BYTES: u64 = 2 << 20;
 
 /// Bytes in memory of pages that stay for the next group.
 const GROUP_MEMORY: usize = 16 << 20;
-
-/// What came of reading victims.
-pub(super) struct Gathered {
-    pub held: Held,
-    pub victims: Vec<Seq>,
-    /// Sorted by block.
-    pub data: Vec<(Extent, Bytes)>,
-    pub as_of: Seq,
-    /// Victims that are not what was written, or not there.
-    pub damaged: Vec<Seq>,
-    /// Victims in which nothing is live.
-    pub empty: Vec<Seq>,
-    /// The store failed: nothing came of it.
-    pub failed: Option<StoreError>,
-}
 
 /// Why something could not be read.
 enum Unread {
@@ -99,15 +85,15 @@ struct Victim {
 type Live = HashMap<Seq, Vec<(Extent, Location)>>;
 
 /// Reads what is live in the victims. The map is as of `as_of` or later.
-pub(super) async fn gather(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Gathered {
-    let held = shared.seat.round().await.map(Arc::new);
+pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Event {
+    let held = shared.doors.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
     let mut gathered =
         Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
     if let Err(error) = fill(&shared, &mut gathered).await {
         gathered.failed = Some(error);
     }
-    gathered
+    Event::Gathered(gathered)
 }
 
 async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError> {
@@ -119,7 +105,7 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
             Ok(Some(victim)) => victims.push(victim),
             Ok(None) => gathered.empty.push(seq), // it died meanwhile
             Err(Unread::Store(error)) => return Err(error),
-            Err(Unread::Damaged(why)) => gathered.note_damage(shared, seq, &why),
+            Err(Unread::Damaged(why)) => note_damage(gathered, shared, seq, &why),
         }
     }
     let mut live = match live_parts(shared, &victims).await {
@@ -127,7 +113,7 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
         Err(Unread::Store(error)) => return Err(error),
         Err(Unread::Damaged(why)) => {
             // Not the victims' fault, but what is live in them cannot be known.
-            victims.iter().for_each(|victim| gathered.note_damage(shared, victim.seq, &why));
+            victims.iter().for_each(|victim| note_damage(gathered, shared, victim.seq, &why));
             return Ok(());
         }
     };
@@ -146,25 +132,23 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
         match read {
             Ok(data) => gathered.data.extend(data),
             Err(Unread::Store(error)) => return Err(error),
-            Err(Unread::Damaged(why)) => gathered.note_damage(shared, seq, &why),
+            Err(Unread::Damaged(why)) => note_damage(gathered, shared, seq, &why),
         }
     }
     gathered.data.sort_unstable_by_key(|(extent, _)| extent.start);
     Ok(())
 }
 
-impl Gathered {
-    fn note_damage(&mut self, shared: &Shared, seq: Seq, why: &str) {
-        tracing::error!(object = %shared.keys.segment(seq), "not collected: {why}");
-        self.damaged.push(seq);
-    }
+fn note_damage(gathered: &mut Gathered, shared: &Shared, seq: Seq, why: &str) {
+    tracing::error!(object = %shared.doors.keys.segment(seq), "not collected: {why}");
+    gathered.damaged.push(seq);
 }
 
 /// The victims, and which of them are read whole.
 fn plan(shared: &Shared, victims: &[Seq]) -> Vec<(Seq, bool)> {
-    let inner = shared.inner.lock();
-    let usage = inner.state.map.usage();
-    let mut room = WHOLE_BATCHES * shared.options.gc.batch;
+    let ledger = shared.ledger();
+    let usage = ledger.log().map.usage();
+    let mut room = WHOLE_BATCHES * shared.facts.options.gc.batch;
     let mut is_whole = |info: &SegmentInfo| {
         let pays = info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes;
         let fits = pays && info.stored_bytes <= room;
@@ -176,21 +160,21 @@ fn plan(shared: &Shared, victims: &[Seq]) -> Vec<(Seq, bool)> {
 
 /// The head of one victim, and its object if that is to be read `whole`; nothing if it died meanwhile.
 async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Victim>, Unread> {
-    let info = shared.inner.lock().state.map.usage().get(seq).copied();
+    let info = shared.ledger().log().map.usage().get(seq).copied();
     let Some(info) = info else { return Ok(None) };
-    let mut key = shared.keys.segment(seq);
+    let mut key = shared.doors.keys.segment(seq);
     let mut whole = match whole {
-        true => Some(shared.background.get(&key).await.map_err(store_failed)?),
+        true => Some(shared.doors.background.get(&key).await.map_err(store_failed)?),
         false => None,
     };
     let decode = |bytes: &Bytes| {
-        let read = segment::decode_log_object(&shared.sealer, seq, bytes);
+        let read = segment::decode_log_object(&shared.doors.sealer, seq, bytes);
         read.and_then(|found| found.whole(bytes.len())).ok()
     };
     let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes).and_then(decode) {
         Some(read) => read,
         // It was not asked for at once, or what came is not the whole of it, or does not prove itself.
-        None => match scan::read_slot(&*shared.background, &shared.keys, &shared.sealer, seq).await {
+        None => match scan::read_slot(&*shared.doors.background, &shared.doors.keys, &shared.doors.sealer, seq).await {
             Ok(Slot::Holds(read, place)) => {
                 (key, whole) = (place, None);
                 read
@@ -218,7 +202,7 @@ async fn live_parts(shared: &Shared, victims: &[Victim]) -> Result<Live, Unread>
     let (mut live, mut pages) = (Live::new(), HashMap::new());
     let mut rest = &extents[..];
     while !rest.is_empty() {
-        let (done, need) = look_up(&shared.inner.lock().state.map, rest, &pages, &mut live);
+        let (done, need) = look_up(&shared.ledger().log().map, rest, &pages, &mut live);
         rest = &rest[done..];
         // Neighbours need the same pages. Those that brought nothing further have to stay: one page finds the next.
         if done > 0 && pages.values().map(|page: &Arc<MapPage>| page.memory()).sum::<usize>() > GROUP_MEMORY {
@@ -297,14 +281,14 @@ async fn read_live_once(
             let gets = fetch::plan(frames, READ_GAP, READ_MAX);
             let gets = gets
                 .into_iter()
-                .map(|get| async move { (get.range.start, shared.background.get_range(key, get.range).await) });
+                .map(|get| async move { (get.range.start, shared.doors.background.get_range(key, get.range).await) });
             for (start, got) in stream::iter(gets).buffered(PARALLEL).collect::<Vec<_>>().await {
                 bytes.0.push((start, got.map_err(store_failed)?));
             }
         }
     }
-    let block_bytes = shared.block_size.bytes() as usize;
-    let opened = shared.workers.run(move || open(&read, &live, &bytes, block_bytes)).await;
+    let block_bytes = shared.facts.block_size.bytes() as usize;
+    let opened = shared.doors.workers.run(move || open(&read, &live, &bytes, block_bytes)).await;
     opened.map_err(|why| Unread::Damaged(why.to_string()))
 }
 

@@ -1,9 +1,8 @@
 //! Objects that nobody owns: what a displaced server put into a slot that a fence had voided and that was swept already, or
 //! what is left of a deletion that a dying server had begun and no table remembers. They cost money, not data.
 //!
-//! They are found by listing the volume's folder, rarely: `gc.sweep_grace` after the opening, then every `gc.sweep_interval`. One that
-//! two listings find, a grace time apart, is deleted. Whether a listing is due is asked when something was committed, and never
-//! of a volume that is quiet: such a volume makes no request, and what nobody owns waits with it.
+//! They are found by listing the volume's folder, rarely ([`crate::engine::sweeps`]). One that two listings find, a grace time apart, is
+//! deleted.
 //!
 //! Nothing is deleted on doubt: an object beyond the end of the log may be on its way to being committed; a fence that
 //! displaced a server stays for ever (see [`scan::follow_fence`]); what cannot be read, or is no object of a volume at
@@ -12,18 +11,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
+use crate::engine::Event;
+use crate::engine::core::End;
+use crate::engine::shared::Shared;
+use crate::engine::slot::{self, ProofError};
 use crate::segment::LogObject;
 use crate::store::{Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::Seq;
-use crate::volume::effect::{self, Effect};
 use crate::volume::error::VolumeError;
 use crate::volume::keys::Keys;
 use crate::volume::places::further_place;
 use crate::volume::scan::{self, Slot};
-use crate::volume::shared::{End, Shared};
-use crate::volume::slot::{self, ProofError};
 
 /// Who owns an object of a volume's folder, as far as its key tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,78 +82,36 @@ pub struct Swept {
     pub left: Vec<Key>,
 }
 
-/// The sweeps of one volume; the log task owns it.
-pub(super) struct Sweeper {
-    running: Option<Effect<Result<BTreeSet<Key>, Failed>>>,
-    /// What the listing before found.
-    suspects: BTreeSet<Key>,
-    next_at: Instant,
-    /// Something was committed since it was looked at whether a sweep is due.
-    is_active: bool,
-}
-
 /// Why a sweep broke off.
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// The store did not answer: there will be another one.
     Store(StoreError),
     /// The volume is not ours any more.
     Ended(End),
 }
 
-impl Sweeper {
-    /// Of a volume that was just opened.
-    pub fn new(shared: &Shared) -> Sweeper {
-        let next_at = Instant::now() + shared.options.gc.sweep_grace;
-        Sweeper { running: None, suspects: BTreeSet::new(), next_at, is_active: false }
-    }
-
-    /// Something was committed.
-    pub fn note_commit(&mut self) {
-        self.is_active = true;
-    }
-
-    /// Begins a sweep if something was committed and the time has come.
-    pub fn start(&mut self, shared: &Arc<Shared>) {
-        let is_active = std::mem::take(&mut self.is_active);
-        if is_active && self.running.is_none() && self.next_at <= Instant::now() && !shared.is_closing() {
-            self.running = Some(Effect::start(sweep_suspects(shared.clone(), std::mem::take(&mut self.suspects))));
-        }
-    }
-
-    /// The objects that belong to nobody, found by the sweep under way; never, if there is none.
-    pub async fn ended(&mut self) -> Result<BTreeSet<Key>, Failed> {
-        effect::ended(&mut self.running).await
-    }
-
-    /// Takes in what [`Sweeper::ended`] returned.
-    pub fn take(&mut self, shared: &Shared, found: Result<BTreeSet<Key>, Failed>) -> Result<(), End> {
-        let options = &shared.options.gc;
-        match found {
-            Ok(suspects) => self.suspects = suspects,
-            Err(Failed::Ended(end)) => return Err(end),
-            Err(Failed::Store(error)) => {
-                tracing::warn!(volume = %shared.meta.name, "the search for objects without an owner broke off: {error}");
-            }
-        }
-        let pause = if self.suspects.is_empty() { options.sweep_interval } else { options.sweep_grace };
-        self.next_at = Instant::now() + pause;
-        Ok(())
+/// A sweep: see [`sweep_suspects`].
+pub(crate) async fn run(shared: Arc<Shared>, suspects: BTreeSet<Key>) -> Event {
+    match sweep_suspects(&shared, &suspects).await {
+        Ok(found) => Event::Swept(Ok(found)),
+        Err(Failed::Store(error)) => Event::Swept(Err(error)),
+        Err(Failed::Ended(end)) => Event::Ended(end),
     }
 }
 
 /// Deletes those of the suspects that still belong to nobody, and returns the new ones.
-async fn sweep_suspects(shared: Arc<Shared>, suspects: BTreeSet<Key>) -> Result<BTreeSet<Key>, Failed> {
-    let (orphans, left) = find(&shared).await.map_err(Failed::Store)?;
+async fn sweep_suspects(shared: &Shared, suspects: &BTreeSet<Key>) -> Result<BTreeSet<Key>, Failed> {
+    let (orphans, left) = find(shared).await.map_err(Failed::Store)?;
     if !left.is_empty() {
-        tracing::warn!(volume = %shared.meta.name, first = %left[0], objects = left.len(), "objects that belong to nobody are left alone");
+        tracing::warn!(volume = %shared.facts.meta.name, first = %left[0], objects = left.len(), "objects that belong to nobody are left alone");
     }
     let (confirmed, fresh): (Vec<Key>, Vec<Key>) = orphans.into_iter().partition(|key| suspects.contains(key));
-    remove(&shared, &confirmed).await?;
+    remove(shared, &confirmed).await?;
     Ok(fresh.into_iter().collect())
 }
 
 /// Deletes at once whatever belongs to nobody. The caller has just taken the volume: nobody else writes to it.
-pub(super) async fn sweep_now(shared: &Shared) -> Result<Swept, Failed> {
+pub(crate) async fn sweep_now(shared: &Shared) -> Result<Swept, Failed> {
     let (removed, left) = find(shared).await.map_err(Failed::Store)?;
     remove(shared, &removed).await?;
     Ok(Swept { removed, left })
@@ -167,36 +123,36 @@ async fn remove(shared: &Shared, orphans: &[Key]) -> Result<(), Failed> {
     }
     // What nobody owned when it was found is nobody's, unless somebody took the volume.
     let from = {
-        let inner = shared.inner.lock();
-        inner.state.committed().next().max(shared.fence.1.continues_at)
+        let committed = shared.ledger().log().committed();
+        committed.next().max(shared.facts.fence.1.continues_at)
     };
     slot::prove_unfenced(shared, from).await.map_err(|error| match error {
         ProofError::Store(error) => Failed::Store(error),
         ProofError::Fenced(end) => Failed::Ended(end),
     })?;
-    shared.store.delete(orphans).await.map_err(Failed::Store)?;
-    tracing::info!(volume = %shared.meta.name, objects = orphans.len(), first = %orphans[0], "deleted objects that belonged to nobody");
+    shared.doors.store.delete(orphans).await.map_err(Failed::Store)?;
+    tracing::info!(volume = %shared.facts.meta.name, objects = orphans.len(), first = %orphans[0], "deleted objects that belonged to nobody");
     Ok(())
 }
 
 /// The objects that belong to nobody, and those of them that are to be left alone.
 async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
-    let listed = list_all(&*shared.background, &shared.keys.all()).await?;
+    let listed = list_all(&*shared.doors.background, &shared.doors.keys.all()).await?;
     // After the listing: whatever it shows was begun before, and is in the tables by now or still under way.
     let tables = {
-        let inner = shared.inner.lock();
-        let checkpoints = inner.checkpoints.keys().chain(&inner.doomed.checkpoints).copied();
+        let ledger = shared.ledger();
+        let log = ledger.log();
         Tables {
-            segments: inner.state.map.usage().iter().map(|(seq, _)| seq).collect(),
-            next: inner.state.committed().next(),
-            checkpoints: checkpoints.chain([inner.state.checkpointed()]).collect(),
-            checkpointed: inner.state.checkpointed(),
+            segments: log.map.usage().iter().map(|(seq, _)| seq).collect(),
+            next: log.committed().next(),
+            checkpoints: ledger.known_checkpoints(),
+            checkpointed: log.checkpointed(),
         }
     };
     let (mut orphans, mut left) = (Vec::new(), Vec::new());
     for ObjectEntry { key, .. } in listed {
-        let owner = tables.owner(&shared.keys, &key);
-        match verdict(&*shared.background, &shared.keys, &shared.sealer, &key, owner).await? {
+        let owner = tables.owner(&shared.doors.keys, &key);
+        match verdict(&*shared.doors.background, &shared.doors.keys, &shared.doors.sealer, &key, owner).await? {
             Verdict::Owned => {}
             Verdict::Orphan => orphans.push(key),
             Verdict::LeaveAlone => left.push(key),

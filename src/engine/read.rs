@@ -11,31 +11,31 @@ use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr, Location};
 use crate::volume::objects::{LoadedPages, ReadError};
 use crate::volume::places;
-use crate::volume::shared::Shared;
-use crate::volume::state::Piece;
+use crate::engine::shared::Shared;
+use crate::engine::log::Piece;
 
 impl Shared {
     /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).
-    pub(super) async fn read(&self, offset: u64, len: u64, purpose: Purpose) -> Result<Pieces, DeviceError> {
+    pub(crate) async fn read(&self, offset: u64, len: u64, purpose: Purpose) -> Result<Pieces, DeviceError> {
         if len == 0 {
             return Ok(Pieces::new());
         }
-        let extent = self.block_size.cover(offset, len);
+        let extent = self.facts.block_size.cover(offset, len);
         let mut planned = self.plan(extent).await?;
         let wanted: Vec<(FrameAddr, Salt)> = planned.wanted();
         let frames = match wanted.is_empty() {
             true => HashMap::new(),
             false => {
-                let frames = self.objects.frames(&wanted, purpose, 0).await;
+                let frames = self.doors.objects.frames(&wanted, purpose, 0).await;
                 frames.map_err(|error| self.unreadable(error, &planned.pieces, offset))?
             }
         };
         let mut parts = Vec::with_capacity(planned.pieces.len());
         for (part, piece) in std::mem::take(&mut planned.pieces) {
             // What the client asked for of this piece, in bytes.
-            let start = self.block_size.offset_of(part.start);
+            let start = self.facts.block_size.offset_of(part.start);
             let from = offset.saturating_sub(start);
-            let to = self.block_size.bytes_in(part.count).min(offset + len - start);
+            let to = self.facts.block_size.bytes_in(part.count).min(offset + len - start);
             parts.push(self.cut(piece, from, to, &frames)?);
         }
         Ok(let_go(parts))
@@ -43,22 +43,22 @@ impl Shared {
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
     /// is more.
-    pub(super) async fn prefetch(&self, offset: u64, len: u64, request: u64) -> Result<(), DeviceError> {
+    pub(crate) async fn prefetch(&self, offset: u64, len: u64, request: u64) -> Result<(), DeviceError> {
         if len > 0 {
-            let planned = self.plan(self.block_size.cover(offset, len)).await?;
-            self.objects.frames(&planned.wanted(), Purpose::Ahead, request).await.map_err(io_error)?;
+            let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
+            self.doors.objects.frames(&planned.wanted(), Purpose::Ahead, request).await.map_err(io_error)?;
         }
         Ok(())
     }
 
-    /// The pages that were missing, from the store; [`Inner::take_pages`] brings them into the map.
-    pub(super) async fn fetch_pages(&self, need: NeedPages) -> Result<LoadedPages, ReadError> {
-        let wanted = self.inner.lock().wanted(need);
+    /// The pages that were missing, from the store; whoever looks again brings them into the map.
+    pub(crate) async fn fetch_pages(&self, need: NeedPages) -> Result<LoadedPages, ReadError> {
+        let wanted = self.ledger().wanted(need);
         if wanted.is_empty() {
             // A checkpoint came in between. Whoever looks again must not keep everybody else from it.
             tokio::task::yield_now().await;
         }
-        self.objects.pages(wanted).await
+        self.doors.objects.pages(wanted).await
     }
 
     /// A plan, and the promise that the segments it names stay until it is dropped.
@@ -66,25 +66,18 @@ impl Shared {
         let reading = self.begin_reading();
         let mut loaded = LoadedPages::new();
         loop {
-            let need = {
-                let mut inner = self.inner.lock();
-                // All of them each time: a page finds the next one, and may have left meanwhile if little may stay.
-                inner.take_pages(loaded.clone());
-                match inner.state.plan_read(extent) {
-                    Ok(pieces) => {
-                        inner.state.map.evict(self.seat.map_memory() as usize);
-                        return Ok(Planned { _reading: reading, pieces });
-                    }
-                    Err(need) => need,
-                }
+            let map_memory = self.doors.seat.map_memory();
+            let need = match self.ledger().plan_read(extent, loaded.clone(), map_memory) {
+                Ok(pieces) => return Ok(Planned { _reading: reading, pieces }),
+                Err(need) => need,
             };
             loaded.extend(self.fetch_pages(need).await.map_err(io_error)?);
         }
     }
 
     /// From now until the guard is dropped, no object is deleted that the map refers to now.
-    pub(super) fn begin_reading(&self) -> Reading<'_> {
-        Reading { shared: self, ticket: self.inner.lock().state.readers().begin() }
+    pub(crate) fn begin_reading(&self) -> Reading<'_> {
+        Reading { shared: self, ticket: self.ledger().begin_reading() }
     }
 
     /// The bytes `from .. to` of a piece.
@@ -95,12 +88,12 @@ impl Shared {
             }
             Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => Cut::Zeroes(to - from),
             Piece::Frame(location, _) => {
-                let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
+                let skip = u64::from(location.block) * u64::from(self.facts.block_size.bytes());
                 let range = (skip + from) as usize..(skip + to) as usize;
                 // The map and the frame come from one authenticated segment; were they to disagree, say so.
                 let data = frames.get(&location.frame).filter(|part| range.end <= part.data().len());
                 let data = data.ok_or_else(|| {
-                    let key = self.keys.segment(location.frame.seq);
+                    let key = self.doors.keys.segment(location.frame.seq);
                     DeviceError::Io(format!(
                         "the frame at byte {} of {key} is shorter than the map says",
                         location.frame.offset
@@ -117,13 +110,13 @@ impl Shared {
         let own = places::further_place(key).map_or_else(|| key.clone(), |(own, _)| own);
         let is_it = |(_, piece): &&(Extent, Piece)| match piece {
             Piece::Frame(Location { frame, .. }, _) => {
-                u64::from(frame.offset) == *at && self.keys.segment(frame.seq) == own
+                u64::from(frame.offset) == *at && self.doors.keys.segment(frame.seq) == own
             }
             Piece::Held(..) | Piece::Zero => false,
         };
         match pieces.iter().find(is_it) {
             Some((extent, _)) => {
-                let offset = offset.max(self.block_size.offset_of(extent.start));
+                let offset = offset.max(self.facts.block_size.offset_of(extent.start));
                 DeviceError::Unreadable { offset, why: error.to_string() }
             }
             None => io_error(error),
@@ -160,7 +153,7 @@ fn let_go(cuts: Vec<Cut>) -> Pieces {
 }
 
 /// Somebody who uses places in the store that the map gave out.
-pub(super) struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     shared: &'a Shared,
     ticket: u64,
 }
@@ -185,8 +178,8 @@ impl Planned<'_> {
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.shared.inner.lock().state.readers().end(self.ticket);
-        self.shared.read_ended.notify_waiters();
+        self.shared.ledger().end_reading(self.ticket);
+        self.shared.waits.read_ended.notify_waiters();
     }
 }
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 use crate::store::health::Attempts;
-use crate::volume::shared::Shared;
+use crate::engine::shared::Shared;
 
 /// The first pause.
 const FIRST: Duration = Duration::from_millis(100);
 
 /// The pauses of one operation that must succeed in the end.
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     volume: String,
     random: crate::outside::Random,
     max: Duration,
@@ -21,16 +21,16 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new(shared: &Shared) -> Backoff {
-        let max = shared.options.retry_pause_max;
-        let volume = shared.meta.name.to_string();
-        let attempts = shared.health.begin();
-        Backoff { volume, random: shared.random.clone(), max, next: FIRST.min(max), tries: 0, attempts }
+    pub(crate) fn new(shared: &Shared) -> Backoff {
+        let max = shared.facts.options.retry_pause_max;
+        let volume = shared.facts.meta.name.to_string();
+        let attempts = shared.doors.health.begin();
+        Backoff { volume, random: shared.doors.random.clone(), max, next: FIRST.min(max), tries: 0, attempts }
     }
 
     /// Says what failed (the first time, and then as the pauses double) and waits, with jitter. `doing` need not name the object:
     /// the error does.
-    pub(super) async fn pause(&mut self, doing: &str, error: &StoreError) {
+    pub(crate) async fn pause(&mut self, doing: &str, error: &StoreError) {
         self.tries += 1;
         self.attempts.failed(StoreError::new(error.kind, format!("{doing}: {error}")));
         if self.tries.is_power_of_two() {

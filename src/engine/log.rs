@@ -1,5 +1,4 @@
-//! The state of an open volume and every decision about it: buffer, log and map together. Pure: it knows no I/O and no
-//! time; the shells (`write`, `read`, `log`, `checkpoint`) take plans from it under one short lock and report back.
+//! The way of a change: write buffer, slots of the log, and the map of what is committed. Pure.
 //!
 //! ```text
 //!  accept ─→ active buffer ─freeze→ frozen batches ─next_upload→ under way (≤ W) ─commit, in order→ map
@@ -18,10 +17,10 @@ use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
 use crate::part::Owner;
 use crate::segment::Payload;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
-use crate::volume::buffer::WriteBuffer;
+use crate::engine::buffer::WriteBuffer;
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
-pub(super) const LARGE: u64 = 2;
+pub(crate) const LARGE: u64 = 2;
 
 /// A run of accepted changes that will be one segment.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ pub enum Piece {
 
 /// See the module.
 #[derive(Debug)]
-pub struct State {
+pub struct Log {
     block_size: BlockSize,
     /// The map of what is committed.
     pub map: ExtentMap,
@@ -92,10 +91,10 @@ pub struct Origin {
     pub bytes_since_checkpoint: u64,
 }
 
-impl State {
-    /// The state of a volume that was just opened.
-    pub fn new(block_size: BlockSize, origin: Origin) -> State {
-        State {
+impl Log {
+    /// That of a volume that was just opened.
+    pub fn new(block_size: BlockSize, origin: Origin) -> Log {
+        Log {
             block_size,
             map: origin.map,
             active: WriteBuffer::new(block_size),
@@ -152,6 +151,16 @@ impl State {
         self.next_seq
     }
 
+    /// Whether that slot was given out, and what it is for did not take effect yet.
+    pub fn is_under_way(&self, seq: Seq) -> bool {
+        seq < self.next_seq && self.oldest_slot().is_some_and(|oldest| seq >= oldest)
+    }
+
+    /// The slot of the oldest segment under way: they have neighbouring ones.
+    pub fn oldest_slot(&self) -> Option<Seq> {
+        (!self.under_way.is_empty()).then(|| Seq(self.next_seq.0 - self.under_way.len() as u64))
+    }
+
     /// Asks for all changes up to `no` to be uploaded at once.
     pub fn want(&mut self, no: ChangeNo) {
         self.wanted = self.wanted.max(no);
@@ -190,7 +199,7 @@ impl State {
         }
     }
 
-    /// The next batch to upload and the slot it takes, unless there is none of either: see [`State::has_slot`].
+    /// The next batch to upload and the slot it takes, unless there is none of either: see [`Log::has_slot`].
     pub fn next_upload(&mut self, window: u32, share: u32) -> Option<(Seq, Arc<Batch>)> {
         if !self.has_slot(window, share) {
             return None;
@@ -302,7 +311,7 @@ impl State {
     }
 
     /// What is known of the first block of `extent`, and for how many blocks of it from there on, one at least, without looking
-    /// further. The extent is not empty. It looks as [`State::plan_read`] does: what is zero here reads as zero.
+    /// further. The extent is not empty. It looks as [`Log::plan_read`] does: what is zero here reads as zero.
     pub fn first_run(&mut self, extent: Extent) -> Result<(BlockCount, Allocation), NeedPages> {
         let mut part = extent;
         let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
@@ -435,7 +444,7 @@ mod tests {
 
     const SEGMENT: u64 = 8192;
 
-    fn state() -> State {
+    fn new_log() -> Log {
         let block_size = BlockSize::new(4096).unwrap();
         let origin = Origin {
             map: ExtentMap::new(crate::units::BlockCount(1 << 20)),
@@ -445,93 +454,93 @@ mod tests {
             checkpointed: Seq(0),
             bytes_since_checkpoint: 0,
         };
-        State::new(block_size, origin)
+        Log::new(block_size, origin)
     }
 
-    fn write(state: &mut State, block: u64) {
-        state.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT);
+    fn write(log: &mut Log, block: u64) {
+        log.accept(Change::Write(Extent::new(block, 1), Bytes::from(vec![1; 4096])), SEGMENT);
     }
 
     #[test]
     fn a_batch_fills_up_further_while_others_are_under_way() {
-        let mut state = state();
+        let mut log = new_log();
         let mut sealed = Vec::new();
         for block in 0..20 {
-            write(&mut state, block);
-            if let Some((_, batch)) = state.next_upload(8, 8) {
+            write(&mut log, block);
+            if let Some((_, batch)) = log.next_upload(8, 8) {
                 sealed.push(batch.buffer.data_bytes() / 4096);
             }
         }
         assert_eq!(sealed, [2, 4, 4, 4, 4]);
-        assert!(!state.is_full(4 * SEGMENT));
+        assert!(!log.is_full(4 * SEGMENT));
     }
 
     /// What is newest counts, wherever it stands on its way, and hides what is below it no further than it reaches.
     #[test]
     fn the_first_run_is_what_a_read_would_find() {
-        let mut state = state();
-        let first = |state: &mut State, from: u64| {
-            let (count, allocation) = state.first_run(Extent::new(from, 8 - from)).unwrap();
+        let mut log = new_log();
+        let first = |log: &mut Log, from: u64| {
+            let (count, allocation) = log.first_run(Extent::new(from, 8 - from)).unwrap();
             (count.0, allocation)
         };
-        assert_eq!(first(&mut state, 0), (8, Allocation::Hole));
-        (0..4).for_each(|block| write(&mut state, block));
-        state.freeze();
-        let (seq, _) = state.next_upload(8, 8).unwrap();
-        state.accept(Change::Hole(Extent::new(0, 1)), SEGMENT);
-        state.freeze();
-        state.accept(Change::Zero(Extent::new(2, 1)), SEGMENT);
+        assert_eq!(first(&mut log, 0), (8, Allocation::Hole));
+        (0..4).for_each(|block| write(&mut log, block));
+        log.freeze();
+        let (seq, _) = log.next_upload(8, 8).unwrap();
+        log.accept(Change::Hole(Extent::new(0, 1)), SEGMENT);
+        log.freeze();
+        log.accept(Change::Zero(Extent::new(2, 1)), SEGMENT);
         for stage in ["under way", "committed"] {
-            let runs = [0, 1, 2, 3, 4].map(|from| first(&mut state, from));
+            let runs = [0, 1, 2, 3, 4].map(|from| first(&mut log, from));
             let holds = [Allocation::Hole, Allocation::Data, Allocation::Zero, Allocation::Data, Allocation::Hole];
             assert_eq!(runs.map(|run| run.1), holds, "{stage}");
             assert_eq!(runs.map(|run| run.0), [1, 1, 1, 1, 4], "{stage}");
             if stage == "under way" {
                 let frame = crate::units::FrameAddr { seq, offset: 0, len: 1 };
                 let placed = [(Extent::new(0, 4), Placement::Data(Location { frame, block: 0 }))];
-                state
+                log
                     .commit(seq, SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() }, &placed, None)
                     .unwrap();
             }
         }
-        write(&mut state, 0);
-        assert_eq!(first(&mut state, 0), (1, Allocation::Data), "given up in a batch, and written again");
+        write(&mut log, 0);
+        assert_eq!(first(&mut log, 0), (1, Allocation::Data), "given up in a batch, and written again");
     }
 
     #[test]
     fn nothing_is_drained_before_all_that_was_accepted_took_effect() {
-        let mut state = state();
-        state.checkpoint_done(Seq(1), 0);
-        assert!(state.is_drained());
-        write(&mut state, 1);
-        assert!(!state.is_drained(), "it is in the buffer");
-        state.freeze();
-        assert!(!state.is_drained(), "it waits for a slot");
-        let (seq, _) = state.next_upload(1, 1).unwrap();
-        assert!(!state.is_drained(), "it is under way");
-        state.commit(seq, SegmentInfo::default(), &[], None).unwrap();
-        assert!(!state.is_drained(), "no checkpoint covers it");
-        state.checkpoint_done(seq, 0);
-        assert!(state.is_drained());
+        let mut log = new_log();
+        log.checkpoint_done(Seq(1), 0);
+        assert!(log.is_drained());
+        write(&mut log, 1);
+        assert!(!log.is_drained(), "it is in the buffer");
+        log.freeze();
+        assert!(!log.is_drained(), "it waits for a slot");
+        let (seq, _) = log.next_upload(1, 1).unwrap();
+        assert!(!log.is_drained(), "it is under way");
+        log.commit(seq, SegmentInfo::default(), &[], None).unwrap();
+        assert!(!log.is_drained(), "no checkpoint covers it");
+        log.checkpoint_done(seq, 0);
+        assert!(log.is_drained());
     }
 
     #[test]
     fn a_batch_that_was_filling_up_further_is_full_when_the_others_are_done() {
-        let mut state = state();
+        let mut log = new_log();
         (0..5).for_each(|block| {
-            write(&mut state, block);
-            state.next_upload(8, 8);
+            write(&mut log, block);
+            log.next_upload(8, 8);
         });
-        assert!(state.has_active() && !state.is_full(SEGMENT), "one under way, three blocks waiting");
+        assert!(log.has_active() && !log.is_full(SEGMENT), "one under way, three blocks waiting");
         let info = SegmentInfo { salt: [0; 16], stored_bytes: 8192, blocks: 2, live_blocks: 2 };
-        state.commit(Seq(2), info, &[], None).unwrap();
-        assert!(state.is_full(SEGMENT));
+        log.commit(Seq(2), info, &[], None).unwrap();
+        assert!(log.is_full(SEGMENT));
     }
 
     #[test]
     fn what_was_overwritten_in_the_buffer_counts_too() {
-        let mut state = state();
-        (0..8).for_each(|_| write(&mut state, 5));
-        assert_eq!((state.waiting(), state.has_active()), (1, false));
+        let mut log = new_log();
+        (0..8).for_each(|_| write(&mut log, 5));
+        assert_eq!((log.waiting(), log.has_active()), (1, false));
     }
 }

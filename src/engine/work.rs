@@ -1,8 +1,8 @@
 //! Work that goes on by itself: a task that its owner waits for, and that ends with its owner.
 //!
-//! The log task waits for many things at once, and what it does not wait for at the moment must not stand still: a plain
+//! The shell waits for many things at once, and what it does not wait for at the moment must not stand still: a plain
 //! future that nobody polls keeps the permits, locks and places in queues that it has, and whoever needs one of them waits
-//! for ever. So everything that takes long is an effect.
+//! for ever. So everything that takes long is work of its own.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,16 +12,16 @@ use tokio::task::JoinHandle;
 
 /// See the module. Dropping it ends the work at its next pause.
 #[derive(Debug)]
-pub(super) struct Effect<T>(JoinHandle<T>);
+pub(super) struct Work<T>(JoinHandle<T>);
 
-impl<T: Send + 'static> Effect<T> {
+impl<T: Send + 'static> Work<T> {
     /// Puts work under way.
-    pub fn start(work: impl Future<Output = T> + Send + 'static) -> Effect<T> {
-        Effect(tokio::spawn(work))
+    pub fn start(work: impl Future<Output = T> + Send + 'static) -> Work<T> {
+        Work(tokio::spawn(work))
     }
 }
 
-impl<T> Future for Effect<T> {
+impl<T> Future for Work<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
@@ -35,19 +35,19 @@ impl<T> Future for Effect<T> {
     }
 }
 
-impl<T> Drop for Effect<T> {
+impl<T> Drop for Work<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// The result of the effect, which is then over; never, if there is none.
-pub(super) async fn ended<T>(effect: &mut Option<Effect<T>>) -> T {
-    let result = match effect.as_mut() {
+/// The result of the work, which is then over; never, if there is none.
+pub(super) async fn ended<T>(work: &mut Option<Work<T>>) -> T {
+    let result = match work.as_mut() {
         Some(running) => running.await,
         None => std::future::pending().await,
     };
-    *effect = None;
+    *work = None;
     result
 }
 
@@ -66,12 +66,12 @@ mod tests {
             let permits = permits.clone();
             async move { drop(permits.acquire_owned().await) }
         };
-        let (first, second) = (Effect::start(one(&permits)), Effect::start(one(&permits)));
+        let (first, second) = (Work::start(one(&permits)), Work::start(one(&permits)));
         // The first is not looked at, and does not keep the second from its permit.
         second.await;
         drop(first);
         let held = permits.clone();
-        let holds = Effect::start(async move {
+        let holds = Work::start(async move {
             let _permit = held.acquire_owned().await;
             std::future::pending::<()>().await
         });
@@ -83,8 +83,8 @@ mod tests {
 
     #[tokio::test]
     async fn its_panic_is_its_owners() {
-        let mut effect = Some(Effect::start(async { panic!("of the work") }));
-        let owner = tokio::spawn(async move { ended::<()>(&mut effect).await });
+        let mut work = Some(Work::start(async { panic!("of the work") }));
+        let owner = tokio::spawn(async move { ended::<()>(&mut work).await });
         assert!(owner.await.unwrap_err().is_panic());
     }
 }

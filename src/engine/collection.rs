@@ -1,0 +1,366 @@
+//! Garbage collection, the part that knows how far it is: has the live blocks of the victims that [`crate::gc`] chose gathered
+//! ([`crate::volume::gather`]), and hands them, sorted by block, to the log as segments of moved data. Pure.
+//!
+//! What makes it safe:
+//!
+//! - The last committed place of the log is noted *before* the map is asked what is live. A moved block counts only if,
+//!   when its segment takes effect, the map still points to a segment at or before that place: whatever changed the
+//!   block after it was looked up wins ([`crate::map::ExtentMap::apply`]). Recovery applies the same segments in the same
+//!   order to the same map, and so decides the same.
+//! - A victim stays in the store until a checkpoint is durable that does not need it, like every dead segment; so a crash
+//!   anywhere leaves the data in its old place, in its new one, or in both.
+//! - While victims are read, a reader's ticket keeps them in the store.
+//! - What cannot be proven is not copied: a damaged victim is left as it is, with all its evidence.
+//!
+//! Victims are read in *rounds* of up to `gc.batch` live bytes. While space is not short one round follows the other, with
+//! rests between them; when it is, the next one is read while the last one is uploaded.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::engine::core::{Chore, Effect, Now, Report};
+use crate::engine::ledger::Ledger;
+use crate::engine::log::LARGE;
+use crate::gc::{self, Activity};
+use crate::map::SegmentInfo;
+use crate::store::StoreError;
+use crate::units::{Extent, Seq};
+
+/// A volume of fewer segments is small.
+const FEW_SEGMENTS: u64 = 64;
+
+/// This part of what is live may be dead and not deleted.
+const LITTER_PART: u64 = 9;
+
+/// Of a map of so many entries at most, all runs are merged only to count what is dead: that takes seconds.
+const MERGE_FOR_COUNTS: u64 = 4 << 20;
+
+/// The pause after the store failed a read of ours; it doubles up to a hundred times as much.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Live data that is to be written again, as one segment.
+#[derive(Debug)]
+pub struct Move {
+    /// Sorted by block.
+    pub data: Vec<(Extent, Bytes)>,
+    /// See [`crate::segment::SegmentHead::as_of`].
+    pub as_of: Seq,
+    /// Its round's place in memory.
+    _held: Held,
+}
+
+impl Move {
+    /// Bytes of its data.
+    pub fn bytes(&self) -> u64 {
+        self.data.iter().map(|(_, data)| data.len() as u64).sum()
+    }
+}
+
+/// A place in memory, held by all that is of one round.
+pub type Held = Option<Arc<OwnedSemaphorePermit>>;
+
+/// What came of reading victims.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Its round's place in memory.
+    pub held: Held,
+    /// All of them.
+    pub victims: Vec<Seq>,
+    /// What is live in them, sorted by block.
+    pub data: Vec<(Extent, Bytes)>,
+    /// The map was as of this slot, or later.
+    pub as_of: Seq,
+    /// Victims that are not what was written, or not there.
+    pub damaged: Vec<Seq>,
+    /// Victims in which nothing is live.
+    pub empty: Vec<Seq>,
+    /// The store failed: nothing came of it.
+    pub failed: Option<StoreError>,
+}
+
+/// The collection of one volume.
+#[derive(Debug, Default)]
+pub(super) struct Collection {
+    is_gathering: bool,
+    /// Waiting for a slot of the log.
+    moves: VecDeque<Move>,
+    /// In a slot, not committed: bytes of data, in the order of the log.
+    uploading: VecDeque<u64>,
+    /// The rounds of which not everything is committed, oldest first.
+    rounds: VecDeque<Round>,
+    /// Victims that cannot be read.
+    damaged: BTreeSet<Seq>,
+    /// Victims in which nothing was live although the table says so, and what it says: merging the map's layers will count that.
+    uncounted: BTreeMap<Seq, u32>,
+    began: Option<Instant>,
+    /// When the last work ended, and how long it took.
+    worked: Option<(Instant, Duration)>,
+    /// The store failed; when to ask it again.
+    retry_at: Option<Instant>,
+    failures: u32,
+    /// Space is short, and will be less so when what is doomed is gone.
+    waits_for_deletion: bool,
+    /// Something was moved that no checkpoint covers: its victims still take space.
+    owes_checkpoint: bool,
+    /// There was nothing to do when the volume stood here.
+    settled: Option<Settled>,
+}
+
+/// Victims that are being moved together.
+#[derive(Debug)]
+struct Round {
+    victims: Vec<Seq>,
+    /// Segments that are not committed; they are committed in the order of the rounds.
+    left: usize,
+}
+
+/// Where a volume stands, as far as it makes a difference to what is garbage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Settled {
+    committed: Seq,
+    checkpointed: Seq,
+    activity: Activity,
+}
+
+impl Collection {
+    /// Puts the next batch under way, if there is something worth it.
+    pub fn start(&mut self, ledger: &mut Ledger, is_closing: bool, now: Now) -> Option<Effect> {
+        if is_closing {
+            // What has no slot yet is still where it was.
+            self.give_up_moves();
+            (self.worked, self.retry_at) = (None, None);
+            self.waits_for_deletion = false;
+            return std::mem::take(&mut self.is_gathering).then_some(Effect::StopGathering);
+        }
+        if self.is_gathering || self.has_moves() {
+            return None;
+        }
+        let is_pressed = self.pace(ledger, now.at).time_percent >= 100;
+        self.waits_for_deletion = is_pressed && is_littered(ledger);
+        if self.waits_for_deletion
+            || self.is_working() && !is_pressed
+            || self.pause(ledger, now.at).is_some_and(|end| end > now.at)
+        {
+            return None;
+        }
+        (self.worked, self.retry_at) = (None, None);
+        let log = &ledger.log;
+        let activity = ledger.activity(now.at);
+        let here = Settled { committed: log.committed(), checkpointed: log.checkpointed(), activity };
+        if !self.is_worth_a_look(ledger, here) {
+            return None;
+        }
+        let victims = self.choose(ledger, here);
+        if victims.is_empty() {
+            self.settled = Some(here);
+            if !self.is_working() {
+                self.reseal_tables(ledger);
+            }
+            return None;
+        }
+        self.began.get_or_insert(now.at);
+        self.is_gathering = true;
+        Some(Effect::Chore(Chore::Gather(victims, here.committed)))
+    }
+
+    /// The segments to move next.
+    fn choose(&mut self, ledger: &Ledger, here: Settled) -> Vec<Seq> {
+        let (usage, options) = (ledger.log.map.usage(), &ledger.rules.options);
+        let being_moved: BTreeSet<Seq> = self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
+        let mut totals = gc::make_way(&usage.totals(), self.passing_bytes(ledger), &options.gc);
+        totals.stored_bytes -= being_moved.iter().filter_map(|&seq| usage.get(seq)).map(sparse_bytes).sum::<u64>();
+        let sizes = gc::Sizes { segment: options.segment_size, block: ledger.rules.block_size.bytes().into() };
+        self.uncounted.retain(|seq, live| usage.get(*seq).is_some_and(|info| info.live_blocks == *live));
+        let spared = self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
+        let (head, activity) = (here.committed, here.activity);
+        let victims = gc::choose(usage.iter(), &totals, head, sizes, &options.gc, activity, &spared);
+        if !victims.is_empty() || !ledger.may_reseal {
+            return victims;
+        }
+        let is_retired = |info: &SegmentInfo| ledger.rules.sealer.is_retired(&info.salt);
+        gc::choose_retired(usage.iter(), sizes, &options.gc, &spared, is_retired)
+    }
+
+    /// No segment is to be sealed anew any more: then pages of the map are, with the next checkpoints.
+    fn reseal_tables(&mut self, ledger: &mut Ledger) {
+        if ledger.may_reseal {
+            ledger.may_reseal = ledger.has_retired_checkpoints();
+            self.owes_checkpoint |= ledger.may_reseal;
+            ledger.merge_all |= ledger.may_reseal;
+        }
+    }
+
+    /// Takes in what was gathered.
+    pub fn take(&mut self, ledger: &mut Ledger, gathered: Gathered, at: Instant) -> Option<Effect> {
+        if !std::mem::take(&mut self.is_gathering) {
+            // It ended while it was being ended.
+            return None;
+        }
+        self.damaged.extend(&gathered.damaged);
+        ledger.gc.damaged_segments = self.damaged.len() as u64;
+        let usage = ledger.log.map.usage();
+        let live = |seq: &Seq| Some((*seq, usage.get(*seq)?.live_blocks)).filter(|(_, live)| *live > 0);
+        let uncounted: Vec<_> = gathered.empty.iter().filter_map(live).collect();
+        ledger.merge_all |= !uncounted.is_empty() && ledger.log.map.entries() <= MERGE_FOR_COUNTS;
+        self.uncounted.extend(uncounted);
+        let Some(error) = gathered.failed else {
+            self.failures = 0;
+            let size = LARGE * ledger.rules.options.segment_size;
+            self.moves = cut(gathered.data, size, gathered.as_of, &gathered.held);
+            if self.has_moves() {
+                self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
+            }
+            self.note_if_done(at);
+            return None;
+        };
+        let pause = RETRY * 2u32.pow(self.failures.min(6));
+        self.failures += 1;
+        self.note_if_done(at);
+        self.worked = None;
+        self.retry_at = Some(at + pause);
+        (self.failures == 1).then_some(Effect::Report(Report::CollectionPauses(error)))
+    }
+
+    /// Whether data waits for a slot.
+    pub fn has_moves(&self) -> bool {
+        !self.moves.is_empty()
+    }
+
+    /// The next segment's worth; it has a slot now.
+    pub fn next_move(&mut self) -> Option<Move> {
+        let next = self.moves.pop_front()?;
+        self.uploading.push_back(next.bytes());
+        Some(next)
+    }
+
+    /// A segment of ours took effect.
+    pub fn committed(&mut self, at: Instant) {
+        self.uploading.pop_front();
+        if let Some(round) = self.rounds.front_mut() {
+            round.left -= 1;
+            if round.left == 0 {
+                self.rounds.pop_front();
+            }
+        }
+        self.owes_checkpoint = true;
+        self.note_if_done(at);
+    }
+
+    /// Whether it is time to checkpoint for what was moved: nothing more is to be done, and nobody writes.
+    pub fn wants_checkpoint(&self, ledger: &Ledger, at: Instant) -> bool {
+        self.owes_checkpoint && !self.is_working() && ledger.activity(at) == Activity::Quiet
+    }
+
+    /// A checkpoint begins.
+    pub fn checkpoint_begins(&mut self) {
+        self.owes_checkpoint = false;
+    }
+
+    /// When there may be something to do although nothing happens.
+    pub fn deadline(&self, ledger: &Ledger, at: Instant) -> Option<Instant> {
+        if self.is_working() {
+            return None;
+        }
+        if let Some(end) = self.pause(ledger, at) {
+            return Some(end);
+        }
+        let (totals, options) = (ledger.log.map.usage().totals(), &ledger.rules.options.gc);
+        let waits = ledger.activity(at) == Activity::Busy && ledger.log.dirty_bytes() == 0;
+        let is_due = self.owes_checkpoint || gc::is_due(&totals, options, Activity::Quiet);
+        (waits && is_due).then_some(ledger.committed_at? + options.quiet_after)
+    }
+
+    /// Whether it may have uploads under way.
+    pub fn pace(&self, ledger: &Ledger, at: Instant) -> gc::Pace {
+        let (totals, options) = (ledger.log.map.usage().totals(), &ledger.rules.options);
+        gc::pace(&totals, self.passing_bytes(ledger), &options.gc, ledger.activity(at), options.upload_window)
+    }
+
+    /// What takes space for a while only: dead objects that will go soon, and segments under way. A volume of a few segments
+    /// would never be within its bounds if they counted in full.
+    fn passing_bytes(&self, ledger: &Ledger) -> u64 {
+        let totals = ledger.log.map.usage().totals();
+        let dead = if ledger.doomed.is_stuck { 0 } else { totals.dead_bytes };
+        let passing = dead + ledger.log.uploading_bytes() + self.uploading.iter().sum::<u64>();
+        let full = (FEW_SEGMENTS * ledger.rules.options.segment_size).max(totals.live_bytes).max(1);
+        (u128::from(passing) * u128::from(totals.live_bytes) / u128::from(full)) as u64
+    }
+
+    /// Whether something is being gathered or uploaded.
+    pub fn is_working(&self) -> bool {
+        self.is_gathering || !self.rounds.is_empty() || self.waits_for_deletion
+    }
+
+    /// Until when it does nothing: after a failure, and after work in proportion to it. The shorter space has become
+    /// meanwhile, the sooner that ends.
+    fn pause(&self, ledger: &Ledger, at: Instant) -> Option<Instant> {
+        let rest = self.worked.map(|(ended, worked)| ended + gc::rest(worked, self.pace(ledger, at)));
+        self.retry_at.max(rest)
+    }
+
+    /// What waits for a slot, all of it of the last round, is not moved.
+    fn give_up_moves(&mut self) {
+        if let Some(round) = self.rounds.back_mut() {
+            round.left -= self.moves.len();
+        }
+        self.moves.clear();
+        self.rounds.retain(|round| round.left > 0);
+    }
+
+    /// Not at every commit: looking at all segments takes its time.
+    fn is_worth_a_look(&self, ledger: &Ledger, here: Settled) -> bool {
+        if self.settled == Some(here) {
+            return false;
+        }
+        let options = &ledger.rules.options.gc;
+        let merge_after = u64::from(options.merge_count.max(2));
+        let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
+        let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
+        let totals = gc::make_way(&ledger.log.map.usage().totals(), self.passing_bytes(ledger), options);
+        many || fell_quiet || ledger.may_reseal || gc::is_due(&totals, options, here.activity)
+    }
+
+    /// After work comes rest.
+    fn note_if_done(&mut self, at: Instant) {
+        if !self.is_working() {
+            self.worked = self.began.take().map(|began| (at, at.duration_since(began)));
+        }
+    }
+}
+
+/// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
+fn is_littered(ledger: &Ledger) -> bool {
+    let totals = ledger.log.map.usage().totals();
+    !ledger.doomed.segments.is_empty() && !ledger.doomed.is_stuck && totals.dead_bytes >= totals.live_bytes / LITTER_PART
+}
+
+/// What moving a segment would free.
+fn sparse_bytes(info: &SegmentInfo) -> u64 {
+    if info.live_blocks == 0 { 0 } else { info.stored_bytes.saturating_sub(info.live_bytes()) }
+}
+
+/// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one
+/// and a half of it, or less if that is all.
+fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -> VecDeque<Move> {
+    let total: u64 = data.iter().map(|(_, data)| data.len() as u64).sum();
+    let even = total.div_ceil(((total + segment_size / 2) / segment_size).max(1));
+    let mut moves = VecDeque::new();
+    let (mut bytes, mut part) = (0, Vec::new());
+    for piece in data {
+        if bytes >= even {
+            moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
+            bytes = 0;
+        }
+        bytes += piece.1.len() as u64;
+        part.push(piece);
+    }
+    if !part.is_empty() {
+        moves.push_back(Move { data: part, as_of, _held: held.clone() });
+    }
+    moves
+}

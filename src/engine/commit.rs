@@ -1,0 +1,80 @@
+//! A segment takes effect. One after the other, in the order of the log:
+//!
+//! 1. Its frames go into the cache: a read finds its data in the batch until it takes effect, and in the cache from then on.
+//!    All before it is in the store, so whatever happens now, this place of the log will hold this for ever.
+//! 2. Under one lock the map is changed. Where all of the map may be in memory, the pages that tell what the change takes the place of
+//!    are brought in first, under that same lock: others who need room in memory cannot let them go in between. A larger map
+//!    needs none of its pages for a commit ([`crate::map`]).
+//! 3. Those who wait are told, and what the change held is given back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::backoff::Backoff;
+use crate::engine::core::{End, Event};
+use crate::engine::log::Batch;
+use crate::engine::shared::Shared;
+use crate::map::{Placement, SegmentInfo};
+use crate::store::ErrorKind;
+use crate::units::{ChangeNo, Extent, Seq};
+use crate::volume::objects::{LoadedPages, ReadError};
+
+/// A segment that is in the store.
+#[derive(Debug)]
+pub struct Uploaded {
+    /// Its slot.
+    pub seq: Seq,
+    /// What the table of segments says of it.
+    pub info: SegmentInfo,
+    /// Where what it brings lies in it.
+    pub placements: Vec<(Extent, Placement)>,
+    /// Of moved data: see [`crate::segment::SegmentHead::as_of`].
+    pub as_of: Option<Seq>,
+    /// The object as it is in the store, if somebody wants it.
+    pub sealed: Vec<Bytes>,
+}
+
+/// Makes it take effect; `batch` is what it was made of, unless it is moved data.
+pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Option<Arc<Batch>>) -> Event {
+    if let Some(batch) = batch {
+        shared.doors.objects.keep_opened(&uploaded.placements, batch).await;
+    }
+    shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
+    let moved = uploaded.as_of.is_some();
+    match take_effect(&shared, &uploaded).await {
+        Ok((released, covers)) => {
+            if !moved {
+                shared.doors.journal.release(covers);
+                shared.give_back_room(released);
+                shared.waits.progress.change(|progress| progress.covers = covers);
+            }
+            Event::Committed { moved }
+        }
+        Err(end) => Event::Ended(end),
+    }
+}
+
+/// Step 2: the bytes that its changes no longer hold, and the last change that is committed now. Fails only if the volume cannot go on.
+async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, ChangeNo), End> {
+    let mut backoff = Backoff::new(shared);
+    let _reading = shared.begin_reading();
+    let mut loaded = LoadedPages::new();
+    loop {
+        let now = shared.now();
+        let need = {
+            let mut ledger = shared.ledger();
+            match ledger.commit(uploaded, loaded.clone(), now.map_memory, now.at) {
+                Ok(released) => return Ok((released, ledger.log().covers())),
+                Err(need) => need,
+            }
+        };
+        match shared.fetch_pages(need).await {
+            Ok(pages) => loaded.extend(pages),
+            Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
+                backoff.pause("loading a page of the map", &source).await;
+            }
+            Err(damaged) => return Err(End::Failed(damaged.to_string())),
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! The ledger of an open volume: what it has and knows. The core decides by it; whoever does what was decided enters the result here,
+//! under the volume's lock. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::change::{Change, Numbered};
+use crate::codec::frame::Compression;
+use crate::codec::seal::Sealer;
+use crate::engine::ages::Ages;
+use crate::engine::commit::Uploaded;
+use crate::engine::log::{Log, Piece};
+use crate::gc::Activity;
+use crate::keyring::Keyring;
+use crate::map::{Checkpointed, MapSnapshot, NeedPages, PageAt};
+use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
+use crate::volume::account::Account;
+use crate::volume::meta::Meta;
+use crate::volume::objects::{LoadedPages, WantedPage};
+use crate::volume::options::Options;
+use crate::volume::root::{CheckpointInfo, Root};
+use crate::volume::GcStatus;
+
+/// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
+/// every block took the place of takes some microseconds each under the lock, which is too long for larger maps.
+const EXACT_PART: u64 = 8;
+
+/// How often a journal that failed is tried again.
+const JOURNAL_RETRY: Duration = Duration::from_secs(10);
+
+/// What does not change while the volume is open.
+#[derive(Debug)]
+pub struct Rules {
+    /// What the operator set.
+    pub options: Options,
+    /// The unit of mapping.
+    pub block_size: BlockSize,
+    /// The slot of our fence.
+    pub fence: Seq,
+    /// The slot at which the log goes on after it.
+    pub continues_at: Seq,
+    /// Fences in the log after the checkpoint that the opening began with; ours is one.
+    pub fences_since: u32,
+    /// Tells which data key an object is sealed with.
+    pub sealer: Sealer,
+}
+
+impl Rules {
+    /// The first slot after `seq` that may hold a fence of somebody else.
+    pub fn slot_after(&self, seq: Seq) -> Seq {
+        if seq <= self.fence { self.continues_at } else { seq.next() }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ledger {
+    pub(super) rules: Rules,
+    pub(super) log: Log,
+    /// The number of the newest description that we know.
+    description: u64,
+    /// Nothing is accepted at this block or later, although the volume may still be larger ([`crate::volume::resize`]).
+    lowered: Option<BlockIndex>,
+    /// The checkpoint objects that hold pages of the newest root.
+    checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// What is still to be deleted.
+    pub(super) doomed: Doomed,
+    /// Bytes written and moved since the volume was opened; the meter has the requests.
+    account: Account,
+    /// How new frames are compressed.
+    compression: Compression,
+    /// Something may still be sealed with a rotated data key.
+    pub(super) may_reseal: bool,
+    /// The next checkpoint that can is to begin a merge of all runs of the map.
+    pub(super) merge_all: bool,
+    /// What garbage collection has done.
+    pub(super) gc: GcStatus,
+    /// When a change was committed last.
+    pub(super) committed_at: Option<Instant>,
+    /// Since when the oldest change waits in the buffer.
+    pub(super) active_since: Option<Instant>,
+    /// When changes were accepted.
+    ages: Ages,
+    /// Since when a commit waits for a checkpoint.
+    pub(super) uncheckpointed_since: Option<Instant>,
+    /// Room of committed changes that nobody gets yet, because the journal still keeps their records in memory.
+    withheld: u64,
+    /// Writers that wait for room.
+    pub(super) writers_waiting: usize,
+    /// Accepting pauses while a failed journal is begun anew.
+    pub(super) is_paused: bool,
+    /// The journal failed; when to try it again.
+    pub(super) journal_retry: Option<Instant>,
+}
+
+/// Objects that nothing needs any more, as of the newest durable checkpoint.
+#[derive(Debug, Default)]
+pub struct Doomed {
+    /// Dead segments.
+    pub segments: BTreeSet<Seq>,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Checkpoint objects that hold no page of the map.
+    pub checkpoints: BTreeSet<Seq>,
+    /// The store did not delete them when it was asked last: nobody knows when they will go.
+    pub is_stuck: bool,
+}
+
+impl Doomed {
+    /// Whether nothing is to be deleted.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.checkpoints.is_empty()
+    }
+
+    /// How many objects.
+    pub fn len(&self) -> usize {
+        self.segments.len() + self.checkpoints.len()
+    }
+}
+
+/// The volume at one instant, for a checkpoint.
+#[derive(Debug)]
+pub struct CheckpointPlan {
+    /// The map.
+    pub map: MapSnapshot,
+    /// But for its runs and segments, and for the requests of its account.
+    pub root: Root,
+    /// Everything is to be merged into one run.
+    pub merge_all: bool,
+    /// Bytes of segments that it will cover, of those that no checkpoint covered before.
+    pub bytes: u64,
+}
+
+/// A checkpoint that is durable.
+#[derive(Debug)]
+pub struct Written {
+    /// The slot that it covers.
+    pub seq: Seq,
+    /// What the map is now.
+    pub map: Checkpointed,
+    /// The objects that hold its pages.
+    pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// Segments without live blocks as of the slot.
+    pub dead: Vec<Seq>,
+    /// It began the merge of all runs.
+    pub has_begun_all: bool,
+    /// See [`CheckpointPlan::bytes`].
+    pub bytes: u64,
+}
+
+/// Why a change is not accepted just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It lies beyond the end.
+    BeyondEnd,
+    /// Somebody completes partial blocks there, or accepting pauses.
+    NotNow,
+}
+
+/// Who changes a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A client: waits for whoever completes partial blocks there.
+    Client,
+    /// Who completes partial blocks there, and nobody else meanwhile.
+    Completer,
+    /// Who makes the volume smaller: may give up what lies beyond its end.
+    Shrinker,
+}
+
+impl Ledger {
+    /// Of a volume that was just opened; its log may hold replayed changes already.
+    pub fn new(
+        rules: Rules,
+        log: Log,
+        (description, compression): (u64, Compression),
+        checkpoints: BTreeMap<Seq, CheckpointInfo>,
+        doomed: Doomed,
+        at: Instant,
+    ) -> Ledger {
+        let mut ledger = Ledger {
+            may_reseal: rules.sealer.keyring().is_some_and(Keyring::has_retired),
+            rules,
+            log,
+            description,
+            lowered: None,
+            checkpoints,
+            doomed,
+            account: Account::default(),
+            compression,
+            merge_all: false,
+            gc: GcStatus::default(),
+            committed_at: None,
+            active_since: None,
+            ages: Ages::default(),
+            uncheckpointed_since: None,
+            withheld: 0,
+            writers_waiting: 0,
+            is_paused: false,
+            journal_retry: None,
+        };
+        let covers = ledger.log.covers();
+        ledger.note_age(at);
+        ledger.note_commit(at);
+        ledger.ages.accepted(covers.next(), covers, at);
+        ledger
+    }
+
+    /// The log: what is buffered, under way, and mapped.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Whether a change could be accepted now.
+    pub fn may_accept(&self, extent: Extent, by: By) -> Result<(), Refusal> {
+        if extent.end() > self.end() && by != By::Shrinker {
+            return Err(Refusal::BeyondEnd);
+        }
+        match !self.is_paused && (by == By::Completer || self.log.is_free(extent)) {
+            true => Ok(()),
+            false => Err(Refusal::NotNow),
+        }
+    }
+
+    /// Takes a change into the buffer and numbers it; whether there is something for the core to decide.
+    pub fn accept(&mut self, change: Change, at: Instant) -> (Numbered, bool) {
+        let frozen_before = self.log.waiting();
+        let numbered = self.log.accept(change, self.rules.options.segment_size);
+        self.ages.accepted(numbered.no, self.log.covers(), at);
+        let is_first = self.note_age(at);
+        (numbered, is_first || self.log.waiting() > frozen_before)
+    }
+
+    /// Asks for all changes up to `no` to be committed soon; whether they are already.
+    pub fn want(&mut self, no: ChangeNo) -> bool {
+        let is_covered = self.log.covers() >= no;
+        if !is_covered {
+            self.log.want(no);
+        }
+        is_covered
+    }
+
+    /// Begins to complete partial blocks of `extent`, unless somebody else does in it.
+    pub fn begin_completing(&mut self, extent: Extent) -> bool {
+        self.log.begin_completing(extent)
+    }
+
+    /// The partial blocks of `extent` are complete, or given up.
+    pub fn end_completing(&mut self, extent: Extent) {
+        self.log.end_completing(extent);
+    }
+
+    /// One more writer waits for room.
+    pub fn begin_waiting(&mut self) {
+        self.writers_waiting += 1;
+    }
+
+    /// It waits no more.
+    pub fn end_waiting(&mut self) {
+        self.writers_waiting -= 1;
+    }
+
+    /// Writers that wait for room.
+    pub fn writers_waiting(&self) -> usize {
+        self.writers_waiting
+    }
+
+    /// A plan for reading `extent`, with the pages that were loaded for it; the map keeps `map_memory` bytes.
+    pub fn plan_read(
+        &mut self,
+        extent: Extent,
+        loaded: LoadedPages,
+        map_memory: u64,
+    ) -> Result<Vec<(Extent, Piece)>, NeedPages> {
+        self.with_pages(loaded, map_memory, |log| log.plan_read(extent))
+    }
+
+    /// Looks into the log with the pages that were loaded for it; the map keeps `map_memory` bytes afterwards. Pages may leave again
+    /// at once: whoever needs them brings all of them each time, also because one finds the next.
+    pub fn with_pages<T>(&mut self, loaded: LoadedPages, map_memory: u64, look: impl FnOnce(&mut Log) -> T) -> T {
+        self.take_pages(loaded);
+        let found = look(&mut self.log);
+        self.log.map.evict(map_memory as usize);
+        found
+    }
+
+    fn take_pages(&mut self, pages: LoadedPages) {
+        for (at, page) in pages {
+            self.log.map.page_loaded(at, page);
+        }
+    }
+
+    /// A read was planned, or will be: its ticket. No object is deleted that the map refers to now until it ended.
+    pub fn begin_reading(&mut self) -> u64 {
+        self.log.readers().begin()
+    }
+
+    /// It ended.
+    pub fn end_reading(&mut self, ticket: u64) {
+        self.log.readers().end(ticket);
+    }
+
+    /// Whether every read before the line has ended.
+    pub fn has_passed(&mut self, line: u64) -> bool {
+        self.log.readers().passed(line)
+    }
+
+    /// These pages and what is needed to read them. What a checkpoint has made needless meanwhile is left out: whoever asked for it
+    /// looks again.
+    pub fn wanted(&self, need: NeedPages) -> Vec<WantedPage> {
+        let wanted = |page: PageAt| Some((page, *self.checkpoints.get(&page.at.checkpoint)?));
+        need.0.into_iter().filter_map(wanted).collect()
+    }
+
+    /// A segment is in its slot, as all before it are: it takes effect. Returns the bytes that its changes no longer hold.
+    pub fn commit(
+        &mut self,
+        uploaded: &Uploaded,
+        loaded: LoadedPages,
+        map_memory: u64,
+        at: Instant,
+    ) -> Result<u64, NeedPages> {
+        self.take_pages(loaded);
+        self.log.map.count_exactly_within(map_memory / EXACT_PART);
+        let Uploaded { seq, info, placements, as_of, .. } = uploaded;
+        let released = self.log.commit(*seq, *info, placements, *as_of)?;
+        self.note_commit(at);
+        self.log.map.evict(map_memory as usize);
+        let data = self.rules.block_size.bytes_in(BlockCount(info.blocks.into()));
+        match as_of {
+            None => {
+                self.committed_at = Some(at);
+                self.account.bytes_written += data;
+            }
+            Some(_) => {
+                self.gc.segments_written += 1;
+                self.account.bytes_moved += data;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Takes `committed` bytes of room back, and returns what of it, and of what was withheld before, somebody else may have: all but what the
+    /// journal still keeps of committed changes in memory (rule R6).
+    pub fn room_back(&mut self, committed: u64, kept_by_journal: u64) -> u64 {
+        self.withheld += committed;
+        let back = self.withheld.saturating_sub(kept_by_journal);
+        self.withheld -= back;
+        back
+    }
+
+    /// The volume as it is now, for a checkpoint. What is committed from here on goes into a new table of the map.
+    pub(super) fn begin_checkpoint(&mut self) -> CheckpointPlan {
+        let seq = self.log.committed();
+        let root = Root {
+            seq,
+            covers: self.log.covers(),
+            next_slot: self.rules.slot_after(seq),
+            checkpoints: self.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
+            account: self.account,
+            ..Root::default()
+        };
+        let bytes = self.log.bytes_since_checkpoint();
+        CheckpointPlan { map: self.log.map.begin_checkpoint(), root, merge_all: self.merge_all, bytes }
+    }
+
+    /// A checkpoint is durable: what nothing needs as of it is doomed. `map_memory` is what the map keeps in memory.
+    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) {
+        let Written { seq, map, checkpoints, dead, has_begun_all, bytes } = written;
+        self.log.map.checkpointed(map);
+        // What was kept only because it had to be written may go.
+        self.log.map.evict(map_memory as usize);
+        let before = std::mem::take(&mut self.checkpoints).into_keys().chain([self.log.checkpointed()]);
+        self.doomed.checkpoints.extend(before.filter(|old| old.0 > 0 && !checkpoints.contains_key(old)));
+        // What is not in the table any more was deleted while this checkpoint was written.
+        let usage = self.log.map.usage();
+        let dead: Vec<_> = dead.into_iter().filter_map(|seq| Some((seq, usage.get(seq)?.stored_bytes))).collect();
+        self.doomed.bytes = dead.iter().map(|(_, bytes)| bytes).sum();
+        self.doomed.segments = dead.into_iter().map(|(seq, _)| seq).collect();
+        self.checkpoints = checkpoints;
+        self.merge_all &= !has_begun_all;
+        self.log.checkpoint_done(seq, bytes);
+        self.uncheckpointed_since = None;
+        self.note_commit(at);
+    }
+
+    /// What is still to be deleted.
+    pub fn doomed(&self) -> &Doomed {
+        &self.doomed
+    }
+
+    /// These checkpoint objects are gone.
+    pub fn checkpoints_deleted(&mut self, deleted: &[Seq]) {
+        for seq in deleted {
+            self.doomed.checkpoints.remove(seq);
+        }
+    }
+
+    /// These segments are gone.
+    pub fn segments_deleted(&mut self, deleted: &[Seq]) {
+        for seq in deleted {
+            let bytes = self.log.map.usage().get(*seq).map_or(0, |info| info.stored_bytes);
+            self.doomed.bytes = self.doomed.bytes.saturating_sub(bytes);
+            self.doomed.segments.remove(seq);
+            self.log.map.usage_mut().forget(*seq);
+        }
+    }
+
+    /// The checkpoint objects that a listing may show: those with pages that are needed, the doomed ones, and the newest.
+    pub fn known_checkpoints(&self) -> BTreeSet<Seq> {
+        let known = self.checkpoints.keys().chain(&self.doomed.checkpoints).copied();
+        known.chain([self.log.checkpointed()]).collect()
+    }
+
+    /// How many checkpoint objects hold pages that are needed.
+    pub fn checkpoint_objects(&self) -> usize {
+        self.checkpoints.len()
+    }
+
+    /// Whether pages that are needed are sealed with a rotated data key.
+    pub(super) fn has_retired_checkpoints(&self) -> bool {
+        self.checkpoints.values().any(|info| self.rules.sealer.is_retired(&info.salt))
+    }
+
+    /// Bytes of objects that are still needed and sealed with a rotated data key.
+    pub fn retired_bytes(&self) -> u64 {
+        if !self.may_reseal {
+            return 0;
+        }
+        let segments = self.log.map.usage().iter().map(|(_, info)| (info.salt, info.live_bytes()));
+        let bytes = |seq: &Seq| self.log.map.runs().iter().filter_map(|run| run.objects.get(seq)).sum::<u64>();
+        let tables = self.checkpoints.iter().map(|(seq, info)| (info.salt, bytes(seq)));
+        segments.chain(tables).filter(|(salt, _)| self.rules.sealer.is_retired(salt)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Has all runs of the map merged, with the next checkpoints.
+    pub fn merge_map(&mut self) {
+        self.merge_all = true;
+    }
+
+    /// What garbage collection has done.
+    pub fn gc(&self) -> GcStatus {
+        self.gc
+    }
+
+    /// What the volume cost since it was opened, but for requests.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// How new frames are compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The number of the newest description that we know.
+    pub fn description(&self) -> u64 {
+        self.description
+    }
+
+    /// Takes over what a proven description says, but for its keys. Fails with the first block that would be cut off and was not given up
+    /// before.
+    pub fn adopt(&mut self, number: u64, meta: &Meta) -> Result<(), BlockIndex> {
+        self.description = number;
+        self.compression = meta.compression;
+        self.may_reseal = self.rules.sealer.keyring().is_some_and(Keyring::has_retired);
+        let end = self.rules.block_size.block_of(meta.size);
+        if end < self.end() {
+            return Err(end);
+        }
+        self.log.map.resize(end - BlockIndex(0))?;
+        self.lowered = None;
+        Ok(())
+    }
+
+    /// Nothing is accepted from there on, or again up to the end of the volume.
+    pub fn lower(&mut self, end: Option<BlockIndex>) {
+        self.lowered = end;
+    }
+
+    /// Whether that is so.
+    pub fn is_lowered(&self) -> bool {
+        self.lowered.is_some()
+    }
+
+    /// The first slot that may hold a fence of somebody else: what is committed is ours.
+    pub fn first_foreign_slot(&self) -> Seq {
+        self.rules.slot_after(self.log.committed())
+    }
+
+    /// The first block at which nothing is accepted.
+    fn end(&self) -> BlockIndex {
+        self.lowered.unwrap_or(self.log.map.volume().end())
+    }
+
+    /// How long the oldest change has waited that is not in the store, a second too long at most.
+    pub fn oldest_dirty(&mut self, at: Instant) -> Duration {
+        self.ages.oldest(self.log.covers(), self.log.last(), at).unwrap_or_default()
+    }
+
+    /// Whether somebody writes.
+    pub fn activity(&self, at: Instant) -> Activity {
+        let quiet_after = self.rules.options.gc.quiet_after;
+        let rested = self.committed_at.is_none_or(|then| at.duration_since(then) >= quiet_after);
+        if rested && self.log.dirty_bytes() == 0 { Activity::Quiet } else { Activity::Busy }
+    }
+
+    /// The journal failed: it is tried again after a while. Whether that is news.
+    pub fn journal_failed(&mut self, at: Instant) -> bool {
+        let is_news = self.journal_retry.is_none();
+        self.journal_retry.get_or_insert(at + JOURNAL_RETRY);
+        is_news
+    }
+
+    /// The change with which a failed journal begins anew, when its time has come: accepting pauses until everything is committed, so that
+    /// the new one has no gap.
+    pub(super) fn begin_journal(&mut self, at: Instant) -> Option<ChangeNo> {
+        if self.journal_retry.is_none_or(|retry| at < retry) {
+            return None;
+        }
+        self.is_paused = true;
+        let last = self.log.last();
+        (self.log.covers() == last).then(|| {
+            self.journal_retry = None;
+            last.next()
+        })
+    }
+
+    /// It was begun anew.
+    pub(super) fn journal_begun(&mut self) {
+        self.is_paused = false;
+    }
+
+    /// Keeps `active_since` true; whether the buffer just became non-empty.
+    pub(super) fn note_age(&mut self, at: Instant) -> bool {
+        if !self.log.has_active() {
+            self.active_since = None;
+            return false;
+        }
+        let began = self.active_since.is_none();
+        self.active_since.get_or_insert(at);
+        began
+    }
+
+    /// Keeps `uncheckpointed_since` true.
+    fn note_commit(&mut self, at: Instant) {
+        match self.log.needs_checkpoint() {
+            true => drop(self.uncheckpointed_since.get_or_insert(at)),
+            false => self.uncheckpointed_since = None,
+        }
+    }
+}

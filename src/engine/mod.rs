@@ -1,0 +1,51 @@
+//! The engine of an open volume.
+//!
+//! One struct decides everything, the [`core`]: log, write buffer, map, space. It is plain data; it knows no I/O, and the time is an
+//! argument. [`Core::handle`] takes what happened and returns what is to be done. One task, the [`shell`], runs that as tasks that it owns and
+//! turns their ends into events; it awaits nothing else. Clients' reads and writes take their answers from the core under one short
+//! lock.
+//!
+//! ```text
+//!  WRITE, READ ──one short lock──┐                          ┌─ uploads, commits          (here)
+//!                                ▼                          │
+//!          Event ─────────────→ core ──→ Effects ─→ shell ──┼─ checkpoint, collection,
+//!            ▲                                              │  deletion, sweep          (handed in: upkeep)
+//!            └────────────── what came of it ───────────────┘
+//! ```
+//!
+//! | file | what it decides, or does |
+//! | --- | --- |
+//! | [`core`] | which part's turn it is: uploads, commits, checkpoints, closing; the time at which something is due |
+//! | [`ledger`] | what a volume has and knows: log, map, what is doomed, what it cost |
+//! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
+//! | [`collection`], [`deletions`], [`sweeps`] | when space is won back, and how hard |
+//! | [`budget`] | what volumes may hold in memory, one by one and together; where they wait for it |
+//! | [`shell`], [`work`], [`commit`], [`slot`], [`backoff`] | the tasks |
+//! | [`write`], [`read`], [`extents`] | the requests of clients |
+//! | [`shared`], [`watched`] | what all of these share, and how they wait for each other |
+
+pub mod core;
+pub mod ledger;
+pub mod log;
+pub mod buffer;
+mod ages;
+pub mod collection;
+pub mod deletions;
+pub mod sweeps;
+pub mod budget;
+pub(crate) mod shared;
+pub(crate) mod shell;
+mod work;
+pub(crate) mod commit;
+pub(crate) mod slot;
+mod upload;
+pub(crate) mod backoff;
+pub(crate) mod read;
+mod write;
+mod extents;
+mod watched;
+
+#[cfg(test)]
+mod model_tests;
+
+pub use core::{Chore, Core, Effect, Event, Now};

@@ -1,0 +1,614 @@
+//! The core without a runtime: whatever happens in whatever order, it is held against the client's own record of its bytes, and against
+//! what a store would hold. What the shell and its tasks do is done here by hand, one effect at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::collection::{Gathered, Move};
+use super::commit::Uploaded;
+use super::core::{Chore, Core, Effect, End, Event, Now, Report};
+use super::deletions::Outcome;
+use super::ledger::{By, CheckpointPlan, Doomed, Ledger, Rules, Written};
+use super::log::{Batch, Log, Origin, Piece};
+use crate::change::Change;
+use crate::codec::frame::Compression;
+use crate::codec::seal::Sealer;
+use crate::map::compaction::Sizes;
+use crate::map::layout::{Layout, Progress};
+use crate::map::{
+    Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table, Usage,
+};
+use crate::segment::Payload;
+use crate::store::{ErrorKind, StoreError};
+use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, FrameAddr, Location, Seq};
+use crate::volume::options::Options;
+use crate::volume::root::CheckpointInfo;
+
+const BLOCKS: u64 = 48;
+const BLOCK: usize = 512;
+const SEGMENT: u64 = 8 * BLOCK as u64;
+/// The slot of our fence.
+const FENCE: Seq = Seq(1);
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, u64),
+    Trim(u64, u64),
+    /// A FLUSH of everything up to now.
+    Flush,
+    /// What is under way ends, the one of this number; `fails` if it can.
+    Finish { which: usize, fails: bool },
+    /// Time goes by.
+    Wait(u64),
+    /// What the map may have in memory changes.
+    Memory(u64),
+    JournalFails,
+    /// A writer begins or ceases to wait for room.
+    WriterWaits(bool),
+    Close,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let extent = || (0..BLOCKS, prop_oneof![5 => 1..6_u64, 1 => 1..BLOCKS]);
+    let step = prop_oneof![
+        12 => extent().prop_map(|(at, len)| Step::Write(at, len)),
+        2 => extent().prop_map(|(at, len)| Step::Trim(at, len)),
+        3 => Just(Step::Flush),
+        20 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(which, fails)| Step::Finish { which, fails }),
+        4 => prop_oneof![Just(10), Just(1_500), Just(6_000), Just(40_000)].prop_map(Step::Wait),
+        1 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
+        1 => Just(Step::JournalFails),
+        1 => any::<bool>().prop_map(Step::WriterWaits),
+    ];
+    prop::collection::vec(step, 1..150)
+}
+
+/// An object of the log.
+struct Stored {
+    uploaded: Uploaded,
+    covers: ChangeNo,
+}
+
+/// A durable checkpoint.
+#[derive(Clone, Default)]
+struct Base {
+    seq: Seq,
+    covers: ChangeNo,
+    runs: Vec<Run>,
+    usage: Usage,
+}
+
+/// A volume, its client and its store.
+struct World {
+    core: Core,
+    now: Now,
+    window: u32,
+    /// Every change, in order.
+    accepted: Vec<Change>,
+    /// All up to here was promised to be durable.
+    flushed: ChangeNo,
+    running: Vec<Effect>,
+    objects: BTreeMap<Seq, Stored>,
+    frames: HashMap<FrameAddr, Bytes>,
+    pages: HashMap<PageRef, MapPage>,
+    base: Base,
+    /// These chores never end.
+    hangs: fn(&Chore) -> bool,
+    closed: bool,
+    ended: Option<End>,
+    writer_waits: bool,
+    gathers: usize,
+}
+
+impl World {
+    fn new(window: u32) -> World {
+        let block_size = BlockSize::new(BLOCK as u64).unwrap();
+        let mut options = Options { segment_size: SEGMENT, upload_window: window, ..Options::default() };
+        options.checkpoint_bytes = 4 * SEGMENT;
+        options.gc.garbage_min = 0;
+        options.gc.batch = 2 * SEGMENT;
+        options.gc.merge_count = 4;
+        let at = Instant::now();
+        let sealer = Sealer::new(Uuid::nil(), None);
+        let rules = Rules { options, block_size, fence: FENCE, continues_at: FENCE.next(), fences_since: 1, sealer };
+        let origin = Origin {
+            map: ExtentMap::new(BlockCount(BLOCKS)),
+            covers: ChangeNo(0),
+            committed: FENCE,
+            next_seq: FENCE.next(),
+            checkpointed: Seq(0),
+            bytes_since_checkpoint: 0,
+        };
+        let log = Log::new(block_size, origin);
+        let ledger = Ledger::new(rules, log, (1, Compression::None), BTreeMap::new(), Doomed::default(), at);
+        World {
+            core: Core::new(ledger, at),
+            now: Now { at, map_memory: 1 << 20 },
+            window,
+            accepted: Vec::new(),
+            flushed: ChangeNo(0),
+            running: Vec::new(),
+            objects: BTreeMap::new(),
+            frames: HashMap::new(),
+            pages: HashMap::new(),
+            base: Base::default(),
+            hangs: |_| false,
+            closed: false,
+            ended: None,
+            writer_waits: false,
+            gathers: 0,
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Write(at, len) => {
+                let extent = Extent::new(at, len.min(BLOCKS - at).min(8));
+                // Each block says which change it is of.
+                let no = self.accepted.len() as u64 + 1;
+                let data = Bytes::from(no.to_le_bytes().repeat(extent.count.0 as usize * BLOCK / 8));
+                self.accept(Change::Write(extent, data));
+            }
+            Step::Trim(at, len) => self.accept(Change::Hole(Extent::new(at, len.min(BLOCKS - at)))),
+            Step::Flush => {
+                let last = self.core.ledger.log().last();
+                self.core.ledger.want(last);
+                self.handle(Event::Look);
+            }
+            Step::Finish { which, fails } => {
+                let may_end: Vec<usize> = (0..self.running.len()).filter(|&at| !self.is_hanging(at)).collect();
+                if !may_end.is_empty() {
+                    let effect = self.running.remove(may_end[which % may_end.len()]);
+                    self.finish(effect, fails);
+                }
+            }
+            Step::Wait(millis) => {
+                self.now.at += Duration::from_millis(millis);
+                self.handle(Event::Look);
+            }
+            Step::Memory(bytes) => self.now.map_memory = bytes,
+            Step::JournalFails => {
+                self.core.ledger.journal_failed(self.now.at);
+                self.handle(Event::Look);
+            }
+            Step::WriterWaits(waits) => {
+                match (self.writer_waits, waits) {
+                    (false, true) => self.core.ledger.begin_waiting(),
+                    (true, false) => self.core.ledger.end_waiting(),
+                    _ => {}
+                }
+                self.writer_waits = waits;
+                self.handle(Event::Look);
+            }
+            Step::Close => {
+                self.core.begin_closing();
+                self.handle(Event::Look);
+            }
+        }
+    }
+
+    fn is_hanging(&self, at: usize) -> bool {
+        matches!(&self.running[at], Effect::Chore(chore) if (self.hangs)(chore))
+    }
+
+    fn accept(&mut self, change: Change) {
+        if self.core.ledger.may_accept(change.extent(), By::Client).is_err() {
+            return;
+        }
+        let (numbered, is_due) = self.core.ledger.accept(change.clone(), self.now.at);
+        self.accepted.push(change);
+        assert_eq!(numbered.no, ChangeNo(self.accepted.len() as u64));
+        if is_due {
+            self.handle(Event::Look);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        if self.closed || self.ended.is_some() {
+            return;
+        }
+        let effects = self.core.handle(event, self.now);
+        for effect in effects {
+            match effect {
+                Effect::Close(closing) => {
+                    assert_eq!((closing.covers, closing.last), (ChangeNo(self.accepted.len() as u64), closing.covers));
+                    assert!(!self.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Sweep(_) | Chore::Delete(_)))));
+                    self.closed = true;
+                }
+                Effect::End(end) => self.ended = Some(end),
+                Effect::BeginJournal(first) => {
+                    let log = self.core.ledger.log();
+                    assert_eq!((log.last(), first), (log.covers(), log.covers().next()), "the new journal has a gap");
+                    self.handle(Event::JournalBegun);
+                }
+                Effect::StopGathering => self.running.retain(|effect| !matches!(effect, Effect::Chore(Chore::Gather(..)))),
+                Effect::WakeWriters | Effect::Report(_) => {}
+                effect => self.begin(effect),
+            }
+        }
+        self.check();
+    }
+
+    fn is_running(&self, is_it: impl Fn(&Effect) -> bool) -> bool {
+        self.running.iter().any(is_it)
+    }
+
+    fn begin(&mut self, effect: Effect) {
+        let kind = std::mem::discriminant(&effect);
+        let twin = |other: &Effect| match (&effect, other) {
+            (Effect::Chore(one), Effect::Chore(other)) => std::mem::discriminant(one) == std::mem::discriminant(other),
+            (Effect::Commit(..), _) => std::mem::discriminant(other) == kind,
+            _ => false,
+        };
+        assert!(!self.is_running(twin), "two of a kind: {effect:?}");
+        if let Effect::Chore(Chore::Gather(..)) = &effect {
+            self.gathers += 1;
+        }
+        self.running.push(effect);
+    }
+
+    fn finish(&mut self, effect: Effect, fails: bool) {
+        let refusal = || StoreError::new(ErrorKind::Retryable, "away");
+        let event = match effect {
+            Effect::Upload(seq, batch) => self.upload(seq, &batch),
+            Effect::UploadMove(seq, covers, data) => self.upload_move(seq, covers, &data),
+            Effect::Commit(uploaded, _) => self.commit(&uploaded),
+            Effect::Chore(Chore::Checkpoint(plan)) => self.checkpoint(*plan),
+            Effect::Chore(Chore::Gather(victims, as_of)) => {
+                let mut gathered = self.gather(victims, as_of);
+                gathered.failed = fails.then(refusal);
+                Event::Gathered(gathered)
+            }
+            Effect::Chore(Chore::Delete(_)) if fails => Event::Deleted(Outcome::Postponed(refusal())),
+            Effect::Chore(Chore::Delete(plan)) => {
+                assert!(self.core.ledger.has_passed(plan.line), "no read is under way");
+                plan.segments.iter().for_each(|seq| drop(self.objects.remove(seq)));
+                let dead = |at: &PageRef| plan.checkpoints.contains(&at.checkpoint);
+                self.pages.retain(|at, _| !dead(at));
+                self.core.ledger.checkpoints_deleted(&plan.checkpoints);
+                self.core.ledger.segments_deleted(&plan.segments);
+                Event::Deleted(Outcome::Done)
+            }
+            Effect::Chore(Chore::Sweep(_)) if fails => Event::Swept(Err(refusal())),
+            Effect::Chore(Chore::Sweep(_)) => Event::Swept(Ok(Default::default())),
+            other => panic!("{other:?} is no task"),
+        };
+        self.handle(event);
+    }
+
+    /// The object is in the store.
+    fn put(&mut self, seq: Seq, covers: ChangeNo, pieces: Vec<(Extent, Option<Bytes>)>, as_of: Option<Seq>) -> Event {
+        let (mut placements, mut blocks) = (Vec::new(), 0);
+        for (n, (extent, data)) in pieces.into_iter().enumerate() {
+            let frame = FrameAddr { seq, offset: n as u32, len: 1 };
+            let placement = match data {
+                None => Placement::Hole,
+                Some(data) => {
+                    blocks += extent.count.0 as u32;
+                    self.frames.insert(frame, data);
+                    Placement::Data(Location { frame, block: 0 })
+                }
+            };
+            placements.push((extent, placement));
+        }
+        let stored_bytes = u64::from(blocks) * BLOCK as u64 + 100;
+        let info = SegmentInfo { stored_bytes, blocks, live_blocks: blocks, ..SegmentInfo::default() };
+        let uploaded = || Uploaded { seq, info, placements: placements.clone(), as_of, sealed: Vec::new() };
+        let before = self.objects.insert(seq, Stored { uploaded: uploaded(), covers });
+        assert!(before.is_none(), "slot {seq} is filled twice");
+        Event::Uploaded(seq, Ok(Box::new(uploaded())))
+    }
+
+    fn upload(&mut self, seq: Seq, batch: &Batch) -> Event {
+        let piece = |(extent, payload): (Extent, &Payload)| match payload {
+            Payload::Data(data) => (extent, Some(data.clone())),
+            Payload::Zero | Payload::Hole => (extent, None),
+        };
+        self.put(seq, batch.covers, batch.buffer.iter().map(piece).collect(), None)
+    }
+
+    fn upload_move(&mut self, seq: Seq, covers: ChangeNo, moved: &Move) -> Event {
+        let pieces = moved.data.iter().map(|(extent, data)| (*extent, Some(data.clone()))).collect();
+        self.put(seq, covers, pieces, Some(moved.as_of))
+    }
+
+    fn commit(&mut self, uploaded: &Uploaded) -> Event {
+        let before = self.core.ledger.log().committed();
+        assert_eq!(uploaded.seq, before.next(), "in the order of the log");
+        let mut loaded = Vec::new();
+        while let Err(need) = self.core.ledger.commit(uploaded, loaded.clone(), self.now.map_memory, self.now.at) {
+            loaded.extend(self.load(need));
+        }
+        Event::Committed { moved: uploaded.as_of.is_some() }
+    }
+
+    fn load(&self, NeedPages(need): NeedPages) -> Vec<(PageRef, std::sync::Arc<MapPage>)> {
+        need.into_iter().map(|page| (page.at, std::sync::Arc::new(self.pages[&page.at].clone()))).collect()
+    }
+
+    fn checkpoint(&mut self, plan: CheckpointPlan) -> Event {
+        let CheckpointPlan { map, root, merge_all, bytes } = plan;
+        let mut layout = Layout::new(root.seq, &map, merge_all, 0, Sizes::default()).unwrap();
+        loop {
+            match layout.go_on().unwrap() {
+                Progress::GoOn => {}
+                Progress::Needs(need) => layout.take_pages(self.load(need)),
+                Progress::Done => break,
+            }
+        }
+        self.pages.extend(layout.all_written());
+        let done = layout.into_laid_out();
+        let mut usage = map.usage;
+        done.deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
+        let named = done.runs.iter().flat_map(|run| run.objects.keys().copied());
+        let checkpoints = named.map(|seq| (seq, CheckpointInfo::default())).collect();
+        let dead = usage.dead(root.seq);
+        self.base = Base { seq: root.seq, covers: root.covers, runs: done.runs.clone(), usage };
+        let map = Checkpointed { runs: done.runs, deaths: done.deaths, pages: done.pages };
+        let has_begun_all = done.has_begun_all;
+        let written = Written { seq: root.seq, map, checkpoints, dead, has_begun_all, bytes };
+        self.core.ledger.checkpoint_written(written, self.now.map_memory, self.now.at);
+        Event::Checkpointed
+    }
+
+    fn gather(&mut self, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+        let all = self.placed();
+        let (mut data, mut empty) = (Vec::new(), Vec::new());
+        for victim in &victims {
+            let live = |(_, placement): &&(Extent, Placement)| {
+                matches!(placement, Placement::Data(location) if location.frame.seq == *victim)
+            };
+            let before = data.len();
+            for (extent, placement) in all.iter().filter(live) {
+                let Placement::Data(location) = placement else { unreachable!() };
+                data.push((*extent, self.bytes_at(*location, *extent)));
+            }
+            if data.len() == before {
+                empty.push(*victim);
+            }
+        }
+        data.sort_by_key(|(extent, _): &(Extent, Bytes)| extent.start);
+        Gathered { held: None, victims, data, as_of, damaged: Vec::new(), empty, failed: None }
+    }
+
+    /// What the map says of every block.
+    fn placed(&mut self) -> Vec<(Extent, Placement)> {
+        let all = Extent::new(0, BLOCKS);
+        let mut loaded = HashMap::new();
+        loop {
+            match self.core.ledger.log().map.lookup_with(all, &loaded) {
+                Ok(placed) => return placed,
+                Err(need) => loaded.extend(self.load(need)),
+            }
+        }
+    }
+
+    /// What the store has there; the object must not have been deleted.
+    fn bytes_at(&self, location: Location, extent: Extent) -> Bytes {
+        assert!(self.objects.contains_key(&location.frame.seq), "{location:?} is needed, and gone");
+        let from = usize::from(location.block) * BLOCK;
+        self.frames[&location.frame].slice(from..from + extent.count.0 as usize * BLOCK)
+    }
+
+    /// Which change each block is of, by the client's record; 0 is none.
+    fn record(&self, upto: ChangeNo) -> Vec<u64> {
+        let mut blocks = vec![0; BLOCKS as usize];
+        for (change, no) in self.accepted.iter().zip(1..=upto.0) {
+            let extent = change.extent();
+            let is_data = matches!(change, Change::Write(..));
+            blocks[extent.start.0 as usize..extent.end().0 as usize].fill(if is_data { no } else { 0 });
+        }
+        blocks
+    }
+
+    /// A read of everything brings what the client wrote last.
+    fn check(&mut self) {
+        let log = self.core.ledger.log();
+        assert!(log.uploading() <= self.window as usize);
+        assert!(self.flushed <= log.covers());
+        if log.covers() == log.last() {
+            self.flushed = log.covers();
+        }
+        let all = Extent::new(0, BLOCKS);
+        let mut loaded = Vec::new();
+        let pieces = loop {
+            match self.core.ledger.plan_read(all, loaded.clone(), self.now.map_memory) {
+                Ok(pieces) => break pieces,
+                Err(need) => loaded.extend(self.load(need)),
+            }
+        };
+        let mut found = Vec::new();
+        for (extent, piece) in pieces {
+            let data = match piece {
+                Piece::Held(Payload::Data(data), _) => Some(data),
+                Piece::Frame(location, _) => Some(self.bytes_at(location, extent)),
+                Piece::Held(..) | Piece::Zero => None,
+            };
+            found.extend(changes_in(data, extent));
+        }
+        assert_eq!(found, self.record(ChangeNo(self.accepted.len() as u64)));
+    }
+
+    /// Whoever opens the volume after a crash now finds a prefix that holds all that was promised.
+    fn check_crash(&self) {
+        let Base { seq, mut covers, runs, usage } = self.base.clone();
+        let mut map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), usage);
+        let mut next = if seq < FENCE { FENCE.next() } else { seq.next() };
+        while let Some(stored) = self.objects.get(&next) {
+            let Uploaded { info, placements, as_of, .. } = &stored.uploaded;
+            while let Err(need) = map.apply(next, *info, placements, *as_of) {
+                self.load(need).into_iter().for_each(|(at, page)| map.page_loaded(at, page));
+            }
+            covers = covers.max(stored.covers);
+            next = next.next();
+        }
+        assert!(covers >= self.flushed, "promised up to {}, found up to {covers}", self.flushed);
+        let placed = loop {
+            match map.lookup(Extent::new(0, BLOCKS)) {
+                Ok(placed) => break placed,
+                Err(need) => self.load(need).into_iter().for_each(|(at, page)| map.page_loaded(at, page)),
+            }
+        };
+        let mut found = Vec::new();
+        for (extent, placement) in placed {
+            let data = match placement {
+                Placement::Data(location) => Some(self.bytes_at(location, extent)),
+                Placement::Zero | Placement::Hole => None,
+            };
+            found.extend(changes_in(data, extent));
+        }
+        assert_eq!(found, self.record(covers));
+    }
+
+    /// Everything that can end does, and time goes by, until nothing more happens.
+    fn settle(&mut self) {
+        for _ in 0..2000 {
+            if let Some(at) = (0..self.running.len()).find(|&at| !self.is_hanging(at)) {
+                let effect = self.running.remove(at);
+                self.finish(effect, false);
+                continue;
+            }
+            let Some(deadline) = self.core.deadline(self.now).filter(|_| !self.closed) else { return };
+            self.now.at = self.now.at.max(deadline);
+            self.handle(Event::Look);
+        }
+        panic!("it never comes to rest: {:?}", self.running);
+    }
+}
+
+/// Which change each block of a piece is of.
+fn changes_in(data: Option<Bytes>, extent: Extent) -> Vec<u64> {
+    let Some(data) = data else { return vec![0; extent.count.0 as usize] };
+    assert_eq!(data.len(), extent.count.0 as usize * BLOCK);
+    data.chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    /// Reads, crashes and the order of the log, whatever happens when; in the end everything is committed, an idle volume does nothing, and a
+    /// clean stop ends with nothing owed.
+    #[test]
+    fn the_core_keeps_what_it_promised(steps in steps(), window in 1_u32..5) {
+        let mut world = World::new(window);
+        for step in steps {
+            world.step(step);
+            world.check_crash();
+        }
+        world.step(Step::WriterWaits(false));
+        world.settle();
+        world.check_crash();
+        prop_assert!(world.ended.is_none());
+        let log = world.core.ledger.log();
+        prop_assert_eq!((log.covers(), log.checkpointed()), (log.last(), log.committed()));
+        prop_assert!(world.core.ledger.doomed().is_empty());
+        let gathers = world.gathers;
+        world.step(Step::Wait(100 * 3_600_000));
+        prop_assert!(world.running.is_empty() && world.gathers == gathers, "an idle volume begins {:?}", world.running);
+        world.step(Step::Close);
+        world.settle();
+        prop_assert!(world.closed);
+    }
+
+    /// What hangs stops nothing but what waits for its result: everything is committed although a chore never ends.
+    #[test]
+    fn a_chore_that_hangs_stops_no_commit(steps in steps(), window in 1_u32..5, which in 0_usize..4) {
+        let mut world = World::new(window);
+        world.hangs = [
+            |chore: &Chore| matches!(chore, Chore::Checkpoint(_)),
+            |chore: &Chore| matches!(chore, Chore::Gather(..)),
+            |chore: &Chore| matches!(chore, Chore::Delete(_)),
+            |chore: &Chore| matches!(chore, Chore::Sweep(_)),
+        ][which];
+        for step in steps {
+            // Commits do wait for the checkpoint that makes room for the map.
+            if !matches!(step, Step::Memory(_)) {
+                world.step(step);
+            }
+        }
+        world.settle();
+        world.check_crash();
+        let log = world.core.ledger.log();
+        prop_assert_eq!(log.covers(), log.last());
+    }
+}
+
+fn write_some(world: &mut World, count: u64) {
+    (0..count).for_each(|n| world.step(Step::Write(n * 8 % BLOCKS, 8)));
+}
+
+#[test]
+fn an_upload_that_failed_ends_the_volume_when_all_before_it_took_effect() {
+    let mut world = World::new(4);
+    write_some(&mut world, 4);
+    assert_eq!(world.running.len(), 2, "the third fills up behind the others");
+    let Effect::Upload(second, _) = world.running.pop().unwrap() else { panic!() };
+    world.handle(Event::Uploaded(second, Err(End::Fenced("by b".into()))));
+    assert_eq!(world.ended, None);
+    world.step(Step::Finish { which: 0, fails: false });
+    world.step(Step::Finish { which: 0, fails: false });
+    assert_eq!(world.core.ledger.log().committed(), FENCE.next());
+    assert_eq!(world.ended, Some(End::Fenced("by b".into())));
+}
+
+#[test]
+fn a_slot_that_nobody_gave_out_ends_the_volume() {
+    let mut world = World::new(4);
+    write_some(&mut world, 1);
+    world.step(Step::Flush);
+    world.handle(Event::Uploaded(Seq(7), Err(End::Closed)));
+    assert!(matches!(&world.ended, Some(End::Failed(why)) if why.contains("slot 7")), "{:?}", world.ended);
+}
+
+#[test]
+fn commits_wait_for_the_checkpoint_that_makes_room_for_the_map() {
+    let mut world = World::new(2);
+    world.hangs = |chore| matches!(chore, Chore::Checkpoint(_));
+    write_some(&mut world, 40);
+    world.settle();
+    let covers = world.core.ledger.log().covers();
+    assert!(world.is_running(|effect| matches!(effect, Effect::Chore(Chore::Checkpoint(_)))));
+    world.now.map_memory = 0;
+    write_some(&mut world, 4);
+    world.step(Step::Flush);
+    world.settle();
+    assert_eq!(world.core.ledger.log().covers(), covers);
+    world.hangs = |_| false;
+    world.settle();
+    assert_eq!(world.core.ledger.log().covers(), world.core.ledger.log().last());
+}
+
+#[test]
+fn a_refused_deletion_is_asked_again_less_and_less_often_and_said_once() {
+    let mut world = World::new(2);
+    write_some(&mut world, 12);
+    world.step(Step::Trim(0, BLOCKS));
+    world.step(Step::Flush);
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        while let Some(at) = (0..world.running.len()).find(|&at| !matches!(&world.running[at], Effect::Chore(Chore::Delete(_)))) {
+            let effect = world.running.remove(at);
+            world.finish(effect, false);
+        }
+        let Some(deadline) = world.core.deadline(world.now) else { break };
+        world.now.at = world.now.at.max(deadline);
+        world.handle(Event::Look);
+    }
+    for n in 0..8 {
+        assert!(matches!(world.running.pop(), Some(Effect::Chore(Chore::Delete(_)))), "{n}");
+        let refused = Outcome::Postponed(StoreError::new(ErrorKind::Denied, "no"));
+        let effects = world.core.handle(Event::Deleted(refused), world.now);
+        let said = |effect: &Effect| matches!(effect, Effect::Report(Report::NotDeleted { is_first: true, .. }));
+        assert_eq!(effects.iter().any(said), n == 0);
+        let deadline = world.core.deadline(world.now).unwrap();
+        pauses.push((deadline - world.now.at).as_secs());
+        world.now.at = deadline;
+        world.handle(Event::Look);
+    }
+    assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600]);
+}

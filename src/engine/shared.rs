@@ -1,0 +1,397 @@
+//! What the tasks of an open volume share: the core under its lock, what does not change, the doors, and the ways to wait.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::codec::seal::{Salt, Sealer};
+use crate::device::DeviceError;
+use crate::disk::Disk;
+use crate::engine::budget::{Budget, Seat};
+use crate::engine::core::{Core, End, Now};
+use crate::engine::ledger::{Doomed, Ledger, Rules};
+use crate::engine::log::Log;
+use crate::engine::watched::Watched;
+use crate::journal::Journal;
+use crate::keyring::Secrets;
+use crate::outside::{Clock, Random, Workers};
+use crate::segment::{Fence, Stamp};
+use crate::store::Store;
+use crate::store::health::Health;
+use crate::store::meter::Meter;
+use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
+use crate::volume::account::Account;
+use crate::volume::description::Description;
+use crate::volume::error::VolumeError;
+use crate::volume::keys::Keys;
+use crate::volume::meta::Meta;
+use crate::volume::objects::Objects;
+use crate::volume::options::Options;
+use crate::volume::recover::Witness;
+use crate::volume::root::CheckpointInfo;
+use crate::volume::seen::{self, Seen};
+use crate::volume::unbroken::Line;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shared {
+    /// What does not change.
+    pub facts: Facts,
+    /// The ways out.
+    pub doors: Doors,
+    /// The ways to wait.
+    pub waits: Waits,
+    /// Held for a few synchronous lines, never across an await.
+    core: Mutex<Core>,
+    /// Bytes of the volume; changed only while the lock of the core is held.
+    size: AtomicU64,
+    is_closing: AtomicBool,
+}
+
+/// What is true of a volume for as long as it is open.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its description when it was opened; how large it is now and how it compresses may have changed since.
+    pub meta: Meta,
+    /// The unit of mapping.
+    pub block_size: BlockSize,
+    /// What the operator set.
+    pub options: Options,
+    /// Our fence, and where it stands in the log.
+    pub fence: (Seq, Fence),
+    /// Our epoch.
+    pub epoch: Epoch,
+    /// This server.
+    pub server: Uuid,
+    /// Since when nothing acknowledged was lost.
+    pub line: Line,
+    /// What the volume had cost before we opened it.
+    pub account_before: Account,
+}
+
+/// Whatever the tasks of a volume ask for something.
+#[derive(Debug)]
+pub struct Doors {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The same, for reads of collection and sweeping.
+    pub background: Arc<dyn Store>,
+    /// Where objects lie in it.
+    pub keys: Keys,
+    /// How they are sealed.
+    pub sealer: Sealer,
+    /// Frames and pages of the map.
+    pub objects: Objects,
+    /// Counts the requests of this volume.
+    pub meter: Arc<Meter>,
+    /// What is tried again just now.
+    pub health: Health,
+    /// What it may hold in memory.
+    pub seat: Seat,
+    /// The journal.
+    pub journal: Journal,
+    /// The journal's directory.
+    pub disk: Arc<dyn Disk>,
+    /// Wall time.
+    pub clock: Clock,
+    /// Randomness.
+    pub random: Random,
+    /// Threads that encode.
+    pub workers: Workers,
+    /// What unlocks the volume when its description changes.
+    pub secrets: Secrets,
+    /// Sees every change that is accepted.
+    pub witness: Witness,
+}
+
+/// What the tasks of a volume wait for.
+#[derive(Debug)]
+pub struct Waits {
+    /// How far commits have come, and whether the volume has ended.
+    pub progress: Watched<Progress>,
+    /// There is something for the core to decide.
+    pub wake: Notify,
+    /// A range is no longer being completed, or accepting goes on after a pause.
+    pub completed: Notify,
+    /// A read ended.
+    pub read_ended: Notify,
+    /// Flushes, and changes with FUA, that wait for the store or the journal.
+    pub flushes: Count,
+    /// Whose turn it is to load pages to say what is known of a range: one at a time, however many clients ask.
+    pub loading_for_extents: Semaphore,
+    /// Whose turn it is to follow the description, or to change it.
+    pub describing: Semaphore,
+}
+
+/// How far the volume has come.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Every change up to this one is committed.
+    pub covers: ChangeNo,
+    /// Nothing is accepted or committed any more.
+    pub end: Option<End>,
+}
+
+/// The parts that recovery hands over.
+pub struct Parts {
+    pub meta: Meta,
+    pub description: u64,
+    pub options: Options,
+    pub fence: (Seq, Fence),
+    pub fences_since: u32,
+    pub line: Line,
+    pub budget: Budget,
+    pub store: Arc<dyn Store>,
+    pub keys: Keys,
+    pub sealer: Sealer,
+    pub objects: Objects,
+    pub meter: Arc<Meter>,
+    pub account_before: Account,
+    pub journal: Journal,
+    pub disk: Arc<dyn Disk>,
+    pub clock: Clock,
+    pub random: Random,
+    pub workers: Workers,
+    pub secrets: Secrets,
+    pub witness: Witness,
+    pub log: Log,
+    pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    pub doomed: Doomed,
+}
+
+impl Shared {
+    /// An open volume whose buffer may hold replayed changes already.
+    pub fn new(parts: Parts) -> Shared {
+        let Parts { meta, options, log, .. } = parts;
+        let seat = parts.budget.seat(&options, log.dirty_bytes());
+        let covers = log.covers();
+        let now = Instant::now();
+        let rules = Rules {
+            options: options.clone(),
+            block_size: meta.block_size,
+            fence: parts.fence.0,
+            continues_at: parts.fence.1.continues_at,
+            fences_since: parts.fences_since,
+            sealer: parts.sealer.clone(),
+        };
+        let described = (parts.description, meta.compression);
+        let ledger = Ledger::new(rules, log, described, parts.checkpoints, parts.doomed, now);
+        Shared {
+            size: AtomicU64::new(meta.size),
+            is_closing: AtomicBool::new(false),
+            core: Mutex::new(Core::new(ledger, now)),
+            facts: Facts {
+                block_size: meta.block_size,
+                meta,
+                options,
+                epoch: parts.fence.1.epoch,
+                server: parts.fence.1.server,
+                fence: parts.fence,
+                line: parts.line,
+                account_before: parts.account_before,
+            },
+            doors: Doors {
+                background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
+                store: parts.store,
+                keys: parts.keys,
+                sealer: parts.sealer,
+                objects: parts.objects,
+                meter: parts.meter,
+                health: Health::default(),
+                seat,
+                journal: parts.journal,
+                disk: parts.disk,
+                clock: parts.clock,
+                random: parts.random,
+                workers: parts.workers,
+                secrets: parts.secrets,
+                witness: parts.witness,
+            },
+            waits: Waits {
+                progress: Watched::new(Progress { covers, end: None }),
+                wake: Notify::new(),
+                completed: Notify::new(),
+                read_ended: Notify::new(),
+                flushes: Count::default(),
+                loading_for_extents: Semaphore::new(1),
+                describing: Semaphore::new(1),
+            },
+        }
+    }
+
+    /// The core, locked: for a few synchronous lines, never across an await.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    /// What the volume has and knows, under the same lock.
+    pub fn ledger(&self) -> MappedMutexGuard<'_, Ledger> {
+        MutexGuard::map(self.core.lock(), |core| &mut core.ledger)
+    }
+
+    /// What decisions are made by.
+    pub fn now(&self) -> Now {
+        Now { at: Instant::now(), map_memory: self.doors.seat.map_memory() }
+    }
+
+    /// A salt for a new object.
+    pub fn salt(&self) -> Salt {
+        self.doors.sealer.salt(self.doors.random.bytes())
+    }
+
+    /// What a segment that contains all changes up to `covers` says of itself.
+    pub fn stamp(&self, covers: ChangeNo) -> Stamp {
+        let compression = self.ledger().compression();
+        Stamp { epoch: self.facts.epoch, server: self.facts.server, covers, compression }
+    }
+
+    /// Keeps on the local disk how far the volume is: `committed` is the last slot of the log. Failing is said, and
+    /// weakens only the notice of a store that was put back.
+    pub async fn remember(&self, committed: Seq) {
+        let (covers, description) = {
+            let ledger = self.ledger();
+            (ledger.log().covers(), ledger.description())
+        };
+        let seen = Seen::new(self.facts.epoch, committed, covers, description, self.doors.sealer.seal());
+        let seen = Seen { line: Some(self.facts.line.clone()), ..seen };
+        if let Err(error) = seen::write(&self.doors.disk, &seen).await {
+            tracing::warn!(volume = %self.facts.meta.name, "what was seen of it cannot be kept in {}: {error}", self.doors.disk.path());
+        }
+    }
+
+    /// Bytes of the volume as it is now.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Takes over what a newer description says that was read and belongs to the volume: keys, compression, size.
+    pub async fn follow(&self, description: &Description) -> Result<(), VolumeError> {
+        if description.meta.uuid != self.facts.meta.uuid {
+            return Err(VolumeError::Invalid(format!("volume {} is another one now", self.facts.meta.name)));
+        }
+        let known = self.ledger().description();
+        if description.number < known {
+            let what = format!("this server has its description {known}, and the store {}", description.number);
+            return Err(VolumeError::RolledBack { name: self.facts.meta.name.to_string(), what });
+        }
+        let sealer = description.unlock(&self.doors.secrets).await?;
+        match (self.doors.sealer.keyring(), sealer.keyring()) {
+            (Some(ours), Some(newer)) => ours.follow(newer),
+            (None, None) => {}
+            _ => return Err(VolumeError::Invalid(format!("volume {} cannot change its seal", self.facts.meta.name))),
+        }
+        self.adopt(description.number, &description.meta)
+    }
+
+    /// Takes over what a proven description says, but for its keys.
+    pub fn adopt(&self, number: u64, meta: &Meta) -> Result<(), VolumeError> {
+        {
+            let mut ledger = self.ledger();
+            ledger.adopt(number, meta).map_err(|beyond| {
+                VolumeError::Invalid(format!(
+                    "the description of volume {} says that it has {} bytes, but this server serves {} and what lies at byte {} \
+                     was not given up: it goes on with the size that it has; make the volume as large again with `ashlar resize`",
+                    self.facts.meta.name,
+                    meta.size,
+                    self.size(),
+                    self.facts.block_size.offset_of(beyond),
+                ))
+            })?;
+            self.size.store(meta.size, Ordering::Release);
+        }
+        self.waits.wake.notify_one();
+        Ok(())
+    }
+
+    /// Fails if the volume is closing or has ended.
+    pub fn check_open(&self) -> Result<(), DeviceError> {
+        if let Some(end) = &self.waits.progress.now().end {
+            return Err(end.clone().into());
+        }
+        self.check_served()
+    }
+
+    /// Fails if the volume is being closed, or is closed: another server may have it then, and in it what is not known here.
+    pub fn check_served(&self) -> Result<(), DeviceError> {
+        if self.is_closing() { Err(DeviceError::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// No more changes are accepted.
+    pub fn begin_closing(&self) {
+        self.is_closing.store(true, Ordering::Release);
+        self.core().begin_closing();
+        self.waits.wake.notify_one();
+    }
+
+    /// Whether the volume is being closed.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Ends the volume: everybody who waits is told.
+    pub fn end(&self, end: End) {
+        self.waits.progress.change(|progress| progress.end = Some(end));
+        self.doors.seat.close();
+        self.waits.completed.notify_waiters();
+    }
+
+    /// Why nothing is accepted any more.
+    pub fn end_error(&self) -> DeviceError {
+        self.waits.progress.now().end.clone().unwrap_or(End::Closed).into()
+    }
+
+    /// Gives the room of committed changes back, but for as much as the journal still keeps in memory of what is committed (rule R6).
+    /// Called again, with nothing, when that becomes less.
+    pub fn give_back_room(&self, committed: u64) {
+        let back = self.ledger().room_back(committed, self.doors.journal.kept_bytes());
+        self.doors.seat.give_back(back);
+    }
+
+    /// Counts a writer as waiting for room until the guard is dropped.
+    pub fn waiting_for_room(&self) -> impl Drop + '_ {
+        struct Waiting<'a>(&'a Shared);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.ledger().end_waiting();
+            }
+        }
+        self.ledger().begin_waiting();
+        self.waits.wake.notify_one();
+        Waiting(self)
+    }
+
+    /// The journal failed: it is begun anew when everything is committed.
+    pub fn journal_suspended(&self) {
+        if self.ledger().journal_failed(Instant::now()) {
+            self.waits.wake.notify_one();
+        }
+    }
+}
+
+/// How many do something just now.
+#[derive(Debug, Default)]
+pub struct Count(AtomicUsize);
+
+impl Count {
+    /// Counts one more until the guard is dropped.
+    pub fn one_more(&self) -> impl Drop + '_ {
+        struct One<'a>(&'a AtomicUsize);
+        impl Drop for One<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        One(&self.0)
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}

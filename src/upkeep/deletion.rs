@@ -1,0 +1,60 @@
+//! Deleting what is doomed (rule R7). The numbers go on from those of [`super::checkpoint`]:
+//!
+//! 5. Proof that no other server took the volume before the newest checkpoint was durable (see
+//!    [`slot::prove_unfenced`]): whoever takes it from now on lists the checkpoints after putting its fence, and so starts
+//!    from that checkpoint or a later one, which needs nothing of what is doomed.
+//! 6. Reads that were planned before have ended: no later one can name a doomed object.
+//! 7. DELETE, a batch at a time and no faster than `gc.delete_rate`, and then the tables forget. A crash before that
+//!    leaves the objects in the checkpoint's table, dead: the next opening deletes them, before its own checkpoint, so
+//!    that its table forgets them.
+//!
+//! TRIM and everything else goes on meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::engine::Event;
+use crate::engine::deletions::{BATCH, Outcome, Plan};
+use crate::engine::shared::Shared;
+use crate::engine::slot::{self, ProofError};
+use crate::store::Key;
+
+/// Steps 5 to 7.
+pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
+    let Plan { segments, checkpoints, from, line } = plan;
+    match slot::prove_unfenced(&shared, from).await {
+        Ok(()) => {}
+        Err(ProofError::Fenced(end)) => return Event::Ended(end),
+        Err(ProofError::Store(error)) => return Event::Deleted(Outcome::Postponed(error)),
+    }
+    loop {
+        let ended = shared.waits.read_ended.notified();
+        if shared.ledger().has_passed(line) {
+            break;
+        }
+        ended.await;
+    }
+    let (store, keys) = (&shared.doors.store, &shared.doors.keys);
+    for batch in checkpoints.chunks(BATCH) {
+        let named: Vec<Key> = batch.iter().map(|&seq| keys.checkpoint(seq)).collect();
+        if let Err(error) = store.delete(&named).await {
+            return Event::Deleted(Outcome::Postponed(error));
+        }
+        shared.ledger().checkpoints_deleted(batch);
+    }
+    for batch in segments.chunks(BATCH) {
+        let began = Instant::now();
+        let named: Vec<Key> = batch.iter().map(|&seq| keys.segment(seq)).collect();
+        if let Err(error) = store.delete(&named).await {
+            return Event::Deleted(Outcome::Postponed(error));
+        }
+        shared.ledger().segments_deleted(batch);
+        let least = Duration::from_secs(batch.len() as u64) / shared.facts.options.gc.delete_rate.max(1);
+        if batch.len() == BATCH {
+            tokio::time::sleep_until(began + least).await;
+        }
+    }
+    Event::Deleted(Outcome::Done)
+}

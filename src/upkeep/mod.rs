@@ -1,0 +1,27 @@
+//! The chores of an open volume: what tidies it. Each is a task that the engine's shell starts when the core says so
+//! ([`crate::engine::Chore`]) and that enters its result into the ledger; nothing here decides when.
+//!
+//! [`checkpoint`] and [`deletion`] hold the whole order of R7 in numbered steps.
+
+mod checkpoint;
+mod deletion;
+mod gather;
+pub mod sweep;
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::engine::shared::Shared;
+use crate::engine::{Chore, Event};
+
+/// Does a chore; the event that it ends with.
+pub(crate) fn perform(shared: Arc<Shared>, chore: Chore) -> BoxFuture<'static, Event> {
+    match chore {
+        Chore::Checkpoint(plan) => checkpoint::run(shared, *plan).boxed(),
+        Chore::Gather(victims, as_of) => gather::run(shared, victims, as_of).boxed(),
+        Chore::Delete(plan) => deletion::run(shared, plan).boxed(),
+        Chore::Sweep(suspects) => sweep::run(shared, suspects).boxed(),
+    }
+}
