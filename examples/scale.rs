@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ashlar::codec::EncodeError;
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
+use ashlar::format::root::{CheckpointInfo, Root, encode_checkpoint, open_page, place_of};
 use ashlar::map::compaction::{Pages, RunWriter, Sizes};
 use ashlar::map::layout::{Layout, Progress};
 use ashlar::map::{
@@ -23,7 +24,6 @@ use ashlar::map::{
 };
 use ashlar::outside::Random;
 use ashlar::units::{BlockCount, Extent, FrameAddr, Location, Seq};
-use ashlar::volume::root::{CheckpointInfo, Root, encode_checkpoint, open_page, place_of};
 use bytes::Bytes;
 
 const BLOCK: u64 = 4096;
@@ -32,7 +32,7 @@ const SEGMENTS_PER_CHECKPOINT: u64 = 64;
 const FRAME: u32 = 4116;
 /// What the map may take in memory.
 const MEMORY: usize = 256 << 20;
-/// This part of it may be all of a map that is counted exactly (`volume/commit.rs`).
+/// This part of it may be all of a map that is counted exactly (`engine/commit.rs`).
 const EXACT_PART: usize = 8;
 
 /// The checkpoints as they lie in the store.

@@ -24,15 +24,15 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::change::Numbered;
+use crate::engine::options::Options;
+use crate::error::{Result, VolumeError};
+use crate::format::keys::Keys;
+use crate::format::meta::VolumeName;
 use crate::keyring::Secrets;
 use crate::map::{Entry, Placement, Ranges};
+use crate::opening::scan::{Scan, Source};
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, ChangeNo, Extent, Seq};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::VolumeName;
-use crate::volume::options::Options;
-use crate::volume::scan::{Scan, Source};
 use crate::upkeep::sweep::{self, Tables, Verdict};
 
 mod older;

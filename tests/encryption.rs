@@ -18,11 +18,11 @@ use ashlar::journal;
 use ashlar::keyring::slot::Cost;
 use ashlar::keyring::unlock::SecretSource;
 use ashlar::keyring::{Secret, Secrets};
+use ashlar::opening::key_slots::Slots;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, Store};
-use ashlar::volume::key_slots::Slots;
 use ashlar::volume::{
     self, CreateOptions, NewEncryption, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,

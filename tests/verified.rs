@@ -19,8 +19,12 @@ use ashlar::check;
 use ashlar::codec::frame::Compression;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
+use ashlar::error::Flag;
+use ashlar::format::keys::Keys;
+use ashlar::format::marks::Claim;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::description;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::Store;
 use ashlar::store::look::LookStore;
@@ -28,10 +32,6 @@ use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::retry::RetryOptions;
 use ashlar::units::Epoch;
-use ashlar::volume::description;
-use ashlar::volume::keys::Keys;
-use ashlar::volume::verdict::Flag;
-use ashlar::volume::verified::Claim;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, Meta, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,

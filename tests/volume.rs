@@ -83,7 +83,7 @@ impl World {
     /// A prefix in the volume's folder.
     async fn below(&self, prefix: &str) -> String {
         let meta = volume::description::load(&*self.store, &self.name).await.unwrap().meta;
-        format!("{}{prefix}", volume::keys::Keys::of(&meta).all())
+        format!("{}{prefix}", ashlar::format::keys::Keys::of(&meta).all())
     }
 }
 

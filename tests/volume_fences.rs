@@ -13,14 +13,14 @@ use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::Sealer;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
+use ashlar::format::keys::Keys;
+use ashlar::format::segment::{self, Payload, Stamp};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
-use ashlar::segment::{self, Payload, Stamp};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
-use ashlar::volume::keys::Keys;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,

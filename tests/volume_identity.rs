@@ -14,17 +14,17 @@ use ashlar::codec::seal::Sealer;
 use ashlar::device::{Device, DeviceError};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
+use ashlar::format::keys::Keys;
+use ashlar::format::meta::{FencedBy, Layout, Meta};
+use ashlar::format::segment::{Durability, Fence};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::description;
 use ashlar::outside::{Clock, Random, Workers};
-use ashlar::segment::{Durability, Fence};
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, StoreError, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Seq};
-use ashlar::volume::description;
-use ashlar::volume::keys::Keys;
-use ashlar::volume::meta::{FencedBy, Layout, Meta};
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };
@@ -343,7 +343,7 @@ enum Doing {
 }
 
 /// Whatever dies between two store operations of creating and deleting leaves a state that both know: the table in
-/// `volume/removal.rs`.
+/// `opening/removal.rs`.
 #[tokio::test(start_paused = true)]
 async fn creating_and_deleting_die_anywhere() {
     use Doing::*;

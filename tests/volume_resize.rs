@@ -1,4 +1,4 @@
-//! A volume that becomes larger and smaller (`src/volume/resize.rs`): nothing that is cut off comes back, and nothing that was
+//! A volume that becomes larger and smaller (`src/opening/resize.rs`): nothing that is cut off comes back, and nothing that was
 //! acknowledged is cut off, wherever a server dies or is displaced meanwhile.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -13,11 +13,11 @@ use ashlar::device::{Allocation, Device, DeviceError};
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::description::{self, Description};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Result, Store, list_all};
-use ashlar::volume::description::{self, Description};
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness, resize,

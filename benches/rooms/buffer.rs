@@ -1,8 +1,8 @@
 //! The write buffer: filling one segment's worth, in order, in no order, and over and over; and reading from it.
 
 use ashlar::change::Change;
-use ashlar::units::{BlockSize, ChangeNo, Extent};
 use ashlar::engine::buffer::WriteBuffer;
+use ashlar::units::{BlockSize, ChangeNo, Extent};
 use criterion::{Criterion, Throughput};
 
 use crate::{noise, scattered};

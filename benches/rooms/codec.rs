@@ -3,9 +3,9 @@
 use ashlar::change::{Change, Numbered};
 use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::{Salt, Sealer};
+use ashlar::format::segment::{EncodedSegment, Payload, Stamp, encode_segment, open_frame};
 use ashlar::journal::record::{FileHeader, HEAD_BYTES, encode as encode_record};
 use ashlar::keyring::{Keyring, Locked};
-use ashlar::segment::{EncodedSegment, Payload, Stamp, encode_segment, open_frame};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};

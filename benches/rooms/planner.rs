@@ -1,7 +1,7 @@
 //! The read planner: many frames into few ranged GETs.
 
+use ashlar::reading::fetch::plan;
 use ashlar::units::{FrameAddr, Seq};
-use ashlar::volume::fetch::plan;
 use criterion::{BatchSize, Criterion, Throughput};
 
 use crate::scattered;

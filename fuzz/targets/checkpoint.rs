@@ -10,7 +10,7 @@ use ashlar::map::fixed::{PAGE_BYTES_MAX, decode_page};
 use ashlar::map::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
 use ashlar::map::{Leaf, PAGE_BLOCKS, PageIndex};
 use ashlar::units::{BlockIndex, Seq};
-use ashlar::volume::root::{decode_checkpoint_and_total, verify_checkpoint};
+use ashlar::format::root::{decode_checkpoint_and_total, verify_checkpoint};
 use ashlar_fuzz::{Input, SALT, fair, seal_frame, sealed, sealer, within};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;

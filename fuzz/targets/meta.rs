@@ -3,7 +3,7 @@
 //! The first byte says how they are read: as they are, or as JSON before a line with its true hash, with or without a line for the tag.
 #![no_main]
 
-use ashlar::volume::meta::{Meta, VolumeName};
+use ashlar::format::meta::{Meta, VolumeName};
 use ashlar_fuzz::{fair, keyring, within};
 use libfuzzer_sys::fuzz_target;
 

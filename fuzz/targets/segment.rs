@@ -6,7 +6,7 @@
 
 use ashlar::codec::object::{Found, ObjectKind};
 use ashlar::codec::seal::Sealer;
-use ashlar::segment::{LogObject, decode_log_object, is_torn, verify_log_object};
+use ashlar::format::segment::{LogObject, decode_log_object, is_torn, verify_log_object};
 use ashlar::units::{BlockSize, Seq};
 use ashlar_fuzz::{Input, fair, seal_frame, sealed, sealer, within};
 use bytes::Bytes;

@@ -5,11 +5,11 @@
 //! with a part of the log would be the volume as it was once, which is worse than damaged: it is never taken.
 
 use super::Report;
+use crate::error::{Result, VolumeError};
+use crate::format::places::further_place;
+use crate::opening::scan::{Scan, Source};
 use crate::store::Key;
 use crate::units::Seq;
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::places::further_place;
-use crate::volume::scan::{Scan, Source};
 
 /// The key of an object that was found at one of its places.
 fn own_key(key: &Key) -> Key {

@@ -4,15 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Report, lose};
+use crate::error::{Result, VolumeError};
 use crate::map::compaction::{END, step};
 use crate::map::merge::merge;
 use crate::map::{
     Deaths, Entry, Leaf, MapPage, NeedPages, PAGE_BLOCKS, PageAt, PageIndex, PageKind, PageRef, Placement, Ranges,
     Table,
 };
+use crate::opening::scan::{Scan, Source};
 use crate::units::{BlockCount, BlockIndex, Extent, FrameAddr, Location, Seq};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::scan::{Scan, Source};
 
 /// Bytes of pages that stay in memory for the next step.
 const MEMORY: usize = 64 << 20;

@@ -14,15 +14,15 @@ use super::{ByteRange, Report};
 use crate::device::{Device, DeviceError};
 use uuid::Uuid;
 
+use crate::engine::options::Options;
+use crate::error::{Holder, Result, VolumeError};
+use crate::format::meta::VolumeName;
+use crate::format::places::{PLACES_MAX, place};
 use crate::keyring::Secrets;
 use crate::map::Ranges;
+use crate::opening::scan::Source;
 use crate::store::{Key, Store};
 use crate::units::FRAME_BYTES_MAX;
-use crate::volume::error::{Holder, Result, VolumeError};
-use crate::volume::meta::VolumeName;
-use crate::volume::options::Options;
-use crate::volume::places::{PLACES_MAX, place};
-use crate::volume::scan::Source;
 
 /// Deletes the newest checkpoint if the check found that it cannot be read and that nothing is lost without it. Nobody can open
 /// the volume while it is there, so nobody writes another one meanwhile but a server that has the volume open, and that may

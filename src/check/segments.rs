@@ -8,13 +8,14 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::pages::Walk;
 use super::{Progress, Report, lose};
 use crate::codec::CorruptError;
+use crate::error::{Result, VolumeError};
+use crate::format::places::{PLACES_MAX, place};
+use crate::format::segment::{self, LogObject, LogRead};
 use crate::map::{Entry, Placement, Ranges, SegmentInfo};
-use crate::segment::{self, LogObject, LogRead};
+use crate::opening::scan::{Scan, Source};
+use crate::reading::{Slot, Torn, slots};
 use crate::store::Key;
 use crate::units::{BlockCount, Extent, FrameAddr, Seq};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::places::{PLACES_MAX, place};
-use crate::volume::scan::{self, Scan, Slot, Source, Torn};
 
 /// Requests under way at once.
 const PARALLEL: usize = 16;
@@ -120,7 +121,7 @@ async fn look(source: &Source, seq: Seq, there: Option<(SegmentInfo, (Key, u64))
     if size > info.stored_bytes {
         return unusable(&length);
     }
-    let read = match scan::read_slot(&*source.store, &source.keys, &source.sealer, seq).await {
+    let read = match slots::read_slot(&*source.store, &source.keys, &source.sealer, seq).await {
         Ok(Slot::Holds(read, _)) => read,
         // It was cut: its first part is as good as ever.
         Ok(Slot::Torn(Torn { head: Some(read), .. })) => *read,

@@ -11,11 +11,11 @@ use super::info::date;
 use super::{output, outside, rotate, runtime, secrets};
 use crate::config::Effective;
 use crate::keyring::{KeySlot, Secret, Secrets, SlotKind};
+use crate::opening::key_slots::{self, Slots};
 use crate::outside::{Clock, Random};
 use crate::store::Store;
 use crate::store::open::Access;
 use crate::volume::VolumeName;
-use crate::volume::key_slots::{self, Slots};
 
 /// Lists, adds, removes and changes what opens an encrypted volume; none of it rewrites data.
 ///

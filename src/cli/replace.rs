@@ -21,10 +21,10 @@ use super::failure::Failure;
 use super::outside::State;
 use super::{secrets, status};
 use crate::config::Effective;
+use crate::opening::description;
 use crate::outside::Random;
 use crate::store::Store;
 use crate::volume::VolumeName;
-use crate::volume::description;
 
 /// How much longer than the other server takes at most this one waits for it to be gone.
 const MARGIN: Duration = Duration::from_secs(10);

@@ -10,9 +10,9 @@ use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
+use crate::opening::description::{self, Description};
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::description::{self, Description};
 use crate::volume::{Meta, OpenFlags, VolumeError, VolumeName, resize};
 
 /// Makes a volume larger or smaller, also while it is served.

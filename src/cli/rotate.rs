@@ -16,8 +16,8 @@ use super::store_volumes::StoreVolumes;
 use crate::config::Effective;
 use crate::human::about_bytes;
 use crate::keyring::SlotKind;
+use crate::opening::key_slots::{self, Rotation};
 use crate::outside::Random;
-use crate::volume::key_slots::{self, Rotation};
 use crate::volume::{OpenFlags, VolumeError, VolumeName};
 
 /// How often the progress is looked at.

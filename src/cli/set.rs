@@ -4,10 +4,10 @@ use super::failure::{Failure, Outcome};
 use super::{control, output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
 use crate::config::Effective;
+use crate::format::meta::Meta;
+use crate::opening::description;
 use crate::store::open::Access;
 use crate::volume::VolumeName;
-use crate::volume::description;
-use crate::volume::meta::Meta;
 
 /// Changes a setting of a volume, also while it is served.
 ///

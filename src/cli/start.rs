@@ -25,10 +25,10 @@ use crate::device::ExportError;
 use crate::human::exact_bytes;
 use crate::metrics;
 use crate::nbd::{ListenAddr, Server, TlsMode};
+use crate::opening::description::Description;
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::{Access, Opened};
-use crate::volume::description::Description;
 use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, VolumeError, VolumeName};
 
 /// A server that is ready for clients.

@@ -8,8 +8,8 @@ use super::info::date;
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
+use crate::format::account::price;
 use crate::human::{about_bytes, counted};
-use crate::volume::account::price;
 use crate::volume::{Account, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that

@@ -15,9 +15,9 @@ use crate::codec::seal::Sealer;
 use crate::config::Config;
 use crate::journal;
 use crate::keyring::Secrets;
+use crate::opening::description::{self, Description};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
-use crate::volume::description::{self, Description};
 use crate::volume::{self, Budget, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::engine::shared::Shared;
 use crate::store::StoreError;
 use crate::store::health::Attempts;
-use crate::engine::shared::Shared;
 
 /// The first pause.
 const FIRST: Duration = Duration::from_millis(100);

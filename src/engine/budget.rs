@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-use crate::volume::options::Options;
+use crate::engine::options::Options;
 
 /// Rounds of garbage collection that all volumes together have in memory: each is up to `gc.batch` of live bytes, and the
 /// segments that are being read for it.

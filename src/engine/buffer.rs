@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::change::Change;
+use crate::format::segment::Payload;
 use crate::part::Owner;
-use crate::segment::Payload;
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent};
 
 /// What a change costs in memory beside its data, in bytes, rounded up.

@@ -1,5 +1,5 @@
 //! Garbage collection, the part that knows how far it is: has the live blocks of the victims that [`crate::gc`] chose gathered
-//! ([`crate::volume::gather`]), and hands them, sorted by block, to the log as segments of moved data. Pure.
+//! (`upkeep/gather`), and hands them, sorted by block, to the log as segments of moved data. Pure.
 //!
 //! What makes it safe:
 //!
@@ -48,7 +48,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct Move {
     /// Sorted by block.
     pub data: Vec<(Extent, Bytes)>,
-    /// See [`crate::segment::SegmentHead::as_of`].
+    /// See [`crate::format::segment::SegmentHead::as_of`].
     pub as_of: Seq,
     /// Its round's place in memory.
     _held: Held,
@@ -336,7 +336,9 @@ impl Collection {
 /// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
 fn is_littered(ledger: &Ledger) -> bool {
     let totals = ledger.log.map.usage().totals();
-    !ledger.doomed.segments.is_empty() && !ledger.doomed.is_stuck && totals.dead_bytes >= totals.live_bytes / LITTER_PART
+    !ledger.doomed.segments.is_empty()
+        && !ledger.doomed.is_stuck
+        && totals.dead_bytes >= totals.live_bytes / LITTER_PART
 }
 
 /// What moving a segment would free.

@@ -12,13 +12,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::engine::backoff::Backoff;
+use crate::engine::buffer::WriteBuffer;
 use crate::engine::core::{End, Event};
 use crate::engine::log::Batch;
 use crate::engine::shared::Shared;
+use crate::format::segment::Payload;
 use crate::map::{Placement, SegmentInfo};
+use crate::reading::objects::{LoadedPages, ReadError};
 use crate::store::ErrorKind;
 use crate::units::{ChangeNo, Extent, Seq};
-use crate::volume::objects::{LoadedPages, ReadError};
 
 /// A segment that is in the store.
 #[derive(Debug)]
@@ -29,7 +31,7 @@ pub struct Uploaded {
     pub info: SegmentInfo,
     /// Where what it brings lies in it.
     pub placements: Vec<(Extent, Placement)>,
-    /// Of moved data: see [`crate::segment::SegmentHead::as_of`].
+    /// Of moved data: see [`crate::format::segment::SegmentHead::as_of`].
     pub as_of: Option<Seq>,
     /// The object as it is in the store, if somebody wants it.
     pub sealed: Vec<Bytes>,
@@ -38,7 +40,9 @@ pub struct Uploaded {
 /// Makes it take effect; `batch` is what it was made of, unless it is moved data.
 pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Option<Arc<Batch>>) -> Event {
     if let Some(batch) = batch {
-        shared.doors.objects.keep_opened(&uploaded.placements, batch).await;
+        let bytes = batch.buffer.data_bytes();
+        let content = move |extent| content(&batch.buffer, extent);
+        shared.doors.objects.keep_opened(&uploaded.placements, bytes, content).await;
     }
     shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
     let moved = uploaded.as_of.is_some();
@@ -76,5 +80,37 @@ async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, Chang
             }
             Err(damaged) => return Err(End::Failed(damaged.to_string())),
         }
+    }
+}
+
+/// The data of `extent`, in memory of its own; `None` if the buffer does not have all of it.
+fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
+    let (mut parts, mut whole) = (Vec::new(), true);
+    let mut missing = false;
+    let add = |_, payload, _| match payload {
+        Payload::Data(part) => parts.push(part),
+        Payload::Zero | Payload::Hole => whole = false,
+    };
+    buffer.lookup(extent, add, |_| missing = true);
+    (whole && !missing).then(|| parts.concat().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Change;
+    use crate::units::{BlockSize, ChangeNo};
+
+    #[test]
+    fn a_frame_is_put_together_from_its_changes_or_not_at_all() {
+        let mut buffer = WriteBuffer::new(BlockSize::default());
+        let data = |fill| Bytes::from(vec![fill; 8192]);
+        buffer.insert(ChangeNo(1), Change::Write(Extent::new(0, 2), data(1)));
+        buffer.insert(ChangeNo(2), Change::Write(Extent::new(1, 2), data(2)));
+        buffer.insert(ChangeNo(3), Change::Zero(Extent::new(3, 1)));
+        let expected = [vec![1; 4096], vec![2; 8192]].concat();
+        assert_eq!(content(&buffer, Extent::new(0, 3)).unwrap(), expected);
+        assert_eq!(content(&buffer, Extent::new(0, 4)), None);
+        assert_eq!(content(&buffer, Extent::new(4, 1)), None);
     }
 }

@@ -232,7 +232,9 @@ impl Core {
             Event::Uploaded(seq, uploaded) => {
                 // A slot that nobody gave out, or one twice: nothing that is decided from here on could be trusted.
                 if !self.ledger.log.is_under_way(seq) || self.arrived.insert(seq, uploaded).is_some() {
-                    return Err(End::Failed(format!("slot {seq} of the log was filled, and nothing was to be put there")));
+                    return Err(End::Failed(format!(
+                        "slot {seq} of the log was filled, and nothing was to be put there"
+                    )));
                 }
             }
             Event::Committed { moved } => {
@@ -350,15 +352,13 @@ impl Core {
     fn is_checkpoint_due(&self, now: Now) -> bool {
         let Ledger { rules, log, doomed, uncheckpointed_since, .. } = &self.ledger;
         let options = &rules.options;
-        let old =
-            uncheckpointed_since.is_some_and(|since| now.at.duration_since(since) >= options.checkpoint_interval);
-        let long = log.bytes_since_checkpoint() >= options.checkpoint_bytes
-            || log.map.newest_entries() >= CHECKPOINT_ENTRIES;
+        let old = uncheckpointed_since.is_some_and(|since| now.at.duration_since(since) >= options.checkpoint_interval);
+        let long =
+            log.bytes_since_checkpoint() >= options.checkpoint_bytes || log.map.newest_entries() >= CHECKPOINT_ENTRIES;
         let half = now.map_memory / 2;
         let crowded = log.map.memory() as u64 > half && log.map.dirty_memory() as u64 > half;
         // The last one comes after what is being deleted, so that its table forgets that.
-        let last =
-            self.is_closing && self.is_idle() && !log.has_changes() && self.deletions.lets_close(&self.ledger);
+        let last = self.is_closing && self.is_idle() && !log.has_changes() && self.deletions.lets_close(&self.ledger);
         let totals = log.map.usage().totals();
         let dead = totals.dead_bytes.saturating_sub(doomed.bytes);
         let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
@@ -381,8 +381,7 @@ impl Core {
         let share = self.client_share(now);
         let slot_free = ledger.log.has_slot(options.upload_window, share);
         // Past it, the slot is denied because it is the other's turn: the next commit changes that, not time.
-        let trickle =
-            Some(self.trickle_at()).filter(|at| share == 0 && ledger.log.has_changes() && *at > now.at);
+        let trickle = Some(self.trickle_at()).filter(|at| share == 0 && ledger.log.has_changes() && *at > now.at);
         let seal = ledger.active_since.filter(|_| slot_free).map(|since| since + options.writeback_delay);
         let checkpoint = ledger.uncheckpointed_since.filter(|_| !self.is_checkpointing);
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);

@@ -1,4 +1,4 @@
-//! When doomed objects are deleted, and when that is tried again. Pure; [`crate::volume::deletion`] has the order that makes it safe.
+//! When doomed objects are deleted, and when that is tried again. Pure; `upkeep/deletion` has the order that makes it safe.
 //!
 //! A store that fails is asked again later, and less and less often: dead objects cost money, nothing else.
 

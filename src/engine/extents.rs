@@ -7,12 +7,12 @@
 //! meanwhile: each run was true at some moment of the call.
 
 use crate::device::{Allocation, DeviceError, Run};
-use crate::map::{NeedPages, PageAt};
-use crate::units::{BlockCount, Extent};
-use crate::volume::objects::LoadedPages;
+use crate::engine::log::Log;
 use crate::engine::read::io_error;
 use crate::engine::shared::Shared;
-use crate::engine::log::Log;
+use crate::map::{NeedPages, PageAt};
+use crate::reading::objects::LoadedPages;
+use crate::units::{BlockCount, Extent};
 
 /// Pieces that are looked at while the lock is held.
 const STEPS_AT_ONCE: usize = 512;
@@ -138,9 +138,9 @@ mod tests {
 
     use super::*;
     use crate::change::Change;
+    use crate::engine::log::Origin;
     use crate::map::ExtentMap;
     use crate::units::{BlockSize, ChangeNo, Seq};
-    use crate::engine::log::Origin;
 
     /// Rule R8: a call looks at so many pieces and no more, though all of them are one run.
     #[test]

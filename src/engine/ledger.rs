@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::change::{Change, Numbered};
@@ -12,16 +13,15 @@ use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
 use crate::engine::log::{Log, Piece};
+use crate::engine::options::Options;
+use crate::format::account::Account;
+use crate::format::meta::Meta;
+use crate::format::root::{CheckpointInfo, Root};
 use crate::gc::Activity;
 use crate::keyring::Keyring;
 use crate::map::{Checkpointed, MapSnapshot, NeedPages, PageAt};
+use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
-use crate::volume::account::Account;
-use crate::volume::meta::Meta;
-use crate::volume::objects::{LoadedPages, WantedPage};
-use crate::volume::options::Options;
-use crate::volume::root::{CheckpointInfo, Root};
-use crate::volume::GcStatus;
 
 /// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
 /// every block took the place of takes some microseconds each under the lock, which is too long for larger maps.
@@ -61,7 +61,7 @@ pub struct Ledger {
     pub(super) log: Log,
     /// The number of the newest description that we know.
     description: u64,
-    /// Nothing is accepted at this block or later, although the volume may still be larger ([`crate::volume::resize`]).
+    /// Nothing is accepted at this block or later, although the volume may still be larger ([`crate::opening::resize`]).
     lowered: Option<BlockIndex>,
     /// The checkpoint objects that hold pages of the newest root.
     checkpoints: BTreeMap<Seq, CheckpointInfo>,
@@ -93,6 +93,19 @@ pub struct Ledger {
     pub(super) is_paused: bool,
     /// The journal failed; when to try it again.
     pub(super) journal_retry: Option<Instant>,
+}
+
+/// What garbage collection is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcStatus {
+    /// Bytes that it will free when the volume is quiet.
+    pub backlog_bytes: u64,
+    /// Objects that wait for their deletion.
+    pub doomed_objects: u64,
+    /// Segments that it has written since the volume was opened.
+    pub segments_written: u64,
+    /// Segments that it cannot read, and so leaves alone.
+    pub damaged_segments: u64,
 }
 
 /// Objects that nothing needs any more, as of the newest durable checkpoint.

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use crate::change::{Change, Numbered};
 use crate::device::Allocation;
+use crate::engine::buffer::WriteBuffer;
+use crate::format::segment::Payload;
 use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
 use crate::part::Owner;
-use crate::segment::Payload;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
-use crate::engine::buffer::WriteBuffer;
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
 pub(crate) const LARGE: u64 = 2;
@@ -498,8 +498,7 @@ mod tests {
             if stage == "under way" {
                 let frame = crate::units::FrameAddr { seq, offset: 0, len: 1 };
                 let placed = [(Extent::new(0, 4), Placement::Data(Location { frame, block: 0 }))];
-                log
-                    .commit(seq, SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() }, &placed, None)
+                log.commit(seq, SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() }, &placed, None)
                     .unwrap();
             }
         }

@@ -19,9 +19,10 @@
 //! | [`ledger`] | what a volume has and knows: log, map, what is doomed, what it cost |
 //! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
 //! | [`collection`], [`deletions`], [`sweeps`] | when space is won back, and how hard |
-//! | [`budget`] | what volumes may hold in memory, one by one and together; where they wait for it |
-//! | [`shell`], [`work`], [`commit`], [`slot`], [`backoff`] | the tasks |
-//! | [`write`], [`read`], [`extents`] | the requests of clients |
+//! | [`options`], [`budget`] | what an operator may tune; what volumes may hold in memory, one by one and together, and where they wait for it |
+//! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
+//! | [`write`], [`read`], [`extents`], [`prefetch`] | the requests of clients, and what they will ask for next |
+//! | [`seen`], [`unbroken`] | what this server knows of the volume from before |
 //! | [`shared`], [`watched`] | what all of these share, and how they wait for each other |
 
 pub mod core;
@@ -40,6 +41,10 @@ pub(crate) mod commit;
 pub(crate) mod slot;
 mod upload;
 pub(crate) mod backoff;
+pub mod options;
+pub(crate) mod seen;
+pub mod unbroken;
+pub(crate) mod prefetch;
 pub(crate) mod read;
 mod write;
 mod extents;
@@ -49,3 +54,4 @@ mod watched;
 mod model_tests;
 
 pub use core::{Chore, Core, Effect, Event, Now};
+pub use shared::Witness;

@@ -18,16 +18,14 @@ use super::log::{Batch, Log, Origin, Piece};
 use crate::change::Change;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
+use crate::engine::options::Options;
+use crate::format::root::CheckpointInfo;
+use crate::format::segment::Payload;
 use crate::map::compaction::Sizes;
 use crate::map::layout::{Layout, Progress};
-use crate::map::{
-    Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table, Usage,
-};
-use crate::segment::Payload;
+use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table, Usage};
 use crate::store::{ErrorKind, StoreError};
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, FrameAddr, Location, Seq};
-use crate::volume::options::Options;
-use crate::volume::root::CheckpointInfo;
 
 const BLOCKS: u64 = 48;
 const BLOCK: usize = 512;
@@ -42,7 +40,10 @@ enum Step {
     /// A FLUSH of everything up to now.
     Flush,
     /// What is under way ends, the one of this number; `fails` if it can.
-    Finish { which: usize, fails: bool },
+    Finish {
+        which: usize,
+        fails: bool,
+    },
     /// Time goes by.
     Wait(u64),
     /// What the map may have in memory changes.
@@ -217,7 +218,9 @@ impl World {
             match effect {
                 Effect::Close(closing) => {
                     assert_eq!((closing.covers, closing.last), (ChangeNo(self.accepted.len() as u64), closing.covers));
-                    assert!(!self.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Sweep(_) | Chore::Delete(_)))));
+                    assert!(
+                        !self.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Sweep(_) | Chore::Delete(_))))
+                    );
                     self.closed = true;
                 }
                 Effect::End(end) => self.ended = Some(end),
@@ -226,7 +229,9 @@ impl World {
                     assert_eq!((log.last(), first), (log.covers(), log.covers().next()), "the new journal has a gap");
                     self.handle(Event::JournalBegun);
                 }
-                Effect::StopGathering => self.running.retain(|effect| !matches!(effect, Effect::Chore(Chore::Gather(..)))),
+                Effect::StopGathering => {
+                    self.running.retain(|effect| !matches!(effect, Effect::Chore(Chore::Gather(..))))
+                }
                 Effect::WakeWriters | Effect::Report(_) => {}
                 effect => self.begin(effect),
             }
@@ -360,9 +365,7 @@ impl World {
         let all = self.placed();
         let (mut data, mut empty) = (Vec::new(), Vec::new());
         for victim in &victims {
-            let live = |(_, placement): &&(Extent, Placement)| {
-                matches!(placement, Placement::Data(location) if location.frame.seq == *victim)
-            };
+            let live = |(_, placement): &&(Extent, Placement)| matches!(placement, Placement::Data(location) if location.frame.seq == *victim);
             let before = data.len();
             for (extent, placement) in all.iter().filter(live) {
                 let Placement::Data(location) = placement else { unreachable!() };
@@ -591,7 +594,9 @@ fn a_refused_deletion_is_asked_again_less_and_less_often_and_said_once() {
     world.step(Step::Flush);
     let mut pauses = Vec::new();
     for _ in 0..10 {
-        while let Some(at) = (0..world.running.len()).find(|&at| !matches!(&world.running[at], Effect::Chore(Chore::Delete(_)))) {
+        while let Some(at) =
+            (0..world.running.len()).find(|&at| !matches!(&world.running[at], Effect::Chore(Chore::Delete(_))))
+        {
             let effect = world.running.remove(at);
             world.finish(effect, false);
         }

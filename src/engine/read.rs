@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
+use crate::engine::log::Piece;
+use crate::engine::shared::Shared;
+use crate::format::places;
+use crate::format::segment::Payload;
 use crate::map::NeedPages;
 use crate::part::{self, Part};
-use crate::segment::Payload;
+use crate::reading::objects::{LoadedPages, ReadError};
 use crate::units::{Extent, FrameAddr, Location};
-use crate::volume::objects::{LoadedPages, ReadError};
-use crate::volume::places;
-use crate::engine::shared::Shared;
-use crate::engine::log::Piece;
 
 impl Shared {
     /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::change::Numbered;
 use crate::codec::seal::{Salt, Sealer};
 use crate::device::DeviceError;
 use crate::disk::Disk;
@@ -16,26 +17,24 @@ use crate::engine::budget::{Budget, Seat};
 use crate::engine::core::{Core, End, Now};
 use crate::engine::ledger::{Doomed, Ledger, Rules};
 use crate::engine::log::Log;
+use crate::engine::options::Options;
+use crate::engine::seen::{self, Seen};
+use crate::engine::unbroken::Line;
 use crate::engine::watched::Watched;
+use crate::error::VolumeError;
+use crate::format::account::Account;
+use crate::format::keys::Keys;
+use crate::format::meta::Meta;
+use crate::format::root::CheckpointInfo;
+use crate::format::segment::{Fence, Stamp};
 use crate::journal::Journal;
 use crate::keyring::Secrets;
 use crate::outside::{Clock, Random, Workers};
-use crate::segment::{Fence, Stamp};
+use crate::reading::objects::Objects;
 use crate::store::Store;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
-use crate::volume::account::Account;
-use crate::volume::description::Description;
-use crate::volume::error::VolumeError;
-use crate::volume::keys::Keys;
-use crate::volume::meta::Meta;
-use crate::volume::objects::Objects;
-use crate::volume::options::Options;
-use crate::volume::recover::Witness;
-use crate::volume::root::CheckpointInfo;
-use crate::volume::seen::{self, Seen};
-use crate::volume::unbroken::Line;
 
 /// See the module.
 #[derive(Debug)]
@@ -107,6 +106,19 @@ pub struct Doors {
     pub secrets: Secrets,
     /// Sees every change that is accepted.
     pub witness: Witness,
+}
+
+/// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
+/// recovery brought back. Servers have none.
+#[derive(Clone, Default)]
+pub struct Witness(pub Option<Arc<Tell>>);
+
+type Tell = dyn Fn(&Numbered) + Send + Sync;
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Witness({})", if self.0.is_some() { "some" } else { "none" })
+    }
 }
 
 /// What the tasks of a volume wait for.
@@ -267,25 +279,6 @@ impl Shared {
     /// Bytes of the volume as it is now.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
-    }
-
-    /// Takes over what a newer description says that was read and belongs to the volume: keys, compression, size.
-    pub async fn follow(&self, description: &Description) -> Result<(), VolumeError> {
-        if description.meta.uuid != self.facts.meta.uuid {
-            return Err(VolumeError::Invalid(format!("volume {} is another one now", self.facts.meta.name)));
-        }
-        let known = self.ledger().description();
-        if description.number < known {
-            let what = format!("this server has its description {known}, and the store {}", description.number);
-            return Err(VolumeError::RolledBack { name: self.facts.meta.name.to_string(), what });
-        }
-        let sealer = description.unlock(&self.doors.secrets).await?;
-        match (self.doors.sealer.keyring(), sealer.keyring()) {
-            (Some(ours), Some(newer)) => ours.follow(newer),
-            (None, None) => {}
-            _ => return Err(VolumeError::Invalid(format!("volume {} cannot change its seal", self.facts.meta.name))),
-        }
-        self.adopt(description.number, &description.meta)
     }
 
     /// Takes over what a proven description says, but for its keys.

@@ -16,8 +16,8 @@ use crate::engine::shared::Shared;
 use crate::engine::slot;
 use crate::engine::upload;
 use crate::engine::work::{self, Work};
+use crate::format::segment::Close;
 use crate::journal;
-use crate::segment::Close;
 use crate::store::ErrorKind;
 use crate::units::ChangeNo;
 

@@ -39,24 +39,27 @@
 //! 8. A store that shows a part of an object *while it is uploaded* breaks 2, and two servers could disagree. The probe
 //!    looks for that ([`crate::store::probe`]).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
-use crate::segment::{self, LogObject};
-use crate::store::{ErrorKind, Key, Store, StoreError};
-use crate::units::Seq;
-use crate::volume::again;
 use crate::engine::backoff::Backoff;
-use crate::volume::error::{Holder, VolumeError};
-use crate::volume::meta::FencedBy;
-use crate::volume::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
-use crate::volume::scan::{self, Slot};
 use crate::engine::core::End;
 use crate::engine::shared::Shared;
-use crate::volume::verified::{self, Mark};
+use crate::error::{Holder, VolumeError};
+use crate::format::keys::Keys;
+use crate::format::marks::Mark;
+use crate::format::meta::FencedBy;
+use crate::format::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
+use crate::format::segment::{self, LogObject};
+use crate::reading::again;
+use crate::reading::{Slot, slots};
+use crate::store::{ErrorKind, Key, Store, StoreError};
+use crate::units::{Epoch, Seq};
 
 /// What became of an object that was to be created.
 #[derive(Debug)]
@@ -222,9 +225,9 @@ pub(crate) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
 async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
     let began = Instant::now();
     loop {
-        match verified::look(&*shared.doors.store, &shared.doors.keys, shared.facts.epoch).await {
+        match look(&*shared.doors.store, &shared.doors.keys, shared.facts.epoch).await {
             Ok(None) => return Ok(()),
-            Ok(Some(Mark::Claim(_))) if began.elapsed() < verified::CLAIM_LASTS => sleep(verified::LOOK_AGAIN).await,
+            Ok(Some(Mark::Claim(_))) if began.elapsed() < CLAIM_LASTS => sleep(LOOK_AGAIN).await,
             Ok(Some(mark)) => return Err(ProofError::Fenced(claimed_by(shared, mark).await)),
             Err(error) => return Err(ProofError::Store(error)),
         }
@@ -235,7 +238,7 @@ async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
 async fn claimed_by(shared: &Shared, mark: Mark) -> End {
     if let Mark::Fence(placed) = mark {
         let key = shared.doors.keys.fence(placed);
-        let read = scan::read_log_object(&*shared.doors.store, key, &shared.doors.sealer, placed.slot).await;
+        let read = slots::read_log_object(&*shared.doors.store, key, &shared.doors.sealer, placed.slot).await;
         if let Ok(Slot::Holds(read, _)) = read {
             return taken_by(shared, placed.slot, &read.object);
         }
@@ -251,13 +254,16 @@ async fn claimed_by(shared: &Shared, mark: Mark) -> End {
 fn whose(shared: &Shared, seq: Seq, there: &Bytes) -> End {
     match segment::decode_log_object(&shared.doors.sealer, seq, there) {
         Ok(Found::Whole(read)) => taken_by(shared, seq, &read.object),
-        _ => End::Failed(format!("{} holds an object that is not ours and cannot be read", shared.doors.keys.segment(seq))),
+        _ => End::Failed(format!(
+            "{} holds an object that is not ours and cannot be read",
+            shared.doors.keys.segment(seq)
+        )),
     }
 }
 
 /// All places of our object are torn. At one that only a fence can have there may be one.
 async fn torn_or_taken(shared: &Shared, seq: Seq, key: &Key) -> End {
-    match scan::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, seq).await {
+    match slots::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, seq).await {
         Ok(Slot::Holds(read, _)) => taken_by(shared, seq, &read.object),
         _ => End::Failed(torn(key)),
     }
@@ -291,7 +297,8 @@ pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
     }
     let (mut seq, mut count) = (from, 1);
     loop {
-        let reads = (0..count).map(|i| scan::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, Seq(seq.0 + i)));
+        let reads = (0..count)
+            .map(|i| slots::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, Seq(seq.0 + i)));
         for found in join_all(reads).await {
             match found {
                 // A fence would be at the first place that is not torn.
@@ -304,6 +311,19 @@ pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
         }
         count = (count * 2).min(PROOF_READS);
     }
+}
+
+/// So long a writer waits for a claim to be withdrawn, or followed by its fence, before it takes the volume for taken.
+pub(crate) const CLAIM_LASTS: Duration = Duration::from_secs(60);
+
+/// How often it looks meanwhile.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Whether there is anything higher than this epoch (steps 4 and 5): a fence if there is one, else a claim. One request.
+pub async fn look(store: &dyn Store, keys: &Keys, epoch: Epoch) -> std::result::Result<Option<Mark>, StoreError> {
+    let listed = store.list(&keys.fences(), Some(&keys.last_of(epoch))).await?;
+    let higher = || listed.iter().rev().filter_map(|entry| keys.mark(&entry.key));
+    Ok(higher().find(|mark| matches!(mark, Mark::Fence(_))).or_else(|| higher().next()))
 }
 
 /// Slots that a proof reads at once at most.

@@ -1,4 +1,4 @@
-//! When the store is looked through for objects that nobody owns. Pure; [`crate::volume::sweep`] says what such objects are.
+//! When the store is looked through for objects that nobody owns. Pure; [`crate::upkeep::sweep`] says what such objects are.
 //!
 //! Rarely: `gc.sweep_grace` after the opening, then every `gc.sweep_interval`. Whether a sweep is due is asked when something was
 //! committed, and never of a volume that is quiet: such a volume makes no request, and what nobody owns waits with it.

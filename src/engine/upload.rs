@@ -9,7 +9,7 @@ use crate::engine::core::{End, Event};
 use crate::engine::log::Batch;
 use crate::engine::shared::Shared;
 use crate::engine::slot;
-use crate::segment::{self, EncodedSegment};
+use crate::format::segment::{self, EncodedSegment};
 use crate::units::{ChangeNo, Seq};
 
 /// Puts a batch.

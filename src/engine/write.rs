@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use crate::cache::Purpose;
 use crate::change::Change;
 use crate::device::DeviceError;
-use crate::segment::Durability;
-use crate::units::{BlockCount, ChangeNo, Extent};
 use crate::engine::budget::Room;
 use crate::engine::buffer;
 use crate::engine::core::End;
 use crate::engine::ledger::{By, Ledger, Refusal};
 use crate::engine::shared::Shared;
+use crate::format::segment::Durability;
+use crate::units::{BlockCount, ChangeNo, Extent};
 
 impl Shared {
     /// Accepts `data` at `offset`. Partial blocks at its edges are completed under a lock on their range.
@@ -56,7 +56,8 @@ impl Shared {
         if inside.is_empty() {
             return self.write(offset, zeroes(len), fua).await;
         }
-        let (start, end) = (self.facts.block_size.offset_of(inside.start), self.facts.block_size.offset_of(inside.end()));
+        let (start, end) =
+            (self.facts.block_size.offset_of(inside.start), self.facts.block_size.offset_of(inside.end()));
         if offset < start {
             self.write(offset, zeroes(start - offset), fua).await?;
         }

@@ -1,5 +1,5 @@
 //! Key slots: the current data key of a volume, sealed with a key that a secret yields. They stand in the volume's
-//! description ([`crate::volume::meta`]); whoever can read the bucket can read them, and guess at passphrases offline:
+//! description ([`crate::format::meta`]); whoever can read the bucket can read them, and guess at passphrases offline:
 //! hence Argon2id (RFC 9106).
 
 use std::sync::Arc;

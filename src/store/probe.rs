@@ -10,11 +10,11 @@
 //!    One succeeds, and the object is its. (If answers are lost, none may be told so; the object must be one of theirs.)
 //! 3. Meanwhile, where the backend can: a PUT whose body stops half way. Until the connection breaks nothing may be seen of
 //!    it: a store that shows objects while they are uploaded is refused, because what one server takes for torn may
-//!    become another's segment. What is left of it afterwards is noted; volumes live with a half (`volume/slot.rs`).
+//!    become another's segment. What is left of it afterwards is noted; volumes live with a half (`engine/slot.rs`).
 //!
 //! 4. Where that fails: whether everybody who writes and looks afterwards sees the others. In each of [`LOOK_ROUNDS`] rounds
 //!    [`WRITERS`] writers put a key of their own at once, and then list them all. Each sees its own key; of any two, at
-//!    least one sees the other's. That is all that volumes in *verified* mode need (`volume/verified.rs`).
+//!    least one sees the other's. That is all that volumes in *verified* mode need (`opening/verified.rs`).
 //!
 //! A race that was won by one is evidence, no proof. It costs some 320 requests, of which 16 are under way at once: about 25
 //! round trips, half a second on a store that is 20 ms away. So what a store passed is remembered (`cli/probes.rs`).

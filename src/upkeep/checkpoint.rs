@@ -16,19 +16,19 @@
 use std::sync::Arc;
 
 use crate::codec::EncodeError;
-use crate::map::compaction::Sizes;
-use crate::map::layout::{LaidOut, Layout, Progress};
 use crate::engine::Event;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::End;
 use crate::engine::ledger::{CheckpointPlan, Written};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, Put};
+use crate::format::root::{self, EncodedCheckpoint, Root};
+use crate::map::compaction::Sizes;
+use crate::map::layout::{LaidOut, Layout, Progress};
 use crate::map::{Checkpointed, MapSnapshot, NeedPages};
+use crate::reading::objects::{LoadedPages, ReadError};
 use crate::store::ErrorKind;
 use crate::units::{BlockCount, Seq};
-use crate::volume::objects::{LoadedPages, ReadError};
-use crate::volume::root::{self, EncodedCheckpoint, Root};
 
 /// This part of what the map may have in memory may be pages that a checkpoint has just written.
 const KEEP_PART: usize = 2;

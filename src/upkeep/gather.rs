@@ -16,15 +16,15 @@ use crate::codec::CorruptError;
 use crate::engine::Event;
 use crate::engine::collection::Gathered;
 use crate::engine::shared::Shared;
+use crate::error::VolumeError;
+use crate::format::segment::{self, LogObject, LogRead};
 use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement, SegmentInfo};
-use crate::segment::{self, LogObject, LogRead};
+use crate::reading::again::READS;
+use crate::reading::fetch;
+use crate::reading::objects::ReadError;
+use crate::reading::{Slot, slots};
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
-use crate::volume::again::READS;
-use crate::volume::error::VolumeError;
-use crate::volume::fetch;
-use crate::volume::objects::ReadError;
-use crate::volume::scan::{self, Slot};
 
 /// Victims whose heads, or small objects, are read at one time: what is looked up next has to wait for all of them.
 const HEADS: usize = 16;
@@ -174,15 +174,17 @@ async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Vict
     let read = match whole.as_ref().filter(|bytes| bytes.len() as u64 == info.stored_bytes).and_then(decode) {
         Some(read) => read,
         // It was not asked for at once, or what came is not the whole of it, or does not prove itself.
-        None => match scan::read_slot(&*shared.doors.background, &shared.doors.keys, &shared.doors.sealer, seq).await {
-            Ok(Slot::Holds(read, place)) => {
-                (key, whole) = (place, None);
-                read
+        None => {
+            match slots::read_slot(&*shared.doors.background, &shared.doors.keys, &shared.doors.sealer, seq).await {
+                Ok(Slot::Holds(read, place)) => {
+                    (key, whole) = (place, None);
+                    read
+                }
+                Ok(_) => return Err(Unread::Damaged("it is missing or cut short, and the map needs it".into())),
+                Err(VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
+                Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
             }
-            Ok(_) => return Err(Unread::Damaged("it is missing or cut short, and the map needs it".into())),
-            Err(VolumeError::Store { source, .. }) => return Err(Unread::Store(source)),
-            Err(damaged) => return Err(Unread::Damaged(damaged.to_string())),
-        },
+        }
     };
     let LogObject::Segment(head) = &read.object else {
         return Err(Unread::Damaged("the map needs data in it, but it is no segment".into()));

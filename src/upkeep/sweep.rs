@@ -15,13 +15,13 @@ use crate::engine::Event;
 use crate::engine::core::End;
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
-use crate::segment::LogObject;
+use crate::error::VolumeError;
+use crate::format::keys::Keys;
+use crate::format::places::further_place;
+use crate::format::segment::LogObject;
+use crate::reading::{Slot, slots};
 use crate::store::{Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::Seq;
-use crate::volume::error::VolumeError;
-use crate::volume::keys::Keys;
-use crate::volume::places::further_place;
-use crate::volume::scan::{self, Slot};
 
 /// Who owns an object of a volume's folder, as far as its key tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,10 +186,10 @@ pub async fn verdict(
         Owner::Foreign => return Ok(Verdict::LeaveAlone),
         Owner::FenceOrNobody(seq) => seq,
     };
-    let mut slot = scan::read_slot(store, keys, sealer, seq).await;
+    let mut slot = slots::read_slot(store, keys, sealer, seq).await;
     if matches!(slot, Ok(Slot::Free)) {
         // What stood before it in the slot is gone, or all of the slot.
-        slot = scan::read_log_object(store, key.clone(), sealer, seq).await;
+        slot = slots::read_log_object(store, key.clone(), sealer, seq).await;
     }
     match slot {
         Ok(Slot::Holds(read, _)) => match read.object {

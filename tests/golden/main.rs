@@ -14,21 +14,21 @@ use std::sync::Arc;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
+use ashlar::format::meta::{FencedBy, Layout, Meta, VolumeName};
+use ashlar::format::root::{
+    CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
+};
+use ashlar::format::segment::{
+    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_moved, encode_segment, open_frame,
+    verify_log_object,
+};
 use ashlar::keyring::slot::{Cost, NewSlot};
 use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret};
 use ashlar::map::compaction::END;
 use ashlar::map::leaf_format::{encode_index, encode_leaf};
 use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
-use ashlar::segment::{
-    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_moved, encode_segment, open_frame,
-    verify_log_object,
-};
 use ashlar::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
-use ashlar::volume::meta::{FencedBy, Layout, Meta, VolumeName};
-use ashlar::volume::root::{
-    CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
-};
 use bytes::Bytes;
 use uuid::{Uuid, uuid};
 

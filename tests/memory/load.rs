@@ -9,11 +9,11 @@ use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::local::LocalDisk;
+use ashlar::engine::budget::ROUNDS;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::file::FileStore;
-use ashlar::volume::budget::ROUNDS;
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
 };

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
+use ashlar::format::segment::Durability;
 use ashlar::gc;
 use ashlar::outside::Random;
-use ashlar::segment::Durability;
 use ashlar::store::faults::FaultOptions;
 use ashlar::store::limit::LimitOptions;
 use ashlar::volume::{FencedBy, Options};

@@ -8,16 +8,16 @@ use ashlar::cache::BlockCache;
 use ashlar::cache::disk::DiskTier;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
+use ashlar::format::segment::Durability;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::keyring::slot::Cost;
+use ashlar::opening::key_slots::Slots;
 use ashlar::outside::{Clock, Random, Workers};
-use ashlar::segment::Durability;
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::{BlockSize, ChangeNo};
-use ashlar::volume::key_slots::Slots;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
 };

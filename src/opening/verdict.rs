@@ -23,11 +23,10 @@
 //! A crash after the fence was put and before anything else leads back into the table: the fence names the journal that
 //! is here, so that the next opening is C.
 
-use std::fmt;
-
 use uuid::Uuid;
 
-use crate::segment::{Durability, Fence};
+use crate::error::Flag;
+use crate::format::segment::{Durability, Fence};
 use crate::units::ChangeNo;
 
 /// What an operator allows.
@@ -41,42 +40,6 @@ pub struct OpenFlags {
     pub drop_journal: bool,
     /// Open although the store holds an older state than this server has seen.
     pub accept_rollback: bool,
-}
-
-/// One of the flags that the table knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flag {
-    /// [`OpenFlags::takeover`]
-    Takeover,
-    /// [`OpenFlags::accept_loss`]
-    AcceptLoss,
-    /// [`OpenFlags::drop_journal`]
-    DropJournal,
-    /// [`OpenFlags::accept_rollback`]
-    AcceptRollback,
-}
-
-impl Flag {
-    /// Why nobody needs it here.
-    pub fn needless_because(self) -> &'static str {
-        match self {
-            Flag::Takeover => "no other server has the volume open",
-            Flag::AcceptLoss => "nothing that was promised is missing",
-            Flag::DropJournal => "no journal is in the way",
-            Flag::AcceptRollback => "the store is not older than what this server has seen",
-        }
-    }
-}
-
-impl fmt::Display for Flag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Flag::Takeover => "--takeover",
-            Flag::AcceptLoss => "--accept-loss",
-            Flag::DropJournal => "--drop-journal",
-            Flag::AcceptRollback => "--accept-rollback",
-        })
-    }
 }
 
 /// The log's side of the evidence.

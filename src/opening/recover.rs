@@ -26,28 +26,29 @@ use crate::cache::BlockCache;
 use crate::change::Numbered;
 use crate::codec::seal::Sealer;
 use crate::disk::Disk;
+use crate::engine::budget::Budget;
+use crate::engine::ledger::Doomed;
+use crate::engine::log::{Log, Origin};
+use crate::engine::options::Options;
+use crate::engine::seen::{self, Seen};
+use crate::engine::shared::{Parts, Shared, Witness};
+use crate::engine::slot::{self, Put};
+use crate::engine::unbroken::{self, Line, Start};
+use crate::error::{Flag, Holder, Result, VolumeError};
+use crate::format::keys::Keys;
+use crate::format::marks::Claim;
+use crate::format::meta::{FencedBy, VolumeName};
+use crate::format::segment::{Durability, Fence};
 use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
+use crate::opening::description::{self, Description};
+use crate::opening::scan::{self, Scan, Source};
+use crate::opening::verdict::{self, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
+use crate::opening::verified;
 use crate::outside::{Clock, Random, Workers};
-use crate::segment::{Durability, Fence};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{BlockIndex, Epoch, Seq};
-use crate::engine::budget::Budget;
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Holder, Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::{FencedBy, VolumeName};
-use crate::volume::options::Options;
-use crate::volume::scan::{self, Scan, Source};
-use crate::volume::seen::{self, Seen};
-use crate::engine::ledger::Doomed;
-use crate::engine::shared::{Parts, Shared};
-use crate::engine::slot::{self, Put};
-use crate::engine::log::{Log, Origin};
-use crate::volume::unbroken::{self, Line, Start};
-use crate::volume::verdict::{self, Flag, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
-use crate::volume::verified::{self, Claim};
 
 /// How often opening begins again because others wrote to the log meanwhile.
 const TRIES: usize = 16;
@@ -86,21 +87,8 @@ pub struct Outside {
     pub witness: Witness,
 }
 
-/// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
-/// recovery brought back. Servers have none.
-#[derive(Clone, Default)]
-pub struct Witness(pub Option<Arc<Tell>>);
-
-type Tell = dyn Fn(&Numbered) + Send + Sync;
-
-impl std::fmt::Debug for Witness {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Witness({})", if self.0.is_some() { "some" } else { "none" })
-    }
-}
-
 /// Opens the volume for this server alone.
-pub(super) async fn open(
+pub(crate) async fn open(
     outside: Outside,
     name: &VolumeName,
     options: Options,

@@ -9,29 +9,28 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::cache::BlockCache;
-use crate::codec::object::Found;
 use crate::codec::seal::Sealer;
+use crate::engine::options::Options;
+use crate::engine::seen::Seen;
+use crate::error::{Result, VolumeError};
+use crate::format::account::Account;
+use crate::format::keys::Keys;
+use crate::format::marks::{Listed, Placed};
+use crate::format::meta::{FencedBy, Meta, VolumeName};
+use crate::format::places::{PLACES_MAX, place};
+use crate::format::root::{self, CheckpointInfo, Root};
+use crate::format::segment::{Fence, LogObject, LogRead};
 use crate::keyring::Secrets;
 use crate::map::{Entry, ExtentMap, NeedPages, Placement, SegmentInfo, Table, Usage};
+use crate::opening::description::{self, Description};
+use crate::opening::verified;
 use crate::outside::Workers;
-use crate::segment::{self, Fence, LogObject, LogRead};
+use crate::reading::again;
+use crate::reading::objects::Objects;
+use crate::reading::slots::{Head, read_head, read_places, read_slot};
+use crate::reading::{Slot, Torn};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
-use crate::volume::account::Account;
-use crate::volume::again;
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::{FencedBy, Meta, VolumeName};
-use crate::volume::objects::Objects;
-use crate::volume::options::Options;
-use crate::volume::places::{FENCE_PLACES_MAX, PLACES_MAX, place};
-use crate::volume::root::{self, CheckpointInfo, Root};
-use crate::volume::seen::Seen;
-use crate::volume::verified::{self, Listed, Placed};
-
-/// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
-const HEAD_GUESS: u64 = 64 << 10;
 
 /// Slots that are probed at once: few at first, because most volumes were closed or checkpointed just before.
 const PROBE_FIRST: u64 = 4;
@@ -98,37 +97,6 @@ pub struct Scan {
     pub based_on: Epoch,
 }
 
-/// What a store kept of a PUT that broke off.
-#[derive(Clone, Debug)]
-pub struct Torn {
-    /// Where it is: the last place of its slot that is taken.
-    pub key: Key,
-    /// What it was to be, if its head is there.
-    pub head: Option<Box<LogRead>>,
-}
-
-impl std::fmt::Display for Torn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let what = self.head.as_ref().map_or("an object", |read| read.object.name());
-        write!(
-            f,
-            "the log ends with {}, the first part of {what} whose upload broke off; it was never acknowledged",
-            self.key
-        )
-    }
-}
-
-/// What stands in a slot of the log.
-#[derive(Clone, Debug)]
-pub enum Slot {
-    /// Nothing.
-    Free,
-    /// Nothing that is whole: nobody has the slot yet.
-    Torn(Torn),
-    /// The object that has the slot, and its place.
-    Holds(LogRead, Key),
-}
-
 /// Where a scan begins.
 struct Base {
     root: Root,
@@ -162,7 +130,8 @@ impl Source {
         let keys = Keys::of(&description.meta);
         let Description { meta, number, .. } = description;
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
-        let objects = Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options);
+        let objects =
+            Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options.read_limits());
         Ok(Source { store, keys, meta, description: number, sealer, objects })
     }
 
@@ -549,117 +518,12 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
     }
 }
 
-/// The checkpoints among these objects, by their own keys.
 /// The epoch in which a checkpoint was written.
 fn epoch_of(root: &Root) -> Epoch {
     root.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch)
 }
 
+/// The checkpoints among these objects, by their own keys.
 fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
     sizes.keys().filter_map(Keys::number).map(Seq).collect()
-}
-
-/// What stands in a slot of the log: the first whole object among its places.
-pub async fn read_slot(store: &dyn Store, keys: &Keys, sealer: &Sealer, seq: Seq) -> Result<Slot> {
-    read_places(store, &keys.segment(seq), sealer, seq).await
-}
-
-/// The first whole object among the places of this one.
-async fn read_places(store: &dyn Store, own: &Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
-    let mut found = Slot::Free;
-    for n in 0..FENCE_PLACES_MAX {
-        let key = place(own, n).map_err(VolumeError::store("reading the log"))?;
-        match read_log_object(store, key, sealer, seq).await {
-            Ok(Slot::Torn(torn)) => found = Slot::Torn(torn),
-            Err(error) if error.is_not_found() => break,
-            other => return other,
-        }
-    }
-    Ok(found)
-}
-
-/// The log object under one key: [`Slot::Holds`] or [`Slot::Torn`], if there is any.
-pub(crate) async fn read_log_object(store: &dyn Store, key: Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
-    let read = || read_log_object_once(store, key.clone(), sealer, seq);
-    again::until_proven(read, |slot| matches!(slot, Slot::Torn(_))).await
-}
-
-async fn read_log_object_once(store: &dyn Store, key: Key, sealer: &Sealer, seq: Seq) -> Result<Slot> {
-    let decode = |bytes: &Bytes| segment::decode_log_object(sealer, seq, bytes);
-    let (read, have) = match read_head(store, &key, decode).await? {
-        Head::There(read, have) => (read, have),
-        Head::Torn => return Ok(Slot::Torn(Torn { key, head: None })),
-    };
-    let total = read.total();
-    let is_whole = match have {
-        Have::All(len) => len >= total,
-        Have::AtLeast(len) if len >= total => true,
-        // What is behind the head was not read: the last byte says whether it is there.
-        Have::AtLeast(_) => {
-            let last = store.get_range(&key, total - 1..total).await;
-            !last.map_err(VolumeError::store(format!("reading {key}")))?.is_empty()
-        }
-    };
-    Ok(match is_whole {
-        true => Slot::Holds(read, key),
-        false => Slot::Torn(Torn { key, head: Some(Box::new(read)) }),
-    })
-}
-
-/// The beginning of an object.
-enum Head<T> {
-    /// Its head, and what is known of its length.
-    There(T, Have),
-    /// It ends before its head does.
-    Torn,
-}
-
-/// What is known of the length of an object, in bytes.
-#[derive(Clone, Copy)]
-enum Have {
-    All(u64),
-    AtLeast(u64),
-}
-
-impl Have {
-    /// After `got` bytes came of `asked`.
-    fn of(got: &Bytes, asked: u64) -> Have {
-        match got.len() as u64 {
-            len if len < asked => Have::All(len),
-            len => Have::AtLeast(len),
-        }
-    }
-}
-
-/// Reads as much of an object as its head takes.
-async fn read_head<T>(
-    store: &dyn Store,
-    key: &Key,
-    decode: impl Fn(&Bytes) -> std::result::Result<Found<T>, crate::codec::CorruptError>,
-) -> Result<Head<T>> {
-    let failed = |error: StoreError| VolumeError::Store { doing: format!("reading {key}"), source: error };
-    let mut asked = HEAD_GUESS;
-    loop {
-        let begin = store.get_range(key, 0..asked).await.map_err(failed)?;
-        let have = Have::of(&begin, asked);
-        match decode(&begin).map_err(VolumeError::corrupt(key))? {
-            Found::Whole(it) => return Ok(Head::There(it, have)),
-            Found::NeedMore { total } if total > asked && matches!(have, Have::AtLeast(_)) => asked = total,
-            Found::NeedMore { .. } => return Ok(Head::Torn),
-        }
-    }
-}
-
-impl From<crate::volume::objects::ReadError> for VolumeError {
-    fn from(error: crate::volume::objects::ReadError) -> VolumeError {
-        use crate::volume::objects::ReadError;
-        match error {
-            ReadError::Store { key, offset, source } => {
-                VolumeError::Store { doing: format!("reading {key} at {offset}"), source }
-            }
-            ReadError::Corrupt { key, offset, why } => {
-                VolumeError::Corrupt { key, why: format!("at byte {offset}: {why}") }
-            }
-        }
-    }
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::VolumeError;
+use crate::format::segment::Durability;
+use crate::format::segment::fence::WINDOW_MAX;
 use crate::gc;
 use crate::human::{self, exact_bytes};
-use crate::segment::Durability;
-use crate::segment::fence::WINDOW_MAX;
+use crate::reading::ReadLimits;
 use crate::units::BlockSize;
-use crate::volume::error::VolumeError;
 
 /// Options of the volumes that a server serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +114,11 @@ impl Options {
             return refuse("upload_window", format!("1 to {WINDOW_MAX}"));
         }
         self.check_gc()
+    }
+
+    /// How volumes are read.
+    pub fn read_limits(&self) -> ReadLimits {
+        ReadLimits { parallel: self.read_parallel, gap: self.read_gap, max: self.read_max }
     }
 
     fn check_gc(&self) -> Result<(), BadOption> {

@@ -9,11 +9,11 @@
 
 use uuid::Uuid;
 
+use crate::format::marks::{Claim, Mark, Placed};
+use crate::format::meta::{Layout, Meta, VolumeName};
+use crate::format::places::further_place;
 use crate::store::Key;
 use crate::units::{Epoch, ORDINAL_MAX, Seq};
-use crate::volume::meta::{Layout, Meta, VolumeName};
-use crate::volume::places::further_place;
-use crate::volume::verified::{Claim, Mark, Placed};
 
 /// The keys of one volume.
 #[derive(Clone, Debug)]

@@ -265,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::codec::CorruptError;
-    use crate::segment::{LogObject, decode_log_object, open_frame, verify_log_object};
+    use crate::format::segment::{LogObject, decode_log_object, open_frame, verify_log_object};
     use crate::units::Location;
     use proptest::prelude::*;
 

@@ -18,16 +18,15 @@ use crate::cache::{BlockCache, Content, Purpose};
 use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
 use crate::codec::{CorruptError, expect_len, frame};
+use crate::format::keys::Keys;
+use crate::format::places::{PLACES_MAX, place};
 use crate::map::PageRef;
 use crate::outside::Workers;
 use crate::part::{Owner, Part};
+use crate::reading::again::READS;
+use crate::reading::fetch::{self, Get};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
-use crate::volume::again::READS;
-use crate::volume::fetch::{self, Get};
-use crate::volume::keys::Keys;
-use crate::volume::options::Options;
-use crate::volume::places::{PLACES_MAX, place};
 
 mod keep;
 mod pages;
@@ -82,6 +81,17 @@ const INLINE_BYTES: usize = 96 << 10;
 /// requests, and a read would wait for all of them.
 const AHEAD_LEAVES: usize = 4;
 
+/// How a volume is read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// Requests that are under way at once.
+    pub parallel: u32,
+    /// Frames of one segment that lie at most this many bytes apart are read in one request.
+    pub gap: u64,
+    /// The most bytes that one request reads.
+    pub max: u64,
+}
+
 /// The reader of one volume's objects.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -114,9 +124,9 @@ impl Objects {
         sealer: Sealer,
         cache: Arc<BlockCache>,
         workers: Workers,
-        options: &Options,
+        limits: ReadLimits,
     ) -> Objects {
-        let requests = options.read_parallel.max(1) as usize;
+        let requests = limits.parallel.max(1) as usize;
         let inner = Inner {
             store,
             keys,
@@ -126,8 +136,8 @@ impl Objects {
             workers,
             requests: Semaphore::new(requests),
             requests_ahead: Semaphore::new(requests - requests / AHEAD_LEAVES),
-            read_gap: options.read_gap,
-            read_max: options.read_max,
+            read_gap: limits.gap,
+            read_max: limits.max,
             frames: Flights::default(),
             pages: Flights::default(),
         };
@@ -246,7 +256,7 @@ impl Inner {
     }
 
     /// What `read` proves at one of the places of an object; mostly there is only one. What could not be proven anywhere is
-    /// read again: it may have been harmed on the way, not in the store ([`crate::volume::again`]).
+    /// read again: it may have been harmed on the way, not in the store ([`crate::reading::again`]).
     async fn try_places<T, F>(&self, own: &Key, read: impl Fn(Key) -> F) -> Result<T, ReadError>
     where
         F: Future<Output = Result<T, ReadError>>,

@@ -15,12 +15,12 @@ use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
 use crate::codec::object::{Decoded, Encoded, Found, LAYERED, ObjectKind, decode_head, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
+use crate::format::account::Account;
+use crate::format::segment::Fence;
+use crate::format::segment::fence::WINDOW_MAX;
 use crate::map::leaf_format::{PAGE_BYTES_MAX, decode_index, decode_leaf, read_refs, write_refs};
 use crate::map::{Leaf, MapPage, PageAt, PageIndex, PageKind, PageRef, Part, Run, SegmentInfo};
-use crate::segment::Fence;
-use crate::segment::fence::WINDOW_MAX;
 use crate::units::{BlockIndex, ChangeNo, Extent, Seq, VOLUME_BLOCKS_MAX};
-use crate::volume::account::Account;
 
 mod fixed;
 
@@ -413,10 +413,10 @@ mod tests {
     use super::*;
     use crate::codec::frame::Compression;
     use crate::codec::object::PREFIX_BYTES;
+    use crate::format::segment::Durability;
     use crate::map::compaction::END;
     use crate::map::leaf_format::encode_leaf;
     use crate::map::{Entry, Placement};
-    use crate::segment::Durability;
     use crate::units::{Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {

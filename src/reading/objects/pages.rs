@@ -8,9 +8,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::{Inner, Objects, ReadError, corrupt};
 use crate::cache::flight::Flight;
+use crate::format::root::{self, CheckpointInfo, place_of};
 use crate::map::{MapPage, PageAt, PageRef};
 use crate::store::Key;
-use crate::volume::root::{self, CheckpointInfo, place_of};
 
 /// The pages that one GET brought, or why not.
 pub(super) type BroughtPages = Result<Arc<HashMap<PageRef, Arc<MapPage>>>, ReadError>;

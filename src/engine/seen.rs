@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::seal::Seal;
 use crate::disk::Disk;
+use crate::engine::unbroken::Line;
 use crate::units::{ChangeNo, Epoch, Seq};
-use crate::volume::unbroken::Line;
 
 /// A state of the volume that was in the store. None of its numbers ever becomes smaller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

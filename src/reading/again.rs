@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 
+use crate::error::VolumeError;
 use crate::store::{ErrorKind, Key, Store, StoreError};
-use crate::volume::error::VolumeError;
 
 /// So many reads must agree on what none of them proves.
 pub(crate) const READS: usize = 3;

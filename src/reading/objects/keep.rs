@@ -5,17 +5,12 @@
 //! copied together from the changes that it was made of, since a slice of a client's payload would keep all of it alive. What
 //! garbage collection moves goes to the disk only: nobody has asked for it.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::Objects;
 use crate::cache::{Content, Purpose};
 use crate::map::Placement;
-use crate::segment::Payload;
 use crate::units::{Extent, FrameAddr};
-use crate::engine::buffer::WriteBuffer;
-use crate::engine::log::Batch;
 
 /// Batches of fewer bytes are copied at once: that takes less time than going to the workers.
 const INLINE_BYTES: u64 = 256 << 10;
@@ -33,18 +28,23 @@ impl Objects {
         self.inner.cache.disk().is_some()
     }
 
-    /// Puts the frames of a segment that is about to take effect into memory.
-    pub async fn keep_opened(&self, placements: &[(Extent, Placement)], batch: Arc<Batch>) {
+    /// Puts the frames of a segment that is about to take effect into memory. `content` has what it brings, `bytes` of it: the data of an extent, in memory
+    /// of its own, if it has all of it.
+    pub async fn keep_opened(
+        &self,
+        placements: &[(Extent, Placement)],
+        bytes: u64,
+        content: impl Fn(Extent) -> Option<Bytes> + Send + 'static,
+    ) {
         let (inner, frames) = (self.inner.clone(), frames_of(placements));
-        let small = batch.buffer.data_bytes() <= INLINE_BYTES;
         let keep = move || {
             for (extent, frame) in frames {
-                if let Some(data) = content(&batch.buffer, extent) {
+                if let Some(data) = content(extent) {
                     inner.cache.insert(inner.volume, frame, Content::Own(data), Purpose::Read);
                 }
             }
         };
-        if small { keep() } else { self.inner.workers.run(keep).await }
+        if bytes <= INLINE_BYTES { keep() } else { self.inner.workers.run(keep).await }
     }
 
     /// Offers the frames of a segment in the store, whose object is `parts` joined, to the disk tier.
@@ -73,36 +73,4 @@ fn frames_of(placements: &[(Extent, Placement)]) -> Vec<(Extent, FrameAddr)> {
         Placement::Zero | Placement::Hole => None,
     };
     placements.iter().filter_map(frame).collect()
-}
-
-/// The data of `extent`, in memory of its own; `None` if the buffer does not have all of it.
-fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
-    let (mut parts, mut whole) = (Vec::new(), true);
-    let mut missing = false;
-    let add = |_, payload, _| match payload {
-        Payload::Data(part) => parts.push(part),
-        Payload::Zero | Payload::Hole => whole = false,
-    };
-    buffer.lookup(extent, add, |_| missing = true);
-    (whole && !missing).then(|| parts.concat().into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::change::Change;
-    use crate::units::{BlockSize, ChangeNo};
-
-    #[test]
-    fn a_frame_is_put_together_from_its_changes_or_not_at_all() {
-        let mut buffer = WriteBuffer::new(BlockSize::default());
-        let data = |fill| Bytes::from(vec![fill; 8192]);
-        buffer.insert(ChangeNo(1), Change::Write(Extent::new(0, 2), data(1)));
-        buffer.insert(ChangeNo(2), Change::Write(Extent::new(1, 2), data(2)));
-        buffer.insert(ChangeNo(3), Change::Zero(Extent::new(3, 1)));
-        let expected = [vec![1; 4096], vec![2; 8192]].concat();
-        assert_eq!(content(&buffer, Extent::new(0, 3)).unwrap(), expected);
-        assert_eq!(content(&buffer, Extent::new(0, 4)), None);
-        assert_eq!(content(&buffer, Extent::new(4, 1)), None);
-    }
 }

@@ -75,11 +75,11 @@ impl Account {
         }
     }
 
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(crate) fn write(&self, w: &mut Writer) {
         self.fields().into_iter().for_each(|field| w.varint(field));
     }
 
-    pub(super) fn read(r: &mut Reader<'_>) -> Result<Account, Malformed> {
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Account, Malformed> {
         Ok(Account {
             puts: r.varint()?,
             gets: r.varint()?,

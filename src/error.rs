@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use crate::codec::CorruptError;
 use crate::device::DeviceError;
+use crate::format::meta::WrongStore;
+use crate::format::segment::Fence;
 use crate::human::counted;
 use crate::journal::JournalError;
 use crate::keyring::UnlockError;
-use crate::segment::Fence;
+use crate::reading::ReadError;
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::Epoch;
-use crate::volume::verdict::Flag;
 
 /// The result of an operation on a volume.
 pub type Result<T> = std::result::Result<T, VolumeError>;
@@ -247,5 +248,60 @@ impl fmt::Display for Holder {
         let since = std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.since_unix_millis);
         let since = humantime::format_rfc3339_seconds(since);
         write!(f, "server {} ({}) in epoch {} since {since}", self.server_name, self.server, self.epoch)
+    }
+}
+
+/// One of the flags with which an operator allows a danger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    /// [`crate::opening::verdict::OpenFlags::takeover`]
+    Takeover,
+    /// [`crate::opening::verdict::OpenFlags::accept_loss`]
+    AcceptLoss,
+    /// [`crate::opening::verdict::OpenFlags::drop_journal`]
+    DropJournal,
+    /// [`crate::opening::verdict::OpenFlags::accept_rollback`]
+    AcceptRollback,
+}
+
+impl Flag {
+    /// Why nobody needs it here.
+    pub fn needless_because(self) -> &'static str {
+        match self {
+            Flag::Takeover => "no other server has the volume open",
+            Flag::AcceptLoss => "nothing that was promised is missing",
+            Flag::DropJournal => "no journal is in the way",
+            Flag::AcceptRollback => "the store is not older than what this server has seen",
+        }
+    }
+}
+
+impl fmt::Display for Flag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flag::Takeover => "--takeover",
+            Flag::AcceptLoss => "--accept-loss",
+            Flag::DropJournal => "--drop-journal",
+            Flag::AcceptRollback => "--accept-rollback",
+        })
+    }
+}
+
+impl From<WrongStore> for VolumeError {
+    fn from(error: WrongStore) -> VolumeError {
+        VolumeError::Invalid(error.to_string())
+    }
+}
+
+impl From<ReadError> for VolumeError {
+    fn from(error: ReadError) -> VolumeError {
+        match error {
+            ReadError::Store { key, offset, source } => {
+                VolumeError::Store { doing: format!("reading {key} at {offset}"), source }
+            }
+            ReadError::Corrupt { key, offset, why } => {
+                VolumeError::Corrupt { key, why: format!("at byte {offset}: {why}") }
+            }
+        }
     }
 }

@@ -20,7 +20,6 @@ use crate::codec::seal::Seal;
 use crate::keyring::{Encryption, Keyring};
 use crate::store::Store;
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
-use crate::volume::error::VolumeError;
 
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
@@ -160,17 +159,11 @@ impl Meta {
     }
 
     /// Refuses a store that does not keep what the volume relies on.
-    pub fn check_store(&self, store: &dyn Store) -> Result<(), VolumeError> {
+    pub fn check_store(&self, store: &dyn Store) -> Result<(), WrongStore> {
         if self.fenced_by == FencedBy::Verified || store.keeps_create_only() {
             return Ok(());
         }
-        Err(VolumeError::Invalid(format!(
-            "volume {} relies on create-only PUTs, on which nobody may rely in {}: they do not keep two servers apart there, or \
-             store.fencing says \"verified\". If the store keeps them, set store.fencing = \"auto\"; else copy the volume into a new \
-             one, with store.fencing = \"unsafe\" while nobody else has it open",
-            self.name,
-            store.url()
-        )))
+        Err(WrongStore { name: self.name.clone(), store: store.url() })
     }
 
     /// How its objects are sealed.
@@ -518,6 +511,20 @@ pub enum BadName {
         /// Bytes of the name.
         len: usize,
     },
+}
+
+/// A store that does not keep what a volume relies on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "volume {name} relies on create-only PUTs, on which nobody may rely in {store}: they do not keep two servers apart there, or \
+     store.fencing says \"verified\". If the store keeps them, set store.fencing = \"auto\"; else copy the volume into a new \
+     one, with store.fencing = \"unsafe\" while nobody else has it open"
+)]
+pub struct WrongStore {
+    /// The volume.
+    pub name: VolumeName,
+    /// The store's URL.
+    pub store: String,
 }
 
 #[cfg(test)]

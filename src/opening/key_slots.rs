@@ -1,14 +1,14 @@
 //! The key slots of an encrypted volume: list, add, remove, change; and the rotation of its data key. Each is one new
 //! description; none touches data. What was sealed with a rotated key is sealed anew by garbage collection.
 
+use crate::error::{Result, VolumeError};
+use crate::format::meta::{Meta, VolumeName};
 use crate::keyring::slot::{Cost, NewSlot, SLOTS_MAX};
 use crate::keyring::unlock::Opened;
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets, SlotKind};
+use crate::opening::description::{self, Description};
 use crate::outside::{Clock, Random};
 use crate::store::Store;
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::meta::{Meta, VolumeName};
 
 /// Who changes slots: where the volume is, and what unlocks it now.
 #[derive(Clone, Copy, Debug)]

@@ -13,15 +13,15 @@
 use bytes::Bytes;
 
 use crate::codec::seal::Sealer;
-use crate::keyring::{Keyring, Secrets, UnlockError};
-use crate::outside::Random;
-use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
-use crate::volume::again;
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::{FencedBy, Meta, VolumeName};
 use crate::engine::slot::{self, Put};
-use crate::volume::verified::{give_way, put_mark, take_back};
+use crate::error::{Result, VolumeError};
+use crate::format::keys::Keys;
+use crate::format::meta::{FencedBy, Meta, VolumeName};
+use crate::keyring::{Keyring, Secrets, UnlockError};
+use crate::opening::verified::{give_way, put_mark, take_back};
+use crate::outside::Random;
+use crate::reading::again;
+use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
 
 /// A description as it was read.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ pub async fn settled(store: &dyn Store, random: &Random, name: &VolumeName) -> R
 /// The description of a volume that this server has taken, unless it is still number `known` and nobody wants a higher one. Who wants
 /// one may have had the volume before, and be about to make it smaller ([`super::resize`]): that must not count any more if it does
 /// not yet. So the newest is put once more, above all claims; in verified mode only if they are not withdrawn.
-pub(super) async fn settled_since(
+pub(crate) async fn settled_since(
     store: &dyn Store,
     random: &Random,
     name: &VolumeName,
@@ -202,7 +202,7 @@ impl Description {
     /// That somebody with the key wrote it.
     pub fn prove(&self, keyring: &Keyring) -> Result<()> {
         let forged =
-            |error: crate::volume::meta::MetaError| VolumeError::Corrupt { key: self.key(), why: error.to_string() };
+            |error: crate::format::meta::MetaError| VolumeError::Corrupt { key: self.key(), why: error.to_string() };
         self.meta.prove(&self.bytes, keyring).map_err(forged)
     }
 
@@ -224,7 +224,7 @@ impl Description {
     /// As [`Description::replace`], for what only the server may change that has the volume: `prove` shows that it still has it, when
     /// a claim to the number is there. Returns the number. If this fails, the description may be there all the same, or arrive, until
     /// [`settled_since`] returned.
-    pub(super) async fn replace_as_owner<F: Future<Output = Result<()>>>(
+    pub(crate) async fn replace_as_owner<F: Future<Output = Result<()>>>(
         &self,
         store: &dyn Store,
         random: &Random,
@@ -266,7 +266,7 @@ impl Description {
 
 /// Puts the description that follows number `before`, or a later one if only parts of others' or of earlier tries have the numbers
 /// between. Returns its number; nothing if somebody else was faster.
-pub(super) async fn put(
+pub(crate) async fn put(
     store: &dyn Store,
     random: &Random,
     before: u64,

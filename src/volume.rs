@@ -1,41 +1,11 @@
 //! Volumes: a virtual disk whose changes are gathered into a log of immutable objects (LSVD, EuroSys 2022).
 //!
-//! A WRITE is accepted into the write buffer and the journal, sealed with others into a segment, put into the next
-//! slot of the log, and committed in order; the extent map then says where each block lives. Everything that decides is
-//! plain data ([`state`], [`buffer`], [`fetch`], [`verdict`], `map/`); the tasks only wait and move bytes:
+//! This is the front: a [`Volume`] is a device that a server exports, and everything that a program may do with volumes has its name here. What is
+//! behind it:
 //!
-//! | who | file | runs |
-//! | --- | --- | --- |
-//! | the client's request | [`write`], [`read`], [`extents`] | on the connection's task |
-//! | the log task | [`log`] | one a volume, until it is closed or ends |
-//! | its effects | [`commit`], [`slot`], [`checkpoint`], [`deletion`], [`gc`], [`sweep`] | as tasks of their own ([`effect`]) that end with it |
-//! | opening | [`scan`], [`verdict`], [`recover`] | before both |
-//!
-//! What is in the store is described in [`meta`], [`root`] and `segment/`; [`keys`] says where. The volume does not
-//! know NBD, nor configuration files.
-
-pub mod fetch;
-pub mod verdict;
-pub(crate) mod again;
-mod prefetch;
-pub mod verified;
-pub(crate) mod places;
-pub mod account;
-pub(crate) mod recover;
-pub mod scan;
-pub mod objects;
-pub mod lifecycle;
-mod removal;
-pub mod description;
-pub mod key_slots;
-pub mod resize;
-pub(crate) mod seen;
-pub mod unbroken;
-pub mod meta;
-pub mod root;
-pub mod keys;
-pub mod options;
-pub mod error;
+//! ```text
+//! opening ─→ upkeep ─→ engine ─→ reading ─→ map, format, cache, journal, store      (an arrow: may use)
+//! ```
 
 use std::sync::Arc;
 
@@ -54,28 +24,29 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
 use crate::engine::core::End;
+use crate::engine::prefetch::Prefetcher;
 use crate::engine::shared::Shared;
 use crate::engine::shell;
 use crate::journal;
+use crate::opening::recover;
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, Epoch};
 use crate::upkeep::{self, sweep};
 
+pub use crate::engine::Witness;
 pub use crate::engine::budget::{self, Budget};
+pub use crate::engine::ledger::GcStatus;
+pub use crate::engine::options::Options;
+pub use crate::error::{Holder, VolumeError};
+pub use crate::format::account::Account;
+pub use crate::format::meta::{BadSize, FencedBy, Meta, VolumeName};
+pub use crate::opening::{
+    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, ServerIdentity, create, delete, description,
+    inspect, key_slots, names, resize,
+};
 pub use crate::upkeep::sweep::Swept;
-
-pub use account::Account;
-pub use error::{Holder, VolumeError};
-pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
-pub use meta::{BadSize, FencedBy, Meta, VolumeName};
-pub use options::Options;
-pub use recover::{Outside, ServerIdentity, Witness};
-pub use removal::delete;
-pub use verdict::OpenFlags;
-
-use prefetch::Prefetcher;
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
 #[derive(Debug)]
@@ -172,19 +143,6 @@ pub struct Status {
     pub since_creation: Account,
 }
 
-/// What garbage collection is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GcStatus {
-    /// Bytes that it will free when the volume is quiet.
-    pub backlog_bytes: u64,
-    /// Objects that wait for their deletion.
-    pub doomed_objects: u64,
-    /// Segments that it has written since the volume was opened.
-    pub segments_written: u64,
-    /// Segments that it cannot read, and so leaves alone.
-    pub damaged_segments: u64,
-}
-
 impl Volume {
     /// Takes the volume for this server and makes it ready: see [`recover`]. The caller holds the lock of the journal's
     /// directory, and has probed that the store honours create-only PUT (rule R4).
@@ -199,7 +157,8 @@ impl Volume {
         let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
-        let ahead = ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
+        let ahead =
+            ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
         let abort = log.abort_handle();
@@ -337,7 +296,7 @@ impl Volume {
     }
 }
 
-/// Waits for the end of the log task, and lets go of the journal.
+/// Waits for the end of the shell, and lets go of the journal.
 async fn until_closed(log: JoinHandle<Result<(), End>>, shared: Arc<Shared>) -> Result<(), DeviceError> {
     let ended = log.await;
     if !matches!(ended, Ok(Ok(()))) {
@@ -347,7 +306,7 @@ async fn until_closed(log: JoinHandle<Result<(), End>>, shared: Arc<Shared>) -> 
     }
     match ended {
         Ok(ended) => ended.map_err(DeviceError::from),
-        Err(_) => Err(DeviceError::Io("the log task has died".into())),
+        Err(_) => Err(DeviceError::Io("the shell has died".into())),
     }
 }
 

@@ -9,20 +9,20 @@ use uuid::Uuid;
 
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
+use crate::engine::options::Options;
+use crate::error::{Result, VolumeError};
+use crate::format::account::Account;
+use crate::format::keys::Keys;
+use crate::format::meta::{FencedBy, Layout, Meta, VolumeName};
 use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
+use crate::opening::description;
+use crate::opening::removal;
+use crate::opening::scan::Source;
 use crate::outside::{Clock, Random};
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, Epoch, Seq};
-use crate::volume::account::Account;
-use crate::volume::description;
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::{FencedBy, Layout, Meta, VolumeName};
-use crate::volume::options::Options;
-use crate::volume::removal;
-use crate::volume::scan::Source;
 
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]

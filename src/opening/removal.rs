@@ -32,21 +32,21 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use uuid::Uuid;
 
 use crate::codec::object::{self, ObjectKind};
+use crate::engine::options::Options;
+use crate::engine::slot::{self, Put};
+use crate::error::{Holder, Result, VolumeError};
+use crate::format::keys::Keys;
+use crate::format::meta::{FencedBy, VolumeName};
+use crate::format::places;
+use crate::format::segment::{Durability, Fence};
 use crate::keyring::Secrets;
+use crate::opening::description::{self, Description};
+use crate::opening::recover::ServerIdentity;
+use crate::opening::scan::{Scan, Source};
+use crate::opening::verified;
 use crate::outside::{Clock, Random};
-use crate::segment::{Durability, Fence};
 use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::{Epoch, Seq};
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Holder, Result, VolumeError};
-use crate::volume::keys::Keys;
-use crate::volume::meta::{FencedBy, VolumeName};
-use crate::volume::options::Options;
-use crate::volume::places;
-use crate::volume::recover::ServerIdentity;
-use crate::volume::scan::{Scan, Source};
-use crate::engine::slot::{self, Put};
-use crate::volume::verified;
 
 /// How often a step begins again because others wrote to the volume meanwhile.
 const TRIES: usize = 16;
@@ -227,7 +227,7 @@ fn is_of_deletion(fence: &Fence) -> bool {
 
 /// Step 5: deletes what is left of all volumes that had the name, and returns how many objects that were. If somebody has
 /// made a new one meanwhile, only what is surely not of that one.
-pub(super) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<u64> {
+pub(crate) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<u64> {
     let name = &tombstone.meta.name;
     let failed = || VolumeError::store(format!("deleting what is left of volume {name}"));
     let listed = list_all(store, &Keys::everything(name)).await.map_err(failed())?;

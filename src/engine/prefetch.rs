@@ -23,7 +23,7 @@ const QUEUE: usize = 64;
 
 /// The task of one volume.
 #[derive(Debug)]
-pub(super) struct Prefetcher {
+pub(crate) struct Prefetcher {
     ranges: Sender<Range<u64>>,
     task: JoinHandle<()>,
 }

@@ -36,14 +36,14 @@
 
 use crate::codec::seal::Sealer;
 use crate::device::{Allocation, DeviceError};
+use crate::engine::shared::Shared;
+use crate::engine::slot::{self, ProofError};
+use crate::error::{Result, VolumeError};
+use crate::format::meta::Meta;
+use crate::opening::description::{self, Description};
 use crate::outside::Random;
 use crate::store::Store;
 use crate::units::{BlockIndex, Extent};
-use crate::volume::description::{self, Description};
-use crate::volume::error::{Result, VolumeError};
-use crate::volume::meta::Meta;
-use crate::engine::shared::Shared;
-use crate::engine::slot::{self, ProofError};
 
 /// Runs that are looked at in one go in search of data beyond the new end.
 const RUNS_AT_ONCE: usize = 64;
@@ -77,6 +77,25 @@ impl Shared {
     pub async fn reload(&self) -> Result<()> {
         let _turn = self.turn().await?;
         self.follow_newest().await.map(drop)
+    }
+
+    /// Takes over what a newer description says that was read and belongs to the volume: keys, compression, size.
+    async fn follow(&self, description: &Description) -> Result<()> {
+        if description.meta.uuid != self.facts.meta.uuid {
+            return Err(VolumeError::Invalid(format!("volume {} is another one now", self.facts.meta.name)));
+        }
+        let known = self.ledger().description();
+        if description.number < known {
+            let what = format!("this server has its description {known}, and the store {}", description.number);
+            return Err(VolumeError::RolledBack { name: self.facts.meta.name.to_string(), what });
+        }
+        let sealer = description.unlock(&self.doors.secrets).await?;
+        match (self.doors.sealer.keyring(), sealer.keyring()) {
+            (Some(ours), Some(newer)) => ours.follow(newer),
+            (None, None) => {}
+            _ => return Err(VolumeError::Invalid(format!("volume {} cannot change its seal", self.facts.meta.name))),
+        }
+        self.adopt(description.number, &description.meta)
     }
 
     /// Makes the volume smaller (see the module). What lies beyond the new end is given up; if that is data, only with

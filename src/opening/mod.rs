@@ -1,0 +1,23 @@
+//! Before and around serving: making a volume, reading it as it stands, taking it, describing and resizing it, deleting it.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | [`scan`], [`verdict`], [`recover`] | opening: what is there, what that means, what is done |
+//! | [`verified`] | one writer on a store that cannot create a key for one only |
+//! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
+//! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
+
+pub mod scan;
+pub mod verdict;
+pub(crate) mod recover;
+pub mod verified;
+pub mod lifecycle;
+mod removal;
+pub mod description;
+pub mod key_slots;
+pub mod resize;
+
+pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
+pub use recover::{Outside, ServerIdentity};
+pub use removal::delete;
+pub use verdict::OpenFlags;
