@@ -285,7 +285,7 @@ impl Volume {
     }
 
     /// The epoch in which it is open here, what no other opening has in common with this one, and the first epoch of which every
-    /// acknowledged change is here: see [`unbroken`].
+    /// acknowledged change is here: see [`crate::engine::unbroken`].
     pub fn line(&self) -> (Epoch, Uuid, Epoch) {
         (self.shared.facts.epoch, self.shared.facts.fence.1.journal, Epoch(self.shared.facts.line.since))
     }

@@ -9,11 +9,11 @@
 //! | anything else | somebody else's | the caller decides |
 //!
 //! Only the first of these proves itself. The others are believed when the store has said the same several times
-//! ([`super::again`]): a bit that flips on the way would make a fence look torn, and its server would write on beside it.
+//! ([`crate::reading::again`]): a bit that flips on the way would make a fence look torn, and its server would write on beside it.
 //!
 //! A torn object is never deleted, finished or believed. The argument:
 //!
-//! 1. An object has *places*: its key, then `<key>.1`, `<key>.2`, … ([`super::places`]; of a description: the next number).
+//! 1. An object has *places*: its key, then `<key>.1`, `<key>.2`, … ([`crate::format::places`]; of a description: the next number).
 //!    Nobody looks at a place before the one before it holds a torn object, and whoever wants to create the object then
 //!    tries the next one, create-only.
 //! 2. What is at a place stays the same for as long as anybody may want the object: a store shows an object whole or not
@@ -221,7 +221,7 @@ pub(crate) async fn put_until_done(shared: &Shared, seq: Seq, parts: Vec<Bytes>)
     }
 }
 
-/// Step 5 of [`verified`].
+/// Step 5 of [`crate::opening::verified`].
 async fn prove_no_claim(shared: &Shared) -> Result<(), ProofError> {
     let began = Instant::now();
     loop {

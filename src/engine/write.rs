@@ -109,7 +109,7 @@ impl Shared {
         if fua { self.stable(no).await } else { self.check_open() }
     }
 
-    /// Gives up all from the end that was lowered on, and returns once that is committed in the store ([`super::resize`]).
+    /// Gives up all from the end that was lowered on, and returns once that is committed in the store ([`crate::opening::resize`]).
     pub(crate) async fn give_up(&self, beyond: Extent) -> Result<(), DeviceError> {
         let last = self.accept_all(vec![Change::Hole(beyond)], Who::Shrinker).await?;
         self.committed(last).await

@@ -59,10 +59,10 @@ pub struct Meta {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FencedBy {
-    /// Create-only PUTs, of which one succeeds: a fence takes the slot that the other needs next ([`super::slot`]).
+    /// Create-only PUTs, of which one succeeds: a fence takes the slot that the other needs next ([`crate::engine::slot`]).
     #[default]
     CreateOnly,
-    /// Writing and looking afterwards, whatever create-only PUTs do ([`super::verified`]).
+    /// Writing and looking afterwards, whatever create-only PUTs do ([`crate::opening::verified`]).
     Verified,
 }
 

@@ -1,6 +1,6 @@
 //! The places of one object in a store. An object has one key; if the store kept only the first part of it (a PUT whose
 //! connection broke), what is there stays as it is, and the object is created at the next place: `<key>.1`, `<key>.2`, …
-//! The first *whole* object among the places is the object; see [`super::slot`] for why that is safe.
+//! The first *whole* object among the places is the object; see [`crate::engine::slot`] for why that is safe.
 
 use crate::store::{Key, StoreError};
 

@@ -196,7 +196,7 @@ pub struct Info {
     pub since_creation: Account,
 }
 
-/// A [`Holder`] as data.
+/// A [`crate::error::Holder`] as data.
 #[derive(Clone, Debug, Serialize)]
 pub struct HolderInfo {
     /// Its identity.

@@ -1,6 +1,6 @@
 //! Reading a volume as it stands in the store: description, newest checkpoint, the log after it. Changes nothing; opening,
 //! `info` and `check` all begin here. Only whole objects count; why a torn one may be passed over is said in
-//! [`slot`](super::slot).
+//! [`slot`](crate::engine::slot).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

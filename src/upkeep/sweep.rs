@@ -5,7 +5,7 @@
 //! deleted.
 //!
 //! Nothing is deleted on doubt: an object beyond the end of the log may be on its way to being committed; a fence that
-//! displaced a server stays for ever (see [`scan::follow_fence`]); what cannot be read, or is no object of a volume at
+//! displaced a server stays for ever (see [`crate::opening::scan::follow_fence`]); what cannot be read, or is no object of a volume at
 //! all, is reported and left alone.
 
 use std::collections::BTreeSet;
