@@ -21,6 +21,10 @@ pub struct Options {
     /// Bytes of data at which a batch of changes is sealed into a segment; up to twice as many while others are under way.
     #[serde(with = "human::bytes")]
     pub segment_size: u64,
+    /// A volume of more than a million segments of that size has larger ones, so that they stay as many; up to this size, and up to a quarter of
+    /// `dirty_bytes` and of `total_upload_bytes`.
+    #[serde(with = "human::bytes")]
+    pub segment_size_max: u64,
     /// The longest that an acknowledged change waits before it is uploaded.
     #[serde(with = "human::duration")]
     pub writeback_delay: Duration,
@@ -71,6 +75,7 @@ impl Default for Options {
         Options {
             durability: Durability::Store,
             segment_size: 8 << 20,
+            segment_size_max: 64 << 20,
             writeback_delay: Duration::from_secs(5),
             dirty_bytes: 256 << 20,
             total_dirty_bytes: 1 << 30,
@@ -101,6 +106,12 @@ impl Options {
                 format!("{} to {}", exact_bytes(segment_min), exact_bytes(SEGMENT_SIZE_MAX)),
             );
         }
+        if !(segment_min..=SEGMENT_SIZE_MAX).contains(&self.segment_size_max) {
+            return refuse(
+                "segment_size_max",
+                format!("{} to {}", exact_bytes(segment_min), exact_bytes(SEGMENT_SIZE_MAX)),
+            );
+        }
         if self.dirty_bytes < dirty_min {
             return refuse("dirty_bytes", format!("{} or more", exact_bytes(dirty_min)));
         }
@@ -114,6 +125,13 @@ impl Options {
             return refuse("upload_window", format!("1 to {WINDOW_MAX}"));
         }
         self.check_gc()
+    }
+
+    /// The same for a volume of so many bytes: its segments are as large as that wants.
+    pub fn for_volume(self, bytes: u64) -> Options {
+        let wanted = bytes.div_ceil(SEGMENTS_OF_A_VOLUME).next_power_of_two();
+        let most = self.segment_size_max.min(self.dirty_bytes / 4).min(self.total_upload_bytes / 4);
+        Options { segment_size: wanted.min(most).max(self.segment_size), ..self }
     }
 
     /// How volumes are read.
@@ -174,5 +192,43 @@ impl From<BadOption> for VolumeError {
 /// The lowest bound on stored bytes in percent of live ones.
 const GC_PERCENT_MIN: u32 = 105;
 
+/// About as many segments as a full volume has at most, as long as they can be made larger.
+const SEGMENTS_OF_A_VOLUME: u64 = 1 << 20;
+
 /// A segment is one PUT, and frames are found by 32-bit offsets.
 const SEGMENT_SIZE_MAX: u64 = 1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_grow_with_the_volume() {
+        let options = Options::default();
+        let size = |bytes: u64| options.clone().for_volume(bytes).segment_size >> 20;
+        let tib = 1_u64 << 40;
+        assert_eq!(
+            [0, tib >> 10, 8 * tib, 9 * tib, 16 * tib, 50 * tib, 100 * tib, 1024 * tib].map(size),
+            [8, 8, 8, 16, 16, 64, 64, 64]
+        );
+        let large = Options { segment_size: 128 << 20, ..Options::default() };
+        assert_eq!(large.for_volume(100 * tib).segment_size, 128 << 20, "what was asked for is kept");
+        let little = Options { dirty_bytes: 64 << 20, ..Options::default() };
+        assert_eq!(
+            little.for_volume(100 * tib).segment_size,
+            16 << 20,
+            "some of them are to fit into what may be dirty"
+        );
+        let none = Options { segment_size_max: 8 << 20, ..Options::default() };
+        assert_eq!(none.for_volume(100 * tib).segment_size, 8 << 20);
+    }
+
+    #[test]
+    fn a_largest_segment_of_nothing_is_refused() {
+        let refused = Options { segment_size_max: 0, ..Options::default() }.check().unwrap_err();
+        assert!(
+            refused.to_string().starts_with("volume.segment_size_max is out of bounds; accepted is 64 KiB to 1 GiB"),
+            "{refused}"
+        );
+    }
+}

@@ -102,6 +102,7 @@ pub(crate) async fn open(
     let source = Source::described(store.clone(), described, &options, Some(cache), &outside.secrets).await?;
     source.meta.check_store(&*store)?;
     let keys = source.keys.clone();
+    let options = options.for_volume(source.meta.size);
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
