@@ -128,7 +128,9 @@ mod tower {
 
 /// Client credentials and options for a server.
 fn client(endpoint: &str, bucket: &str, prefix: &str, access: &str, secret: &str, options: S3Options) -> S3Store {
-    let options = S3Options { endpoint: Some(endpoint.into()), allow_http: true, ..options };
+    // A busy disk below the server takes its time for a thousand deletions.
+    let stall_timeout = std::time::Duration::from_secs(300);
+    let options = S3Options { endpoint: Some(endpoint.into()), allow_http: true, stall_timeout, ..options };
     let variables = [("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", secret)];
     let variables: HashMap<String, String> = variables.map(|(name, value)| (name.into(), value.into())).into();
     S3Store::new(bucket, prefix, &options, &Environment::Fixed(variables), Clock::System).unwrap()
