@@ -2,6 +2,7 @@
 //! run. The object store and the local disk are doors of their own ([`crate::store::Store`], [`crate::disk::Disk`]);
 //! monotonic time is `tokio::time`, which a test can pause.
 
+pub mod lock;
 pub mod panics;
 
 use std::sync::Arc;

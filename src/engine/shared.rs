@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -29,6 +28,7 @@ use crate::format::root::CheckpointInfo;
 use crate::format::segment::{Fence, Stamp};
 use crate::journal::Journal;
 use crate::keyring::Secrets;
+use crate::outside::lock::{Held, Lock};
 use crate::outside::{Clock, Random, Workers};
 use crate::reading::objects::Objects;
 use crate::store::Store;
@@ -46,7 +46,7 @@ pub struct Shared {
     /// The ways to wait.
     pub waits: Waits,
     /// Held for a few synchronous lines, never across an await.
-    core: Mutex<Core>,
+    core: Lock<Core>,
     /// Bytes of the volume; changed only while the lock of the core is held.
     size: AtomicU64,
     is_closing: AtomicBool,
@@ -196,7 +196,7 @@ impl Shared {
         Shared {
             size: AtomicU64::new(meta.size),
             is_closing: AtomicBool::new(false),
-            core: Mutex::new(Core::new(ledger, now)),
+            core: Lock::new(Core::new(ledger, now)),
             facts: Facts {
                 block_size: meta.block_size,
                 meta,
@@ -237,13 +237,15 @@ impl Shared {
     }
 
     /// The core, locked: for a few synchronous lines, never across an await.
-    pub fn core(&self) -> MutexGuard<'_, Core> {
+    #[track_caller]
+    pub fn core(&self) -> Held<'_, Core> {
         self.core.lock()
     }
 
     /// What the volume has and knows, under the same lock.
-    pub fn ledger(&self) -> MappedMutexGuard<'_, Ledger> {
-        MutexGuard::map(self.core.lock(), |core| &mut core.ledger)
+    #[track_caller]
+    pub fn ledger(&self) -> Held<'_, Ledger> {
+        Held::map(self.core.lock(), |core| &mut core.ledger)
     }
 
     /// What decisions are made by.
