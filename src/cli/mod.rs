@@ -49,7 +49,7 @@ mod probes;
 mod secrets;
 mod hygiene;
 mod files;
-mod allocator;
+pub mod allocator;
 mod output;
 mod logging;
 mod failure;

@@ -69,7 +69,7 @@ const ENTRY_BYTES_MIN: usize = 2;
 
 impl SegmentHead {
     /// As bytes. The entries must be as their description says.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::with_capacity(64 + self.entries.len() * 8);
         w.varint(self.epoch.0);
         w.uuid(self.server);

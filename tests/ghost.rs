@@ -1,0 +1,230 @@
+//! A ghost (`examples/ghost`) is a volume like any other, and a volume of 100 TiB is one like a small one: opened, read, written, trimmed,
+//! checkpointed, collected, opened again. Time is virtual.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../examples/ghost/world/mod.rs"]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::device::Device;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::memory::MemoryStore;
+use ashlar::store::{Store, list_all};
+use ashlar::volume::{Budget, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use bytes::Bytes;
+use world::Ghost;
+use world::shape::{BLOCK, Place, Shape};
+
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+async fn open(ghost: &Arc<Ghost>, options: Options) -> Arc<Volume> {
+    let outside = Outside {
+        store: ghost.clone(),
+        disk: Arc::new(CrashDisk::new(3)),
+        cache: Arc::new(BlockCache::in_memory(0)),
+        budget: Budget::new(&options),
+        clock: Clock::System,
+        random: Random::seeded(4),
+        workers: Workers::Inline,
+        server: ServerIdentity { uuid: uuid::Uuid::from_u128(2), name: "one".into() },
+        secrets: Secrets::default(),
+        witness: Witness::default(),
+    };
+    let name = VolumeName::new(world::NAME).unwrap();
+    Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()
+}
+
+/// What the volume must hold.
+struct Model {
+    ghost: Arc<Ghost>,
+    /// Versions of blocks that were written.
+    written: HashMap<u64, u64>,
+    /// Ranges that were given up before that, by their first block.
+    trimmed: BTreeMap<u64, u64>,
+}
+
+impl Model {
+    fn expected(&self, block: u64) -> Vec<u8> {
+        let is_trimmed = self.trimmed.range(..=block).next_back().is_some_and(|(_, end)| block < *end);
+        match self.written.get(&block) {
+            Some(version) => self.ghost.shape.content(block, *version),
+            None if is_trimmed => vec![0; BLOCK as usize],
+            None => self.ghost.content(block).unwrap_or(vec![0; BLOCK as usize]),
+        }
+    }
+
+    async fn check(&self, volume: &Volume, block: u64, blocks: u64) {
+        let read = volume.read(block * BLOCK, (blocks * BLOCK) as u32).await.unwrap();
+        let read = read.concat();
+        for n in 0..blocks {
+            let (from, to) = ((n * BLOCK) as usize, ((n + 1) * BLOCK) as usize);
+            assert!(read[from..to] == self.expected(block + n), "block {} is not what it must be", block + n);
+        }
+    }
+
+    async fn write(&mut self, volume: &Volume, block: u64) {
+        let version = self.written.get(&block).copied().unwrap_or(0) + 1;
+        volume.write(block * BLOCK, Bytes::from(self.ghost.shape.content(block, version)), false).await.unwrap();
+        self.written.insert(block, version);
+    }
+
+    async fn trim(&mut self, volume: &Volume, block: u64, blocks: u64) {
+        volume.trim(block * BLOCK, blocks * BLOCK, false).await.unwrap();
+        self.written.retain(|at, _| !(block..block + blocks).contains(at));
+        self.trimmed.insert(block, block + blocks);
+    }
+}
+
+async fn make(bytes: u64, segment: u64, hollow_every: u64) -> Model {
+    let shape = Shape { hollow_every, ..Shape::new(bytes, segment, 99) };
+    let ghost = Ghost::new(shape, Arc::new(MemoryStore::new()), &Random::seeded(5)).await;
+    ghost.set_round_trip(Duration::from_millis(20));
+    Model { ghost, written: HashMap::new(), trimmed: BTreeMap::new() }
+}
+
+#[test]
+fn every_block_has_one_place_and_segments_have_their_blocks_in_order() {
+    for (segments, hollow_every) in [(2, 0), (6, 3), (74, 8), (128, 0)] {
+        let shape = Shape { hollow_every, ..Shape::new(segments * (512 << 10), 512 << 10, 7) };
+        let mut seen = BTreeSet::new();
+        for segment in 0..segments {
+            let blocks: Vec<u64> = (0..shape.segment_blocks).map(|rank| shape.block(Place { segment, rank })).collect();
+            assert!(blocks.is_sorted_by(|a, b| a < b), "{segments} {segment}: {blocks:?}");
+            let places: Vec<Place> = blocks.iter().map(|block| shape.place(*block)).collect();
+            assert!(places.iter().enumerate().all(|(rank, place)| *place == Place { segment, rank: rank as u64 }));
+            let live = places.iter().filter(|place| shape.is_live(**place)).count() as u64;
+            assert_eq!(live, shape.live_blocks(segment));
+            seen.extend(blocks);
+        }
+        assert_eq!(seen.len() as u64, shape.blocks);
+        assert_eq!(seen.last(), Some(&(shape.blocks - 1)));
+    }
+}
+
+#[tokio::test]
+async fn a_ghost_lists_what_it_has() {
+    let Model { ghost, .. } = make(8 * GIB, 4 << 20, 0).await;
+    ghost.set_round_trip(Duration::ZERO);
+    let all = list_all(&*ghost, "").await.unwrap();
+    assert!(all.is_sorted_by(|a, b| a.key < b.key));
+    // The description, the root and the close are real.
+    assert_eq!(all.len() as u64, 2048 + ghost.map_objects() + 3);
+    let dead: Vec<_> =
+        all.iter().filter(|entry| entry.key.as_str().ends_with('7')).map(|entry| entry.key.clone()).collect();
+    for key in &dead {
+        ghost.get_range(key, 0..8).await.unwrap();
+    }
+    ghost.delete(&dead).await.unwrap();
+    let left = list_all(&*ghost, "").await.unwrap();
+    assert_eq!(left.len(), all.len() - dead.len());
+    for key in &dead {
+        ghost.get_range(key, 0..8).await.unwrap_err();
+    }
+    let segment = left.iter().find(|entry| entry.key.as_str().contains("segments")).unwrap();
+    assert_eq!(ghost.get(&segment.key).await.unwrap().len() as u64, segment.size);
+}
+
+/// What a volume goes through; so many checkpoints are waited for.
+async fn live(model: &mut Model, options: Options, checkpoints: usize) {
+    let ghost = model.ghost.clone();
+    let blocks = ghost.shape.blocks;
+    let random = Random::seeded(6);
+    let volume = open(&ghost, options.clone()).await;
+    for _ in 0..20 {
+        model.check(&volume, random.below(blocks - 3), 3).await;
+    }
+    model.check(&volume, 0, 2).await;
+    model.check(&volume, blocks - 2, 2).await;
+    for _ in 0..checkpoints {
+        for _ in 0..300 {
+            model.write(&volume, random.below(blocks)).await;
+        }
+        let before = ghost.counts.checkpoints_put.load(Ordering::Relaxed);
+        volume.flush().await.unwrap();
+        while ghost.counts.checkpoints_put.load(Ordering::Relaxed) == before {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    for _ in 0..100 {
+        model.write(&volume, random.below(blocks)).await;
+    }
+    model.trim(&volume, blocks / 3, blocks / 64).await;
+    model.write(&volume, blocks / 3 + 5).await;
+    for at in [0, 3, blocks / 64 - 2] {
+        model.check(&volume, blocks / 3 + at, 5).await;
+    }
+    let written: Vec<u64> = model.written.keys().copied().take(100).collect();
+    for &block in &written {
+        model.check(&volume, block, 1).await;
+    }
+    volume.close().await.unwrap();
+
+    let volume = open(&ghost, options).await;
+    for block in written.iter().copied().chain((0..30).map(|_| random.below(blocks))) {
+        model.check(&volume, block, 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ghost_of_some_gib_lives_like_a_volume() {
+    live(&mut make(4 * GIB, 8 << 20, 0).await, Options::default(), 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ghost_of_100_tib_lives_like_a_volume() {
+    // Large segments, because the table of segments is made and read as a whole.
+    live(&mut make(100 * TIB, 256 << 20, 0).await, Options::default(), 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ghost_is_collected() {
+    let model = make(GIB, 2 << 20, 8).await;
+    let ghost = model.ghost.clone();
+    let mut options = Options { segment_size: 2 << 20, ..Options::default() };
+    options.gc.quiet_percent = 105;
+    options.gc.batch = 2 << 20;
+    let volume = open(&ghost, options.clone()).await;
+    let written = |volume: &Volume| volume.status().gc.segments_written;
+    while written(&volume) < 4 || ghost.counts.objects_deleted.load(Ordering::Relaxed) < 4 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // The first hollow segment and its neighbours, most of whose blocks are where they were.
+    let all = |segment: u64| (0..64).map(move |n| Place { segment, rank: n * 8 });
+    for place in (3..6).flat_map(all) {
+        model.check(&volume, ghost.shape.block(place), 1).await;
+    }
+    assert_eq!(volume.status().gc.damaged_segments, 0);
+    volume.close().await.unwrap();
+    let volume = open(&ghost, options).await;
+    for place in (3..6).flat_map(all) {
+        model.check(&volume, ghost.shape.block(place), 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_a_ghost_can_be_given_up() {
+    let mut model = make(4 * GIB, 8 << 20, 0).await;
+    let ghost = model.ghost.clone();
+    let volume = open(&ghost, Options::default()).await;
+    model.trim(&volume, 0, ghost.shape.blocks).await;
+    model.check(&volume, 70, 2).await;
+    volume.flush().await.unwrap();
+    // Nothing of what was made up is left.
+    while ghost.counts.objects_deleted.load(Ordering::Relaxed) < ghost.shape.segments + ghost.map_objects() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    volume.close().await.unwrap();
+    let volume = open(&ghost, Options::default()).await;
+    model.check(&volume, ghost.shape.blocks - 9, 9).await;
+    assert_eq!(volume.status().mapped_bytes, 0);
+}
