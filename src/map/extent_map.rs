@@ -1,5 +1,6 @@
 //! The map of a volume: the newest table, what a checkpoint under way writes, and the runs in the store.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -165,7 +166,16 @@ impl ExtentMap {
     /// What the layers below the newest table say of these extents. `all` asks for every page that may be missing; otherwise those of
     /// the first layer in which one is are enough.
     fn below(&self, extents: Vec<Extent>, more: &HashMap<PageRef, Arc<MapPage>>, all: bool) -> Below {
-        let page = |at: &PageRef| self.pages.get(at).or_else(|| more.get(at).map(|page| &**page));
+        // Neighbours are mostly on the same pages: the last leaf and the last index page are not looked for again.
+        let last: [Cell<Option<(PageRef, &MapPage)>>; 2] = Default::default();
+        let page = |at: &PageRef| {
+            if let Some((_, page)) = last.iter().filter_map(Cell::get).find(|(have, _)| have == at) {
+                return Some(page);
+            }
+            let page = self.pages.get(at).or_else(|| more.get(at).map(|page| &**page))?;
+            last[usize::from(matches!(page, MapPage::Index(_)))].set(Some((*at, page)));
+            Some(page)
+        };
         let (mut below, mut clear) = (Below::default(), extents);
         if let Some(frozen) = &self.frozen {
             let mut deeper = Vec::new();
@@ -268,40 +278,62 @@ impl ExtentMap {
         changes: &[(Extent, Placement)],
         as_of: Option<Seq>,
     ) -> Result<(), NeedPages> {
-        need(self.missing_for(changes, as_of))?;
+        let looked = self.look_below(changes, as_of);
+        need(looked.missing)?;
         self.usage.born(seq, info);
+        let mut deaths = Deaths::default();
         for &(extent, placement) in changes {
             match as_of {
-                Some(as_of) => self.move_data(extent, placement, as_of),
-                None => self.set(extent, placement),
+                Some(as_of) => self.move_data(extent, placement, as_of, &looked.found, &mut deaths),
+                None => self.set(extent, placement, &looked.found, &mut deaths),
             }
         }
+        // Once for each segment, not for each block.
+        deaths.iter().for_each(|(seq, blocks)| self.usage.dead_blocks(seq, BlockCount(blocks)));
         Ok(())
     }
 
     /// The pages that [`ExtentMap::apply`] would ask for.
     pub fn missing_for(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> BTreeSet<PageAt> {
-        let mut missing = BTreeSet::new();
-        for (extent, _) in changes {
-            if let Some(as_of) = as_of {
-                self.unchanged(*extent, as_of, &mut missing);
-            }
-            if self.is_exact() && extent.count.0 <= LOOK_BLOCKS_MAX {
-                missing.extend(self.placed(*extent, &HashMap::new()).1);
+        self.look_below(changes, as_of).missing
+    }
+
+    /// What the layers below the newest table say of the blocks that these changes take the place of, in order of blocks, and all pages
+    /// that are missing for them; if nothing is looked up in runs, what is found is empty.
+    fn look_below(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> Below {
+        let mut unchanged = BTreeSet::new();
+        if let Some(as_of) = as_of {
+            changes.iter().for_each(|(extent, _)| drop(self.unchanged(*extent, as_of, &mut unchanged)));
+        }
+        let mut gaps = Vec::new();
+        if self.is_exact() {
+            for (extent, _) in changes.iter().filter(|(extent, _)| is_looked_up(extent)) {
+                let gap = |part, entry: Option<Entry>| gaps.extend(entry.is_none().then_some(part));
+                self.newest.lookup(*extent, gap);
             }
         }
-        missing
+        let mut below = self.below(joined(gaps), &HashMap::new(), true);
+        below.missing.append(&mut unchanged);
+        below.found.sort_unstable_by_key(|(part, _)| part.start);
+        below
     }
 
     /// Points the blocks of `extent` to `placement`, but only those that did not change since `as_of`; what was moved in vain is
     /// dead at birth. The pages are in memory.
-    fn move_data(&mut self, extent: Extent, placement: Placement, as_of: Seq) {
+    fn move_data(
+        &mut self,
+        extent: Extent,
+        placement: Placement,
+        as_of: Seq,
+        looked: &[(Extent, Option<Entry>)],
+        deaths: &mut Deaths,
+    ) {
         let Placement::Data(to) = placement else { return };
         let unmoved = self.unchanged(extent, as_of, &mut BTreeSet::new());
         let moved: u64 = unmoved.iter().map(|part| part.count.0).sum();
         self.usage.stillborn(to.frame.seq, BlockCount(extent.count.0 - moved));
         for part in unmoved {
-            self.set(part, placement.skip(part.start - extent.start));
+            self.set(part, placement.skip(part.start - extent.start), looked, deaths);
         }
     }
 
@@ -345,37 +377,42 @@ impl ExtentMap {
         unchanged
     }
 
-    /// Sets what the blocks of `extent` hold, and counts what that takes the place of as far as it is known.
-    fn set(&mut self, extent: Extent, placement: Placement) {
+    /// Sets what the blocks of `extent` hold, and counts what that takes the place of as far as it is known: what is in the newest table, and
+    /// what was `looked` up below it.
+    fn set(&mut self, extent: Extent, placement: Placement, looked: &[(Extent, Option<Entry>)], deaths: &mut Deaths) {
         let entry =
             |part: Extent, owes| Entry { extent: part, placement: placement.skip(part.start - extent.start), owes };
         let taken = self.newest.take(extent);
         let (mut entries, mut gaps) = (Vec::with_capacity(taken.len() + 1), Vec::new());
         super::table::fill(extent, taken.into_iter(), |part, before| match before {
             Some(before) => {
-                self.usage.died(&before);
+                deaths.note(&before);
                 entries.push(entry(part, before.owes));
             }
             None => gaps.push(part),
         });
-        let below = match self.is_exact() && extent.count.0 <= LOOK_BLOCKS_MAX {
-            true => self.below(gaps, &HashMap::new(), false),
-            // Hardly all of it would be found in the runs of a large map, and looking takes longer than all else.
-            false => self.just_below(gaps),
-        };
-        for (part, found) in below.found {
-            match found {
-                Some(before) => {
-                    self.usage.died(&before);
-                    entries.push(entry(part, false));
-                }
-                // A hole over nothing says nothing.
-                None if placement == Placement::Hole && extent.count.0 < SHORT_HOLE => {}
-                None => entries.push(entry(part, false)),
+        let mut note = |part: Extent, found: Option<Entry>| match found {
+            Some(before) => {
+                deaths.note(&before);
+                entries.push(entry(part, false));
             }
-        }
-        let gaps = below.unknown;
-        entries.extend(gaps.into_iter().map(|part| entry(part, true)));
+            // A hole over nothing says nothing.
+            None if placement == Placement::Hole && extent.count.0 < SHORT_HOLE => {}
+            None => entries.push(entry(part, false)),
+        };
+        let unknown = match looked.is_empty() || !is_looked_up(&extent) {
+            // Hardly all of it would be found in the runs of a large map, and looking takes longer than all else.
+            true => {
+                let below = self.just_below(gaps);
+                below.found.into_iter().for_each(|(part, found)| note(part, found));
+                below.unknown
+            }
+            false => {
+                gaps.iter().for_each(|gap| found_in(looked, *gap).for_each(|(part, found)| note(part, found)));
+                Vec::new()
+            }
+        };
+        entries.extend(unknown.into_iter().map(|part| entry(part, true)));
         entries.into_iter().for_each(|entry| self.newest.insert(entry));
     }
 
@@ -439,9 +476,7 @@ impl ExtentMap {
         }
         self.usage.recount(&live);
         // Its holes stay: they say what changed.
-        let entries: Vec<Entry> = self.newest.iter().collect();
-        self.newest = Table::default();
-        entries.into_iter().for_each(|entry| self.newest.insert(Entry { owes: false, ..entry }));
+        self.newest.owe_nothing();
         self.runs = Arc::default();
         self.pages.retain(|_| false);
     }
@@ -466,6 +501,35 @@ impl ExtentMap {
     pub fn tables(&self) -> impl Iterator<Item = &Table> {
         std::iter::once(&self.newest).chain(self.frozen.as_deref())
     }
+}
+
+/// Whether what a change of that extent takes the place of is looked up in runs, if anything is.
+fn is_looked_up(extent: &Extent) -> bool {
+    extent.count.0 <= LOOK_BLOCKS_MAX
+}
+
+/// Extents of these blocks that are sorted and do not overlap.
+fn joined(mut extents: Vec<Extent>) -> Vec<Extent> {
+    extents.sort_unstable_by_key(|extent| extent.start);
+    let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        match joined.last_mut() {
+            Some(last) if extent.start <= last.end() => {
+                *last = Extent::between(last.start, last.end().max(extent.end()))
+            }
+            _ => joined.push(extent),
+        }
+    }
+    joined
+}
+
+/// The parts inside `extent` of what was found, which is sorted and does not overlap.
+fn found_in(found: &[(Extent, Option<Entry>)], extent: Extent) -> impl Iterator<Item = (Extent, Option<Entry>)> + '_ {
+    let from = found.partition_point(|(part, _)| part.end() <= extent.start);
+    let within = move |(part, entry): &(Extent, Option<Entry>)| {
+        Some((part.intersect(&extent)?, entry.and_then(|entry| entry.within(&extent))))
+    };
+    found[from..].iter().map_while(within)
 }
 
 /// Whether it is data that was there at `as_of`.

@@ -297,6 +297,41 @@ impl World {
     }
 }
 
+fn data(seq: u64, start: u64, count: u64) -> (Extent, Placement) {
+    let frame = FrameAddr { seq: Seq(seq), offset: 0, len: 100 };
+    (Extent::new(start, count), Placement::Data(Location { frame, block: 0 }))
+}
+
+fn brings(blocks: u32) -> SegmentInfo {
+    SegmentInfo { blocks, live_blocks: blocks, ..SegmentInfo::default() }
+}
+
+/// What changes of one segment take the place of is looked up for all of them at once; where they meet or overlap, nothing dies twice.
+#[test]
+fn changes_that_overlap_count_what_is_below_once() {
+    let mut map = ExtentMap::new(BlockCount(100));
+    map.count_exactly_within(u64::MAX);
+    map.apply(Seq(1), brings(20), &[data(1, 0, 20)], None).unwrap();
+    let _under_way = map.begin_checkpoint();
+    map.apply(Seq(2), brings(2), &[data(2, 4, 2)], None).unwrap();
+    map.apply(Seq(3), brings(21), &[data(3, 12, 6), data(3, 0, 8), data(3, 3, 7)], None).unwrap();
+    let live = |seq| map.usage().get(Seq(seq)).map(|info| info.live_blocks);
+    assert_eq!([live(1), live(2), live(3)], [Some(4), Some(0), Some(16)]);
+    assert_eq!(map.usage().inconsistencies, 0);
+}
+
+/// Where everything was changed since the last checkpoint, nothing is below any more that somebody could owe for.
+#[test]
+fn what_hides_all_runs_owes_nothing() {
+    let run = Run { entries: 1, ..Run::empty() };
+    let mut map = ExtentMap::restore(BlockCount(100), vec![run], Table::default(), Usage::default());
+    map.apply(Seq(1), brings(60), &[data(1, 0, 60)], None).unwrap();
+    assert!(map.tables().flat_map(Table::iter).all(|entry| entry.owes));
+    map.apply(Seq(2), brings(0), &[(Extent::new(60, 40), Placement::Hole)], None).unwrap();
+    let MapSnapshot { newest, runs, .. } = map.begin_checkpoint();
+    assert!(runs.is_empty() && newest.len() == 2 && newest.iter().all(|entry| !entry.owes));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 

@@ -80,6 +80,11 @@ impl Table {
         self.entries.insert(entry.extent.start, (entry.extent.count, entry.placement, entry.owes));
     }
 
+    /// Nothing lies below it any more.
+    pub fn owe_nothing(&mut self) {
+        self.entries.values_mut().for_each(|(_, _, owes)| *owes = false);
+    }
+
     /// What it says of `extent`, in order and without gaps; nothing where it is silent.
     pub fn lookup(&self, extent: Extent, found: impl FnMut(Extent, Option<Entry>)) {
         let first = self.entries.range(..=extent.start).next_back().map_or(extent.start, |(&start, _)| start);
