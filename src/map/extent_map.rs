@@ -413,6 +413,7 @@ impl ExtentMap {
             }
         };
         entries.extend(unknown.into_iter().map(|part| entry(part, true)));
+        entries.sort_unstable_by_key(|entry| entry.extent.start);
         entries.into_iter().for_each(|entry| self.newest.insert(entry));
     }
 

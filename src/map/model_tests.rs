@@ -320,6 +320,19 @@ fn changes_that_overlap_count_what_is_below_once() {
     assert_eq!(map.usage().inconsistencies, 0);
 }
 
+/// A frame that takes the place of several things, some of them known and some not, is as few entries as it can be.
+#[test]
+fn the_parts_of_a_frame_become_one_entry() {
+    let mut map = ExtentMap::new(BlockCount(100));
+    map.count_exactly_within(u64::MAX);
+    map.apply(Seq(1), brings(6), &[data(1, 4, 2), data(1, 8, 4)], None).unwrap();
+    map.apply(Seq(2), brings(16), &[data(2, 0, 16)], None).unwrap();
+    let zeroes = [(20, 5), (30, 5), (25, 5)].map(|(start, count)| (Extent::new(start, count), Placement::Zero));
+    map.apply(Seq(3), brings(0), &zeroes, None).unwrap();
+    let entries: Vec<Extent> = map.tables().flat_map(Table::iter).map(|entry| entry.extent).collect();
+    assert_eq!(entries, [Extent::new(0, 16), Extent::new(20, 15)]);
+}
+
 /// Where everything was changed since the last checkpoint, nothing is below any more that somebody could owe for.
 #[test]
 fn what_hides_all_runs_owes_nothing() {

@@ -60,15 +60,22 @@ impl Table {
         taken
     }
 
-    /// Adds an entry where there is none; neighbours that it continues become one with it.
+    /// Adds an entry where there is none. Neighbours that it continues become one with it; of the parts of one frame, that needs them in their
+    /// order. Most entries are whole frames, which have no such neighbours, and are not looked for.
     pub fn insert(&mut self, mut new: Entry) {
-        if let Some(mut before) = self.entries.range(..new.extent.start).next_back().map(entry)
+        let block = match new.placement {
+            Placement::Data(location) => Some(location.block),
+            Placement::Zero | Placement::Hole => None,
+        };
+        if block != Some(0)
+            && let Some(mut before) = self.entries.range(..new.extent.start).next_back().map(entry)
             && before.join(&new)
         {
             self.entries.remove(&before.extent.start);
             new = before;
         }
-        if let Some(after) = self.entries.range(new.extent.end()..).next().map(entry)
+        if block.is_none()
+            && let Some(after) = self.entries.range(new.extent.end()..).next().map(entry)
             && new.join(&after)
         {
             self.entries.remove(&after.extent.start);
