@@ -3,6 +3,7 @@
 //! monotonic time is `tokio::time`, which a test can pause.
 
 pub mod lock;
+pub mod directory;
 pub mod panics;
 
 use std::sync::Arc;

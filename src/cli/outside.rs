@@ -17,8 +17,8 @@ use crate::disk::local::{DirLock, LocalDisk};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::open::{Access, Fencing, Opened, StoreOptions};
 use crate::store::probe::Finding;
-use crate::store::{self, ErrorKind};
-use crate::volume::ServerIdentity;
+use crate::store::{self, ErrorKind, Store};
+use crate::volume::{ServerIdentity, VolumeName};
 
 /// The store that the configuration names. One that is written to is probed, unless it passed not long ago.
 pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Failure> {
@@ -41,6 +41,29 @@ pub async fn open_with(options: &StoreOptions, access: Access) -> Result<Opened,
         ErrorKind::Invalid => Failure::usage(error),
         _ => Failure::failed(error),
     })
+}
+
+/// Whether volumes of this very store were served from this state directory. To be asked before the store is opened.
+pub async fn has_had_volumes(config: &Effective) -> bool {
+    let disk = LocalDisk::new(&config.state, Workers::Threads);
+    let is_volume = |name: &String| Uuid::try_parse(name).is_ok();
+    probes::is_known(&disk, &config.store).await
+        && disk.directories().await.is_ok_and(|names| names.iter().any(is_volume))
+}
+
+/// Refuses a store in which nothing is left, not even of a volume that was deleted, although volumes of it were served here: that
+/// it is empty must not be taken for the truth.
+pub async fn refuse_emptied(config: &Effective, store: &dyn Store) -> Result<(), Failure> {
+    let tops = store.list_top().await.map_err(Failure::failed)?;
+    if tops.iter().any(|top| VolumeName::new(top).is_ok()) {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{} is empty, but volumes of it were served from the state directory {}: is its filesystem mounted? If it is, `ashlar create` \
+         makes the first volume anew",
+        store.url(),
+        config.state.display()
+    )))
 }
 
 async fn recall_probe(config: &Effective) -> Option<Probed> {

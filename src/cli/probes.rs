@@ -62,6 +62,11 @@ pub async fn recall(disk: &dyn Disk, options: &StoreOptions, unix_millis: u64) -
     probed.counts(options, unix_millis).then_some(probed)
 }
 
+/// Whether the store ever passed, however long ago.
+pub async fn is_known(disk: &dyn Disk, options: &StoreOptions) -> bool {
+    disk.open(&file_of(options)).await.is_ok()
+}
+
 /// Remembers what passed; in a state directory that is there already, unless `makes_directory`. That it cannot costs a probe
 /// with the next start.
 pub async fn remember(disk: &dyn Disk, options: &StoreOptions, probed: &Probed, makes_directory: bool) {

@@ -60,6 +60,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let wanted = wanted_volumes(config)?;
     let doors = doors::of(config).await?;
     let random = Random::system();
+    let has_had_volumes = outside::has_had_volumes(config).await;
     let (state, Opened { store, health, meter, .. }) = match replace {
         false => {
             let state = State::take(config, &random).await?;
@@ -71,7 +72,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         }
     };
     let names = match wanted.is_empty() {
-        true => all_volumes(config, &store, &random).await?,
+        true => all_volumes(config, &store, has_had_volumes, &random).await?,
         false => wanted.clone(),
     };
     let read_only = read_only_volumes(config, &names)?;
@@ -168,11 +169,19 @@ const FIRST_VOLUME: &str = "disk0";
 /// Its size in bytes; it takes no space until it is written to.
 const FIRST_VOLUME_SIZE: u64 = 10 << 30;
 
-/// The names of all volumes; a first one is made if there is none.
-async fn all_volumes(config: &Effective, store: &Arc<dyn Store>, random: &Random) -> Result<Vec<VolumeName>, Failure> {
+/// The names of all volumes; a first one is made if there is none, and none vanished.
+async fn all_volumes(
+    config: &Effective,
+    store: &Arc<dyn Store>,
+    has_had_volumes: bool,
+    random: &Random,
+) -> Result<Vec<VolumeName>, Failure> {
     let names = volume::names(store).await?;
     if !names.is_empty() {
         return Ok(names);
+    }
+    if has_had_volumes {
+        outside::refuse_emptied(config, &**store).await?;
     }
     let name = VolumeName::new(FIRST_VOLUME).map_err(Failure::failed)?;
     // No recovery key: it would end up in a log. `ashlar key add --recovery-key` makes one.

@@ -15,13 +15,17 @@
 //!
 //! **Exclusion.** [`LocalDisk::lock`] keeps a second server out of the directory. It is advisory (flock), so it also
 //! works where the kernel forgets it with the process, however that died; it does not reach across hosts.
+//!
+//! **Identity.** Once a directory was locked, it and those below it are only used while it is the directory that was
+//! locked. If its filesystem is unmounted, what is found or made in the directory that shows below does not count: a
+//! journal must not go on there, nor be taken for absent.
 
 use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +36,7 @@ use tokio::time::Instant;
 
 use crate::disk::{Disk, DiskFile};
 use crate::outside::Workers;
+use crate::outside::directory::Numbers;
 
 /// Writes of more than this many bytes always go to the workers.
 const INLINE_BYTES: usize = 128 << 10;
@@ -50,8 +55,21 @@ const PARTS_MAX: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct LocalDisk {
     root: PathBuf,
+    /// The directory that is locked: this one or one above it.
+    home: Arc<Home>,
     workers: Workers,
 }
+
+/// A directory that may be locked.
+#[derive(Debug)]
+struct Home {
+    path: PathBuf,
+    /// What tells it and the file of its lock from others, once it was locked.
+    locked: OnceLock<[Numbers; 2]>,
+}
+
+/// The file that is locked.
+const LOCK: &str = "lock";
 
 /// Keeps other servers out of a directory until dropped.
 #[derive(Debug)]
@@ -62,19 +80,49 @@ pub struct DirLock {
 impl LocalDisk {
     /// The directory `root`.
     pub fn new(root: impl Into<PathBuf>, workers: Workers) -> LocalDisk {
-        LocalDisk { root: root.into(), workers }
+        let root = root.into();
+        let home = Arc::new(Home { path: root.clone(), locked: OnceLock::new() });
+        LocalDisk { root, home, workers }
     }
 
     /// A directory below this one.
     pub fn below(&self, dir: &str) -> LocalDisk {
-        LocalDisk { root: self.root.join(dir), workers: self.workers }
+        LocalDisk { root: self.root.join(dir), home: Arc::clone(&self.home), workers: self.workers }
     }
 
     /// Takes the directory for this process; `WouldBlock`, naming the other process, if another one has it. The lock is
     /// a file called `lock` beside the others; it ends with the guard or the process and leaves the file behind.
     pub async fn lock(&self) -> io::Result<DirLock> {
+        let (root, home) = (self.root.clone(), Arc::clone(&self.home));
+        self.workers
+            .run(move || {
+                let lock = take_lock(&root)?;
+                if root == home.path {
+                    let numbers = [Numbers::at(&root)?, Numbers::of(&lock._file.metadata()?)];
+                    home.locked.get_or_init(|| numbers);
+                }
+                Ok(lock)
+            })
+            .await
+    }
+
+    /// Does something in the directory, on the workers. What came of it does not count if it is not the one that was locked.
+    async fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let home = Arc::clone(&self.home);
+        self.workers
+            .run(move || {
+                home.check()?;
+                let done = work();
+                home.check()?;
+                done
+            })
+            .await
+    }
+
+    /// Names of the directories directly in it, in order; none if it does not exist.
+    pub async fn directories(&self) -> io::Result<Vec<String>> {
         let root = self.root.clone();
-        self.workers.run(move || take_lock(&root)).await
+        self.inside(move || list_kind(&root, fs::FileType::is_dir)).await
     }
 
     fn find(&self, name: &str) -> io::Result<PathBuf> {
@@ -103,30 +151,30 @@ impl Disk for LocalDisk {
 
     async fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let path = if dir.is_empty() { self.root.clone() } else { self.find(dir)? };
-        self.workers.run(move || list_files(&path)).await
+        self.inside(move || list_kind(&path, fs::FileType::is_file)).await
     }
 
     async fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let (path, root) = (self.find(name)?, self.root.clone());
-        let file = self.workers.run(move || create_file(&root, &path)).await?;
+        let file = self.inside(move || create_file(&root, &path)).await?;
         Ok(self.file(file))
     }
 
     async fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let path = self.find(name)?;
         #[allow(clippy::disallowed_methods)] // this is the door
-        let file = self.workers.run(move || open_options().open(path)).await?;
+        let file = self.inside(move || open_options().open(path)).await?;
         Ok(self.file(file))
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.find(name)?;
-        self.workers.run(move || remove_file(&path)).await
+        self.inside(move || remove_file(&path)).await
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to, root) = (self.find(from)?, self.find(to)?, self.root.clone());
-        self.workers.run(move || rename_file(&root, &from, &to)).await
+        self.inside(move || rename_file(&root, &from, &to)).await
     }
 }
 
@@ -276,7 +324,24 @@ fn write_all_with(file: &fs::File, mut offset: u64, parts: &[Bytes], flags: Read
     Ok(())
 }
 
-fn list_files(dir: &Path) -> io::Result<Vec<String>> {
+impl Home {
+    /// Whether it is there, if it was ever locked. It counts by itself or by the file of its lock, which somebody may have removed:
+    /// not every filesystem keeps the numbers of directories.
+    fn check(&self) -> io::Result<()> {
+        let Some([directory, lock]) = self.locked.get() else { return Ok(()) };
+        let is = |path: &Path, numbers: &Numbers| Numbers::at(path).is_ok_and(|found| found == *numbers);
+        if is(&self.path, directory) || is(&self.path.join(LOCK), lock) {
+            return Ok(());
+        }
+        let place = self.path.display();
+        Err(io::Error::other(format!(
+            "{place} is not the directory that was locked any more: is its filesystem mounted?"
+        )))
+    }
+}
+
+/// Names of what is of one kind directly in `dir`, in order.
+fn list_kind(dir: &Path, is_wanted: fn(&fs::FileType) -> bool) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -285,7 +350,7 @@ fn list_files(dir: &Path) -> io::Result<Vec<String>> {
     for entry in entries {
         let entry = entry?;
         // A name that is not text is none of ours.
-        if let (true, Some(name)) = (entry.file_type()?.is_file(), entry.file_name().to_str()) {
+        if let (true, Some(name)) = (is_wanted(&entry.file_type()?), entry.file_name().to_str()) {
             names.push(name.to_owned());
         }
     }
@@ -342,7 +407,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 
 fn take_lock(root: &Path) -> io::Result<DirLock> {
     make_dir(root)?;
-    let path = root.join("lock");
+    let path = root.join(LOCK);
     #[allow(clippy::disallowed_methods)] // this is the door
     let mut file = open_options().create(true).truncate(false).open(&path)?;
     if let Err(err) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -479,5 +544,46 @@ mod tests {
         assert_eq!(refused.to_string(), expected);
         drop(lock);
         disk.lock().await.unwrap();
+    }
+
+    /// As a filesystem that is unmounted: what shows below is another directory.
+    #[tokio::test]
+    async fn a_directory_that_was_locked_and_is_another_one_now_is_not_used() {
+        let (dir, disk) = disk();
+        let (root, away) = (dir.path().join("a/b"), dir.path().join("away"));
+        let volume = disk.below("volume");
+        volume.create("before").await.unwrap(); // nothing is locked yet
+        let _lock = disk.lock().await.unwrap();
+        let file = volume.create("1").await.unwrap();
+        fs::rename(&root, &away).unwrap();
+        for is_mount_point_left in [false, true] {
+            if is_mount_point_left {
+                fs::create_dir(&root).unwrap();
+            }
+            for disk in [&disk, &volume] {
+                let failures = [
+                    disk.list("").await.map(drop).unwrap_err(),
+                    disk.directories().await.map(drop).unwrap_err(),
+                    disk.create("2").await.map(drop).unwrap_err(),
+                    disk.open("1").await.map(drop).unwrap_err(),
+                    disk.remove("1").await.unwrap_err(),
+                    disk.rename("1", "3").await.unwrap_err(),
+                ];
+                for failure in failures {
+                    assert!(
+                        failure.to_string().contains(" is not the directory that was locked any more: "),
+                        "{failure}"
+                    );
+                }
+            }
+            assert_eq!(root.exists(), is_mount_point_left);
+        }
+        file.write_at(0, vec![Bytes::from_static(b"still")]).await.unwrap();
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        fs::remove_file(root.join(LOCK)).unwrap();
+        assert_eq!(volume.list("").await.unwrap(), ["1", "before"]);
+        assert_eq!(disk.directories().await.unwrap(), ["volume"]);
+        assert_eq!(volume.open("1").await.unwrap().read_at(0, 9).await.unwrap(), "still");
     }
 }

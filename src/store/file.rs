@@ -7,7 +7,8 @@
 //! 3. hard-link the file to the key's path ([`naming`]). Linking fails if the path is taken, whoever took it on whatever host, so
 //!    that exactly one writer wins, and a reader sees the whole object or none. Where the filesystem has no hard
 //!    links, `renameat2(RENAME_NOREPLACE)` does the same;
-//! 4. fsync the directory, remove the temporary name.
+//! 4. fsync the directory, remove the temporary name;
+//! 5. look whether the object is there by its name.
 //!
 //! A crash before 3 leaves a temporary file, which no listing shows; opening the store removes those older than a
 //! day, by the filesystem's own clock. A crash between 3 and 4 leaves an object that is whole, but whose name may
@@ -16,6 +17,9 @@
 //!
 //! Names outside the alphabet of [`Key`], symbolic links and special files are not objects: no listing shows them.
 //! A key cannot be an object and the directory of others at once (`a` and `a/b`).
+//!
+//! Before and after everything that is done, the root is looked at: if it is not the directory that was opened, because its
+//! filesystem was unmounted, nothing counts that was found or made there ([`identity`]).
 //!
 //! Large ranges are read past the page cache, too.
 //!
@@ -40,10 +44,12 @@ use crate::outside::{Random, Workers};
 
 mod create;
 mod direct;
+mod identity;
 mod naming;
 mod walk;
 
 use create::Directories;
+use identity::Seen;
 
 /// Where temporary files live, below the root. Its name begins with `.`, so it is never a volume.
 const TEMPORARY: &str = ".ashlar-tmp";
@@ -74,17 +80,9 @@ impl FileStore {
         let marker = random.uuid().to_string();
         let store = FileStore { root, workers, random };
         store
-            .blocking(move |root| match fs::metadata(&root.path) {
-                Ok(found) if !found.is_dir() => Err(StoreError::invalid(format!(
-                    "the store {} is not a directory; name a directory, which may be a new one",
-                    root.path.display()
-                ))),
-                Ok(_) => {
-                    create::sweep(&root.path.join(TEMPORARY), &marker);
-                    Ok(())
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                Err(error) => Err(failure("open the store", &root.path, &error)),
+            .blocking(move |root| {
+                create::sweep(&root.path.join(TEMPORARY), &marker);
+                Ok(())
             })
             .await?;
         Ok(store)
@@ -98,7 +96,7 @@ impl FileStore {
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {
         let root = self.root.clone();
-        self.workers.run(move || work(&root)).await
+        self.workers.run(move || root.inside(work)).await
     }
 }
 
@@ -109,13 +107,16 @@ impl Store for FileStore {
     }
 
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> Result<()> {
-        let (key, temporary) = (key.clone(), format!("{TEMPORARY}/{}", self.random.uuid()));
+        let (key, random) = (key.clone(), self.random.clone());
+        let temporary = format!("{TEMPORARY}/{}", random.uuid());
         self.blocking(move |root| {
             let path = root.path_of(&key)?;
             match create::create(&root.directories, &root.path.join(temporary), &path, &body) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::already_exists(&key)),
                 made => made.map_err(|error| failure("create", &path, &error)),
-            }
+            }?;
+            root.directories.mark(|| random.uuid().to_string());
+            Ok(())
         })
         .await
     }
@@ -149,6 +150,17 @@ impl Store for FileStore {
 }
 
 impl Root {
+    /// Does something in the directory that is the store's. Whatever was found or made while another one was in its place does
+    /// not count.
+    fn inside<T>(&self, work: impl FnOnce(&Root) -> Result<T>) -> Result<T> {
+        if self.directories.check()? == Seen::Again {
+            self.directories.forget();
+        }
+        let done = work(self);
+        self.directories.check()?;
+        done
+    }
+
     /// The file of a key; `Invalid` for keys that no file can have.
     fn path_of(&self, key: &Key) -> Result<PathBuf> {
         let ours = key.as_str().split('/').next() == Some(TEMPORARY);
@@ -237,4 +249,80 @@ fn failure(verb: &str, path: &Path, error: &io::Error) -> StoreError {
         _ => ErrorKind::Retryable,
     };
     StoreError::new(kind, format!("cannot {verb} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(path: &str) -> Key {
+        Key::new(path).unwrap()
+    }
+
+    /// As a mount that vanishes and comes back.
+    #[tokio::test]
+    async fn a_root_that_is_away_is_no_empty_store_and_nothing_is_made_in_its_place() {
+        let top = tempfile::tempdir().unwrap();
+        let (root, away) = (top.path().join("store"), top.path().join("away"));
+        let store = FileStore::open(&root, Workers::Threads, Random::seeded(1)).await.unwrap();
+        let (one, two) = (key("v/segments/00/1"), key("v/segments/00/2"));
+        let body = || vec![Bytes::from_static(b"body")];
+        store.put(&one, body()).await.unwrap();
+        fs::rename(&root, &away).unwrap();
+        for is_mount_point_left in [false, true] {
+            if is_mount_point_left {
+                fs::create_dir(&root).unwrap();
+            }
+            let failures = [
+                store.put(&two, body()).await.unwrap_err(),
+                store.get(&one).await.unwrap_err(),
+                store.get_range(&one, 1..2).await.unwrap_err(),
+                store.list("v/", None).await.unwrap_err(),
+                store.list_top().await.unwrap_err(),
+                store.delete(std::slice::from_ref(&one)).await.unwrap_err(),
+            ];
+            for failure in failures {
+                assert_eq!(failure.kind, ErrorKind::Retryable);
+                assert!(failure.message.ends_with(": is its filesystem mounted?"), "{failure}");
+            }
+            assert_eq!(root.exists(), is_mount_point_left);
+        }
+        assert!(fs::read_dir(&root).unwrap().next().is_none(), "something was made in another directory");
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        store.put(&two, body()).await.unwrap();
+        assert_eq!(store.list("v/", None).await.unwrap().len(), 2);
+        // What comes back with other numbers is known by its mark, and nothing that was known of its directories holds.
+        let copy = std::process::Command::new("cp").arg("-a").args([&root, &away]).status().unwrap();
+        assert!(copy.success());
+        fs::remove_dir_all(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        fs::remove_dir_all(root.join("v")).unwrap();
+        store.put(&one, body()).await.unwrap();
+        assert_eq!(store.get(&one).await.unwrap(), "body");
+        assert_eq!(store.list("v/", None).await.unwrap().len(), 1);
+    }
+
+    /// It vanishes in the middle of something: what is found to be absent, or was made elsewhere, does not count.
+    #[tokio::test]
+    async fn what_is_concluded_while_the_root_goes_away_does_not_count() {
+        let top = tempfile::tempdir().unwrap();
+        let (path, away) = (top.path().join("store"), top.path().join("away"));
+        fs::create_dir(&path).unwrap();
+        let root = Root { directories: Directories::new(path.clone()), path: path.clone() };
+        let vanishes = root.inside(|root| {
+            fs::rename(&path, &away).unwrap();
+            fs::create_dir(&path).unwrap();
+            create::create(&root.directories, &path.join(".ashlar-tmp/1"), &path.join("v/1"), &[]).unwrap();
+            Ok(())
+        });
+        assert_eq!(vanishes.unwrap_err().kind, ErrorKind::Retryable);
+        fs::rename(&path, top.path().join("mount-point")).unwrap();
+        fs::rename(&away, &path).unwrap();
+        let absent = root.inside(|root| {
+            fs::rename(&path, &away).unwrap();
+            root.read(&key("v/1"), 0..1)
+        });
+        assert_eq!(absent.unwrap_err().kind, ErrorKind::Retryable);
+    }
 }

@@ -46,8 +46,7 @@ fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
     let mut disk = serving.attach("disk0").unwrap();
     disk.write(0, 1, MIB).unwrap();
     assert_eq!(status(&place)["store_trouble"], Value::Null);
-    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
-    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    let refused = place.refuse_segments("disk0");
     let flushing = std::thread::spawn(move || disk.flush());
     let trouble = loop {
         let trouble = status(&place)["volumes"][0]["store_trouble"].take();
@@ -64,12 +63,48 @@ fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
     let text = place.ok(&["status"]);
     assert!(text.matches("store unusable since 20").count() == 2 && text.contains("flushes waiting  1"), "{text}");
 
-    std::fs::remove_file(place.path("ashlar-data")).unwrap();
-    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    refused.accept();
     flushing.join().unwrap().unwrap();
     let status = status(&place);
     assert_eq!((&status["store_trouble"], &status["volumes"][0]["flushes_waiting"]), (&Value::Null, &0.into()));
     serving.stop();
+}
+
+/// As of a filesystem that is unmounted under a server and mounted again: below it is an empty directory, into which a FLUSH must not
+/// succeed, and which is no empty store.
+#[test]
+fn a_store_of_which_the_mount_vanishes_is_away_and_not_made_anew() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    disk.flush().unwrap();
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    std::fs::create_dir(place.path("ashlar-data")).unwrap();
+    disk.write(0, 2, MIB).unwrap();
+    let flushing = std::thread::spawn(move || disk.flush().map(|()| disk));
+    let sentence = loop {
+        let mut trouble = status(&place)["volumes"][0]["store_trouble"].take();
+        assert!(!flushing.is_finished(), "a FLUSH was answered while the store is away");
+        if trouble["flushes_waiting"] == 1 {
+            break trouble["sentence"].take();
+        }
+    };
+    let sentence = sentence.as_str().unwrap();
+    let store = place.path("ashlar-data");
+    let why = format!(
+        "the store's directory {} is another one than that which was opened: is its filesystem mounted?",
+        store.display()
+    );
+    assert!(sentence.starts_with("store away since 20") && sentence.ends_with(&why), "{sentence}");
+    assert!(std::fs::read_dir(&store).unwrap().next().is_none(), "something was made in the mount point");
+    std::fs::remove_dir(&store).unwrap();
+    std::fs::rename(place.path("away"), &store).unwrap();
+    let mut disk = flushing.join().unwrap().unwrap();
+    assert!(disk.holds(0, 2, MIB));
+    drop(disk);
+    serving.stop();
+    assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; "));
 }
 
 /// A key that had another name is understood in each layer, and the new name is told.

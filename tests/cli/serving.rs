@@ -118,6 +118,45 @@ fn a_second_start_finds_what_was_written_and_makes_no_other_volume() {
     assert_eq!(listed.as_array().unwrap().len(), 1);
 }
 
+/// As after a start of the host at which the store's filesystem was not mounted: a first volume there would take the place of the one
+/// that clients come back to.
+#[test]
+fn a_store_that_is_empty_all_of_a_sudden_gets_no_first_volume() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    serving.attach("disk0").unwrap();
+    serving.stop();
+    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
+    for is_mount_point_left in [false, true] {
+        if is_mount_point_left {
+            std::fs::create_dir(place.path("ashlar-data")).unwrap();
+        }
+        let why = "ashlar-data is empty, but volumes of it were served";
+        let (code, said) = Serving::try_start(place.command(&["serve", "--listen", "none"])).map(drop).unwrap_err();
+        assert!(code == Some(1) && said.contains(why), "{code:?} {said}");
+        for command in [&["list"][..], &["list", "--json"]] {
+            let ended = place.run(command);
+            assert_eq!((ended.code, ended.out.as_str()), (Some(1), ""), "{ended:?}");
+            assert!(ended.err.contains(why), "{ended:?}");
+        }
+        assert_eq!(place.path("ashlar-data").exists(), is_mount_point_left);
+    }
+    // Another store of this server may well be empty.
+    place.serve(&["--store", &format!("file://{}", place.path("other").display())]).stop();
+    // Whoever says so begins anew.
+    place.ok(&["create", "other", "--size", "1G"]);
+    place.serve(&[]).stop();
+    std::fs::remove_dir_all(place.path("ashlar-data")).unwrap();
+    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    let serving = place.serve(&[]);
+    serving.attach("disk0").unwrap();
+    serving.stop();
+    // A volume that was deleted did not vanish.
+    place.ok(&["delete", "disk0", "--yes"]);
+    assert!(place.ok(&["list"]).starts_with("no volume in "));
+    place.serve(&[]).stop();
+}
+
 #[test]
 fn a_volume_that_another_process_creates_is_an_export_at_once() {
     let place = Place::new();

@@ -11,7 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::super::Result;
 use super::direct::Direct;
+use super::identity::{Identity, Seen};
 use super::naming::Naming;
 use super::walk;
 
@@ -21,13 +23,21 @@ const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a directory that vanishes under our hands (another host tidied it away) is made again.
 const PLACE_ATTEMPTS: usize = 5;
 
-/// Steps 1 to 4: `path` holds `body` durably, or is as it was. `AlreadyExists` if it was taken.
+/// Steps 1 to 5: `path` holds `body` durably, or is as it was. `AlreadyExists` if it was taken.
 pub fn create(directories: &Directories, temporary: &Path, path: &Path, body: &[Bytes]) -> io::Result<()> {
     let written = write_temporary(directories, temporary, body);
     let placed = written.and_then(|()| place(directories, temporary, path));
     // After a rename it is gone already, and if this fails a later sweep takes it.
     let _ = fs::remove_file(temporary);
-    placed
+    placed.and_then(|()| look(path, body))
+}
+
+/// Step 5: the name leads to something of that length. If the root was away between two looks at it, it does not.
+fn look(path: &Path, body: &[Bytes]) -> io::Result<()> {
+    match fs::symlink_metadata(path)?.len() == body.iter().map(|part| part.len() as u64).sum::<u64>() {
+        true => Ok(()),
+        false => Err(io::Error::other("what was made is not there")),
+    }
 }
 
 fn write_temporary(directories: &Directories, temporary: &Path, body: &[Bytes]) -> io::Result<()> {
@@ -115,6 +125,8 @@ fn sweep_older_than(temporaries: &Path, marker: &str, age_max: Duration) -> io::
 #[derive(Debug)]
 pub struct Directories {
     root: PathBuf,
+    /// Which directory the root is.
+    identity: Identity,
     /// Directories that exist by a durable path.
     made: Mutex<HashSet<PathBuf>>,
     /// Directories in which every name that another process left is durable.
@@ -132,12 +144,29 @@ impl Directories {
     pub fn new(root: PathBuf) -> Directories {
         Directories {
             root,
+            identity: Identity::default(),
             made: Mutex::default(),
             settled: Mutex::default(),
             direct: Direct::default(),
             naming: Naming::default(),
             sync: sync_directory,
         }
+    }
+
+    /// Looks whether the root is the store's. `Retryable` while it is not.
+    pub fn check(&self) -> Result<Seen> {
+        self.identity.check(&self.root)
+    }
+
+    /// Marks the root, so that it is known again when its filesystem was mounted anew.
+    pub fn mark(&self, uuid: impl FnOnce() -> String) {
+        self.identity.mark(&self.root, uuid);
+    }
+
+    /// The filesystem was mounted anew: what is there, and what of it is durable, is not known any more.
+    pub fn forget(&self) {
+        self.made.lock().clear();
+        self.settled.lock().clear();
     }
 
     /// Makes the names in a directory durable.
@@ -170,6 +199,10 @@ impl Directories {
     fn make(&self, directory: &Path) -> io::Result<()> {
         if directory.as_os_str().is_empty() || self.made.lock().contains(directory) {
             return Ok(());
+        }
+        if directory == self.root && self.identity.is_known() {
+            // Whoever looks next says it better.
+            return fs::metadata(directory).map(drop);
         }
         let is_new = match fs::create_dir(directory) {
             Ok(()) => true,
