@@ -16,6 +16,7 @@ use super::direct::Direct;
 use super::identity::{Identity, Seen};
 use super::naming::Naming;
 use super::walk;
+use crate::outside::directory::Numbers;
 
 /// A temporary file older than this was left behind by a writer that died.
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -178,16 +179,18 @@ impl Directories {
         path.parent().map_or(Ok(()), |parent| self.sync(parent))
     }
 
-    /// The path is taken: by a directory, by us (the reply to our own link was lost on the way from a file server), or by
-    /// another writer, whose name must be durable before anything is concluded from it.
+    /// The path is taken: by a directory, by us (the reply to our own link was lost on the way from a file server: it is our file), or
+    /// by another writer, whose name must be durable before anything is concluded from it.
     fn taken(&self, temporary: &Path, path: &Path, error: io::Error) -> io::Result<()> {
         if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is the directory of other objects"));
         }
         self.sync_parent(path)?;
-        match fs::metadata(temporary)?.nlink() {
-            2.. => Ok(()),
-            _ => Err(error),
+        let (ours, there) = (fs::symlink_metadata(temporary)?, fs::symlink_metadata(path)?);
+        // Two names alone say nothing: a backup may have given ours another one. Nor do the numbers of a filesystem that makes them up.
+        match ours.nlink() > 1 && Numbers::of(&ours) == Numbers::of(&there) {
+            true => Ok(()),
+            false => Err(error),
         }
     }
 
@@ -354,8 +357,15 @@ mod tests {
         let directories = Directories::new(root.path().to_path_buf());
         place(&directories, &temporary, &path).unwrap();
 
-        fs::write(root.path().join("other"), "not mine").unwrap();
-        let error = place(&directories, &root.path().join("other"), &path).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        // One that somebody linked elsewhere, such as a backup, is not there for that.
+        let other = root.path().join("other");
+        fs::write(&other, "not mine").unwrap();
+        for is_linked_elsewhere in [false, true] {
+            if is_linked_elsewhere {
+                fs::hard_link(&other, root.path().join("backup")).unwrap();
+            }
+            let error = place(&directories, &other, &path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        }
     }
 }
