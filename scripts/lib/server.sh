@@ -238,13 +238,14 @@ server_uri() {
     esac
 }
 
-# server_settle FOLDER: wait until its volumes have nothing left to upload, to collect or to delete.
+# server_settle FOLDER: wait until its volumes have nothing left to upload, to collect or to delete. A server that does not answer
+# for a moment is not at rest.
 server_settle() {
     local deadline=$((SECONDS + 180)) status
     [[ $server_kind == ashlar ]] || return 0
-    while status=$("$SERVER_PROGRAM" status --state "$1/state" --json) &&
-        grep -q -E '"(dirty_bytes|dead_bytes|backlog_bytes|doomed_objects)": [1-9]' <<<"$status"; do
-        ((SECONDS < deadline)) || { warn "not at rest after 180 s: $status"; return 1; }
+    until status=$("$SERVER_PROGRAM" status --state "$1/state" --json) &&
+        ! grep -q -E '"(dirty_bytes|dead_bytes|backlog_bytes|doomed_objects)": [1-9]' <<<"$status"; do
+        ((SECONDS < deadline)) || { warn "not at rest after 180 s: ${status:-it does not answer}"; return 1; }
         sleep 0.5
     done
 }

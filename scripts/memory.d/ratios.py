@@ -1,0 +1,56 @@
+"""Compares what a process took and keeps with what it may: one line of the table of scripts/memory, and the exit status."""
+
+import json
+import pathlib
+import sys
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+MIB = 1 << 20
+
+
+def size(text):
+    """A size as `ashlar config` prints it."""
+    number, unit = text.split()
+    return int(float(number) * UNITS[unit])
+
+
+def bounds(config):
+    """The rows of docs/memory.md for one volume in a directory, and one connection."""
+    volume, nbd = config["volume"], config["nbd"]
+    segment, batch, window = size(volume["segment_size"]), size(volume["gc"]["batch"]), volume["upload_window"]
+    return {
+        "requests in flight": size(nbd["bytes_in_flight"]) + MIB,
+        "log": size(config["log"]["buffer"]),
+        "dirty bytes": size(volume["dirty_bytes"]),
+        "encoded segments": window * 2 * segment,
+        "laid out for O_DIRECT": window * 2 * MIB,
+        "idle buffers": size(config["store"]["idle_buffers"]),
+        "collection": 3 * batch + 4 * segment,
+        "map": size(volume["map_memory"]),
+        "merges": (8 + 10 + 16) * MIB,
+        "cache": size(config["cache"]["memory"]),
+    }
+
+
+def held(status):
+    """What it holds on purpose when nothing is asked of it."""
+    return sum(kind["used"] for kind in status["memory"])
+
+
+def process(path):
+    lines = dict(line.split(":", 1) for line in pathlib.Path(path).read_text().splitlines())
+    return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
+
+
+def main():
+    load, folder, proc, most, kept = sys.argv[1:]
+    read = lambda name: json.loads((pathlib.Path(folder) / name).read_text())
+    may, on_purpose, (peak, resident) = sum(bounds(read("config")).values()), held(read("status")), process(proc)
+    shares = [100 * peak / may, 100 * resident / on_purpose]
+    mib = [f"{bytes_ / MIB:.0f}" for bytes_ in (may, peak, on_purpose, resident)]
+    print(f"{load:14} {mib[0]:>9} {mib[1]:>9} {shares[0]:>8.0f} {mib[2]:>9} {mib[3]:>9} {shares[1]:>8.0f}", flush=True)
+    sys.exit(0 if shares[0] <= int(most) and shares[1] <= int(kept) else 1)
+
+
+if __name__ == "__main__":
+    main()
