@@ -4,21 +4,19 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::SystemTime;
 
-/// What tells files and directories apart while their filesystem is mounted.
+/// What tells files and directories apart while their filesystem is mounted. The time of birth is not among it: an overlay changes
+/// that of a directory with the first write into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
     device: u64,
     inode: u64,
-    /// Where the filesystem keeps it: an inode may be used again.
-    born: Option<SystemTime>,
 }
 
 impl Numbers {
     /// Of what was found.
     pub fn of(found: &Metadata) -> Numbers {
-        Numbers { device: found.dev(), inode: found.ino(), born: found.created().ok() }
+        Numbers { device: found.dev(), inode: found.ino() }
     }
 
     /// Of what is at `path`.

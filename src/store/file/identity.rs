@@ -2,7 +2,7 @@
 //!
 //! A path does not say it: below a mount that vanished there is an empty directory of the same path, into which every PUT would
 //! succeed, and in which every object is absent. So the root is known from the moment at which it was first seen, by
-//! device, inode and time of birth:
+//! device and inode:
 //!
 //! | at the path there is | it was seen before | so |
 //! | --- | --- | --- |
