@@ -9,7 +9,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::error::Flag;
 use ashlar::format::keys::Keys;
-use ashlar::format::marks::Claim;
+use ashlar::format::marks::{Claim, Mark};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::description;
@@ -487,12 +487,25 @@ async fn a_writer_waits_for_a_claim_to_be_withdrawn_and_ends_if_it_is_not() {
 /// Whoever wants to follow an older description may yet replace the newest one: nobody relies on that before it is settled.
 #[tokio::test(start_paused = true)]
 async fn a_description_is_relied_on_only_when_nobody_wants_a_higher_number() {
-    let (world, volume, _) = alone().await;
+    let (world, volume, keys) = alone().await;
     volume.close().await.unwrap();
+    let fences = || async {
+        let listed = world.objects.list(&keys.fences(), None).await.unwrap().into_iter().map(|entry| entry.key);
+        listed.filter(|key| matches!(keys.mark(key), Some(Mark::Fence(_)))).collect::<BTreeSet<_>>()
+    };
+    let before = fences().await;
     // Somebody died, or is frozen, just before its description.
     let claim = Keys::meta_claim(&name(), 2, 7);
     world.objects.put(&claim, vec![]).await.unwrap();
-    let volume = world.open(1).await.unwrap();
+    let at_the_fence = async {
+        while fences().await.is_subset(&before) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        description::newest_number(&world.objects, &name()).await.unwrap()
+    };
+    let (volume, at_the_fence) = tokio::join!(world.open(1), at_the_fence);
+    let volume = volume.unwrap();
+    assert_eq!(at_the_fence, 3, "a fence is sealed with the keys of a description that may lose");
     assert_eq!(description::newest_number(&world.objects, &name()).await.unwrap(), 3, "put again, above the claim");
     assert_eq!(volume.meta(), &description::load(&world.objects, &name()).await.unwrap().meta);
     volume.close().await.unwrap();
