@@ -47,9 +47,11 @@ def main():
     read = lambda name: json.loads((pathlib.Path(folder) / name).read_text())
     may, on_purpose, (peak, resident) = sum(bounds(read("config")).values()), held(read("status")), process(proc)
     shares = [100 * peak / may, 100 * resident / on_purpose]
-    mib = [f"{bytes_ / MIB:.0f}" for bytes_ in (may, peak, on_purpose, resident)]
-    print(f"{load:14} {mib[0]:>9} {mib[1]:>9} {shares[0]:>8.0f} {mib[2]:>9} {mib[3]:>9} {shares[1]:>8.0f}", flush=True)
-    sys.exit(0 if shares[0] <= int(most) and shares[1] <= int(kept) else 1)
+    figures = [f"{may / MIB:.0f}", f"{peak / MIB:.0f}", f"{shares[0]:.0f}"]
+    # "-": it is not at rest.
+    figures += ["-"] * 3 if kept == "-" else [f"{on_purpose / MIB:.0f}", f"{resident / MIB:.0f}", f"{shares[1]:.0f}"]
+    print("{:14} {:>9} {:>9} {:>8} {:>9} {:>9} {:>8}".format(load, *figures), flush=True)
+    sys.exit(0 if shares[0] <= int(most) and (kept == "-" or shares[1] <= int(kept)) else 1)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ use crate::cache::{self, BlockCache};
 use crate::human::exact_duration;
 use crate::nbd::{ClientInfo, Server};
 use crate::outside::Clock;
+use crate::store::buffers::Buffers;
 use crate::store::health::{Health, Trouble};
 use crate::store::meter::Meter;
 use crate::volume::{Budget, Status, Volume, VolumeName};
@@ -202,6 +203,8 @@ pub struct Insight {
     pub health: Health,
     /// What was asked of it.
     pub meter: Arc<Meter>,
+    /// Memory that waits for the next reads and writes of the store.
+    pub buffers: Buffers,
     /// What the volumes may hold in memory together.
     pub budget: Budget,
     /// How long an operation on the store may fail until the server is of no use.
@@ -386,6 +389,7 @@ impl Insight {
             ("volume.total_upload_bytes", (used.uploads, used.uploads_bound)),
             ("volume.total_map_memory", (map, used.map_bound)),
             ("cache.memory", (cache.memory_used, cache.memory_size)),
+            ("store.idle_buffers", self.buffers.kept_bytes()),
             ("log.buffer", log),
         ];
         bounds.into_iter().map(|(key, (used, bound))| MemoryBound { key: key.to_owned(), used, bound }).collect()

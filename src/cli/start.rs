@@ -61,7 +61,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let doors = doors::of(config).await?;
     let random = Random::system();
     let has_had_volumes = outside::has_had_volumes(config).await;
-    let (state, Opened { store, health, meter, .. }) = match replace {
+    let (state, Opened { store, health, meter, buffers, .. }) = match replace {
         false => {
             let state = State::take(config, &random).await?;
             (state, outside::open_store(config, Access::Write).await?)
@@ -110,6 +110,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         store: store.url(),
         health,
         meter,
+        buffers,
         budget,
         store_patience: config.metrics.store_patience,
         cache: blocks,

@@ -56,6 +56,13 @@ impl Buffers {
         Lent { memory, start, buffers: self.clone() }
     }
 
+    /// Bytes that are kept for later, and how many at most.
+    pub fn kept_bytes(&self) -> (u64, u64) {
+        let kept = self.0.lock();
+        (kept.bytes as u64, kept.most as u64)
+    }
+
+    /// How many are kept for later.
     #[cfg(test)]
     pub fn idle(&self) -> usize {
         self.0.lock().idle.len()
@@ -133,9 +140,9 @@ mod tests {
         let bytes = lent.into_bytes(100..103);
         let slice = bytes.slice(1..);
         drop(bytes);
-        assert_eq!((&slice[..], buffers.idle()), (&b"bc"[..], 0));
+        assert_eq!((&slice[..], buffers.kept_bytes()), (&b"bc"[..], (0, IDLE_BYTES)));
         drop(slice);
-        assert_eq!(buffers.idle(), 1);
+        assert_eq!((buffers.idle(), buffers.kept_bytes()), (1, ((GRAIN + MARGIN) as u64, IDLE_BYTES)));
         assert_eq!(buffers.lend(GRAIN - ALIGN).aligned().as_ptr(), place);
     }
 

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::buffers::Buffers;
 use super::memory::PAGE_OBJECTS;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::{Random, Workers};
@@ -92,6 +93,11 @@ impl FileStore {
     pub fn with_idle_buffers(self, bytes: u64) -> FileStore {
         self.root.directories.direct.buffers.keep_at_most(bytes);
         self
+    }
+
+    /// The memory that waits for the next reads and writes.
+    pub fn buffers(&self) -> Buffers {
+        self.root.directories.direct.buffers.clone()
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Root) -> Result<T> + Send + 'static) -> Result<T> {

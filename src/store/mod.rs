@@ -23,7 +23,7 @@ pub mod meter;
 pub mod faults;
 pub mod probe;
 pub mod look;
-mod buffers;
+pub mod buffers;
 pub mod options;
 
 /// A relative path of an object: segments of `[A-Za-z0-9._-]` joined by `/`, none of them empty, `.` or `..`.

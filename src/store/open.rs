@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::buffers::IDLE_BYTES;
+use super::buffers::{Buffers, IDLE_BYTES};
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
 use super::health::Health;
@@ -150,12 +150,14 @@ pub struct Opened {
     pub finding: Option<Finding>,
     /// What fails just now.
     pub health: Health,
+    /// Memory of the backend that waits for its next reads and writes.
+    pub buffers: Buffers,
 }
 
 /// Opens the store that `options` name.
 pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> Result<Opened> {
-    let (backend, s3) = backend(options, outside).await?;
-    let opened = Opened { s3, ..stack(backend.clone(), options, &outside.random) };
+    let (backend, s3, buffers) = backend(options, outside).await?;
+    let opened = Opened { s3, buffers, ..stack(backend.clone(), options, &outside.random) };
     if options.unsafe_no_fencing.is_some() {
         warn!(
             "store.unsafe_no_fencing has a new name: write store.fencing = \"unsafe\" for true, and nothing for false"
@@ -230,8 +232,8 @@ impl Finding {
 async fn to_look(opened: Opened, finding: &Finding, options: &StoreOptions, outside: &Outside) -> Result<Opened> {
     let opened = match finding.create_only {
         CreateOnly::Refused => {
-            let (backend, s3) = backend(&unconditional(options), outside).await?;
-            Opened { s3, ..stack(backend, options, &outside.random) }
+            let (backend, s3, buffers) = backend(&unconditional(options), outside).await?;
+            Opened { s3, buffers, ..stack(backend, options, &outside.random) }
         }
         _ => opened,
     };
@@ -291,8 +293,8 @@ async fn open_unsafe(
         Err(error) if error.kind == ErrorKind::Invalid => error,
         Err(error) => return Err(error),
     };
-    let (backend, s3) = self::backend(&unconditional(options), outside).await?;
-    let opened = Opened { s3, ..stack(backend, options, &outside.random) };
+    let (backend, s3, buffers) = self::backend(&unconditional(options), outside).await?;
+    let opened = Opened { s3, buffers, ..stack(backend, options, &outside.random) };
     // A store that refuses PUTs of any kind says so here, and not in the middle of a volume.
     put_once(&*opened.store, &outside.random).await?;
     warn!("store.fencing = \"unsafe\": PUTs to {} go without If-None-Match, because {why}", opened.store.url());
@@ -312,24 +314,26 @@ async fn put_once(store: &dyn Store, random: &Random) -> Result<()> {
     store.delete(&[key]).await
 }
 
-/// What is at the bottom of the tower.
-async fn backend(options: &StoreOptions, outside: &Outside) -> Result<(Arc<dyn Store>, Option<Arc<S3Store>>)> {
-    let mut s3 = None;
-    let backend: Arc<dyn Store> = match Address::parse(&options.url)? {
-        Address::Memory => Arc::new(MemoryStore::new()),
+/// What is at the bottom of the tower; the same, if it is S3; its memory.
+type Backend = (Arc<dyn Store>, Option<Arc<S3Store>>, Buffers);
+
+async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
+    match Address::parse(&options.url)? {
+        Address::Memory => Ok((Arc::new(MemoryStore::new()), None, Buffers::default())),
         Address::File(path) => {
             let files = FileStore::open(path, outside.workers, outside.random.clone()).await?;
-            Arc::new(files.with_idle_buffers(options.idle_buffers))
+            let files = files.with_idle_buffers(options.idle_buffers);
+            let buffers = files.buffers();
+            Ok((Arc::new(files), None, buffers))
         }
         Address::S3 { bucket, prefix } => {
             let (environment, clock) = (&outside.environment, outside.clock.clone());
             let bucket = S3Store::new(bucket, prefix, &options.s3, environment, clock)?;
             let store = Arc::new(bucket.with_idle_buffers(options.idle_buffers));
-            s3 = Some(Arc::clone(&store));
-            store
+            let buffers = store.buffers();
+            Ok((store.clone(), Some(store), buffers))
         }
-    };
-    Ok((backend, s3))
+    }
 }
 
 /// What was asked of the bucket has told, if it keeps old versions.
@@ -362,7 +366,7 @@ pub fn stack(backend: Arc<dyn Store>, options: &StoreOptions, random: &Random) -
     store = Arc::new(LimitStore::new(store, options.limit));
     let retry = RetryStore::new(store, options.retry, random.clone());
     let health = retry.health();
-    Opened { store: Arc::new(retry), meter, s3: None, finding: None, health }
+    Opened { store: Arc::new(retry), meter, s3: None, finding: None, health, buffers: Buffers::default() }
 }
 
 /// A store URL, taken apart.

@@ -139,6 +139,11 @@ impl S3Store {
         self
     }
 
+    /// The memory that waits for the next reads.
+    pub fn buffers(&self) -> Buffers {
+        self.buffers.clone()
+    }
+
     fn path(&self, key: &Key) -> String {
         format!("{}{key}", self.prefix)
     }

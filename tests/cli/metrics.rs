@@ -348,8 +348,7 @@ fn readiness_follows_the_store_and_says_since_when_it_is_away() {
     assert_eq!((get(&serving, "/readyz"), get(&serving, "/healthz").0), ((200, "ok\n".to_owned()), 200));
     let mut disk = serving.attach("disk0").unwrap();
     disk.write(0, 1, MIB).unwrap();
-    std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
-    std::fs::write(place.path("ashlar-data"), "").unwrap();
+    let refused = place.refuse_segments("disk0");
     let flushing = std::thread::spawn(move || disk.flush());
     let said = loop {
         let (status, said) = get(&serving, "/readyz");
@@ -368,8 +367,7 @@ fn readiness_follows_the_store_and_says_since_when_it_is_away() {
     assert_eq!(samples["ashlar_volume_flushes_waiting{volume=\"disk0\"}"], 1.0);
     assert!(samples["ashlar_volume_retries_total{volume=\"disk0\"}"] >= 1.0);
     assert_eq!(get(&serving, "/healthz").0, 200, "the process lives all the same");
-    std::fs::remove_file(place.path("ashlar-data")).unwrap();
-    std::fs::rename(place.path("away"), place.path("ashlar-data")).unwrap();
+    refused.accept();
     flushing.join().unwrap().unwrap();
     while get(&serving, "/readyz").0 != 200 {}
     serving.stop();

@@ -404,6 +404,22 @@ fn status_shows_what_a_running_server_does_and_what_it_costs() {
     assert!(text.contains("cost so far") && text.contains("bytes put per byte written"), "{text}");
 }
 
+/// Also what only waits for the next request: whoever adds up what a server holds misses nothing.
+#[test]
+fn status_shows_what_of_each_bound_on_memory_is_used() {
+    let place = Place::new();
+    let mut command = place.command(&["serve", "--listen", "none"]);
+    command.env("ASHLAR_STORE__IDLE_BUFFERS", "3MiB").env("ASHLAR_CACHE__MEMORY", "5MiB");
+    let serving = Serving::start(command);
+    let status: Value = serde_json::from_str(&place.ok(&["status", "--json"])).unwrap();
+    let bound = |key: &str| {
+        let kinds = status["memory"].as_array().unwrap();
+        kinds.iter().find(|kind| kind["key"] == key).map(|kind| kind["bound"].as_u64().unwrap() / MIB as u64)
+    };
+    assert_eq!((bound("store.idle_buffers"), bound("cache.memory")), (Some(3), Some(5)), "{status}");
+    serving.stop();
+}
+
 #[test]
 fn warm_fills_the_cache_and_the_disk_keeps_it() {
     let place = Place::new();
