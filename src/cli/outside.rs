@@ -59,8 +59,8 @@ pub async fn refuse_emptied(config: &Effective, store: &dyn Store) -> Result<(),
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "{} is empty, but volumes of it were served from the state directory {}: is its filesystem mounted? If it is, `ashlar create` \
-         makes the first volume anew",
+        "{} is empty, but volumes of it were served from the state directory {}: is its filesystem mounted, or its bucket another \
+         one? If it is meant to be empty, `ashlar create` makes a volume there",
         store.url(),
         config.state.display()
     )))
