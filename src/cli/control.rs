@@ -15,18 +15,17 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::document::ServerStatus;
 use super::exports::VolumeExports;
-use super::logging::{self, LogStatus};
 use super::store_volumes::StoreVolumes;
-use super::trouble::StoreTrouble;
-use crate::cache::{self, BlockCache};
+use crate::cache::BlockCache;
 use crate::human::exact_duration;
-use crate::nbd::{ClientInfo, Server};
+use crate::nbd::Server;
 use crate::outside::Clock;
 use crate::store::buffers::Buffers;
-use crate::store::health::{Health, Trouble};
+use crate::store::health::Health;
 use crate::store::meter::Meter;
-use crate::volume::{Budget, Status, Volume, VolumeName};
+use crate::volume::{Budget, VolumeName};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "control.sock";
@@ -109,92 +108,6 @@ type Reloaded = Option<String>;
 /// The answer to [`Request::Evict`]: the addresses of the clients whose connections end.
 pub type Evicted = Vec<String>;
 
-/// What a server answers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ServerStatus {
-    /// Its process.
-    pub pid: u32,
-    /// Its store.
-    pub store: String,
-    /// What is wrong with its store, if anything is.
-    pub store_trouble: Option<StoreTrouble>,
-    /// Its log.
-    pub log: LogStatus,
-    /// Its cache.
-    pub cache: cache::Status,
-    /// What it holds in memory of what it may, by bound.
-    #[serde(default)]
-    pub memory: Vec<MemoryBound>,
-    /// The clients that are attached, by volume.
-    pub clients: Vec<ClientStatus>,
-    /// The open volumes, by name.
-    pub volumes: Vec<VolumeStatus>,
-    /// Volumes that ended and that no client has got again, by name. What was acknowledged and is not in the store is in the journal.
-    #[serde(default)]
-    pub ended: Vec<EndedVolume>,
-    /// The volumes that were handed over since the start, by name.
-    #[serde(default)]
-    pub moved: Vec<Moved>,
-}
-
-/// A bound on what a server holds in memory. See `docs/memory.md`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryBound {
-    /// The key of the configuration that sets it.
-    pub key: String,
-    /// Bytes that are held.
-    pub used: u64,
-    /// Bytes that may be.
-    pub bound: u64,
-}
-
-/// A volume that ended while this server had it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EndedVolume {
-    /// Its name.
-    pub name: String,
-    /// Why it ended.
-    pub why: String,
-}
-
-/// A volume that was handed over.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Moved {
-    /// Its name.
-    pub volume: String,
-    /// Where it is found.
-    pub to: String,
-}
-
-/// One open volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct VolumeStatus {
-    /// Its name.
-    pub name: String,
-    /// What is wrong with the store as far as this volume knows, if anything is.
-    pub store_trouble: Option<StoreTrouble>,
-    /// What it is doing.
-    #[serde(flatten)]
-    pub status: Status,
-}
-
-/// One client.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ClientStatus {
-    /// The volume that it uses.
-    pub export: String,
-    /// Where it comes from: address and port, or the user and process at the far end of a Unix socket.
-    pub address: String,
-    /// When it was attached, in milliseconds since 1970.
-    pub since_unix_millis: u64,
-    /// Requests that were taken from it.
-    pub requests: u64,
-    /// Of those, requests that are not answered, or whose reply it has not fetched.
-    pub requests_in_flight: u64,
-    /// Bytes of payload and read data that are held for it.
-    pub bytes_in_flight: u64,
-}
-
 /// What a server knows of itself, to answer from.
 pub struct Insight {
     /// Its store.
@@ -217,6 +130,8 @@ pub struct Insight {
     pub server: Arc<Server>,
     /// Its clock.
     pub clock: Clock,
+    /// When it started, in milliseconds since 1970.
+    pub since_unix_millis: u64,
     /// Told when it is to stop.
     pub leave: Arc<Notify>,
 }
@@ -358,62 +273,6 @@ async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExpor
 }
 
 impl Insight {
-    /// What the server does that has these volumes open.
-    pub fn status(&self, open: &[(String, Arc<Volume>)]) -> ServerStatus {
-        let troubles = open.iter().map(|(_, volume)| volume.trouble());
-        let worst = troubles.fold(self.health.trouble(), Trouble::worst);
-        let mut volumes: Vec<_> = open.iter().map(|(name, volume)| self.volume(name, volume)).collect();
-        volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        let waiting = volumes.iter().map(|volume| volume.status.flushes_waiting).sum();
-        ServerStatus {
-            pid: std::process::id(),
-            store: self.store.clone(),
-            store_trouble: worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock)),
-            log: logging::status(),
-            memory: self.memory(&volumes),
-            cache: self.cache.status(),
-            moved: self.exports.moved().into_iter().map(|(volume, to)| Moved { volume, to }).collect(),
-            clients: self.server.clients().into_iter().map(|client| self.client(client)).collect(),
-            volumes,
-            ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
-        }
-    }
-
-    fn memory(&self, volumes: &[VolumeStatus]) -> Vec<MemoryBound> {
-        let (used, cache, log, in_flight) =
-            (self.budget.used(), self.cache.status(), logging::waiting(), self.server.bytes_in_flight());
-        let map = volumes.iter().map(|volume| volume.status.map_memory).sum();
-        let bounds = [
-            ("nbd.total_bytes_in_flight", in_flight),
-            ("volume.total_dirty_bytes", (used.dirty, used.dirty_bound)),
-            ("volume.total_upload_bytes", (used.uploads, used.uploads_bound)),
-            ("volume.total_map_memory", (map, used.map_bound)),
-            ("cache.memory", (cache.memory_used, cache.memory_size)),
-            ("store.idle_buffers", self.buffers.kept_bytes()),
-            ("log.buffer", log),
-        ];
-        bounds.into_iter().map(|(key, (used, bound))| MemoryBound { key: key.to_owned(), used, bound }).collect()
-    }
-
-    /// What is wrong with the store, as far as no volume knows more.
-    pub fn trouble(&self) -> Option<StoreTrouble> {
-        self.health.trouble().map(|trouble| StoreTrouble::new(&trouble, 0, &self.clock))
-    }
-
-    /// What an open volume is doing.
-    pub fn volume(&self, name: &str, volume: &Volume) -> VolumeStatus {
-        let status = volume.status();
-        let worst = Trouble::worst(self.health.trouble(), volume.trouble());
-        let store_trouble = worst.map(|trouble| StoreTrouble::new(&trouble, status.flushes_waiting, &self.clock));
-        VolumeStatus { name: name.to_owned(), store_trouble, status }
-    }
-
-    fn client(&self, client: ClientInfo) -> ClientStatus {
-        let ClientInfo { address, export, attached_for, requests, requests_in_flight, bytes_in_flight } = client;
-        let since_unix_millis = self.clock.unix_millis().saturating_sub(attached_for.as_millis() as u64);
-        ClientStatus { export, address, since_unix_millis, requests, requests_in_flight, bytes_in_flight }
-    }
-
     fn evict(&self, export: &str, address: Option<&str>) -> Evicted {
         let evicted = self.server.evict(export, address);
         for address in &evicted {

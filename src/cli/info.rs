@@ -2,6 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::document::storage_cost;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
@@ -65,7 +66,7 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         None => "nobody: closed, or never opened".to_owned(),
     };
     let paid_bytes = kept.map_or(info.stored_bytes, |kept| kept.bytes);
-    let cost = status::storage_cost(paid_bytes);
+    let cost = storage_cost(paid_bytes);
     let mut lines = vec![
         ("name", info.name.clone()),
         ("uuid", info.uuid.to_string()),

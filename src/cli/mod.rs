@@ -27,6 +27,8 @@ mod create;
 mod list;
 mod info;
 mod status;
+mod document;
+mod doing;
 mod trouble;
 mod upgrade;
 mod control;

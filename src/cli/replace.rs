@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::control::{self, ServerStatus};
+use super::control;
+use super::document::ServerStatus;
 use super::failure::Failure;
 use super::outside::State;
 use super::{secrets, status};

@@ -105,7 +105,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let server = Arc::new(bound.map_err(Failure::failed)?);
     let watched = listen_for_metrics(config).await?;
     let metrics = watched.as_ref().map(metrics::Listener::url).transpose().map_err(Failure::failed)?;
-    let leave = Arc::new(Notify::new());
+    let (leave, clock) = (Arc::new(Notify::new()), outside::real().0);
     let insight = Arc::new(Insight {
         store: store.url(),
         health,
@@ -116,7 +116,8 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         cache: blocks,
         exports: exports.clone(),
         server: Arc::clone(&server),
-        clock: outside::real().0,
+        since_unix_millis: clock.unix_millis(),
+        clock,
         leave: Arc::clone(&leave),
     });
     if let Some(listener) = watched {

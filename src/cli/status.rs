@@ -2,13 +2,13 @@
 
 use std::io;
 
-use super::control::{self, ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
+use super::control;
+use super::document::{ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
 use super::failure::{Failure, Outcome};
 use super::info::date;
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
-use crate::format::account::price;
 use crate::human::{about_bytes, counted};
 use crate::volume::{Account, VolumeName};
 
@@ -122,9 +122,10 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, store_trouble, status } = volume;
+    let VolumeStatus { name, doing, store_trouble, operations: _, cost, status } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
+        ("doing", doing.clone()),
         ("size", about_bytes(status.size)),
         ("mapped", about_bytes(status.mapped_bytes)),
         ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
@@ -142,7 +143,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ),
         ("since the start", account(&status.since_open)),
         ("since creation", account(&status.since_creation)),
-        ("a month of it", format!("about ${:.2} for what is stored now", storage_cost(status.stored_bytes))),
+        ("a month of it", format!("about ${:.2} for what is stored now", cost.storage_month_dollars)),
     ];
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
@@ -196,9 +197,4 @@ pub fn account(account: &Account) -> String {
         counted(account.deletes, "DELETE"),
         account.request_cost()
     )
-}
-
-/// What a month of storing so much costs, in US dollars.
-pub fn storage_cost(stored: u64) -> f64 {
-    stored as f64 / 1e9 * price::GB_MONTH
 }

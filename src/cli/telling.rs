@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::control::{Insight, ServerStatus};
+use super::control::Insight;
+use super::document::ServerStatus;
 use crate::metrics::{Family, Teller};
 use crate::outside::Workers;
 use crate::store::meter::{Meter, Metered, Outcomes};
@@ -26,8 +27,6 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub struct Readings {
     /// What `ashlar status` says.
     pub status: ServerStatus,
-    /// The names of the volumes that are to be served; none, if that is all.
-    pub named: Vec<String>,
     /// What clients asked of the open volumes, by name and operation.
     pub operations: Vec<(String, [(&'static str, Tallied); 7])>,
     /// What the store was asked for.
@@ -63,7 +62,6 @@ impl Insight {
     fn readings(&self, open: &[(String, Arc<Volume>)]) -> Readings {
         Readings {
             status: self.status(open),
-            named: self.exports.named().unwrap_or_default(),
             operations: open.iter().map(|(name, volume)| (name.clone(), volume.operations())).collect(),
             store: StoreReadings::of(&self.meter, self.health.failed_attempts()),
         }
@@ -74,8 +72,8 @@ impl Insight {
         let seen = seen.into_iter().map(|(name, volume)| match volume {
             None => (name, Seen::Busy),
             Some(volume) => {
-                let status = self.volume(&name, &volume);
-                (name, Seen::Open { ended: status.status.ended, trouble: status.store_trouble })
+                let (ended, trouble) = self.standing(&volume);
+                (name, Seen::Open { ended, trouble })
             }
         });
         Look {

@@ -34,14 +34,19 @@ impl StoreTrouble {
         let since_unix_millis = now_unix_millis.saturating_sub(lasts.as_millis() as u64);
         let seconds = lasts.as_secs();
         let (since, lasted) = (date(since_unix_millis), humantime::format_duration(Duration::from_secs(seconds)));
-        let flushes = match flushes_waiting {
-            0 => "no flush waits".to_owned(),
-            1 => "1 flush waits".to_owned(),
-            more => format!("{more} flushes wait"),
-        };
+        let flushes = flushes_wait(flushes_waiting);
         let trouble = trouble(what.kind);
         let sentence = format!("{trouble} since {since} ({lasted}), {flushes}: {what}");
         StoreTrouble { since_unix_millis, seconds, what: what.message.clone(), flushes_waiting, sentence }
+    }
+}
+
+/// How many flushes wait.
+pub fn flushes_wait(number: u64) -> String {
+    match number {
+        0 => "no flush waits".to_owned(),
+        1 => "1 flush waits".to_owned(),
+        more => format!("{more} flushes wait"),
     }
 }
 

@@ -6,8 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::Readings;
-use crate::cli::control::{ClientStatus, EndedVolume, VolumeStatus};
-use crate::cli::status::storage_cost;
+use crate::cli::document::{ClientStatus, EndedVolume, VolumeStatus, storage_cost};
 use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
@@ -293,7 +292,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "How long the oldest operation has failed that the volume or its store tries again, 0 if there is none.",
     );
-    for VolumeStatus { name, store_trouble, status } in volumes {
+    for VolumeStatus { name, store_trouble, status, .. } in volumes {
         let account = &status.since_open;
         for (kind, count) in
             [("put", account.puts), ("get", account.gets), ("list", account.lists), ("delete", account.deletes)]
@@ -313,7 +312,7 @@ fn of_standing(readings: &Readings) -> Vec<Family> {
     let open: BTreeSet<&String> = status.volumes.iter().filter(is_good).map(|volume| &volume.name).collect();
     let names = status.volumes.iter().map(|volume| &volume.name);
     let gone: BTreeSet<&String> = status.ended.iter().map(|EndedVolume { name, .. }| name).collect();
-    let known: BTreeSet<&String> = names.chain(&readings.named).chain(gone.iter().copied()).collect();
+    let known: BTreeSet<&String> = names.chain(&status.named).chain(gone.iter().copied()).collect();
     let mut is_open =
         Family::new("ashlar_volume_open", Gauge, "1 if a volume that is to be served is open, 0 if it is not.");
     let mut ended = Family::new(

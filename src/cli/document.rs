@@ -1,0 +1,449 @@
+//! What a server tells of itself in one document: `ashlar status --json`, and what the page and `ashlar top` show. Its fields are
+//! stable; `docs/status.md` lists them, and a test compares.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::Insight;
+use super::doing::{doing, health};
+use super::logging::{self, LogStatus};
+use super::trouble::StoreTrouble;
+use crate::cache;
+use crate::format::account::price;
+use crate::nbd::ClientInfo;
+use crate::store::health::Trouble;
+use crate::store::meter::{Meter, Outcomes};
+use crate::tally::Tallied;
+use crate::volume::{Account, Status, Volume};
+
+/// What a server tells of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_millis: u64,
+    /// When it said this, in milliseconds since 1970.
+    #[serde(default)]
+    pub unix_millis: u64,
+    /// Its store.
+    pub store: String,
+    /// How the store is doing, in one sentence.
+    #[serde(default)]
+    pub store_health: String,
+    /// What is wrong with its store, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
+    /// What was asked of the store since the start, by kind.
+    #[serde(default)]
+    pub store_requests: Vec<StoreRequests>,
+    /// What that and what is stored costs.
+    #[serde(default)]
+    pub cost: ServerCost,
+    /// Its log.
+    pub log: LogStatus,
+    /// Its cache.
+    pub cache: cache::Status,
+    /// What it holds in memory of what it may, by bound.
+    #[serde(default)]
+    pub memory: Vec<MemoryBound>,
+    /// The clients that are attached, by volume.
+    pub clients: Vec<ClientStatus>,
+    /// The volumes that are to be served, by name; none, if that is whatever the store has.
+    #[serde(default)]
+    pub named: Vec<String>,
+    /// The open volumes, by name.
+    pub volumes: Vec<VolumeStatus>,
+    /// Volumes that ended and that no client has got again, by name. What was acknowledged and is not in the store is in the journal.
+    #[serde(default)]
+    pub ended: Vec<EndedVolume>,
+    /// The volumes that were handed over since the start, by name.
+    #[serde(default)]
+    pub moved: Vec<Moved>,
+}
+
+/// Requests of one kind to the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoreRequests {
+    /// The kind: `put`, `get`, `list` or `delete`.
+    pub kind: String,
+    /// Requests that were answered, be it that there is no such object, or is one already.
+    pub answered: u64,
+    /// Requests that failed in a way that may pass.
+    pub retryable: u64,
+    /// Requests that were refused, or were wrong.
+    pub refused: u64,
+    /// Requests that nobody waited for any more.
+    pub given_up: u64,
+    /// Requests that have not ended.
+    pub under_way: u64,
+    /// How long those that ended took together, in seconds; those that were given up aside.
+    pub seconds: f64,
+}
+
+/// What a server's store costs, in US dollars, at list prices of S3 Standard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerCost {
+    /// All requests since the start of the server, those of no volume and those that were repeated too.
+    pub requests_since_start_dollars: f64,
+    /// A month of what the open volumes store now.
+    pub storage_month_dollars: f64,
+}
+
+/// A bound on what a server holds in memory. See `docs/memory.md`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryBound {
+    /// The key of the configuration that sets it.
+    pub key: String,
+    /// Bytes that are held.
+    pub used: u64,
+    /// Bytes that may be.
+    pub bound: u64,
+}
+
+/// A volume that ended while this server had it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndedVolume {
+    /// Its name.
+    pub name: String,
+    /// Why it ended.
+    pub why: String,
+}
+
+/// A volume that was handed over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// Its name.
+    pub volume: String,
+    /// Where it is found.
+    pub to: String,
+}
+
+/// One open volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is doing, in a few words.
+    #[serde(default)]
+    pub doing: String,
+    /// What is wrong with the store as far as this volume knows, if anything is.
+    pub store_trouble: Option<StoreTrouble>,
+    /// What clients asked of it since it was opened, by operation.
+    #[serde(default)]
+    pub operations: Vec<OperationStatus>,
+    /// What it costs.
+    #[serde(default)]
+    pub cost: VolumeCost,
+    /// Numbers of it.
+    #[serde(flatten)]
+    pub status: Status,
+}
+
+/// Requests of clients of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// The kind: `read`, `write`, `flush`, `trim`, `write_zeroes`, `cache` or `block_status`.
+    pub operation: String,
+    /// Requests that were carried out or failed.
+    pub requests: u64,
+    /// Bytes that they were about, failed ones aside.
+    pub bytes: u64,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+/// What a volume costs, in US dollars, at list prices of S3 Standard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VolumeCost {
+    /// Its requests since it was opened here.
+    pub requests_since_open_dollars: f64,
+    /// Its requests since it was created.
+    pub requests_since_creation_dollars: f64,
+    /// A month of what is stored now.
+    pub storage_month_dollars: f64,
+}
+
+/// One client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// The volume that it uses.
+    pub export: String,
+    /// Where it comes from: address and port, or the user and process at the far end of a Unix socket.
+    pub address: String,
+    /// When it was attached, in milliseconds since 1970.
+    pub since_unix_millis: u64,
+    /// Requests that were taken from it.
+    pub requests: u64,
+    /// Of those, requests that are not answered, or whose reply it has not fetched.
+    pub requests_in_flight: u64,
+    /// Bytes of payload and read data that are held for it.
+    pub bytes_in_flight: u64,
+}
+
+impl Insight {
+    /// What the server does that has these volumes open.
+    pub fn status(&self, open: &[(String, Arc<Volume>)]) -> ServerStatus {
+        let troubles = open.iter().map(|(_, volume)| volume.trouble());
+        let worst = troubles.fold(self.health.trouble(), Trouble::worst);
+        let clients: Vec<_> = self.server.clients().into_iter().map(|client| self.client(client)).collect();
+        let mut volumes: Vec<_> = open.iter().map(|(name, volume)| self.volume(name, volume, &clients)).collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let waiting = volumes.iter().map(|volume| volume.status.flushes_waiting).sum();
+        let store_trouble = worst.map(|trouble| StoreTrouble::new(&trouble, waiting, &self.clock));
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            since_unix_millis: self.since_unix_millis,
+            unix_millis: self.clock.unix_millis(),
+            store: self.store.clone(),
+            store_health: health(store_trouble.as_ref(), self.health.failed_attempts()),
+            store_trouble,
+            store_requests: store_requests(&self.meter),
+            cost: ServerCost {
+                requests_since_start_dollars: Account::default().with_requests(&self.meter.snapshot()).request_cost(),
+                storage_month_dollars: volumes.iter().map(|volume| volume.cost.storage_month_dollars).sum(),
+            },
+            log: logging::status(),
+            memory: self.memory(&volumes),
+            cache: self.cache.status(),
+            moved: self.exports.moved().into_iter().map(|(volume, to)| Moved { volume, to }).collect(),
+            clients,
+            named: self.exports.named().unwrap_or_default(),
+            volumes,
+            ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
+        }
+    }
+
+    fn memory(&self, volumes: &[VolumeStatus]) -> Vec<MemoryBound> {
+        let (used, cache, log, in_flight) =
+            (self.budget.used(), self.cache.status(), logging::waiting(), self.server.bytes_in_flight());
+        let map = volumes.iter().map(|volume| volume.status.map_memory).sum();
+        let bounds = [
+            ("nbd.total_bytes_in_flight", in_flight),
+            ("volume.total_dirty_bytes", (used.dirty, used.dirty_bound)),
+            ("volume.total_upload_bytes", (used.uploads, used.uploads_bound)),
+            ("volume.total_map_memory", (map, used.map_bound)),
+            ("cache.memory", (cache.memory_used, cache.memory_size)),
+            ("store.idle_buffers", self.buffers.kept_bytes()),
+            ("log.buffer", log),
+        ];
+        bounds.into_iter().map(|(key, (used, bound))| MemoryBound { key: key.to_owned(), used, bound }).collect()
+    }
+
+    /// What is wrong with the store, as far as no volume knows more.
+    pub fn trouble(&self) -> Option<StoreTrouble> {
+        self.health.trouble().map(|trouble| StoreTrouble::new(&trouble, 0, &self.clock))
+    }
+
+    /// Why a volume has ended, if it has, and what is wrong with the store as far as it knows.
+    pub fn standing(&self, volume: &Volume) -> (Option<String>, Option<StoreTrouble>) {
+        let Status { ended, flushes_waiting, .. } = volume.status();
+        (ended, self.trouble_of(volume, flushes_waiting))
+    }
+
+    fn trouble_of(&self, volume: &Volume, flushes_waiting: u64) -> Option<StoreTrouble> {
+        let worst = Trouble::worst(self.health.trouble(), volume.trouble());
+        worst.map(|trouble| StoreTrouble::new(&trouble, flushes_waiting, &self.clock))
+    }
+
+    fn volume(&self, name: &str, volume: &Volume, clients: &[ClientStatus]) -> VolumeStatus {
+        let status = volume.status();
+        let theirs = clients.iter().filter(|client| client.export == name);
+        let in_flight = theirs.map(|client| client.requests_in_flight).sum();
+        VolumeStatus {
+            name: name.to_owned(),
+            doing: doing(&status, in_flight),
+            store_trouble: self.trouble_of(volume, status.flushes_waiting),
+            operations: volume.operations().into_iter().map(operation).collect(),
+            cost: VolumeCost {
+                requests_since_open_dollars: status.since_open.request_cost(),
+                requests_since_creation_dollars: status.since_creation.request_cost(),
+                storage_month_dollars: storage_cost(status.stored_bytes),
+            },
+            status,
+        }
+    }
+
+    fn client(&self, client: ClientInfo) -> ClientStatus {
+        let ClientInfo { address, export, attached_for, requests, requests_in_flight, bytes_in_flight } = client;
+        let since_unix_millis = self.clock.unix_millis().saturating_sub(attached_for.as_millis() as u64);
+        ClientStatus { export, address, since_unix_millis, requests, requests_in_flight, bytes_in_flight }
+    }
+}
+
+/// What a month of storing so much costs, in US dollars.
+pub fn storage_cost(stored: u64) -> f64 {
+    stored as f64 / 1e9 * price::GB_MONTH
+}
+
+fn operation((operation, tallied): (&str, Tallied)) -> OperationStatus {
+    let Tallied { count, bytes, failed, durations: _ } = tallied;
+    OperationStatus { operation: operation.to_owned(), requests: count, bytes, errors: failed }
+}
+
+fn store_requests(meter: &Meter) -> Vec<StoreRequests> {
+    let of = |(kind, outcomes): (&str, Outcomes)| StoreRequests {
+        kind: kind.to_owned(),
+        answered: outcomes.answered,
+        retryable: outcomes.retryable,
+        refused: outcomes.failed,
+        given_up: outcomes.given_up,
+        under_way: outcomes.under_way(),
+        seconds: outcomes.durations.seconds,
+    };
+    meter.outcomes().into_iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cache::disk;
+    use crate::codec::frame::Compression;
+    use crate::codec::seal::Seal;
+    use crate::volume::GcStatus;
+
+    fn trouble() -> Option<StoreTrouble> {
+        let (what, sentence) = (String::new(), String::new());
+        Some(StoreTrouble { since_unix_millis: 1, seconds: 1, what, flushes_waiting: 0, sentence })
+    }
+
+    /// A document in which nothing is missing.
+    fn whole() -> ServerStatus {
+        let word = || "word".to_owned();
+        let disk = disk::Status {
+            size: 1,
+            used: 1,
+            frames: 1,
+            hits: 1,
+            misses: 1,
+            bad: 0,
+            written: 1,
+            dropped: 0,
+            off: Some(word()),
+        };
+        let status = Status {
+            size: 1,
+            dirty_bytes: 1,
+            dirty_bound: 1,
+            dirty_millis: 1,
+            accepted: 1,
+            committed: 1,
+            epoch: 1,
+            map_memory: 1,
+            flushes_waiting: 0,
+            writes_waiting: 0,
+            uploads: 0,
+            upload_bytes: 0,
+            journal_bytes: 0,
+            journal_suspended: Some(word()),
+            retries: 0,
+            ended: Some(word()),
+            mapped_bytes: 1,
+            stored_bytes: 1,
+            live_bytes: 1,
+            dead_bytes: 0,
+            sparse_bytes: 0,
+            objects: 1,
+            seal: Seal::Blake3,
+            compression: Compression::None,
+            retired_bytes: 0,
+            gc: GcStatus { backlog_bytes: 0, doomed_objects: 0, segments_written: 0, damaged_segments: 0 },
+            since_open: Account::default(),
+            since_creation: Account::default(),
+        };
+        let volume = VolumeStatus {
+            name: word(),
+            doing: doing(&status, 0),
+            store_trouble: trouble(),
+            operations: vec![operation(("read", Tallied::default()))],
+            cost: VolumeCost::default(),
+            status,
+        };
+        let client = ClientStatus {
+            export: word(),
+            address: word(),
+            since_unix_millis: 1,
+            requests: 1,
+            requests_in_flight: 0,
+            bytes_in_flight: 0,
+        };
+        ServerStatus {
+            version: word(),
+            pid: 1,
+            since_unix_millis: 1,
+            unix_millis: 2,
+            store: word(),
+            store_health: word(),
+            store_trouble: trouble(),
+            store_requests: store_requests(&Meter::default()),
+            cost: ServerCost::default(),
+            log: LogStatus { lines_dropped: 0 },
+            cache: cache::Status { memory_size: 1, memory_used: 0, memory_hits: 0, memory_misses: 0, disk: Some(disk) },
+            memory: vec![MemoryBound { key: word(), used: 0, bound: 1 }],
+            clients: vec![client],
+            named: vec![word()],
+            volumes: vec![volume],
+            ended: vec![EndedVolume { name: word(), why: word() }],
+            moved: vec![Moved { volume: word(), to: word() }],
+        }
+    }
+
+    /// The fields below a value, by path, and what they are.
+    fn fields(path: &str, value: &Value, all: &mut BTreeMap<String, &'static str>) {
+        let kind = match value {
+            Value::Object(inner) => {
+                let path = |name| if path.is_empty() { name } else { format!("{path}.{name}") };
+                return inner.iter().for_each(|(name, value)| fields(&path(name.clone()), value, all));
+            }
+            Value::Array(inner) => return inner.iter().for_each(|value| fields(&format!("{path}[]"), value, all)),
+            Value::Number(_) => "number",
+            Value::String(_) => "text",
+            Value::Bool(_) => "truth",
+            Value::Null => "nothing",
+        };
+        all.insert(path.to_owned(), kind);
+    }
+
+    /// What is stable is written down, and what is written down is there.
+    #[test]
+    fn the_documented_fields_of_the_status_are_those_that_exist() {
+        let mut there = BTreeMap::new();
+        fields("", &serde_json::to_value(whole()).unwrap(), &mut there);
+        let page = include_str!("../../docs/status.md");
+        let row = |line: &'static str| {
+            let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
+            let [field, kind, meaning] = cells[..] else { panic!("three columns: {line}") };
+            assert!(meaning.len() > 5, "{line}");
+            Some((field.trim_end_matches('`').to_owned(), kind.trim_end_matches(", or null")))
+        };
+        let documented: BTreeMap<String, &str> = page.lines().filter_map(row).collect();
+        assert!(there.len() > 100);
+        for (field, kind) in &there {
+            assert_eq!(documented.get(field), Some(kind), "{field}: docs/status.md has it otherwise, or not");
+        }
+        assert_eq!(documented.len(), there.len(), "docs/status.md has fields that are not there");
+    }
+
+    /// The document of a server of an older version, which knew less, can be read: `serve --replace` asks it.
+    #[test]
+    fn a_document_with_only_the_first_fields_is_read() {
+        let mut older = serde_json::to_value(whole()).unwrap();
+        let newer = ["version", "since_unix_millis", "unix_millis", "store_health", "store_requests", "cost", "named"];
+        let removed = |object: &mut Value, names: &[&str]| {
+            names.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name).unwrap()));
+        };
+        removed(&mut older, &newer);
+        removed(&mut older["volumes"][0], &["doing", "operations", "cost"]);
+        let read: ServerStatus = serde_json::from_value(older).unwrap();
+        assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));
+    }
+}
