@@ -299,17 +299,48 @@ fn store_requests(meter: &Meter) -> Vec<StoreRequests> {
     meter.outcomes().into_iter().map(of).collect()
 }
 
+/// Documents for tests.
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use serde_json::Value;
-
+pub mod example {
     use super::*;
     use crate::cache::disk;
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
     use crate::volume::GcStatus;
+
+    /// What a volume says that does nothing.
+    pub fn quiet() -> Status {
+        Status {
+            size: 1 << 30,
+            dirty_bytes: 0,
+            dirty_bound: 1 << 20,
+            dirty_millis: 0,
+            accepted: 0,
+            committed: 0,
+            epoch: 1,
+            map_memory: 0,
+            flushes_waiting: 0,
+            writes_waiting: 0,
+            uploads: 0,
+            upload_bytes: 0,
+            journal_bytes: 0,
+            journal_suspended: None,
+            retries: 0,
+            ended: None,
+            mapped_bytes: 0,
+            stored_bytes: 0,
+            live_bytes: 0,
+            dead_bytes: 0,
+            sparse_bytes: 0,
+            objects: 0,
+            seal: Seal::Blake3,
+            compression: Compression::None,
+            retired_bytes: 0,
+            gc: GcStatus { backlog_bytes: 0, doomed_objects: 0, segments_written: 0, damaged_segments: 0 },
+            since_open: Account::default(),
+            since_creation: Account::default(),
+        }
+    }
 
     fn trouble() -> Option<StoreTrouble> {
         let (what, sentence) = (String::new(), String::new());
@@ -317,7 +348,7 @@ mod tests {
     }
 
     /// A document in which nothing is missing.
-    fn whole() -> ServerStatus {
+    pub fn whole() -> ServerStatus {
         let word = || "word".to_owned();
         let disk = disk::Status {
             size: 1,
@@ -330,36 +361,7 @@ mod tests {
             dropped: 0,
             off: Some(word()),
         };
-        let status = Status {
-            size: 1,
-            dirty_bytes: 1,
-            dirty_bound: 1,
-            dirty_millis: 1,
-            accepted: 1,
-            committed: 1,
-            epoch: 1,
-            map_memory: 1,
-            flushes_waiting: 0,
-            writes_waiting: 0,
-            uploads: 0,
-            upload_bytes: 0,
-            journal_bytes: 0,
-            journal_suspended: Some(word()),
-            retries: 0,
-            ended: Some(word()),
-            mapped_bytes: 1,
-            stored_bytes: 1,
-            live_bytes: 1,
-            dead_bytes: 0,
-            sparse_bytes: 0,
-            objects: 1,
-            seal: Seal::Blake3,
-            compression: Compression::None,
-            retired_bytes: 0,
-            gc: GcStatus { backlog_bytes: 0, doomed_objects: 0, segments_written: 0, damaged_segments: 0 },
-            since_open: Account::default(),
-            since_creation: Account::default(),
-        };
+        let status = Status { journal_suspended: Some(word()), ended: Some(word()), ..quiet() };
         let volume = VolumeStatus {
             name: word(),
             doing: doing(&status, 0),
@@ -396,6 +398,16 @@ mod tests {
             moved: vec![Moved { volume: word(), to: word() }],
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
+    use super::example::whole;
+    use super::*;
 
     /// The fields below a value, by path, and what they are.
     fn fields(path: &str, value: &Value, all: &mut BTreeMap<String, &'static str>) {

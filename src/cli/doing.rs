@@ -41,42 +41,8 @@ pub fn health(trouble: Option<&StoreTrouble>, repeated: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::frame::Compression;
-    use crate::codec::seal::Seal;
-    use crate::volume::{Account, GcStatus};
-
-    fn quiet() -> Status {
-        Status {
-            size: 1 << 30,
-            dirty_bytes: 0,
-            dirty_bound: 1 << 20,
-            dirty_millis: 0,
-            accepted: 0,
-            committed: 0,
-            epoch: 1,
-            map_memory: 0,
-            flushes_waiting: 0,
-            writes_waiting: 0,
-            uploads: 0,
-            upload_bytes: 0,
-            journal_bytes: 0,
-            journal_suspended: None,
-            retries: 0,
-            ended: None,
-            mapped_bytes: 0,
-            stored_bytes: 0,
-            live_bytes: 0,
-            dead_bytes: 0,
-            sparse_bytes: 0,
-            objects: 0,
-            seal: Seal::Blake3,
-            compression: Compression::None,
-            retired_bytes: 0,
-            gc: GcStatus { backlog_bytes: 0, doomed_objects: 0, segments_written: 0, damaged_segments: 0 },
-            since_open: Account::default(),
-            since_creation: Account::default(),
-        }
-    }
+    use crate::cli::document::example::quiet;
+    use crate::volume::GcStatus;
 
     #[test]
     fn a_volume_says_what_it_does_and_the_worst_first() {

@@ -122,7 +122,10 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     });
     if let Some(listener) = watched {
         // Also while volumes are opened, which may take long.
-        drop(tokio::spawn(listener.run(Arc::new(Telling(Arc::clone(&insight))))));
+        let telling = Arc::new(Telling::new(Arc::clone(&insight), config.metrics.history));
+        drop(tokio::spawn(async move {
+            tokio::join!(listener.run(Arc::clone(&telling) as Arc<dyn metrics::Teller>), telling.keep_samples())
+        }));
     }
     open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
     match control::listen(&config.state) {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::control::Insight;
 use super::document::ServerStatus;
@@ -15,9 +17,11 @@ use crate::volume::Volume;
 
 mod families;
 mod ready;
+mod samples;
 
 use families::families;
 use ready::{Look, Seen};
+use samples::Samples;
 
 /// How long a volume that is being opened or closed is waited for.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -87,19 +91,55 @@ impl Insight {
     }
 }
 
-/// An [`Insight`] that is shared.
-#[derive(Clone)]
-pub struct Telling(pub Arc<Insight>);
+/// An [`Insight`], and what it was in the last hour.
+pub struct Telling {
+    insight: Arc<Insight>,
+    samples: Mutex<Samples>,
+}
+
+impl Telling {
+    /// Samples will cover so much time.
+    pub fn new(insight: Arc<Insight>, history: Duration) -> Telling {
+        Telling { insight, samples: Mutex::new(Samples::new(history)) }
+    }
+
+    /// Takes samples, until the task is dropped.
+    pub async fn keep_samples(&self) {
+        let mut ticks = interval(self.samples.lock().interval());
+        // A sample that is late is no reason for several at once.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            let (insight, open) = (Arc::clone(&self.insight), self.insight.open().await);
+            let readings = Workers::Threads.run(move || insight.readings(&open)).await;
+            let now = Instant::now();
+            self.samples.lock().add(&readings, now - before);
+            before = now;
+        }
+    }
+}
 
 #[async_trait]
 impl Teller for Telling {
+    async fn status(&self) -> Vec<u8> {
+        let (insight, open) = (Arc::clone(&self.insight), self.insight.open().await);
+        // Plain numbers and names always become JSON.
+        Workers::Threads.run(move || serde_json::to_vec(&insight.status(&open)).unwrap_or_default()).await
+    }
+
+    async fn samples(&self, after_unix_millis: u64) -> Vec<u8> {
+        let excerpt = self.samples.lock().after(after_unix_millis);
+        Workers::Threads.run(move || serde_json::to_vec(&excerpt).unwrap_or_default()).await
+    }
+
     async fn metrics(&self) -> Vec<Family> {
-        let (insight, open) = (Arc::clone(&self.0), self.0.open().await);
+        let (insight, open) = (Arc::clone(&self.insight), self.insight.open().await);
         // Some hundred numbers for each volume: nothing that a task of the service should wait for.
         Workers::Threads.run(move || families(&insight.readings(&open))).await
     }
 
     async fn troubles(&self) -> Vec<String> {
-        self.0.look().await.troubles(self.0.store_patience)
+        self.insight.look().await.troubles(self.insight.store_patience)
     }
 }

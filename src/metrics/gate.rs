@@ -1,7 +1,10 @@
 //! Who may look: pure rules.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use data_encoding::BASE64;
+use zeroize::Zeroizing;
 
 use super::Options;
 
@@ -51,16 +54,39 @@ impl Gate {
         }
     }
 
-    /// Whether somebody may who sends this header.
+    /// Whether somebody may who sends this header: the token of `Bearer`, or that of `Basic` as the password of any user, which is
+    /// how browsers ask for it.
     pub fn lets_in(&self, authorization: Option<&[u8]>) -> bool {
-        const SCHEME: &[u8] = b"bearer ";
         let Some(token) = &self.0 else { return true };
-        let shown = authorization.and_then(|header| header.split_at_checked(SCHEME.len()));
         // Hashes compare in constant time.
-        shown.is_some_and(|(scheme, shown)| {
-            scheme.eq_ignore_ascii_case(SCHEME) && blake3::hash(shown.trim_ascii()) == *token
-        })
+        authorization.and_then(shown).is_some_and(|shown| blake3::hash(&shown) == *token)
     }
+
+    /// Whether a request for that host may be answered, of which the listener was told to listen on `listen`. A page of somebody
+    /// else's that has a name of its own lead to this host (DNS rebinding) must not learn what everybody on this host may know; one that
+    /// cannot show a token learns nothing anyhow.
+    pub fn knows(&self, host: Option<&str>, listen: &str) -> bool {
+        let Some(host) = host.filter(|_| self.0.is_none()) else { return true };
+        let name = |address: &str| match address.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name.to_ascii_lowercase(),
+            _ => address.to_ascii_lowercase(),
+        };
+        let host = name(host);
+        let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        is_address || host == "localhost" || host == name(listen)
+    }
+}
+
+/// The token in a header.
+fn shown(header: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (scheme, rest) = header.split_at_checked(header.iter().position(|byte| *byte == b' ')?)?;
+    let rest = rest.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(Zeroizing::new(rest.to_vec()));
+    }
+    let decoded = Zeroizing::new(BASE64.decode(rest).ok().filter(|_| scheme.eq_ignore_ascii_case(b"basic"))?);
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some(Zeroizing::new(decoded[colon + 1..].to_vec()))
 }
 
 impl fmt::Debug for Gate {
@@ -96,10 +122,30 @@ mod tests {
     }
 
     #[test]
+    fn without_a_token_only_names_of_this_host_are_answered() {
+        let knows = |host| Gate::open().knows(host, "Metrics.example:10811");
+        for good in
+            ["127.0.0.1:1", "[::1]:1", "[::1]", "localhost", "LOCALHOST:10811", "metrics.example", "192.0.2.1:7"]
+        {
+            assert!(knows(Some(good)), "{good}");
+        }
+        for bad in ["rebound.example:10811", "", "127.0.0.1.example", "localhost.example", "metrics.example.org:10811"]
+        {
+            assert!(!knows(Some(bad)), "{bad:?}");
+        }
+        assert!(knows(None), "no browser leaves it out");
+    }
+
+    #[test]
     fn the_token_and_nothing_else_lets_in() {
         const TOKEN: &str = "0123456789abcdef";
         let gate = Gate::of_token(&format!("{TOKEN}  \nand a remark\n")).unwrap();
-        for good in ["Bearer 0123456789abcdef", "bearer  0123456789abcdef"] {
+        for good in [
+            "Bearer 0123456789abcdef",
+            "bearer  0123456789abcdef",
+            "Basic OjAxMjM0NTY3ODlhYmNkZWY=",
+            "basic bWU6MDEyMzQ1Njc4OWFiY2RlZg==",
+        ] {
             assert!(gate.lets_in(Some(good.as_bytes())), "{good}");
         }
         for bad in [
@@ -110,10 +156,15 @@ mod tests {
             "Bearer 0123456789abcdeff",
             "Basic 0123456789abcdef",
             TOKEN,
+            // ":0123456789abcde", no colon, no Base64.
+            "Basic OjAxMjM0NTY3ODlhYmNkZQ==",
+            "Basic MDEyMzQ1Njc4OWFiY2RlZg==",
+            "Basic :0123456789abcdef",
         ] {
             assert!(!gate.lets_in(Some(bad.as_bytes())), "{bad}");
         }
         assert!(!gate.lets_in(None));
+        assert!(gate.knows(Some("elsewhere.example"), "127.0.0.1:1"), "who knows the token may come by any name");
         assert!(Gate::open().lets_in(None));
         for bad in ["", "\n0123456789abcdef", "too short", "0123456789 abcdef", "0123456789abcdéf"] {
             assert!(Gate::of_token(bad).unwrap_err().contains("16 to 1024"), "{bad:?}");

@@ -1,4 +1,4 @@
-//! What the server tells of itself to those who watch it, over HTTP, on a listener of its own: `/metrics` for Prometheus, `/healthz`
+//! What the server tells of itself to those who watch it, over HTTP, on a listener of its own: a page for people ([`web`]), `/metrics` for Prometheus, `/healthz`
 //! (the process lives) and `/readyz` (it is of use). `docs/metrics.md` lists the metrics.
 //!
 //! Looking on changes nothing (rule R17). A client that hangs or reads slowly has one of `max_connections` places for `timeout` at
@@ -20,6 +20,7 @@ use crate::nbd::{TlsMode, TlsOptions};
 mod family;
 mod gate;
 mod serve;
+mod web;
 
 pub use family::{Family, Kind, Sample, Value, page};
 pub use gate::fault;
@@ -28,6 +29,12 @@ pub use serve::Listener;
 /// What can be told.
 #[async_trait]
 pub trait Teller: Send + Sync + 'static {
+    /// What the server is doing, as a JSON document: that of `ashlar status --json`.
+    async fn status(&self) -> Vec<u8>;
+
+    /// What it was doing at moments after this one, in milliseconds since 1970, as a JSON document.
+    async fn samples(&self, after_unix_millis: u64) -> Vec<u8>;
+
     /// The metrics as of now.
     async fn metrics(&self) -> Vec<Family>;
 
@@ -57,6 +64,10 @@ pub struct Options {
     #[serde(with = "human::duration")]
     pub store_patience: Duration,
 
+    /// How far back the plots of the page go; a fixed number of samples covers it. From 1 min to 1 day.
+    #[serde(with = "human::duration")]
+    pub history: Duration,
+
     /// TLS of this listener.
     pub tls: Files,
 }
@@ -69,6 +80,7 @@ impl Default for Options {
             max_connections: 8,
             timeout: Duration::from_secs(10),
             store_patience: Duration::from_secs(60),
+            history: Duration::from_secs(3600),
             tls: Files::default(),
         }
     }
@@ -109,6 +121,7 @@ impl Files {
 /// The most connections that may be allowed.
 const CONNECTIONS_MAX: usize = 1024;
 const TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+const HISTORY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(86_400));
 const A_DAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
 
 impl Options {
@@ -124,6 +137,7 @@ impl Options {
         let durations = [
             ("timeout", self.timeout, TIMEOUT),
             ("store_patience", self.store_patience, A_DAY),
+            ("history", self.history, HISTORY),
             ("tls.reload_interval", self.tls.reload_interval, A_DAY),
         ];
         match durations.into_iter().find(|(_, value, (least, most))| !(least..=most).contains(&value)) {
@@ -157,6 +171,7 @@ mod tests {
         assert_eq!(of(|options| options.max_connections = 0), ("max_connections", "1 to 1024".to_owned()));
         assert_eq!(of(|options| options.timeout = Duration::from_millis(1)), ("timeout", "1s to 10m".to_owned()));
         assert_eq!(of(|options| options.store_patience = Duration::ZERO), ("store_patience", "1s to 1day".to_owned()));
+        assert_eq!(of(|options| options.history = Duration::ZERO), ("history", "1m to 1day".to_owned()));
         assert_eq!(of(|options| options.tls.reload_interval = Duration::ZERO).0, "tls.reload_interval");
         for bad in ["here", ":10811", "::1:10811", "127.0.0.1:port", ""] {
             let options = Options { listen: Some(bad.to_owned()), ..Options::default() };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -23,10 +23,12 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::gate::{Gate, is_open};
-use super::{Options, Teller, family, fault, page};
+use super::{Options, Teller, family, fault, page, web};
 use crate::nbd::Tls;
 use crate::nbd::access::Refusals;
 use crate::outside::Workers;
+
+const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// What this listener's options are called.
 const SECTION: &str = "metrics.tls";
@@ -81,7 +83,9 @@ impl Listener {
     pub async fn run(self, teller: Arc<dyn Teller>) {
         let Listener { tcp, tls, gate, options } = self;
         let tls = tls.map(Arc::new);
-        let desk = Arc::new(Desk { teller, gate, one_at_a_time: Mutex::new(()), turned_away: Refusals::default() });
+        let listen = options.listen.clone().unwrap_or_default();
+        let desk =
+            Arc::new(Desk { teller, gate, listen, one_at_a_time: Mutex::new(()), turned_away: Refusals::default() });
         let accept = accept(tcp, tls.clone(), desk, &options);
         match &tls {
             Some(tls) => tokio::select! {
@@ -142,18 +146,20 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(stream: S, desk: Arc<Desk>) ->
 struct Desk {
     teller: Arc<dyn Teller>,
     gate: Gate,
+    /// What the configuration says, if it does.
+    listen: String,
     /// However many ask, one page is put together at a time.
     one_at_a_time: Mutex<()>,
     turned_away: Refusals,
 }
 
 /// An answer with this type of text.
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What is there.
-const PLACES: &str = "/metrics   for Prometheus\n/healthz   the process lives\n/readyz    its volumes can be used\n";
+const PLACES: &str = "/          a page for people\n/metrics   for Prometheus\n/healthz   the process lives\n/readyz    its volumes can be used\n";
 
 impl Desk {
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
@@ -165,18 +171,30 @@ impl Desk {
         if path == "/healthz" {
             return text(StatusCode::OK, "ok\n");
         }
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        if !self.gate.knows(host, &self.listen) {
+            let refusal = "this listener has another name: ask for its address, for localhost, or for the name in metrics.listen\n";
+            return text(StatusCode::MISDIRECTED_REQUEST, refusal);
+        }
         let shown = request.headers().get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
         if !self.gate.lets_in(shown) {
             if let Some(count) = self.turned_away.count() {
                 warn!(count, "turned a client of the metrics away: it did not show the token of metrics.token_file");
             }
-            let refusal = text(StatusCode::UNAUTHORIZED, "show the token: Authorization: Bearer TOKEN\n");
-            return with(WWW_AUTHENTICATE, "Bearer", refusal);
+            let refusal =
+                text(StatusCode::UNAUTHORIZED, "show the token: Authorization: Bearer TOKEN, or as a password\n");
+            // Browsers look for the one that they know line by line, and ask for its password.
+            let mut refusal = with(WWW_AUTHENTICATE, "Bearer", refusal);
+            let basic = "Basic realm=\"ashlar: any name, and the token of metrics.token_file as the password\"";
+            refusal.headers_mut().append(WWW_AUTHENTICATE, http::HeaderValue::from_static(basic));
+            return refusal;
         }
         match path {
             "/metrics" => self.metrics().await,
             "/readyz" => self.ready().await,
-            "/" => text(StatusCode::OK, PLACES),
+            "/" => web::page(),
+            "/status.json" => json(self.status().await),
+            "/samples.json" => json(self.samples(request.uri().query()).await),
             _ => text(StatusCode::NOT_FOUND, PLACES),
         }
     }
@@ -188,6 +206,16 @@ impl Desk {
         with(CONTENT_TYPE, family::CONTENT_TYPE, text(StatusCode::OK, page))
     }
 
+    async fn status(&self) -> Vec<u8> {
+        let _turn = self.one_at_a_time.lock().await;
+        self.teller.status().await
+    }
+
+    async fn samples(&self, query: Option<&str>) -> Vec<u8> {
+        let _turn = self.one_at_a_time.lock().await;
+        self.teller.samples(after(query)).await
+    }
+
     async fn ready(&self) -> Answer {
         let troubles = self.teller.troubles().await;
         match troubles.is_empty() {
@@ -197,14 +225,27 @@ impl Desk {
     }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+/// The moment in `after=MILLISECONDS`; else the beginning.
+fn after(query: Option<&str>) -> u64 {
+    let mut pairs = query.into_iter().flat_map(|query| query.split('&'));
+    pairs.find_map(|pair| pair.strip_prefix("after=")?.parse().ok()).unwrap_or(0)
+}
+
+fn json(document: Vec<u8>) -> Answer {
+    with(CONTENT_TYPE, "application/json", text(StatusCode::OK, document))
+}
+
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
+    // No other page may read what an answer says, or make something else of it than it is.
+    let answer = with(CROSS_ORIGIN_RESOURCE_POLICY, "same-origin", with(X_CONTENT_TYPE_OPTIONS, "nosniff", answer));
     with(CACHE_CONTROL, "no-store", with(CONTENT_TYPE, TEXT, answer))
 }
 
-fn with(name: HeaderName, value: &'static str, mut answer: Answer) -> Answer {
-    answer.headers_mut().insert(name, http::HeaderValue::from_static(value));
+pub(super) fn with(name: HeaderName, value: &'static str, mut answer: Answer) -> Answer {
+    let value = http::HeaderValue::from_static(value);
+    answer.headers_mut().insert(name, value);
     answer
 }
 

@@ -33,7 +33,7 @@ fn address(serving: &Serving) -> SocketAddr {
 type Answer = (u16, String);
 
 fn exchange(stream: &mut (impl Read + Write), path: &str, header: &str) -> std::io::Result<Answer> {
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: here\r\n{header}\r\n").as_bytes())?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -199,6 +199,68 @@ fn the_numbers_are_those_of_what_was_done_and_of_the_status() {
     serving.stop();
 }
 
+#[test]
+fn the_page_is_made_of_the_status_and_of_samples() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let mut command = watched(&place, &["disk0"]);
+    command.env("ASHLAR_METRICS__HISTORY", "1m");
+    let serving = Serving::start(command);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 7, MIB).unwrap();
+    disk.flush().unwrap();
+    let head = head(&serving, "/", "Host: localhost\r\n");
+    for line in
+        ["content-type: text/html; charset=utf-8", "content-security-policy: default-src 'none'; script-src 'sha256-"]
+    {
+        assert!(head.contains(line), "{line}: {head}");
+    }
+    // What goes on while both are asked aside.
+    let steady = |text: String| {
+        let mut status: Value = serde_json::from_str(&text).unwrap();
+        for moving in ["unix_millis", "memory", "log", "store_requests", "cost"] {
+            status.as_object_mut().unwrap().remove(moving).unwrap();
+        }
+        status
+    };
+    let equal = || steady(get(&serving, "/status.json").1) == steady(place.ok(&["status", "--json"]));
+    while !equal() {}
+    let samples =
+        |query: &str| -> Value { serde_json::from_str(&get(&serving, &format!("/samples.json{query}")).1).unwrap() };
+    let written = |samples: &Value| {
+        let column =
+            samples["volume_series"].as_array().unwrap().iter().position(|name| name == "written_bytes_per_second");
+        let all = samples["samples"].as_array().unwrap();
+        // Per second, and each sample is of a 360th of a minute, or later.
+        let rates = all.iter().map(|sample| sample["volumes"]["disk0"][column.unwrap()].as_f64().unwrap_or_default());
+        rates.fold(0.0, f64::max)
+    };
+    while written(&samples("")) == 0.0 {
+        disk.write(0, 7, MIB).unwrap();
+    }
+    let all = samples("");
+    let last = all["samples"].as_array().unwrap().last().unwrap()["unix_millis"].as_u64().unwrap();
+    let newer = samples(&format!("?after={last}"));
+    let newer = newer["samples"].as_array().unwrap();
+    assert!(newer.iter().all(|sample| sample["unix_millis"].as_u64().unwrap() > last), "{newer:?}");
+    assert!(newer.len() < 360, "not all of them");
+    // A page of somebody else's whose name leads here learns nothing.
+    for path in ["/", "/status.json", "/samples.json", "/metrics", "/readyz"] {
+        let refused = self::head(&serving, path, "Host: rebound.example\r\n");
+        assert!(refused.starts_with("HTTP/1.1 421 "), "{path}: {refused}");
+    }
+    drop(disk);
+    serving.stop();
+}
+
+fn head(serving: &Serving, path: &str, headers: &str) -> String {
+    let mut stream = connect(serving);
+    stream.write_all(format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().0.to_owned()
+}
+
 /// R17: places are few and time is short, and neither is the service's.
 #[test]
 fn clients_that_hang_are_closed_in_time_and_keep_nobody_from_the_disk() {
@@ -227,7 +289,7 @@ fn clients_that_hang_are_closed_in_time_and_keep_nobody_from_the_disk() {
     assert_eq!(get(&serving, "/nowhere").0, 404);
     assert_eq!(get(&serving, "/").0, 200);
     let mut posting = connect(&serving);
-    posting.write_all(b"POST /metrics HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n").unwrap();
+    posting.write_all(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").unwrap();
     let mut answer = String::new();
     posting.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
@@ -246,7 +308,7 @@ fn who_does_not_show_the_token_learns_only_that_the_process_lives() {
     let ask = |path: &str, header: &str| {
         exchange(&mut TcpStream::connect(("127.0.0.1", port)).unwrap(), path, header).unwrap()
     };
-    for path in ["/metrics", "/readyz", "/", "/nowhere"] {
+    for path in ["/metrics", "/readyz", "/", "/status.json", "/samples.json", "/nowhere"] {
         for header in
             ["", "Authorization: Bearer 0123456789abcdef0124\r\n", "Authorization: Basic 0123456789abcdef0123\r\n"]
         {
@@ -257,6 +319,9 @@ fn who_does_not_show_the_token_learns_only_that_the_process_lives() {
     assert_eq!(ask("/healthz", ""), (200, "ok\n".to_owned()));
     let (status, page) = ask("/metrics", "Authorization: Bearer 0123456789abcdef0123\r\n");
     assert_eq!((status, page.contains("ashlar_build_info")), (200, true));
+    // As a browser shows it: "anybody:0123456789abcdef0123".
+    let (status, page) = ask("/", "Authorization: Basic YW55Ym9keTowMTIzNDU2Nzg5YWJjZGVmMDEyMw==\r\n");
+    assert_eq!((status, page.contains("<title>ashlar</title>")), (200, true));
     serving.wait_for_log("turned a client of the metrics away");
     serving.stop();
     // The path of the file is no secret, and shown.
@@ -331,7 +396,7 @@ fn with_authorities_only_who_shows_a_certificate_is_answered() {
     assert_eq!(over_tls(address, &place.path("tls"), true).unwrap(), (200, "ok\n".to_owned()));
     over_tls(address, &place.path("tls"), false).unwrap_err();
     let mut plain = TcpStream::connect(address).unwrap();
-    plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+    plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer);
     assert!(!String::from_utf8_lossy(&answer).contains("ok"));
