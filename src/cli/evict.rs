@@ -33,7 +33,7 @@ pub struct Args {
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let Args { export, address, json } = args;
     let asked = runtime()?.block_on(control::evict(&config.state, export, address.as_deref()));
-    let evicted = asked.map_err(|error| status::no_answer(config, &error))?;
+    let evicted = asked.map_err(|error| status::no_answer(&config.state, &error))?;
     if evicted.is_empty() {
         let whose = address.as_ref().map_or_else(String::new, |address| format!(" from {address}"));
         return Err(Failure::failed(format!(

@@ -50,7 +50,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 
 async fn hand_over(args: &Args, config: &Effective) -> Result<String, Failure> {
     let (name, state) = (&args.name, &config.state);
-    let running = control::ask(state).await.map_err(|error| status::no_answer(config, &error))?;
+    let running = control::ask(state).await.map_err(|error| status::no_answer(state, &error))?;
     let Some(to) = &args.to else {
         control::take_back(state, name).await.map_err(Failure::failed)?;
         return Ok(format!("volume {name} is opened here again when a client asks for it"));

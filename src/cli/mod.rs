@@ -27,6 +27,7 @@ mod create;
 mod list;
 mod info;
 mod status;
+mod top;
 mod document;
 mod doing;
 mod trouble;
@@ -138,6 +139,7 @@ enum Command {
     List(list::Args),
     Info(info::Args),
     Status(status::Args),
+    Top(top::Args),
     Evict(evict::Args),
     Handoff(handoff::Args),
     Warm(warm::Args),
@@ -175,6 +177,7 @@ impl Cli {
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
+            Command::Top(args) => top::run(&args, &config),
             Command::Evict(args) => evict::run(&args, &config),
             Command::Handoff(args) => handoff::run(&args, &config),
             Command::Warm(args) => warm::run(&args, &config, &bars),

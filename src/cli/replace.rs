@@ -42,7 +42,7 @@ pub async fn take(
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
             return State::take(config, random).await;
         }
-        Err(error) => return Err(status::no_answer(config, &error)),
+        Err(error) => return Err(status::no_answer(&config.state, &error)),
     };
     check(config, &running, &**store, wanted).await?;
     let (pid, within) = (running.pid, config.serve.handoff_timeout);

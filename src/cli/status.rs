@@ -1,6 +1,7 @@
 //! `ashlar status`: what a running server is doing, and what it costs.
 
 use std::io;
+use std::path::Path;
 
 use super::control;
 use super::document::{ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
@@ -32,7 +33,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let asked = runtime()?.block_on(control::ask(&config.state));
-    let mut status = asked.map_err(|error| no_answer(config, &error))?;
+    let mut status = asked.map_err(|error| no_answer(&config.state, &error))?;
     if let Some(name) = &args.name {
         status.volumes.retain(|volume| volume.name == name.as_str());
         status.clients.retain(|client| client.export == name.as_str());
@@ -69,8 +70,8 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 }
 
 /// Why a server cannot be asked, and the way out.
-pub fn no_answer(config: &Effective, error: &io::Error) -> Failure {
-    let state = config.state.display();
+pub fn no_answer(state: &Path, error: &io::Error) -> Failure {
+    let state = state.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::failed(format!(
             "no server runs on state directory {state}; start one with `ashlar serve`, name another with --state, or see \

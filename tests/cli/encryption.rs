@@ -261,17 +261,8 @@ fn with_keys_required_a_plain_volume_is_refused() {
 
 /// Runs a command on a terminal of its own, where somebody answers each question; returns all that it showed.
 fn on_a_terminal(place: &Place, args: &[&str], answers: &[(&str, &str)]) -> (Option<i32>, String) {
-    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
     use rustix::termios::{LocalModes, tcgetattr};
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-    let keyboard = openpt(flags).unwrap();
-    grantpt(&keyboard).unwrap();
-    unlockpt(&keyboard).unwrap();
-    let terminal = || Stdio::from(ioctl_tiocgptpeer(&keyboard, flags).unwrap());
-    let mut command = place.command(args);
-    let mut child = command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
-    drop(command);
-    let mut screen = std::fs::File::from(keyboard);
+    let (mut child, mut screen) = super::program::on_a_terminal(place.command(args));
     let (mut shown, mut answered, mut buffer) = (String::new(), 0, [0; 4096]);
     // Reading fails once nobody has the terminal any more.
     while let Ok(read @ 1..) = screen.read(&mut buffer) {

@@ -15,5 +15,6 @@ mod resizing;
 mod replacing;
 mod handing_over;
 mod tls;
+mod top;
 mod upgrading;
 mod attach;

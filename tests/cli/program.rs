@@ -286,3 +286,48 @@ impl Disk {
         data.iter().all(|found| *found == byte)
     }
 }
+
+/// Starts a command on a terminal of its own; what comes back is its other side, the screen and the keyboard.
+pub fn on_a_terminal(mut command: Command) -> (Child, std::fs::File) {
+    let terminal = Terminal::open();
+    let child = command.stdin(terminal.end()).stdout(terminal.end()).stderr(terminal.end()).spawn().unwrap();
+    drop(command);
+    (child, terminal.0)
+}
+
+/// A terminal: its screen and its keyboard.
+pub struct Terminal(std::fs::File);
+
+impl Terminal {
+    const FLAGS: rustix::pty::OpenptFlags = rustix::pty::OpenptFlags::RDWR.union(rustix::pty::OpenptFlags::NOCTTY);
+
+    pub fn open() -> Terminal {
+        let keyboard = rustix::pty::openpt(Terminal::FLAGS).unwrap();
+        rustix::pty::grantpt(&keyboard).unwrap();
+        rustix::pty::unlockpt(&keyboard).unwrap();
+        Terminal(std::fs::File::from(keyboard))
+    }
+
+    /// The side of programs.
+    pub fn end(&self) -> Stdio {
+        Stdio::from(rustix::pty::ioctl_tiocgptpeer(&self.0, Terminal::FLAGS).unwrap())
+    }
+}
+
+/// The same command in a session of its own: with that terminal, or without any.
+pub fn in_a_session(command: &Command, terminal: Option<&Terminal>) -> Command {
+    let mut session = Command::new("setsid");
+    if let Some(terminal) = terminal {
+        session.arg("--ctty").stdin(terminal.end());
+    } else {
+        session.stdin(Stdio::null());
+    }
+    session.arg(command.get_program()).args(command.get_args()).current_dir(command.get_current_dir().unwrap());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => session.env(name, value),
+            None => session.env_remove(name),
+        };
+    }
+    session
+}

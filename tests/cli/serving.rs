@@ -660,7 +660,7 @@ fn every_command_explains_itself() {
     for code in ["0 ", "1 ", "2 ", "3 ", "70 ", "130 "] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "exit code {code}is not in:\n{help}");
     }
-    for command in ["serve", "create", "list", "info", "status", "evict", "warm", "check", "delete", "config"] {
+    for command in ["serve", "create", "list", "info", "status", "top", "evict", "warm", "check", "delete", "config"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in:\n{help}");
         let own = place.ok(&[command, "--help"]);
         assert!(own.contains("\nExamples:\n"), "{command} has no example:\n{own}");
