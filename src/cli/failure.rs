@@ -1,5 +1,6 @@
 //! How a command ends when it does not end well, and the exit code that says so.
 
+use std::fmt;
 use std::process::ExitCode;
 
 use super::logging;
@@ -50,6 +51,17 @@ impl Failure {
             Failure::Damaged => 3,
             Failure::Locked(_) => 4,
             Failure::LeftEarly => 130,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::Failed(words) | Failure::Usage(words) | Failure::Locked(words) => words,
+            Failure::Damaged => "there is damage",
+            Failure::LeftEarly => "left before everything was done",
+            Failure::NobodyReads => "nobody reads the output",
         })
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use indicatif::MultiProgress;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use super::failure::{Failure, Outcome};
 use crate::config::{Effective, LogFormat};
@@ -44,12 +44,7 @@ pub enum Speaker {
 
 /// Starts the log as the configuration says. Lines go above the bars that `bars` shows.
 pub fn start(config: &Effective, bars: &MultiProgress, speaker: Speaker) -> Outcome {
-    let filter = EnvFilter::try_new(&config.log.level).map_err(|_| {
-        Failure::from(config.refuse(
-            "log.level",
-            "accepted is error, warn, info, debug, trace or off, or a list such as info,ashlar::store=debug",
-        ))
-    })?;
+    let filter = filter(config)?;
     if speaker == Speaker::Service {
         let bars = bars.clone();
         let room = usize::try_from(config.log.buffer).unwrap_or(usize::MAX);
@@ -60,11 +55,48 @@ pub fn start(config: &Effective, bars: &MultiProgress, speaker: Speaker) -> Outc
     // What the subscriber says of a failing writer it says by eprintln!, which panics where standard error fails.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     let builder = builder.with_writer(AboveBars(bars.clone()));
-    let started = match config.log.format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let (changed, started) = match config.log.format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_target(false).with_filter_reloading();
+            (changes(builder.reload_handle()), builder.try_init())
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_filter_reloading();
+            (changes(builder.reload_handle()), builder.try_init())
+        }
     };
+    // Only the first start counts; there is no second.
+    let _ = FILTER.set(changed);
     started.map_err(Failure::failed)
+}
+
+/// What puts another filter in the place of that of a log.
+type Changes = Box<dyn Fn(EnvFilter) + Send + Sync>;
+
+static FILTER: OnceLock<Changes> = OnceLock::new();
+
+fn changes<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> Changes {
+    Box::new(move |filter| {
+        // It fails if the log is gone, and then there is nobody to tell.
+        let _ = handle.reload(filter);
+    })
+}
+
+/// What of the log is written, as the configuration says.
+pub fn filter(config: &Effective) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(&config.log.level).map_err(|_| {
+        Failure::from(config.refuse(
+            "log.level",
+            "accepted is error, warn, info, debug, trace or off, or a list such as info,ashlar::store=debug",
+        ))
+    })
+}
+
+/// From now on that is written.
+pub fn set_filter(filter: EnvFilter) {
+    if let Some(change) = FILTER.get() {
+        change(filter);
+    }
 }
 
 /// Says something on standard error that is no line of the log. That it cannot be written is no failure.

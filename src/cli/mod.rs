@@ -45,6 +45,8 @@ mod rotate;
 mod delete;
 mod bench;
 mod config_command;
+mod config_check;
+mod reload;
 mod doors;
 mod tls;
 mod outside;
@@ -59,6 +61,7 @@ mod failure;
 
 use failure::{Failure, Outcome};
 use logging::Speaker;
+use reload::Reloading;
 
 /// Runs the command that the arguments name, and returns the exit code.
 pub fn run() -> ExitCode {
@@ -167,12 +170,17 @@ impl Command {
 
 impl Cli {
     fn run(self) -> Outcome {
+        if let Command::Config(args) = &self.command
+            && let Some(file) = args.file_to_check()
+        {
+            return config_check::run(file);
+        }
         let flags = self.flags();
-        let config = effective(self.config, flags)?;
+        let config = effective(self.config.clone(), flags.clone())?;
         let bars = MultiProgress::new();
         logging::start(&config, &bars, self.command.speaker())?;
         match self.command {
-            Command::Serve(args) => serve::run(&args, &config, &bars),
+            Command::Serve(args) => serve::run(&args, &config, Reloading::new(self.config, flags, &config), &bars),
             Command::Create(args) => create::run(&args, &config),
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),

@@ -1,6 +1,6 @@
 //! `ashlar serve`: volumes over NBD, until a signal.
 //!
-//! Start: see [`super::start`]. Stop, at SIGTERM, SIGINT, SIGQUIT or SIGHUP: accept no more, finish what is in flight, bring
+//! Start: see [`super::start`]. SIGHUP: see [`super::reload`]. Stop, at SIGTERM, SIGINT, SIGQUIT, or SIGHUP of a terminal that closes: accept no more, finish what is in flight, bring
 //! everything into the store, end. A second signal, a while after the first, ends at once; the journal keeps the rest, and the next start on this host
 //! goes on from there. So it does, too, for another process that takes its place ([`super::replace`]). A task that panics ends the process, see [`crate::outside::panics`].
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::failure::{Failure, Outcome};
+use super::reload::Reloading;
 use super::start::{Beginning, Running, start};
 use super::{allocator, control, drain, logging, runtime, signals};
 use crate::config::{ALL, Effective, Flag};
@@ -29,9 +30,13 @@ use crate::volume::{OpenFlags, VolumeName};
 /// With no VOLUME named, every volume of the store can be had, also one that is created later; it is opened when a
 /// client first asks for it. Volumes that are named are opened at once.
 ///
-/// The first SIGTERM, Ctrl-C, SIGQUIT or SIGHUP (a terminal that closes) brings everything into the store before the server
+/// The first SIGTERM, Ctrl-C, SIGQUIT, or SIGHUP of a terminal that closes, brings everything into the store before the server
 /// ends; a second one, a second or more later, ends it at once, and the journal in the state directory keeps what is not in the
-/// store. SIGHUP reloads nothing: volumes that are created later are served without it. Under nohup it is ignored.
+/// store. Under nohup SIGHUP is ignored.
+///
+/// A server without a terminal, such as one of systemd's, reads its configuration again at SIGHUP: log.level, nbd.access and
+/// serve.handoff_timeout take effect at once, and the log says what else has changed and waits for the next start. Volumes that
+/// are created later, renewed certificates and `ashlar set` need no signal.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 NBD has no passwords: whoever reaches the address can read and write the volumes, unless [nbd.tls] and nbd.access of the
@@ -119,16 +124,16 @@ impl Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
+pub fn run(args: &Args, config: &Effective, reloading: Reloading<'_>, bars: &MultiProgress) -> Outcome {
     panics::end_the_process(|words| logging::say_last(&format!("ashlar: {words}")));
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(args, config, bars));
+    let outcome = runtime.block_on(serve(args, config, reloading, bars));
     // Whatever is still under way is given up, so that a second signal does not wait for it.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
+async fn serve(args: &Args, config: &Effective, mut reloading: Reloading<'_>, bars: &MultiProgress) -> Outcome {
     let mut signals = Signals::listen()?;
     let running = tokio::select! {
         started = start(config, args.beginning()) => started?,
@@ -144,9 +149,18 @@ async fn serve(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome
     if let Some(timeout) = sd_notify::watchdog_enabled() {
         tokio::spawn(feed_watchdog(timeout));
     }
-    let patience = tokio::select! {
-        () = signals.first() => None,
-        () = running.leave.notified() => Some(config.serve.handoff_timeout),
+    let patience = loop {
+        tokio::select! {
+            wish = signals.wish() => match wish {
+                Wish::Stop => break None,
+                Wish::Reload => {}
+            },
+            () = running.leave.notified() => break Some(reloading.latest().serve.handoff_timeout),
+        }
+        notify(&[NotifyState::Reloading]);
+        // A file of some KiB, and then locks that nobody holds for long.
+        tokio::task::block_in_place(|| reloading.reload(&running.server));
+        notify(&[NotifyState::Ready]);
     };
     let stopping_since = Instant::now();
     notify(&[NotifyState::Stopping, drain::more_time()]);
@@ -212,12 +226,20 @@ fn leave_early(running: &Running, config: &Effective) -> Failure {
     Failure::LeftEarly
 }
 
-/// The signals that stop a server.
+/// What a signal says.
+enum Wish {
+    Stop,
+    Reload,
+}
+
+/// The signals that a server listens to.
 struct Signals {
     /// SIGTERM, SIGINT and SIGQUIT: said twice, with [`signals::SECOND_AFTER`] between, they mean at once.
     stop: Vec<Signal>,
-    /// SIGHUP, unless it was ignored at the start. A terminal that closes may send it twice.
+    /// SIGHUP, unless it was ignored at the start: of a terminal that closes, which may send it twice.
     hang_up: Option<Signal>,
+    /// SIGHUP where there is no terminal: the configuration is to be read again.
+    reload: Option<Signal>,
 }
 
 impl Signals {
@@ -225,10 +247,24 @@ impl Signals {
         let listen = |kind| signal(kind).map_err(Failure::failed);
         let stop = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
         let hang_up = (!signals::is_ignored(SignalKind::hangup())).then(|| listen(SignalKind::hangup())).transpose()?;
-        Ok(Signals { stop: stop.into_iter().map(listen).collect::<Result<_, _>>()?, hang_up })
+        let (hang_up, reload) = match signals::has_terminal() {
+            true => (hang_up, None),
+            false => (None, hang_up),
+        };
+        Ok(Signals { stop: stop.into_iter().map(listen).collect::<Result<_, _>>()?, hang_up, reload })
     }
 
-    /// Waits for the first signal of any kind.
+    /// Waits for a signal that says something to a server that runs.
+    async fn wish(&mut self) -> Wish {
+        let Signals { stop, hang_up, reload } = self;
+        tokio::select! {
+            biased;
+            () = signals::any(hang_up.iter_mut().chain(stop)) => Wish::Stop,
+            () = signals::any(reload) => Wish::Reload,
+        }
+    }
+
+    /// Waits for the first signal to stop, of any kind.
     async fn first(&mut self) {
         signals::any(self.hang_up.iter_mut().chain(&mut self.stop)).await;
     }

@@ -25,6 +25,12 @@ pub async fn any<'a>(signals: impl IntoIterator<Item = &'a mut Signal>) {
     .await;
 }
 
+/// Whether this process has a terminal of its own, which would send it SIGHUP when it closes.
+#[allow(clippy::disallowed_methods)] // no file of ours: the disk's door is for what must not be lost
+pub fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
 /// Whether whoever started this process had it ignore a signal, as nohup does with SIGHUP. To listen would undo that.
 pub fn is_ignored(signal: SignalKind) -> bool {
     // Where there is no /proc, nothing is known to be ignored.

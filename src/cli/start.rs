@@ -150,6 +150,16 @@ async fn listen_for_metrics(config: &Effective) -> Result<Option<metrics::Listen
     Ok(Some(listener))
 }
 
+/// Whether the names of volumes can be, as far as the configuration says by itself.
+pub fn check_names(config: &Effective) -> Outcome {
+    let wanted = wanted_volumes(config)?;
+    // Without names the store says which there are.
+    if !wanted.is_empty() {
+        read_only_volumes(config, &wanted)?;
+    }
+    Ok(())
+}
+
 /// The volumes that the configuration names.
 fn wanted_volumes(config: &Effective) -> Result<Vec<VolumeName>, Failure> {
     let name = |name: &String| VolumeName::new(name).map_err(|error| config.refuse("serve.volumes", error.to_string()));

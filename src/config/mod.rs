@@ -26,7 +26,9 @@ mod error;
 mod layers;
 mod listener;
 mod show;
+mod change;
 
+pub use change::Change;
 pub use endpoint::{Listen, Socket};
 pub use error::ConfigError;
 pub use layers::{Flag, Inputs, load};

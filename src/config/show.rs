@@ -37,6 +37,16 @@ impl Effective {
         matches!(Origin::of(&self.layers, key), Origin::Flag(_))
     }
 
+    /// How many keys are set somewhere, and are not defaults only because nobody said anything.
+    pub fn keys_set(&self) -> usize {
+        self.leaves().iter().filter(|(key, _)| self.origin(key) != Origin::Default).count()
+    }
+
+    /// Every key with its value.
+    pub(super) fn leaves(&self) -> Vec<(String, Value)> {
+        leaves(&self.tree())
+    }
+
     /// As a TOML document; each line says in a comment where its value came from, unless it is the default.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();

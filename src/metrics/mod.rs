@@ -24,7 +24,7 @@ mod web;
 
 pub use family::{Family, Kind, Sample, Value, page};
 pub use gate::fault;
-pub use serve::Listener;
+pub use serve::{Listener, check_files};
 
 /// What can be told.
 #[async_trait]

@@ -58,11 +58,7 @@ impl Listener {
         if let Some(fault) = fault(options, address) {
             return Err(invalid(format!("metrics.listen: {fault}")));
         }
-        let gate = match &options.token_file {
-            None => Gate::open(),
-            Some(path) => gate_of(path).await.map_err(invalid)?,
-        };
-        let tls = Tls::load_as(SECTION, &options.tls.options()).await.map_err(|error| invalid(error.to_string()))?;
+        let (gate, tls) = files(options).await.map_err(invalid)?;
         if is_open(options, address) {
             warn!(
                 "metrics.listen = {address}: the token goes over the network for everybody to read; set metrics.tls, or trust the network"
@@ -95,6 +91,20 @@ impl Listener {
             None => accept.await,
         }
     }
+}
+
+/// Whether the files that the options name can be used; the error is a sentence.
+pub async fn check_files(options: &Options) -> Result<(), String> {
+    files(options).await.map(drop)
+}
+
+async fn files(options: &Options) -> Result<(Gate, Option<Tls>), String> {
+    let gate = match &options.token_file {
+        None => Gate::open(),
+        Some(path) => gate_of(path).await?,
+    };
+    let tls = Tls::load_as(SECTION, &options.tls.options()).await.map_err(|error| error.to_string())?;
+    Ok((gate, tls))
 }
 
 async fn accept(tcp: TcpListener, tls: Option<Arc<Tls>>, desk: Arc<Desk>, options: &Options) {

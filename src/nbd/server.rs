@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_vsock::VsockStream;
 
-use super::access::{Caller, Origin, Refusals, Who};
+use super::access::{Caller, Origin, Refusals, Rule, Who};
 use super::admission::{Admission, Room};
 use super::clients::{ClientInfo, Clients, Line, Party};
 use super::flusher::Flusher;
@@ -82,6 +82,8 @@ impl Server {
             hosts: Arc::default(),
             clients: Arc::default(),
             life: Life::new(),
+            access: RwLock::new(options.access.clone().into()),
+            most,
             options,
             exports,
         };
@@ -118,6 +120,16 @@ impl Server {
             let guest = Guest { peer, host, origin: Origin::Unknown };
             self.core.serve(Locked(stream), &way, guest, place).await;
         }
+    }
+
+    /// From now on these rules say who may use what; clients that are attached stay. Fails, and changes nothing, if they cannot be; the
+    /// error is a sentence.
+    pub fn set_access(&self, rules: Vec<Rule>) -> Result<(), String> {
+        let options = Options { access: rules, ..self.core.options.clone() };
+        options.check_access().map_err(|why| format!("nbd.access: {why}"))?;
+        options.tls.check_use(self.core.most, !options.access.is_empty()).map_err(|error| error.to_string())?;
+        *self.core.access.write() = options.access.into();
+        Ok(())
     }
 
     /// The clients that are attached.
@@ -185,6 +197,10 @@ struct Core {
     hosts: Arc<Hosts>,
     clients: Arc<Clients>,
     life: Life,
+    /// Who may use what; those of the options at first.
+    access: RwLock<Arc<[Rule]>>,
+    /// How much TLS there is at most, of all ways in.
+    most: TlsMode,
 }
 
 /// A connection's place among `max_connections`, and its place among the tasks.
@@ -363,11 +379,12 @@ impl Core {
         evicted: &Arc<Notify>,
     ) -> Option<Outcome> {
         let mut phases = self.life.phases();
+        let rules = Arc::clone(&self.access.read());
         let visitor = Visitor {
             peer: guest.peer,
             host: guest.host,
             caller: caller.clone(),
-            rules: &self.options.access,
+            rules: &rules,
             refused: &self.refused,
             hosts: self.hosts.clone(),
             clients: self.clients.clone(),

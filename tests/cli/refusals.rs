@@ -227,3 +227,40 @@ fn an_address_that_is_taken() {
     let info: serde_json::Value = serde_json::from_str(&place.ok(&["info", "a", "--json"])).unwrap();
     assert_eq!(info["epoch"], 0);
 }
+
+#[test]
+fn a_file_is_checked_as_a_server_would_take_it_and_nothing_else_counts() {
+    let place = Place::new();
+    let write = |text: &str| std::fs::write(place.path("new.toml"), text).unwrap();
+    // The file of the working directory, and the environment, are others'.
+    std::fs::write(place.path("ashlar.toml"), "nonsense").unwrap();
+    let check =
+        || Ended::of(place.command(&["config", "check", "new.toml"]).env("ASHLAR_LOG__LEVEL", "nonsense=nonsense"));
+    write("[log]\nlevel = \"debug\"\n[serve]\nvolumes = [\"db\"]\nread_only = [\"db\"]\n");
+    let ended = check();
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (Some(0), "new.toml: a server takes it; it sets 3 keys\n"),
+        "{ended:?}"
+    );
+    write("[serve]\nvolume = [\"db\"]\n");
+    let ended = check();
+    assert_eq!(ended.code, Some(2));
+    assert!(
+        ended.err.contains("new.toml: serve.volume") && ended.err.contains("did you mean serve.volumes?"),
+        "{ended:?}"
+    );
+    // All that is wrong beyond the keys is said at once.
+    write(
+        "[serve]\nvolumes = [\"db\"]\nread_only = [\"logs\"]\n[log]\nlevel = \"a=b=c\"\n[metrics]\ntoken_file = \"absent\"\n\
+         [nbd.tls]\nmode = \"required\"\ncertificate = \"absent.pem\"\nkey = \"absent.pem\"\n[store]\nurl = \"ftp://x\"\n",
+    );
+    let ended = check();
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(2), 5), "{ended:?}");
+    for words in ["serve.read_only", "log.level", "metrics.token_file = absent", "absent.pem", "ftp"] {
+        assert!(ended.err.contains(words), "{words}: {ended:?}");
+    }
+    let ended = place.run(&["config", "check", "absent.toml"]);
+    assert!(ended.code == Some(2) && ended.err.contains("absent.toml"), "{ended:?}");
+    assert!(!place.path("ashlar-state").exists() && !place.path("ashlar-data").exists(), "it only looks");
+}

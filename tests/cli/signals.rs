@@ -5,15 +5,22 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::program::{Place, Serving};
+use crate::program::{Place, Serving, Terminal, in_a_session};
 
 const MIB: usize = 1 << 20;
+
+/// A server whose terminal that is.
+fn on(place: &Place, terminal: &Terminal) -> Serving {
+    let mut command = place.command(&["serve", "--listen", "none"]);
+    command.env("ASHLAR_VOLUME__WRITEBACK_DELAY", "1h");
+    Serving::start(in_a_session(&command, Some(terminal)))
+}
 
 #[test]
 fn a_closed_terminal_and_sigquit_end_the_server_as_sigterm_does() {
     for signal in [Signal::HUP, Signal::QUIT] {
-        let place = Place::new();
-        let serving = place.serve(&[]);
+        let (place, terminal) = (Place::new(), Terminal::open());
+        let serving = on(&place, &terminal);
         serving.attach("disk0").unwrap().write(0, 5, MIB).unwrap();
         serving.signal(signal);
         let (code, log) = serving.end();
@@ -27,8 +34,8 @@ fn a_closed_terminal_and_sigquit_end_the_server_as_sigterm_does() {
 /// A terminal that closes sends SIGHUP to its jobs once or twice: that must not be taken for "leave at once".
 #[test]
 fn a_second_sighup_is_not_the_signal_to_leave_at_once() {
-    let place = Place::new();
-    let mut serving = place.serve(&[]);
+    let (place, terminal) = (Place::new(), Terminal::open());
+    let mut serving = on(&place, &terminal);
     let mut disk = serving.attach("disk0").unwrap();
     disk.write(0, 5, MIB).unwrap();
     std::fs::rename(place.path("ashlar-data"), place.path("away")).unwrap();
@@ -70,5 +77,52 @@ fn under_nohup_a_closed_terminal_changes_nothing() {
     // One after the other: what was sent before is handled before the next signal ends it.
     assert!(place.ok(&["status"]).contains("server "));
     serving.attach("disk0").unwrap().write(0, 1, 4096).unwrap();
+    serving.stop();
+}
+
+const FIRST: &str = "[volume]\ndirty_bytes = \"64MiB\"\n";
+
+/// As a service manager starts it.
+fn without_a_terminal(place: &Place) -> Serving {
+    std::fs::write(place.path("ashlar.toml"), FIRST).unwrap();
+    Serving::start(in_a_session(&place.command(&["serve", "--listen", "none"]), None))
+}
+
+#[test]
+fn without_a_terminal_sighup_has_the_configuration_read_again() {
+    let place = Place::new();
+    let mut serving = without_a_terminal(&place);
+    let mut before = serving.attach("disk0").unwrap();
+    let configure = |text: &str| std::fs::write(place.path("ashlar.toml"), text).unwrap();
+    configure(
+        "[log]\nlevel = \"debug\"\n[volume]\ndirty_bytes = \"32MiB\"\n\
+         [[nbd.access]]\nexports = [\"another\"]\nwrite = [\"unix\"]\n",
+    );
+    serving.signal(Signal::HUP);
+    let said = serving.wait_for_log("reloaded: log.level");
+    assert!(said.contains("log.level = \"debug\", and no longer \"info\""), "{said}");
+    serving.wait_for_log("reloaded: nbd.access");
+    let said = serving.wait_for_log("not reloaded");
+    assert!(
+        said.contains("volume.dirty_bytes = \"32 MiB\" takes effect at the next start; until then it is \"64 MiB\""),
+        "{said}"
+    );
+    serving.attach("disk0").err().expect("no rule lets anybody use it");
+    before.write(0, 1, 4096).expect("who is attached stays");
+    serving.wait_for_log("DEBUG");
+    // What is wrong changes nothing, and is said.
+    configure("[log]\nlevel = \"warn\"\n[nbd]\nacess = []\n");
+    serving.signal(Signal::HUP);
+    let said = serving.wait_for_log("the configuration is as before");
+    assert!(said.contains("there is no such key; did you mean nbd.access?"), "{said}");
+    serving.attach("disk0").err().expect("the rules are those from before");
+    configure(FIRST);
+    serving.signal(Signal::HUP);
+    serving.wait_for_log("reloaded: log.level");
+    serving.wait_for_log("reloaded: nbd.access");
+    drop(before);
+    drop(serving.attach("disk0").unwrap());
+    serving.signal(Signal::HUP);
+    serving.wait_for_log("nothing has changed");
     serving.stop();
 }
