@@ -1,7 +1,7 @@
 //! TLS of the NBD server: its options, what they are made into, and how a connection begins to use it.
 //!
 //! The files are read at the start and looked at again every `reload_interval`, so that a certificate that was renewed is taken up
-//! by itself: whoever renews one needs to tell nobody. (SIGHUP is what a terminal sends that closes, and ends the server.) A
+//! by itself: whoever renews one needs to tell nobody. A
 //! change that does not make sense is reported once, and the server goes on with what it has: a certificate and its
 //! key are two files and are seldom replaced at the same moment. Connections keep what they began with.
 //!
