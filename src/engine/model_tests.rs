@@ -494,6 +494,27 @@ fn changes_in(data: Option<Bytes>, extent: Extent) -> Vec<u64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
+    /// A clean stop under load: whatever is under way when it begins, it ends, and owes nothing then.
+    #[test]
+    fn a_stop_under_load_ends_and_owes_nothing(steps in steps(), window in 1_u32..5, close_at in 0..150_usize) {
+        let mut world = World::new(window);
+        for (n, step) in steps.into_iter().enumerate() {
+            if n == close_at {
+                world.step(Step::Close);
+            }
+            // A volume that is being closed accepts nothing.
+            if n < close_at || !matches!(step, Step::Write(..) | Step::Trim(..)) {
+                world.step(step);
+            }
+        }
+        world.step(Step::WriterWaits(false));
+        world.step(Step::Close);
+        world.settle();
+        prop_assert!(world.closed);
+        world.flushed = ChangeNo(world.accepted.len() as u64);
+        world.check_crash();
+    }
+
     /// Reads, crashes and the order of the log, whatever happens when; in the end everything is committed, an idle volume does nothing, and a
     /// clean stop ends with nothing owed.
     #[test]
