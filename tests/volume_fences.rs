@@ -228,6 +228,49 @@ async fn displaced_while_deleting(fenced_by: FencedBy) {
     new.close().await.unwrap();
 }
 
+/// A checkpoint of a server that died lands late, when its successor has begun without it. Whoever takes the volume next begins with it, and finds
+/// superseded what the successor, which does not know of all this, still builds its next checkpoint on: that one may be the newest for the
+/// server after it.
+#[tokio::test(start_paused = true)]
+async fn a_taker_deletes_no_checkpoint_before_its_own_is_durable() {
+    late_checkpoint(FencedBy::CreateOnly).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_a_taker_in_verified_mode() {
+    late_checkpoint(FencedBy::Verified).await;
+}
+
+async fn late_checkpoint(fenced_by: FencedBy) {
+    let store = created_in(fenced_by).await;
+    let gate = Gate::open(&store, "/checkpoints/");
+    let died = open(gate.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    let first = prepare_pages(&died, &store).await;
+    gate.set_closed(true);
+    write(&died, 0, 3).await;
+    gate.held.notified().await;
+    let unaware = open(store.clone(), 2, &CrashDisk::new(2), takeover()).await.unwrap();
+    gate.set_closed(false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let checkpoints = || async { list_all(&*store, &keys(&store).await.checkpoints()).await.unwrap() };
+    let late = checkpoints().await.pop().unwrap().key;
+    assert_ne!(late, first);
+    let taker = open(store.clone(), 3, &CrashDisk::new(3), takeover()).await.unwrap();
+    // Long enough for deletions, and not for a checkpoint.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    drop(taker);
+    minutes().await;
+    assert!(checkpoints().await.pop().unwrap().key > late, "the one that is unaware wrote a checkpoint");
+    drop(unaware);
+    let last = open(store.clone(), 4, &CrashDisk::new(4), takeover()).await.unwrap();
+    for (page, byte) in [(2, 1), (0, 3), (1, 2), (3, 2), (11, 1)] {
+        assert_eq!(byte_at(&last, page * PAGE).await, byte, "page {page}");
+    }
+    minutes().await;
+    assert!(store.get(&first).await.is_err(), "it goes in the end");
+    last.close().await.unwrap();
+}
+
 /// Step 6 of deleting: what a read that was planned before may still ask for stays until it has ended.
 #[tokio::test(start_paused = true)]
 async fn an_object_that_a_read_under_way_asks_for_is_not_deleted() {

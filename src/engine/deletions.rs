@@ -56,14 +56,15 @@ impl Deletions {
     /// Starts if something is doomed and the time has come.
     pub fn start(&mut self, ledger: &mut Ledger, at: Instant) -> Option<Plan> {
         let is_time = self.retry_at.is_none_or(|retry| retry <= at);
-        if self.is_running || !is_time || ledger.doomed.is_empty() {
+        if self.is_running || !is_time || ledger.deletable() == 0 {
             return None;
         }
         self.retry_at = None;
         self.is_running = true;
+        let checkpoints = ledger.doomed.checkpoints.iter().copied().filter(|_| ledger.may_delete_checkpoints());
         Some(Plan {
             segments: ledger.doomed.segments.iter().copied().collect(),
-            checkpoints: ledger.doomed.checkpoints.iter().copied().collect(),
+            checkpoints: checkpoints.collect(),
             from: ledger.first_foreign_slot(),
             line: ledger.log.readers().line(),
         })
@@ -91,7 +92,7 @@ impl Deletions {
 
     /// Whether a clean stop need not wait.
     pub fn lets_close(&self, ledger: &Ledger) -> bool {
-        let doomed = ledger.doomed.len();
+        let doomed = ledger.deletable();
         doomed == 0 || self.failures > 0 || doomed > CLOSE_WAITS_FOR
     }
 }

@@ -124,7 +124,7 @@ pub struct Doomed {
 impl Doomed {
     /// Whether nothing is to be deleted.
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.checkpoints.is_empty()
+        self.len() == 0
     }
 
     /// How many objects.
@@ -402,6 +402,19 @@ impl Ledger {
     /// What is still to be deleted.
     pub fn doomed(&self) -> &Doomed {
         &self.doomed
+    }
+
+    /// Whether superseded checkpoint objects may go: not before a checkpoint of our own is durable. A server that we displaced, and that does not
+    /// know it, may have begun with an older checkpoint than we did, if a newer one landed late, and build its next one on that.
+    /// Until ours is there, which is beyond all that it can write, that one may be the newest.
+    pub(super) fn may_delete_checkpoints(&self) -> bool {
+        self.log.checkpointed() >= self.rules.fence
+    }
+
+    /// How many doomed objects may go now.
+    pub(super) fn deletable(&self) -> usize {
+        let checkpoints = if self.may_delete_checkpoints() { self.doomed.checkpoints.len() } else { 0 };
+        self.doomed.segments.len() + checkpoints
     }
 
     /// These checkpoint objects are gone.

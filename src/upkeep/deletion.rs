@@ -2,7 +2,9 @@
 //!
 //! 5. Proof that no other server took the volume before the newest checkpoint was durable (see
 //!    [`slot::prove_unfenced`]): whoever takes it from now on lists the checkpoints after putting its fence, and so starts
-//!    from that checkpoint or a later one, which needs nothing of what is doomed.
+//!    from that checkpoint or a later one, which needs nothing of what is doomed. A server that was displaced and does not know it
+//!    still writes checkpoints: superseded ones therefore stay until one of ours is durable, beyond all of its
+//!    ([`crate::engine::deletions`]). Segments that were dead in any checkpoint are dead in its, too: all read one log.
 //! 6. Reads that were planned before have ended: no later one can name a doomed object.
 //! 7. DELETE, a batch at a time and no faster than `gc.delete_rate`, and then the tables forget. A crash before that
 //!    leaves the objects in the checkpoint's table, dead: the next opening deletes them, before its own checkpoint, so
