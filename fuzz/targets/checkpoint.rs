@@ -6,11 +6,11 @@
 
 use ashlar::codec::object::{Found, ObjectKind};
 use ashlar::codec::seal::Sealer;
+use ashlar::format::root::{decode_checkpoint_and_total, verify_checkpoint};
 use ashlar::map::fixed::{PAGE_BYTES_MAX, decode_page};
 use ashlar::map::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
 use ashlar::map::{Leaf, PAGE_BLOCKS, PageIndex};
 use ashlar::units::{BlockIndex, Seq};
-use ashlar::format::root::{decode_checkpoint_and_total, verify_checkpoint};
 use ashlar_fuzz::{Input, SALT, fair, seal_frame, sealed, sealer, within};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
