@@ -104,6 +104,8 @@ struct World {
     ended: Option<End>,
     writer_waits: bool,
     gathers: usize,
+    /// A task has entered its result into the ledger, and its end is not an event yet.
+    is_ending: bool,
 }
 
 impl World {
@@ -143,6 +145,7 @@ impl World {
             ended: None,
             writer_waits: false,
             gathers: 0,
+            is_ending: false,
         }
     }
 
@@ -221,6 +224,7 @@ impl World {
                     assert!(
                         !self.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Sweep(_) | Chore::Delete(_))))
                     );
+                    assert!(!self.is_ending, "closed while a task is not over");
                     self.closed = true;
                 }
                 Effect::End(end) => self.ended = Some(end),
@@ -259,6 +263,7 @@ impl World {
 
     fn finish(&mut self, effect: Effect, fails: bool) {
         let refusal = || StoreError::new(ErrorKind::Retryable, "away");
+        let is_waited_for = matches!(&effect, Effect::Commit(..) | Effect::Chore(Chore::Checkpoint(_)));
         let event = match effect {
             Effect::Upload(seq, batch) => self.upload(seq, &batch),
             Effect::UploadMove(seq, covers, data) => self.upload_move(seq, covers, &data),
@@ -283,6 +288,10 @@ impl World {
             Effect::Chore(Chore::Sweep(_)) => Event::Swept(Ok(Default::default())),
             other => panic!("{other:?} is no task"),
         };
+        // The core may be asked in between. What was deleted may end with the volume.
+        self.is_ending = is_waited_for;
+        self.handle(Event::Look);
+        self.is_ending = false;
         self.handle(event);
     }
 
