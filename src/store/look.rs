@@ -1,4 +1,4 @@
-//! A store whose create-only PUTs are nothing to rely on: who uses it has to look afterwards (`volume/verified.rs`).
+//! A store whose create-only PUTs are nothing to rely on: who uses it has to look afterwards (`opening/verified.rs`).
 
 use std::ops::Range;
 use std::sync::Arc;
