@@ -1,4 +1,5 @@
-//! What the map of a densely written volume costs: `cargo run --release --example scale -- 1 10 100` (sizes in GiB of 4 KiB blocks).
+//! What the map of a densely written volume costs: `cargo run --release --example scale -- 1 10 100` (sizes in GiB of 4 KiB blocks), and
+//! what its table of segments costs by itself: `… scale -- table 8 1 1000`, segments of 8 MiB, sizes in GiB.
 //!
 //! Every block of the volume is mapped, each by itself, at a place of its own. Then blocks are overwritten at random, in segments of
 //! 2048, with a checkpoint after each 512 MiB, as the log of a volume does it; checkpoints lie in memory, as they would in the store, table of segments included. Printed is
@@ -12,19 +13,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ashlar::codec::EncodeError;
-use ashlar::codec::frame::{Compression, Frames};
+use ashlar::codec::frame::Frames;
 use ashlar::codec::seal::Sealer;
 use ashlar::format::root::{CheckpointInfo, Root, encode_checkpoint, open_page, place_of};
-use ashlar::map::compaction::{Pages, RunWriter, Sizes};
+use ashlar::map::compaction::{RunWriter, Sizes};
 use ashlar::map::layout::{Layout, Progress};
 use ashlar::map::{
-    Checkpointed, Entry, ExtentMap, MapPage, NeedPages, PageAt, PageKind, PageRef, Placement, Run, SegmentInfo, Table,
-    Usage,
+    Checkpointed, Entry, ExtentMap, MapPage, NeedPages, PageAt, PageKind, PageRef, PageWriter, Placement, Run,
+    SegmentInfo, Table,
 };
 use ashlar::outside::Random;
+use ashlar::space::{Bounds, Durable, Fold, Space, TableRoot};
 use ashlar::units::{BlockCount, Extent, FrameAddr, Location, Seq};
 use bytes::Bytes;
+
+#[path = "scale/table.rs"]
+mod table;
 
 const BLOCK: u64 = 4096;
 const SEGMENT: u64 = 2048;
@@ -52,12 +56,12 @@ impl Store {
         Arc::new(open_page(&self.sealer, &info, page, &sealed).unwrap())
     }
 
-    /// A checkpoint; what no run needs any more is gone after it. Returns its runs.
-    fn checkpoint(&mut self, seq: Seq, runs: Vec<Run>, usage: &Usage, frames: Frames) -> Vec<Run> {
+    /// A checkpoint; what nothing needs any more is gone after it. Returns its runs.
+    fn checkpoint(&mut self, seq: Seq, runs: Vec<Run>, table: TableRoot, frames: Frames) -> Vec<Run> {
         let root = Root {
             seq,
             next_slot: seq.next(),
-            segments: usage.iter().map(|(seq, info)| (seq, *info)).collect(),
+            table,
             checkpoints: self.infos.iter().map(|(seq, info)| (*seq, *info)).collect(),
             runs,
             ..Root::default()
@@ -75,35 +79,27 @@ impl Store {
     }
 }
 
-/// The pages of the first run.
-struct Writer {
-    object: Seq,
-    frames: Frames,
-    offset: u32,
-}
-
-impl Pages for Writer {
-    fn put(&mut self, bytes: &[u8], _page: MapPage) -> Result<PageRef, EncodeError> {
-        let len = self.frames.push(&[bytes])?;
-        let at = PageRef { checkpoint: self.object, offset: self.offset, len };
-        self.offset += len;
-        Ok(at)
-    }
-}
-
 fn main() {
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|arg| arg == "table").is_some() {
+        let segment = args.next().expect("the size of a segment in MiB").parse().expect("MiB");
+        return table::measure(segment, args.map(|size| gib(&size)));
+    }
     println!(
         "| volume | map in the store | put per byte written | runs, most | longest commit of 2048 blocks | mean | longest step of a checkpoint | pages of a cold read |"
     );
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for size in std::env::args().skip(1) {
-        let gib: u64 = size.parse().expect("sizes in GiB");
-        measure(gib);
+    for size in args {
+        measure(gib(&size));
     }
 }
 
+fn gib(size: &str) -> u64 {
+    size.parse().expect("sizes in GiB")
+}
+
 /// Every block mapped, each to a place of its own.
-fn dense(blocks: u64, store: &mut Store) -> (Vec<Run>, Usage) {
+fn dense(blocks: u64, store: &mut Store) -> (Vec<Run>, Space) {
     let segments = blocks.div_ceil(SEGMENT);
     let info = |_| SegmentInfo {
         blocks: SEGMENT as u32,
@@ -111,9 +107,8 @@ fn dense(blocks: u64, store: &mut Store) -> (Vec<Run>, Usage) {
         stored_bytes: 8 << 20,
         ..SegmentInfo::default()
     };
-    let usage = Usage::from_segments((1..=segments).map(|seq| (Seq(seq), info(seq))));
-    let frames = Frames::with_capacity(1024, 0, Compression::Lz4);
-    let mut writer = Writer { object: Seq(segments), frames, offset: 0 };
+    let mut space = Space::restore(Durable::default(), (1..=segments).map(|seq| (Seq(seq), info(seq))));
+    let mut writer = PageWriter::new(Seq(segments), 0);
     let mut run = RunWriter::new(Run { is_last: true, through: Seq(segments), ..Run::empty() }, Sizes::default());
     for start in (0..blocks).step_by(1 << 16) {
         // A permutation: every segment has its blocks all over the volume.
@@ -130,9 +125,14 @@ fn dense(blocks: u64, store: &mut Store) -> (Vec<Run>, Usage) {
         run.add((start..blocks.min(start + (1 << 16))).map(entry).collect(), &mut writer).unwrap();
     }
     let run = run.finish(None, &mut writer).unwrap();
-    let runs = store.checkpoint(Seq(segments), vec![run], &usage, writer.frames);
+    let none: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
+    let fold =
+        Fold::new(Seq(segments), &space.begin_checkpoint(), std::iter::empty(), Default::default(), Bounds::default());
+    let folded = table::fold(fold, &mut writer, |_| panic!("a table that is new has no pages")).0;
+    let runs = store.checkpoint(Seq(segments), vec![run], folded.durable.root(), writer.finish().0);
+    space.checkpointed(folded, &none);
     store.put = 0;
-    (runs, usage)
+    (runs, space)
 }
 
 fn measure(gib: u64) {
@@ -140,8 +140,8 @@ fn measure(gib: u64) {
     let sealer = Sealer::new(uuid::Uuid::from_u128(1), None);
     let mut store = Store { sealer, objects: HashMap::new(), infos: BTreeMap::new(), put: 0 };
     let random = Random::seeded(gib);
-    let (runs, usage) = dense(blocks, &mut store);
-    let mut map = ExtentMap::restore(BlockCount(blocks), runs, Table::default(), usage);
+    let (runs, space) = dense(blocks, &mut store);
+    let mut map = ExtentMap::restore(BlockCount(blocks), runs, Table::default(), space);
     let mut seq = blocks.div_ceil(SEGMENT);
     let (mut written, mut most_runs, mut longest, mut sum, mut longest_step) =
         (0, 0, Duration::ZERO, Duration::ZERO, Duration::ZERO);
@@ -205,13 +205,16 @@ fn checkpoint(map: &mut ExtentMap, store: &mut Store, seq: Seq) -> Duration {
             Progress::Done => break,
         }
     }
-    let done = layout.into_laid_out();
-    let mut usage = snapshot.usage;
-    done.deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
-    let runs = store.checkpoint(seq, done.runs, &usage, done.frames);
-    map.checkpointed(Checkpointed { runs, deaths: done.deaths, pages: done.pages });
+    let mut done = layout.into_laid_out();
+    let fold = Fold::new(seq, &snapshot.table, done.deaths.iter(), Default::default(), Bounds::default());
+    let load = |page: PageAt| map.page(&page.at).unwrap_or_else(|| store.get(&page));
+    let (folded, step) = table::fold(fold, &mut done.writer, load);
+    let (frames, pages) = done.writer.finish();
+    let runs = store.checkpoint(seq, done.runs, folded.durable.root(), frames);
+    let objects = store.infos.keys().copied().collect();
+    map.checkpointed(Checkpointed { runs, table: folded, objects, pages });
     map.evict(MEMORY);
-    longest
+    longest.max(step)
 }
 
 /// Pages that a lookup of a block asks for when none is in memory but indexes.

@@ -5,7 +5,7 @@
 //!
 //! 1. The description, the newest checkpoint's root, every log entry after it: authenticated, in order, of the right epoch. If the
 //!    newest root cannot be read, an older one with the whole log after it takes its place ([`older`]).
-//! 2. Every page of the map: authenticated, inside its range.
+//! 2. Every page of the map and of the table of segments: authenticated, inside its range.
 //! 3. Every segment that the map needs: there, of the recorded length, its head authenticated; every extent that the map
 //!    places in it lies in one of its frames, at the blocks which that frame holds.
 //! 4. The live blocks of every segment, counted anew from the map; and that nothing is mapped beyond the end of the volume.
@@ -39,8 +39,10 @@ mod older;
 mod pages;
 pub mod repair;
 mod segments;
+mod table;
 
 use pages::Walk;
+use table::Known;
 
 /// What a check found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -192,12 +194,14 @@ async fn check_once(
 
     let mut lost = Ranges::default();
     let mut walk = Walk::default();
-    let live = count_live(&source, &mut scan, &mut walk, &mut report, &mut lost).await?;
-    segments::check(&source, &mut scan, &mut walk, &live, &sizes, data, progress, &mut report, &mut lost).await?;
+    let known = table::read(&source, &scan, &sizes, &mut report).await?;
+    let live = count_live(&source, &mut scan, &known, &mut walk, &mut report, &mut lost).await?;
+    segments::check(&source, &mut scan, &known, &mut walk, &live, &sizes, data, progress, &mut report, &mut lost)
+        .await?;
     let (end, unit) = (source.meta.size / u64::from(report.block_size.bytes()), report.block_size.bytes().into());
     lost.remove(end..u64::MAX);
     report.lost = byte_ranges(&lost, unit);
-    find_orphans(&source, &scan, &sizes, &mut report).await?;
+    find_orphans(&source, &scan, known, &sizes, &mut report).await?;
     report.problems.sort_by(|a, b| a.object.cmp(&b.object));
     Ok((report, (source.description, scan.checkpointed)))
 }
@@ -218,6 +222,7 @@ async fn scan(source: &Source, report: &mut Report) -> Result<Option<Scan>> {
 async fn count_live(
     source: &Source,
     scan: &mut Scan,
+    known: &Known,
     walk: &mut Walk,
     report: &mut Report,
     lost: &mut Ranges,
@@ -241,13 +246,13 @@ async fn count_live(
         );
         report.problem(Keys::meta(&source.meta.name, source.description), what);
     }
-    report.pages = walk.pages();
+    report.pages += walk.pages();
     report.mapped_bytes = blocks * u64::from(source.meta.block_size.bytes());
-    for (seq, info) in scan.map.usage().iter() {
+    for (&seq, info) in &known.segments {
         // What died and was not counted yet is found when layers of the map meet, as here.
         let counted = live.get(&seq).copied().unwrap_or(0) + died.get(&seq).copied().unwrap_or(0);
         // What lies in pages that cannot be read is not counted.
-        if counted != u64::from(info.live_blocks) && walk.is_whole() {
+        if counted != u64::from(info.live_blocks) && walk.is_whole() && known.is_counted(seq) {
             let what = format!(
                 "the table says that {} of its blocks are live or not counted, the map says {counted}",
                 info.live_blocks
@@ -255,10 +260,10 @@ async fn count_live(
             report.problem(source.keys.segment(seq), what);
         }
     }
-    for &seq in live.keys().filter(|&&seq| scan.map.usage().get(seq).is_none()) {
+    for &seq in live.keys().filter(|seq| known.lacks(**seq)) {
         report.problem(source.keys.segment(seq), "the map needs it, but the table of segments does not list it".into());
     }
-    let inconsistencies = scan.map.usage().inconsistencies;
+    let inconsistencies = scan.map.space().inconsistencies;
     if inconsistencies > 0 && walk.is_whole() {
         let what = format!("{inconsistencies} counts of live blocks contradicted each other");
         report.problem(source.keys.segment(scan.committed), what);
@@ -272,9 +277,16 @@ fn lose(lost: &mut Ranges, extent: Extent) {
 }
 
 /// Objects that nothing owns. Slots beyond the end of the log may be on their way to being committed.
-async fn find_orphans(source: &Source, scan: &Scan, sizes: &HashMap<Key, u64>, report: &mut Report) -> Result<()> {
+async fn find_orphans(
+    source: &Source,
+    scan: &Scan,
+    known: Known,
+    sizes: &HashMap<Key, u64>,
+    report: &mut Report,
+) -> Result<()> {
     let tables = Tables {
-        segments: scan.map.usage().iter().map(|(seq, _)| seq).collect(),
+        segments: known.segments.into_keys().collect(),
+        unknown: known.unknown,
         next: scan.next,
         checkpoints: scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect(),
         checkpointed: scan.checkpointed,

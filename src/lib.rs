@@ -18,6 +18,7 @@ pub mod upkeep;
 pub mod engine;
 pub mod reading;
 pub mod map;
+pub mod space;
 pub mod format;
 pub mod error;
 pub mod gc;

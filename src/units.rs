@@ -235,6 +235,17 @@ pub struct FrameAddr {
     pub len: u32,
 }
 
+/// Where a page lies in the store: a frame of a checkpoint object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageRef {
+    /// The checkpoint object.
+    pub checkpoint: Seq,
+    /// Byte offset among its frames.
+    pub offset: u32,
+    /// Sealed length in bytes.
+    pub len: u32,
+}
+
 /// Where a block's data lies: a frame, and the block's position among the frame's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Location {

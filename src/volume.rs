@@ -202,11 +202,11 @@ impl Volume {
         })
     }
 
-    /// Pages of its map that are in a format before the layers.
+    /// Pages of its map that are in a format before the layers, and one more if all of its table of segments stands in a root.
     pub fn older_pages(&self) -> u64 {
         let ledger = self.shared.ledger();
         let older = ledger.log().map.runs().iter().filter(|run| run.kind == crate::map::PageKind::Fixed);
-        older.map(|run| run.pages.len() as u64).sum()
+        older.map(|run| run.pages.len() as u64).sum::<u64>() + u64::from(ledger.log().map.space().is_in_root())
     }
 
     /// Has all runs of its map merged, with the next checkpoints.
@@ -221,7 +221,7 @@ impl Volume {
         let oldest = ledger.oldest_dirty(tokio::time::Instant::now());
         let ended = waits.progress.now().end.clone();
         let log = ledger.log();
-        let totals = log.map.usage().totals();
+        let totals = log.map.space().totals();
         let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
@@ -230,7 +230,7 @@ impl Volume {
             compression: ledger.compression(),
             retired_bytes: ledger.retired_bytes(),
             mapped_bytes: facts.block_size.bytes_in(BlockCount(totals.live_blocks)),
-            stored_bytes: totals.stored_bytes + pages,
+            stored_bytes: totals.stored_bytes + pages + log.map.space().durable().bytes(),
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),

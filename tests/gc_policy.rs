@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use ashlar::gc::{self, Activity, Options};
-use ashlar::map::{SegmentInfo, Usage};
+use ashlar::map::{MapPage, PageRef};
 use ashlar::outside::Random;
+use ashlar::space::{SegmentInfo, Space, Span};
 use ashlar::units::Seq;
 
 /// Blocks of the simulated volume: 1 GiB of 4 KiB.
@@ -25,7 +27,7 @@ struct Simulation {
     random: Random,
     map: Vec<Option<Seq>>,
     contents: BTreeMap<Seq, Vec<u32>>,
-    usage: Usage,
+    space: Space,
     head: Seq,
     buffer: Vec<u32>,
     written: u64,
@@ -41,7 +43,7 @@ impl Simulation {
             random: Random::seeded(1),
             map: vec![None; BLOCKS],
             contents: BTreeMap::new(),
-            usage: Usage::default(),
+            space: Space::default(),
             head: Seq(0),
             buffer: Vec::new(),
             written: 0,
@@ -69,11 +71,11 @@ impl Simulation {
         blocks.dedup();
         self.commit(blocks);
         self.collect(Activity::Busy);
-        let totals = self.usage.totals();
+        let totals = self.space.totals();
         if totals.dead_bytes > DEAD_BYTES_MIN.max(totals.live_bytes / 16) {
             self.delete_dead();
         }
-        let totals = self.usage.totals();
+        let totals = self.space.totals();
         self.stored_max = self.stored_max.max(totals.stored_bytes * 100 / totals.live_bytes.max(1));
     }
 
@@ -86,7 +88,7 @@ impl Simulation {
             live_blocks: count,
             ..SegmentInfo::default()
         };
-        self.usage.born(self.head, info);
+        self.space.born(self.head, info);
         for &block in &blocks {
             self.kill(block as usize);
             self.map[block as usize] = Some(self.head);
@@ -96,7 +98,7 @@ impl Simulation {
 
     fn kill(&mut self, block: usize) {
         if let Some(seq) = self.map[block].take() {
-            self.usage.stillborn(seq, ashlar::units::BlockCount(1));
+            self.space.died(seq, 1, &no_pages());
         }
     }
 
@@ -106,10 +108,15 @@ impl Simulation {
 
     fn collect(&mut self, activity: Activity) {
         loop {
-            let totals = self.usage.totals();
-            let segments = self.usage.iter();
+            let totals = self.space.totals();
             let size = gc::Sizes { segment: SEGMENT_BLOCKS as u64 * BLOCK, block: BLOCK };
-            let victims = gc::choose(segments, &totals, self.head, size, &self.options, activity, &BTreeSet::new());
+            let (options, none) = (&self.options, BTreeSet::new());
+            let wants = gc::look(&totals, self.head, size, options, activity);
+            let choose = |want| {
+                let candidates = self.space.candidates(&want, &none, &no_pages()).unwrap();
+                gc::choose(candidates.into_iter(), &totals, self.head, size, options, activity, &none)
+            };
+            let victims = wants.into_iter().map(choose).find(|victims| !victims.is_empty()).unwrap_or_default();
             if victims.is_empty() {
                 return;
             }
@@ -128,8 +135,11 @@ impl Simulation {
     }
 
     fn delete_dead(&mut self) {
-        for seq in self.usage.dead(self.head) {
-            self.usage.forget(seq);
+        let spans: Vec<Span> = self.space.spans_with_dead(Span(0)).collect();
+        let counted = spans.into_iter().flat_map(|span| self.space.span(span, &no_pages()).unwrap());
+        let dead: Vec<_> = counted.filter(|(_, counter)| counter.is_dead()).collect();
+        for (seq, counter) in dead {
+            self.space.forget(seq, counter.stored_bytes, &no_pages());
             self.contents.remove(&seq);
         }
     }
@@ -141,7 +151,7 @@ impl Simulation {
         let (written, moved, stored_max) = (self.written, self.moved, self.stored_max);
         self.collect(Activity::Quiet);
         self.delete_dead();
-        let totals = self.usage.totals();
+        let totals = self.space.totals();
         let per_written = |moved: u64| moved as f64 / written.max(1) as f64;
         Line {
             moved_busy: per_written(moved),
@@ -151,6 +161,11 @@ impl Simulation {
             objects: totals.objects,
         }
     }
+}
+
+/// All of its table is what no checkpoint has written.
+fn no_pages() -> HashMap<PageRef, Arc<MapPage>> {
+    HashMap::new()
 }
 
 /// What a workload cost.

@@ -1,7 +1,8 @@
-//! A volume that an older ashlar wrote, whose map is cut into fixed pages: it is served, and moves over as it is written.
+//! A volume that an older ashlar wrote: it is served, and moves over as it is written.
 //!
-//! `tests/golden/volume-v2` is the folder of a store as the last ashlar before the layered map left it: two runs of a server, with data,
-//! zeroes in part of a page and in whole ones, overwritten and given up.
+//! `tests/golden/volume-v2` is the folder of a store as the last ashlar before the layered map left it, whose map is cut into fixed pages;
+//! `tests/golden/volume-v3` as the last one before the table of segments had pages left it, which stands in the root. Two runs of a server
+//! each, with data, zeroes in part of a page and in whole ones, overwritten and given up.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::disallowed_methods)] // golden files are read where they lie
@@ -31,13 +32,13 @@ fn name() -> VolumeName {
 }
 
 /// A store with what the older ashlar left.
-async fn older() -> Arc<dyn Store> {
+async fn older(folder: &str) -> Arc<dyn Store> {
     fn files(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() { files(&entry, found) } else { found.push(entry) }
         }
     }
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/volume-v2");
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
     let mut found = Vec::new();
     files(&root, &mut found);
     let store = MemoryStore::default();
@@ -100,12 +101,14 @@ fn data(byte: u8) -> Bytes {
 #[tokio::test(start_paused = true)]
 async fn an_older_volume_is_served_as_it_is_and_moves_over_as_it_is_written() {
     // All of the map in memory, and hardly any of it.
-    for map_memory in [256 << 20, 16 << 10] {
+    let memory = [256 << 20, 16 << 10];
+    let cases = memory.into_iter().flat_map(|map_memory| [("volume-v2", 6, map_memory), ("volume-v3", 1, map_memory)]);
+    for (folder, older_pages, map_memory) in cases {
         let options = Options { map_memory, ..Options::default() };
-        let (store, disk, mut image) = (older().await, Arc::new(CrashDisk::new(7)), image());
+        let (store, disk, mut image) = (older(folder).await, Arc::new(CrashDisk::new(7)), image());
         is_clean(&store).await;
         let volume = open(&store, &disk, options.clone()).await;
-        assert_eq!(volume.older_pages(), 5);
+        assert_eq!(volume.older_pages(), older_pages);
         holds(&volume, &image).await;
         let zeroed = volume.extents(130 * MIB, MIB, 10).await.unwrap();
         assert_eq!(zeroed.iter().map(|run| run.allocation).collect::<Vec<_>>(), [Allocation::Zero]);
@@ -129,13 +132,15 @@ async fn an_older_volume_is_served_as_it_is_and_moves_over_as_it_is_written() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_for_is_moved_over_with_nothing_written() {
-    let (store, disk) = (older().await, Arc::new(CrashDisk::new(7)));
-    let volume = open(&store, &disk, Options::default()).await;
-    volume.merge_map();
-    volume.close().await.unwrap();
-    is_clean(&store).await;
-    let volume = open(&store, &disk, Options::default()).await;
-    assert_eq!(volume.older_pages(), 0);
-    holds(&volume, &image()).await;
-    volume.close().await.unwrap();
+    for folder in ["volume-v2", "volume-v3"] {
+        let (store, disk) = (older(folder).await, Arc::new(CrashDisk::new(7)));
+        let volume = open(&store, &disk, Options::default()).await;
+        volume.merge_map();
+        volume.close().await.unwrap();
+        is_clean(&store).await;
+        let volume = open(&store, &disk, Options::default()).await;
+        assert_eq!(volume.older_pages(), 0);
+        holds(&volume, &image()).await;
+        volume.close().await.unwrap();
+    }
 }

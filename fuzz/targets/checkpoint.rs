@@ -10,6 +10,7 @@ use ashlar::format::root::{decode_checkpoint_and_total, verify_checkpoint};
 use ashlar::map::fixed::{PAGE_BYTES_MAX, decode_page};
 use ashlar::map::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
 use ashlar::map::{Leaf, PAGE_BLOCKS, PageIndex};
+use ashlar::space;
 use ashlar::units::{BlockIndex, Seq};
 use ashlar_fuzz::{Input, SALT, fair, seal_frame, sealed, sealer, within};
 use bytes::Bytes;
@@ -20,6 +21,13 @@ const SEQ: Seq = Seq(0x1240);
 /// The page of the golden checkpoints: of the formats with fixed pages, and the block at which its leaf begins.
 const PAGE: PageIndex = PageIndex(5);
 const FIRST: BlockIndex = BlockIndex(5 * PAGE_BLOCKS);
+/// Pages of the table of segments, as those of the golden checkpoint.
+const TABLE: [(space::PageKind, u64); 4] = [
+    (space::PageKind::Counters, 4),
+    (space::PageKind::Salts, 4),
+    (space::PageKind::Directory, 0),
+    (space::PageKind::Deltas, 0),
+];
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
@@ -72,6 +80,12 @@ fn page(text: &[u8]) {
         assert!(Leaf::new(&entries).iter().eq(entries.iter().copied()));
         let again = encode_leaf(&entries).expect("what a leaf says can be a leaf");
         assert_eq!(decode_leaf(FIRST, &again).as_ref(), Ok(&entries));
+    }
+    for (kind, number) in TABLE {
+        if let Ok(page) = space::page_format::decode(kind, number, text) {
+            let again = space::page_format::encode(number, &page).expect("what a page of the table says can be one");
+            assert_eq!(space::page_format::decode(kind, number, &again).as_ref(), Ok(&page));
+        }
     }
     if let Ok(pages) = decode_index(FIRST, text) {
         let again = encode_index(&pages).expect("what an index says can be one");

@@ -123,7 +123,7 @@ impl Walk {
     fn lose(&mut self, page: PageAt, end: BlockIndex) {
         let end = match page.kind {
             PageKind::Fixed => PageIndex(page.first.0 / PAGE_BLOCKS).extent().end(),
-            PageKind::Leaf | PageKind::Index => end.max(BlockIndex(page.first.0 + 1)),
+            PageKind::Leaf | PageKind::Index | PageKind::Table(_) => end.max(BlockIndex(page.first.0 + 1)),
         };
         let each = LOST_BLOCKS.max((end.0 - page.first.0).div_ceil(LOST_ENTRIES));
         let entry = |start: u64| Entry {
@@ -137,7 +137,7 @@ impl Walk {
         let entries: Vec<Entry> = (page.first.0..end.0).step_by(each as usize).map(entry).collect();
         let leaf = Arc::new(MapPage::Leaf(Leaf::new(&entries)));
         match page.kind {
-            PageKind::Leaf | PageKind::Fixed => drop(self.lost.insert(page.at, leaf)),
+            PageKind::Leaf | PageKind::Fixed | PageKind::Table(_) => drop(self.lost.insert(page.at, leaf)),
             PageKind::Index => {
                 let at = PageRef { checkpoint: LOST, offset: self.lost.len() as u32, len: 0 };
                 self.lost.insert(at, leaf);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::pages::Walk;
+use super::table::Known;
 use super::{Progress, Report, lose};
 use crate::codec::CorruptError;
 use crate::error::{Result, VolumeError};
@@ -43,6 +44,7 @@ struct Looked {
 pub async fn check(
     source: &Source,
     scan: &mut Scan,
+    known: &Known,
     walk: &mut Walk,
     live: &BTreeMap<Seq, u64>,
     sizes: &HashMap<Key, u64>,
@@ -54,11 +56,16 @@ pub async fn check(
     let needed: Vec<Seq> = live.keys().copied().collect();
     let mut group: HashMap<Seq, Looked> = HashMap::new();
     for (i, chunk) in needed.chunks(AT_ONCE).enumerate() {
-        let usage = scan.map.usage();
         let looks = chunk.iter().map(|&seq| {
-            let info = usage.get(seq).copied();
-            let there = info.and_then(|info| find_place(&source.keys.segment(seq), info.stored_bytes, sizes));
-            async move { Ok::<_, VolumeError>((seq, look(source, seq, info.zip(there), data).await?)) }
+            let info = known.segments.get(&seq).copied();
+            let there = match info {
+                Some(info) => find_place(&source.keys.segment(seq), info.stored_bytes, sizes)
+                    .map(|place| (info, place))
+                    .ok_or(MISSING),
+                None if known.lacks(seq) => Err(MISSING),
+                None => Err(UNKNOWN),
+            };
+            async move { Ok::<_, VolumeError>((seq, look(source, seq, there, data).await?)) }
         });
         let looked: Vec<(Seq, Looked)> = stream::iter(looks).buffer_unordered(PARALLEL).try_collect().await?;
         for (seq, looked) in looked {
@@ -111,12 +118,22 @@ async fn compare_places(
     Ok(())
 }
 
+const MISSING: &str = "it is missing, and the map needs it";
+const UNKNOWN: &str = "it cannot be opened: the salts of its span of the table cannot be read";
+
 /// Looks into one segment.
-async fn look(source: &Source, seq: Seq, there: Option<(SegmentInfo, (Key, u64))>, data: bool) -> Result<Looked> {
+async fn look(
+    source: &Source,
+    seq: Seq,
+    there: std::result::Result<(SegmentInfo, (Key, u64)), &str>,
+    data: bool,
+) -> Result<Looked> {
     let unusable =
         |what: &str| Ok(Looked { frames: None, harmed: HashSet::new(), opened: 0, problem: Some(what.to_owned()) });
-    const MISSING: &str = "it is missing, and the map needs it";
-    let Some((info, (place, size))) = there else { return unusable(MISSING) };
+    let (info, (place, size)) = match there {
+        Ok(there) => there,
+        Err(why) => return unusable(why),
+    };
     let length = format!("it is {size} bytes long where {} are expected", info.stored_bytes);
     if size > info.stored_bytes {
         return unusable(&length);

@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `89 41 53 48 4c 41 52 0a` (`\x89ASHLAR\n`) |
-//! | 8 | 2 | format version: 3 of checkpoints, 2 of the others; 1 knows neither moved data nor accounts, and both older ones of checkpoints know no layers: they are read |
+//! | 8 | 2 | format version: 4 of checkpoints, 2 of the others; 1 knows neither moved data nor accounts, 1 and 2 of checkpoints know no layers, 3 has all of the table of segments in the root: they are read |
 //! | 10 | 1 | kind ([`ObjectKind`]) |
 //! | 11 | 1 | seal ([`super::seal::Seal`]) |
 //! | 12 | 4 | length of the head |
@@ -28,8 +28,11 @@ use crate::units::Seq;
 /// Bytes before the head.
 pub const PREFIX_BYTES: usize = 48;
 
-/// The newest version that we read, in which the map is layered.
+/// From this version on the map of a checkpoint is layered.
 pub const LAYERED: u16 = 3;
+
+/// The newest version that we read: the table of segments of a checkpoint lies in pages.
+pub const PAGED: u16 = 4;
 
 const MAGIC: [u8; 8] = *b"\x89ASHLAR\n";
 const KIND_AT: usize = 10;
@@ -62,7 +65,7 @@ impl ObjectKind {
     /// The version that we write. An older ashlar, which would not understand it, refuses it by this number.
     fn version(self) -> u16 {
         match self {
-            ObjectKind::Checkpoint => LAYERED,
+            ObjectKind::Checkpoint => PAGED,
             ObjectKind::Segment | ObjectKind::Fence | ObjectKind::Close => 2,
         }
     }
@@ -270,8 +273,8 @@ fn check_prefix(
     expected: &[ObjectKind],
 ) -> Result<(ObjectKind, u16, u32), CorruptError> {
     let version = u16::from_le_bytes([prefix[8], prefix[9]]);
-    if version == 0 || version > LAYERED {
-        return Err(CorruptError::UnknownVersion { found: version, known: LAYERED });
+    if version == 0 || version > PAGED {
+        return Err(CorruptError::UnknownVersion { found: version, known: PAGED });
     }
     let kind = ObjectKind::from_byte(prefix[10])?;
     if !expected.contains(&kind) {
@@ -369,7 +372,7 @@ mod tests {
         );
         assert_eq!(
             text(resealed(8, 9)),
-            "its format version 9 is unknown (this ashlar reads up to 3): a newer ashlar is needed"
+            "its format version 9 is unknown (this ashlar reads up to 4): a newer ashlar is needed"
         );
         assert_eq!(text(resealed(10, 77)), "its kind 77 is unknown");
         assert_eq!(

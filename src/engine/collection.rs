@@ -15,7 +15,7 @@
 //! Victims are read in *rounds* of up to `gc.batch` live bytes. While space is not short one round follows the other, with
 //! rests between them; when it is, the next one is read while the last one is uploaded.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,9 @@ use crate::engine::core::{Chore, Effect, Now, Report};
 use crate::engine::ledger::Ledger;
 use crate::engine::log::LARGE;
 use crate::gc::{self, Activity};
-use crate::map::SegmentInfo;
+use crate::map::{MapPage, NeedPages, PageRef};
+use crate::reading::objects::LoadedPages;
+use crate::space::{SegmentInfo, Span};
 use crate::store::StoreError;
 use crate::units::{Extent, Seq};
 
@@ -87,6 +89,12 @@ pub struct Gathered {
 #[derive(Debug, Default)]
 pub(super) struct Collection {
     is_gathering: bool,
+    /// Pages of the table are brought in, to choose.
+    is_looking: bool,
+    /// Those that came in.
+    pages: HashMap<PageRef, Arc<MapPage>>,
+    /// What is sealed with a rotated key is looked for from this span on; whether some was found since the first one.
+    resealing: (Span, bool),
     /// Waiting for a slot of the log.
     moves: VecDeque<Move>,
     /// In a slot, not committed: bytes of data, in the order of the log.
@@ -135,9 +143,10 @@ impl Collection {
             self.give_up_moves();
             (self.worked, self.retry_at) = (None, None);
             self.waits_for_deletion = false;
+            self.pages.clear();
             return std::mem::take(&mut self.is_gathering).then_some(Effect::StopGathering);
         }
-        if self.is_gathering || self.has_moves() {
+        if self.is_gathering || self.is_looking || self.has_moves() {
             return None;
         }
         let is_pressed = self.pace(ledger, now.at).time_percent >= 100;
@@ -155,7 +164,14 @@ impl Collection {
         if !self.is_worth_a_look(ledger, here) {
             return None;
         }
-        let victims = self.choose(ledger, here);
+        let victims = match self.choose(ledger, here) {
+            Ok(victims) => victims,
+            Err(need) => {
+                self.is_looking = true;
+                return Some(Effect::Chore(Chore::Look(need)));
+            }
+        };
+        self.pages.clear();
         if victims.is_empty() {
             self.settled = Some(here);
             if !self.is_working() {
@@ -168,22 +184,53 @@ impl Collection {
         Some(Effect::Chore(Chore::Gather(victims, here.committed)))
     }
 
-    /// The segments to move next.
-    fn choose(&mut self, ledger: &Ledger, here: Settled) -> Vec<Seq> {
-        let (usage, options) = (ledger.log.map.usage(), &ledger.rules.options);
+    /// The segments to move next, or the pages of their table that are needed to choose them.
+    fn choose(&mut self, ledger: &Ledger, here: Settled) -> Result<Vec<Seq>, NeedPages> {
+        let (map, options) = (&ledger.log.map, &ledger.rules.options);
+        let counter = |seq| map.counter(seq).ok().flatten();
         let being_moved: BTreeSet<Seq> = self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
-        let mut totals = gc::make_way(&usage.totals(), self.passing_bytes(ledger), &options.gc);
-        totals.stored_bytes -= being_moved.iter().filter_map(|&seq| usage.get(seq)).map(sparse_bytes).sum::<u64>();
+        let mut totals = gc::make_way(&map.space().totals(), self.passing_bytes(ledger), &options.gc);
+        let moving: u64 =
+            being_moved.iter().filter_map(|seq| counter(*seq)).map(|counter| counter.sparse_bytes()).sum();
+        totals.stored_bytes = totals.stored_bytes.saturating_sub(moving);
         let sizes = gc::Sizes { segment: options.segment_size, block: ledger.rules.block_size.bytes().into() };
-        self.uncounted.retain(|seq, live| usage.get(*seq).is_some_and(|info| info.live_blocks == *live));
+        self.uncounted.retain(|seq, live| counter(*seq).is_none_or(|counter| counter.live_blocks == *live));
         let spared = self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
         let (head, activity) = (here.committed, here.activity);
-        let victims = gc::choose(usage.iter(), &totals, head, sizes, &options.gc, activity, &spared);
-        if !victims.is_empty() || !ledger.may_reseal {
-            return victims;
+        for want in gc::look(&totals, head, sizes, &options.gc, activity) {
+            let candidates = map.candidates(&want, &spared, &self.pages)?.into_iter();
+            let victims = gc::choose(candidates, &totals, head, sizes, &options.gc, activity, &spared);
+            if !victims.is_empty() {
+                return Ok(victims);
+            }
         }
-        let is_retired = |info: &SegmentInfo| ledger.rules.sealer.is_retired(&info.salt);
-        gc::choose_retired(usage.iter(), sizes, &options.gc, &spared, is_retired)
+        if ledger.may_reseal { self.choose_retired(ledger, sizes, &spared) } else { Ok(Vec::new()) }
+    }
+
+    /// The first that are sealed with a rotated key, of one span at a time. There are none if a walk over all spans found none.
+    fn choose_retired(
+        &mut self,
+        ledger: &Ledger,
+        sizes: gc::Sizes,
+        spared: &BTreeSet<Seq>,
+    ) -> Result<Vec<Seq>, NeedPages> {
+        loop {
+            let map = &ledger.log.map;
+            let Some(span) = map.space().spans().find(|span| *span >= self.resealing.0) else {
+                if std::mem::take(&mut self.resealing).1 {
+                    continue;
+                }
+                return Ok(Vec::new());
+            };
+            let infos = map.infos(span, &self.pages)?.into_iter();
+            let is_retired = |info: &SegmentInfo| ledger.rules.sealer.is_retired(&info.salt);
+            let victims = gc::choose_retired(infos, sizes, &ledger.rules.options.gc, spared, is_retired);
+            if !victims.is_empty() {
+                self.resealing.1 = true;
+                return Ok(victims);
+            }
+            self.resealing.0 = Span(span.0 + 1);
+        }
     }
 
     /// No segment is to be sealed anew any more: then pages of the map are, with the next checkpoints.
@@ -203,8 +250,11 @@ impl Collection {
         }
         self.damaged.extend(&gathered.damaged);
         ledger.gc.damaged_segments = self.damaged.len() as u64;
-        let usage = ledger.log.map.usage();
-        let live = |seq: &Seq| Some((*seq, usage.get(*seq)?.live_blocks)).filter(|(_, live)| *live > 0);
+        let map = &ledger.log.map;
+        let live = |seq: &Seq| {
+            let live = map.counter(*seq).ok().flatten().map_or(0, |counter| counter.live_blocks);
+            (live > 0).then_some((*seq, live))
+        };
         let uncounted: Vec<_> = gathered.empty.iter().filter_map(live).collect();
         ledger.merge_all |= !uncounted.is_empty() && ledger.log.map.entries() <= MERGE_FOR_COUNTS;
         self.uncounted.extend(uncounted);
@@ -218,6 +268,31 @@ impl Collection {
             self.note_if_done(at);
             return None;
         };
+        self.pause_after(error.to_string(), at)
+    }
+
+    /// Takes in pages of the table that were needed to choose.
+    pub fn take_pages(
+        &mut self,
+        ledger: &mut Ledger,
+        loaded: Result<LoadedPages, String>,
+        at: Instant,
+    ) -> Option<Effect> {
+        self.is_looking = false;
+        match loaded {
+            Ok(loaded) => {
+                ledger.keep_pages(loaded.clone());
+                self.pages.extend(loaded);
+                None
+            }
+            Err(error) => {
+                self.pages.clear();
+                self.pause_after(error, at)
+            }
+        }
+    }
+
+    fn pause_after(&mut self, error: String, at: Instant) -> Option<Effect> {
         let pause = RETRY * 2u32.pow(self.failures.min(6));
         self.failures += 1;
         self.note_if_done(at);
@@ -269,7 +344,7 @@ impl Collection {
         if let Some(end) = self.pause(ledger, at) {
             return Some(end);
         }
-        let (totals, options) = (ledger.log.map.usage().totals(), &ledger.rules.options.gc);
+        let (totals, options) = (ledger.log.map.space().totals(), &ledger.rules.options.gc);
         let waits = ledger.activity(at) == Activity::Busy && ledger.log.dirty_bytes() == 0;
         let is_due = self.owes_checkpoint || gc::is_due(&totals, options, Activity::Quiet);
         (waits && is_due).then_some(ledger.committed_at? + options.quiet_after)
@@ -277,14 +352,14 @@ impl Collection {
 
     /// Whether it may have uploads under way.
     pub fn pace(&self, ledger: &Ledger, at: Instant) -> gc::Pace {
-        let (totals, options) = (ledger.log.map.usage().totals(), &ledger.rules.options);
+        let (totals, options) = (ledger.log.map.space().totals(), &ledger.rules.options);
         gc::pace(&totals, self.passing_bytes(ledger), &options.gc, ledger.activity(at), options.upload_window)
     }
 
     /// What takes space for a while only: dead objects that will go soon, and segments under way. A volume of a few segments
     /// would never be within its bounds if they counted in full.
     fn passing_bytes(&self, ledger: &Ledger) -> u64 {
-        let totals = ledger.log.map.usage().totals();
+        let totals = ledger.log.map.space().totals();
         let dead = if ledger.doomed.is_stuck { 0 } else { totals.dead_bytes };
         let passing = dead + ledger.log.uploading_bytes() + self.uploading.iter().sum::<u64>();
         let full = (FEW_SEGMENTS * ledger.rules.options.segment_size).max(totals.live_bytes).max(1);
@@ -293,7 +368,7 @@ impl Collection {
 
     /// Whether something is being gathered or uploaded.
     pub fn is_working(&self) -> bool {
-        self.is_gathering || !self.rounds.is_empty() || self.waits_for_deletion
+        self.is_gathering || self.is_looking || !self.rounds.is_empty() || self.waits_for_deletion
     }
 
     /// Until when it does nothing: after a failure, and after work in proportion to it. The shorter space has become
@@ -321,7 +396,7 @@ impl Collection {
         let merge_after = u64::from(options.merge_count.max(2));
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
-        let totals = gc::make_way(&ledger.log.map.usage().totals(), self.passing_bytes(ledger), options);
+        let totals = gc::make_way(&ledger.log.map.space().totals(), self.passing_bytes(ledger), options);
         many || fell_quiet || ledger.may_reseal || gc::is_due(&totals, options, here.activity)
     }
 
@@ -335,15 +410,10 @@ impl Collection {
 
 /// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
 fn is_littered(ledger: &Ledger) -> bool {
-    let totals = ledger.log.map.usage().totals();
+    let totals = ledger.log.map.space().totals();
     !ledger.doomed.segments.is_empty()
         && !ledger.doomed.is_stuck
         && totals.dead_bytes >= totals.live_bytes / LITTER_PART
-}
-
-/// What moving a segment would free.
-fn sparse_bytes(info: &SegmentInfo) -> u64 {
-    if info.live_blocks == 0 { 0 } else { info.stored_bytes.saturating_sub(info.live_bytes()) }
 }
 
 /// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one

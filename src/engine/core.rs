@@ -18,6 +18,8 @@ use crate::engine::ledger::{CheckpointPlan, Ledger};
 use crate::engine::log::Batch;
 use crate::engine::sweeps::Sweeps;
 use crate::gc::Client;
+use crate::map::NeedPages;
+use crate::reading::objects::LoadedPages;
 use crate::store::{Key, StoreError};
 use crate::units::{ChangeNo, Seq};
 
@@ -61,6 +63,8 @@ pub enum Event {
     },
     /// The checkpoint under way ended.
     Checkpointed,
+    /// Pages of the table of segments are there that were needed to choose victims; nothing, if they cannot be had.
+    Looked(Result<LoadedPages, String>),
     /// Victims were read.
     Gathered(Gathered),
     /// The deletions under way ended.
@@ -103,6 +107,8 @@ pub enum Effect {
 pub enum Chore {
     /// Write a checkpoint.
     Checkpoint(Box<CheckpointPlan>),
+    /// Bring in pages of the table of segments, to choose victims.
+    Look(NeedPages),
     /// Read what is live in the victims; the map is as of the slot, or later.
     Gather(Vec<Seq>, Seq),
     /// Delete what is doomed.
@@ -115,7 +121,7 @@ pub enum Chore {
 #[derive(Debug)]
 pub enum Report {
     /// The store failed collection, for the first time in a row.
-    CollectionPauses(StoreError),
+    CollectionPauses(String),
     /// Doomed objects were not deleted, for the first time in a row or not.
     NotDeleted {
         /// How many are doomed.
@@ -245,6 +251,7 @@ impl Core {
                 }
             }
             Event::Checkpointed => self.is_checkpointing = false,
+            Event::Looked(loaded) => effects.extend(self.collection.take_pages(&mut self.ledger, loaded, now.at)),
             Event::Gathered(gathered) => effects.extend(self.collection.take(&mut self.ledger, gathered, now.at)),
             Event::Deleted(outcome) => effects.extend(self.deletions.take(&mut self.ledger, outcome, now.at)),
             Event::Swept(found) => {
@@ -359,8 +366,9 @@ impl Core {
         let crowded = log.map.memory() as u64 > half && log.map.dirty_memory() as u64 > half;
         // The last one comes after what is being deleted, so that its table forgets that.
         let last = self.is_closing && self.is_idle() && !log.has_changes() && self.deletions.lets_close(&self.ledger);
-        let totals = log.map.usage().totals();
-        let dead = totals.dead_bytes.saturating_sub(doomed.bytes);
+        let totals = log.map.space().totals();
+        // Of very many not all are known by name: a checkpoint does not change that.
+        let dead = if doomed.is_full() { 0 } else { totals.dead_bytes.saturating_sub(doomed.bytes) };
         let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
             || self.collection.wants_checkpoint(&self.ledger, now.at);
         // Each opening after a short life reads all of them.

@@ -27,7 +27,7 @@ const CLOSE_WAITS_FOR: usize = 10 * BATCH;
 pub struct Plan {
     /// Dead segments.
     pub segments: Vec<Seq>,
-    /// Checkpoint objects that hold no page of the map.
+    /// Checkpoint objects that hold no page of the map or the table of segments.
     pub checkpoints: Vec<Seq>,
     /// The first slot that may hold a fence of somebody else.
     pub from: Seq,
@@ -63,7 +63,7 @@ impl Deletions {
         self.is_running = true;
         let checkpoints = ledger.doomed.checkpoints.iter().copied().filter(|_| ledger.may_delete_checkpoints());
         Some(Plan {
-            segments: ledger.doomed.segments.iter().copied().collect(),
+            segments: ledger.doomed.segments.keys().copied().collect(),
             checkpoints: checkpoints.collect(),
             from: ledger.first_foreign_slot(),
             line: ledger.log.readers().line(),

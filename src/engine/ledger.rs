@@ -1,7 +1,8 @@
 //! The ledger of an open volume: what it has and knows. The core decides by it; whoever does what was decided enters the result here,
 //! under the volume's lock. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ use crate::format::meta::Meta;
 use crate::format::root::{CheckpointInfo, Root};
 use crate::gc::Activity;
 use crate::keyring::Keyring;
-use crate::map::{Checkpointed, MapSnapshot, NeedPages, PageAt};
+use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageRef};
 use crate::reading::objects::{LoadedPages, WantedPage};
+use crate::space::{Counted, SegmentInfo, Span};
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
 
 /// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
@@ -108,11 +110,17 @@ pub struct GcStatus {
     pub damaged_segments: u64,
 }
 
+/// So many dead segments are known by name at most.
+const DOOMED_MAX: usize = 32 << 10;
+
+/// Spans of the table of segments that are looked at under one lock.
+const SPANS_AT_ONCE: usize = 16;
+
 /// Objects that nothing needs any more, as of the newest durable checkpoint.
 #[derive(Debug, Default)]
 pub struct Doomed {
-    /// Dead segments.
-    pub segments: BTreeSet<Seq>,
+    /// Dead segments, each with its bytes; not all of them, if there are very many.
+    pub segments: BTreeMap<Seq, u64>,
     /// Their bytes.
     pub bytes: u64,
     /// Checkpoint objects that hold no page of the map.
@@ -122,9 +130,23 @@ pub struct Doomed {
 }
 
 impl Doomed {
+    /// These, too.
+    fn add(&mut self, dead: Counted) {
+        for (seq, counter) in dead {
+            if self.segments.insert(seq, counter.stored_bytes).is_none() {
+                self.bytes += counter.stored_bytes;
+            }
+        }
+    }
+
     /// Whether nothing is to be deleted.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether no more dead segments are looked for until some of these are gone.
+    pub fn is_full(&self) -> bool {
+        self.segments.len() >= DOOMED_MAX
     }
 
     /// How many objects.
@@ -155,8 +177,6 @@ pub struct Written {
     pub map: Checkpointed,
     /// The objects that hold its pages.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
-    /// Segments without live blocks as of the slot.
-    pub dead: Vec<Seq>,
     /// It began the merge of all runs.
     pub has_begun_all: bool,
     /// See [`CheckpointPlan::bytes`].
@@ -381,22 +401,49 @@ impl Ledger {
 
     /// A checkpoint is durable: what nothing needs as of it is doomed. `map_memory` is what the map keeps in memory.
     pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) {
-        let Written { seq, map, checkpoints, dead, has_begun_all, bytes } = written;
+        let Written { seq, map, checkpoints, has_begun_all, bytes } = written;
         self.log.map.checkpointed(map);
         // What was kept only because it had to be written may go.
         self.log.map.evict(map_memory as usize);
         let before = std::mem::take(&mut self.checkpoints).into_keys().chain([self.log.checkpointed()]);
         self.doomed.checkpoints.extend(before.filter(|old| old.0 > 0 && !checkpoints.contains_key(old)));
-        // What is not in the table any more was deleted while this checkpoint was written.
-        let usage = self.log.map.usage();
-        let dead: Vec<_> = dead.into_iter().filter_map(|seq| Some((seq, usage.get(seq)?.stored_bytes))).collect();
-        self.doomed.bytes = dead.iter().map(|(_, bytes)| bytes).sum();
-        self.doomed.segments = dead.into_iter().map(|(seq, _)| seq).collect();
         self.checkpoints = checkpoints;
         self.merge_all &= !has_begun_all;
         self.log.checkpoint_done(seq, bytes);
         self.uncheckpointed_since = None;
         self.note_commit(at);
+    }
+
+    /// Takes note of segments that are dead as of the last durable checkpoint, in some spans of their table from that one on, with the pages
+    /// that were loaded for it. Returns the span to go on with, and the pages that are needed for it.
+    pub fn doom(&mut self, from: Span, pages: &HashMap<PageRef, Arc<MapPage>>) -> Option<(Span, NeedPages)> {
+        let spans: Vec<Span> = self.log.map.space().spans_with_dead(from).take(SPANS_AT_ONCE).collect();
+        if spans.is_empty() || self.doomed.is_full() {
+            return None;
+        }
+        let (mut next, mut need) = (from, NeedPages(Vec::new()));
+        for span in spans {
+            match self.log.map.dead(span, pages) {
+                Ok(dead) if need.0.is_empty() => {
+                    self.doomed.add(dead);
+                    next = Span(span.0 + 1);
+                }
+                Ok(_) => {}
+                Err(NeedPages(missing)) => need.0.extend(missing),
+            }
+        }
+        Some((next, need))
+    }
+
+    /// Pages of the table come into memory; they leave as those do that a read brought.
+    pub fn keep_pages(&mut self, pages: LoadedPages) {
+        self.take_pages(pages);
+    }
+
+    /// Checkpoint objects that are sealed with a rotated data key, if what is in them is to be sealed anew.
+    pub fn retired_checkpoints(&self) -> BTreeSet<Seq> {
+        let is_retired = |info: &CheckpointInfo| self.may_reseal && self.rules.sealer.is_retired(&info.salt);
+        self.checkpoints.iter().filter(|(_, info)| is_retired(info)).map(|(seq, _)| *seq).collect()
     }
 
     /// What is still to be deleted.
@@ -427,10 +474,10 @@ impl Ledger {
     /// These segments are gone.
     pub fn segments_deleted(&mut self, deleted: &[Seq]) {
         for seq in deleted {
-            let bytes = self.log.map.usage().get(*seq).map_or(0, |info| info.stored_bytes);
-            self.doomed.bytes = self.doomed.bytes.saturating_sub(bytes);
-            self.doomed.segments.remove(seq);
-            self.log.map.usage_mut().forget(*seq);
+            if let Some(bytes) = self.doomed.segments.remove(seq) {
+                self.doomed.bytes -= bytes;
+                self.log.map.forget(*seq, bytes);
+            }
         }
     }
 
@@ -455,10 +502,20 @@ impl Ledger {
         if !self.may_reseal {
             return 0;
         }
-        let segments = self.log.map.usage().iter().map(|(_, info)| (info.salt, info.live_bytes()));
+        let (map, none) = (&self.log.map, HashMap::new());
+        let is_retired = |info: &SegmentInfo| self.rules.sealer.is_retired(&info.salt);
+        let of_span = |span| match map.infos(span, &none) {
+            Ok(infos) => {
+                infos.iter().map(|(_, info)| info).filter(|info| is_retired(info)).map(SegmentInfo::live_bytes).sum()
+            }
+            // Its salts are not in memory: all of it may be.
+            Err(_) => map.space().summary(span).map_or(0, |summary| summary.totals.live_bytes),
+        };
+        let segments: u64 = map.space().spans().map(of_span).sum();
         let bytes = |seq: &Seq| self.log.map.runs().iter().filter_map(|run| run.objects.get(seq)).sum::<u64>();
         let tables = self.checkpoints.iter().map(|(seq, info)| (info.salt, bytes(seq)));
-        segments.chain(tables).filter(|(salt, _)| self.rules.sealer.is_retired(salt)).map(|(_, bytes)| bytes).sum()
+        let tables = tables.filter(|(salt, _)| self.rules.sealer.is_retired(salt)).map(|(_, bytes)| bytes);
+        segments + tables.sum::<u64>()
     }
 
     /// Has all runs of the map merged, with the next checkpoints.

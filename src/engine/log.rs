@@ -286,7 +286,7 @@ impl Log {
 
     /// A plan for reading `extent`: its pieces in order, without gaps.
     pub fn plan_read(&mut self, extent: Extent) -> Result<Vec<(Extent, Piece)>, NeedPages> {
-        let mut pieces = Vec::new();
+        let (mut pieces, mut missing) = (Vec::new(), BTreeSet::new());
         let mut unknown = vec![extent];
         let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
         let layers = std::iter::once(&self.active).chain(sealed.map(|batch| &batch.buffer));
@@ -303,8 +303,14 @@ impl Log {
         }
         for part in unknown {
             for (part, placement) in self.map.lookup(part)? {
-                pieces.push((part, self.mapped(placement)));
+                match self.mapped(placement) {
+                    Ok(piece) => pieces.push((part, piece)),
+                    Err(NeedPages(pages)) => missing.extend(pages),
+                }
             }
+        }
+        if !missing.is_empty() {
+            return Err(NeedPages(missing.into_iter().collect()));
         }
         pieces.sort_unstable_by_key(|(part, _)| part.start);
         Ok(pieces)
@@ -384,15 +390,12 @@ impl Log {
         self.active.accepted_bytes() + sealed.map(|batch| batch.buffer.accepted_bytes()).sum::<u64>()
     }
 
-    fn mapped(&self, placement: Placement) -> Piece {
-        match placement {
+    fn mapped(&self, placement: Placement) -> Result<Piece, NeedPages> {
+        Ok(match placement {
             Placement::Zero | Placement::Hole => Piece::Zero,
             // A segment that the map points to is in the table; were it not, no salt would open the frame.
-            Placement::Data(location) => {
-                let salt = self.map.usage().get(location.frame.seq).map_or([0; 16], |info| info.salt);
-                Piece::Frame(location, salt)
-            }
-        }
+            Placement::Data(location) => Piece::Frame(location, self.map.salt(location.frame.seq)?.unwrap_or_default()),
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! The core without a runtime: whatever happens in whatever order, it is held against the client's own record of its bytes, and against
 //! what a store would hold. What the shell and its tasks do is done here by hand, one effect at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,8 @@ use crate::format::root::CheckpointInfo;
 use crate::format::segment::Payload;
 use crate::map::compaction::Sizes;
 use crate::map::layout::{Layout, Progress};
-use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table, Usage};
+use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table};
+use crate::space::{self, Bounds, Durable, Fold, Space, Span};
 use crate::store::{ErrorKind, StoreError};
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, FrameAddr, Location, Seq};
 
@@ -81,7 +83,7 @@ struct Base {
     seq: Seq,
     covers: ChangeNo,
     runs: Vec<Run>,
-    usage: Usage,
+    table: Durable,
 }
 
 /// A volume, its client and its store.
@@ -106,6 +108,21 @@ struct World {
     gathers: usize,
     /// A task has entered its result into the ledger, and its end is not an event yet.
     is_ending: bool,
+}
+
+/// Every page is small and is read again: what is worth it in a large volume happens in a small one.
+fn bounds() -> Bounds {
+    Bounds {
+        deltas: 3,
+        part: 0,
+        few: 0,
+        deltas_of_few: 1,
+        spans_in_root: 0,
+        deltas_in_root: 1,
+        lists: 2,
+        objects: 3,
+        spans: 1,
+    }
 }
 
 impl World {
@@ -269,6 +286,12 @@ impl World {
             Effect::UploadMove(seq, covers, data) => self.upload_move(seq, covers, &data),
             Effect::Commit(uploaded, _) => self.commit(&uploaded),
             Effect::Chore(Chore::Checkpoint(plan)) => self.checkpoint(*plan),
+            Effect::Chore(Chore::Look(_)) if fails => Event::Looked(Err("away".into())),
+            Effect::Chore(Chore::Look(NeedPages(need))) => {
+                // Of what a checkpoint has superseded meanwhile there is nothing.
+                let there = need.into_iter().filter(|page| self.pages.contains_key(&page.at)).collect();
+                Event::Looked(Ok(self.load(NeedPages(there))))
+            }
             Effect::Chore(Chore::Gather(victims, as_of)) => {
                 let mut gathered = self.gather(victims, as_of);
                 gathered.failed = fails.then(refusal);
@@ -341,8 +364,8 @@ impl World {
         Event::Committed { moved: uploaded.as_of.is_some() }
     }
 
-    fn load(&self, NeedPages(need): NeedPages) -> Vec<(PageRef, std::sync::Arc<MapPage>)> {
-        need.into_iter().map(|page| (page.at, std::sync::Arc::new(self.pages[&page.at].clone()))).collect()
+    fn load(&self, NeedPages(need): NeedPages) -> Vec<(PageRef, Arc<MapPage>)> {
+        need.into_iter().map(|page| (page.at, Arc::new(self.pages[&page.at].clone()))).collect()
     }
 
     fn checkpoint(&mut self, plan: CheckpointPlan) -> Event {
@@ -355,19 +378,40 @@ impl World {
                 Progress::Done => break,
             }
         }
-        self.pages.extend(layout.all_written());
-        let done = layout.into_laid_out();
-        let mut usage = map.usage;
-        done.deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
+        let mut done = layout.into_laid_out();
+        let mut fold = Fold::new(root.seq, &map.table, done.deaths.iter(), BTreeSet::new(), bounds());
+        let mut loaded: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
+        loop {
+            match fold.go_on(&loaded, &mut done.writer).unwrap() {
+                space::Progress::GoOn => {}
+                space::Progress::Needs(need) => loaded.extend(self.load(need.into())),
+                space::Progress::Done => break,
+            }
+        }
+        let table = fold.finish(&mut done.writer).unwrap();
+        assert!(table.loose.is_empty() && table.contradictions == 0);
+        self.pages.extend(std::mem::take(&mut done.writer.all));
+        let (_, pages) = done.writer.finish();
         let named = done.runs.iter().flat_map(|run| run.objects.keys().copied());
-        let checkpoints = named.map(|seq| (seq, CheckpointInfo::default())).collect();
-        let dead = usage.dead(root.seq);
-        self.base = Base { seq: root.seq, covers: root.covers, runs: done.runs.clone(), usage };
-        let map = Checkpointed { runs: done.runs, deaths: done.deaths, pages: done.pages };
+        let objects: BTreeSet<Seq> = named.chain(table.durable.objects().into_keys()).collect();
+        let checkpoints = objects.iter().map(|seq| (*seq, CheckpointInfo::default())).collect();
+        let durable = table.durable.clone();
+        self.base = Base { seq: root.seq, covers: root.covers, runs: done.runs.clone(), table: durable };
+        let map = Checkpointed { runs: done.runs, table, objects, pages };
         let has_begun_all = done.has_begun_all;
-        let written = Written { seq: root.seq, map, checkpoints, dead, has_begun_all, bytes };
+        let written = Written { seq: root.seq, map, checkpoints, has_begun_all, bytes };
         self.core.ledger.checkpoint_written(written, self.now.map_memory, self.now.at);
+        self.doom();
         Event::Checkpointed
+    }
+
+    /// What is dead is to be deleted.
+    fn doom(&mut self) {
+        let (mut from, mut pages) = (Span(0), HashMap::new());
+        while let Some((next, need)) = self.core.ledger.doom(from, &pages) {
+            pages = self.load(need).into_iter().collect();
+            from = next;
+        }
     }
 
     fn gather(&mut self, victims: Vec<Seq>, as_of: Seq) -> Gathered {
@@ -448,8 +492,8 @@ impl World {
 
     /// Whoever opens the volume after a crash now finds a prefix that holds all that was promised.
     fn check_crash(&self) {
-        let Base { seq, mut covers, runs, usage } = self.base.clone();
-        let mut map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), usage);
+        let Base { seq, mut covers, runs, table } = self.base.clone();
+        let mut map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), Space::restore(table, []));
         let mut next = if seq < FENCE { FENCE.next() } else { seq.next() };
         while let Some(stored) = self.objects.get(&next) {
             let Uploaded { info, placements, as_of, .. } = &stored.uploaded;
@@ -541,6 +585,10 @@ proptest! {
         prop_assert_eq!((log.covers(), log.checkpointed()), (log.last(), log.committed()));
         prop_assert!(world.core.ledger.doomed().is_empty());
         let gathers = world.gathers;
+        // Woken in the quiet for the first time, it may look into its table of segments.
+        world.step(Step::Wait(10_000));
+        prop_assert!(!world.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Look(_)))));
+        world.settle();
         world.step(Step::Wait(100 * 3_600_000));
         prop_assert!(world.running.is_empty() && world.gathers == gathers, "an idle volume begins {:?}", world.running);
         world.step(Step::Close);

@@ -1,6 +1,6 @@
-//! Checkpoints: the extent map as of a place in the log, in one object. The root stands in the object's head and finds
-//! the runs of the map, the live blocks of every segment, and the newest fence; behind it stand, as frames, the pages of runs that
-//! this checkpoint wrote. Other pages stay in the objects of older checkpoints, which live as long as a run has pages in them.
+//! Checkpoints: the extent map and the table of segments as of a place in the log, in one object. The root stands in the object's head and
+//! finds the runs of the map, the pages of the table, and the newest fence; behind it stand, as frames, the pages that this checkpoint
+//! wrote. Other pages stay in the objects of older checkpoints, which live as long as a run or the table has pages in them.
 //!
 //! Pages name each other by their places among the frames of an object: where those begin is known only when the root is
 //! written, and stands in later roots ([`CheckpointInfo::frames_at`]).
@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
-use crate::codec::object::{Decoded, Encoded, Found, LAYERED, ObjectKind, decode_head, encode};
+use crate::codec::object::{Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode};
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
 use crate::format::account::Account;
@@ -20,9 +20,11 @@ use crate::format::segment::Fence;
 use crate::format::segment::fence::WINDOW_MAX;
 use crate::map::leaf_format::{PAGE_BYTES_MAX, decode_index, decode_leaf, read_refs, write_refs};
 use crate::map::{Leaf, MapPage, PageAt, PageIndex, PageKind, PageRef, Part, Run, SegmentInfo};
+use crate::space::TableRoot;
 use crate::units::{BlockIndex, ChangeNo, Extent, Seq, VOLUME_BLOCKS_MAX};
 
 mod fixed;
+mod table;
 
 /// What a checkpoint says, but for the content of the pages. All lists are sorted by their first member, without
 /// doubles.
@@ -36,9 +38,11 @@ pub struct Root {
     pub next_slot: Seq,
     /// The newest fence, and where it stands.
     pub fence: Option<(Seq, Fence)>,
-    /// Segments that are in the store.
+    /// What finds the pages of the table of segments.
+    pub table: TableRoot,
+    /// Segments that are in no page of the table: mostly none; of the formats before its pages, all of them.
     pub segments: Vec<(Seq, SegmentInfo)>,
-    /// Checkpoint objects, this one too, in which a run has pages.
+    /// Checkpoint objects, this one too, in which a run or the table has pages.
     pub checkpoints: Vec<(Seq, CheckpointInfo)>,
     /// The runs of the map, newest first.
     pub runs: Vec<Run>,
@@ -68,15 +72,16 @@ pub struct EncodedCheckpoint {
     pub root: Root,
 }
 
-/// Makes a checkpoint of a root and the pages that its runs have in this object, in the order of their places. Checkpoints in which
-/// no run has pages leave the root.
+/// Makes a checkpoint of a root and the pages that its runs and its table have in this object, in the order of their places.
+/// Checkpoints in which neither has pages leave the root.
 pub fn encode_checkpoint(
     sealer: &Sealer,
     salt: Salt,
     root: Root,
     pages: Frames,
 ) -> Result<EncodedCheckpoint, EncodeError> {
-    let needed: BTreeSet<Seq> = root.runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
+    let mut needed: BTreeSet<Seq> = root.runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
+    needed.extend(&root.table.objects);
     let mut root = Root { own: pages.lens().to_vec(), ..root };
     root.checkpoints.retain(|(seq, _)| needed.contains(seq) && *seq != root.seq);
     let older = root.checkpoints.clone();
@@ -148,6 +153,7 @@ pub fn open_page(
         PageKind::Leaf => MapPage::Leaf(Leaf::new(&decode_leaf(*first, &bytes)?)),
         PageKind::Index => MapPage::Index(decode_index(*first, &bytes)?),
         PageKind::Fixed => MapPage::Leaf(Leaf::new(&crate::map::fixed::decode_page(PageIndex::of(*first), &bytes)?)),
+        PageKind::Table(kind) => MapPage::Table(crate::space::page_format::decode(*kind, first.0, &bytes)?),
     })
 }
 
@@ -177,6 +183,8 @@ fn check(root: &Root) -> Result<(), &'static str> {
         root.runs.iter().all(|run| run.objects.keys().all(known)),
         "a run has pages in a checkpoint that is not listed",
     )?;
+    ensure(root.table.objects.iter().all(known), "the table has pages in a checkpoint that is not listed")?;
+    table::check(&root.table, root.next_slot)?;
     root.runs.iter().try_for_each(check_run)?;
     ensure(root.runs.is_sorted_by(|newer, older| newer.through >= older.through), "its runs are out of order")?;
     ensure(root.runs.first().is_none_or(|run| run.through <= root.seq), "a run reaches beyond it")?;
@@ -212,7 +220,8 @@ const COUNTED: u8 = 2;
 
 fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
     let pages: usize = root.runs.iter().map(|run| run.pages.len()).sum();
-    let room = root.segments.len() * 28 + older.len() * 24 + pages * 10 + root.own.len() * 3;
+    let room =
+        root.table.spans.len() * 80 + root.segments.len() * 28 + older.len() * 24 + pages * 10 + root.own.len() * 3;
     let mut w = Writer::with_capacity(512 + room);
     let is_counted = root.account != Account::default();
     w.u8(if root.fence.is_some() { FENCED } else { 0 } | if is_counted { COUNTED } else { 0 });
@@ -222,6 +231,7 @@ fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
         w.varint(seq.0);
         fence.write(&mut w);
     }
+    table::write(&mut w, &root.table);
     write_segments(&mut w, &root.segments);
     write_checkpoints(&mut w, older);
     w.varint(root.own.len() as u64);
@@ -260,6 +270,7 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
 }
 
 fn read_layers(r: &mut Reader<'_>, root: Root, decoded: &Decoded) -> Result<Root, Malformed> {
+    let table = if decoded.version < PAGED { TableRoot::default() } else { table::read(r)? };
     let segments = read_segments(r)?;
     let mut checkpoints = read_checkpoints(r)?;
     if checkpoints.last().is_some_and(|(last, _)| *last >= root.seq) {
@@ -272,10 +283,10 @@ fn read_layers(r: &mut Reader<'_>, root: Root, decoded: &Decoded) -> Result<Root
         return Err(r.bad("runs of other volumes"));
     }
     let runs = read_list(r, 8, read_run)?;
-    if runs.iter().any(|run| run.objects.contains_key(&root.seq)) {
+    if runs.iter().any(|run| run.objects.contains_key(&root.seq)) || table.objects.contains(&root.seq) {
         checkpoints.push((root.seq, CheckpointInfo { salt: decoded.salt, frames_at: decoded.frames_at }));
     }
-    Ok(Root { segments, checkpoints, own, runs, ..root })
+    Ok(Root { table, segments, checkpoints, own, runs, ..root })
 }
 
 const KIND_AT: u8 = 3;
@@ -288,7 +299,8 @@ fn write_run(w: &mut Writer, run: &Run) {
         Part::Input => 2,
     };
     let kind = match run.kind {
-        PageKind::Leaf => 0,
+        // No run has pages of the table.
+        PageKind::Leaf | PageKind::Table(_) => 0,
         PageKind::Index => 1,
         PageKind::Fixed => 2,
     };
@@ -417,6 +429,7 @@ mod tests {
     use crate::map::compaction::END;
     use crate::map::leaf_format::encode_leaf;
     use crate::map::{Entry, Placement};
+    use crate::space::{Counter, Delta, Listed, Span, SpanEntry, Summary};
     use crate::units::{Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {
@@ -425,6 +438,22 @@ mod tests {
 
     fn info(salt: u8) -> SegmentInfo {
         SegmentInfo { salt: [salt; 16], stored_bytes: 8 << 20, blocks: 2048, live_blocks: u32::from(salt) }
+    }
+
+    /// A span and a list of deltas, in these objects.
+    fn table(objects: &[u64]) -> TableRoot {
+        let page = |n: usize, len| PageRef { checkpoint: Seq(objects[n % objects.len()]), offset: n as u32 * 900, len };
+        let counter = Counter { stored_bytes: 8 << 20, blocks: 2048, live_blocks: 1000 };
+        let summary = Summary::of([&counter; 3]);
+        let entry =
+            |(n, span)| SpanEntry { span, is_dead: n == 1, counters: page(n, 300), salts: page(n + 2, 400), summary };
+        TableRoot {
+            objects: objects.iter().map(|seq| Seq(*seq)).collect(),
+            spans: [Span(0)].into_iter().enumerate().map(entry).collect(),
+            groups: Vec::new(),
+            lists: vec![Listed { pages: [5, 5 + 2 * objects.len()].map(|n| page(n, 70)).to_vec() }],
+            recent: vec![(Seq(3), Delta::Died(7)), (Seq(4), Delta::Gone(0))],
+        }
     }
 
     fn run(objects: &[u64]) -> Run {
@@ -454,6 +483,7 @@ mod tests {
             covers: ChangeNo(99),
             next_slot: Seq(30),
             fence: Some((Seq(12), fence)),
+            table: table(&[5, 9]),
             segments: vec![(Seq(3), info(1)), (Seq(19), info(2)), (Seq(20), info(0))],
             checkpoints: [5, 7, 9].map(|seq| (Seq(seq), CheckpointInfo { salt: [1; 16], frames_at: 500 })).to_vec(),
             runs: vec![run(&[7]), Run { is_last: true, ..run(&[5, 7]) }],
@@ -491,7 +521,7 @@ mod tests {
         assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
         assert_eq!(encoded.object.total, bytes.len() as u64);
         assert_eq!(verify_checkpoint(&sealer(), Seq(20), &bytes).unwrap(), encoded.root);
-        let (_, info) = encoded.root.checkpoints[2];
+        let (_, info) = encoded.root.checkpoints[3];
         let frame = encoded.object.frames[0];
         assert_eq!(frame.0, info.frames_at);
         let at = PageRef { checkpoint: Seq(20), offset: 0, len: frame.1 };
@@ -505,9 +535,12 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_in_which_no_run_has_pages_leaves_the_root() {
-        let (encoded, bytes) = make(sample(), 1);
+    fn a_checkpoint_in_which_nothing_has_pages_leaves_the_root() {
+        let (encoded, bytes) = make(Root { table: TableRoot::default(), ..sample() }, 1);
         assert_eq!(encoded.root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [5, 7]);
+        assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
+        let (encoded, bytes) = make(sample(), 1);
+        assert_eq!(encoded.root.checkpoints.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), [5, 7, 9]);
         assert_eq!(decode(20, &bytes).unwrap(), encoded.root);
         assert_eq!(encoded.root.own.len(), 1, "what was written and merged at once");
     }
@@ -528,6 +561,29 @@ mod tests {
         refused("its segments are out of order", &|root| root.segments.swap(0, 1));
         refused("a segment lives more than it has", &|root| root.segments[1].1.live_blocks = 2049);
         refused("it names a segment beyond its next slot", &|root| root.segments[2].0 = Seq(30));
+        let not_listed = "a page of its table is in a checkpoint that is not listed, or of no length that can be";
+        refused("the table has pages in a checkpoint that is not listed", &|root| {
+            root.table.objects.insert(Seq(6));
+        });
+        refused(not_listed, &|root| root.table.spans[0].salts.checkpoint = Seq(7));
+        refused(not_listed, &|root| root.table.spans[0].counters.len = 20);
+        refused(not_listed, &|root| root.table.groups = vec![(0, PageRef { checkpoint: Seq(7), offset: 0, len: 100 })]);
+        let group = (0, PageRef { checkpoint: Seq(5), offset: 0, len: 100 });
+        refused("spans of its table stand in two places", &|root| root.table.groups = vec![group]);
+        refused("spans of its table are out of order", &|root| root.table.spans = vec![root.table.spans[0]; 2]);
+        refused("groups of its table are out of order", &|root| {
+            (root.table.spans, root.table.groups) = (Vec::new(), vec![group; 2]);
+        });
+        refused("its table has a span beyond its next slot", &|root| root.table.spans[0].span = Span(1));
+        refused("its table has a group beyond its next slot", &|root| {
+            (root.table.spans, root.table.groups) = (Vec::new(), vec![(1, group.1)]);
+        });
+        refused("a list of its table is empty, or in two checkpoints", &|root| root.table.lists[0].pages.clear());
+        refused("a list of its table is empty, or in two checkpoints", &|root| {
+            root.table.lists[0].pages[1].checkpoint = Seq(5);
+        });
+        refused("lists of its table are out of order", &|root| root.table.lists = vec![root.table.lists[0].clone(); 2]);
+        refused("deltas of its table are out of order", &|root| root.table.recent.swap(0, 1));
         refused("a run has pages in a checkpoint that is not listed", &|root| root.checkpoints.truncate(0));
         refused("a page is in a checkpoint that is not listed", &|root| root.runs[0].objects.clear());
         refused("its runs are out of order", &|root| root.runs[1].through = Seq(1));
@@ -546,15 +602,14 @@ mod tests {
     }
 
     fn roots() -> impl Strategy<Value = Root> {
-        let segments = prop::collection::btree_map(0u64..1 << 30, (any::<[u8; 16]>(), any::<[u32; 3]>()), 0..20);
+        let objects = prop::collection::btree_set(0u64..6, 1..4);
         let part = prop_oneof![Just(Part::Whole), Just(Part::Output)];
         let run = (prop::collection::vec(0u64..6, 0..8), part, any::<bool>(), 0u64..1 << 50, any::<[u64; 2]>());
         let runs = prop::collection::vec(run, 0..6);
-        (segments, runs, any::<bool>(), any::<[u64; 2]>()).prop_map(|(segments, runs, plain, n)| {
-            let segment = |(seq, (salt, [stored, a, b])): (u64, ([u8; 16], [u32; 3]))| {
-                let info =
-                    SegmentInfo { salt, stored_bytes: u64::from(stored), blocks: a.max(b), live_blocks: a.min(b) };
-                (Seq(seq), info)
+        (objects, runs, any::<bool>(), any::<[u64; 2]>()).prop_map(|(objects, runs, plain, n)| {
+            let table = match plain {
+                true => TableRoot::default(),
+                false => table(&objects.into_iter().collect::<Vec<_>>()[..1]),
             };
             let run = |(objects, part, is_last, from, [entries, owing]): (Vec<u64>, Part, bool, u64, [u64; 2])| {
                 let upto = if part == Part::Whole { END } else { BlockIndex(from + 1) };
@@ -567,7 +622,7 @@ mod tests {
                 covers: ChangeNo(n[1] % ORDINAL_MAX),
                 next_slot: Seq((1 << 30) + 1 + n[0] % u64::from(WINDOW_MAX)),
                 fence: if plain { None } else { sample().fence },
-                segments: segments.into_iter().map(segment).collect(),
+                table,
                 checkpoints: (0..6).map(checkpoint).collect(),
                 runs: runs.into_iter().map(run).collect(),
                 account: if plain { Account::default() } else { Account { gets: n[0], ..Account::default() } },

@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::human;
-use crate::map::{SegmentInfo, UsageTotals};
+use crate::space::{Counter, Order, SegmentInfo, Totals, Want};
 use crate::units::Seq;
 
 /// What an operator may tune.
@@ -101,7 +101,7 @@ const BATCH_PART: u64 = 16;
 const SMALL_PART: u64 = 16;
 
 /// Bytes to free, to get back to the bound; 0 if it is kept.
-pub fn excess(totals: &UsageTotals, options: &Options, activity: Activity) -> u64 {
+pub fn excess(totals: &Totals, options: &Options, activity: Activity) -> u64 {
     let percent = match activity {
         Activity::Busy => options.busy_percent,
         Activity::Quiet => options.quiet_percent,
@@ -137,7 +137,7 @@ pub enum Client {
 
 /// The share of collection: it gives way to the client, less so the shorter space is. `passing_bytes` take space for a
 /// while only: dead objects that will go soon, and segments that are on their way to the store.
-pub fn pace(totals: &UsageTotals, passing_bytes: u64, options: &Options, activity: Activity, window: u32) -> Pace {
+pub fn pace(totals: &Totals, passing_bytes: u64, options: &Options, activity: Activity, window: u32) -> Pace {
     let half = (window / 2).max(1);
     if activity == Activity::Quiet {
         return Pace { time_percent: 100, uploads: half, client: Client::Free };
@@ -162,10 +162,10 @@ pub fn pace(totals: &UsageTotals, passing_bytes: u64, options: &Options, activit
 
 /// The totals with what passing bytes leave of the room between `busy_percent` and `hold_percent` taken into account: what
 /// is more than the part up to `limit_percent` counts as garbage, so that sparse segments make way for it.
-pub fn make_way(totals: &UsageTotals, passing_bytes: u64, options: &Options) -> UsageTotals {
+pub fn make_way(totals: &Totals, passing_bytes: u64, options: &Options) -> Totals {
     let free = share(totals.live_bytes, options.limit_percent.saturating_sub(options.busy_percent));
     let most = share(totals.live_bytes, options.hold_percent.saturating_sub(options.limit_percent));
-    UsageTotals { stored_bytes: totals.stored_bytes + passing_bytes.saturating_sub(free).min(most), ..*totals }
+    Totals { stored_bytes: totals.stored_bytes + passing_bytes.saturating_sub(free).min(most), ..*totals }
 }
 
 /// How far `value` is on the way between two bounds, in percent.
@@ -189,11 +189,28 @@ pub struct Sizes {
     pub block: u64,
 }
 
-/// The segments to rewrite next, in log order; none if nothing is to be done. `head` is the last place of the log,
+/// Where to look for what [`choose`] chooses, in this order: first among sparse segments, then among small ones.
+pub fn look(totals: &Totals, head: Seq, sizes: Sizes, options: &Options, activity: Activity) -> Vec<Want> {
+    // A round has room for so many.
+    let blocks = 2 * options.batch / sizes.block;
+    let order = match activity {
+        Activity::Busy => Order::Benefit(head),
+        Activity::Quiet => Order::Emptiest,
+    };
+    let freed = excess(totals, options, activity);
+    let live = worth_writing(sizes.segment, totals.live_bytes, activity);
+    let sparse = (freed > 0).then_some(Want { order, freed, live, blocks, segments: 1 });
+    let most = u32::try_from(sizes.segment / SMALL_PART / sizes.block).unwrap_or(u32::MAX);
+    let segments = options.merge_count.max(2).into();
+    let small = Want { order: Order::Smallest(most), freed: u64::MAX, live: u64::MAX, blocks, segments };
+    sparse.into_iter().chain([small]).collect()
+}
+
+/// The segments to rewrite next of these, in log order; none if nothing is to be done. `head` is the last place of the log,
 /// `spared` are segments that cannot be read or are being rewritten already.
-pub fn choose<'a>(
-    segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
-    totals: &UsageTotals,
+pub fn choose(
+    segments: impl Iterator<Item = (Seq, Counter)>,
+    totals: &Totals,
     head: Seq,
     sizes: Sizes,
     options: &Options,
@@ -204,7 +221,7 @@ pub fn choose<'a>(
     let partly_live = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq));
     let (mut sparse, mut small) = (Vec::new(), Vec::new());
     for (seq, info) in partly_live {
-        let candidate = Candidate::new(seq, info, sizes);
+        let candidate = Candidate::new(seq, &info, sizes);
         if excess > 0 && candidate.is_worth_it(activity) {
             sparse.push(candidate);
         }
@@ -222,8 +239,8 @@ pub fn choose<'a>(
 }
 
 /// The segments to rewrite next because of what `is_retired` says of them, in log order.
-pub fn choose_retired<'a>(
-    segments: impl Iterator<Item = (Seq, &'a SegmentInfo)>,
+pub fn choose_retired(
+    segments: impl Iterator<Item = (Seq, SegmentInfo)>,
     sizes: Sizes,
     options: &Options,
     spared: &BTreeSet<Seq>,
@@ -231,16 +248,16 @@ pub fn choose_retired<'a>(
 ) -> Vec<Seq> {
     let mut data = 0;
     let retired = segments.filter(|(seq, info)| info.live_blocks > 0 && !spared.contains(seq) && is_retired(info));
-    let fits = |(seq, info): &(Seq, &SegmentInfo)| {
+    let fits = |(seq, info): &(Seq, SegmentInfo)| {
         let is_first = data == 0;
-        data += Candidate::new(*seq, info, sizes).data;
+        data += Candidate::new(*seq, &info.counter(), sizes).data;
         is_first || data <= options.batch
     };
     retired.take_while(fits).map(|(seq, _)| seq).collect()
 }
 
 /// Whether [`choose`] may find something, without looking at every segment: merging aside.
-pub fn is_due(totals: &UsageTotals, options: &Options, activity: Activity) -> bool {
+pub fn is_due(totals: &Totals, options: &Options, activity: Activity) -> bool {
     excess(totals, options, activity) > 0
 }
 
@@ -256,7 +273,7 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn new(seq: Seq, info: &SegmentInfo, sizes: Sizes) -> Candidate {
+    fn new(seq: Seq, info: &Counter, sizes: Sizes) -> Candidate {
         let data = u64::from(info.live_blocks) * sizes.block;
         Candidate { seq, stored: info.stored_bytes, live: info.live_bytes(), data }
     }
@@ -296,10 +313,7 @@ fn take_sparse(
             sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq))
         }
     }
-    let worth_writing = match activity {
-        Activity::Busy => (4 * segment_size).min(live_bytes / BATCH_PART).max(segment_size),
-        Activity::Quiet => 0,
-    };
+    let worth_writing = worth_writing(segment_size, live_bytes, activity);
     let (mut freed, mut live, mut data) = (0, 0, 0);
     let mut chosen = Vec::new();
     for candidate in sparse {
@@ -313,6 +327,14 @@ fn take_sparse(
         chosen.push(candidate.seq);
     }
     chosen
+}
+
+/// So much is rewritten at once, although less would free enough.
+fn worth_writing(segment_size: u64, live_bytes: u64, activity: Activity) -> u64 {
+    match activity {
+        Activity::Busy => (4 * segment_size).min(live_bytes / BATCH_PART).max(segment_size),
+        Activity::Quiet => 0,
+    }
 }
 
 /// The smallest ones: each byte is then merged a few times at most on its way to a full segment. One alone stays as it is.
@@ -340,18 +362,17 @@ mod tests {
     }
 
     /// A segment of so many blocks, `live` of them, that were compressed to a hundredth.
-    fn compressed(blocks: u32, live: u32) -> SegmentInfo {
-        let stored_bytes = u64::from(blocks) * 41;
-        SegmentInfo { salt: [0; 16], stored_bytes, blocks, live_blocks: live }
+    fn compressed(blocks: u32, live: u32) -> Counter {
+        Counter { stored_bytes: u64::from(blocks) * 41, blocks, live_blocks: live }
     }
 
     /// What would be rewritten of these segments, and the bytes that its live blocks take in memory.
-    fn chosen(segments: &[SegmentInfo], options: &Options, activity: Activity) -> (Vec<Seq>, u64) {
-        let numbered = || (1..).map(Seq).zip(segments);
-        let mut usage = crate::map::Usage::default();
-        numbered().for_each(|(seq, info)| usage.born(seq, *info));
+    fn chosen(segments: &[Counter], options: &Options, activity: Activity) -> (Vec<Seq>, u64) {
+        let numbered = || (1..).map(Seq).zip(segments.iter().copied());
+        let mut totals = Totals::default();
+        segments.iter().for_each(|counter| totals.count(counter));
         let head = Seq(segments.len() as u64);
-        let victims = choose(numbered(), &usage.totals(), head, sizes(), options, activity, &BTreeSet::new());
+        let victims = choose(numbered(), &totals, head, sizes(), options, activity, &BTreeSet::new());
         let live = |seq: &Seq| u64::from(segments[seq.0 as usize - 1].live_blocks) * 4096;
         let opened = victims.iter().map(live).sum();
         (victims, opened)
@@ -366,8 +387,8 @@ mod tests {
         }
         let (victims, opened) = chosen(&[compressed(128, 128); 2000], &options, Activity::Busy);
         assert!(victims.len() > 1 && opened <= options.batch, "small: {opened} bytes");
-        let all = [compressed(4096, 4096); 200];
-        let retired = choose_retired((1..).map(Seq).zip(&all), sizes(), &options, &BTreeSet::new(), |_| true);
+        let info = SegmentInfo { stored_bytes: 4096 * 41, blocks: 4096, live_blocks: 4096, ..SegmentInfo::default() };
+        let retired = choose_retired((1..).map(Seq).zip([info; 200]), sizes(), &options, &BTreeSet::new(), |_| true);
         assert_eq!(retired.len() as u64, options.batch / (4096 * 4096));
     }
 
@@ -391,11 +412,8 @@ mod tests {
     const WINDOW: u32 = 8;
 
     fn at(stored_percent: u64, passing: u64, window: u32) -> Pace {
-        let totals = UsageTotals {
-            live_bytes: LIVE,
-            stored_bytes: LIVE / 100 * stored_percent - passing,
-            ..UsageTotals::default()
-        };
+        let totals =
+            Totals { live_bytes: LIVE, stored_bytes: LIVE / 100 * stored_percent - passing, ..Totals::default() };
         pace(&totals, passing, &Options::default(), Activity::Busy, window)
     }
 
@@ -424,7 +442,7 @@ mod tests {
 
     #[test]
     fn sparse_segments_make_way_for_what_passes_but_only_so_far() {
-        let totals = UsageTotals { live_bytes: LIVE, stored_bytes: 2 * LIVE, ..UsageTotals::default() };
+        let totals = Totals { live_bytes: LIVE, stored_bytes: 2 * LIVE, ..Totals::default() };
         let more = |passing| make_way(&totals, passing, &Options::default()).stored_bytes - totals.stored_bytes;
         assert_eq!(more(LIVE / 100), 0);
         assert!(more(LIVE / 20) > 0 && more(LIVE) == more(2 * LIVE) && more(LIVE) < LIVE / 10);

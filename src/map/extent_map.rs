@@ -1,11 +1,13 @@
-//! The map of a volume: the newest table, what a checkpoint under way writes, and the runs in the store.
+//! The map of a volume: the newest table, what a checkpoint under way writes, and the runs in the store; and the table of segments, whose
+//! pages are in memory beside those of the map.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::page_cache::PageCache;
-use super::{Deaths, Entry, Found, MapPage, PageAt, PageRef, Placement, Run, SegmentInfo, Table, Usage};
+use super::page_cache::{PageCache, WithMore};
+use super::{Deaths, Entry, Found, MapPage, PageAt, PageKind, PageRef, Placement, Run, SegmentInfo, Table};
+use crate::space::{self, Counted, Counter, Folded, Need, Page, Space, Span, Want};
 use crate::units::{BlockCount, BlockIndex, Extent, Seq};
 
 /// An entry of a run takes so many bytes in memory, about.
@@ -27,7 +29,7 @@ pub struct ExtentMap {
     /// Newest first.
     runs: Arc<Vec<Run>>,
     pages: PageCache,
-    usage: Usage,
+    space: Space,
     /// Live blocks are counted exactly, at once, while all of the map takes at most so many bytes.
     exact_memory: u64,
 }
@@ -36,6 +38,17 @@ pub struct ExtentMap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeedPages(pub Vec<PageAt>);
 
+impl From<Need> for NeedPages {
+    fn from(need: Need) -> NeedPages {
+        let page = |page: space::PageAt| PageAt {
+            first: BlockIndex(page.number),
+            at: page.at,
+            kind: PageKind::Table(page.kind),
+        };
+        NeedPages(need.0.into_iter().map(page).collect())
+    }
+}
+
 /// What a checkpoint writes: the map at one instant.
 #[derive(Clone, Debug)]
 pub struct MapSnapshot {
@@ -43,8 +56,10 @@ pub struct MapSnapshot {
     pub newest: Arc<Table>,
     /// The runs below it, newest first.
     pub runs: Arc<Vec<Run>>,
-    /// Live blocks by segment.
-    pub usage: Usage,
+    /// The table of segments.
+    pub table: space::Snapshot,
+    /// Blocks that are live, about.
+    pub live_blocks: u64,
 }
 
 /// What a durable checkpoint made of a [`MapSnapshot`].
@@ -52,8 +67,10 @@ pub struct MapSnapshot {
 pub struct Checkpointed {
     /// The runs as they are now.
     pub runs: Vec<Run>,
-    /// Blocks of which it found out that they are dead.
-    pub deaths: Deaths,
+    /// The table of segments, those deaths counted.
+    pub table: Folded,
+    /// Checkpoint objects in which a run or the table has pages.
+    pub objects: BTreeSet<Seq>,
     /// Pages that it wrote.
     pub pages: Vec<(PageRef, Arc<MapPage>)>,
 }
@@ -71,18 +88,18 @@ struct Below {
 impl ExtentMap {
     /// The empty map of a volume of `blocks`.
     pub fn new(blocks: BlockCount) -> ExtentMap {
-        ExtentMap::restore(blocks, Vec::new(), Table::default(), Usage::default())
+        ExtentMap::restore(blocks, Vec::new(), Table::default(), Space::default())
     }
 
     /// The map of a checkpoint, no page loaded. `newest` lies above the runs.
-    pub fn restore(blocks: BlockCount, runs: Vec<Run>, newest: Table, usage: Usage) -> ExtentMap {
+    pub fn restore(blocks: BlockCount, runs: Vec<Run>, newest: Table, space: Space) -> ExtentMap {
         ExtentMap {
             volume: Extent { start: BlockIndex(0), count: blocks },
             newest,
             frozen: None,
             runs: Arc::new(runs),
             pages: PageCache::default(),
-            usage,
+            space,
             exact_memory: 0,
         }
     }
@@ -280,7 +297,7 @@ impl ExtentMap {
     ) -> Result<(), NeedPages> {
         let looked = self.look_below(changes, as_of);
         need(looked.missing)?;
-        self.usage.born(seq, info);
+        self.space.born(seq, info);
         let mut deaths = Deaths::default();
         for &(extent, placement) in changes {
             match as_of {
@@ -289,7 +306,7 @@ impl ExtentMap {
             }
         }
         // Once for each segment, not for each block.
-        deaths.iter().for_each(|(seq, blocks)| self.usage.dead_blocks(seq, BlockCount(blocks)));
+        deaths.iter().for_each(|(seq, blocks)| self.space.died(seq, blocks, &self.pages));
         Ok(())
     }
 
@@ -331,7 +348,7 @@ impl ExtentMap {
         let Placement::Data(to) = placement else { return };
         let unmoved = self.unchanged(extent, as_of, &mut BTreeSet::new());
         let moved: u64 = unmoved.iter().map(|part| part.count.0).sum();
-        self.usage.stillborn(to.frame.seq, BlockCount(extent.count.0 - moved));
+        self.space.died(to.frame.seq, extent.count.0 - moved, &self.pages);
         for part in unmoved {
             self.set(part, placement.skip(part.start - extent.start), looked, deaths);
         }
@@ -419,7 +436,14 @@ impl ExtentMap {
 
     /// A page that was asked for came in.
     pub fn page_loaded(&mut self, at: PageRef, page: Arc<MapPage>) {
+        let span = match &*page {
+            MapPage::Table(Page::Counters(counters)) => counters.first().map(|(seq, _)| Span::of(*seq)),
+            _ => None,
+        };
         self.pages.insert(at, page);
+        if let Some(span) = span {
+            self.space.counters_loaded(span, &self.pages);
+        }
     }
 
     /// A page, if it is in memory.
@@ -429,27 +453,89 @@ impl ExtentMap {
 
     /// Bytes that the map takes in memory, about.
     pub fn memory(&self) -> usize {
-        self.pages.memory() + self.dirty_memory()
+        self.pages.memory() + self.space.memory() + self.newest_memory()
     }
 
     /// Bytes in memory that a checkpoint must write before they can leave, about; what one under way writes is among them.
     pub fn dirty_memory(&self) -> usize {
+        self.newest_memory() + self.space.dirty_memory()
+    }
+
+    fn newest_memory(&self) -> usize {
         self.newest.memory() + self.frozen.as_ref().map_or(0, |frozen| frozen.memory())
     }
 
     /// Lets pages go, least recently used first, until at most `bound` bytes are left or there is no page.
     pub fn evict(&mut self, bound: usize) {
-        self.pages.evict(bound.saturating_sub(self.dirty_memory()));
+        self.pages.evict(bound.saturating_sub(self.newest_memory() + self.space.memory()));
     }
 
-    /// The accounting table.
-    pub fn usage(&self) -> &Usage {
-        &self.usage
+    /// The table of segments.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
-    /// The accounting table, to forget objects that were deleted.
-    pub fn usage_mut(&mut self) -> &mut Usage {
-        &mut self.usage
+    /// A slot of the log took effect that has no data, or is void.
+    pub fn born(&mut self, seq: Seq, info: SegmentInfo) {
+        self.space.born(seq, info);
+    }
+
+    /// An object that was dead is no longer in the store; it had so many bytes.
+    pub fn forget(&mut self, seq: Seq, stored_bytes: u64) {
+        self.space.forget(seq, stored_bytes, &self.pages);
+    }
+
+    /// The salt that opens a segment; nothing if it is not in the table.
+    pub fn salt(&self, seq: Seq) -> Result<Option<[u8; 16]>, NeedPages> {
+        Ok(self.space.salt(seq, &self.pages)?)
+    }
+
+    /// What is counted of a segment; nothing if it is not in the table.
+    pub fn counter(&self, seq: Seq) -> Result<Option<Counter>, NeedPages> {
+        Ok(self.space.counter(seq, &self.pages)?)
+    }
+
+    /// What is counted of the segments of a span. Pages that are not in memory are taken from `more`.
+    pub fn counters(&self, span: Span, more: &HashMap<PageRef, Arc<MapPage>>) -> Result<Counted, NeedPages> {
+        Ok(self.space.span(span, &WithMore { pages: &self.pages, more })?)
+    }
+
+    /// What is known of the segments of a span. Pages that are not in memory are taken from `more`.
+    pub fn infos(
+        &self,
+        span: Span,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> Result<Vec<(Seq, SegmentInfo)>, NeedPages> {
+        Ok(self.space.infos(span, &WithMore { pages: &self.pages, more })?)
+    }
+
+    /// The pages of a span that are not in memory: of its counters, and of its salts if these are asked for.
+    pub fn lacks(&self, span: Span, salts: bool) -> Vec<PageAt> {
+        let need = match salts {
+            true => self.space.infos(span, &self.pages).err(),
+            false => self.space.span(span, &self.pages).err(),
+        };
+        need.map_or_else(Vec::new, |need| NeedPages::from(need).0)
+    }
+
+    /// The salts of the segments of a span, as far as pages are there; pages that are not in memory are taken from `more`.
+    pub fn salts(&self, span: Span, more: &HashMap<PageRef, Arc<MapPage>>) -> Vec<(Seq, [u8; 16])> {
+        self.space.salts(span, &WithMore { pages: &self.pages, more })
+    }
+
+    /// See [`Space::candidates`]; pages that are not in memory are taken from `more`.
+    pub fn candidates(
+        &self,
+        want: &Want,
+        spared: &BTreeSet<Seq>,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> Result<Counted, NeedPages> {
+        Ok(self.space.candidates(want, spared, &WithMore { pages: &self.pages, more })?)
+    }
+
+    /// See [`Space::dead`]; pages that are not in memory are taken from `more`.
+    pub fn dead(&self, span: Span, more: &HashMap<PageRef, Arc<MapPage>>) -> Result<Counted, NeedPages> {
+        Ok(self.space.dead(span, &WithMore { pages: &self.pages, more })?)
     }
 
     /// The map as of now, for a checkpoint; one at a time. Changes go into a new table from here on.
@@ -464,7 +550,8 @@ impl ExtentMap {
         }
         let newest = Arc::new(std::mem::take(&mut self.newest));
         self.frozen = Some(newest.clone());
-        MapSnapshot { newest, runs: self.runs.clone(), usage: self.usage.clone() }
+        let live_blocks = self.space.totals().live_blocks;
+        MapSnapshot { newest, runs: self.runs.clone(), table: self.space.begin_checkpoint(), live_blocks }
     }
 
     /// Every block was changed since: whatever the runs say, only what the newest table points to is live.
@@ -475,22 +562,21 @@ impl ExtentMap {
                 *live.entry(location.frame.seq).or_insert(0) += entry.extent.count.0;
             }
         }
-        self.usage.recount(&live);
+        if !self.space.all_died_but(&live) {
+            return;
+        }
         // Its holes stay: they say what changed.
         self.newest.owe_nothing();
         self.runs = Arc::default();
-        self.pages.retain(|_| false);
     }
 
     /// A checkpoint is durable.
     pub fn checkpointed(&mut self, done: Checkpointed) {
         self.frozen = None;
         self.runs = Arc::new(done.runs);
-        done.deaths.iter().for_each(|(seq, blocks)| self.usage.dead_blocks(seq, BlockCount(blocks)));
         done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
-        let runs = self.runs.clone();
-        let objects: BTreeSet<Seq> = runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
-        self.pages.retain(|at| objects.contains(&at.checkpoint));
+        self.space.checkpointed(done.table, &self.pages);
+        self.pages.retain(|at| done.objects.contains(&at.checkpoint));
     }
 
     /// Entries of the newest table.

@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::compaction::{self, END, Pages, RunWriter, Sizes};
+use super::compaction::{self, END, RunWriter, Sizes};
 use super::merge::settle;
-use super::{Deaths, Entry, MapPage, MapSnapshot, NeedPages, PageAt, PageRef, Part, Run, Table};
+use super::{Deaths, Entry, MapPage, MapSnapshot, NeedPages, PageAt, PageRef, PageWriter, Part, Run, Table};
 use crate::codec::EncodeError;
-use crate::codec::frame::{Compression, Frames};
 use crate::units::Seq;
 
 /// Of the newest table, entries that are written in one go.
@@ -25,7 +24,7 @@ const LOADED_MEMORY: usize = 8 << 20;
 /// See the module.
 pub struct Layout {
     sizes: Sizes,
-    writer: Writer,
+    writer: PageWriter,
     runs: Vec<Run>,
     deaths: Deaths,
     loaded: HashMap<PageRef, Arc<MapPage>>,
@@ -58,10 +57,8 @@ pub struct LaidOut {
     pub runs: Vec<Run>,
     /// What merging found dead.
     pub deaths: Deaths,
-    /// The pages, in the order of their places.
-    pub frames: Frames,
-    /// Some of them as they are in memory.
-    pub pages: Vec<(PageRef, Arc<MapPage>)>,
+    /// The pages; those of the table follow.
+    pub writer: PageWriter,
     /// A merge of all runs has begun.
     pub has_begun_all: bool,
 }
@@ -80,16 +77,8 @@ impl Layout {
     /// Of the checkpoint at `seq`; `all` runs are to be merged if that can begin now. Of the pages, so many bytes stay in memory for
     /// whoever needs them next.
     pub fn new(seq: Seq, map: &MapSnapshot, all: bool, keep: usize, sizes: Sizes) -> Result<Layout, EncodeError> {
-        let writer = Writer {
-            object: seq,
-            frames: Frames::with_capacity(16, 0, Compression::Lz4),
-            offset: 0,
-            written: HashMap::new(),
-            // The newest run may be merged at once.
-            keep: usize::MAX,
-            #[cfg(test)]
-            all: HashMap::new(),
-        };
+        // The newest run may be merged at once.
+        let writer = PageWriter::new(seq, usize::MAX);
         let mut layout = Layout {
             sizes,
             writer,
@@ -103,16 +92,16 @@ impl Layout {
             has_begun_all: false,
         };
         layout.add_newest(&map.newest)?;
-        layout.added.1 = layout.writer.frames.total();
-        layout.writer.keep = keep;
-        layout.has_begun_all = compaction::begin_merges(&mut layout.runs, map.usage.totals().live_blocks, all, &sizes);
+        layout.added.1 = layout.writer.total();
+        layout.writer.keep(keep);
+        layout.has_begun_all = compaction::begin_merges(&mut layout.runs, map.live_blocks, all, &sizes);
         Ok(layout)
     }
 
     /// The newest table becomes the first run.
     fn add_newest(&mut self, newest: &Table) -> Result<(), EncodeError> {
         let is_last = self.runs.is_empty();
-        let mut run = RunWriter::new(Run { through: self.writer.object, is_last, ..Run::empty() }, self.sizes);
+        let mut run = RunWriter::new(Run { through: self.writer.object(), is_last, ..Run::empty() }, self.sizes);
         let mut entries = newest.iter();
         loop {
             let chunk: Vec<Entry> = entries.by_ref().take(CHUNK).collect();
@@ -156,13 +145,13 @@ impl Layout {
             true => (u64::MAX, self.sizes.bytes_all),
             false => ((self.added.0 * times).max(self.sizes.step_entries), self.sizes.bytes.max(self.added.1 * times)),
         };
-        merging.is_over |= merging.read >= entries || self.writer.frames.total() - merging.bytes_before >= bytes;
+        merging.is_over |= merging.read >= entries || self.writer.total() - merging.bytes_before >= bytes;
         let Some(inputs) = inputs.filter(|_| self.runs[output].part == Part::Output && !merging.is_over) else {
             return self.finish(merging);
         };
         let from = self.runs.get(inputs.start).map_or(END, |run| run.from);
         let page = |at: &PageRef| {
-            let page = self.loaded.get(at).or_else(|| self.writer.written.get(at));
+            let page = self.loaded.get(at).or_else(|| self.writer.page(at));
             page.map(|page| &**page)
         };
         let step = compaction::step(&self.runs[inputs.clone()], from, is_last, self.sizes.step_leaves, &page);
@@ -195,7 +184,7 @@ impl Layout {
             tail: RunWriter::tail(&run),
             run: RunWriter::new(run, self.sizes),
             read: 0,
-            bytes_before: self.writer.frames.total(),
+            bytes_before: self.writer.total(),
             is_over: false,
         });
         Progress::GoOn
@@ -221,43 +210,9 @@ impl Layout {
         Ok(Progress::GoOn)
     }
 
-    /// Every page, for a store of a test.
-    #[cfg(test)]
-    pub(crate) fn all_written(&self) -> HashMap<PageRef, MapPage> {
-        self.writer.all.clone()
-    }
-
     /// What came of it.
     pub fn into_laid_out(self) -> LaidOut {
         let Layout { writer, runs, deaths, has_begun_all, .. } = self;
-        LaidOut { runs, deaths, frames: writer.frames, pages: writer.written.into_iter().collect(), has_begun_all }
-    }
-}
-
-/// The pages of one checkpoint, in the order of their places.
-struct Writer {
-    object: Seq,
-    frames: Frames,
-    offset: u32,
-    /// As they are in memory, and how many bytes of them may still stay there.
-    written: HashMap<PageRef, Arc<MapPage>>,
-    keep: usize,
-    #[cfg(test)]
-    all: HashMap<PageRef, MapPage>,
-}
-
-impl Pages for Writer {
-    fn put(&mut self, bytes: &[u8], page: MapPage) -> Result<PageRef, EncodeError> {
-        let len = self.frames.push(&[bytes])?;
-        let at = PageRef { checkpoint: self.object, offset: self.offset, len };
-        let end = self.offset.checked_add(len);
-        self.offset = end.ok_or_else(|| EncodeError::new("pages of a checkpoint beyond 4 GiB"))?;
-        #[cfg(test)]
-        self.all.insert(at, page.clone());
-        if let Some(keep) = self.keep.checked_sub(page.memory()) {
-            self.keep = keep;
-            self.written.insert(at, Arc::new(page));
-        }
-        Ok(at)
+        LaidOut { runs, deaths, writer, has_begun_all }
     }
 }

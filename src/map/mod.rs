@@ -4,8 +4,8 @@
 //! sorted, cut into pages that are loaded on demand, found by an index that is pages too. Newer layers hide older ones. [`compaction`]
 //! merges runs in small steps, so that there are few of them. So a change costs the same on every volume, however large its map is.
 //!
-//! [`Usage`] counts the live blocks of every segment: exactly and at once while all of the map fits into memory, and else when
-//! layers are merged; until then it says too many, never too few ([`merge`]).
+//! Live blocks of every segment are counted in [`crate::space`]: exactly and at once while all of the map fits into memory, and else
+//! when layers are merged; until then too many are, never too few ([`merge`]).
 
 pub mod compaction;
 pub mod extent_map;
@@ -15,11 +15,11 @@ pub mod leaf;
 pub mod leaf_format;
 pub mod merge;
 pub mod page_cache;
+pub mod page_writer;
 pub mod placement;
 pub mod ranges;
 pub mod run;
 pub mod table;
-pub mod usage;
 
 #[cfg(test)]
 mod model_tests;
@@ -27,12 +27,14 @@ mod model_tests;
 pub use extent_map::{Checkpointed, ExtentMap, MapSnapshot, NeedPages};
 pub use leaf::Leaf;
 pub use merge::Deaths;
+pub use page_writer::PageWriter;
 pub use placement::{Entry, Placement};
 pub use ranges::Ranges;
-pub use run::{Found, MapPage, PageAt, PageKind, PageRef, Part, Run};
+pub use run::{Found, MapPage, PageAt, PageKind, Part, Run};
 pub use table::Table;
-pub use usage::{Usage, UsageTotals};
 
+pub use crate::space::SegmentInfo;
+pub use crate::units::PageRef;
 use crate::units::{BlockIndex, Extent};
 
 /// The most entries that a leaf can have.
@@ -54,29 +56,5 @@ impl PageIndex {
     /// The blocks that the page owns (in the last page of a volume, some of them beyond its end).
     pub fn extent(self) -> Extent {
         Extent::new(self.0 * PAGE_BLOCKS, PAGE_BLOCKS)
-    }
-}
-
-/// What is known of a segment that is in the store, for reading, accounting and garbage collection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SegmentInfo {
-    /// The salt of its encoding: frames cannot be opened without it.
-    pub salt: [u8; 16],
-    /// Length of the object in bytes.
-    pub stored_bytes: u64,
-    /// Data blocks that it brought.
-    pub blocks: u32,
-    /// How many of them the map still needs, or a few more if not all is counted yet.
-    pub live_blocks: u32,
-}
-
-impl SegmentInfo {
-    /// Bytes of the object that belong to live blocks: exact but for how much better or worse those compress than the
-    /// dead ones.
-    pub fn live_bytes(&self) -> u64 {
-        match self.blocks {
-            0 => 0,
-            blocks => (u128::from(self.stored_bytes) * u128::from(self.live_blocks) / u128::from(blocks)) as u64,
-        }
     }
 }

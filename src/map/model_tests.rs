@@ -1,7 +1,7 @@
 //! The map against a plain table of blocks: what it says, whatever checkpoints, merges and forgotten pages come between, and what it
 //! counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -10,6 +10,7 @@ use super::compaction::Sizes;
 use super::layout::{Layout, Progress};
 use super::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
 use super::*;
+use crate::space::{self, Bounds, Durable, Fold, Space};
 use crate::units::{BlockCount, FrameAddr, Location, Seq};
 
 const BLOCKS: u64 = 3000;
@@ -82,7 +83,7 @@ struct World {
     /// Place in the log and model at each commit.
     past: Vec<(u64, Vec<Option<Placement>>)>,
     /// The last checkpoint, and the log after it.
-    base: (u64, Vec<Run>, Usage),
+    base: (u64, Vec<Run>, Durable),
     log: Vec<Logged>,
 }
 
@@ -96,6 +97,7 @@ fn read_back(first: BlockIndex, page: &MapPage) -> MapPage {
             MapPage::Leaf(Leaf::new(&decode_leaf(first, &bytes).unwrap()))
         }
         MapPage::Index(pages) => MapPage::Index(decode_index(first, &encode_index(pages).unwrap()).unwrap()),
+        MapPage::Table(page) => MapPage::Table(page.clone()),
     }
 }
 
@@ -108,7 +110,7 @@ impl World {
             model: vec![None; BLOCKS as usize],
             seq: 0,
             past: Vec::new(),
-            base: (0, Vec::new(), Usage::default()),
+            base: (0, Vec::new(), Durable::default()),
             log: Vec::new(),
         }
     }
@@ -190,8 +192,8 @@ impl World {
     }
 
     fn reopen(&mut self) {
-        let (_, runs, usage) = self.base.clone();
-        self.map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), usage);
+        let (_, runs, durable) = self.base.clone();
+        self.map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), Space::restore(durable, []));
         for (seq, info, changes, as_of) in &self.log {
             while let Err(need) = self.map.apply(Seq(*seq), *info, changes, *as_of) {
                 World::load(&self.store, &mut self.map, need);
@@ -220,20 +222,38 @@ impl World {
                 Progress::Done => break,
             }
         }
-        let written = layout.all_written();
-        let done = layout.into_laid_out();
+        let mut done = layout.into_laid_out();
+        let mut fold = Fold::new(Seq(at), &snapshot.table, done.deaths.iter(), BTreeSet::new(), self.bounds());
+        let mut loaded: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
+        loop {
+            match fold.go_on(&loaded, &mut done.writer).unwrap() {
+                space::Progress::GoOn => {}
+                space::Progress::Needs(need) => {
+                    let NeedPages(need) = need.into();
+                    if need.len() > left && fold.give_up() {
+                        continue;
+                    }
+                    left = left.saturating_sub(need.len());
+                    let page = |page: &PageAt| (page.at, Arc::new(read_back(page.first, &self.store[&page.at])));
+                    loaded.extend(need.iter().map(page));
+                }
+                space::Progress::Done => break,
+            }
+        }
+        let table = fold.finish(&mut done.writer).unwrap();
+        let written = std::mem::take(&mut done.writer.all);
+        let (_, pages) = done.writer.finish();
         if is_lost {
             return self.reopen();
         }
         self.store.extend(written);
-        let mut usage = snapshot.usage;
-        done.deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
-        self.base = (at, done.runs.clone(), usage);
+        self.base = (at, done.runs.clone(), table.durable.clone());
         self.log.retain(|(seq, ..)| *seq > at);
-        self.map.checkpointed(Checkpointed { runs: done.runs, deaths: done.deaths, pages: done.pages });
+        let runs = done.runs.iter().flat_map(|run| run.objects.keys().copied());
+        let objects: BTreeSet<Seq> = runs.chain(table.durable.objects().into_keys()).collect();
+        self.map.checkpointed(Checkpointed { runs: done.runs, table, objects: objects.clone(), pages });
         // Objects in which no run has pages are gone.
-        let runs = self.map.runs();
-        self.store.retain(|at, _| runs.iter().any(|run| run.objects.contains_key(&at.checkpoint)));
+        self.store.retain(|at, _| objects.contains(&at.checkpoint));
     }
 
     fn check(&mut self) -> Result<(), TestCaseError> {
@@ -267,7 +287,7 @@ impl World {
             at += count.0;
         }
         let live = self.live();
-        for (seq, info) in self.map.usage().iter() {
+        for (seq, info) in self.infos() {
             let needed = live.get(&seq).copied().unwrap_or(0);
             prop_assert!(
                 u64::from(info.live_blocks) >= needed,
@@ -277,7 +297,7 @@ impl World {
                 needed
             );
         }
-        prop_assert_eq!(self.map.usage().inconsistencies, 0);
+        prop_assert_eq!(self.map.space().inconsistencies, 0);
         Ok(())
     }
 
@@ -291,9 +311,34 @@ impl World {
         live
     }
 
+    /// What the table of segments says, whatever of it is in memory.
+    fn infos(&self) -> Vec<(Seq, SegmentInfo)> {
+        let more: HashMap<PageRef, Arc<MapPage>> =
+            self.store.iter().map(|(at, page)| (*at, Arc::new(page.clone()))).collect();
+        let spans = self.map.space().spans();
+        spans.flat_map(|span| self.map.infos(span, &more).unwrap()).collect()
+    }
+
+    fn bounds(&self) -> Bounds {
+        match self.sizes.fan_in == tiny().fan_in {
+            true => Bounds {
+                deltas: 3,
+                part: 0,
+                few: 0,
+                deltas_of_few: 1,
+                spans_in_root: 0,
+                deltas_in_root: 1,
+                lists: 2,
+                objects: 3,
+                spans: 1,
+            },
+            false => Bounds::default(),
+        }
+    }
+
     fn is_counted(&self) -> bool {
         let live = self.live();
-        self.map.usage().iter().all(|(seq, info)| u64::from(info.live_blocks) == live.get(&seq).copied().unwrap_or(0))
+        self.infos().into_iter().all(|(seq, info)| u64::from(info.live_blocks) == live.get(&seq).copied().unwrap_or(0))
     }
 }
 
@@ -315,9 +360,9 @@ fn changes_that_overlap_count_what_is_below_once() {
     let _under_way = map.begin_checkpoint();
     map.apply(Seq(2), brings(2), &[data(2, 4, 2)], None).unwrap();
     map.apply(Seq(3), brings(21), &[data(3, 12, 6), data(3, 0, 8), data(3, 3, 7)], None).unwrap();
-    let live = |seq| map.usage().get(Seq(seq)).map(|info| info.live_blocks);
+    let live = |seq| map.counter(Seq(seq)).unwrap().map(|counter| counter.live_blocks);
     assert_eq!([live(1), live(2), live(3)], [Some(4), Some(0), Some(16)]);
-    assert_eq!(map.usage().inconsistencies, 0);
+    assert_eq!(map.space().inconsistencies, 0);
 }
 
 /// A frame that takes the place of several things, some of them known and some not, is as few entries as it can be.
@@ -337,7 +382,7 @@ fn the_parts_of_a_frame_become_one_entry() {
 #[test]
 fn what_hides_all_runs_owes_nothing() {
     let run = Run { entries: 1, ..Run::empty() };
-    let mut map = ExtentMap::restore(BlockCount(100), vec![run], Table::default(), Usage::default());
+    let mut map = ExtentMap::restore(BlockCount(100), vec![run], Table::default(), Space::default());
     map.apply(Seq(1), brings(60), &[data(1, 0, 60)], None).unwrap();
     assert!(map.tables().flat_map(Table::iter).all(|entry| entry.owes));
     map.apply(Seq(2), brings(0), &[(Extent::new(60, 40), Placement::Hole)], None).unwrap();

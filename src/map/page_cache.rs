@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{MapPage, PageRef};
+use crate::space;
 
 /// What a page takes besides itself: its places in the tables, about.
 const PAGE_MEMORY: usize = 160;
@@ -69,6 +70,39 @@ impl PageCache {
             *memory -= if stays { 0 } else { page.memory() + PAGE_MEMORY };
             stays
         });
+    }
+}
+
+impl space::Pages for PageCache {
+    fn page(&self, at: &PageRef) -> Option<&space::Page> {
+        table_page(self.get(at))
+    }
+}
+
+impl space::Pages for HashMap<PageRef, Arc<MapPage>> {
+    fn page(&self, at: &PageRef) -> Option<&space::Page> {
+        table_page(self.get(at).map(|page| &**page))
+    }
+}
+
+/// The pages in memory, and some more that are there for a while only.
+pub struct WithMore<'a> {
+    /// Those that stay.
+    pub pages: &'a PageCache,
+    /// The others.
+    pub more: &'a HashMap<PageRef, Arc<MapPage>>,
+}
+
+impl space::Pages for WithMore<'_> {
+    fn page(&self, at: &PageRef) -> Option<&space::Page> {
+        table_page(self.pages.get(at).or_else(|| self.more.get(at).map(|page| &**page)))
+    }
+}
+
+fn table_page(page: Option<&MapPage>) -> Option<&space::Page> {
+    match page {
+        Some(MapPage::Table(page)) => Some(page),
+        _ => None,
     }
 }
 

@@ -4,18 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Entry, Leaf, PAGE_BLOCKS, PageIndex};
-use crate::units::{BlockCount, BlockIndex, Extent, Seq};
-
-/// Where a page lies in the store: a frame of a checkpoint object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PageRef {
-    /// The checkpoint object.
-    pub checkpoint: Seq,
-    /// Byte offset among its frames.
-    pub offset: u32,
-    /// Sealed length in bytes.
-    pub len: u32,
-}
+use crate::space;
+use crate::units::{BlockCount, BlockIndex, Extent, PageRef, Seq};
 
 /// A page of the map: where it lies, and what it is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +27,8 @@ pub enum PageKind {
     Index,
     /// It holds the extents of a fixed range, as the formats before the layers had them.
     Fixed,
+    /// It is of the table of segments; the number of what it is about stands in the place of its first block.
+    Table(space::PageKind),
 }
 
 /// A page of the map in memory.
@@ -46,6 +38,8 @@ pub enum MapPage {
     Leaf(Leaf),
     /// The leaves that it finds, each with the block at which it begins.
     Index(Vec<(BlockIndex, PageRef)>),
+    /// Of the table of segments.
+    Table(space::Page),
 }
 
 impl MapPage {
@@ -54,6 +48,7 @@ impl MapPage {
         match self {
             MapPage::Leaf(leaf) => leaf.memory(),
             MapPage::Index(pages) => pages.capacity() * size_of::<(BlockIndex, PageRef)>(),
+            MapPage::Table(page) => page.memory(),
         }
     }
 }
@@ -220,6 +215,8 @@ impl Run {
                     }
                     _ => leaf(PageKind::Index, part, first, at),
                 },
+                // No run has such pages.
+                PageKind::Table(_) => {}
             }
         }
     }

@@ -19,10 +19,11 @@ use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
 use crate::opening::description;
 use crate::opening::removal;
-use crate::opening::scan::Source;
+use crate::opening::scan::{Scan, Source};
 use crate::outside::{Clock, Random};
-use crate::store::{Key, Store, list_all};
-use crate::units::{BlockSize, Epoch, Seq};
+use crate::space::{Counted, Span};
+use crate::store::{Key, ObjectEntry, Store, list_all};
+use crate::units::{BlockSize, Epoch};
 
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]
@@ -207,18 +208,51 @@ pub struct HolderInfo {
     pub since_unix_millis: u64,
 }
 
+/// How often a volume is looked at that its owner changes meanwhile.
+const LOOKS: usize = 4;
+
+/// The volume, its objects, and those that are dead and not deleted yet.
+async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted)> {
+    let mut scan = source.scan().await?;
+    let counted = source.count_few(&mut scan).await;
+    pass_over_damage(counted)?;
+    let prefix = source.keys.all();
+    let listed = list_all(&*source.store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
+    // The newest root still lists the objects that were deleted after it.
+    let there: HashSet<&Key> = listed.iter().map(|entry| &entry.key).collect();
+    let spans: Vec<Span> = scan.map.space().spans_with_dead(Span(0)).collect();
+    let mut dead = Counted::new();
+    for span in spans {
+        let counters = source.with_pages(&scan, |scan, pages| scan.map.counters(span, pages)).await;
+        let counters = pass_over_damage(counters)?.unwrap_or_default();
+        let is_there = |seq| there.contains(&source.keys.segment(seq));
+        dead.extend(
+            counters.into_iter().filter(|(seq, counter)| counter.is_dead() && *seq <= scan.committed && is_there(*seq)),
+        );
+    }
+    Ok((scan, listed, dead))
+}
+
+/// What is damaged is for `check` to say.
+fn pass_over_damage<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(VolumeError::Corrupt { .. }) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Describes a volume, be it open somewhere or not. Changes nothing.
 pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Info> {
     let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
-    let scan = source.scan().await?;
-    let prefix = source.keys.all();
-    let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
-    let totals = scan.map.usage().totals();
-    // The newest root still lists the objects that were deleted after it.
-    let there: HashSet<&Key> = listed.iter().map(|entry| &entry.key).collect();
-    let dead = scan.map.usage().dead(scan.committed);
-    let dead: Vec<Seq> = dead.into_iter().filter(|&seq| there.contains(&source.keys.segment(seq))).collect();
-    let stored = |seq: &Seq| scan.map.usage().get(*seq).map_or(0, |info| info.stored_bytes);
+    let mut tries = 0;
+    let (scan, listed, dead) = loop {
+        match look(&source).await {
+            // A server that serves it may have deleted what was being read, after a newer checkpoint.
+            Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
+            looked => break looked?,
+        }
+    };
+    let totals = scan.map.space().totals();
     let holder = scan.fence.as_ref().filter(|_| !scan.closed).map(|(_, fence)| HolderInfo {
         server: fence.server,
         server_name: fence.server_name.clone(),
@@ -237,7 +271,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         objects: listed.len() as u64,
         dead_objects: dead.len() as u64,
         live_bytes: totals.live_bytes,
-        dead_bytes: dead.iter().map(stored).sum(),
+        dead_bytes: dead.iter().map(|(_, counter)| counter.stored_bytes).sum(),
         sparse_bytes: totals.sparse_bytes(),
         gc_backlog_bytes: gc::excess(&totals, &gc::Options::default(), gc::Activity::Quiet),
         fencing: source.meta.fenced_by,

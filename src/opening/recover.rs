@@ -227,6 +227,7 @@ impl Opening {
                     // The epochs that were seen before the store was put back come once more, and are others.
                     let lost = seen.as_ref().filter(|_| past == Past::IsAccepted).map_or(0, |seen| seen.epoch + 1);
                     let line = Line { since: line.since.max(lost), ..line };
+                    self.source.look_for_dead(&mut scan).await;
                     let shared = self.start(scan, placed, journal, replay, line);
                     shared.remember(shared.facts.fence.0).await;
                     return Ok(shared);
@@ -497,7 +498,7 @@ impl Opening {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
         let doomed = Doomed {
-            bytes: scan.doomed.iter().filter_map(|seq| scan.map.usage().get(*seq)).map(|info| info.stored_bytes).sum(),
+            bytes: scan.doomed.values().sum(),
             segments: scan.doomed,
             checkpoints: scan.listed.difference(&needed).copied().collect(),
             is_stuck: false,

@@ -20,8 +20,8 @@ use crate::format::meta::{FencedBy, Meta, VolumeName};
 use crate::format::places::{PLACES_MAX, place};
 use crate::format::root::{self, CheckpointInfo, Root};
 use crate::format::segment::{Fence, LogObject, LogRead};
-use crate::keyring::Secrets;
-use crate::map::{Entry, ExtentMap, NeedPages, Placement, SegmentInfo, Table, Usage};
+use crate::keyring::{Keyring, Secrets};
+use crate::map::{Entry, ExtentMap, MapPage, NeedPages, PageRef, Placement, SegmentInfo, Table};
 use crate::opening::description::{self, Description};
 use crate::opening::verified;
 use crate::outside::Workers;
@@ -29,6 +29,8 @@ use crate::reading::again;
 use crate::reading::objects::Objects;
 use crate::reading::slots::{Head, read_head, read_places, read_slot};
 use crate::reading::{Slot, Torn};
+use crate::space::candidates::FEW_SPANS;
+use crate::space::{Durable, Space, Span};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
@@ -71,8 +73,8 @@ pub struct Scan {
     pub checkpointed: Seq,
     /// All checkpoint objects that are there.
     pub listed: BTreeSet<Seq>,
-    /// Segments that were dead in it.
-    pub doomed: BTreeSet<Seq>,
+    /// Segments that were dead in it and their bytes, as far as somebody looked: see [`Source::look_for_dead`].
+    pub doomed: BTreeMap<Seq, u64>,
     /// Bytes of segments after it.
     pub bytes_since_checkpoint: u64,
     /// The last change that is committed.
@@ -267,7 +269,8 @@ impl Source {
     }
 
     async fn scan_from(&self, root: Root, listed: BTreeSet<Seq>) -> Result<Scan> {
-        let mut scan = restore(&self.meta, root, listed);
+        let space = self.table(&root).await?;
+        let mut scan = restore(&self.meta, root, listed, space);
         let mut fences = self.fences_after(&mut scan).await?.into_iter().peekable();
         let mut width = PROBE_FIRST;
         loop {
@@ -451,7 +454,7 @@ impl Source {
                 scan.closed = false;
             }
             LogObject::Close(_) => {
-                scan.map.usage_mut().born(seq, entry_info(read.frames_at));
+                scan.map.born(seq, entry_info(read.frames_at));
                 scan.closed = true;
             }
         }
@@ -460,12 +463,72 @@ impl Source {
 
     /// Brings pages into the map of a scan.
     pub async fn load_pages(&self, scan: &mut Scan, need: NeedPages) -> Result<()> {
-        let info = |seq: &Seq| scan.checkpoints.get(seq).copied().unwrap_or_default();
-        let wanted = need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect();
-        for (at, page) in self.objects.pages(wanted).await? {
+        for (at, page) in self.pages(&scan.checkpoints, need).await? {
             scan.map.page_loaded(at, page);
         }
         Ok(())
+    }
+
+    /// Pages, as they lie in these checkpoints.
+    pub async fn pages(
+        &self,
+        checkpoints: &BTreeMap<Seq, CheckpointInfo>,
+        need: NeedPages,
+    ) -> Result<Vec<(PageRef, Arc<MapPage>)>> {
+        let info = |seq: &Seq| checkpoints.get(seq).copied().unwrap_or_default();
+        let wanted = need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect();
+        Ok(self.objects.pages(wanted).await?)
+    }
+
+    /// What `ask` says of the scan, with the pages that it needs; they do not stay.
+    pub async fn with_pages<T>(
+        &self,
+        scan: &Scan,
+        ask: impl Fn(&Scan, &HashMap<PageRef, Arc<MapPage>>) -> std::result::Result<T, NeedPages>,
+    ) -> Result<T> {
+        let mut pages = HashMap::new();
+        loop {
+            match ask(scan, &pages) {
+                Ok(said) => return Ok(said),
+                Err(need) => pages.extend(self.pages(&scan.checkpoints, need).await?),
+            }
+        }
+    }
+
+    /// The table of segments as a root says.
+    async fn table(&self, root: &Root) -> Result<Space> {
+        let checkpoints = root.checkpoints.iter().copied().collect();
+        let mut pages: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
+        loop {
+            match Durable::new(root.seq, &root.table, &pages) {
+                Ok(durable) => return Ok(Space::restore(durable, root.segments.iter().copied())),
+                Err(need) => pages.extend(self.pages(&checkpoints, need.into()).await?),
+            }
+        }
+    }
+
+    /// Brings the counters of a small table into memory: then all that is said of it is exact. Also its salts, if they tell which segments a
+    /// rotated data key opens.
+    pub async fn count_few(&self, scan: &mut Scan) -> Result<()> {
+        let space = scan.map.space();
+        let few = space.spans().take(if space.span_count() <= FEW_SPANS { FEW_SPANS } else { 0 });
+        let salts = self.sealer.keyring().is_some_and(Keyring::has_retired);
+        let missing: BTreeSet<_> = few.flat_map(|span| scan.map.lacks(span, salts)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.load_pages(scan, NeedPages(missing.into_iter().collect())).await
+    }
+
+    /// As [`Source::count_few`], and adds to what is doomed what was dead as of the checkpoint. What cannot be read, or is not in memory, is
+    /// left for later: nobody waits for deletions.
+    pub async fn look_for_dead(&self, scan: &mut Scan) {
+        if let Err(error) = self.count_few(scan).await {
+            tracing::warn!(volume = %self.meta.name, "counters of segments are not in memory yet: {error}");
+        }
+        let spans: Vec<Span> = scan.map.space().spans_with_dead(Span(0)).take(FEW_SPANS).collect();
+        let dead = spans.into_iter().filter_map(|span| scan.map.dead(span, &HashMap::new()).ok()).flatten();
+        scan.doomed.extend(dead.map(|(seq, counter)| (seq, counter.stored_bytes)));
     }
 }
 
@@ -473,12 +536,11 @@ impl Source {
 /// fence that displaced a server which may still be alive: that server finds out by failing to put its next segment
 /// into this very slot, however late it wakes up, so this fence stays for as long as the volume.
 pub fn follow_fence(map: &mut ExtentMap, seq: Seq, fence: &Fence, after_close: bool, stored_bytes: u32) {
-    let usage = map.usage_mut();
     if !fence.displaces {
-        usage.born(seq, entry_info(stored_bytes));
+        map.born(seq, entry_info(stored_bytes));
     }
     if !after_close {
-        (seq.next().0..fence.continues_at.0).for_each(|void| usage.born(Seq(void), SegmentInfo::default()));
+        (seq.next().0..fence.continues_at.0).for_each(|void| map.born(Seq(void), SegmentInfo::default()));
     }
 }
 
@@ -488,7 +550,7 @@ pub fn entry_info(stored_bytes: u32) -> SegmentInfo {
 }
 
 /// The volume as of a checkpoint.
-fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
+fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>, space: Space) -> Scan {
     let based_on = epoch_of(&root);
     let blocks = BlockCount(meta.size / u64::from(meta.block_size.bytes()));
     let mut newest = Table::default();
@@ -496,11 +558,10 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>) -> Scan {
     for extent in root.zeroed.iter().filter_map(|extent| extent.intersect(&volume)) {
         newest.insert(Entry { extent, placement: Placement::Zero, owes: false });
     }
-
-    let usage = Usage::from_segments(root.segments);
+    let dead = root.segments.iter().filter(|(seq, info)| *seq <= root.seq && info.live_blocks == 0);
     Scan {
-        doomed: usage.dead(root.seq).into_iter().collect(),
-        map: ExtentMap::restore(blocks, root.runs, newest, usage),
+        doomed: dead.map(|(seq, info)| (*seq, info.stored_bytes)).collect(),
+        map: ExtentMap::restore(blocks, root.runs, newest, space),
         checkpoints: root.checkpoints.into_iter().collect(),
         checkpointed: root.seq,
         listed,

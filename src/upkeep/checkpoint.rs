@@ -1,18 +1,19 @@
 //! Checkpoints. The order is the safety argument, together with that of [`super::deletion`]; the code follows the
 //! numbers.
 //!
-//! 1. Under one lock: what was committed since the last one, the runs below it, the table of segments, the last committed slot S and
-//!    its change number. What is committed from here on goes into a new table.
+//! 1. Under one lock: what was committed since the last one and what it did to segments, the runs and the table of segments below it, the
+//!    last committed slot S and its change number. What is committed from here on goes into a new table, and a new layer of the other.
 //! 2. The newest table becomes a run, and runs are merged a few steps further ([`crate::map::layout`]). Merging finds blocks that died and
-//!    were not counted yet.
+//!    were not counted yet. With these, what happened to segments becomes pages of their table ([`crate::space::fold`]).
 //! 3. One object, `checkpoints/S`, holds the new pages and the root. When it is in the store, the checkpoint is
 //!    durable: opening needs no segment at or before S for its head any more.
-//! 4. The map learns what its runs are now. Segments without live blocks *as of 1* are dead for ever: no later change
-//!    brings a block back to them. Checkpoint objects older than S in which no run of 3 has a page are superseded. Both
-//!    are doomed now.
+//! 4. The map learns what its runs and its table are now. Segments without live blocks *as of 3* are dead for ever: no later change
+//!    brings a block back to them. Checkpoint objects older than S in which neither a run nor the table of 3 has a page are
+//!    superseded. Both are doomed now ([`doom`]).
 //!
 //! Nothing here is urgent: whatever the store refuses is tried again with the next checkpoint.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::codec::EncodeError;
@@ -24,14 +25,20 @@ use crate::engine::shared::Shared;
 use crate::engine::slot::{self, Put};
 use crate::format::root::{self, EncodedCheckpoint, Root};
 use crate::map::compaction::Sizes;
-use crate::map::layout::{LaidOut, Layout, Progress};
-use crate::map::{Checkpointed, MapSnapshot, NeedPages};
+use crate::map::layout::{self, LaidOut, Layout};
+use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageRef};
 use crate::reading::objects::{LoadedPages, ReadError};
+use crate::space::{self, Bounds, Delta, Fold, Folded, Progress, Span};
 use crate::store::ErrorKind;
-use crate::units::{BlockCount, Seq};
+use crate::units::Seq;
 
 /// This part of what the map may have in memory may be pages that a checkpoint has just written.
 const KEEP_PART: usize = 2;
+/// The same, of the table of segments.
+const KEEP_TABLE_PART: usize = 16;
+
+/// This part of what the map may have in memory may be deltas of segments that wait to be counted into pages.
+const DELTAS_PART: usize = 16;
 
 /// How often in a row pages for a merge are asked for in vain.
 const LOAD_TRIES: u32 = 8;
@@ -43,10 +50,12 @@ pub(super) async fn run(shared: Arc<Shared>, plan: CheckpointPlan) -> Event {
     let seq = plan.root.seq;
     let written = async {
         let laid_out = lay_out(&shared, seq, &plan.map, plan.merge_all).await?;
-        write(&shared, plan, laid_out).await
+        let (folded, laid_out) = fold(&shared, plan.map.table, laid_out).await?;
+        write(&shared, plan.root, plan.bytes, folded, laid_out).await
     };
     match written.await {
         Ok(()) => {
+            doom(&shared).await;
             shared.remember(seq).await;
             Event::Checkpointed
         }
@@ -63,22 +72,94 @@ async fn lay_out(shared: &Shared, seq: Seq, map: &MapSnapshot, all: bool) -> Res
     loop {
         let go_on = move || loop {
             match layout.go_on()? {
-                Progress::GoOn => {}
+                layout::Progress::GoOn => {}
                 progress => return Ok((layout, progress)),
             }
         };
         let progress;
         (layout, progress) = shared.doors.workers.run(go_on).await.map_err(failed)?;
         match progress {
-            Progress::Needs(need) => match load(shared, need).await {
+            layout::Progress::Needs(need) => match load(shared, need).await {
                 Ok(pages) => layout.take_pages(pages),
                 Err(error) => {
                     tracing::warn!(volume = %shared.facts.meta.name, "the runs of the map are not merged further this time: {error}");
                     layout.give_up();
                 }
             },
-            Progress::GoOn => {}
-            Progress::Done => return Ok(layout.into_laid_out()),
+            layout::Progress::GoOn => {}
+            layout::Progress::Done => return Ok(layout.into_laid_out()),
+        }
+    }
+}
+
+/// The other half of step 2. Fails only if the volume cannot go on.
+async fn fold(shared: &Shared, table: space::Snapshot, mut laid_out: LaidOut) -> Result<(Folded, LaidOut), End> {
+    let seq = laid_out.writer.object();
+    let failed = |error: EncodeError| End::Failed(format!("checkpoint {seq} {error}"));
+    let bounds = Bounds {
+        deltas: shared.doors.seat.map_memory() as usize / DELTAS_PART / size_of::<(Seq, Delta)>(),
+        ..Bounds::default()
+    };
+    let deaths = std::mem::take(&mut laid_out.deaths);
+    // What is sealed with a rotated key is written anew.
+    let leave = shared.ledger().retired_checkpoints();
+    laid_out.writer.keep(shared.doors.seat.map_memory() as usize / KEEP_TABLE_PART);
+    let mut fold = shared.doors.workers.run(move || Fold::new(seq, &table, deaths.iter(), leave, bounds)).await;
+    let (mut pages, mut backoff): (HashMap<PageRef, Arc<MapPage>>, _) = (HashMap::new(), Backoff::new(shared));
+    loop {
+        let go_on = move || {
+            let progress = fold.go_on(&pages, &mut laid_out.writer);
+            (fold, laid_out, pages, progress)
+        };
+        let progress;
+        (fold, laid_out, pages, progress) = shared.doors.workers.run(go_on).await;
+        match progress.map_err(failed)? {
+            Progress::GoOn => pages.clear(),
+            Progress::Done => break,
+            Progress::Needs(need) => match load(shared, need.clone().into()).await {
+                Ok(loaded) => pages.extend(loaded),
+                Err(error) if fold.give_up() => {
+                    tracing::warn!(volume = %shared.facts.meta.name, "deaths are not counted into the table of segments this time: {error}");
+                }
+                // Segments that took effect belong into these pages.
+                Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
+                    backoff.pause("reading pages of the table of segments", &source).await;
+                }
+                // What is gone was deleted by somebody who has the volume, or a newer checkpoint: this is not how it stands.
+                Err(gone @ ReadError::Store { .. }) => return Err(End::Failed(gone.to_string())),
+                Err(damaged @ ReadError::Corrupt { .. }) => {
+                    tracing::error!(volume = %shared.facts.meta.name, "new segments are kept in the root of the checkpoint: {damaged}");
+                    fold.set_aside(&need);
+                }
+            },
+        }
+    }
+    let finish = move || {
+        let folded = fold.finish(&mut laid_out.writer);
+        folded.map(|folded| (folded, laid_out))
+    };
+    shared.doors.workers.run(finish).await.map_err(failed)
+}
+
+/// Takes note of dead segments that are to be deleted, as far as they are known by name. What cannot be read is left for later.
+pub(super) async fn doom(shared: &Shared) {
+    let (mut pages, mut from) = (HashMap::new(), Span(0));
+    loop {
+        let Some((next, need)) = shared.ledger().doom(from, &pages) else { return };
+        from = next;
+        pages.clear();
+        if need.0.is_empty() {
+            continue;
+        }
+        match load(shared, need).await {
+            Ok(loaded) => {
+                shared.ledger().keep_pages(loaded.clone());
+                pages.extend(loaded);
+            }
+            Err(error) => {
+                tracing::warn!(volume = %shared.facts.meta.name, "dead segments are not deleted yet: {error}");
+                return;
+            }
         }
     }
 }
@@ -124,16 +205,13 @@ async fn load(shared: &Shared, need: NeedPages) -> Result<LoadedPages, ReadError
 }
 
 /// Steps 3 and 4.
-async fn write(shared: &Shared, plan: CheckpointPlan, laid_out: LaidOut) -> Result<(), End> {
-    let LaidOut { runs, deaths, frames, pages, has_begun_all } = laid_out;
-    let CheckpointPlan { map, root, bytes, .. } = plan;
-    let mut usage = map.usage;
-    deaths.iter().for_each(|(seq, blocks)| usage.dead_blocks(seq, BlockCount(blocks)));
+async fn write(shared: &Shared, root: Root, bytes: u64, folded: Folded, laid_out: LaidOut) -> Result<(), End> {
+    let LaidOut { runs, writer, has_begun_all, .. } = laid_out;
+    let (frames, pages) = writer.finish();
     let seq = root.seq;
-    let dead = usage.dead(seq);
-    let segments = usage.iter().map(|(seq, info)| (seq, *info)).collect();
+    let (table, segments) = (folded.durable.root(), folded.loose.clone());
     let account = shared.facts.account_before.plus(&root.account.with_requests(&shared.doors.meter.snapshot()));
-    let root = Root { segments, runs, account, fence: Some(shared.facts.fence.clone()), ..root };
+    let root = Root { table, segments, runs, account, fence: Some(shared.facts.fence.clone()), ..root };
     let (sealer, salt) = (shared.doors.sealer.clone(), shared.salt());
     let encoded = shared.doors.workers.run(move || root::encode_checkpoint(&sealer, salt, root, frames)).await;
     let EncodedCheckpoint { object, root } = encoded.map_err(|error| End::Failed(error.to_string()))?;
@@ -153,10 +231,12 @@ async fn write(shared: &Shared, plan: CheckpointPlan, laid_out: LaidOut) -> Resu
     }
 
     let Root { runs, checkpoints, .. } = root;
-    let (map, checkpoints) = (Checkpointed { runs, deaths, pages }, checkpoints.into_iter().collect());
+    let objects = checkpoints.iter().map(|(seq, _)| *seq).collect();
+    let map = Checkpointed { runs, table: folded, objects, pages };
+    let checkpoints = checkpoints.into_iter().collect();
     let now = shared.now();
     let mut ledger = shared.ledger();
-    ledger.checkpoint_written(Written { seq, map, checkpoints, dead, has_begun_all, bytes }, now.map_memory, now.at);
-    tracing::debug!(volume = %shared.facts.meta.name, %seq, doomed = ledger.doomed().len(), "checkpoint");
+    ledger.checkpoint_written(Written { seq, map, checkpoints, has_begun_all, bytes }, now.map_memory, now.at);
+    tracing::debug!(volume = %shared.facts.meta.name, %seq, "checkpoint");
     Ok(())
 }

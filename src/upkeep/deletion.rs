@@ -22,6 +22,7 @@ use crate::engine::deletions::{BATCH, Outcome, Plan};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
 use crate::store::Key;
+use crate::upkeep::checkpoint;
 
 /// Steps 5 to 7.
 pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
@@ -58,5 +59,7 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
             tokio::time::sleep_until(began + least).await;
         }
     }
+    // There may have been more than were known by name.
+    checkpoint::doom(&shared).await;
     Event::Deleted(Outcome::Done)
 }

@@ -18,11 +18,12 @@ use crate::engine::collection::Gathered;
 use crate::engine::shared::Shared;
 use crate::error::VolumeError;
 use crate::format::segment::{self, LogObject, LogRead};
-use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement, SegmentInfo};
+use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement};
 use crate::reading::again::READS;
 use crate::reading::fetch;
 use crate::reading::objects::ReadError;
 use crate::reading::{Slot, slots};
+use crate::space::{Counter, SegmentInfo, Span};
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::{Extent, FrameAddr, Location, Seq};
 
@@ -83,6 +84,12 @@ struct Victim {
 
 /// The live parts of each victim, in the order of blocks.
 type Live = HashMap<Seq, Vec<(Extent, Location)>>;
+
+/// Brings in pages of the table of segments.
+pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
+    let _reading = shared.begin_reading();
+    Event::Looked(shared.fetch_pages(need).await.map_err(|error| error.to_string()))
+}
 
 /// Reads what is live in the victims. The map is as of `as_of` or later.
 pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Event {
@@ -147,21 +154,33 @@ fn note_damage(gathered: &mut Gathered, shared: &Shared, seq: Seq, why: &str) {
 /// The victims, and which of them are read whole.
 fn plan(shared: &Shared, victims: &[Seq]) -> Vec<(Seq, bool)> {
     let ledger = shared.ledger();
-    let usage = ledger.log().map.usage();
     let mut room = WHOLE_BATCHES * shared.facts.options.gc.batch;
-    let mut is_whole = |info: &SegmentInfo| {
+    let mut is_whole = |info: &Counter| {
         let pays = info.stored_bytes <= WHOLE_BYTES || info.live_bytes() * 2 > info.stored_bytes;
         let fits = pays && info.stored_bytes <= room;
         room -= if fits { info.stored_bytes } else { 0 };
         fits
     };
-    victims.iter().map(|&seq| (seq, usage.get(seq).is_some_and(&mut is_whole))).collect()
+    // They were chosen by their counters; where these have left meanwhile, ranges are read.
+    let counter = |seq| ledger.log().map.counter(seq).ok().flatten();
+    victims.iter().map(|&seq| (seq, counter(seq).as_ref().is_some_and(&mut is_whole))).collect()
+}
+
+/// What the table says of a segment; nothing if it is gone.
+async fn info_of(shared: &Shared, seq: Seq) -> Result<Option<SegmentInfo>, Unread> {
+    let mut pages = HashMap::new();
+    loop {
+        let asked = shared.ledger().log().map.infos(Span::of(seq), &pages);
+        match asked {
+            Ok(infos) => return Ok(infos.into_iter().find(|(have, _)| *have == seq).map(|(_, info)| info)),
+            Err(need) => pages.extend(shared.fetch_pages(need).await?),
+        }
+    }
 }
 
 /// The head of one victim, and its object if that is to be read `whole`; nothing if it died meanwhile.
 async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Victim>, Unread> {
-    let info = shared.ledger().log().map.usage().get(seq).copied();
-    let Some(info) = info else { return Ok(None) };
+    let Some(info) = info_of(shared, seq).await? else { return Ok(None) };
     let mut key = shared.doors.keys.segment(seq);
     let mut whole = match whole {
         true => Some(shared.doors.background.get(&key).await.map_err(store_failed)?),

@@ -20,6 +20,7 @@ use crate::engine::{Chore, Event};
 pub(crate) fn perform(shared: Arc<Shared>, chore: Chore) -> BoxFuture<'static, Event> {
     match chore {
         Chore::Checkpoint(plan) => checkpoint::run(shared, *plan).boxed(),
+        Chore::Look(need) => gather::look(shared, need).boxed(),
         Chore::Gather(victims, as_of) => gather::run(shared, victims, as_of).boxed(),
         Chore::Delete(plan) => deletion::run(shared, plan).boxed(),
         Chore::Sweep(suspects) => sweep::run(shared, suspects).boxed(),

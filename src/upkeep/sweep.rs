@@ -8,7 +8,7 @@
 //! displaced a server stays for ever (see [`crate::opening::scan::follow_fence`]); what cannot be read, or is no object of a volume at
 //! all, is reported and left alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::engine::Event;
@@ -19,8 +19,10 @@ use crate::error::VolumeError;
 use crate::format::keys::Keys;
 use crate::format::places::further_place;
 use crate::format::segment::LogObject;
+use crate::reading::objects::ReadError;
 use crate::reading::{Slot, slots};
-use crate::store::{Key, ObjectEntry, Store, StoreError, list_all};
+use crate::space::Span;
+use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::Seq;
 
 /// Who owns an object of a volume's folder, as far as its key tells.
@@ -41,6 +43,8 @@ pub enum Owner {
 pub struct Tables {
     /// Segments.
     pub segments: BTreeSet<Seq>,
+    /// Spans of the table that cannot be read: whatever is in them may be needed.
+    pub unknown: BTreeSet<Span>,
     /// Slots from here on may be on their way.
     pub next: Seq,
     /// Checkpoint objects.
@@ -50,6 +54,10 @@ pub struct Tables {
 }
 
 impl Tables {
+    fn has(&self, seq: Seq) -> bool {
+        self.segments.contains(&seq) || seq >= self.next || self.unknown.contains(&Span::of(seq))
+    }
+
     /// Whose object that is.
     pub fn owner(&self, keys: &Keys, key: &Key) -> Owner {
         // Whatever stands beside an object is its owner's.
@@ -64,7 +72,7 @@ impl Tables {
                     false => Owner::Nobody,
                 }
             }
-            Some(seq) if *key == keys.segment(seq) => match self.segments.contains(&seq) || seq >= self.next {
+            Some(seq) if *key == keys.segment(seq) => match self.has(seq) {
                 true => Owner::Volume,
                 false => Owner::FenceOrNobody(seq),
             },
@@ -139,16 +147,7 @@ async fn remove(shared: &Shared, orphans: &[Key]) -> Result<(), Failed> {
 async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
     let listed = list_all(&*shared.doors.background, &shared.doors.keys.all()).await?;
     // After the listing: whatever it shows was begun before, and is in the tables by now or still under way.
-    let tables = {
-        let ledger = shared.ledger();
-        let log = ledger.log();
-        Tables {
-            segments: log.map.usage().iter().map(|(seq, _)| seq).collect(),
-            next: log.committed().next(),
-            checkpoints: ledger.known_checkpoints(),
-            checkpointed: log.checkpointed(),
-        }
-    };
+    let tables = tables(shared).await?;
     let (mut orphans, mut left) = (Vec::new(), Vec::new());
     for ObjectEntry { key, .. } in listed {
         let owner = tables.owner(&shared.doors.keys, &key);
@@ -159,6 +158,43 @@ async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
         }
     }
     Ok((orphans, left))
+}
+
+/// What the tables name now. While pages of them are read, segments may be deleted, but none before `next` is added.
+async fn tables(shared: &Shared) -> Result<Tables, StoreError> {
+    let _reading = shared.begin_reading();
+    let (mut tables, spans) = {
+        let ledger = shared.ledger();
+        let log = ledger.log();
+        let tables = Tables {
+            next: log.committed().next(),
+            checkpoints: ledger.known_checkpoints(),
+            checkpointed: log.checkpointed(),
+            ..Tables::default()
+        };
+        (tables, log.map.space().spans().collect::<Vec<_>>())
+    };
+    for span in spans {
+        let mut pages = HashMap::new();
+        loop {
+            let asked = shared.ledger().log().map.counters(span, &pages);
+            match asked {
+                Ok(counters) => {
+                    tables.segments.extend(counters.into_iter().map(|(seq, _)| seq));
+                    break;
+                }
+                Err(need) => match shared.fetch_pages(need).await {
+                    Ok(loaded) => pages.extend(loaded),
+                    Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => return Err(source),
+                    Err(_) => {
+                        tables.unknown.insert(span);
+                        break;
+                    }
+                },
+            }
+        }
+    }
+    Ok(tables)
 }
 
 /// What is to become of an object.
@@ -202,5 +238,34 @@ pub async fn verdict(
         Err(gone) if gone.is_not_found() => Ok(Verdict::Owned),
         Err(VolumeError::Store { source, .. }) => Err(source),
         Err(_) => Ok(Verdict::LeaveAlone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::frame::Compression;
+    use crate::format::meta::{FencedBy, Layout, Meta, VolumeName};
+    use crate::units::BlockSize;
+
+    #[test]
+    fn what_stands_in_a_page_that_cannot_be_read_has_an_owner() {
+        let keys = Keys::of(&Meta {
+            name: VolumeName::new("v").unwrap(),
+            uuid: uuid::Uuid::from_u128(1),
+            size: 1 << 30,
+            block_size: BlockSize::default(),
+            created_unix_millis: 0,
+            compression: Compression::Lz4,
+            encryption: None,
+            deleted: false,
+            layout: Layout::ByUuid,
+            fenced_by: FencedBy::CreateOnly,
+        });
+        let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
+        let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));
+        assert_eq!(owner(2047), Owner::FenceOrNobody(Seq(2047)));
+        assert_eq!([owner(2048), owner(3071), owner(5000)], [Owner::Volume; 3]);
+        assert_eq!(owner(3072), Owner::FenceOrNobody(Seq(3072)));
     }
 }

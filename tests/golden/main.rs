@@ -27,6 +27,7 @@ use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret}
 use ashlar::map::compaction::END;
 use ashlar::map::leaf_format::{encode_index, encode_leaf};
 use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
+use ashlar::space::{self, Counted, Counter, Delta, Listed, Page, Span, SpanEntry, Summary, TableRoot, page_format};
 use ashlar::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
 use bytes::Bytes;
@@ -194,10 +195,41 @@ fn sample_account() -> Account {
     }
 }
 
-/// Two runs: the newest one is in this object, the last one in part in an older one.
-fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
+/// The span of the golden segments: one whole, one hardly live, a void slot.
+fn span() -> (Span, Counted) {
+    let counter = |stored_bytes, blocks, live_blocks| Counter { stored_bytes, blocks, live_blocks };
+    let counters = vec![
+        (Seq(0x1200), counter(61_000, 320, 320)),
+        (Seq(0x1234), counter(61_000, 2048, 4)),
+        (Seq(0x1236), Counter::default()),
+    ];
+    (Span(4), counters)
+}
+
+fn salts() -> Vec<(Seq, [u8; 16])> {
+    [0x1200, 0x1234, 0x1236].map(|seq| (Seq(seq), SALT)).to_vec()
+}
+
+fn old_deltas() -> Vec<(Seq, Delta)> {
+    vec![(Seq(9), Delta::Died(300)), (Seq(0x1201), Delta::Gone(12))]
+}
+
+/// What the directory says of two spans of the first group.
+fn directory(own: Seq, counters: PageRef, salts: PageRef) -> Vec<SpanEntry> {
+    let (span, counted) = span();
+    let old = |offset, len| PageRef { checkpoint: Seq(own.0 - 0x240), offset, len };
+    let full = Counter { stored_bytes: 8 << 20, blocks: 2048, live_blocks: 0 };
+    let dead = Summary::of(&[full; 3]);
+    let entry =
+        SpanEntry { span: Span(0), is_dead: true, counters: old(5000, 200), salts: old(5200, 100), summary: dead };
+    let summary = Summary::of(counted.iter().map(|(_, counter)| counter));
+    vec![entry, SpanEntry { span, is_dead: false, counters, salts, summary }]
+}
+
+/// Two runs: the newest one is in this object, the last one in part in an older one. Of the table, all kinds of pages are in this one;
+/// `is_small` has its spans in the root.
+fn checkpoint_by(sealer: &Sealer, salt: [u8; 16], is_small: bool) -> EncodedCheckpoint {
     let seq = Seq(0x1240);
-    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
     let mut frames = Frames::with_capacity(2, 4096, Compression::Lz4);
     let len = frames.push(&[&encode_leaf(&leaf()).unwrap()]).unwrap();
     let own = PageRef { checkpoint: seq, offset: 0, len };
@@ -205,6 +237,24 @@ fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
     let leaves = [(BlockIndex(0), old(0, 300)), (BlockIndex(77), old(300, 200)), (BlockIndex(1 << 40), old(700, 100))];
     let len = frames.push(&[&encode_index(&leaves).unwrap()]).unwrap();
     let index = PageRef { checkpoint: seq, offset: own.len, len };
+    let mut next = own.len + index.len;
+    let mut put = |number, page| {
+        let len = frames.push(&[&page_format::encode(number, &page).unwrap()]).unwrap();
+        next += len;
+        PageRef { checkpoint: seq, offset: next - len, len }
+    };
+    let (span, counted) = span();
+    let (counters, salts) = (put(span.0, Page::Counters(counted)), put(span.0, Page::Salts(salts())));
+    let entries = directory(seq, counters, salts);
+    let group = put(0, Page::Directory(entries.clone()));
+    let list = Listed { pages: vec![put(0, Page::Deltas(old_deltas()))] };
+    let table = TableRoot {
+        objects: [Seq(0x1000), seq].into(),
+        spans: if is_small { entries } else { Vec::new() },
+        groups: if is_small { Vec::new() } else { vec![(0, group)] },
+        lists: vec![list],
+        recent: vec![(Seq(0x1234), Delta::Died(2)), (Seq(0x1235), Delta::Gone(0))],
+    };
     let newest = Run {
         through: seq,
         pages: Arc::new(vec![(BlockIndex(5 * PAGE_BLOCKS), own)]),
@@ -231,7 +281,8 @@ fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
         covers: ChangeNo(70_001),
         next_slot: Seq(0x1241),
         fence: Some((Seq(0x1235), sample_fence())),
-        segments: vec![(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))],
+        table,
+        segments: vec![(Seq(0x1239), SegmentInfo { salt: SALT, stored_bytes: 900, blocks: 2, live_blocks: 1 })],
         checkpoints: vec![(Seq(0x1000), CheckpointInfo { salt: *b"an older salt...", frames_at: 900 })],
         runs: vec![newest, output, last],
         account: sample_account(),
@@ -240,15 +291,11 @@ fn checkpoint_by(sealer: &Sealer, salt: [u8; 16]) -> EncodedCheckpoint {
     encode_checkpoint(sealer, salt, root, frames).unwrap()
 }
 
-fn checkpoint() -> EncodedCheckpoint {
-    checkpoint_by(&sealer(), SALT)
-}
-
 #[test]
 fn checkpoint_and_pages() {
     let seq = Seq(0x1240);
-    let encoded = checkpoint();
-    let bytes = golden("v3/checkpoint", encoded.object.parts.concat());
+    let encoded = checkpoint_by(&sealer(), SALT, false);
+    let bytes = golden("v4/checkpoint", encoded.object.parts.concat());
     let root = decode_checkpoint(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(root, encoded.root);
     assert_eq!((root.runs[0].upto, root.fence.clone()), (END, Some((Seq(0x1235), sample_fence()))));
@@ -269,7 +316,67 @@ fn checkpoint_and_pages() {
     assert!(open((first, at), PageKind::Index).is_err());
     assert!(open((BlockIndex(first.0 + 1), at), PageKind::Leaf).is_err());
     assert!(open((first, root.runs[2].pages[0].1), PageKind::Leaf).is_err());
+    // Nor is one of the table.
+    let table = |kind, number, at| open((BlockIndex(number), at), PageKind::Table(kind));
+    let (number, group) = root.table.groups[0];
+    let Ok(MapPage::Table(Page::Directory(entries))) = table(space::PageKind::Directory, number, group) else {
+        panic!("no directory")
+    };
+    let entry = entries[1];
+    assert_eq!(entries, directory(seq, entry.counters, entry.salts));
+    let (of, counted) = span();
+    let pages = [
+        (space::PageKind::Counters, entry.counters, Page::Counters(counted)),
+        (space::PageKind::Salts, entry.salts, Page::Salts(salts())),
+    ];
+    for (kind, at, page) in pages {
+        assert_eq!(table(kind, of.0, at).unwrap(), MapPage::Table(page));
+        assert!(table(kind, of.0 + 1, at).is_err(), "of another span");
+        assert!(table(space::PageKind::Directory, of.0, at).is_err());
+    }
+    let deltas = table(space::PageKind::Deltas, 0, root.table.lists[0].pages[0]);
+    assert_eq!(deltas.unwrap(), MapPage::Table(Page::Deltas(old_deltas())));
+    assert_eq!(root.table.recent, [(Seq(0x1234), Delta::Died(2)), (Seq(0x1235), Delta::Gone(0))]);
     all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
+    // A small table stands in the root.
+    let encoded = checkpoint_by(&sealer(), SALT, true);
+    let bytes = golden("v4/checkpoint-small", encoded.object.parts.concat());
+    assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
+    assert_eq!(encoded.root.table.spans, entries);
+}
+
+/// What is in the files of version 3, which had all of the table in the root.
+fn is_the_checkpoint_of_version_3(root: &Root) {
+    let info = |blocks, live_blocks| SegmentInfo { salt: SALT, stored_bytes: 61_000, blocks, live_blocks };
+    assert_eq!((root.seq, root.covers, root.next_slot), (Seq(0x1240), ChangeNo(70_001), Seq(0x1241)));
+    assert_eq!(root.segments, [(Seq(0x1200), info(320, 320)), (Seq(0x1234), info(2048, 4))]);
+    assert_eq!((root.table.clone(), root.account), (TableRoot::default(), sample_account()));
+    let [newest, output, last] = &root.runs[..] else { panic!("three runs") };
+    assert_eq!((newest.entries, newest.owing, newest.kind), (24, 16 + (1 << 40), PageKind::Leaf));
+    assert_eq!(
+        (output.part, output.upto, last.part, last.from),
+        (Part::Output, BlockIndex(4), Part::Input, BlockIndex(4))
+    );
+    assert!(last.kind == PageKind::Index && last.is_last && last.objects.contains_key(&Seq(0x1000)));
+}
+
+#[test]
+fn a_checkpoint_with_its_table_in_the_root_is_read() {
+    let bytes = old("v3/checkpoint");
+    let root = verify_checkpoint(&sealer(), Seq(0x1240), &bytes).unwrap();
+    is_the_checkpoint_of_version_3(&root);
+    let ((first, at), info) = (root.runs[0].pages[0], root.checkpoints[1].1);
+    let from = (info.frames_at + at.offset) as usize;
+    let page = open_page(
+        &sealer(),
+        &info,
+        &PageAt { first, at, kind: PageKind::Leaf },
+        &bytes.slice(from..from + at.len as usize),
+    );
+    assert_eq!(page.unwrap(), MapPage::Leaf(Leaf::new(&leaf())));
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), Seq(0x1240), bytes));
+    let bytes = old("v3/checkpoint-encrypted");
+    is_the_checkpoint_of_version_3(&verify_checkpoint(&encrypting(), Seq(0x1240), &bytes).unwrap());
 }
 
 /// What is in the files of the formats that had fixed pages.
@@ -395,8 +502,8 @@ fn encrypted_fence_checkpoint_and_description() {
     assert_eq!(read.object, LogObject::Fence(sample_fence()));
     all_harm_is_found(&fence, |bytes| verify_log_object(&encrypting(), block_size(), seq, bytes));
 
-    let encoded = checkpoint_by(&encrypting(), SEALED_SALT);
-    let bytes = golden("v3/checkpoint-encrypted", encoded.object.parts.concat());
+    let encoded = checkpoint_by(&encrypting(), SEALED_SALT, false);
+    let bytes = golden("v4/checkpoint-encrypted", encoded.object.parts.concat());
     assert_eq!(verify_checkpoint(&encrypting(), at, &bytes).unwrap(), encoded.root);
     all_harm_is_found(&bytes, |bytes| verify_checkpoint(&encrypting(), at, bytes));
     is_the_older_checkpoint(&verify_checkpoint(&encrypting(), at, &old("v2/checkpoint-encrypted")).unwrap());

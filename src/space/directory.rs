@@ -1,0 +1,199 @@
+//! What a durable checkpoint says of the table: an entry for each span, and lists of deltas.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Delta, GROUP, Need, Page, PageAt, PageKind, Pages, Span, Summary};
+use crate::units::{PageRef, Seq};
+
+/// A span of the table in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanEntry {
+    /// Its number.
+    pub span: Span,
+    /// All of its segments died since its counters were written.
+    pub is_dead: bool,
+    /// Its counters.
+    pub counters: PageRef,
+    /// Its salts, of some that are gone, too.
+    pub salts: PageRef,
+    /// What its counters say.
+    pub summary: Summary,
+}
+
+/// What the root of a checkpoint says of the table. A few spans, and a few deltas, stand in the root itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableRoot {
+    /// The checkpoint objects in which the table has pages.
+    pub objects: BTreeSet<Seq>,
+    /// Entries of spans, unless there are pages of the directory.
+    pub spans: Vec<SpanEntry>,
+    /// Pages of the directory, each with the number of its group.
+    pub groups: Vec<(u64, PageRef)>,
+    /// Lists of deltas, oldest first.
+    pub lists: Vec<Listed>,
+    /// The deltas of one more list, as of this checkpoint.
+    pub recent: Vec<(Seq, Delta)>,
+}
+
+/// Where a list of deltas lies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Its pages, in order; one at least, all in the checkpoint as of which it is.
+    pub pages: Vec<PageRef>,
+}
+
+/// Deltas as of a checkpoint. They are about spans whose counters are older.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// The checkpoint.
+    pub at: Seq,
+    /// Its pages; none if it stands in the root.
+    pub pages: Vec<PageRef>,
+    /// In order.
+    pub entries: Vec<(Seq, Delta)>,
+}
+
+impl List {
+    /// Its deltas for a span.
+    pub fn of(&self, span: Span) -> &[(Seq, Delta)] {
+        let from = self.entries.partition_point(|(seq, _)| *seq < span.first());
+        let to = self.entries.partition_point(|(seq, _)| *seq <= span.last());
+        &self.entries[from..to]
+    }
+
+    /// Its delta for a segment.
+    pub fn get(&self, seq: Seq) -> Option<Delta> {
+        self.entries.binary_search_by_key(&seq, |(seq, _)| *seq).ok().map(|at| self.entries[at].1)
+    }
+
+    /// Whether it has something to say of the span with that entry.
+    pub fn is_about(&self, entry: &SpanEntry) -> bool {
+        self.at > entry.counters.checkpoint
+    }
+}
+
+/// Entries of neighbouring spans: one page of the directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Where it lies; nothing if it stands in the root.
+    pub at: Option<PageRef>,
+    /// In order; one at least.
+    pub entries: Arc<Vec<SpanEntry>>,
+}
+
+/// See the module. Shared, never changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// The checkpoint that says it; 0 if there is none.
+    pub at: Seq,
+    /// By number.
+    pub groups: BTreeMap<u64, Group>,
+    /// Oldest first.
+    pub lists: Vec<Arc<List>>,
+}
+
+impl Durable {
+    /// Of the root of the checkpoint at `seq`; asks for the pages that it needs.
+    pub fn new(seq: Seq, root: &TableRoot, pages: &dyn Pages) -> Result<Durable, Need> {
+        let (mut durable, mut need) = (Durable { at: seq, ..Durable::default() }, Need::default());
+        for entry in &root.spans {
+            Arc::make_mut(&mut durable.groups.entry(entry.span.group()).or_default().entries).push(*entry);
+        }
+        for (number, at) in &root.groups {
+            match pages.page(at) {
+                Some(Page::Directory(entries)) => {
+                    let group = Group { at: Some(*at), entries: Arc::new(entries.clone()) };
+                    durable.groups.insert(*number, group);
+                }
+                _ => drop(need.0.insert(PageAt { kind: PageKind::Directory, number: *number, at: *at })),
+            }
+        }
+        for listed in &root.lists {
+            let at = listed.pages.first().map_or(seq, |page| page.checkpoint);
+            let mut list = List { at, pages: listed.pages.clone(), entries: Vec::new() };
+            for at in &listed.pages {
+                match pages.page(at) {
+                    Some(Page::Deltas(deltas)) => list.entries.extend(deltas),
+                    _ => drop(need.0.insert(PageAt { kind: PageKind::Deltas, number: 0, at: *at })),
+                }
+            }
+            durable.lists.push(Arc::new(list));
+        }
+        if !root.recent.is_empty() {
+            durable.lists.push(Arc::new(List { at: seq, pages: Vec::new(), entries: root.recent.clone() }));
+        }
+        if need.0.is_empty() { Ok(durable) } else { Err(need) }
+    }
+
+    /// The entry of a span.
+    pub fn entry(&self, span: Span) -> Option<&SpanEntry> {
+        let entries = &self.groups.get(&span.group())?.entries;
+        entries.binary_search_by_key(&span, |entry| entry.span).ok().map(|at| &entries[at])
+    }
+
+    /// All entries, in order.
+    pub fn entries(&self) -> impl Iterator<Item = &SpanEntry> {
+        self.groups.values().flat_map(|group| group.entries.iter())
+    }
+
+    /// How many spans.
+    pub fn spans(&self) -> usize {
+        self.groups.values().map(|group| group.entries.len()).sum()
+    }
+
+    /// How many deltas.
+    pub fn deltas(&self) -> usize {
+        self.lists.iter().map(|list| list.entries.len()).sum()
+    }
+
+    /// What it says of the table in a root.
+    pub fn root(&self) -> TableRoot {
+        let mut root = TableRoot::default();
+        for (number, group) in &self.groups {
+            match group.at {
+                Some(at) => root.groups.push((*number, at)),
+                None => root.spans.extend(group.entries.iter()),
+            }
+        }
+        for list in &self.lists {
+            match list.pages.is_empty() {
+                true => root.recent.clone_from(&list.entries),
+                false => root.lists.push(Listed { pages: list.pages.clone() }),
+            }
+        }
+        root.objects = self.objects().into_keys().collect();
+        root
+    }
+
+    /// The checkpoint objects in which it has pages, and how many sealed bytes.
+    pub fn objects(&self) -> BTreeMap<Seq, u64> {
+        let mut objects = BTreeMap::new();
+        let mut count = |at: &PageRef| *objects.entry(at.checkpoint).or_default() += u64::from(at.len);
+        self.groups.values().filter_map(|group| group.at.as_ref()).for_each(&mut count);
+        self.entries().for_each(|entry| {
+            count(&entry.counters);
+            count(&entry.salts);
+        });
+        self.lists.iter().flat_map(|list| &list.pages).for_each(&mut count);
+        objects
+    }
+
+    /// Sealed bytes of its pages.
+    pub fn bytes(&self) -> u64 {
+        let groups = self.groups.values().filter_map(|group| group.at.as_ref());
+        let spans = self.entries().flat_map(|entry| [&entry.counters, &entry.salts]);
+        let lists = self.lists.iter().flat_map(|list| &list.pages);
+        groups.chain(spans).chain(lists).map(|at| u64::from(at.len)).sum()
+    }
+
+    /// Bytes that it takes in memory, about.
+    pub fn memory(&self) -> usize {
+        self.spans() * size_of::<SpanEntry>() + self.deltas() * size_of::<(Seq, Delta)>()
+    }
+}
+
+/// The spans of a group.
+pub fn spans_of(group: u64) -> std::ops::Range<u64> {
+    group * GROUP..(group + 1) * GROUP
+}

@@ -1,0 +1,407 @@
+//! The table of an open volume: what is durable, what happened since, and summaries of the spans as they are now.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::deltas::{self, Contradiction, Delta, Layer};
+use super::directory::Durable;
+use super::fold::Folded;
+use super::summary::{SHARES, SMALL};
+use super::{Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View};
+use crate::units::Seq;
+
+/// Of a checkpoint that became durable, the summaries of so many spans that changed meanwhile are made anew at once: each takes some
+/// microseconds. Those of others are estimates until their pages are looked at.
+const RECOUNT_AT_ONCE: usize = 64;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Space {
+    durable: Arc<Durable>,
+    /// What the checkpoint under way writes.
+    frozen: Option<Arc<Layer>>,
+    newest: Layer,
+    spans: BTreeMap<Span, Now>,
+    totals: Totals,
+    /// Spans with partly live segments, by share; with small ones, by size; with dead ones.
+    pub(super) by_share: [BTreeSet<Span>; SHARES],
+    pub(super) by_size: [BTreeSet<Span>; SMALL.len()],
+    pub(super) with_dead: BTreeSet<Span>,
+    /// Counts that contradicted each other: a bug or a damaged checkpoint; such a segment is never deleted.
+    pub inconsistencies: u64,
+}
+
+/// A span as it is now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Now {
+    summary: Summary,
+    /// The summary is exact; else blocks died and nobody looked in which segments.
+    is_exact: bool,
+}
+
+/// The table as of a checkpoint, for its writer.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What the checkpoint before says.
+    pub durable: Arc<Durable>,
+    /// What happened since.
+    pub frozen: Arc<Layer>,
+}
+
+impl Space {
+    /// What a checkpoint says: of some segments, and in the formats before its pages of all, in its root. The next checkpoint writes them
+    /// as pages.
+    pub fn restore(durable: Durable, loose: impl IntoIterator<Item = (Seq, SegmentInfo)>) -> Space {
+        let mut space = Space { durable: Arc::new(durable), ..Space::default() };
+        let durable = space.durable.clone();
+        for entry in durable.entries() {
+            let mut now = Now { summary: entry.summary, is_exact: true };
+            if entry.is_dead {
+                now.summary.kill();
+            }
+            for list in durable.lists.iter().filter(|list| list.is_about(entry)) {
+                list.of(entry.span).iter().for_each(|(_, delta)| now.note_blindly(*delta));
+            }
+            space.set(entry.span, Some(now));
+        }
+        loose.into_iter().for_each(|(seq, info)| space.born(seq, info));
+        space
+    }
+
+    fn view(&self) -> View<'_> {
+        View { durable: &self.durable, above: [self.frozen.as_deref(), Some(&self.newest)] }
+    }
+
+    /// A segment took effect: so many of its data blocks are live.
+    pub fn born(&mut self, seq: Seq, info: SegmentInfo) {
+        let before = self.newest.births.insert(seq, info);
+        self.change(Span::of(seq), before.map(|info| info.counter()), Some(info.counter()));
+    }
+
+    /// So many blocks of a segment are dead. Its page need not be in memory.
+    pub fn died(&mut self, seq: Seq, blocks: u64, pages: &dyn Pages) {
+        if blocks == 0 {
+            return;
+        }
+        let span = Span::of(seq);
+        if let Some(info) = self.newest.births.get(&seq) {
+            let before = info.counter();
+            self.inconsistencies += u64::from(self.newest.note_deaths(seq, blocks).is_err());
+            let now = self.newest.births.get(&seq).map(SegmentInfo::counter);
+            return self.change(span, Some(before), now);
+        }
+        let delta = Delta::Died(u32::try_from(blocks).unwrap_or(u32::MAX));
+        match self.view().counter(seq, pages) {
+            Ok(None) => self.inconsistencies += 1,
+            Ok(Some(before)) => {
+                let left = deltas::apply(before, delta);
+                self.inconsistencies += u64::from(left.is_err());
+                self.newest.note(seq, delta);
+                self.change(span, Some(before), left.unwrap_or_else(|Contradiction(now)| Some(now)));
+            }
+            Err(_) => {
+                self.newest.note(seq, delta);
+                self.note_blindly(span, delta);
+            }
+        }
+    }
+
+    /// The object is no longer in the store; it had so many bytes and nothing live.
+    pub fn forget(&mut self, seq: Seq, stored_bytes: u64, pages: &dyn Pages) {
+        let span = Span::of(seq);
+        let before = self.view().counter(seq, pages);
+        self.newest.births.remove(&seq);
+        if self.frozen.as_ref().is_some_and(|frozen| frozen.births.contains_key(&seq))
+            || self.durable.entry(span).is_some()
+        {
+            self.newest.note(seq, Delta::Gone(0));
+        }
+        let dead = Counter { stored_bytes, ..Counter::default() };
+        match before {
+            Ok(None) => {}
+            Ok(before) => self.change(span, before, None),
+            Err(_) => self.change(span, Some(dead), None),
+        }
+    }
+
+    /// Every block was changed since the last checkpoint: only these blocks of segments that took effect since are live. Returns
+    /// false, and changes nothing, if a segment among them is older, or a checkpoint is under way.
+    pub fn all_died_but(&mut self, live: &HashMap<Seq, u64>) -> bool {
+        if self.frozen.is_some() || !live.keys().all(|seq| self.newest.births.contains_key(seq)) {
+            return false;
+        }
+        for (seq, info) in &mut self.newest.births {
+            info.live_blocks = live.get(seq).map_or(0, |blocks| (*blocks).min(u64::from(info.blocks)) as u32);
+        }
+        self.newest.all_died = true;
+        self.newest.deltas.retain(|_, delta| delta.is_gone());
+        self.newest.deltas.values_mut().for_each(|delta| *delta = Delta::Gone(0));
+        let spans: BTreeSet<Span> = self.view().spans();
+        for span in spans {
+            // What is gone of it has a size that is not known.
+            let mut now = self.durable_now(span);
+            now.summary.kill();
+            self.set(span, Some(now));
+        }
+        let gone: Vec<(Span, Delta)> = self.newest.deltas.iter().map(|(seq, delta)| (Span::of(*seq), *delta)).collect();
+        gone.into_iter().for_each(|(span, delta)| self.note_blindly(span, delta));
+        let births: Vec<(Seq, Counter)> = self.newest.births.iter().map(|(seq, info)| (*seq, info.counter())).collect();
+        births.into_iter().for_each(|(seq, counter)| self.change(Span::of(seq), None, Some(counter)));
+        true
+    }
+
+    /// What the durable part says of a span, deltas guessed at.
+    fn durable_now(&self, span: Span) -> Now {
+        let mut now = Now { summary: Summary::default(), is_exact: true };
+        if let Some(entry) = self.durable.entry(span) {
+            now.summary = entry.summary;
+            if entry.is_dead {
+                now.summary.kill();
+            }
+            for list in self.durable.lists.iter().filter(|list| list.is_about(entry)) {
+                list.of(span).iter().for_each(|(_, delta)| now.note_blindly(*delta));
+            }
+        }
+        now
+    }
+
+    /// What is counted of one segment; nothing if it is not in the table.
+    pub fn counter(&self, seq: Seq, pages: &dyn Pages) -> Result<Option<Counter>, Need> {
+        self.view().counter(seq, pages)
+    }
+
+    /// The salt of a segment; nothing if it is not in the table.
+    pub fn salt(&self, seq: Seq, pages: &dyn Pages) -> Result<Option<[u8; 16]>, Need> {
+        self.view().salt(seq, pages)
+    }
+
+    /// What is counted of the segments of a span.
+    pub fn span(&self, span: Span, pages: &dyn Pages) -> Result<Counted, Need> {
+        self.view().span(span, pages).map(|(counters, _)| counters)
+    }
+
+    /// What is known of the segments of a span.
+    pub fn infos(&self, span: Span, pages: &dyn Pages) -> Result<Vec<(Seq, SegmentInfo)>, Need> {
+        let mut need = Need::default();
+        let counters = self.span(span, pages).unwrap_or_else(|lacks| {
+            need.0.extend(lacks.0);
+            Vec::new()
+        });
+        if let Some(entry) = self.durable.entry(span)
+            && let Err(lacks) = pages.salts(span, &entry.salts)
+        {
+            need.0.extend(lacks.0);
+        }
+        if !need.0.is_empty() {
+            return Err(need);
+        }
+        let info = |(seq, counter): (Seq, Counter)| {
+            let Counter { stored_bytes, blocks, live_blocks } = counter;
+            let salt = self.salt(seq, pages)?.unwrap_or_default();
+            Ok((seq, SegmentInfo { salt, stored_bytes, blocks, live_blocks }))
+        };
+        counters.into_iter().map(info).collect()
+    }
+
+    /// The salts of the segments of a span, of some that are gone, too: as far as pages are there.
+    pub fn salts(&self, span: Span, pages: &dyn Pages) -> Vec<(Seq, [u8; 16])> {
+        let page = self.durable.entry(span).and_then(|entry| pages.salts(span, &entry.salts).ok());
+        let mut salts: BTreeMap<Seq, [u8; 16]> = page.into_iter().flatten().copied().collect();
+        for layer in self.view().above.iter().flatten() {
+            let births = layer.births.range(span.first()..=span.last());
+            salts.extend(births.map(|(seq, info)| (*seq, info.salt)));
+        }
+        salts.into_iter().collect()
+    }
+
+    /// The spans of which it knows segments, in order.
+    pub fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        self.spans.keys().copied()
+    }
+
+    /// How many spans.
+    pub fn span_count(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// What is known of a span without its page.
+    pub fn summary(&self, span: Span) -> Option<&Summary> {
+        self.spans.get(&span).map(|now| &now.summary)
+    }
+
+    /// Sums: exact but for what died, in spans whose counters were not in memory, since these were written.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The segments of a span in which nothing is live as of the last durable checkpoint, which covers them, and that were not deleted
+    /// since.
+    pub fn dead(&self, span: Span, pages: &dyn Pages) -> Result<Counted, Need> {
+        let durable = View { durable: &self.durable, above: [None, None] };
+        let (mut dead, _) = durable.span(span, pages)?;
+        // What is dead stays dead: where a newer layer contradicts that, in doubt the object is kept.
+        let (now, _) = self.view().span(span, pages)?;
+        let is_dead_now =
+            |seq: &Seq| now.binary_search_by_key(seq, |(seq, _)| *seq).is_ok_and(|at| now[at].1.is_dead());
+        dead.retain(|(seq, counter)| *seq <= self.durable.at && counter.is_dead() && is_dead_now(seq));
+        Ok(dead)
+    }
+
+    /// Spans in which segments may be dead, from one on, in order.
+    pub fn spans_with_dead(&self, from: Span) -> impl Iterator<Item = Span> + '_ {
+        self.with_dead.range(from..).copied()
+    }
+
+    /// A page of counters came into memory.
+    pub fn counters_loaded(&mut self, span: Span, pages: &dyn Pages) {
+        if self.spans.get(&span).is_some_and(|now| !now.is_exact) {
+            self.recount(span, pages);
+        }
+    }
+
+    fn recount(&mut self, span: Span, pages: &dyn Pages) {
+        if let Ok((counters, _)) = self.view().span(span, pages) {
+            let summary = Summary::of(counters.iter().map(|(_, counter)| counter));
+            self.set(span, (summary.segments > 0).then_some(Now { summary, is_exact: true }));
+        }
+    }
+
+    /// Bytes that it takes in memory beside pages, about; all of it until a checkpoint has written it.
+    pub fn memory(&self) -> usize {
+        self.dirty_memory() + self.durable.memory() + self.spans.len() * (size_of::<Now>() + 64)
+    }
+
+    /// Bytes in memory that a checkpoint must write before they can leave, about.
+    pub fn dirty_memory(&self) -> usize {
+        self.newest.memory() + self.frozen.as_ref().map_or(0, |frozen| frozen.memory())
+    }
+
+    /// Whether all of it stands in the root of the last checkpoint, as in the formats before its pages.
+    pub fn is_in_root(&self) -> bool {
+        self.durable.at.0 > 0 && self.durable.spans() == 0 && !self.newest.births.is_empty()
+    }
+
+    /// What is durable.
+    pub fn durable(&self) -> &Arc<Durable> {
+        &self.durable
+    }
+
+    /// The table as of now, for a checkpoint; one at a time. What happens from here on goes into a new layer.
+    ///
+    /// # Panics
+    ///
+    /// If the checkpoint before is not done: what it writes would be lost.
+    pub fn begin_checkpoint(&mut self) -> Snapshot {
+        assert!(self.frozen.is_none(), "a checkpoint of the table begins while another one is under way");
+        let frozen = Arc::new(std::mem::take(&mut self.newest));
+        self.frozen = Some(frozen.clone());
+        Snapshot { durable: self.durable.clone(), frozen }
+    }
+
+    /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.
+    pub fn checkpointed(&mut self, folded: Folded, pages: &dyn Pages) {
+        self.frozen = None;
+        self.durable = Arc::new(folded.durable);
+        self.inconsistencies += folded.contradictions;
+        folded.loose.into_iter().for_each(|(seq, info)| self.stay_loose(seq, info));
+        let since = self.newest.births.keys().chain(self.newest.deltas.keys());
+        let since: BTreeSet<Span> = since.map(|seq| Span::of(*seq)).collect();
+        let mut at_once = RECOUNT_AT_ONCE;
+        for span in folded.changed {
+            let durable = self.durable_now(span);
+            if !since.contains(&span) {
+                self.set(span, (durable.summary.segments > 0).then_some(durable));
+                if durable.is_exact {
+                    continue;
+                }
+            }
+            let counters = self.durable.entry(span).map(|entry| entry.counters);
+            if at_once > 0 && counters.is_none_or(|at| pages.page(&at).is_some()) {
+                at_once -= 1;
+                self.recount(span, pages);
+            } else if since.contains(&span) {
+                self.estimate(span, durable);
+            }
+        }
+    }
+
+    /// A segment took effect before the checkpoint, and is in no page of it.
+    fn stay_loose(&mut self, seq: Seq, info: SegmentInfo) {
+        let left = match self.newest.deltas.remove(&seq) {
+            Some(delta) => deltas::apply(info.counter(), delta).unwrap_or_else(|Contradiction(now)| Some(now)),
+            None => Some(info.counter()),
+        };
+        if let Some(Counter { live_blocks, .. }) = left {
+            self.newest.births.insert(seq, SegmentInfo { live_blocks, ..info });
+        }
+    }
+
+    /// What is durable of a span, and what is known of what happened to it since.
+    fn estimate(&mut self, span: Span, durable: Now) {
+        self.set(span, Some(durable));
+        let range = span.first()..=span.last();
+        let deltas: Vec<Delta> = self.newest.deltas.range(range.clone()).map(|(_, delta)| *delta).collect();
+        deltas.into_iter().for_each(|delta| self.note_blindly(span, delta));
+        let births: Vec<Counter> = self.newest.births.range(range).map(|(_, info)| info.counter()).collect();
+        births.into_iter().for_each(|counter| self.change(span, None, Some(counter)));
+    }
+
+    fn change(&mut self, span: Span, before: Option<Counter>, now: Option<Counter>) {
+        let mut to = self.spans.get(&span).copied().unwrap_or(Now { summary: Summary::default(), is_exact: true });
+        if let Some(before) = before {
+            to.summary.remove(&before);
+        }
+        if let Some(now) = now {
+            to.summary.add(&now);
+        }
+        self.set(span, (to.summary.segments > 0 || !to.is_exact).then_some(to));
+    }
+
+    fn note_blindly(&mut self, span: Span, delta: Delta) {
+        let mut now = self.spans.get(&span).copied().unwrap_or_default();
+        now.note_blindly(delta);
+        self.set(span, Some(now));
+    }
+
+    /// The only place where a summary changes: sums and classes follow.
+    fn set(&mut self, span: Span, now: Option<Now>) {
+        let before = match now {
+            Some(now) => self.spans.insert(span, now),
+            None => self.spans.remove(&span),
+        };
+        let before = before.map(|now| now.summary).unwrap_or_default();
+        let now = now.map(|now| now.summary).unwrap_or_default();
+        self.totals.subtract(&before.totals);
+        self.totals.add(&now.totals);
+        for (class, spans) in self.by_share.iter_mut().enumerate() {
+            mark(spans, span, before.shares[class].segments, now.shares[class].segments);
+        }
+        for (class, spans) in self.by_size.iter_mut().enumerate() {
+            mark(spans, span, before.small[class], now.small[class]);
+        }
+        mark(&mut self.with_dead, span, before.dead, now.dead);
+    }
+}
+
+impl Now {
+    fn note_blindly(&mut self, delta: Delta) {
+        self.is_exact = false;
+        match delta {
+            Delta::Died(blocks) => self.summary.estimate_deaths(blocks.into()),
+            // It was dead; how large it was is not known.
+            Delta::Gone(blocks) => {
+                self.summary.estimate_deaths(blocks.into());
+                self.summary.segments = self.summary.segments.saturating_sub(1);
+                self.summary.dead = self.summary.dead.saturating_sub(1);
+            }
+        }
+    }
+}
+
+fn mark(spans: &mut BTreeSet<Span>, span: Span, before: u32, now: u32) {
+    match (before, now) {
+        (0, 1..) => drop(spans.insert(span)),
+        (1.., 0) => drop(spans.remove(&span)),
+        _ => {}
+    }
+}
