@@ -16,10 +16,10 @@ use crate::engine::buffer::WriteBuffer;
 use crate::engine::core::{End, Event};
 use crate::engine::log::Batch;
 use crate::engine::shared::Shared;
+use crate::engine::slot;
 use crate::format::segment::Payload;
 use crate::map::{Placement, SegmentInfo};
-use crate::reading::objects::{LoadedPages, ReadError};
-use crate::store::ErrorKind;
+use crate::reading::objects::LoadedPages;
 use crate::units::{ChangeNo, Extent, Seq};
 
 /// A segment that is in the store.
@@ -75,10 +75,7 @@ async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, Chang
         };
         match shared.fetch_pages(need).await {
             Ok(pages) => loaded.extend(pages),
-            Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
-                backoff.pause("loading a page of the map", &source).await;
-            }
-            Err(damaged) => return Err(End::Failed(damaged.to_string())),
+            Err(error) => slot::bear(shared, error, "loading a page of the map", &mut backoff).await?,
         }
     }
 }

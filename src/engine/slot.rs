@@ -57,6 +57,7 @@ use crate::format::meta::FencedBy;
 use crate::format::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
 use crate::format::segment::{self, LogObject};
 use crate::reading::again;
+use crate::reading::objects::ReadError;
 use crate::reading::{Slot, slots};
 use crate::store::{ErrorKind, Key, Store, StoreError};
 use crate::units::{Epoch, Seq};
@@ -311,6 +312,25 @@ pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
         }
         count = (count * 2).min(PROOF_READS);
     }
+}
+
+/// What follows when a page could not be read that the volume needs to go on: a pause, if it may come back. A page that is gone was deleted
+/// by somebody who took the volume, unless the volume is damaged: the store is asked which, so that clients are told the truth.
+pub(crate) async fn bear(shared: &Shared, error: ReadError, doing: &str, backoff: &mut Backoff) -> Result<(), End> {
+    let source = match error {
+        ReadError::Store { source, .. } if source.kind != ErrorKind::NotFound => source,
+        ReadError::Corrupt { .. } => return Err(End::Failed(error.to_string())),
+        ReadError::Store { .. } => {
+            let from = shared.ledger().first_foreign_slot();
+            match prove_unfenced(shared, from).await {
+                Ok(()) => return Err(End::Failed(error.to_string())),
+                Err(ProofError::Fenced(end)) => return Err(end),
+                Err(ProofError::Store(source)) => source,
+            }
+        }
+    };
+    backoff.pause(doing, &source).await;
+    Ok(())
 }
 
 /// So long a writer waits for a claim to be withdrawn, or followed by its fence, before it takes the volume for taken.

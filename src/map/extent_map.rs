@@ -509,12 +509,9 @@ impl ExtentMap {
         Ok(self.space.infos(span, &WithMore { pages: &self.pages, more })?)
     }
 
-    /// The pages of a span that are not in memory: of its counters, and of its salts if these are asked for.
-    pub fn lacks(&self, span: Span, salts: bool) -> Vec<PageAt> {
-        let need = match salts {
-            true => self.space.infos(span, &self.pages).err(),
-            false => self.space.span(span, &self.pages).err(),
-        };
+    /// The pages of a span that are not in memory.
+    pub fn lacks(&self, span: Span) -> Vec<PageAt> {
+        let need = self.space.infos(span, &self.pages).err();
         need.map_or_else(Vec::new, |need| NeedPages::from(need).0)
     }
 

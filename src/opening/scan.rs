@@ -20,7 +20,7 @@ use crate::format::meta::{FencedBy, Meta, VolumeName};
 use crate::format::places::{PLACES_MAX, place};
 use crate::format::root::{self, CheckpointInfo, Root};
 use crate::format::segment::{Fence, LogObject, LogRead};
-use crate::keyring::{Keyring, Secrets};
+use crate::keyring::Secrets;
 use crate::map::{Entry, ExtentMap, MapPage, NeedPages, PageRef, Placement, SegmentInfo, Table};
 use crate::opening::description::{self, Description};
 use crate::opening::verified;
@@ -507,13 +507,11 @@ impl Source {
         }
     }
 
-    /// Brings the counters of a small table into memory: then all that is said of it is exact. Also its salts, if they tell which segments a
-    /// rotated data key opens.
+    /// Brings the pages of a small table into memory: then all that is said of it is exact, and a read needs no more of them.
     pub async fn count_few(&self, scan: &mut Scan) -> Result<()> {
         let space = scan.map.space();
         let few = space.spans().take(if space.span_count() <= FEW_SPANS { FEW_SPANS } else { 0 });
-        let salts = self.sealer.keyring().is_some_and(Keyring::has_retired);
-        let missing: BTreeSet<_> = few.flat_map(|span| scan.map.lacks(span, salts)).collect();
+        let missing: BTreeSet<_> = few.flat_map(|span| scan.map.lacks(span)).collect();
         if missing.is_empty() {
             return Ok(());
         }

@@ -121,16 +121,12 @@ async fn fold(shared: &Shared, table: space::Snapshot, mut laid_out: LaidOut) ->
                 Err(error) if fold.give_up() => {
                     tracing::warn!(volume = %shared.facts.meta.name, "deaths are not counted into the table of segments this time: {error}");
                 }
-                // Segments that took effect belong into these pages.
-                Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => {
-                    backoff.pause("reading pages of the table of segments", &source).await;
-                }
-                // What is gone was deleted by somebody who has the volume, or a newer checkpoint: this is not how it stands.
-                Err(gone @ ReadError::Store { .. }) => return Err(End::Failed(gone.to_string())),
                 Err(damaged @ ReadError::Corrupt { .. }) => {
                     tracing::error!(volume = %shared.facts.meta.name, "new segments are kept in the root of the checkpoint: {damaged}");
                     fold.set_aside(&need);
                 }
+                // Segments that took effect belong into these pages.
+                Err(error) => slot::bear(shared, error, "reading pages of the table of segments", &mut backoff).await?,
             },
         }
     }
