@@ -74,6 +74,45 @@ async fn such_a_bucket_is_noticed_without_a_request_of_its_own() {
     assert_eq!(plain.has_versions().await, None, "who may not ask does not know");
 }
 
+const RULES: &str = "<?xml version=\"1.0\"?><LifecycleConfiguration>\
+    <Rule><ID>old</ID><Filter><Prefix>p/</Prefix></Filter><Status>Enabled</Status><Expiration><Days>30</Days></Expiration></Rule>\
+    <Rule><ID>logs</ID><Filter><Prefix>logs/</Prefix></Filter><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>\
+    <Rule><ID>cold</ID><Filter></Filter><Status>Enabled</Status><Transition><Days>90</Days><StorageClass>DEEP_ARCHIVE</StorageClass></Transition></Rule>\
+    <Rule><ID>tidy</ID><Filter></Filter><Status>Enabled</Status>\
+    <NoncurrentVersionExpiration><NoncurrentDays>1</NoncurrentDays></NoncurrentVersionExpiration></Rule>\
+    </LifecycleConfiguration>";
+
+#[tokio::test]
+async fn lifecycle_rules_that_take_away_what_is_kept_are_found() {
+    let (_, server) = start().await;
+    let store = client(&server, false);
+    server.answer_next("GET", Misanswer::Xml(RULES));
+    let harms = store.harmful_rules().await.unwrap();
+    let said: Vec<(&str, &str)> = harms.iter().map(|harm| (&*harm.rule, &*harm.what)).collect();
+    let expected = [("old", "deletes objects after 30 days"), ("cold", "moves objects to DEEP_ARCHIVE after 90 days")];
+    assert_eq!(said, expected);
+    assert!(server.behaviour.lock().requests.last().unwrap().1.contains("?lifecycle"));
+    server.answer_next("GET", Misanswer::Error(404, "NoSuchLifecycleConfiguration"));
+    assert_eq!(store.harmful_rules().await.unwrap(), []);
+    server.answer_next("GET", Misanswer::Error(403, "AccessDenied"));
+    let denied = store.harmful_rules().await.unwrap_err().message;
+    assert!(denied.contains("let the credentials ask for the rules (GetLifecycleConfiguration)"), "{denied}");
+}
+
+#[tokio::test]
+async fn an_answer_says_how_far_the_clock_is_from_the_stores() {
+    let (_, server) = start().await;
+    let millis = Clock::System.unix_millis() + 3_600_000;
+    let clock = Clock::Manual(Arc::new(millis.into()));
+    let environment = environment(&server.access_key, &server.secret_key);
+    let store = S3Store::new("disks", "p", &options(&server.endpoint(), false), &environment, clock).unwrap();
+    assert_eq!(store.clock_ahead(), None, "nothing was answered yet");
+    put(&store, "v/1").await;
+    // The server's clock goes on while the other stands.
+    let ahead = store.clock_ahead().unwrap();
+    assert!((3000..=3601).contains(&ahead), "{ahead}");
+}
+
 #[tokio::test]
 async fn what_is_deleted_stays_and_is_counted_unless_versions_are_deleted() {
     let (_, server) = start().await;

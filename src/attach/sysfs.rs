@@ -30,6 +30,14 @@ pub fn volume_of(backend: &str) -> Option<&str> {
     (parts.next() == Some(MARK)).then(|| parts.next())?
 }
 
+/// The numbers of all devices that the kernel has, in order, be they attached or not.
+pub fn all() -> Vec<u32> {
+    let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut numbers: Vec<u32> = entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 /// A file of a device in /sys; `None` if it is not there.
 fn read(device: u32, file: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/sys/block/nbd{device}/{file}")).ok()?;

@@ -23,7 +23,7 @@ pub fn run(file: &Path) -> Outcome {
 }
 
 /// What is wrong beyond what each key may say: what a server looks at when it starts, without taking or asking anything.
-async fn faults(config: &Effective) -> Vec<String> {
+pub async fn faults(config: &Effective) -> Vec<String> {
     let names = start::check_names(config).err();
     let filter = logging::filter(config).err();
     let url = config.store.check_url().err().map(|error| Failure::from(config.refuse("store.url", error.message)));

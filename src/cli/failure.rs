@@ -20,6 +20,8 @@ pub enum Failure {
     Usage(String),
     /// `check` found damage and has said so (exit code 3).
     Damaged,
+    /// `doctor` found something wrong and has said so (exit code 1, without a word).
+    Unwell,
     /// The volume is encrypted, and the key is missing or wrong (exit code 4).
     Locked(String),
     /// `serve` was told twice to stop (exit code 130, as for a program that ended by an interrupt).
@@ -46,7 +48,7 @@ impl Failure {
         }
         logging::finish();
         ExitCode::from(match self {
-            Failure::Failed(_) | Failure::NobodyReads => 1,
+            Failure::Failed(_) | Failure::Unwell | Failure::NobodyReads => 1,
             Failure::Usage(_) => 2,
             Failure::Damaged => 3,
             Failure::Locked(_) => 4,
@@ -60,6 +62,7 @@ impl fmt::Display for Failure {
         f.write_str(match self {
             Failure::Failed(words) | Failure::Usage(words) | Failure::Locked(words) => words,
             Failure::Damaged => "there is damage",
+            Failure::Unwell => "something is wrong",
             Failure::LeftEarly => "left before everything was done",
             Failure::NobodyReads => "nobody reads the output",
         })

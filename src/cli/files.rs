@@ -26,7 +26,18 @@ fn raise() -> Option<u64> {
     if setrlimit(Resource::Nofile, limit).is_ok() { limit.maximum } else { before }
 }
 
-fn too_few(files: Option<u64>, connections: usize) -> Option<String> {
+/// How many files this process could open, where there is a limit.
+pub fn most() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// How many files another process may open, by its `/proc/PID/limits`.
+pub fn of(limits: &str) -> Option<u64> {
+    limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok())
+}
+
+/// Why so many open files are too few for so many connections, if they are.
+pub fn too_few(files: Option<u64>, connections: usize) -> Option<String> {
     let (files, needed) = (files?, (connections as u64).saturating_mul(OF_A_CONNECTION).saturating_add(OF_THE_REST));
     (files < needed).then(|| {
         format!(
@@ -57,6 +68,15 @@ mod tests {
             said.starts_with("nbd.max_connections = 300 can take 1112 open files, and this process may have 1024: "),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_limit_of_another_process_is_that_in_effect() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max processes             63396                63396                processes \n\
+                      Max open files            4096                 524288               files     \n";
+        assert_eq!(of(limits), Some(4096));
+        assert_eq!((of("Max open files  unlimited  unlimited  files"), of("")), (None, None));
     }
 
     #[test]

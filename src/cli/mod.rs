@@ -44,6 +44,7 @@ mod key;
 mod rotate;
 mod delete;
 mod bench;
+mod doctor;
 mod config_command;
 mod config_check;
 mod reload;
@@ -121,7 +122,7 @@ Configuration: built-in defaults < ashlar.toml < ASHLAR_* environment < flags. `
 
 Exit codes:
   0    done; for check: no damage
-  1    failed; for serve: also when data could not be brought into the store before the end
+  1    failed; for doctor: something is wrong; for serve: also when data could not be brought into the store before the end
   2    wrong usage or configuration
   3    check found damage
   4    the volume is encrypted, and the key is missing or wrong
@@ -155,6 +156,7 @@ enum Command {
     Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
     Tls(tls::Args),
     Config(config_command::Args),
 }
@@ -174,6 +176,9 @@ impl Cli {
             && let Some(file) = args.file_to_check()
         {
             return config_check::run(file);
+        }
+        if let Command::Doctor(args) = &self.command {
+            return doctor::run(args, effective(self.config.clone(), self.flags()), &MultiProgress::new());
         }
         let flags = self.flags();
         let config = effective(self.config.clone(), flags.clone())?;
@@ -198,6 +203,8 @@ impl Cli {
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config),
             Command::Bench(args) => bench::run(&args, &config, &bars),
+            // It is without a configuration, too, and has run already.
+            Command::Doctor(args) => doctor::run(&args, Ok(config), &bars),
             Command::Tls(args) => tls::run(&args, outside::real().0.unix_millis()),
             Command::Config(args) => config_command::run(&args, &config),
         }

@@ -1,5 +1,6 @@
 //! What commands open of the outside: the store, the state directory, the identity of this server.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,8 +154,12 @@ async fn lock_until(disk: &LocalDisk, until: Instant) -> std::io::Result<DirLock
 
 /// The directory of the disk cache.
 fn cache_disk(config: &Config) -> LocalDisk {
-    let directory = config.cache.disk.directory.clone().unwrap_or_else(|| config.state.join(CACHE));
-    LocalDisk::new(directory, Workers::Threads)
+    LocalDisk::new(cache_directory(config), Workers::Threads)
+}
+
+/// Where it is.
+pub fn cache_directory(config: &Config) -> PathBuf {
+    config.cache.disk.directory.clone().unwrap_or_else(|| config.state.join(CACHE))
 }
 
 /// The cache that the configuration describes. A directory that cannot be had is no reason not to serve: then the tier

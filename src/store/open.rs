@@ -271,6 +271,12 @@ async fn find_out(
     }
 }
 
+/// Tries out what keeps two servers apart in a store, and deletes what that leaves. Whether it is enough is not asked.
+pub async fn examine(options: &StoreOptions, outside: &Outside) -> Result<Finding> {
+    let (backend, ..) = backend(options, outside).await?;
+    find_out(backend, options.fencing(), options, outside).await
+}
+
 /// Nothing keeps two servers apart, and somebody accepted that. The condition is left out of PUTs where the store refuses it;
 /// where it honours it, if only one by one, it does some good.
 async fn open_unsafe(
@@ -344,7 +350,7 @@ fn warn_of_versions(opened: &Opened, options: &StoreOptions) {
 }
 
 /// What it means that a bucket keeps old versions.
-fn kept_versions(url: &str) -> String {
+pub fn kept_versions(url: &str) -> String {
     format!(
         "the bucket of {url} keeps old versions of objects: what is deleted there (after TRIM, overwriting, `ashlar delete`) \
          stays stored and is paid for. Set store.s3.delete_versions = true, or let a lifecycle rule expire noncurrent \

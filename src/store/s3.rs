@@ -4,7 +4,8 @@
 //! this file turns [`Store`] operations into requests and answers into results; [`dispatcher`] makes PUTs create-only,
 //! addresses, signs and sends; [`http`] owns connections and the watch over stalls; [`credentials`] finds the keys;
 //! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it. [`tls`] says
-//! whom we trust, [`proxy`] which way a connection takes, [`versions`] what becomes of old versions of objects.
+//! whom we trust, [`proxy`] which way a connection takes, [`versions`] what becomes of old versions of objects, [`lifecycle`] which
+//! rules of a bucket harm us, [`skew`] how far our clock is from the store's.
 //!
 //! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
 
@@ -39,6 +40,8 @@ mod proxy;
 pub mod credentials;
 pub mod dispatcher;
 pub mod versions;
+pub mod lifecycle;
+mod skew;
 
 use address::Address;
 use answers::{Refused, Typed, answer_of, strange};
@@ -47,6 +50,7 @@ use dispatcher::{Dispatcher, MISSING, Settings, from_text};
 use errors::{Answer, Asked, Place, failure};
 use options::S3Options;
 use ranges::{collect, cut, header_of, start_of};
+use skew::Skew;
 
 /// A batch delete names at most this many keys.
 const BATCH_KEYS_MAX: usize = 1000;
@@ -72,6 +76,7 @@ pub struct S3Store {
     /// Whether all versions of what is deleted are deleted.
     delete_versions: bool,
     versions: Mutex<VersionsSeen>,
+    skew: Arc<Skew>,
 }
 
 /// What replies to PUTs said of versions.
@@ -108,7 +113,8 @@ impl S3Store {
     ) -> Result<S3Store> {
         let Address { place, prefix, bucket_in_host } = Address::new(bucket, prefix, options, environment)?;
         let http = http::connect(options, environment, &place.endpoint)?;
-        let credentials = Arc::new(Credentials::new(options, credentials::context(environment, &http), clock));
+        let credentials = Arc::new(Credentials::new(options, credentials::context(environment, &http), clock.clone()));
+        let skew = Arc::new(Skew::new(clock));
         let dispatcher = Dispatcher::new(Settings {
             http,
             credentials: credentials.clone(),
@@ -118,6 +124,7 @@ impl S3Store {
             unconditional: options.unconditional,
             stall_timeout: options.stall_timeout,
             has_answered: AtomicBool::new(false),
+            skew: Arc::clone(&skew),
         });
         let region = Region::Custom { name: place.region.clone(), endpoint: place.endpoint.clone() };
         Ok(S3Store {
@@ -130,6 +137,7 @@ impl S3Store {
             batches: AtomicBool::new(true),
             delete_versions: options.delete_versions,
             versions: Mutex::default(),
+            skew,
         })
     }
 
@@ -137,6 +145,11 @@ impl S3Store {
     pub fn with_idle_buffers(self, bytes: u64) -> S3Store {
         self.buffers.keep_at_most(bytes);
         self
+    }
+
+    /// By how many seconds this host's clock is ahead of the store's (or, below zero, behind), if an answer said.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        self.skew.seconds()
     }
 
     /// The memory that waits for the next reads.

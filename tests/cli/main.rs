@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a test may fail, and looks at files itself
 
 mod bench;
+mod doctor;
 mod program;
 mod refusals;
 mod encryption;

@@ -18,8 +18,8 @@ use crate::store::hedge::HedgeOptions;
 use crate::store::limit::LimitOptions;
 use crate::store::open::{Access, StoreOptions};
 
-mod measure;
-mod plan;
+pub mod measure;
+pub mod plan;
 mod recommend;
 
 /// Measures a store by object size and parallelism, and recommends settings for it.

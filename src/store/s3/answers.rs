@@ -57,7 +57,14 @@ macro_rules! untyped {
         }
     )*};
 }
-untyped!(PutObjectError, DeleteObjectError, DeleteObjectsError, ListObjectVersionsError, GetBucketVersioningError);
+untyped!(
+    PutObjectError,
+    DeleteObjectError,
+    DeleteObjectsError,
+    ListObjectVersionsError,
+    GetBucketVersioningError,
+    GetBucketLifecycleConfigurationError
+);
 
 /// The server's answer, or the text of a failure on this side of it.
 pub fn answer_of<E: Typed>(error: RusotoError<E>) -> std::result::Result<Answer, String> {

@@ -28,6 +28,7 @@ use rusoto_core::{ByteStream, DispatchSignedRequest, HttpDispatchError};
 use super::super::{ErrorKind, Result, StoreError};
 use super::credentials::Credentials;
 use super::http::{Http, PartsBody, next_piece, send, whole};
+use super::skew::Skew;
 
 /// Signs and sends.
 #[derive(Clone)]
@@ -51,6 +52,8 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// Set once something answered that may be S3.
     pub has_answered: AtomicBool,
+    /// Hears what time it is at the store.
+    pub skew: Arc<Skew>,
 }
 
 impl Dispatcher {
@@ -110,6 +113,7 @@ impl Settings {
         }
         let (response, _) = sent?;
         self.has_answered.fetch_or(!is_strange, Ordering::Relaxed);
+        self.skew.heard(response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()));
         Ok(response)
     }
 
@@ -206,7 +210,7 @@ fn is_of_xml(response: &Response<Incoming>) -> bool {
 }
 
 /// The parameters of GETs that are answered with a document and not with an object.
-const DOCUMENTS: [&str; 3] = ["list-type", "versions", "versioning"];
+const DOCUMENTS: [&str; 4] = ["list-type", "versions", "versioning", "lifecycle"];
 
 const USER_AGENT: &str = concat!("ashlar/", env!("CARGO_PKG_VERSION"));
 

@@ -37,6 +37,8 @@ pub enum Asked<'a> {
     DeleteVersions(usize),
     /// Whether the bucket keeps versions.
     Versioning,
+    /// Which lifecycle rules the bucket has.
+    Lifecycle,
 }
 
 impl Asked<'_> {
@@ -51,6 +53,7 @@ impl Asked<'_> {
             Asked::Versions(prefix) => format!("listing of versions of {prefix:?}"),
             Asked::DeleteVersions(count) => format!("DELETE of {} of objects", counted(count as u64, "version")),
             Asked::Versioning => "asking for the versioning".to_owned(),
+            Asked::Lifecycle => "asking for the lifecycle rules".to_owned(),
         }
     }
 }
@@ -202,6 +205,9 @@ fn advice(answer: &Answer, asked: Asked<'_>, bucket: &str) -> String {
             "check that the credentials may list and delete versions of objects in bucket {bucket} (ListBucketVersions, \
              DeleteObjectVersion), or set store.s3.delete_versions = false"
         ),
+        "AccessDenied" if matches!(asked, Asked::Lifecycle) => {
+            "let the credentials ask for the rules (GetLifecycleConfiguration), or look at the rules yourself".into()
+        }
         "AccessDenied" => {
             format!("check that the credentials may put, get, list and delete objects in bucket {bucket}")
         }
@@ -219,7 +225,7 @@ fn request(asked: Asked<'_>, bucket: &str) -> String {
         Asked::List(prefix) => format!("listing of {prefix} in bucket {bucket}"),
         Asked::Delete(key) => format!("DELETE of {key} from bucket {bucket}"),
         Asked::Versions(prefix) => format!("listing of versions of {prefix:?} in bucket {bucket}"),
-        Asked::Versioning => format!("asking for the versioning of bucket {bucket}"),
+        Asked::Versioning | Asked::Lifecycle => format!("{} of bucket {bucket}", asked.text()),
         Asked::DeleteBatch(_) | Asked::DeleteVersions(_) => format!("{} from bucket {bucket}", asked.text()),
     }
 }
