@@ -8,6 +8,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::cache::Purpose;
@@ -57,6 +59,8 @@ pub struct Volume {
     ahead: Mutex<ReadAhead>,
     prefetcher: Prefetcher,
     operations: Operations,
+    /// When it was opened, until that was told.
+    opened: Mutex<Option<Instant>>,
 }
 
 /// What clients asked of a volume since it was opened.
@@ -164,7 +168,15 @@ impl Volume {
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
-        Ok(Arc::new(Volume { shared, log: abort, closing, ahead, prefetcher, operations }))
+        Ok(Arc::new(Volume {
+            shared,
+            log: abort,
+            closing,
+            ahead,
+            prefetcher,
+            operations,
+            opened: Mutex::new(Some(Instant::now())),
+        }))
     }
 
     /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
@@ -272,6 +284,11 @@ impl Volume {
             ("cache", cache.snapshot()),
             ("block_status", block_status.snapshot()),
         ]
+    }
+
+    /// For how long it has been open; told once, to whoever says that it is closed, as several may close it.
+    pub fn was_open_for(&self) -> Option<Duration> {
+        self.opened.lock().take().map(|opened| opened.elapsed())
     }
 
     /// What it asked of the store since it was opened.

@@ -388,7 +388,7 @@ pub mod example {
             store_trouble: trouble(),
             store_requests: store_requests(&Meter::default()),
             cost: ServerCost::default(),
-            log: LogStatus { lines_dropped: 0 },
+            log: LogStatus { lines_dropped: 0, lines_held_back: 0 },
             cache: cache::Status { memory_size: 1, memory_used: 0, memory_hits: 0, memory_misses: 0, disk: Some(disk) },
             memory: vec![MemoryBound { key: word(), used: 0, bound: 1 }],
             clients: vec![client],

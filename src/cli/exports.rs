@@ -234,7 +234,7 @@ impl<V: Volumes> VolumeExports<V> {
         self.0.leaving.lock().remove(name);
         match &closed {
             Ok(()) => {
-                info!("volume {name} is closed; {to} can open it");
+                info!("volume {name} can be opened by {to} now");
                 if let Some(moved) = self.0.moved.lock().get_mut(name) {
                     moved.is_closing = false;
                 }

@@ -18,6 +18,7 @@ mod start;
 mod replace;
 mod exports;
 mod store_volumes;
+mod life;
 mod client_lines;
 mod attach;
 mod detach;

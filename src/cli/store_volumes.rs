@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::exports::{OpenFailure, Volumes};
+use super::life;
 use super::outside::{Cache, State};
 use crate::attach::identity::Identity;
 use crate::codec::seal::Sealer;
@@ -103,7 +105,9 @@ impl StoreVolumes {
             )));
         }
         let flags = if before.is_none() { self.flags } else { OpenFlags::default() };
+        let begun = Instant::now();
         let volume = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await?;
+        life::opened(&volume, begun.elapsed());
         self.opened.lock().insert(name.clone(), volume.meta().uuid);
         Ok(volume)
     }
@@ -145,6 +149,10 @@ impl Volumes for StoreVolumes {
     }
 
     async fn close(volume: &Volume) -> Result<(), String> {
-        volume.close().await.map_err(|error| error.to_string())
+        volume.close().await.map_err(|error| error.to_string())?;
+        if let Some(open_for) = volume.was_open_for() {
+            life::closed(volume, open_for);
+        }
+        Ok(())
     }
 }

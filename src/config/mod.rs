@@ -172,6 +172,10 @@ pub struct Log {
     pub level: String,
     /// For people or for programs.
     pub format: LogFormat,
+    /// Whether each line begins with its priority, for journald.
+    pub priorities: LogPriorities,
+    /// Lines of one kind that are written within ten seconds, of a server; further ones are held back and counted. 0 is any number.
+    pub burst: u32,
     /// Bytes of a server's log that may wait to be written. Further lines are dropped and counted. From 4 KiB to 1 GiB.
     #[serde(with = "human::bytes")]
     pub buffer: u64,
@@ -179,7 +183,13 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: "info".to_owned(), format: LogFormat::Text, buffer: 1 << 20 }
+        Log {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            priorities: LogPriorities::Auto,
+            burst: 100,
+            buffer: 1 << 20,
+        }
     }
 }
 
@@ -191,6 +201,18 @@ impl Log {
             false => Err(("buffer", "4 KiB to 1 GiB")),
         }
     }
+}
+
+/// Whether a priority stands before each line of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogPriorities {
+    /// Where journald reads the log.
+    Auto,
+    /// Always, for other readers that know them.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// How log lines are written.

@@ -76,6 +76,8 @@ pub enum HandshakeError {
 pub struct Visitor<'a> {
     /// Who it is, for the log.
     pub peer: &'a str,
+    /// The number of its connection, for the log.
+    pub connection: u64,
     /// The client's host.
     pub host: Host,
     /// The client, as the rules see it.
@@ -201,7 +203,7 @@ where
                         continue;
                     }
                     Found::Refused(error) => Err(error),
-                    Found::Export { name, .. } => exports.open(&name).await.map(drop),
+                    Found::Export { name, .. } => visitor.open(&name, exports).await.map(drop),
                 };
                 time.give_back(asked, found.is_ok());
                 negotiation.looked(match found {
@@ -216,7 +218,9 @@ where
                         continue;
                     }
                     Found::Refused(error) => Err(error),
-                    Found::Export { name, read_only } => exports.open(&name).await.map(|found| (found, read_only)),
+                    Found::Export { name, read_only } => {
+                        visitor.open(&name, exports).await.map(|found| (found, read_only))
+                    }
                 };
                 time.give_back(asked, found.is_ok());
                 let asked = Instant::now();
@@ -338,10 +342,28 @@ impl Visitor<'_> {
     /// Refuses a client in its own words, whether there is an export of that name or not.
     fn refuse(&self, asked: &str) -> Found {
         if let Some(count) = self.refused.count() {
-            let (peer, certificate, export) = (self.peer, &self.caller.certificate, access::logged(asked));
-            tracing::warn!(peer, export, ?certificate, count, "refused a client: nbd.access does not let it in");
+            let (peer, connection) = (self.peer, self.connection);
+            let (certificate, export) = (&self.caller.certificate, access::logged(asked));
+            tracing::warn!(
+                peer,
+                connection,
+                export,
+                ?certificate,
+                count,
+                "refused a client: nbd.access does not let it in"
+            );
         }
         Found::Refused(ExportError::Unavailable(format!("you have no access to {asked:?} on this server")))
+    }
+
+    /// Opens an export, and says in the log if a client is refused it.
+    async fn open(&self, name: &str, exports: &dyn Exports) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
+        let opened = exports.open(name).await;
+        if let Err(why) = &opened {
+            let (peer, connection, export) = (self.peer, self.connection, access::logged(name));
+            tracing::info!(peer, connection, export, "refused a client: {why}");
+        }
+        opened
     }
 
     /// The exports that a client may know of: those that it may use as it is (rule O8).
@@ -404,7 +426,7 @@ impl Visitor<'_> {
             }
         };
         let (by, clients) = (in_use.by, self.clients.addresses(export).join(", "));
-        tracing::warn!(peer, export, %by, clients, "refused a client: another host is attached");
+        tracing::warn!(peer, connection = self.connection, export, %by, clients, "refused a client: another host is attached");
         Err(in_use.into())
     }
 }

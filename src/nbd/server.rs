@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -76,6 +76,7 @@ impl Server {
             places: Arc::new(Semaphore::new(options.max_connections)),
             full: AtomicBool::new(false),
             turned_away: Refusals::default(),
+            connections: AtomicU64::new(0),
             refused: Refusals::default(),
             tls,
             flusher: Flusher::default(),
@@ -117,7 +118,8 @@ impl Server {
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: S, peer: &str, host: Host) {
         if let Some(place) = self.core.admit() {
             let way = Way { tls: self.core.options.tls.mode, allow: Arc::default() };
-            let guest = Guest { peer, host, origin: Origin::Unknown };
+            let connection = self.core.connections.fetch_add(1, Ordering::Relaxed) + 1;
+            let guest = Guest { peer, connection, host, origin: Origin::Unknown };
             self.core.serve(Locked(stream), &way, guest, place).await;
         }
     }
@@ -190,6 +192,8 @@ struct Core {
     full: AtomicBool,
     /// Clients that no list let in.
     turned_away: Refusals,
+    /// Connections so far.
+    connections: AtomicU64,
     /// Options for exports that no rule lets their clients use.
     refused: Refusals,
     tls: Option<Tls>,
@@ -216,6 +220,8 @@ struct Way {
 /// Who comes.
 struct Guest<'a> {
     peer: &'a str,
+    /// The number of its connection, by which lines of the log belong together.
+    connection: u64,
     host: Host,
     origin: Origin,
 }
@@ -281,7 +287,8 @@ impl Core {
 
     async fn serve_stream(self: Arc<Core>, stream: Stream, way: Way, place: Place) {
         let peer = stream.peer();
-        let guest = Guest { peer: &peer, host: stream.host(), origin: stream.origin() };
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let guest = Guest { peer: &peer, connection, host: stream.host(), origin: stream.origin() };
         match stream {
             Stream::Tcp(stream, _) => self.serve(stream, &way, guest, place).await,
             Stream::Unix(stream) => self.serve(stream, &way, guest, place).await,
@@ -316,10 +323,10 @@ impl Core {
         };
         // TLS is offered only if there is some.
         let Some(tls) = &self.tls else { return };
-        let peer = guest.peer;
+        let (peer, connection) = (guest.peer, guest.connection);
         let (mut stream, handshake) = match later.over_tls(tls.accept(stream.into_whole())).await {
             Ok((stream, handshake)) => (Locked(stream), handshake),
-            Err(error) => return tracing::info!(peer, "handshake broken off: {error}"),
+            Err(error) => return tracing::info!(peer, connection, "handshake broken off: {error}"),
         };
         caller.tls = true;
         caller.certificate = tls::names_of_client(&stream.0);
@@ -338,7 +345,7 @@ impl Core {
         evicted: Arc<Notify>,
         entered: Entered,
     ) {
-        let Guest { peer, host, .. } = guest;
+        let Guest { peer, connection, host, .. } = guest;
         let Entered { entry, device, agreed, read_only, visit, member, coming, rest } = entered;
         let export = entry.name;
         let admission = Admission::new(&self.options, self.room.clone());
@@ -346,9 +353,10 @@ impl Core {
         let attached = self.clients.attach(party, admission.gauge(), line);
         drop(coming);
         let certificate = caller.certificate.as_ref().map(|names| names.join(", "));
-        tracing::info!(peer, export, tls = caller.tls, certificate, read_only, "client attached");
+        tracing::info!(peer, connection, export, tls = caller.tls, certificate, read_only, "client attached");
         let setup = Setup {
             export: export.clone(),
+            connection,
             device: device.clone(),
             agreed,
             read_only,
@@ -363,7 +371,14 @@ impl Core {
         };
         let (read, write) = stream.halves();
         let leftover = session::run(setup, read, write).await;
-        tracing::info!(peer, export, requests = attached.client.requests(), "client left: {}", leftover.end);
+        tracing::info!(
+            peer,
+            connection,
+            export,
+            requests = attached.client.requests(),
+            "client left: {}",
+            leftover.end
+        );
         drop((stream, attached));
         self.settle(leftover, export, device).await;
         // Whoever takes its place has waited for its last changes.
@@ -382,6 +397,7 @@ impl Core {
         let rules = Arc::clone(&self.access.read());
         let visitor = Visitor {
             peer: guest.peer,
+            connection: guest.connection,
             host: guest.host,
             caller: caller.clone(),
             rules: &rules,
@@ -390,12 +406,12 @@ impl Core {
             clients: self.clients.clone(),
             evicted,
         };
-        let peer = guest.peer;
+        let (peer, connection) = (guest.peer, guest.connection);
         let outcome = tokio::select! {
             biased;
             // One that another of its client takes the place of, or that is to have what is given away.
             () = evicted.notified() => {
-                tracing::info!(peer, "evicted in the handshake");
+                tracing::info!(peer, connection, "evicted in the handshake");
                 return None;
             }
             outcome = handshake::run(stream.whole(), handshake, &visitor, &*self.exports, &self.options, &mut phases) => outcome,
@@ -407,7 +423,7 @@ impl Core {
             }
             Ok(outcome) => Some(outcome),
             Err(error) => {
-                tracing::info!(peer, "handshake broken off: {error}");
+                tracing::info!(peer, connection, "handshake broken off: {error}");
                 None
             }
         }

@@ -63,6 +63,8 @@ const WRITE_AFTER: u64 = 256 << 10;
 pub struct Setup<'a> {
     /// The export's name, for the log.
     pub export: String,
+    /// The number of the connection, for the log.
+    pub connection: u64,
     /// The export.
     pub device: Arc<dyn Device>,
     /// What the handshake agreed on.
@@ -221,6 +223,7 @@ where
 /// What the requests of one connection share.
 struct Client {
     export: String,
+    connection: u64,
     device: Arc<dyn Device>,
     /// The minimum block size that it was told.
     unit: u32,
@@ -251,6 +254,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
         let info = setup.device.info();
         let client = Client {
             export: setup.export,
+            connection: setup.connection,
             device: setup.device,
             unit: minimum_block_size(setup.options.minimum_block_size, &info),
             failures: AtomicU64::new(0),
@@ -331,7 +335,12 @@ impl<R: AsyncRead + Unpin> Session<R> {
     }
 
     async fn refuse(&mut self, header: &RequestHeader, failure: Failure, payload: u64) -> io::Result<()> {
-        tracing::debug!(export = self.client.export, ?header, ?failure, "request refused");
+        let failures = self.client.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let (export, connection, why) = (&self.client.export, self.client.connection, &failure.why);
+        match failures.is_power_of_two() {
+            true => tracing::info!(export, connection, ?header, failures, "request refused: {why}"),
+            false => tracing::debug!(export, connection, ?header, failures, "request refused: {why}"),
+        }
         let ticket = self.admission.slot().await;
         self.incoming.skip(payload).await?;
         self.answer(header, ticket).send(Err(failure));
@@ -433,17 +442,18 @@ impl Client {
     }
 
     /// Says what failed and how the client is told. In a long outage every request may fail: the 1st, 2nd, 4th, 8th …
-    /// failure of a connection is a warning.
+    /// failure of a connection is a warning, or, if the client is to blame, worth a line.
     fn failed(&self, request: &Request, error: &DeviceError) -> Failure {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let export = self.export.as_str();
+        let (export, connection) = (self.export.as_str(), self.connection);
         match error {
-            DeviceError::Io(_) | DeviceError::Unreadable { .. } | DeviceError::Fenced(_)
-                if failures.is_power_of_two() =>
-            {
-                tracing::warn!(export, ?request, failures, "request failed: {error}");
+            _ if !failures.is_power_of_two() => {
+                tracing::debug!(export, connection, ?request, failures, "request failed: {error}");
             }
-            _ => tracing::debug!(export, ?request, failures, "request failed: {error}"),
+            DeviceError::Io(_) | DeviceError::Unreadable { .. } | DeviceError::Fenced(_) => {
+                tracing::warn!(export, connection, ?request, failures, "request failed: {error}");
+            }
+            _ => tracing::info!(export, connection, ?request, failures, "request refused: {error}"),
         }
         let offset = match error {
             DeviceError::Unreadable { offset, .. } => Some(*offset),
@@ -617,6 +627,7 @@ mod tests {
         let party = clients::Party { peer, host: Host::Local, export, evicted: Arc::default() };
         let setup = Setup {
             export: "disk".into(),
+            connection: 1,
             device: Arc::new(MemoryDevice::new(1 << 20)),
             agreed: Agreed::default(),
             read_only: false,

@@ -520,7 +520,7 @@ impl Opening {
             let change = numbered.change.within(end, meta.block_size).into_own();
             log.accept(change, self.options.segment_size);
         }
-        tracing::info!(volume = %meta.name, epoch = %fence.epoch, replayed, "opened");
+        tracing::debug!(volume = %meta.name, epoch = %fence.epoch, replayed, "recovered");
         Shared::new(Parts {
             meta,
             description: self.source.description,

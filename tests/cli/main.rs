@@ -9,6 +9,7 @@ mod refusals;
 mod encryption;
 mod serving;
 mod looking_on;
+mod log;
 mod metrics;
 mod signals;
 mod operating;

@@ -156,7 +156,7 @@ mod tests {
         the_first_is(&ServerStatus { store_trouble, ..fine() }, Weight::Wrong, "once the store answers");
         let ended = whole().ended;
         the_first_is(&ServerStatus { ended, ..fine() }, Weight::Wrong, "volume word has ended and did not open again");
-        let log = LogStatus { lines_dropped: 3 };
+        let log = LogStatus { lines_dropped: 3, lines_held_back: 0 };
         the_first_is(&ServerStatus { log, ..fine() }, Weight::Doubtful, "dropped 3 lines of its log");
         let cache = whole().cache;
         the_first_is(&ServerStatus { cache, ..fine() }, Weight::Doubtful, "the cache on disk is off: word");
