@@ -1,4 +1,5 @@
-//! What the documents say of the tests is true: every test that `docs/semantics.md` or `docs/conformance.md` names is there.
+//! What the documents say of the tests is true: every test that `docs/semantics.md` or `docs/conformance.md` names is there. And what
+//! `docs/errors.md` says of messages and exit codes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)] // reads the repository
 
@@ -142,4 +143,147 @@ fn every_rule_of_the_protocol_is_listed_once_with_tests_that_name_it() {
         }
     }
     assert_eq!(without, ["T10"], "nothing else is without a test");
+}
+
+/// The program's own text, without tests: what spans lines is joined, as the compiler does it.
+fn program() -> String {
+    fn read(dir: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                text.push_str(source.split("#[cfg(test)]\nmod tests {").next().unwrap());
+            }
+        }
+    }
+    let mut text = String::new();
+    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    joined(&text)
+}
+
+fn joined(text: &str) -> String {
+    let mut parts = text.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |joined, part| joined + part.trim_start()).replace("\\\"", "\"")
+}
+
+fn page_of_errors() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md")).unwrap()
+}
+
+/// The rows of the page's tables, cell by cell, without their heads.
+fn rows_of_errors(page: &str) -> Vec<Vec<&str>> {
+    let rows =
+        page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |").or(line.strip_suffix(" | |")));
+    let rows = rows.map(|row| row.trim_start_matches("| ").split(" | ").collect::<Vec<_>>());
+    rows.filter(|row| !row[0].starts_with("---") && !["words", "code", "number"].contains(&row[0])).collect()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether the pieces of a message stand in the program one behind the other, with no more between two of them than what differs.
+fn has_message(program: &str, message: &str) -> bool {
+    const BETWEEN: usize = 400;
+    let pieces: Vec<&str> = message.split('…').map(str::trim).filter(|piece| piece.len() > 2).collect();
+    let Some((first, rest)) = pieces.split_first() else { return false };
+    program.match_indices(first).any(|(at, _)| {
+        let mut from = at + first.len();
+        rest.iter().all(|piece| {
+            let mut end = program.len().min(from + BETWEEN);
+            while !program.is_char_boundary(end) {
+                end -= 1;
+            }
+            let found = program[from..end].find(piece);
+            from += found.map_or(0, |found| found + piece.len());
+            found.is_some()
+        })
+    })
+}
+
+#[test]
+fn every_message_of_the_page_of_errors_is_one_that_the_program_has() {
+    let (page, program) = (page_of_errors(), program());
+    let mut messages = Vec::new();
+    for row in rows_of_errors(&page) {
+        match row[0].starts_with('`') {
+            true => messages.extend(quoted(row[0])),
+            // Numbers that clients get: the words are in the second cell.
+            false if row[0].starts_with('E') => {
+                messages.extend(quoted(row[1]).filter(|words| words.contains(' ')));
+            }
+            false => {}
+        }
+    }
+    assert!(messages.len() > 80, "{}", messages.len());
+    let absent: Vec<&str> = messages.into_iter().filter(|message| !has_message(&program, message)).collect();
+    assert!(absent.is_empty(), "the program never says {absent:#?}");
+}
+
+/// What the program refuses with, by the types that say so, and what each says that does not differ.
+#[test]
+fn no_refusal_is_missing_on_the_page_of_errors() {
+    let page = page_of_errors();
+    let messages: Vec<&str> =
+        rows_of_errors(&page).into_iter().flat_map(|row| row.into_iter().take(2)).flat_map(quoted).collect();
+    let mut missing = Vec::new();
+    for file in ["error.rs", "device.rs", "keyring/unlock.rs", "attach/kernel.rs", "attach/identity.rs"] {
+        let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file)).unwrap();
+        let source = joined(&source);
+        let attributes = source.split("#[error(").skip(1).filter(|rest| !rest.starts_with("transparent"));
+        for attribute in attributes {
+            let (_, text) = attribute.split_once('"').unwrap();
+            let text = text.split("\")]").next().unwrap().split("\",\n").next().unwrap();
+            let pieces: Vec<&str> = text.split(['{', '}']).step_by(2).filter(|piece| piece.trim().len() > 10).collect();
+            let is_told = |piece: &&str| {
+                let words = piece.trim().split('`').next().unwrap_or_default();
+                let told = |message: &&str| message.split('…').any(|part| shares(part, words));
+                messages.iter().any(told)
+            };
+            if !pieces.is_empty() && !pieces.iter().any(is_told) {
+                missing.push(text.to_owned());
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/errors.md says nothing of {missing:#?}");
+}
+
+/// Whether one of two texts stands in the other, and is more than a word.
+fn shares(one: &str, other: &str) -> bool {
+    let (one, other) = (one.trim(), other.trim());
+    let (short, long) = if one.len() < other.len() { (one, other) } else { (other, one) };
+    short.len() > 10 && long.contains(short)
+}
+
+#[test]
+fn the_exit_codes_of_the_page_are_all_that_there_are() {
+    let (page, program) = (page_of_errors(), program());
+    let codes = |text: &str| text.split_whitespace().next().and_then(|word| word.parse::<u8>().ok());
+    let listed: Vec<u8> = rows_of_errors(&page).iter().filter_map(|row| codes(row[0])).collect();
+    let command = ashlar::cli::command();
+    let help = command.get_after_help().unwrap().to_string();
+    let (_, help) = help.split_once("Exit codes:").unwrap();
+    let helped: Vec<u8> = help.lines().skip(1).map_while(codes).collect();
+    assert_eq!(listed, helped, "the page and --help");
+    let (_, report) = program.split_once("ExitCode::from(match self {").unwrap();
+    let (report, _) = report.split_once("})").unwrap();
+    let mut ended: Vec<u8> =
+        report.split("=> ").skip(1).map(|rest| rest.split(',').next().unwrap().parse().unwrap()).collect();
+    let (_, panics) = program.split_once("pub const EXIT_CODE: i32 = ").unwrap();
+    ended.extend([0, panics.split(';').next().unwrap().parse().unwrap()]);
+    ended.sort_unstable();
+    assert_eq!(listed, ended, "the page and the program");
+}
+
+#[test]
+fn a_message_is_found_by_its_pieces_in_order_only() {
+    let program = joined("format!(\"volume {name} was \\\n     taken by {holder}; \\\"gone\\\"\")");
+    assert!(has_message(&program, "volume … was taken by …; \"gone\""));
+    assert!(!has_message(&program, "taken by … volume"));
+    assert!(!has_message(&program, "volume … was given"));
+    assert!(!has_message(&program, "…"));
 }
