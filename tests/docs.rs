@@ -147,19 +147,8 @@ fn every_rule_of_the_protocol_is_listed_once_with_tests_that_name_it() {
 
 /// The program's own text, without tests: what spans lines is joined, as the compiler does it.
 fn program() -> String {
-    fn read(dir: &Path, text: &mut String) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                read(&path, text);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let source = std::fs::read_to_string(&path).unwrap();
-                text.push_str(source.split("#[cfg(test)]\nmod tests {").next().unwrap());
-            }
-        }
-    }
     let mut text = String::new();
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    shipped(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut |_, source| text.push_str(source));
     joined(&text)
 }
 
@@ -286,4 +275,60 @@ fn a_message_is_found_by_its_pieces_in_order_only() {
     assert!(!has_message(&program, "taken by … volume"));
     assert!(!has_message(&program, "volume … was given"));
     assert!(!has_message(&program, "…"));
+}
+
+/// Nobody here builds the image each time, so what it says of the rest of the repository is compared.
+#[test]
+fn the_recipe_of_the_image_fits_the_repository() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let recipe = read("Containerfile");
+    let toolchain = read("rust-toolchain.toml");
+    let (_, channel) = toolchain.split_once("channel = \"").unwrap();
+    let channel = channel.split('"').next().unwrap();
+    assert!(recipe.contains(&format!("FROM rust:{channel}-")), "the compiler is {channel}");
+    // What is left out of the context cannot be copied or built.
+    let kept: Vec<String> =
+        read(".containerignore").lines().filter_map(|line| line.strip_prefix('!').map(str::to_owned)).collect();
+    for needed in &kept {
+        assert!(root.join(needed).exists(), "{needed}");
+    }
+    let is_kept = |path: &str| kept.iter().any(|kept| path == kept || path.starts_with(&format!("{kept}/")));
+    let copied =
+        recipe.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    let copied = copied.flat_map(|line| line.split(' ').rev().skip(1)).filter(|path| *path != ".");
+    let mut needed: Vec<String> = copied.map(str::to_owned).collect();
+    shipped(&root.join("src"), &mut |path, text| {
+        let included = text.split("include_str!(\"").skip(1).chain(text.split("include_bytes!(\"").skip(1));
+        for file in included {
+            let file = path.parent().unwrap().join(file.split('"').next().unwrap());
+            needed.push(file.canonicalize().unwrap().strip_prefix(root).unwrap().display().to_string());
+        }
+    });
+    let missing: Vec<&String> = needed.iter().filter(|path| !is_kept(path)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    // The command that it starts with is one that the program takes.
+    let words = |name: &str| -> Vec<String> {
+        let line = recipe.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        quoted_words(line)
+    };
+    let command: Vec<String> = words("ENTRYPOINT ").into_iter().chain(words("CMD ")).collect();
+    ashlar::cli::command().try_get_matches_from(command).unwrap();
+}
+
+/// Every source, without its tests.
+fn shipped(dir: &Path, each: &mut dyn FnMut(&Path, &str)) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            shipped(&path, each);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            let source = std::fs::read_to_string(&path).unwrap();
+            each(&path, source.split("#[cfg(test)]\nmod tests {").next().unwrap());
+        }
+    }
+}
+
+fn quoted_words(line: &str) -> Vec<String> {
+    line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
