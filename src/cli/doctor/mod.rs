@@ -25,7 +25,7 @@ mod devices;
 /// as the user that serves, with the configuration of the server.
 ///
 /// Nothing is changed. In the store, objects below .ashlar-probe/ and .ashlar-bench/ are written, read and deleted (some 500 requests,
-/// and 64 MiB each way, at most), while servers go on.
+/// and 64 MiB each way, at most), while servers go on. In a bucket that keeps old versions, where they would stay, the speed is not measured.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit code 0 if nothing is wrong, be something doubtful; else 1.

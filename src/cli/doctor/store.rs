@@ -83,10 +83,17 @@ pub async fn look(config: &Effective) -> (Vec<Finding>, Option<String>) {
         findings.extend(volumes(&*store, &config.serve.volumes).await);
         let examined = examine(&options, &Outside::real()).await;
         findings.push(judge_probe(&url, options.fencing(), examined));
-        findings.extend(speed(store, &url).await);
+        let keeps_versions = s3.as_ref().is_some_and(|s3| s3.keeps_versions());
+        match keeps_versions && !options.s3.delete_versions {
+            true => findings.push(About::Store.doubtful(not_measured(&url))),
+            false => findings.extend(speed(store, &url).await),
+        }
     }
     if let Some(s3) = s3 {
-        findings.extend(bucket(&s3, &url, works, options.s3.delete_versions).await);
+        if answers(&permissions) {
+            findings.extend(bucket(&s3, &url, works, options.s3.delete_versions).await);
+        }
+        findings.extend(s3.clock_ahead().map(judge_clock));
     }
     (findings, Some(url))
 }
@@ -132,10 +139,9 @@ fn judge_permissions(url: &str, tried: &[Tried]) -> Vec<Finding> {
             let error = tried.as_ref().err()?;
             Some(About::Store.wrong(match error.kind {
                 ErrorKind::Denied => format!("{url} does not let this server {what}: {error}"),
-                ErrorKind::Retryable => format!(
-                    "{url} is away: {error} (tried for {} s); see the network, store.s3.endpoint and the store itself",
-                    PATIENCE.as_secs()
-                ),
+                ErrorKind::Retryable => {
+                    format!("{url} is away: {error}; see the network, store.s3.endpoint and the store itself")
+                }
                 _ => format!("a server cannot {what} in {url}: {error}"),
             }))
         })
@@ -144,6 +150,19 @@ fn judge_permissions(url: &str, tried: &[Tried]) -> Vec<Finding> {
         true => vec![About::Store.good(format!("{url} lets this server list, put, get and delete objects"))],
         false => failed,
     }
+}
+
+/// Whether the store answers, be it that it refuses; of one that does not, nothing else can be found out.
+fn answers(tried: &[Tried]) -> bool {
+    tried.iter().all(|(_, tried)| tried.as_ref().err().is_none_or(|error| error.kind == ErrorKind::Denied))
+}
+
+/// What was put for that would stay, and be paid for.
+fn not_measured(url: &str) -> String {
+    format!(
+        "how fast {url} is was not measured, because the bucket keeps what is deleted; `ashlar bench` measures it, and leaves its objects as old \
+         versions"
+    )
 }
 
 /// Whether the volumes are there that are to be served.
@@ -197,7 +216,6 @@ async fn bucket(s3: &S3Store, url: &str, has_put: bool, deletes_versions: bool) 
         let listed = if deletes_versions { Some(s3.kept(".ashlar-probe/").await.map(drop)) } else { None };
         findings.push(judge_versions(url, listed));
     }
-    findings.extend(s3.clock_ahead().map(judge_clock));
     findings
 }
 
@@ -369,6 +387,7 @@ mod tests {
             let findings = judge_permissions(URL, &tried);
             assert_eq!(findings.len(), 1, "{findings:?}");
             is(&findings[0], Weight::Wrong, &format!("{URL} does not let this server {what}: {what} says no"));
+            assert!(answers(&tried), "a refusal is an answer");
         }
         let store = Refusing(MemoryStore::new(), "", ErrorKind::Denied);
         is(&judge_permissions(URL, &permissions(&store, &Random::seeded(1)).await)[0], Weight::Good, "put, get");
@@ -380,13 +399,11 @@ mod tests {
         let store = Refusing(MemoryStore::new(), "list objects", ErrorKind::Retryable);
         let tried = permissions(&store, &Random::seeded(1)).await;
         assert_eq!(tried.len(), 1);
-        is(
-            &judge_permissions(URL, &tried)[0],
-            Weight::Wrong,
-            "s3://disks is away: list objects says no (tried for 10 s); see",
-        );
+        is(&judge_permissions(URL, &tried)[0], Weight::Wrong, "s3://disks is away: list objects says no; see");
+        assert!(!answers(&tried));
         let missing = Refusing(MemoryStore::new(), "list objects", ErrorKind::Invalid);
         let tried = permissions(&missing, &Random::seeded(1)).await;
+        assert!(!answers(&tried));
         is(&judge_permissions(URL, &tried)[0], Weight::Wrong, "cannot list objects in s3://disks");
     }
 
