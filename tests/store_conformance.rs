@@ -1,7 +1,9 @@
 //! One suite of cases for every backend and every wrapper. See `support/conformance.rs` for the cases.
 //!
 //! With `ASHLAR_TEST_S3_ENDPOINT`, `…_BUCKET`, `…_ACCESS` and `…_SECRET` set, the cases of `external_s3` run against
-//! that server (`scripts/s3/conformance` starts one); without, they run against the server in this process.
+//! that server (`scripts/s3/conformance` starts one); without, they run against the server in this process. With `ASHLAR_TEST_SFTP_URL`
+//! and `…_CONFIG` (a file for `ssh -F`) set, those of `external_sftp` run against that server (`scripts/stores sftp`), else against
+//! OpenSSH's `sftp-server` without a network.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
@@ -25,6 +27,7 @@ use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::S3Options;
 use support::conformance::Subject;
 use support::s3_server::S3Server;
+use support::sftp_server::SftpServer;
 
 fn subject(store: impl Store + 'static, keep: impl Send + 'static, rounds: usize) -> Subject {
     Subject { store: Arc::new(store), keep: Box::new(keep), rounds }
@@ -202,6 +205,61 @@ mod external_s3 {
         // Real servers have their bad moments; what is retried must not look different.
         let store = RetryStore::new(Arc::new(store), RetryOptions::default(), Random::system());
         subject(store, (), 20)
+    }
+    conformance!(make);
+}
+
+mod sftp {
+    use super::*;
+
+    async fn make() -> Subject {
+        let server = SftpServer::new();
+        subject(server.plain(), server, 20)
+    }
+    conformance!(make);
+}
+
+/// A server without hard links and without limits: RENAME takes their place, and READs are short.
+mod sftp_by_rename {
+    use super::*;
+
+    async fn make() -> Subject {
+        let server = SftpServer::new();
+        let store = server.store(&server.options("poor", "exec $SERVER -P hardlink,limits"));
+        subject(store, server, 20)
+    }
+    conformance!(make);
+}
+
+/// A local directory and the same over SFTP are one store.
+mod sftp_over_file {
+    use super::*;
+
+    async fn make() -> Subject {
+        let server = SftpServer::new();
+        let files = FileStore::open(server.root(), Workers::Threads, Random::system()).await.unwrap();
+        let both: Vec<Arc<dyn Store>> = vec![Arc::new(files), Arc::new(server.plain())];
+        subject(support::rotate::Rotate::of(both), server, 20)
+    }
+    conformance!(make);
+}
+
+mod external_sftp {
+    use super::*;
+    use ashlar::store::sftp::options::SftpOptions;
+    use ashlar::store::sftp::{Address, SftpStore};
+
+    async fn make() -> Subject {
+        let set = |name: &str| std::env::var(format!("ASHLAR_TEST_SFTP_{name}")).ok();
+        let (Some(url), Some(config)) = (set("URL"), set("CONFIG")) else {
+            let server = SftpServer::new();
+            return subject(server.plain(), server, 5);
+        };
+        let address = Address::parse(url.strip_prefix("sftp://").unwrap()).unwrap();
+        let options = SftpOptions { config_file: Some(config.into()), ..SftpOptions::default() };
+        // A server takes only so many logins at once, and refuses the rest.
+        let store = SftpStore::new(address, &options, Random::system());
+        subject(RetryStore::new(Arc::new(store), RetryOptions::default(), Random::system()), (), 20)
     }
     conformance!(make);
 }

@@ -40,6 +40,7 @@ use bytes::Bytes;
 
 use super::buffers::Buffers;
 use super::memory::PAGE_OBJECTS;
+use super::tree::TEMPORARY;
 use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
 use crate::outside::{Random, Workers};
 
@@ -51,9 +52,6 @@ mod walk;
 
 use create::Directories;
 use identity::Seen;
-
-/// Where temporary files live, below the root. Its name begins with `.`, so it is never a volume.
-const TEMPORARY: &str = ".ashlar-tmp";
 
 /// A store in a directory.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@
 //! hedge     asks a second time for what takes too long
 //! meter     counts every attempt
 //! faults    misbehaves, if asked to
-//! file | memory | s3
+//! file | memory | s3 | sftp
 //! ```
 
 use std::sync::Arc;
@@ -29,6 +29,8 @@ use super::retry::{RetryOptions, RetryStore};
 use super::s3::S3Store;
 use super::s3::credentials::Environment;
 use super::s3::options::S3Options;
+use super::sftp::options::SftpOptions;
+use super::sftp::{self, SftpStore};
 use super::{ErrorKind, Result, Store, StoreError};
 use crate::outside::{Clock, Random, Workers};
 
@@ -36,7 +38,7 @@ use crate::outside::{Clock, Random, Workers};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreOptions {
-    /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, or `memory://`.
+    /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`, or `memory://`.
     pub url: String,
     /// What keeps two servers from writing to one volume.
     pub fencing: Fencing,
@@ -48,6 +50,8 @@ pub struct StoreOptions {
     pub idle_buffers: u64,
     /// How to reach an S3 store.
     pub s3: S3Options,
+    /// How to reach an SFTP store.
+    pub sftp: SftpOptions,
     /// How failed requests are repeated.
     pub retry: RetryOptions,
     /// How many requests are under way at once.
@@ -81,6 +85,7 @@ impl Default for StoreOptions {
             unsafe_no_fencing: None,
             idle_buffers: IDLE_BYTES,
             s3: S3Options::default(),
+            sftp: SftpOptions::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
             hedge: HedgeOptions::default(),
@@ -339,6 +344,10 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
             let buffers = store.buffers();
             Ok((store.clone(), Some(store), buffers))
         }
+        Address::Sftp(address) => {
+            let store = SftpStore::new(address, &options.sftp, outside.random.clone());
+            Ok((Arc::new(store), None, Buffers::default()))
+        }
     }
 }
 
@@ -381,11 +390,13 @@ enum Address<'a> {
     Memory,
     File(&'a str),
     S3 { bucket: &'a str, prefix: &'a str },
+    Sftp(sftp::Address),
 }
 
 impl Address<'_> {
     fn parse(url: &str) -> Result<Address<'_>> {
-        const ACCEPTED: &str = "accepted are file://PATH, s3://BUCKET[/PREFIX] and memory://";
+        const ACCEPTED: &str =
+            "accepted are file://PATH, s3://BUCKET[/PREFIX], sftp://[USER@]HOST[:PORT]/PATH and memory://";
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(StoreError::invalid(format!("the store URL {url:?} has no scheme; {ACCEPTED}")));
         };
@@ -405,6 +416,7 @@ impl Address<'_> {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 Ok(Address::S3 { bucket, prefix })
             }
+            "sftp" => sftp::Address::parse(rest).map(Address::Sftp),
             _ => Err(StoreError::invalid(format!("store URLs of scheme {scheme:?} are unknown; {ACCEPTED}"))),
         }
     }
@@ -429,11 +441,13 @@ mod tests {
         let say = |url| Address::parse(url).unwrap_err().message;
         assert_eq!(
             say("ftp://host/x"),
-            "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX] and memory://"
+            "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX], \
+             sftp://[USER@]HOST[:PORT]/PATH and memory://"
         );
         assert_eq!(
             say("./data"),
-            "the store URL \"./data\" has no scheme; accepted are file://PATH, s3://BUCKET[/PREFIX] and memory://"
+            "the store URL \"./data\" has no scheme; accepted are file://PATH, s3://BUCKET[/PREFIX], \
+             sftp://[USER@]HOST[:PORT]/PATH and memory://"
         );
         assert!(say("file://").contains("has no path"));
         assert!(say("memory://x").contains("has a path"));

@@ -6,4 +6,5 @@ pub mod conformance;
 pub mod far;
 pub mod rotate;
 pub mod s3_server;
+pub mod sftp_server;
 pub mod sloppy;

@@ -26,12 +26,10 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
+use super::super::tree::{MARK, TEMPORARY};
 use super::super::{ErrorKind, Result, StoreError};
-use super::{TEMPORARY, failure};
+use super::failure;
 use crate::outside::directory::Numbers;
-
-/// What the name of a mark begins with.
-const MARK: &str = "root-";
 
 /// See the module.
 #[derive(Debug, Default)]

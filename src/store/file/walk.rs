@@ -1,19 +1,16 @@
-//! Listing a tree of files in byte order of keys.
-//!
-//! A directory `a` sorts as `a/`, because all its keys begin so: `a-b` comes before `a/b`, and `a0` after it. Of the
-//! tree only the directories are read that can hold what is wanted.
+//! Listing a tree of files in byte order of keys. Of the tree only the directories are read that can hold what is wanted.
 
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::Path;
 
+use super::super::tree::{Wanted, sorted_name};
 use super::super::{Key, ObjectEntry};
-use super::TEMPORARY;
 
 /// Up to `limit` objects below `root` whose key begins with `prefix` and is greater than `after`, in byte order.
 pub fn list(root: &Path, prefix: &str, after: Option<&str>, limit: usize) -> io::Result<Vec<ObjectEntry>> {
     let mut found = Vec::new();
-    Wanted { prefix, after: after.unwrap_or_default(), limit }.collect(root, "", &mut found)?;
+    collect(&Wanted { prefix, after: after.unwrap_or_default(), limit }, root, "", &mut found)?;
     Ok(found)
 }
 
@@ -33,47 +30,27 @@ pub fn holds_object(directory: &Path) -> bool {
     list(directory, "", None, 1).map_or(true, |found| !found.is_empty())
 }
 
-/// What a listing asks for.
-struct Wanted<'a> {
-    prefix: &'a str,
-    /// "" is before every key.
-    after: &'a str,
-    limit: usize,
-}
-
-impl Wanted<'_> {
-    /// Adds what is wanted of `directory`, whose keys begin with `base` ("" or ending in `/`).
-    fn collect(&self, directory: &Path, base: &str, found: &mut Vec<ObjectEntry>) -> io::Result<()> {
-        let mut names = names(directory, base)?;
-        names.retain(|name| self.may_hold(&format!("{base}{}", name.sorted), name.is_directory()));
-        names.sort_unstable_by(|a, b| a.sorted.cmp(&b.sorted));
-        for name in names {
-            if found.len() >= self.limit {
-                break;
-            }
-            let path = format!("{base}{}", name.sorted);
-            if name.is_directory() {
-                self.collect(&name.entry.path(), &path, found)?;
-                continue;
-            }
-            match name.entry.metadata() {
-                Ok(file) => found.extend(Key::new(path).ok().map(|key| ObjectEntry { key, size: file.len() })),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // deleted meanwhile
-                Err(error) => return Err(error),
-            }
+/// Adds what is wanted of `directory`, whose keys begin with `base` ("" or ending in `/`).
+fn collect(wanted: &Wanted<'_>, directory: &Path, base: &str, found: &mut Vec<ObjectEntry>) -> io::Result<()> {
+    let mut names = names(directory, base)?;
+    names.retain(|name| wanted.may_hold(&format!("{base}{}", name.sorted)));
+    names.sort_unstable_by(|a, b| a.sorted.cmp(&b.sorted));
+    for name in names {
+        if found.len() >= wanted.limit {
+            break;
         }
-        Ok(())
-    }
-
-    fn may_hold(&self, path: &str, is_directory: bool) -> bool {
-        match is_directory {
-            true => {
-                (path.starts_with(self.prefix) || self.prefix.starts_with(path))
-                    && (path > self.after || self.after.starts_with(path))
-            }
-            false => path.starts_with(self.prefix) && path > self.after,
+        let path = format!("{base}{}", name.sorted);
+        if name.is_directory() {
+            collect(wanted, &name.entry.path(), &path, found)?;
+            continue;
+        }
+        match name.entry.metadata() {
+            Ok(file) => found.extend(Key::new(path).ok().map(|key| ObjectEntry { key, size: file.len() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // deleted meanwhile
+            Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
 
 /// An entry of a directory that can be an object or lead to objects.
@@ -104,18 +81,15 @@ fn names(directory: &Path, base: &str) -> io::Result<Vec<Name>> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let Ok(mut sorted) = entry.file_name().into_string() else { continue };
-        if Key::new(&sorted).is_err() || (base.is_empty() && sorted == TEMPORARY) {
-            continue;
-        }
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => sorted.push('/'),
-            Ok(kind) if kind.is_file() => {}
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let is_directory = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => true,
+            Ok(kind) if kind.is_file() => false,
             Ok(_) => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
-        }
-        names.push(Name { sorted, entry });
+        };
+        names.extend(sorted_name(base, &name, is_directory).map(|sorted| Name { sorted, entry }));
     }
     Ok(names)
 }
