@@ -7,7 +7,7 @@
 //! hedge     asks a second time for what takes too long
 //! meter     counts every attempt
 //! faults    misbehaves, if asked to
-//! file | memory | s3 | sftp
+//! file | memory | s3 | sftp | azure
 //! ```
 
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::azure::AzureStore;
+use super::azure::options::AzureOptions;
 use super::buffers::{Buffers, IDLE_BYTES};
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
@@ -38,7 +40,8 @@ use crate::outside::{Clock, Random, Workers};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreOptions {
-    /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`, or `memory://`.
+    /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`,
+    /// `az://CONTAINER` or `az://CONTAINER/PREFIX`, or `memory://`.
     pub url: String,
     /// What keeps two servers from writing to one volume.
     pub fencing: Fencing,
@@ -52,6 +55,8 @@ pub struct StoreOptions {
     pub s3: S3Options,
     /// How to reach an SFTP store.
     pub sftp: SftpOptions,
+    /// How to reach a store in Azure Blob Storage.
+    pub azure: AzureOptions,
     /// How failed requests are repeated.
     pub retry: RetryOptions,
     /// How many requests are under way at once.
@@ -86,6 +91,7 @@ impl Default for StoreOptions {
             idle_buffers: IDLE_BYTES,
             s3: S3Options::default(),
             sftp: SftpOptions::default(),
+            azure: AzureOptions::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
             hedge: HedgeOptions::default(),
@@ -254,7 +260,11 @@ async fn to_look(opened: Opened, finding: &Finding, options: &StoreOptions, outs
 }
 
 fn unconditional(options: &StoreOptions) -> StoreOptions {
-    StoreOptions { s3: S3Options { unconditional: true, ..options.s3.clone() }, ..options.clone() }
+    StoreOptions {
+        s3: S3Options { unconditional: true, ..options.s3.clone() },
+        azure: AzureOptions { unconditional: true, ..options.azure.clone() },
+        ..options.clone()
+    }
 }
 
 /// Probes for what `fencing` may rely on.
@@ -348,6 +358,10 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
             let store = SftpStore::new(address, &options.sftp, outside.random.clone());
             Ok((Arc::new(store), None, Buffers::default()))
         }
+        Address::Azure(rest) => {
+            let store = AzureStore::new(rest, &options.azure, &outside.environment, outside.random.clone())?;
+            Ok((Arc::new(store), None, Buffers::default()))
+        }
     }
 }
 
@@ -391,12 +405,13 @@ enum Address<'a> {
     File(&'a str),
     S3 { bucket: &'a str, prefix: &'a str },
     Sftp(sftp::Address),
+    Azure(&'a str),
 }
 
 impl Address<'_> {
     fn parse(url: &str) -> Result<Address<'_>> {
-        const ACCEPTED: &str =
-            "accepted are file://PATH, s3://BUCKET[/PREFIX], sftp://[USER@]HOST[:PORT]/PATH and memory://";
+        const ACCEPTED: &str = "accepted are file://PATH, s3://BUCKET[/PREFIX], sftp://[USER@]HOST[:PORT]/PATH, \
+             az://CONTAINER[/PREFIX] and memory://";
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(StoreError::invalid(format!("the store URL {url:?} has no scheme; {ACCEPTED}")));
         };
@@ -416,6 +431,7 @@ impl Address<'_> {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 Ok(Address::S3 { bucket, prefix })
             }
+            "az" => Ok(Address::Azure(rest)),
             "sftp" => sftp::Address::parse(rest).map(Address::Sftp),
             _ => Err(StoreError::invalid(format!("store URLs of scheme {scheme:?} are unknown; {ACCEPTED}"))),
         }
@@ -442,12 +458,12 @@ mod tests {
         assert_eq!(
             say("ftp://host/x"),
             "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
         );
         assert_eq!(
             say("./data"),
             "the store URL \"./data\" has no scheme; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
         );
         assert!(say("file://").contains("has no path"));
         assert!(say("memory://x").contains("has a path"));

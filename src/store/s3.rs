@@ -31,7 +31,7 @@ use crate::outside::{Clock, panics};
 
 pub mod options;
 pub mod address;
-mod ranges;
+pub(super) mod ranges;
 pub mod errors;
 mod answers;
 pub mod http;
