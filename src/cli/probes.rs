@@ -36,7 +36,7 @@ pub struct Probed {
 impl Probed {
     /// The outcome of now.
     pub fn new(options: &StoreOptions, unix_millis: u64, found: Finding) -> Probed {
-        let (url, endpoint) = (options.url.clone(), options.s3.endpoint.clone());
+        let (url, endpoint) = (options.url.clone(), options.endpoint());
         Probed { url, endpoint, version: VERSION, unix_millis, found }
     }
 
@@ -51,7 +51,7 @@ impl Probed {
 }
 
 fn file_of(options: &StoreOptions) -> String {
-    let place = format!("{}\n{}", options.url, options.s3.endpoint.as_deref().unwrap_or_default());
+    let place = format!("{}\n{}", options.url, options.endpoint().unwrap_or_default());
     format!("probe-{}", &blake3::hash(place.as_bytes()).to_hex()[..16])
 }
 
@@ -120,6 +120,11 @@ mod tests {
         let mut elsewhere = options.clone();
         elsewhere.s3.endpoint = Some("http://127.0.0.1:1".into());
         assert_eq!(recall(&disk, &elsewhere, day(100)).await, None);
+        let (in_azure, mut of_another) = (self::options("az://disks"), self::options("az://disks"));
+        of_another.azure.account = Some("another".into());
+        remember(&disk, &in_azure, &Probed::new(&in_azure, day(100), GOOD), false).await;
+        assert!(recall(&disk, &in_azure, day(100)).await.is_some());
+        assert_eq!(recall(&disk, &of_another, day(100)).await, None);
         let older = Probed { version: VERSION - 1, ..probed.clone() };
         remember(&disk, &options, &older, false).await;
         assert_eq!(recall(&disk, &options, day(100)).await, None);

@@ -106,6 +106,16 @@ impl StoreOptions {
         if self.unsafe_no_fencing == Some(true) { Fencing::Unsafe } else { self.fencing }
     }
 
+    /// What the configuration says of where the store is beside its URL: an endpoint, and in Azure the account.
+    pub fn endpoint(&self) -> Option<String> {
+        let AzureOptions { account, endpoint, .. } = &self.azure;
+        match self.url.starts_with("az://") {
+            true if account.is_none() => endpoint.clone(),
+            true => Some([account.as_deref(), endpoint.as_deref()].map(Option::unwrap_or_default).join(" ")),
+            false => self.s3.endpoint.clone(),
+        }
+    }
+
     /// Checks the URL, without going there.
     pub fn check_url(&self) -> Result<()> {
         Address::parse(&self.url).map(|_| ())
