@@ -31,6 +31,7 @@ use crate::format::meta::VolumeName;
 use crate::keyring::Secrets;
 use crate::map::{Entry, Placement, Ranges};
 use crate::opening::scan::{Scan, Source};
+use crate::space::kept::Deaths;
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, ChangeNo, Extent, Seq};
 use crate::upkeep::sweep::{self, Tables, Verdict};
@@ -40,6 +41,7 @@ mod pages;
 pub mod repair;
 mod segments;
 mod table;
+mod versions;
 
 use pages::Walk;
 use table::Known;
@@ -195,14 +197,20 @@ async fn check_once(
     let mut lost = Ranges::default();
     let mut walk = Walk::default();
     let known = table::read(&source, &scan, &sizes, &mut report).await?;
-    let live = count_live(&source, &mut scan, &known, &mut walk, &mut report, &mut lost).await?;
+    let held = versions::held(&source, &scan, &mut report).await?;
+    let live = count_live(&source, &mut scan, &known, held.as_ref(), &mut walk, &mut report, &mut lost).await?;
     segments::check(&source, &mut scan, &known, &mut walk, &live, &sizes, data, progress, &mut report, &mut lost)
         .await?;
     let (end, unit) = (source.meta.size / u64::from(report.block_size.bytes()), report.block_size.bytes().into());
     lost.remove(end..u64::MAX);
     report.lost = byte_ranges(&lost, unit);
+    for version in scan.map.space().durable().kept.clone() {
+        versions::check(&source, &version, &known, &sizes, data, progress, &mut report).await?;
+    }
     find_orphans(&source, &scan, known, &sizes, &mut report).await?;
-    report.problems.sort_by(|a, b| a.object.cmp(&b.object));
+    report.problems.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
+    // Head and snapshots share what they need.
+    report.problems.dedup();
     Ok((report, (source.description, scan.checkpointed)))
 }
 
@@ -223,6 +231,7 @@ async fn count_live(
     source: &Source,
     scan: &mut Scan,
     known: &Known,
+    held: Option<&Deaths>,
     walk: &mut Walk,
     report: &mut Report,
     lost: &mut Ranges,
@@ -251,10 +260,12 @@ async fn count_live(
     for (&seq, info) in &known.segments {
         // What died and was not counted yet is found when layers of the map meet, as here.
         let counted = live.get(&seq).copied().unwrap_or(0) + died.get(&seq).copied().unwrap_or(0);
+        // What the map does not need any more, a snapshot may.
+        let counted = counted + held.and_then(|held| held.get(&seq).copied()).unwrap_or(0);
         // What lies in pages that cannot be read is not counted.
-        if counted != u64::from(info.live_blocks) && walk.is_whole() && known.is_counted(seq) {
+        if held.is_some() && counted != u64::from(info.live_blocks) && walk.is_whole() && known.is_counted(seq) {
             let what = format!(
-                "the table says that {} of its blocks are live or not counted, the map says {counted}",
+                "the table says that {} of its blocks are live or not counted, the map and snapshots say {counted}",
                 info.live_blocks
             );
             report.problem(source.keys.segment(seq), what);

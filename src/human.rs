@@ -11,7 +11,7 @@
 //!
 //! Everything may use this module; it uses nothing of ours.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A size as people write it, in bytes; the error says what is accepted.
 pub fn parse_bytes(text: &str) -> Result<u64, BadBytes> {
@@ -187,6 +187,13 @@ pub mod duration {
             super::parse_duration(text).map_err(E::custom)
         }
     }
+}
+
+/// A time as people write it.
+pub fn date(unix_millis: u64) -> String {
+    // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
+    const LAST: u64 = 253_402_300_799_000;
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()
 }
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ pub struct FrameAddr {
 }
 
 /// Where a page lies in the store: a frame of a checkpoint object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageRef {
     /// The checkpoint object.
     pub checkpoint: Seq,

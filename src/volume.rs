@@ -31,6 +31,8 @@ use crate::engine::shared::Shared;
 use crate::engine::shell;
 use crate::journal;
 use crate::opening::recover;
+use crate::space::kept::Change;
+use crate::space::{KeptVersion, Label};
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
@@ -45,8 +47,8 @@ pub use crate::error::{Holder, VolumeError};
 pub use crate::format::account::Account;
 pub use crate::format::meta::{BadSize, FencedBy, Meta, VolumeName};
 pub use crate::opening::{
-    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, ServerIdentity, create, delete, description,
-    inspect, key_slots, names, resize,
+    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, create, delete, description,
+    inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
 
@@ -61,6 +63,8 @@ pub struct Volume {
     operations: Operations,
     /// When it was opened, until that was told.
     opened: Mutex<Option<Instant>>,
+    /// Who changes the snapshots: one at a time, so that names stay unique.
+    snapshots: tokio::sync::Mutex<()>,
 }
 
 /// What clients asked of a volume since it was opened.
@@ -176,6 +180,7 @@ impl Volume {
             prefetcher,
             operations,
             opened: Mutex::new(Some(Instant::now())),
+            snapshots: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -204,6 +209,56 @@ impl Volume {
         let shrunk = self.shared.shrink(size, discard_data).await;
         self.ahead.lock().resize(self.shared.size());
         shrunk
+    }
+
+    /// Keeps the volume as it is now, with everything that was accepted before: one checkpoint. Fails if it has a snapshot of that name.
+    pub async fn take_snapshot(&self, label: Label) -> Result<(), VolumeError> {
+        if let Err(bad) = VolumeName::new(label.name.as_str()) {
+            return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
+        }
+        let _turn = self.snapshots.lock().await;
+        if self.shared.versions().iter().any(|version| version.label.name == label.name) {
+            let why = format!("volume {} has a snapshot {:?} already", self.meta().name, label.name);
+            return Err(VolumeError::Invalid(why));
+        }
+        Ok(self.shared.keep(label).await?)
+    }
+
+    /// Lets a snapshot go: what only it needs is deleted. `now_unix_millis` tells whether it may.
+    pub async fn delete_snapshot(&self, name: &str, now_unix_millis: u64) -> Result<(), VolumeError> {
+        let _turn = self.snapshots.lock().await;
+        let versions = self.shared.versions();
+        let version = past::named(&versions, &self.meta().name, name)?;
+        if version.label.keep_until_unix_millis > now_unix_millis {
+            return Err(VolumeError::Invalid(format!(
+                "snapshot {name} of volume {} is to be kept until {}",
+                self.meta().name,
+                crate::human::date(version.label.keep_until_unix_millis)
+            )));
+        }
+        let drop = [version.seq].into();
+        Ok(self.shared.change_versions(Change { drop, ..Change::default() }).await?)
+    }
+
+    /// Gives a snapshot another name.
+    pub async fn rename_snapshot(&self, name: &str, to: &str) -> Result<(), VolumeError> {
+        if let Err(bad) = VolumeName::new(to) {
+            return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
+        }
+        let _turn = self.snapshots.lock().await;
+        let versions = self.shared.versions();
+        let version = past::named(&versions, &self.meta().name, name)?;
+        if versions.iter().any(|version| version.label.name == to) {
+            return Err(VolumeError::Invalid(format!("volume {} has a snapshot {to:?} already", self.meta().name)));
+        }
+        let label = Label { name: to.into(), ..version.label.clone() };
+        let relabel = [(version.seq, label)].into();
+        Ok(self.shared.change_versions(Change { relabel, ..Change::default() }).await?)
+    }
+
+    /// The snapshots that are kept, oldest first.
+    pub fn snapshots(&self) -> Vec<KeptVersion> {
+        self.shared.versions()
     }
 
     /// Deletes the objects of its folder that belong to nobody, at once.

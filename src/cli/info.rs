@@ -1,13 +1,11 @@
 //! `ashlar info`: one volume, described.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use super::document::storage_cost;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
 use crate::config::Effective;
-use crate::human::{about_bytes, counted, exact_bytes};
+use crate::human::{about_bytes, counted, date, exact_bytes};
 use crate::store::open::{Access, Opened};
 use crate::store::s3::S3Store;
 use crate::store::s3::versions::Kept;
@@ -104,13 +102,6 @@ fn old_versions(kept: Kept) -> String {
             counted(versions, "version"),
         ),
     }
-}
-
-/// A time as people write it.
-pub fn date(unix_millis: u64) -> String {
-    // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
-    const LAST: u64 = 253_402_300_799_000;
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use indicatif::MultiProgress;
 
 use super::create::recovery_text;
 use super::failure::{Failure, Outcome};
-use super::info::date;
 use super::{output, outside, rotate, runtime, secrets};
 use crate::config::Effective;
+use crate::human::date;
 use crate::keyring::{KeySlot, Secret, Secrets, SlotKind};
 use crate::opening::key_slots::{self, Slots};
 use crate::outside::{Clock, Random};

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::control;
 use super::document::{ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
 use super::failure::{Failure, Outcome};
-use super::info::date;
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
+use crate::human::date;
 use crate::human::{about_bytes, counted};
 use crate::volume::{Account, VolumeName};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::info::date;
+use crate::human::date;
 use crate::outside::Clock;
 use crate::store::health::Trouble;
 use crate::store::{ErrorKind, StoreError};

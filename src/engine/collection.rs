@@ -189,7 +189,7 @@ impl Collection {
         let (map, options) = (&ledger.log.map, &ledger.rules.options);
         let counter = |seq| map.counter(seq).ok().flatten();
         let being_moved: BTreeSet<Seq> = self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
-        let mut totals = gc::make_way(&map.space().totals(), self.passing_bytes(ledger), &options.gc);
+        let mut totals = gc::make_way(&map.space().collectable(), self.passing_bytes(ledger), &options.gc);
         let moving: u64 =
             being_moved.iter().filter_map(|seq| counter(*seq)).map(|counter| counter.sparse_bytes()).sum();
         totals.stored_bytes = totals.stored_bytes.saturating_sub(moving);
@@ -216,13 +216,15 @@ impl Collection {
     ) -> Result<Vec<Seq>, NeedPages> {
         loop {
             let map = &ledger.log.map;
-            let Some(span) = map.space().spans().find(|span| *span >= self.resealing.0) else {
+            let Some(span) =
+                map.space().spans().find(|span| *span >= self.resealing.0.max(Span::of(map.space().kept())))
+            else {
                 if std::mem::take(&mut self.resealing).1 {
                     continue;
                 }
                 return Ok(Vec::new());
             };
-            let infos = map.infos(span, &self.pages)?.into_iter();
+            let infos = map.infos(span, &self.pages)?.into_iter().filter(|(seq, _)| *seq > map.space().kept());
             let is_retired = |info: &SegmentInfo| ledger.rules.sealer.is_retired(&info.salt);
             let victims = gc::choose_retired(infos, sizes, &ledger.rules.options.gc, spared, is_retired);
             if !victims.is_empty() {
@@ -344,7 +346,7 @@ impl Collection {
         if let Some(end) = self.pause(ledger, at) {
             return Some(end);
         }
-        let (totals, options) = (ledger.log.map.space().totals(), &ledger.rules.options.gc);
+        let (totals, options) = (ledger.log.map.space().collectable(), &ledger.rules.options.gc);
         let waits = ledger.activity(at) == Activity::Busy && ledger.log.dirty_bytes() == 0;
         let is_due = self.owes_checkpoint || gc::is_due(&totals, options, Activity::Quiet);
         (waits && is_due).then_some(ledger.committed_at? + options.quiet_after)
@@ -352,14 +354,14 @@ impl Collection {
 
     /// Whether it may have uploads under way.
     pub fn pace(&self, ledger: &Ledger, at: Instant) -> gc::Pace {
-        let (totals, options) = (ledger.log.map.space().totals(), &ledger.rules.options);
+        let (totals, options) = (ledger.log.map.space().collectable(), &ledger.rules.options);
         gc::pace(&totals, self.passing_bytes(ledger), &options.gc, ledger.activity(at), options.upload_window)
     }
 
     /// What takes space for a while only: dead objects that will go soon, and segments under way. A volume of a few segments
     /// would never be within its bounds if they counted in full.
     fn passing_bytes(&self, ledger: &Ledger) -> u64 {
-        let totals = ledger.log.map.space().totals();
+        let totals = ledger.log.map.space().collectable();
         let dead = if ledger.doomed.is_stuck { 0 } else { totals.dead_bytes };
         let passing = dead + ledger.log.uploading_bytes() + self.uploading.iter().sum::<u64>();
         let full = (FEW_SEGMENTS * ledger.rules.options.segment_size).max(totals.live_bytes).max(1);
@@ -396,7 +398,7 @@ impl Collection {
         let merge_after = u64::from(options.merge_count.max(2));
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
-        let totals = gc::make_way(&ledger.log.map.space().totals(), self.passing_bytes(ledger), options);
+        let totals = gc::make_way(&ledger.log.map.space().collectable(), self.passing_bytes(ledger), options);
         many || fell_quiet || ledger.may_reseal || gc::is_due(&totals, options, here.activity)
     }
 
@@ -410,7 +412,7 @@ impl Collection {
 
 /// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
 fn is_littered(ledger: &Ledger) -> bool {
-    let totals = ledger.log.map.space().totals();
+    let totals = ledger.log.map.space().collectable();
     !ledger.doomed.segments.is_empty()
         && !ledger.doomed.is_stuck
         && totals.dead_bytes >= totals.live_bytes / LITTER_PART

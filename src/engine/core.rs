@@ -269,6 +269,9 @@ impl Core {
     /// Seals what is due and puts it under way.
     fn start_uploads(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let window = self.ledger.rules.options.upload_window;
+        if self.ledger.wants_mark() {
+            self.ledger.log.mark();
+        }
         loop {
             let share = self.client_share(now);
             let log = &self.ledger.log;
@@ -373,7 +376,8 @@ impl Core {
             || self.collection.wants_checkpoint(&self.ledger, now.at);
         // Each opening after a short life reads all of them.
         let fenced = rules.fences_since > FENCES_MAX && log.checkpointed() < rules.fence;
-        old || long || crowded || littered || fenced || last
+        let asked = self.ledger.is_to_change_versions();
+        asked || old || long || crowded || littered || fenced || last
     }
 
     /// Whether commits wait for the checkpoint under way: it makes pages of the map clean, and those that changed already take all

@@ -12,7 +12,7 @@ use crate::engine::read::io_error;
 use crate::engine::shared::Shared;
 use crate::map::{NeedPages, PageAt};
 use crate::reading::objects::LoadedPages;
-use crate::units::{BlockCount, Extent};
+use crate::units::{BlockCount, BlockSize, Extent};
 
 /// Pieces that are looked at while the lock is held.
 const STEPS_AT_ONCE: usize = 512;
@@ -24,7 +24,7 @@ const STEPS_MAX: usize = 128 * STEPS_AT_ONCE;
 const PAGES_AT_ONCE: usize = 4;
 
 /// How many times one call loads pages.
-const LOADS_MAX: usize = 8;
+pub(crate) const LOADS_MAX: usize = 8;
 
 /// So many blocks ahead are looked at for pages that are missing too.
 const BLOCKS_AHEAD: u64 = 16 << 10;
@@ -47,7 +47,7 @@ impl Shared {
                 }
                 Stopped::Needs(need) => need,
             };
-            if loads >= LOADS_MAX && !walk.found.is_empty() {
+            if loads >= LOADS_MAX && walk.has_found() {
                 break;
             }
             // Whoever had the turn before may have brought what is missing: look again. It is kept as long as the pages are.
@@ -59,19 +59,16 @@ impl Shared {
             match self.fetch_pages(need).await {
                 Ok(pages) => loaded.extend(pages),
                 // What is known is true, and the rest will be asked for again.
-                Err(_) if !walk.found.is_empty() => break,
+                Err(_) if walk.has_found() => break,
                 Err(error) => return Err(io_error(error)),
             }
         }
-        Ok(walk.runs(|extent| {
-            let start = self.facts.block_size.offset_of(extent.start).max(offset);
-            self.facts.block_size.offset_of(extent.end()).min(offset + len) - start
-        }))
+        Ok(walk.runs(self.facts.block_size, offset, len))
     }
 }
 
 /// How far a call has come. Pure.
-struct Walk {
+pub(crate) struct Walk {
     /// What was not looked at.
     rest: Extent,
     most: usize,
@@ -79,7 +76,7 @@ struct Walk {
     found: Vec<(Extent, Allocation)>,
 }
 
-enum Stopped {
+pub(crate) enum Stopped {
     /// It is enough.
     Done,
     /// Others want the lock.
@@ -89,11 +86,11 @@ enum Stopped {
 }
 
 impl Walk {
-    fn new(extent: Extent, most: usize) -> Walk {
+    pub(crate) fn new(extent: Extent, most: usize) -> Walk {
         Walk { rest: extent, most, steps_left: STEPS_MAX, found: Vec::new() }
     }
 
-    fn go_on(&mut self, log: &mut Log) -> Stopped {
+    pub(crate) fn go_on(&mut self, log: &mut Log) -> Stopped {
         for _ in 0..STEPS_AT_ONCE {
             if self.rest.is_empty() || self.steps_left == 0 {
                 return Stopped::Done;
@@ -127,7 +124,17 @@ impl Walk {
         NeedPages(need)
     }
 
-    fn runs(self, bytes: impl Fn(Extent) -> u64) -> Vec<Run> {
+    /// Whether anything is known yet.
+    pub(crate) fn has_found(&self) -> bool {
+        !self.found.is_empty()
+    }
+
+    /// What is known of the bytes `offset .. offset + len`.
+    pub(crate) fn runs(self, block_size: BlockSize, offset: u64, len: u64) -> Vec<Run> {
+        let bytes = |extent: Extent| {
+            let start = block_size.offset_of(extent.start).max(offset);
+            block_size.offset_of(extent.end()).min(offset + len) - start
+        };
         self.found.into_iter().map(|(extent, allocation)| Run { len: bytes(extent), allocation }).collect()
     }
 }
@@ -140,7 +147,7 @@ mod tests {
     use crate::change::Change;
     use crate::engine::log::Origin;
     use crate::map::ExtentMap;
-    use crate::units::{BlockSize, ChangeNo, Seq};
+    use crate::units::{ChangeNo, Seq};
 
     /// Rule R8: a call looks at so many pieces and no more, though all of them are one run.
     #[test]

@@ -1,7 +1,7 @@
 //! The ledger of an open volume: what it has and knows. The core decides by it; whoever does what was decided enters the result here,
 //! under the volume's lock. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::gc::Activity;
 use crate::keyring::Keyring;
 use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageRef};
 use crate::reading::objects::{LoadedPages, WantedPage};
+use crate::space::kept;
 use crate::space::{Counted, SegmentInfo, Span};
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
 
@@ -77,6 +78,13 @@ pub struct Ledger {
     pub(super) may_reseal: bool,
     /// The next checkpoint that can is to begin a merge of all runs of the map.
     pub(super) merge_all: bool,
+    /// What is to become of the versions that are kept; one checkpoint does one change.
+    version_changes: VecDeque<kept::Change>,
+    /// How many changes there were to do, and how many are durable.
+    versions_asked: u64,
+    versions_done: u64,
+    /// The checkpoint under way does one.
+    is_changing_versions: bool,
     /// What garbage collection has done.
     pub(super) gc: GcStatus,
     /// When a change was committed last.
@@ -224,6 +232,10 @@ impl Ledger {
             account: Account::default(),
             compression,
             merge_all: false,
+            version_changes: VecDeque::new(),
+            versions_asked: 0,
+            versions_done: 0,
+            is_changing_versions: false,
             gc: GcStatus::default(),
             committed_at: None,
             active_since: None,
@@ -396,6 +408,10 @@ impl Ledger {
             ..Root::default()
         };
         let bytes = self.log.bytes_since_checkpoint();
+        if let Some(change) = self.version_changes.pop_front() {
+            self.is_changing_versions = true;
+            self.log.map.change_versions(seq, change);
+        }
         CheckpointPlan { map: self.log.map.begin_checkpoint(), root, merge_all: self.merge_all, bytes }
     }
 
@@ -409,9 +425,34 @@ impl Ledger {
         self.doomed.checkpoints.extend(before.filter(|old| old.0 > 0 && !checkpoints.contains_key(old)));
         self.checkpoints = checkpoints;
         self.merge_all &= !has_begun_all;
+        self.versions_done += u64::from(std::mem::take(&mut self.is_changing_versions));
         self.log.checkpoint_done(seq, bytes);
         self.uncheckpointed_since = None;
         self.note_commit(at);
+    }
+
+    /// Has a checkpoint change the versions that are kept, after those changes that were asked for before. Returns which change it is:
+    /// it is durable when so many are ([`Ledger::versions_done`]).
+    pub fn change_versions(&mut self, change: kept::Change) -> u64 {
+        self.version_changes.push_back(change);
+        self.versions_asked += 1;
+        self.versions_asked
+    }
+
+    /// How many changes of the versions that are kept are durable.
+    pub fn versions_done(&self) -> u64 {
+        self.versions_done
+    }
+
+    /// Whether the versions that are kept are to change.
+    pub(super) fn is_to_change_versions(&self) -> bool {
+        !self.version_changes.is_empty()
+    }
+
+    /// Whether that has to wait for a slot of the log that nothing else takes: a checkpoint stands for a place, and one place has one.
+    pub(super) fn wants_mark(&self) -> bool {
+        let log = &self.log;
+        self.is_to_change_versions() && !log.needs_checkpoint() && log.uploading() == 0 && !log.has_changes()
     }
 
     /// Takes note of segments that are dead as of the last durable checkpoint, in some spans of their table from that one on, with the pages
@@ -443,7 +484,11 @@ impl Ledger {
     /// Checkpoint objects that are sealed with a rotated data key, if what is in them is to be sealed anew.
     pub fn retired_checkpoints(&self) -> BTreeSet<Seq> {
         let is_retired = |info: &CheckpointInfo| self.may_reseal && self.rules.sealer.is_retired(&info.salt);
-        self.checkpoints.iter().filter(|(_, info)| is_retired(info)).map(|(seq, _)| *seq).collect()
+        let retired = self.checkpoints.iter().filter(|(_, info)| is_retired(info)).map(|(seq, _)| *seq);
+        let table = self.log.map.space().durable().objects();
+        let is_head =
+            |seq: &Seq| table.contains_key(seq) || self.log.map.runs().iter().any(|run| run.objects.contains_key(seq));
+        retired.filter(is_head).collect()
     }
 
     /// What is still to be deleted.
@@ -492,9 +537,9 @@ impl Ledger {
         self.checkpoints.len()
     }
 
-    /// Whether pages that are needed are sealed with a rotated data key.
+    /// Whether pages that are needed are sealed with a rotated data key, and can be sealed anew: those of a kept version stay as they are.
     pub(super) fn has_retired_checkpoints(&self) -> bool {
-        self.checkpoints.values().any(|info| self.rules.sealer.is_retired(&info.salt))
+        !self.retired_checkpoints().is_empty()
     }
 
     /// Bytes of objects that are still needed and sealed with a rotated data key.

@@ -199,6 +199,12 @@ impl Log {
         }
     }
 
+    /// Makes a batch without a change: it takes a slot of the log, which a checkpoint can stand for.
+    pub fn mark(&mut self) {
+        let covers = self.frozen.back().map_or(self.assigned(), |batch| batch.covers);
+        self.frozen.push_back(Arc::new(Batch { covers, buffer: WriteBuffer::new(self.block_size) }));
+    }
+
     /// The next batch to upload and the slot it takes, unless there is none of either: see [`Log::has_slot`].
     pub fn next_upload(&mut self, window: u32, share: u32) -> Option<(Seq, Arc<Batch>)> {
         if !self.has_slot(window, share) {

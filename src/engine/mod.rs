@@ -40,6 +40,7 @@ mod work;
 pub(crate) mod commit;
 pub(crate) mod slot;
 mod upload;
+mod versions;
 pub(crate) mod backoff;
 pub mod options;
 pub(crate) mod seen;
@@ -47,7 +48,7 @@ pub mod unbroken;
 pub(crate) mod prefetch;
 pub(crate) mod read;
 mod write;
-mod extents;
+pub(crate) mod extents;
 mod watched;
 
 #[cfg(test)]

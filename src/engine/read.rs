@@ -7,12 +7,13 @@ use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
 use crate::engine::log::Piece;
 use crate::engine::shared::Shared;
+use crate::format::keys::Keys;
 use crate::format::places;
 use crate::format::segment::Payload;
 use crate::map::NeedPages;
 use crate::part::{self, Part};
-use crate::reading::objects::{LoadedPages, ReadError};
-use crate::units::{Extent, FrameAddr, Location};
+use crate::reading::objects::{LoadedPages, Objects, ReadError};
+use crate::units::{BlockSize, Extent, FrameAddr, Location};
 
 impl Shared {
     /// The bytes `offset .. offset + len` as every acknowledged write left them (rule R5).
@@ -20,25 +21,12 @@ impl Shared {
         if len == 0 {
             return Ok(Pieces::new());
         }
-        let extent = self.facts.block_size.cover(offset, len);
-        let mut planned = self.plan(extent).await?;
-        let wanted: Vec<(FrameAddr, Salt)> = planned.wanted();
-        let frames = match wanted.is_empty() {
-            true => HashMap::new(),
-            false => {
-                let frames = self.doors.objects.frames(&wanted, purpose, 0).await;
-                frames.map_err(|error| self.unreadable(error, &planned.pieces, offset))?
-            }
-        };
-        let mut parts = Vec::with_capacity(planned.pieces.len());
-        for (part, piece) in std::mem::take(&mut planned.pieces) {
-            // What the client asked for of this piece, in bytes.
-            let start = self.facts.block_size.offset_of(part.start);
-            let from = offset.saturating_sub(start);
-            let to = self.facts.block_size.bytes_in(part.count).min(offset + len - start);
-            parts.push(self.cut(piece, from, to, &frames)?);
-        }
-        Ok(let_go(parts))
+        let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
+        self.frames().read(&planned.pieces, offset, len, purpose).await
+    }
+
+    fn frames(&self) -> Frames<'_> {
+        Frames { objects: &self.doors.objects, keys: &self.doors.keys, block_size: self.facts.block_size }
     }
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
@@ -46,7 +34,7 @@ impl Shared {
     pub(crate) async fn prefetch(&self, offset: u64, len: u64, request: u64) -> Result<(), DeviceError> {
         if len > 0 {
             let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
-            self.doors.objects.frames(&planned.wanted(), Purpose::Ahead, request).await.map_err(io_error)?;
+            self.doors.objects.frames(&wanted(&planned.pieces), Purpose::Ahead, request).await.map_err(io_error)?;
         }
         Ok(())
     }
@@ -79,21 +67,57 @@ impl Shared {
     pub(crate) fn begin_reading(&self) -> Reading<'_> {
         Reading { shared: self, ticket: self.ledger().begin_reading() }
     }
+}
+
+/// What pieces of a read are fetched with, and put together.
+pub(crate) struct Frames<'a> {
+    pub objects: &'a Objects,
+    pub keys: &'a Keys,
+    pub block_size: BlockSize,
+}
+
+impl Frames<'_> {
+    /// The bytes `offset .. offset + len`, which these pieces cover.
+    pub async fn read(
+        &self,
+        pieces: &[(Extent, Piece)],
+        offset: u64,
+        len: u64,
+        purpose: Purpose,
+    ) -> Result<Pieces, DeviceError> {
+        let wanted = wanted(pieces);
+        let frames = match wanted.is_empty() {
+            true => HashMap::new(),
+            false => {
+                let frames = self.objects.frames(&wanted, purpose, 0).await;
+                frames.map_err(|error| self.unreadable(error, pieces, offset))?
+            }
+        };
+        let mut parts = Vec::with_capacity(pieces.len());
+        for (part, piece) in pieces {
+            // What the client asked for of this piece, in bytes.
+            let start = self.block_size.offset_of(part.start);
+            let from = offset.saturating_sub(start);
+            let to = self.block_size.bytes_in(part.count).min(offset + len - start);
+            parts.push(self.cut(piece, from, to, &frames)?);
+        }
+        Ok(let_go(parts))
+    }
 
     /// The bytes `from .. to` of a piece.
-    fn cut(&self, piece: Piece, from: u64, to: u64, frames: &HashMap<FrameAddr, Part>) -> Result<Cut, DeviceError> {
+    fn cut(&self, piece: &Piece, from: u64, to: u64, frames: &HashMap<FrameAddr, Part>) -> Result<Cut, DeviceError> {
         Ok(match piece {
             Piece::Held(Payload::Data(data), owner) => {
-                Cut::Part(Part::within(data.slice(from as usize..to as usize), owner))
+                Cut::Part(Part::within(data.slice(from as usize..to as usize), *owner))
             }
             Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => Cut::Zeroes(to - from),
             Piece::Frame(location, _) => {
-                let skip = u64::from(location.block) * u64::from(self.facts.block_size.bytes());
+                let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
                 let range = (skip + from) as usize..(skip + to) as usize;
                 // The map and the frame come from one authenticated segment; were they to disagree, say so.
                 let data = frames.get(&location.frame).filter(|part| range.end <= part.data().len());
                 let data = data.ok_or_else(|| {
-                    let key = self.doors.keys.segment(location.frame.seq);
+                    let key = self.keys.segment(location.frame.seq);
                     DeviceError::Io(format!(
                         "the frame at byte {} of {key} is shorter than the map says",
                         location.frame.offset
@@ -110,13 +134,13 @@ impl Shared {
         let own = places::further_place(key).map_or_else(|| key.clone(), |(own, _)| own);
         let is_it = |(_, piece): &&(Extent, Piece)| match piece {
             Piece::Frame(Location { frame, .. }, _) => {
-                u64::from(frame.offset) == *at && self.doors.keys.segment(frame.seq) == own
+                u64::from(frame.offset) == *at && self.keys.segment(frame.seq) == own
             }
             Piece::Held(..) | Piece::Zero => false,
         };
         match pieces.iter().find(is_it) {
             Some((extent, _)) => {
-                let offset = offset.max(self.facts.block_size.offset_of(extent.start));
+                let offset = offset.max(self.block_size.offset_of(extent.start));
                 DeviceError::Unreadable { offset, why: error.to_string() }
             }
             None => io_error(error),
@@ -164,16 +188,15 @@ struct Planned<'a> {
     pieces: Vec<(Extent, Piece)>,
 }
 
-impl Planned<'_> {
-    fn wanted(&self) -> Vec<(FrameAddr, Salt)> {
-        let frame = |(_, piece): &(Extent, Piece)| match piece {
-            Piece::Frame(location, salt) => Some((location.frame, *salt)),
-            Piece::Held(..) | Piece::Zero => None,
-        };
-        let mut frames: Vec<_> = self.pieces.iter().filter_map(frame).collect();
-        frames.dedup();
-        frames
-    }
+/// The frames that pieces need, each with what opens it.
+fn wanted(pieces: &[(Extent, Piece)]) -> Vec<(FrameAddr, Salt)> {
+    let frame = |(_, piece): &(Extent, Piece)| match piece {
+        Piece::Frame(location, salt) => Some((location.frame, *salt)),
+        Piece::Held(..) | Piece::Zero => None,
+    };
+    let mut frames: Vec<_> = pieces.iter().filter_map(frame).collect();
+    frames.dedup();
+    frames
 }
 
 impl Drop for Reading<'_> {
@@ -184,6 +207,6 @@ impl Drop for Reading<'_> {
 }
 
 /// What a client is told of a read that failed: it was logged with object and offset where it was found.
-pub(super) fn io_error(error: ReadError) -> DeviceError {
+pub(crate) fn io_error(error: ReadError) -> DeviceError {
     DeviceError::Io(error.to_string())
 }

@@ -145,6 +145,8 @@ pub struct Waits {
 pub struct Progress {
     /// Every change up to this one is committed.
     pub covers: ChangeNo,
+    /// So many changes of the versions that are kept are durable: see [`Ledger::change_versions`].
+    pub versions: u64,
     /// Nothing is accepted or committed any more.
     pub end: Option<End>,
 }
@@ -225,7 +227,7 @@ impl Shared {
                 witness: parts.witness,
             },
             waits: Waits {
-                progress: Watched::new(Progress { covers, end: None }),
+                progress: Watched::new(Progress { covers, versions: 0, end: None }),
                 wake: Notify::new(),
                 completed: Notify::new(),
                 read_ended: Notify::new(),

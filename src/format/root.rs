@@ -21,6 +21,7 @@ use crate::format::segment::fence::WINDOW_MAX;
 use crate::map::leaf_format::{PAGE_BYTES_MAX, decode_index, decode_leaf, read_refs, write_refs};
 use crate::map::{Leaf, MapPage, PageAt, PageIndex, PageKind, PageRef, Part, Run, SegmentInfo};
 use crate::space::TableRoot;
+use crate::space::directory::kept_objects;
 use crate::units::{BlockIndex, ChangeNo, Extent, Seq, VOLUME_BLOCKS_MAX};
 
 mod fixed;
@@ -82,6 +83,7 @@ pub fn encode_checkpoint(
 ) -> Result<EncodedCheckpoint, EncodeError> {
     let mut needed: BTreeSet<Seq> = root.runs.iter().flat_map(|run| run.objects.keys().copied()).collect();
     needed.extend(&root.table.objects);
+    needed.extend(kept_objects(&root.table.kept));
     let mut root = Root { own: pages.lens().to_vec(), ..root };
     root.checkpoints.retain(|(seq, _)| needed.contains(seq) && *seq != root.seq);
     let older = root.checkpoints.clone();
@@ -183,6 +185,10 @@ fn check(root: &Root) -> Result<(), &'static str> {
         root.runs.iter().all(|run| run.objects.keys().all(known)),
         "a run has pages in a checkpoint that is not listed",
     )?;
+    ensure(
+        kept_objects(&root.table.kept).all(|seq| known(&seq)),
+        "a version that it keeps needs a checkpoint that is not listed",
+    )?;
     ensure(root.table.objects.iter().all(known), "the table has pages in a checkpoint that is not listed")?;
     table::check(&root.table, root.next_slot)?;
     root.runs.iter().try_for_each(check_run)?;
@@ -283,7 +289,10 @@ fn read_layers(r: &mut Reader<'_>, root: Root, decoded: &Decoded) -> Result<Root
         return Err(r.bad("runs of other volumes"));
     }
     let runs = read_list(r, 8, read_run)?;
-    if runs.iter().any(|run| run.objects.contains_key(&root.seq)) || table.objects.contains(&root.seq) {
+    if runs.iter().any(|run| run.objects.contains_key(&root.seq))
+        || table.objects.contains(&root.seq)
+        || kept_objects(&table.kept).any(|seq| seq == root.seq)
+    {
         checkpoints.push((root.seq, CheckpointInfo { salt: decoded.salt, frames_at: decoded.frames_at }));
     }
     Ok(Root { table, segments, checkpoints, own, runs, ..root })
@@ -429,8 +438,9 @@ mod tests {
     use crate::map::compaction::END;
     use crate::map::leaf_format::encode_leaf;
     use crate::map::{Entry, Placement};
-    use crate::space::{Counter, Delta, Listed, Span, SpanEntry, Summary};
-    use crate::units::{Epoch, ORDINAL_MAX};
+    use crate::space::directory::List;
+    use crate::space::{Counter, Delta, KeptVersion, Label, Listed, Span, SpanEntry, Summary};
+    use crate::units::{BlockCount, Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {
         Sealer::new(Uuid::from_u128(4), None)
@@ -453,6 +463,19 @@ mod tests {
             groups: Vec::new(),
             lists: vec![Listed { pages: [5, 5 + 2 * objects.len()].map(|n| page(n, 70)).to_vec() }],
             recent: vec![(Seq(3), Delta::Died(7)), (Seq(4), Delta::Gone(0))],
+            kept: vec![version(objects[0], page(3, 80))],
+        }
+    }
+
+    /// A version that holds some deaths in a page, and one in the root.
+    fn version(seq: u64, page: PageRef) -> KeptVersion {
+        let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
+        KeptVersion {
+            seq: Seq(seq),
+            label: Label { name: "monday".into(), taken_unix_millis: 1_700_000_000_000, keep_until_unix_millis: 5 },
+            blocks: BlockCount(1000),
+            objects: [Seq(seq)].into(),
+            held: vec![list(vec![page], vec![]), list(vec![], vec![(Seq(0), Delta::Died(3))])],
         }
     }
 

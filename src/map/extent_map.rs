@@ -535,6 +535,11 @@ impl ExtentMap {
         Ok(self.space.dead(span, &WithMore { pages: &self.pages, more })?)
     }
 
+    /// The next checkpoint, at `at`, changes the versions that are kept.
+    pub fn change_versions(&mut self, at: Seq, change: space::kept::Change) {
+        self.space.change_versions(at, change);
+    }
+
     /// The map as of now, for a checkpoint; one at a time. Changes go into a new table from here on.
     ///
     /// # Panics

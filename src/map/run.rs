@@ -43,6 +43,13 @@ pub enum MapPage {
 }
 
 impl MapPage {
+    /// Adds the deaths that stand in it, if it is such a page.
+    pub fn add_deaths(&self, deaths: &mut space::kept::Deaths) {
+        if let MapPage::Table(space::Page::Deltas(deltas)) = self {
+            deltas.iter().for_each(|(seq, delta)| *deaths.entry(*seq).or_default() += delta.blocks());
+        }
+    }
+
     /// Bytes that it takes in memory.
     pub fn memory(&self) -> usize {
         match self {

@@ -5,6 +5,7 @@
 //! | [`scan`], [`verdict`], [`recover`] | opening: what is there, what that means, what is done |
 //! | [`verified`] | one writer on a store that cannot create a key for one only |
 //! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
+//! | [`past`] | versions that are kept: reading one |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
 pub mod scan;
@@ -16,8 +17,10 @@ mod removal;
 pub mod description;
 pub mod key_slots;
 pub mod resize;
+pub mod past;
 
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
+pub use past::Past;
 pub use recover::{Outside, ServerIdentity};
 pub use removal::delete;
 pub use verdict::OpenFlags;

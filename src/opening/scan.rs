@@ -30,7 +30,8 @@ use crate::reading::objects::Objects;
 use crate::reading::slots::{Head, read_head, read_places, read_slot};
 use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
-use crate::space::{Durable, Space, Span};
+use crate::space::kept::Deaths;
+use crate::space::{Durable, KeptVersion, Space, Span};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
@@ -192,6 +193,32 @@ impl Source {
     pub fn seen(&self, scan: &Scan) -> Seen {
         let epoch = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
         Seen::new(epoch, scan.committed, scan.covers, self.description, self.sealer.seal())
+    }
+
+    /// The versions that are kept, oldest first.
+    pub async fn versions(&self) -> Result<Vec<KeptVersion>> {
+        Ok(self.newest_root().await?.root.table.kept)
+    }
+
+    /// A version that is kept, as it was.
+    pub async fn version(&self, version: &KeptVersion) -> Result<Scan> {
+        let seq = version.seq;
+        let root = self.read_root(seq, &self.checkpoint_sizes().await?).await?.ok_or_else(|| VolumeError::Corrupt {
+            key: self.keys.checkpoint(seq),
+            why: "a snapshot needs it, and it is not there, or only its first part".into(),
+        })?;
+        let space = self.table(&root).await?;
+        let size = self.meta.block_size.bytes_in(version.blocks);
+        Ok(restore(&Meta { size, ..self.meta.clone() }, root, BTreeSet::new(), space))
+    }
+
+    /// The deaths that a version holds which is kept; its pages are in these checkpoints.
+    pub async fn held(&self, checkpoints: &BTreeMap<Seq, CheckpointInfo>, version: &KeptVersion) -> Result<Deaths> {
+        let mut held = version.deaths();
+        for (_, page) in self.pages(checkpoints, version.unread().into()).await? {
+            page.add_deaths(&mut held);
+        }
+        Ok(held)
     }
 
     /// The seqs of all checkpoints.

@@ -68,6 +68,8 @@ impl Space {
         }
         let (mut found, mut have) = (Found::default(), Counted::new());
         let (mut looked, mut need) = (BTreeSet::new(), Need::default());
+        // Moving what a kept version needs as well would free nothing.
+        let is_free = |seq: Seq| seq > self.kept();
         let few = if self.span_count() <= FEW_SPANS { self.spans().collect() } else { Vec::new() };
         let is_all = !few.is_empty();
         let mut best = Best::new(self, want.order);
@@ -78,13 +80,17 @@ impl Space {
             if !is_all && found.is_enough(want) || need.0.len() >= AT_ONCE {
                 break;
             }
+            if !is_free(span.last()) {
+                continue;
+            }
             match self.span(span, pages) {
                 Ok(counters) => {
                     let is_it = |counter: &Counter| class.is_none() || class_of(want.order, counter) == class;
-                    let is_wanted = |(seq, counter): &&(Seq, Counter)| is_it(counter) && !spared.contains(seq);
+                    let is_wanted =
+                        |(seq, counter): &&(Seq, Counter)| is_it(counter) && is_free(*seq) && !spared.contains(seq);
                     counters.iter().filter(is_wanted).for_each(|(_, counter)| found.add(counter));
                     if looked.insert(span) {
-                        have.extend(counters);
+                        have.extend(counters.into_iter().filter(|(seq, _)| is_free(*seq)));
                     }
                 }
                 Err(lacks) => {
@@ -113,7 +119,9 @@ impl Space {
             }))
         };
         let sets = Best::sets(self, order)[..classes(order)].iter().enumerate();
-        let mut counts = sets.flat_map(|(class, spans)| spans.iter().map(move |span| (class, span))).filter_map(of);
+        let from = Span::of(self.kept());
+        let mut counts =
+            sets.flat_map(|(class, spans)| spans.range(from..).map(move |span| (class, span))).filter_map(of);
         let mut have = 0;
         while have < segments {
             let Some(more) = counts.next() else { return false };
@@ -160,7 +168,8 @@ struct Best {
 impl Best {
     fn new(space: &Space, order: Order) -> Best {
         let sets = Best::sets(space, order);
-        Best { order, next: sets[..classes(order)].iter().map(|spans| spans.first().copied()).collect() }
+        let from = Span::of(space.kept());
+        Best { order, next: sets[..classes(order)].iter().map(|spans| spans.range(from..).next().copied()).collect() }
     }
 
     fn sets(space: &Space, order: Order) -> &[BTreeSet<Span>] {

@@ -111,6 +111,17 @@ impl Totals {
         less(&mut self.dead_bytes, other.dead_bytes);
     }
 
+    /// Without the objects in which nothing is live.
+    pub fn without_dead(&self) -> Totals {
+        Totals {
+            objects: self.objects.saturating_sub(self.dead_objects),
+            stored_bytes: self.stored_bytes.saturating_sub(self.dead_bytes),
+            dead_objects: 0,
+            dead_bytes: 0,
+            ..*self
+        }
+    }
+
     /// Of one segment.
     pub fn of(counter: &Counter) -> Totals {
         // Slots that a fence voided are in the table, but most were never objects.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Counted, Counter, SegmentInfo, Span};
+use super::{Counted, Counter, SegmentInfo, Span, kept};
 use crate::units::Seq;
 
 /// What happened to one segment.
@@ -23,6 +23,12 @@ impl Delta {
                 Delta::Gone(some.saturating_add(more))
             }
         }
+    }
+
+    /// How many blocks died.
+    pub fn blocks(self) -> u64 {
+        let (Delta::Died(blocks) | Delta::Gone(blocks)) = self;
+        blocks.into()
     }
 
     /// Whether the object was deleted.
@@ -63,6 +69,8 @@ pub struct Layer {
     pub deltas: BTreeMap<Seq, Delta>,
     /// Before all of `deltas`, all older segments died.
     pub all_died: bool,
+    /// Deaths that the newest version holds that is kept: they are not counted.
+    pub held: kept::Deaths,
 }
 
 /// What an entry of a layer takes in memory, tree overhead included, about.
@@ -71,7 +79,7 @@ const ENTRY_MEMORY: usize = 64;
 impl Layer {
     /// Bytes that it takes in memory, about.
     pub fn memory(&self) -> usize {
-        (self.births.len() + self.deltas.len()) * ENTRY_MEMORY
+        (self.births.len() + self.deltas.len() + self.held.len()) * ENTRY_MEMORY
     }
 
     /// Something happened to an older segment.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Delta, GROUP, Need, Page, PageAt, PageKind, Pages, Span, Summary};
+use super::{Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
 use crate::units::{PageRef, Seq};
 
 /// A span of the table in the store.
@@ -34,6 +34,8 @@ pub struct TableRoot {
     pub lists: Vec<Listed>,
     /// The deltas of one more list, as of this checkpoint.
     pub recent: Vec<(Seq, Delta)>,
+    /// Versions that are kept, oldest first. No list of theirs that lies in pages is in memory.
+    pub kept: Vec<KeptVersion>,
 }
 
 /// Where a list of deltas lies.
@@ -91,6 +93,8 @@ pub struct Durable {
     pub groups: BTreeMap<u64, Group>,
     /// Oldest first.
     pub lists: Vec<Arc<List>>,
+    /// Versions that are kept, oldest first.
+    pub kept: Vec<KeptVersion>,
 }
 
 impl Durable {
@@ -122,6 +126,19 @@ impl Durable {
         }
         if !root.recent.is_empty() {
             durable.lists.push(Arc::new(List { at: seq, pages: Vec::new(), entries: root.recent.clone() }));
+        }
+        durable.kept.clone_from(&root.kept);
+        // The newest one gets more of what it holds.
+        if let Some(newest) = durable.kept.last_mut() {
+            for list in newest.held.iter_mut().filter(|list| list.entries.is_empty()) {
+                let list = Arc::make_mut(list);
+                for at in &list.pages {
+                    match pages.page(at) {
+                        Some(Page::Deltas(deltas)) => list.entries.extend(deltas),
+                        _ => drop(need.0.insert(PageAt { kind: PageKind::Deltas, number: 0, at: *at })),
+                    }
+                }
+            }
         }
         if need.0.is_empty() { Ok(durable) } else { Err(need) }
     }
@@ -163,6 +180,12 @@ impl Durable {
             }
         }
         root.objects = self.objects().into_keys().collect();
+        root.kept.clone_from(&self.kept);
+        for list in root.kept.iter_mut().flat_map(|version| &mut version.held) {
+            if !list.pages.is_empty() && !list.entries.is_empty() {
+                *list = Arc::new(List { entries: Vec::new(), ..List::clone(list) });
+            }
+        }
         root
     }
 
@@ -179,6 +202,24 @@ impl Durable {
         objects
     }
 
+    /// The checkpoint objects that versions need which are kept, and those in which it stands what these hold.
+    pub fn kept_objects(&self) -> impl Iterator<Item = Seq> + '_ {
+        kept_objects(&self.kept)
+    }
+
+    /// If the checkpoint is itself kept, it needs these objects of the map's, and those of the table.
+    pub fn needs_as_a_version(&mut self, of_map: impl Iterator<Item = Seq>) {
+        let of_table = self.objects();
+        if let Some(own) = self.kept.last_mut().filter(|version| version.seq == self.at) {
+            own.objects.extend(of_map.chain(of_table.into_keys()));
+        }
+    }
+
+    /// The last place of the log that a version has which is kept; 0 if there is none.
+    pub fn newest_kept(&self) -> Seq {
+        self.kept.last().map_or(Seq(0), |version| version.seq)
+    }
+
     /// Sealed bytes of its pages.
     pub fn bytes(&self) -> u64 {
         let groups = self.groups.values().filter_map(|group| group.at.as_ref());
@@ -189,8 +230,14 @@ impl Durable {
 
     /// Bytes that it takes in memory, about.
     pub fn memory(&self) -> usize {
-        self.spans() * size_of::<SpanEntry>() + self.deltas() * size_of::<(Seq, Delta)>()
+        let held: usize = self.kept.iter().flat_map(|version| &version.held).map(|list| list.entries.len()).sum();
+        self.spans() * size_of::<SpanEntry>() + (self.deltas() + held) * size_of::<(Seq, Delta)>()
     }
+}
+
+/// The checkpoint objects that these versions need, and those in which it stands what they hold.
+pub fn kept_objects(kept: &[KeptVersion]) -> impl Iterator<Item = Seq> + '_ {
+    kept.iter().flat_map(|version| version.objects.iter().copied().chain(version.pages().map(|at| at.checkpoint)))
 }
 
 /// The spans of a group.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::deltas::{Delta, Layer};
 use super::directory::{Durable, Group, List, SpanEntry};
+use super::kept::{self, Versions};
 use super::page_format::{self, PAGE_DELTAS_MAX};
 use super::table::Snapshot;
 use super::{Need, Page, Pages, SegmentInfo, Sink, Span, Summary, View};
@@ -71,6 +72,7 @@ pub struct Fold {
     layer: Layer,
     /// Spans in which it found deaths.
     found: BTreeSet<Span>,
+    versions: Versions,
     tasks: VecDeque<Task>,
     /// Objects that are to be left behind.
     left: BTreeSet<Seq>,
@@ -126,12 +128,22 @@ impl Fold {
             durable: snapshot.durable.clone(),
             layer: (*snapshot.frozen).clone(),
             found: BTreeSet::new(),
+            versions: Versions::new(&snapshot.durable.kept, &snapshot.frozen.held),
             tasks: VecDeque::new(),
             left: leave,
             done: BTreeMap::new(),
             contradictions: 0,
         };
+        let mut free = kept::Deaths::new();
         for (seq, blocks) in deaths {
+            if !fold.versions.hold(seq, blocks) {
+                *free.entry(seq).or_default() += blocks;
+            }
+        }
+        for (seq, blocks) in fold.versions.change(at, &snapshot.change) {
+            *free.entry(seq).or_default() += blocks;
+        }
+        for (seq, blocks) in free {
             fold.found.insert(Span::of(seq));
             fold.contradictions += u64::from(fold.layer.note_deaths(seq, blocks).is_err());
         }
@@ -304,13 +316,16 @@ impl Fold {
     pub fn finish(mut self, sink: &mut dyn Sink) -> Result<Folded, EncodeError> {
         let lists = self.lists(sink)?;
         let groups = self.groups(sink)?;
+        let versions = std::mem::take(&mut self.versions);
+        let kept = versions
+            .finish(self.bounds.deltas_in_root, |entries, in_root| write_list(self.at, entries, in_root, sink))?;
         let is_loose = |seq: &Seq| !self.done.contains_key(&Span::of(*seq));
         let loose =
             self.layer.births.iter().filter(|(seq, _)| is_loose(seq)).map(|(seq, info)| (*seq, *info)).collect();
         let changed = self.done.into_keys().chain(self.found).collect();
         Ok(Folded {
             loose,
-            durable: Durable { at: self.at, groups, lists },
+            durable: Durable { at: self.at, groups, lists, kept },
             changed,
             contradictions: self.contradictions,
         })
@@ -344,19 +359,10 @@ impl Fold {
             lists.pop();
         }
         if !fresh.is_empty() {
-            lists.push(Arc::new(self.write_list(fresh.into_iter().collect(), sink)?));
+            let entries = fresh.into_iter().collect();
+            lists.push(Arc::new(write_list(self.at, entries, self.bounds.deltas_in_root, sink)?));
         }
         Ok(lists)
-    }
-
-    fn write_list(&self, entries: Vec<(Seq, Delta)>, sink: &mut dyn Sink) -> Result<List, EncodeError> {
-        let mut list = List { at: self.at, pages: Vec::new(), entries };
-        if list.entries.len() > self.bounds.deltas_in_root {
-            for part in list.entries.chunks(PAGE_DELTAS_MAX) {
-                list.pages.push(put(sink, 0, Page::Deltas(part.to_vec()))?);
-            }
-        }
-        Ok(list)
     }
 
     fn groups(&self, sink: &mut dyn Sink) -> Result<BTreeMap<u64, Group>, EncodeError> {
@@ -400,6 +406,17 @@ impl Fold {
 struct Pending {
     deltas: u64,
     blocks: u64,
+}
+
+/// A list as of a checkpoint, in pages if it has more entries than that.
+fn write_list(at: Seq, entries: Vec<(Seq, Delta)>, in_root: usize, sink: &mut dyn Sink) -> Result<List, EncodeError> {
+    let mut list = List { at, pages: Vec::new(), entries };
+    if list.entries.len() > in_root {
+        for part in list.entries.chunks(PAGE_DELTAS_MAX) {
+            list.pages.push(put(sink, 0, Page::Deltas(part.to_vec()))?);
+        }
+    }
+    Ok(list)
 }
 
 fn put(sink: &mut dyn Sink, number: u64, page: Page) -> Result<PageRef, EncodeError> {

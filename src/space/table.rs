@@ -7,7 +7,7 @@ use super::deltas::{self, Contradiction, Delta, Layer};
 use super::directory::Durable;
 use super::fold::Folded;
 use super::summary::{SHARES, SMALL};
-use super::{Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View};
+use super::{Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
 use crate::units::Seq;
 
 /// Of a checkpoint that became durable, the summaries of so many spans that changed meanwhile are made anew at once: each takes some
@@ -27,6 +27,12 @@ pub struct Space {
     pub(super) by_share: [BTreeSet<Span>; SHARES],
     pub(super) by_size: [BTreeSet<Span>; SMALL.len()],
     pub(super) with_dead: BTreeSet<Span>,
+    /// The last place of the log that a version has which is, or will be, kept: deaths of segments up to there are held.
+    kept: Seq,
+    /// What the next checkpoint does to the versions that are kept, and where it is.
+    next_change: (Seq, kept::Change),
+    /// Sums of segments up to there that are not dead. They do not change while that version is kept.
+    held: Totals,
     /// Counts that contradicted each other: a bug or a damaged checkpoint; such a segment is never deleted.
     pub inconsistencies: u64,
 }
@@ -46,13 +52,16 @@ pub struct Snapshot {
     pub durable: Arc<Durable>,
     /// What happened since.
     pub frozen: Arc<Layer>,
+    /// What it does to the versions that are kept.
+    pub change: kept::Change,
 }
 
 impl Space {
     /// What a checkpoint says: of some segments, and in the formats before its pages of all, in its root. The next checkpoint writes them
     /// as pages.
     pub fn restore(durable: Durable, loose: impl IntoIterator<Item = (Seq, SegmentInfo)>) -> Space {
-        let mut space = Space { durable: Arc::new(durable), ..Space::default() };
+        let kept = durable.newest_kept();
+        let mut space = Space { durable: Arc::new(durable), kept, ..Space::default() };
         let durable = space.durable.clone();
         for entry in durable.entries() {
             let mut now = Now { summary: entry.summary, is_exact: true };
@@ -81,6 +90,10 @@ impl Space {
     /// So many blocks of a segment are dead. Its page need not be in memory.
     pub fn died(&mut self, seq: Seq, blocks: u64, pages: &dyn Pages) {
         if blocks == 0 {
+            return;
+        }
+        if seq <= self.kept {
+            *self.newest.held.entry(seq).or_default() += blocks;
             return;
         }
         let span = Span::of(seq);
@@ -125,9 +138,9 @@ impl Space {
     }
 
     /// Every block was changed since the last checkpoint: only these blocks of segments that took effect since are live. Returns
-    /// false, and changes nothing, if a segment among them is older, or a checkpoint is under way.
+    /// false, and changes nothing, if a segment among them is older, a checkpoint is under way, or a version is kept.
     pub fn all_died_but(&mut self, live: &HashMap<Seq, u64>) -> bool {
-        if self.frozen.is_some() || !live.keys().all(|seq| self.newest.births.contains_key(seq)) {
+        if self.frozen.is_some() || self.kept > Seq(0) || !live.keys().all(|seq| self.newest.births.contains_key(seq)) {
             return false;
         }
         for (seq, info) in &mut self.newest.births {
@@ -234,6 +247,41 @@ impl Space {
         self.totals
     }
 
+    /// The sums that collection can do something about: without segments that a kept version needs as they are.
+    pub fn collectable(&self) -> Totals {
+        let mut totals = self.totals;
+        totals.subtract(&self.held);
+        totals
+    }
+
+    /// The last place of the log that a version has which is, or will be, kept.
+    pub fn kept(&self) -> Seq {
+        self.kept
+    }
+
+    /// Deaths that the newest version holds which is kept.
+    pub fn held(&self) -> kept::Deaths {
+        let mut held = self.durable.kept.last().map(kept::KeptVersion::deaths).unwrap_or_default();
+        let layers = [Some(&self.newest), self.frozen.as_deref()];
+        let since = layers.into_iter().flatten().flat_map(|layer| &layer.held);
+        since.for_each(|(seq, blocks)| *held.entry(*seq).or_default() += blocks);
+        held
+    }
+
+    /// Sums up what is at or before the newest version that is kept. A span that it shares with newer segments counts only if its page is in
+    /// memory: mostly it was just written.
+    fn sum_up_held(&mut self, pages: &dyn Pages) {
+        self.held = Totals::default();
+        let shared = Span::of(self.kept);
+        for (_, now) in self.spans.range(..shared) {
+            self.held.add(&now.summary.totals.without_dead());
+        }
+        let counters = self.span(shared, pages).unwrap_or_default();
+        for (_, counter) in counters.iter().filter(|(seq, counter)| *seq <= self.kept && !counter.is_dead()) {
+            self.held.add(&Totals::of(counter));
+        }
+    }
+
     /// The segments of a span in which nothing is live as of the last durable checkpoint, which covers them, and that were not deleted
     /// since.
     pub fn dead(&self, span: Span, pages: &dyn Pages) -> Result<Counted, Need> {
@@ -254,6 +302,9 @@ impl Space {
 
     /// A page of counters came into memory.
     pub fn counters_loaded(&mut self, span: Span, pages: &dyn Pages) {
+        if self.kept > Seq(0) && span == Span::of(self.kept) {
+            self.sum_up_held(pages);
+        }
         if self.spans.get(&span).is_some_and(|now| !now.is_exact) {
             self.recount(span, pages);
         }
@@ -286,6 +337,11 @@ impl Space {
         &self.durable
     }
 
+    /// The next checkpoint, at `at`, changes the versions that are kept. Deaths after its beginning are held by the newest one that it keeps.
+    pub fn change_versions(&mut self, at: Seq, change: kept::Change) {
+        self.next_change = (at, change);
+    }
+
     /// The table as of now, for a checkpoint; one at a time. What happens from here on goes into a new layer.
     ///
     /// # Panics
@@ -295,7 +351,10 @@ impl Space {
         assert!(self.frozen.is_none(), "a checkpoint of the table begins while another one is under way");
         let frozen = Arc::new(std::mem::take(&mut self.newest));
         self.frozen = Some(frozen.clone());
-        Snapshot { durable: self.durable.clone(), frozen }
+        let (at, change) = std::mem::take(&mut self.next_change);
+        let stay = self.durable.kept.iter().map(|version| version.seq).filter(|seq| !change.drop.contains(seq));
+        self.kept = if change.take.is_none() { stay.max().unwrap_or_default() } else { at };
+        Snapshot { durable: self.durable.clone(), frozen, change }
     }
 
     /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.
@@ -323,6 +382,7 @@ impl Space {
                 self.estimate(span, durable);
             }
         }
+        self.sum_up_held(pages);
     }
 
     /// A segment took effect before the checkpoint, and is in no page of it.

@@ -13,7 +13,7 @@
 //!
 //! Nothing here is urgent: whatever the store refuses is tried again with the next checkpoint.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::codec::EncodeError;
@@ -28,6 +28,7 @@ use crate::map::compaction::Sizes;
 use crate::map::layout::{self, LaidOut, Layout};
 use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageRef};
 use crate::reading::objects::{LoadedPages, ReadError};
+use crate::space::kept::Deaths;
 use crate::space::{self, Bounds, Delta, Fold, Folded, Progress, Span};
 use crate::store::ErrorKind;
 use crate::units::Seq;
@@ -93,13 +94,14 @@ async fn lay_out(shared: &Shared, seq: Seq, map: &MapSnapshot, all: bool) -> Res
 }
 
 /// The other half of step 2. Fails only if the volume cannot go on.
-async fn fold(shared: &Shared, table: space::Snapshot, mut laid_out: LaidOut) -> Result<(Folded, LaidOut), End> {
+async fn fold(shared: &Shared, mut table: space::Snapshot, mut laid_out: LaidOut) -> Result<(Folded, LaidOut), End> {
     let seq = laid_out.writer.object();
     let failed = |error: EncodeError| End::Failed(format!("checkpoint {seq} {error}"));
     let bounds = Bounds {
         deltas: shared.doors.seat.map_memory() as usize / DELTAS_PART / size_of::<(Seq, Delta)>(),
         ..Bounds::default()
     };
+    table.change.lists = held(shared, &table).await?;
     let deaths = std::mem::take(&mut laid_out.deaths);
     // What is sealed with a rotated key is written anew.
     let leave = shared.ledger().retired_checkpoints();
@@ -135,6 +137,31 @@ async fn fold(shared: &Shared, table: space::Snapshot, mut laid_out: LaidOut) ->
         folded.map(|folded| (folded, laid_out))
     };
     shared.doors.workers.run(finish).await.map_err(failed)
+}
+
+/// What the versions that go hold in pages that are not in memory.
+async fn held(shared: &Shared, table: &space::Snapshot) -> Result<BTreeMap<Seq, Deaths>, End> {
+    let (mut lists, mut backoff) = (BTreeMap::new(), Backoff::new(shared));
+    for version in table.durable.kept.iter().filter(|version| table.change.drop.contains(&version.seq)) {
+        let need: NeedPages = version.unread().into();
+        let pages = need.0.len();
+        let loaded = loop {
+            match load(shared, need.clone()).await {
+                Ok(loaded) => break loaded,
+                Err(damaged @ ReadError::Corrupt { .. }) => {
+                    tracing::error!(volume = %shared.facts.meta.name, "space that only snapshot {} took does not come back: {damaged}", version.label.name);
+                    break LoadedPages::new();
+                }
+                Err(error) => slot::bear(shared, error, "reading what a snapshot holds", &mut backoff).await?,
+            }
+        };
+        let deaths: &mut Deaths = lists.entry(version.seq).or_default();
+        if loaded.len() < pages {
+            tracing::error!(volume = %shared.facts.meta.name, "space that only snapshot {} took does not come back: a page of what it holds is missing", version.label.name);
+        }
+        loaded.iter().for_each(|(_, page)| page.add_deaths(deaths));
+    }
+    Ok(lists)
 }
 
 /// Takes note of dead segments that are to be deleted, as far as they are known by name. What cannot be read is left for later.
@@ -201,10 +228,11 @@ async fn load(shared: &Shared, need: NeedPages) -> Result<LoadedPages, ReadError
 }
 
 /// Steps 3 and 4.
-async fn write(shared: &Shared, root: Root, bytes: u64, folded: Folded, laid_out: LaidOut) -> Result<(), End> {
+async fn write(shared: &Shared, root: Root, bytes: u64, mut folded: Folded, laid_out: LaidOut) -> Result<(), End> {
     let LaidOut { runs, writer, has_begun_all, .. } = laid_out;
     let (frames, pages) = writer.finish();
     let seq = root.seq;
+    folded.durable.needs_as_a_version(runs.iter().flat_map(|run| run.objects.keys().copied()));
     let (table, segments) = (folded.durable.root(), folded.loose.clone());
     let account = shared.facts.account_before.plus(&root.account.with_requests(&shared.doors.meter.snapshot()));
     let root = Root { table, segments, runs, account, fence: Some(shared.facts.fence.clone()), ..root };
@@ -231,8 +259,12 @@ async fn write(shared: &Shared, root: Root, bytes: u64, folded: Folded, laid_out
     let map = Checkpointed { runs, table: folded, objects, pages };
     let checkpoints = checkpoints.into_iter().collect();
     let now = shared.now();
-    let mut ledger = shared.ledger();
-    ledger.checkpoint_written(Written { seq, map, checkpoints, has_begun_all, bytes }, now.map_memory, now.at);
+    let versions = {
+        let mut ledger = shared.ledger();
+        ledger.checkpoint_written(Written { seq, map, checkpoints, has_begun_all, bytes }, now.map_memory, now.at);
+        ledger.versions_done()
+    };
+    shared.waits.progress.change(|progress| progress.versions = versions);
     tracing::debug!(volume = %shared.facts.meta.name, %seq, "checkpoint");
     Ok(())
 }

@@ -27,8 +27,11 @@ use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret}
 use ashlar::map::compaction::END;
 use ashlar::map::leaf_format::{encode_index, encode_leaf};
 use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
-use ashlar::space::{self, Counted, Counter, Delta, Listed, Page, Span, SpanEntry, Summary, TableRoot, page_format};
-use ashlar::units::{BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
+use ashlar::space::directory::List;
+use ashlar::space::{
+    self, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry, Summary, TableRoot, page_format,
+};
+use ashlar::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
 use bytes::Bytes;
 use uuid::{Uuid, uuid};
@@ -226,6 +229,18 @@ fn directory(own: Seq, counters: PageRef, salts: PageRef) -> Vec<SpanEntry> {
     vec![entry, SpanEntry { span, is_dead: false, counters, salts, summary }]
 }
 
+/// A version that holds something in a page, and something in the root.
+fn version(page: PageRef) -> KeptVersion {
+    let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
+    KeptVersion {
+        seq: Seq(0x1000),
+        label: Label { name: "monday".into(), taken_unix_millis: 1_700_000_000_000, keep_until_unix_millis: 0 },
+        blocks: BlockCount(1 << 30),
+        objects: [Seq(0x1000)].into(),
+        held: vec![list(vec![page], vec![]), list(vec![], vec![(Seq(0x901), Delta::Died(1))])],
+    }
+}
+
 /// Two runs: the newest one is in this object, the last one in part in an older one. Of the table, all kinds of pages are in this one;
 /// `is_small` has its spans in the root.
 fn checkpoint_by(sealer: &Sealer, salt: [u8; 16], is_small: bool) -> EncodedCheckpoint {
@@ -254,6 +269,11 @@ fn checkpoint_by(sealer: &Sealer, salt: [u8; 16], is_small: bool) -> EncodedChec
         groups: if is_small { Vec::new() } else { vec![(0, group)] },
         lists: vec![list],
         recent: vec![(Seq(0x1234), Delta::Died(2)), (Seq(0x1235), Delta::Gone(0))],
+        kept: if is_small {
+            Vec::new()
+        } else {
+            vec![version(put(0, Page::Deltas(vec![(Seq(0x900), Delta::Died(3))])))]
+        },
     };
     let newest = Run {
         through: seq,

@@ -13,7 +13,7 @@ use ratatui::widgets::{Paragraph, Row, Sparkline, Table};
 
 use super::rates::{self, OfVolume, Rates};
 use crate::cli::document::{ClientStatus, ServerStatus, VolumeStatus};
-use crate::cli::info::date;
+use crate::human::date;
 use crate::human::{about_bytes, exact_duration};
 
 /// Moments that the two small plots remember.

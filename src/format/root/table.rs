@@ -1,17 +1,19 @@
 //! What a root says of the table of segments.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{advance, read_list};
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::FRAME_OVERHEAD;
+use crate::format::meta::VolumeName;
 use crate::map::leaf_format::PAGE_BYTES_MAX;
-use crate::space::directory::spans_of;
+use crate::space::directory::{List, spans_of};
 use crate::space::page_format::{
     PAGE_DELTAS_MAX, read_deltas, read_entries, read_ref, write_deltas, write_entries, write_ref,
 };
-use crate::space::{Listed, SPAN, TableRoot};
-use crate::units::{PageRef, Seq};
+use crate::space::{Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
+use crate::units::{BlockCount, PageRef, Seq, VOLUME_BLOCKS_MAX};
 
 /// The most spans that stand in a root itself.
 const SPANS_MAX: usize = 1 << 12;
@@ -20,12 +22,7 @@ const SPANS_MAX: usize = 1 << 12;
 const LIST_PAGES_MAX: usize = 1 << 12;
 
 pub(super) fn write(w: &mut Writer, table: &TableRoot) {
-    w.varint(table.objects.len() as u64);
-    let mut last = 0;
-    for seq in &table.objects {
-        w.varint(seq.0 - last);
-        last = seq.0;
-    }
+    write_seqs(w, &table.objects);
     write_entries(w, &table.spans);
     w.varint(table.groups.len() as u64);
     let (mut next, mut object) = (0, 0);
@@ -40,19 +37,74 @@ pub(super) fn write(w: &mut Writer, table: &TableRoot) {
         list.pages.iter().for_each(|at| write_ref(w, &mut object, at));
     }
     write_deltas(w, &table.recent);
+    w.varint(table.kept.len() as u64);
+    table.kept.iter().fold(0, |last, version| write_version(w, version, last));
 }
 
-pub(super) fn read(r: &mut Reader<'_>) -> Result<TableRoot, Malformed> {
+/// Returns its place in the log.
+fn write_version(w: &mut Writer, version: &KeptVersion, last: u64) -> u64 {
+    w.varint(version.seq.0 - last);
+    w.string(&version.label.name, VolumeName::MAX);
+    w.varint(version.label.taken_unix_millis);
+    w.varint(version.label.keep_until_unix_millis);
+    w.varint(version.blocks.0);
+    write_seqs(w, &version.objects);
+    w.varint(version.held.len() as u64);
+    let mut object = 0;
+    for list in &version.held {
+        w.varint(list.pages.len() as u64);
+        match list.pages.is_empty() {
+            true => write_deltas(w, &list.entries),
+            false => list.pages.iter().for_each(|at| write_ref(w, &mut object, at)),
+        }
+    }
+    version.seq.0
+}
+
+fn read_version(r: &mut Reader<'_>, last: u64) -> Result<KeptVersion, Malformed> {
+    let gap = r.varint()?;
+    let seq = Seq(advance(r, last, gap)?);
+    let label = Label {
+        name: r.string(VolumeName::MAX)?.to_string(),
+        taken_unix_millis: r.varint()?,
+        keep_until_unix_millis: r.varint()?,
+    };
+    let blocks = BlockCount(r.varint()?);
+    let objects = read_seqs(r)?;
+    let mut object = 0;
+    let held = read_list(r, 1, |r| {
+        let pages = read_list(r, 3, |r| read_ref(r, &mut object))?;
+        let entries = if pages.is_empty() { read_deltas(r, PAGE_DELTAS_MAX)? } else { Vec::new() };
+        Ok(Arc::new(List { at: Seq(0), pages, entries }))
+    })?;
+    Ok(KeptVersion { seq, label, blocks, objects, held })
+}
+
+fn write_seqs(w: &mut Writer, seqs: &BTreeSet<Seq>) {
+    w.varint(seqs.len() as u64);
     let mut last = 0;
-    let objects = read_list(r, 1, |r| {
+    for seq in seqs {
+        w.varint(seq.0 - last);
+        last = seq.0;
+    }
+}
+
+fn read_seqs(r: &mut Reader<'_>) -> Result<BTreeSet<Seq>, Malformed> {
+    let mut last = 0;
+    let seqs = read_list(r, 1, |r| {
         let gap = r.varint()?;
         last = advance(r, last, gap)?;
         Ok(Seq(last))
     })?;
-    let known: BTreeSet<Seq> = objects.iter().copied().collect();
-    if known.len() < objects.len() {
+    let known: BTreeSet<Seq> = seqs.iter().copied().collect();
+    if known.len() < seqs.len() {
         return Err(r.bad("its objects are out of order"));
     }
+    Ok(known)
+}
+
+pub(super) fn read(r: &mut Reader<'_>) -> Result<TableRoot, Malformed> {
+    let objects = read_seqs(r)?;
     let spans = read_entries(r, SPANS_MAX)?;
     let (mut next, mut object) = (0, 0);
     let groups = read_list(r, 4, |r| {
@@ -66,7 +118,13 @@ pub(super) fn read(r: &mut Reader<'_>) -> Result<TableRoot, Malformed> {
         Ok(Listed { pages })
     })?;
     let recent = read_deltas(r, PAGE_DELTAS_MAX)?;
-    Ok(TableRoot { objects: known, spans, groups, lists, recent })
+    let mut last = 0;
+    let kept = read_list(r, 8, |r| {
+        let version = read_version(r, last)?;
+        last = version.seq.0;
+        Ok(version)
+    })?;
+    Ok(TableRoot { objects, spans, groups, lists, recent, kept })
 }
 
 /// What it must be, for its writer and its reader alike.
@@ -99,5 +157,28 @@ pub(super) fn check(table: &TableRoot, next_slot: Seq) -> Result<(), &'static st
         table.lists.is_sorted_by(|older, newer| as_of(&older.pages) < as_of(&newer.pages)),
         "lists of its table are out of order",
     )?;
-    ensure(table.recent.is_sorted_by(|a, b| a.0 < b.0), "deltas of its table are out of order")
+    ensure(table.recent.is_sorted_by(|a, b| a.0 < b.0), "deltas of its table are out of order")?;
+    ensure(table.kept.is_sorted_by(|a, b| a.seq < b.seq), "versions that it keeps are out of order")?;
+    ensure(table.kept.last().is_none_or(|version| version.seq < next_slot), "it keeps a version beyond its next slot")?;
+    let names: BTreeSet<&str> = table.kept.iter().map(|version| version.label.name.as_str()).collect();
+    ensure(names.len() == table.kept.len(), "two versions that it keeps have one name")?;
+    ensure(names.iter().all(|name| VolumeName::new(*name).is_ok()), "a version that it keeps has no name that can be")?;
+    table.kept.iter().try_for_each(check_version)
+}
+
+fn check_version(version: &KeptVersion) -> Result<(), &'static str> {
+    let ensure = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
+    ensure(version.objects.contains(&version.seq), "a version that it keeps does not need its own checkpoint")?;
+    ensure(version.objects.last() == Some(&version.seq), "a version that it keeps needs a checkpoint after it")?;
+    ensure(version.blocks.0 <= VOLUME_BLOCKS_MAX, "a version that it keeps is larger than any volume")?;
+    let lens = FRAME_OVERHEAD as u32 + 1..=PAGE_BYTES_MAX + FRAME_OVERHEAD as u32;
+    ensure(version.pages().all(|at| lens.contains(&at.len)), "a page has a length that cannot be")?;
+    let holds = |(seq, delta): &(Seq, Delta)| *seq <= version.seq && !delta.is_gone();
+    let fits = |list: &Arc<List>| {
+        list.pages.len() <= LIST_PAGES_MAX
+            && (!list.pages.is_empty() || !list.entries.is_empty())
+            && list.entries.is_sorted_by(|a, b| a.0 < b.0)
+            && list.entries.iter().all(holds)
+    };
+    ensure(version.held.iter().all(fits), "what a version holds that it keeps cannot be")
 }

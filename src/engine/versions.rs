@@ -1,0 +1,32 @@
+//! Versions that are kept, on a volume that is open: taking one, and letting one go, is what the next checkpoint does.
+
+use crate::device::DeviceError;
+use crate::engine::core::End;
+use crate::engine::shared::Shared;
+use crate::space::KeptVersion;
+use crate::space::kept::{Change, Label};
+use crate::units::BlockCount;
+
+impl Shared {
+    /// Keeps the volume as it is once everything that was accepted before is in the store. Names are the caller's business.
+    pub(crate) async fn keep(&self, label: Label) -> Result<(), DeviceError> {
+        let last = self.ledger().log().last();
+        self.committed(last).await?;
+        let blocks = self.facts.block_size.block_of(self.size()).0;
+        self.change_versions(Change { take: Some((label, BlockCount(blocks))), ..Change::default() }).await
+    }
+
+    /// Does that with the next checkpoints; returns when it is durable.
+    pub(crate) async fn change_versions(&self, change: Change) -> Result<(), DeviceError> {
+        self.check_open()?;
+        let asked = self.ledger().change_versions(change);
+        self.waits.wake.notify_one();
+        let done = self.waits.progress.wait_for(|progress| progress.versions >= asked || progress.end.is_some()).await;
+        if done.versions >= asked { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
+    }
+
+    /// The versions that are kept, oldest first, as of the last durable checkpoint.
+    pub(crate) fn versions(&self) -> Vec<KeptVersion> {
+        self.ledger().log().map.space().durable().kept.clone()
+    }
+}

@@ -1,0 +1,193 @@
+//! The past of a volume: a version that is kept, read as a device that nothing changes.
+//!
+//! It takes nothing: no fence, no PUT, no DELETE. Credentials that can GET and LIST are enough, any number of servers may read one version at
+//! once, and a server that writes the volume meanwhile is not asked and not disturbed. Should somebody delete the snapshot, reads fail
+//! from then on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::cache::{BlockCache, Purpose};
+use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::engine::budget::{Budget, Seat};
+use crate::engine::extents::{LOADS_MAX, Stopped, Walk};
+use crate::engine::log::{Log, Origin};
+use crate::engine::options::Options;
+use crate::engine::read::{Frames, io_error};
+use crate::error::{Result, VolumeError};
+use crate::format::meta::{Meta, VolumeName};
+use crate::format::root::CheckpointInfo;
+use crate::keyring::Secrets;
+use crate::map::NeedPages;
+use crate::opening::scan::{Scan, Source};
+use crate::outside::Workers;
+use crate::reading::objects::LoadedPages;
+use crate::space::KeptVersion;
+use crate::store::Store;
+use crate::units::Seq;
+
+/// A version of a volume, to be read. See the module.
+#[derive(Debug)]
+pub struct Past {
+    source: Source,
+    version: KeptVersion,
+    checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// Nothing is ever in it but the map.
+    log: Mutex<Log>,
+    seat: Seat,
+}
+
+/// The versions of a volume that are kept, oldest first. Changes nothing.
+pub async fn versions(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Vec<KeptVersion>> {
+    let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
+    source.versions().await
+}
+
+/// The version of that name among those that are kept.
+pub fn named<'a>(versions: &'a [KeptVersion], volume: &VolumeName, name: &str) -> Result<&'a KeptVersion> {
+    versions.iter().find(|version| version.label.name == name).ok_or_else(|| {
+        let have: Vec<&str> = versions.iter().map(|version| version.label.name.as_str()).collect();
+        let have = if have.is_empty() { "none".into() } else { have.join(", ") };
+        VolumeError::Invalid(format!("volume {volume} has no snapshot {name:?}; it has {have}"))
+    })
+}
+
+impl Past {
+    /// Opens the snapshot of that name, with the server's cache and what its volumes may hold in memory together.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        volume: &VolumeName,
+        snapshot: &str,
+        options: &Options,
+        budget: &Budget,
+        (cache, workers): (Arc<BlockCache>, Workers),
+        secrets: &Secrets,
+    ) -> Result<Past> {
+        let source = Source::of(store, volume, options, Some((cache, workers)), secrets).await?;
+        let versions = source.versions().await?;
+        let version = named(&versions, volume, snapshot)?.clone();
+        let Scan { map, checkpoints, covers, committed, next, .. } = source.version(&version).await?;
+        let origin =
+            Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
+        let log = Mutex::new(Log::new(source.meta.block_size, origin));
+        Ok(Past { source, version, checkpoints, log, seat: budget.seat(options, 0) })
+    }
+
+    /// The description of its volume.
+    pub fn meta(&self) -> &Meta {
+        &self.source.meta
+    }
+
+    /// Which version it is.
+    pub fn version(&self) -> &KeptVersion {
+        &self.version
+    }
+
+    /// Looks into the map with the pages that were loaded for it.
+    fn with_pages<T>(&self, loaded: &LoadedPages, look: impl FnOnce(&mut Log) -> T) -> T {
+        let mut log = self.log.lock();
+        for (at, page) in loaded {
+            log.map.page_loaded(*at, page.clone());
+        }
+        let found = look(&mut log);
+        log.map.evict(self.seat.map_memory() as usize);
+        found
+    }
+
+    async fn load(&self, need: NeedPages, loaded: &mut LoadedPages) -> std::result::Result<(), DeviceError> {
+        let info = |seq: &Seq| self.checkpoints.get(seq).copied().unwrap_or_default();
+        let wanted = need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect();
+        loaded.extend(self.source.objects.pages(wanted).await.map_err(io_error)?);
+        Ok(())
+    }
+
+    async fn read_for(&self, offset: u64, len: u64, purpose: Purpose) -> std::result::Result<Pieces, DeviceError> {
+        if len == 0 {
+            return Ok(Pieces::new());
+        }
+        let block_size = self.source.meta.block_size;
+        let extent = block_size.cover(offset, len);
+        let mut loaded = LoadedPages::new();
+        let pieces = loop {
+            match self.with_pages(&loaded, |log| log.plan_read(extent)) {
+                Ok(pieces) => break pieces,
+                Err(need) => self.load(need, &mut loaded).await?,
+            }
+        };
+        let frames = Frames { objects: &self.source.objects, keys: &self.source.keys, block_size };
+        frames.read(&pieces, offset, len, purpose).await
+    }
+
+    fn refused<T>(&self) -> std::result::Result<T, DeviceError> {
+        Err(DeviceError::ReadOnly(format!(
+            "it is snapshot {} of volume {}",
+            self.version.label.name, self.source.meta.name
+        )))
+    }
+}
+
+#[async_trait]
+impl Device for Past {
+    fn info(&self) -> DeviceInfo {
+        let block_size = self.source.meta.block_size;
+        DeviceInfo { size: block_size.bytes_in(self.version.blocks), block_size: block_size.bytes(), read_only: true }
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> std::result::Result<Pieces, DeviceError> {
+        self.read_for(offset, len.into(), Purpose::Read).await
+    }
+
+    async fn write(&self, _: u64, _: Bytes, _: bool) -> std::result::Result<(), DeviceError> {
+        self.refused()
+    }
+
+    async fn trim(&self, _: u64, _: u64, _: bool) -> std::result::Result<(), DeviceError> {
+        self.refused()
+    }
+
+    async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> std::result::Result<(), DeviceError> {
+        self.refused()
+    }
+
+    async fn flush(&self) -> std::result::Result<(), DeviceError> {
+        Ok(())
+    }
+
+    async fn cache(&self, offset: u64, len: u64) -> std::result::Result<(), DeviceError> {
+        // In pieces: a hint is no reason to hold the whole range in memory.
+        for start in (offset..offset + len).step_by(CACHE_PIECE as usize) {
+            self.read_for(start, CACHE_PIECE.min(offset + len - start), Purpose::Ahead).await?;
+        }
+        Ok(())
+    }
+
+    async fn extents(&self, offset: u64, len: u64, most: usize) -> std::result::Result<Vec<Run>, DeviceError> {
+        let block_size = self.source.meta.block_size;
+        let mut walk = Walk::new(block_size.cover(offset, len), most);
+        let (mut loaded, mut loads) = (LoadedPages::new(), 0);
+        loop {
+            match self.with_pages(&loaded, |log| walk.go_on(log)) {
+                Stopped::Done => break,
+                Stopped::Resting => tokio::task::yield_now().await,
+                Stopped::Needs(_) if loads >= LOADS_MAX && walk.has_found() => break,
+                Stopped::Needs(need) => {
+                    loads += 1;
+                    match self.load(need, &mut loaded).await {
+                        Ok(()) => {}
+                        // What is known is true, and the rest will be asked for again.
+                        Err(_) if walk.has_found() => break,
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(walk.runs(block_size, offset, len))
+    }
+}
+
+/// Bytes of an NBD CACHE request that are fetched at once.
+const CACHE_PIECE: u64 = 8 << 20;

@@ -1,0 +1,283 @@
+//! Versions of the volume that are kept: snapshots. A version is a checkpoint whose objects stay, and the segments that it needs stay with it.
+//!
+//! Which these are is known without a look at its map. A block that dies was live in every version since its segment was born: if the
+//! newest version that is kept is not older than the segment, the death is *held* by that version, and is not counted. When a version
+//! goes, each death that it held is held by the next older one if that needs the block, too, and counted otherwise. So a segment has
+//! blocks that the head or a version needs, or it is dead; nothing else of the table or of collection knows of versions.
+//!
+//! ```text
+//!  segment born at b      version s ≥ b      death found after s:  held by s      s goes:  b ≤ s' < s: held by s', else counted
+//! ```
+//!
+//! What is found later than it happened may be held by a version that does not need it, and then stays as long as that: never too short.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::deltas::Delta;
+use super::directory::List;
+use super::{Need, PageAt, PageKind};
+use crate::units::{BlockCount, PageRef, Seq};
+
+/// A version that is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptVersion {
+    /// Its checkpoint: it is the volume after this place of the log.
+    pub seq: Seq,
+    /// What about it is for people.
+    pub label: Label,
+    /// The size of the volume then.
+    pub blocks: BlockCount,
+    /// The checkpoint objects that it needs, its own one too.
+    pub objects: BTreeSet<Seq>,
+    /// Deaths that it holds, oldest first; what lies in pages is in memory of the newest version only.
+    pub held: Vec<Arc<List>>,
+}
+
+/// What about a version is for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Label {
+    /// Its name, one in the volume.
+    pub name: String,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_unix_millis: u64,
+    /// Nobody deletes it before, in milliseconds since 1970; 0 if it may go.
+    pub keep_until_unix_millis: u64,
+}
+
+/// What a checkpoint does to the versions that are kept, beside what it is itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// It is kept, with this label, and the size of the volume.
+    pub take: Option<(Label, BlockCount)>,
+    /// These are not kept any more.
+    pub drop: BTreeSet<Seq>,
+    /// These have other labels.
+    pub relabel: BTreeMap<Seq, Label>,
+    /// What those that go hold in pages that are not in memory; whoever writes the checkpoint brings it.
+    pub lists: BTreeMap<Seq, Deaths>,
+}
+
+/// Deaths, by segment: how many blocks.
+pub type Deaths = BTreeMap<Seq, u64>;
+
+/// Lists of a version that does not get more of it are in pages if they are longer.
+const IN_ROOT: usize = 16;
+
+/// The versions while a checkpoint changes them.
+#[derive(Debug, Default)]
+pub(super) struct Versions {
+    kept: Vec<KeptVersion>,
+    /// What a version holds beside its lists.
+    more: BTreeMap<Seq, Deaths>,
+    /// The newest one before this checkpoint.
+    newest: Seq,
+}
+
+impl Versions {
+    /// As they were before the checkpoint. `held` was found since by its newest one.
+    pub fn new(kept: &[KeptVersion], held: &Deaths) -> Versions {
+        let newest = kept.last().map_or(Seq(0), |version| version.seq);
+        let more = if held.is_empty() { BTreeMap::new() } else { BTreeMap::from([(newest, held.clone())]) };
+        Versions { kept: kept.to_vec(), more, newest }
+    }
+
+    /// Whether a death of that segment is held. It was found by this checkpoint, which came after all versions.
+    pub fn hold(&mut self, seq: Seq, blocks: u64) -> bool {
+        let holds = seq <= self.newest;
+        if holds {
+            *self.more.entry(self.newest).or_default().entry(seq).or_default() += blocks;
+        }
+        holds
+    }
+
+    /// Does what a checkpoint at `at` does to them. Returns the deaths that nobody holds any more.
+    pub fn change(&mut self, at: Seq, change: &Change) -> Deaths {
+        let mut free = Deaths::new();
+        for version in &mut self.kept {
+            if let Some(label) = change.relabel.get(&version.seq) {
+                version.label.clone_from(label);
+            }
+        }
+        for seq in change.drop.iter().rev() {
+            let Ok(at) = self.kept.binary_search_by_key(seq, |version| version.seq) else { continue };
+            let gone = self.kept.remove(at);
+            let below = at.checked_sub(1).map(|at| self.kept[at].seq);
+            let mut held = self.more.remove(seq).unwrap_or_default();
+            let known = gone.held.iter().filter(|list| !list.entries.is_empty()).flat_map(|list| deaths_of(list));
+            let read = change.lists.get(seq).into_iter().flatten().map(|(seq, blocks)| (*seq, *blocks));
+            known.chain(read).for_each(|(seq, blocks)| *held.entry(seq).or_default() += blocks);
+            for (seq, blocks) in held {
+                let to = match below {
+                    Some(below) if seq <= below => self.more.entry(below).or_default(),
+                    _ => &mut free,
+                };
+                *to.entry(seq).or_default() += blocks;
+            }
+        }
+        if let Some((label, blocks)) = change.take.clone() {
+            self.kept.push(KeptVersion { seq: at, label, blocks, objects: BTreeSet::from([at]), held: Vec::new() });
+        }
+        free
+    }
+
+    /// The versions as the checkpoint says them; `put` writes a list of it, in pages if it has more entries than that.
+    pub fn finish<E>(
+        mut self,
+        in_root: usize,
+        mut put: impl FnMut(Vec<(Seq, Delta)>, usize) -> Result<List, E>,
+    ) -> Result<Vec<KeptVersion>, E> {
+        let last = self.kept.len().saturating_sub(1);
+        for (at, version) in self.kept.iter_mut().enumerate() {
+            let more = self.more.remove(&version.seq).unwrap_or_default();
+            if at == last {
+                let fresh = join(&mut version.held, more, |last, fresh| {
+                    !last.entries.is_empty() && (last.pages.is_empty() || last.entries.len() <= 2 * fresh.len())
+                });
+                if !fresh.is_empty() {
+                    let list = put(entries(fresh), in_root)?;
+                    version.held.push(Arc::new(List { at: Seq(0), ..list }));
+                }
+                continue;
+            }
+            // It gets no more but from versions that go: what is in memory of it becomes one list, and leaves.
+            let is_newest_no_more = version.held.iter().any(|list| !list.entries.is_empty() && !list.pages.is_empty());
+            if is_newest_no_more || !more.is_empty() || version.held.iter().any(|list| list.entries.len() > IN_ROOT) {
+                let fresh = join(&mut version.held, more, |last, _| !last.entries.is_empty());
+                if !fresh.is_empty() {
+                    let mut list = List { at: Seq(0), ..put(entries(fresh), IN_ROOT)? };
+                    if !list.pages.is_empty() {
+                        list.entries = Vec::new();
+                    }
+                    version.held.push(Arc::new(list));
+                }
+            }
+        }
+        Ok(self.kept)
+    }
+}
+
+/// Takes the last lists, as long as that is to be, into one with `fresh`.
+fn join(held: &mut Vec<Arc<List>>, mut fresh: Deaths, joins: impl Fn(&List, &Deaths) -> bool) -> Deaths {
+    while let Some(last) = held.last()
+        && joins(last, &fresh)
+    {
+        deaths_of(last).for_each(|(seq, blocks)| *fresh.entry(seq).or_default() += blocks);
+        held.pop();
+    }
+    fresh
+}
+
+fn deaths_of(list: &List) -> impl Iterator<Item = (Seq, u64)> + '_ {
+    list.entries.iter().map(|(seq, delta)| (*seq, delta.blocks()))
+}
+
+fn entries(deaths: Deaths) -> Vec<(Seq, Delta)> {
+    // A segment has fewer blocks than that.
+    deaths.into_iter().map(|(seq, blocks)| (seq, Delta::Died(u32::try_from(blocks).unwrap_or(u32::MAX)))).collect()
+}
+
+impl KeptVersion {
+    /// Pages of what it holds that are not in memory.
+    pub fn unread(&self) -> Need {
+        let pages = self.held.iter().filter(|list| list.entries.is_empty()).flat_map(|list| &list.pages);
+        Need(pages.map(|at| PageAt { kind: PageKind::Deltas, number: 0, at: *at }).collect())
+    }
+
+    /// All pages of what it holds.
+    pub fn pages(&self) -> impl Iterator<Item = &PageRef> {
+        self.held.iter().flat_map(|list| &list.pages)
+    }
+
+    /// The deaths that it holds, as far as they are in memory.
+    pub fn deaths(&self) -> Deaths {
+        let mut deaths = Deaths::new();
+        let lists = self.held.iter().flat_map(|list| deaths_of(list));
+        lists.for_each(|(seq, blocks)| *deaths.entry(seq).or_default() += blocks);
+        deaths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(name: &str) -> Label {
+        Label { name: name.into(), ..Label::default() }
+    }
+
+    fn take(name: &str) -> Change {
+        Change { take: Some((label(name), BlockCount(8))), ..Change::default() }
+    }
+
+    fn drop_of(seqs: &[u64]) -> Change {
+        Change { drop: seqs.iter().map(|seq| Seq(*seq)).collect(), ..Change::default() }
+    }
+
+    fn deaths(of: &[(u64, u64)]) -> Deaths {
+        of.iter().map(|(seq, blocks)| (Seq(*seq), *blocks)).collect()
+    }
+
+    fn write(entries: Vec<(Seq, Delta)>, in_root: usize) -> Result<List, ()> {
+        let pages = if entries.len() > in_root { vec![PageRef::default()] } else { Vec::new() };
+        Ok(List { at: Seq(0), pages, entries })
+    }
+
+    /// Where a checkpoint is, what died before it, and what it does to the versions.
+    type Step<'a> = (u64, &'a [(u64, u64)], Change);
+
+    /// One checkpoint after the other.
+    fn run(steps: &[Step<'_>]) -> (Vec<KeptVersion>, Deaths) {
+        let (mut kept, mut free) = (Vec::new(), Deaths::new());
+        for (at, died, change) in steps {
+            let mut versions = Versions::new(&kept, &Deaths::new());
+            for (seq, blocks) in *died {
+                if !versions.hold(Seq(*seq), *blocks) {
+                    *free.entry(Seq(*seq)).or_default() += blocks;
+                }
+            }
+            let freed = versions.change(Seq(*at), change);
+            freed.into_iter().for_each(|(seq, blocks)| *free.entry(seq).or_default() += blocks);
+            kept = versions.finish(usize::MAX, write).unwrap();
+        }
+        (kept, free)
+    }
+
+    #[test]
+    fn a_death_is_held_by_the_newest_version_that_may_need_the_block() {
+        let (kept, free) = run(&[
+            (10, &[(3, 1)], take("a")),
+            (20, &[(5, 2), (12, 4)], take("b")),
+            (30, &[(5, 1), (15, 7)], Change::default()),
+        ]);
+        assert_eq!(free, deaths(&[(3, 1), (12, 4)]));
+        assert_eq!(kept[0].deaths(), deaths(&[(5, 2)]));
+        assert_eq!(kept[1].deaths(), deaths(&[(5, 1), (15, 7)]));
+    }
+
+    #[test]
+    fn what_a_version_held_goes_to_the_one_before_that_needs_it_too_and_is_free_otherwise() {
+        let steps = [(10, &[][..], take("a")), (20, &[(5, 2)], take("b")), (30, &[(5, 1), (15, 7)], drop_of(&[20]))];
+        let (kept, free) = run(&steps);
+        assert_eq!(free, deaths(&[(15, 7)]));
+        assert_eq!((kept.len(), kept[0].deaths()), (1, deaths(&[(5, 3)])));
+        let all_go = [&steps[..2], &[(30, &[(5, 1), (15, 7)][..], drop_of(&[10, 20]))]].concat();
+        assert_eq!(run(&all_go), (vec![], deaths(&[(5, 3), (15, 7)])));
+        let older_goes = [&steps[..2], &[(30, &[(15, 7)][..], drop_of(&[10]))]].concat();
+        let (kept, free) = run(&older_goes);
+        assert_eq!((kept[0].deaths(), free), (deaths(&[(15, 7)]), deaths(&[(5, 2)])));
+    }
+
+    #[test]
+    fn what_became_an_older_version_leaves_memory_and_is_given_back_when_it_goes() {
+        let mut versions = Versions::new(&[KeptVersion { seq: Seq(50), ..KeptVersion::default() }], &Deaths::new());
+        (1..=40).for_each(|seq| assert!(versions.hold(Seq(seq), seq)));
+        assert!(versions.change(Seq(60), &take("b")).is_empty());
+        let kept = versions.finish(usize::MAX, write).unwrap();
+        assert_eq!((kept[0].deaths(), kept[0].unread().0.len()), (Deaths::new(), 1));
+        let mut versions = Versions::new(&kept, &Deaths::new());
+        let lists = BTreeMap::from([(Seq(50), deaths(&[(7, 7), (9, 9)]))]);
+        let change = Change { lists, ..drop_of(&[50]) };
+        assert_eq!(versions.change(Seq(70), &change), deaths(&[(7, 7), (9, 9)]));
+    }
+}

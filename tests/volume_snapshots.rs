@@ -1,0 +1,249 @@
+//! Snapshots: what was is read as it was, whatever happens to the head, and what only a snapshot needed goes with it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::device::{Allocation, Device, DeviceError};
+use ashlar::disk::Disk;
+use ashlar::disk::crash::CrashDisk;
+use ashlar::journal;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Clock, Random, Workers};
+use ashlar::space::Label;
+use ashlar::store::Store;
+use ashlar::store::faults::{FaultOptions, FaultyStore};
+use ashlar::store::memory::MemoryStore;
+use ashlar::volume::{
+    self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
+};
+use bytes::Bytes;
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 512;
+const SIZE: u64 = BLOCKS * BLOCK;
+
+/// A store with one volume of small segments, and the disk of its server.
+struct World {
+    store: Arc<MemoryStore>,
+    disk: CrashDisk,
+    random: Random,
+    options: Options,
+}
+
+fn name() -> VolumeName {
+    VolumeName::new("v").unwrap()
+}
+
+impl World {
+    async fn new(seed: u64) -> World {
+        let (store, random) = (Arc::new(MemoryStore::default()), Random::seeded(seed));
+        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        volume::create(&*store, &random, &Clock::System, &name(), options).await.unwrap();
+        let mut options = Options {
+            segment_size: 64 << 10,
+            segment_size_max: 64 << 10,
+            checkpoint_bytes: 512 << 10,
+            // Some maps are counted exactly, others only when runs are merged.
+            map_memory: if seed.is_multiple_of(2) { 64 << 10 } else { 16 << 20 },
+            ..Options::default()
+        };
+        options.gc.garbage_min = 0;
+        World { store, disk: CrashDisk::new(seed), random, options }
+    }
+
+    async fn open(&self, cache: u64) -> Arc<Volume> {
+        let outside = Outside {
+            store: self.store.clone(),
+            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
+            cache: Arc::new(BlockCache::in_memory(cache)),
+            budget: Budget::default(),
+            clock: Clock::System,
+            random: self.random.clone(),
+            workers: Workers::Inline,
+            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
+            witness: Witness::default(),
+            secrets: Secrets::default(),
+        };
+        let journal = journal::Options::default();
+        Volume::open(outside, &name(), self.options.clone(), journal, OpenFlags::default()).await.unwrap()
+    }
+
+    async fn past(&self, snapshot: &str) -> Result<Past, volume::VolumeError> {
+        self.past_through(self.store.clone(), snapshot).await
+    }
+
+    async fn past_through(&self, store: Arc<dyn Store>, snapshot: &str) -> Result<Past, volume::VolumeError> {
+        let cache = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
+        Past::open(store, &name(), snapshot, &self.options, &Budget::default(), cache, &Secrets::default()).await
+    }
+
+    async fn is_clean(&self) {
+        let store: Arc<dyn Store> = self.store.clone();
+        let report = ashlar::check::check(&store, &name(), true, &|_, _| {}, &Secrets::default()).await.unwrap();
+        assert!(report.is_clean(), "{report:#?}");
+    }
+
+    fn stored(&self) -> u64 {
+        let segments = |key: &str| key.contains("/segments/");
+        self.store
+            .objects()
+            .iter()
+            .filter(|(key, _)| segments(key.as_str()))
+            .map(|(_, object)| object.len() as u64)
+            .sum()
+    }
+}
+
+fn label(name: &str) -> Label {
+    Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0 }
+}
+
+async fn all_of(device: &dyn Device) -> Vec<u8> {
+    device.read(0, SIZE as u32).await.unwrap().concat().to_vec()
+}
+
+fn noise(random: &Random, blocks: u64) -> Vec<u8> {
+    (0..blocks * BLOCK / 64).flat_map(|_| random.bytes::<64>()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_what_was_when_it_was_taken() {
+    let world = World::new(1).await;
+    let volume = world.open(0).await;
+    let before = Bytes::from(noise(&world.random, 64));
+    volume.write(0, before.clone(), false).await.unwrap();
+    volume.take_snapshot(label("monday")).await.unwrap();
+    volume.write(0, Bytes::from(noise(&world.random, 32)), false).await.unwrap();
+    volume.trim(32 * BLOCK, 16 * BLOCK, false).await.unwrap();
+    // Nothing has changed since: there is one all the same.
+    volume.take_snapshot(label("tuesday")).await.unwrap();
+    volume.take_snapshot(label("wednesday")).await.unwrap();
+    let told = volume.take_snapshot(label("tuesday")).await.unwrap_err().to_string();
+    assert!(told.contains("has a snapshot \"tuesday\" already"), "{told}");
+    let past = world.past("monday").await.unwrap();
+    assert_eq!(all_of(&past).await[..before.len()], before[..]);
+    assert!(past.info().read_only);
+    assert!(matches!(past.write(0, before.clone(), false).await, Err(DeviceError::ReadOnly(_))));
+    let runs = past.extents(0, SIZE, 10).await.unwrap();
+    assert_eq!(
+        runs.iter().map(|run| (run.len, run.allocation)).collect::<Vec<_>>()[..2],
+        [(64 * BLOCK, Allocation::Data), (SIZE - 64 * BLOCK, Allocation::Hole)]
+    );
+    let [tuesday, wednesday] = [world.past("tuesday").await.unwrap(), world.past("wednesday").await.unwrap()];
+    let now = all_of(&*volume).await;
+    assert_eq!((all_of(&tuesday).await, all_of(&wednesday).await), (now.clone(), now));
+    let told = world.past("sunday").await.unwrap_err().to_string();
+    assert!(told.contains("no snapshot \"sunday\"; it has monday, tuesday, wednesday"), "{told}");
+    volume.rename_snapshot("monday", "first").await.unwrap();
+    volume.delete_snapshot("tuesday", 0).await.unwrap();
+    volume.close().await.unwrap();
+    let names: Vec<String> = world.open(0).await.snapshots().into_iter().map(|kept| kept.label.name).collect();
+    assert_eq!(names, ["first", "wednesday"]);
+    assert_eq!(all_of(&world.past("first").await.unwrap()).await[..before.len()], before[..]);
+    world.is_clean().await;
+}
+
+/// Reading one takes nothing: credentials that can only GET and LIST are enough.
+#[tokio::test(start_paused = true)]
+async fn the_past_is_read_without_a_change_to_the_store() {
+    let world = World::new(3).await;
+    let volume = world.open(0).await;
+    volume.write(0, Bytes::from(noise(&world.random, 64)), false).await.unwrap();
+    volume.take_snapshot(label("a")).await.unwrap();
+    let faulty = FaultyStore::new(world.store.clone(), FaultOptions::default(), Random::seeded(1));
+    let faults = faulty.faults();
+    let past = world.past_through(Arc::new(faulty), "a").await.unwrap();
+    all_of(&past).await;
+    assert_eq!(faults.mutations(), 0);
+}
+
+/// Any history: every snapshot stays what it was, and so does the head; and in the end all of the space comes back.
+async fn history(seed: u64, steps: u64) {
+    let mut world = World::new(seed).await;
+    let random = Random::seeded(seed ^ 0x5eed);
+    let mut volume = world.open(1 << 20).await;
+    let mut head = vec![0; SIZE as usize];
+    let mut kept: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for step in 0..steps {
+        match random.below(20) {
+            0 if kept.len() < 6 => {
+                let name = format!("s{step}");
+                volume.take_snapshot(label(&name)).await.unwrap();
+                kept.insert(name, head.clone());
+            }
+            1 if !kept.is_empty() => {
+                let name = kept.keys().nth(random.below(kept.len() as u64) as usize).unwrap().clone();
+                volume.delete_snapshot(&name, 0).await.unwrap();
+                kept.remove(&name);
+            }
+            2 => {
+                let (start, count) = (random.below(BLOCKS), 1 + random.below(BLOCKS / 2));
+                let count = count.min(BLOCKS - start);
+                volume.trim(start * BLOCK, count * BLOCK, false).await.unwrap();
+                head[(start * BLOCK) as usize..((start + count) * BLOCK) as usize].fill(0);
+            }
+            3 => {
+                volume.flush().await.unwrap();
+                if random.below(2) == 0 {
+                    volume.close().await.unwrap();
+                } else {
+                    // It dies: the journal has the rest.
+                    world.disk = world.disk.kill();
+                }
+                drop(volume);
+                volume = world.open(1 << 20).await;
+            }
+            4 => tokio::time::sleep(Duration::from_secs(random.below(30))).await,
+            _ => {
+                for _ in 0..1 + random.below(12) {
+                    let start = random.below(BLOCKS);
+                    let count = (1 + random.below(24)).min(BLOCKS - start);
+                    let data = noise(&random, count);
+                    head[(start * BLOCK) as usize..((start + count) * BLOCK) as usize].copy_from_slice(&data);
+                    volume.write(start * BLOCK, data.into(), false).await.unwrap();
+                }
+            }
+        }
+        if step % 16 == 15 || step + 1 == steps {
+            assert_eq!(all_of(&*volume).await, head, "seed {seed}, step {step}");
+            for (name, was) in &kept {
+                let past = world.past(name).await.unwrap();
+                assert_eq!(all_of(&past).await, *was, "seed {seed}, step {step}, snapshot {name}");
+            }
+        }
+    }
+    volume.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    volume.save().await.unwrap();
+    world.is_clean().await;
+    for (name, was) in &kept {
+        assert_eq!(all_of(&world.past(name).await.unwrap()).await, *was, "seed {seed}, at the end, snapshot {name}");
+    }
+    for name in kept.keys() {
+        volume.delete_snapshot(name, 0).await.unwrap();
+    }
+    volume.merge_map();
+    // A write now and then lets checkpoints come that find what died.
+    for _ in 0..4 {
+        volume.write(0, Bytes::from(vec![7; BLOCK as usize]), true).await.unwrap();
+        head[..BLOCK as usize].fill(7);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+    }
+    assert_eq!(all_of(&*volume).await, head);
+    let live = head.chunks(BLOCK as usize).filter(|block| block.iter().any(|byte| *byte != 0)).count() as u64 * BLOCK;
+    assert!(world.stored() <= live * 3 / 2 + (256 << 10), "seed {seed}: {} stored for {live}", world.stored());
+    volume.close().await.unwrap();
+    world.is_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_stay_what_they_were_whatever_happens() {
+    let seeds = std::env::var("ASHLAR_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(10);
+    for seed in 0..seeds {
+        history(seed, 160).await;
+    }
+}
