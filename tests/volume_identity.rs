@@ -41,6 +41,7 @@ const TAKEOVER: OpenFlags =
 struct World {
     memory: MemoryStore,
     random: Random,
+    budget: volume::Budget,
 }
 
 fn name() -> VolumeName {
@@ -53,7 +54,7 @@ fn identity(server: u128) -> ServerIdentity {
 
 impl World {
     fn new() -> World {
-        World { memory: MemoryStore::default(), random: Random::seeded(7) }
+        World { memory: MemoryStore::default(), random: Random::seeded(7), budget: volume::Budget::default() }
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -93,7 +94,7 @@ impl World {
             store,
             disk: Arc::new(CrashDisk::new(1)) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(0)),
-            budget: volume::Budget::default(),
+            budget: self.budget.clone(),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,
@@ -125,6 +126,26 @@ impl World {
 
 fn block(byte: u8) -> Bytes {
     Bytes::from(vec![byte + 1; 4096])
+}
+
+/// What ends it first is a page that it needs and that is gone, with the volume: it asks why.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_misses_a_page_is_told_that_it_was_displaced() {
+    let no_page_stays = volume::Budget::new(&Options { total_map_memory: 0, ..Options::default() });
+    let world = World { budget: no_page_stays, ..World::new() };
+    world.create().await.unwrap();
+    let volume = world.open(1, OpenFlags::default()).await.unwrap();
+    for i in 0..5 {
+        volume.write(i * 4096, block(0), true).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let displaced = world.open(2, OpenFlags::default()).await.unwrap();
+    displaced.write(4096, block(1), true).await.unwrap();
+    world.delete(true).await.unwrap();
+    // Its next checkpoint is due.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let told = displaced.write(4096, block(2), true).await;
+    assert!(matches!(told, Err(DeviceError::Fenced(_))), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]

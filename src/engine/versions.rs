@@ -1,8 +1,10 @@
 //! Versions that are kept, on a volume that is open: taking one, and letting one go, is what the next checkpoint does.
 
 use crate::device::DeviceError;
+use crate::engine::backoff::Backoff;
 use crate::engine::core::End;
 use crate::engine::shared::Shared;
+use crate::engine::slot::{self, ProofError};
 use crate::space::KeptVersion;
 use crate::space::kept::{Change, Label};
 use crate::units::BlockCount;
@@ -16,13 +18,25 @@ impl Shared {
         self.change_versions(Change { take: Some((label, BlockCount(blocks))), ..Change::default() }).await
     }
 
-    /// Does that with the next checkpoints; returns when it is durable.
+    /// Does that with the next checkpoints; returns when it is durable, and everybody who takes the volume from now on finds it: a checkpoint
+    /// is not put where a fence would meet it, and one of a server that was displaced meanwhile may never be looked at.
     pub(crate) async fn change_versions(&self, change: Change) -> Result<(), DeviceError> {
         self.check_open()?;
         let asked = self.ledger().change_versions(change);
         self.waits.wake.notify_one();
         let done = self.waits.progress.wait_for(|progress| progress.versions >= asked || progress.end.is_some()).await;
-        if done.versions >= asked { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
+        if done.versions < asked {
+            return Err(done.end.unwrap_or(End::Closed).into());
+        }
+        let mut backoff = Backoff::new(self);
+        loop {
+            let from = self.ledger().first_foreign_slot();
+            match slot::prove_unfenced(self, from).await {
+                Ok(()) => return Ok(()),
+                Err(ProofError::Fenced(end)) => return Err(end.into()),
+                Err(ProofError::Store(error)) => backoff.pause("looking for another server", &error).await,
+            }
+        }
     }
 
     /// The versions that are kept, oldest first, as of the last durable checkpoint.

@@ -28,7 +28,7 @@ use crate::outside::Workers;
 use crate::reading::objects::LoadedPages;
 use crate::space::KeptVersion;
 use crate::store::Store;
-use crate::units::Seq;
+use crate::units::{ChangeNo, Seq};
 
 /// A version of a volume, to be read. See the module.
 #[derive(Debug)]
@@ -85,6 +85,11 @@ impl Past {
     /// Which version it is.
     pub fn version(&self) -> &KeptVersion {
         &self.version
+    }
+
+    /// The last change in it.
+    pub fn covers(&self) -> ChangeNo {
+        self.log.lock().covers()
     }
 
     /// Looks into the map with the pages that were loaded for it.

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use crate::client::{Client, Weights};
 use crate::places::Places;
 use crate::record::{Floors, Record};
+use crate::snapshots::Snapshots;
 
 /// What the volumes of a server share.
 #[derive(Clone)]
@@ -86,6 +87,7 @@ pub struct Open {
     pub disk: CrashDisk,
     pub record: Record,
     pub floors: Floors,
+    pub snapshots: Snapshots,
 }
 
 /// See the module.
@@ -123,6 +125,15 @@ impl Life {
                 let random = Random::seeded(random.below(u64::MAX) ^ number);
                 self.clients.spawn(client.run(requests, weights, random));
             }
+        }
+    }
+
+    /// Sets somebody to work on each volume who takes snapshots and deletes them.
+    pub fn start_keepers(&mut self, requests: u64, random: &Random) {
+        for of in &self.open {
+            let (volume, floors) = (of.volume.clone(), of.floors.clone());
+            let random = Random::seeded(random.below(u64::MAX));
+            self.clients.spawn(of.snapshots.clone().keep(volume, floors, requests, random));
         }
     }
 
@@ -186,13 +197,18 @@ impl Open {
 
     /// The watched bytes as the volume has them.
     async fn image(&self) -> Vec<u8> {
-        let reads = self.places.areas().iter().map(|area| read_until_it_works(&self.volume, area.clone()));
-        stream::iter(reads).buffered(8).concat().await
+        image_of(&*self.volume, &self.places).await
     }
 }
 
+/// The watched bytes as a device has them.
+pub async fn image_of(device: &dyn Device, places: &Places) -> Vec<u8> {
+    let reads = places.areas().iter().map(|area| read_until_it_works(device, area.clone()));
+    stream::iter(reads).buffered(8).concat().await
+}
+
 /// The store may fail a read for longer than a request is retried: a client gets an error and asks again.
-async fn read_until_it_works(volume: &Volume, range: Range<u64>) -> Vec<u8> {
+async fn read_until_it_works(volume: &dyn Device, range: Range<u64>) -> Vec<u8> {
     for _ in 0..10_000 {
         match volume.read(range.start, (range.end - range.start) as u32).await {
             Ok(pieces) => return pieces.concat(),

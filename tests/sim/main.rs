@@ -18,6 +18,7 @@ mod client;
 mod life;
 mod climate;
 mod seals;
+mod snapshots;
 #[path = "../support/sloppy.rs"]
 mod sloppy;
 mod world;

@@ -145,8 +145,13 @@ impl Record {
 
     /// The watched bytes after all of its changes.
     pub fn image(&self) -> Vec<u8> {
+        self.image_at(self.len())
+    }
+
+    /// The watched bytes after the first `k` changes.
+    pub fn image_at(&self, k: ChangeNo) -> Vec<u8> {
         let mut image = vec![0; self.places.watched_bytes()];
-        for sent in &self.kept.lock().sent {
+        for sent in &self.kept.lock().sent[..k.0 as usize] {
             for (at, part) in self.places.watched(&sent.range) {
                 let len = (part.end - part.start) as usize;
                 sent.apply(&part, &mut image[at..at + len]);

@@ -31,6 +31,7 @@ use crate::places::{BLOCK, Places};
 use crate::record::{Floors, Record};
 use crate::seals::{self, Seals};
 use crate::sloppy::Sloppy;
+use crate::snapshots::Snapshots;
 
 /// How many operations a schedule has.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +82,7 @@ struct Vol {
     disks: [CrashDisk; 2],
     record: Record,
     floors: Floors,
+    snapshots: Snapshots,
 }
 
 pub struct World {
@@ -178,6 +180,7 @@ impl World {
                 life.open.push(open);
                 let weights = Weights::draw(&world.random);
                 life.start_clients(2, 40, weights, &world.random);
+                life.start_keepers(2, &world.random);
                 let finished = async {
                     life.clients_end().await;
                     life.open[0].volume.close().await.unwrap();
@@ -201,10 +204,18 @@ impl World {
         world.climate = world.climate.fair();
         world.check().await;
         let mut life = Life::new(world.server(0), world.done.clone());
-        life.open.push(world.try_open(0, &life.server, OpenFlags::default()).await.unwrap());
+        // A fence may get no answer for as long as anybody tries: whoever tries anew has another one.
+        let open = loop {
+            match world.try_open(0, &life.server, OpenFlags::default()).await {
+                Err(VolumeError::Store { .. }) => world.volumes[0].disks[0] = world.volumes[0].disks[0].kill(),
+                tried => break tried.unwrap(),
+            }
+        };
+        life.open.push(open);
         world.volumes[0].judge(&life.open[0].volume, needed, "after the cut");
         life.open[0].floors = world.volumes[0].floors.clone();
         life.is_as_recorded(&format!("after the cut at {end:?}")).await;
+        world.judge_snapshots(&life).await;
         world.close(life, false).await;
         let (life, _) = world.open(1, true).await;
         life.is_as_recorded(&format!("elsewhere, after the cut at {end:?}")).await;
@@ -230,7 +241,8 @@ impl World {
             volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
             let disks = [climate.disk(&random), climate.disk(&random)];
             let record = Record::new(places.clone());
-            volumes.push(Vol { name, places, disks, record, floors: Floors::default() });
+            let (floors, snapshots) = (Floors::default(), Snapshots::default());
+            volumes.push(Vol { name, places, disks, record, floors, snapshots });
         }
         let caches = climate.has_disk_cache.then(|| [climate.disk(&random), climate.disk(&random)]);
         World {
@@ -320,7 +332,8 @@ impl World {
         // Nobody uses the volume yet: it stands at the first k of what was accepted before.
         record.begin_with(&vol.record, ChangeNo(volume.status().accepted));
         vol.record = record.clone();
-        Ok(Open { volume, places: vol.places.clone(), disk, record, floors: vol.floors.clone() })
+        let (places, floors, snapshots) = (vol.places.clone(), vol.floors.clone(), vol.snapshots.clone());
+        Ok(Open { volume, places, disk, record, floors, snapshots })
     }
 
     /// Opens all volumes on a server and judges what is there. Also returns how many changes of each were recovered.
@@ -334,6 +347,7 @@ impl World {
             life.open.push(open);
         }
         self.within_a_day("reading after opening", life.is_as_recorded("after opening")).await;
+        self.judge_snapshots(&life).await;
         (life, recovered)
     }
 
@@ -405,6 +419,9 @@ impl World {
             _ => Weights::draw(&self.random),
         };
         life.start_clients(clients, requests, weights, &self.random);
+        if self.random.below(2) == 0 {
+            life.start_keepers(1 + self.random.below(6), &self.random);
+        }
         let patience = Duration::from_millis(self.random.below(20_000));
         tokio::select! {
             biased;
@@ -527,6 +544,17 @@ impl World {
         }
     }
 
+    /// Every snapshot is as it was.
+    async fn judge_snapshots(&self, life: &Life) {
+        let store: Arc<dyn Store> = self.store.clone();
+        let options = &self.climate.options;
+        for (open, vol) in life.open.iter().zip(&self.volumes) {
+            let Open { volume, snapshots, places, record, .. } = open;
+            let judged = snapshots.judge(volume, &vol.name, &store, options, &self.secrets, places, record);
+            self.within_a_day("reading snapshots", judged).await;
+        }
+    }
+
     /// The volumes in the store hold together, whoever died in the middle of what.
     async fn check(&self) {
         let store: Arc<dyn Store> = self.store.clone();
@@ -540,6 +568,10 @@ impl World {
     async fn empty(&self, life: &mut Life) {
         life.server.faults.set_options(FaultOptions::default());
         for open in &life.open {
+            for kept in open.volume.snapshots() {
+                let deleted = open.volume.delete_snapshot(&kept.label.name, 0);
+                self.within_a_day("deleting a snapshot", deleted).await.unwrap();
+            }
             let whole = crate::record::Asked::zeroes(0..open.places.size);
             let trim = whole.by(open.volume.trim(0, open.places.size, true));
             self.within_a_day("trimming", trim).await.unwrap();

@@ -1,0 +1,94 @@
+//! Snapshots in a world: a keeper takes and deletes them while clients work, and after every opening each that was acknowledged is there, byte
+//! for byte as the changes up to its own left the volume.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar::cache::BlockCache;
+use ashlar::keyring::Secrets;
+use ashlar::outside::{Random, Workers};
+use ashlar::space::Label;
+use ashlar::store::Store;
+use ashlar::units::ChangeNo;
+use ashlar::volume::{Budget, Options, Past, Volume, VolumeName};
+use parking_lot::Mutex;
+
+use crate::life::image_of;
+use crate::places::Places;
+use crate::record::{Floors, Record};
+
+/// What was asked for, of one volume, over all lives.
+#[derive(Clone, Default)]
+pub struct Snapshots(Arc<Mutex<BTreeMap<String, Snapshot>>>);
+
+#[derive(Clone, Copy, Default)]
+struct Snapshot {
+    /// What was acknowledged when it was asked for.
+    floor: ChangeNo,
+    /// It was acknowledged.
+    is_taken: bool,
+    /// Somebody wants it gone; that was acknowledged.
+    goes: bool,
+    is_gone: bool,
+}
+
+impl Snapshots {
+    /// Takes and deletes snapshots for a while; ends early if the volume does.
+    pub async fn keep(self, volume: Arc<Volume>, floors: Floors, requests: u64, random: Random) {
+        for _ in 0..requests {
+            tokio::time::sleep(Duration::from_millis(random.below(3000))).await;
+            let there: Vec<String> = {
+                let known = self.0.lock();
+                known.iter().filter(|(_, it)| it.is_taken && !it.goes).map(|(name, _)| name.clone()).collect()
+            };
+            let done = if there.len() > 3 || !there.is_empty() && random.below(3) == 0 {
+                let name = &there[random.below(there.len() as u64) as usize];
+                self.change(name, |it| it.goes = true);
+                let done = volume.delete_snapshot(name, 0).await;
+                done.is_ok().then(|| self.change(name, |it| it.is_gone = true))
+            } else {
+                let name = format!("s{}", self.0.lock().len());
+                let floor = floors.now().acknowledged;
+                self.change(&name, |it| it.floor = floor);
+                let done = volume.take_snapshot(Label { name: name.clone(), ..Label::default() }).await;
+                done.is_ok().then(|| self.change(&name, |it| it.is_taken = true))
+            };
+            if done.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut Snapshot)) {
+        change(self.0.lock().entry(name.to_owned()).or_default());
+    }
+
+    /// Whether all is there that must be, and nothing that must not; what is there is read through `store`.
+    #[allow(clippy::too_many_arguments)] // all that a reader needs
+    pub async fn judge(
+        &self,
+        volume: &Volume,
+        name: &VolumeName,
+        store: &Arc<dyn Store>,
+        options: &Options,
+        secrets: &Secrets,
+        places: &Places,
+        record: &Record,
+    ) {
+        let known = self.0.lock().clone();
+        let there: BTreeSet<String> = volume.snapshots().into_iter().map(|kept| kept.label.name).collect();
+        for (name, it) in &known {
+            assert!(there.contains(name) || !it.is_taken || it.goes, "snapshot {name} was acknowledged and is gone");
+            assert!(!there.contains(name) || !it.is_gone, "snapshot {name} was deleted and is there");
+        }
+        for snapshot in there {
+            let cache = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
+            let past = Past::open(store.clone(), name, &snapshot, options, &Budget::new(options), cache, secrets).await;
+            let past = past.unwrap();
+            let (k, floor) = (past.covers(), known[&snapshot].floor);
+            assert!(k >= floor && k <= record.len(), "snapshot {snapshot} has {k} changes, {floor} were promised");
+            assert!(image_of(&past, places).await == record.image_at(k), "snapshot {snapshot} is not as it was");
+        }
+    }
+}
