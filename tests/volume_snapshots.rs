@@ -161,6 +161,28 @@ async fn the_past_is_read_without_a_change_to_the_store() {
     assert_eq!(faults.mutations(), 0);
 }
 
+/// A volume whose every block was changed forgets its map at once, but not while a snapshot needs it.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_trimmed_whole_keeps_what_a_snapshot_needs() {
+    for seed in 0..2 {
+        let world = World::new(seed).await;
+        let volume = world.open(0).await;
+        let before = noise(&world.random, BLOCKS);
+        volume.write(0, before.clone().into(), false).await.unwrap();
+        volume.take_snapshot(label("before")).await.unwrap();
+        volume.trim(0, SIZE, true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(all_of(&world.past("before").await.unwrap()).await == before);
+        world.is_clean().await;
+        volume.delete_snapshot("before", 0).await.unwrap();
+        volume.write(0, vec![1; BLOCK as usize].into(), true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(world.stored() < SIZE / 16, "{} stored", world.stored());
+        volume.close().await.unwrap();
+        world.is_clean().await;
+    }
+}
+
 /// Any history: every snapshot stays what it was, and so does the head; and in the end all of the space comes back.
 async fn history(seed: u64, steps: u64) {
     let mut world = World::new(seed).await;

@@ -1,6 +1,6 @@
 //! The pages of one checkpoint, in the order of their places: of runs of the map, and of the table of segments.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compaction::Pages;
@@ -16,10 +16,10 @@ pub struct PageWriter {
     frames: Frames,
     offset: u32,
     /// As they are in memory, and how many bytes of them may still stay there.
-    written: HashMap<PageRef, Arc<MapPage>>,
+    written: BTreeMap<PageRef, Arc<MapPage>>,
     keep: usize,
     #[cfg(test)]
-    pub(crate) all: HashMap<PageRef, MapPage>,
+    pub(crate) all: BTreeMap<PageRef, MapPage>,
 }
 
 impl PageWriter {
@@ -29,10 +29,10 @@ impl PageWriter {
             object,
             frames: Frames::with_capacity(16, 0, Compression::Lz4),
             offset: 0,
-            written: HashMap::new(),
+            written: BTreeMap::new(),
             keep,
             #[cfg(test)]
-            all: HashMap::new(),
+            all: BTreeMap::new(),
         }
     }
 
