@@ -107,6 +107,51 @@ impl Store for Gate {
     }
 }
 
+/// A way to the store on which PUTs of segments can land and get no answer for a while.
+#[derive(Debug)]
+struct NoAnswer {
+    inner: Arc<Gate>,
+    is_silent: AtomicBool,
+    landed: Notify,
+    answered: Notify,
+}
+
+#[async_trait]
+impl Store for NoAnswer {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> ashlar::store::Result<()> {
+        let done = self.inner.put(key, body).await;
+        if key.as_str().contains("/segments/") && self.is_silent.load(Ordering::Relaxed) {
+            self.landed.notify_one();
+            self.answered.notified().await;
+        }
+        done
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> ashlar::store::Result<Bytes> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
+        self.inner.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+        self.inner.list(prefix, after).await
+    }
+
+    async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {
+        self.inner.list_top().await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> ashlar::store::Result<()> {
+        self.inner.delete(keys).await
+    }
+}
+
 fn name() -> VolumeName {
     VolumeName::new("v").unwrap()
 }
@@ -225,6 +270,37 @@ async fn displaced_while_deleting(fenced_by: FencedBy) {
     assert_eq!((byte_at(&new, 0).await, byte_at(&new, PAGE).await), (3, 2));
     let ended = old.status().ended.unwrap_or_default();
     assert!(ended.contains("was taken over by server number-2"), "{ended:?}");
+    new.close().await.unwrap();
+}
+
+/// What it uploaded last took effect at its successor, which has deleted it since: the slot is free again, and the fence stands behind it.
+#[tokio::test(start_paused = true)]
+async fn a_displaced_server_finds_the_fence_behind_a_slot_that_its_successor_emptied() {
+    let store = created().await;
+    let gate = Gate::open(&store, "/checkpoints/");
+    let (landed, answered) = (Notify::new(), Notify::new());
+    let way = Arc::new(NoAnswer { inner: gate.clone(), is_silent: AtomicBool::new(false), landed, answered });
+    let old = open(way.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+    let first = prepare_pages(&old, &store).await;
+    gate.set_closed(true);
+    write(&old, 0, 3).await;
+    gate.held.notified().await;
+    way.is_silent.store(true, Ordering::Relaxed);
+    let writer = old.clone();
+    let writing = tokio::spawn(async move { writer.write(5 * PAGE, Bytes::from(vec![4; BLOCK as usize]), true).await });
+    way.landed.notified().await;
+    let last = keys(&store).await.segment(last_segment(&store).await);
+    let new = open(store.clone(), 2, &CrashDisk::new(2), takeover()).await.unwrap();
+    assert_eq!(byte_at(&new, 5 * PAGE).await, 4, "it took effect");
+    write(&new, 5 * PAGE, 5).await;
+    minutes().await;
+    assert!(store.get(&last).await.is_err(), "nothing needs it any more");
+    // It wakes up, and would delete what its checkpoint made needless.
+    gate.set_closed(false);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let ended = old.status().ended.unwrap_or_default();
+    assert!(ended.contains("was taken over by server number-2"), "{ended:?}, {:?}", store.get(&first).await.is_ok());
+    writing.abort();
     new.close().await.unwrap();
 }
 

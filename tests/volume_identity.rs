@@ -41,7 +41,6 @@ const TAKEOVER: OpenFlags =
 struct World {
     memory: MemoryStore,
     random: Random,
-    budget: volume::Budget,
 }
 
 fn name() -> VolumeName {
@@ -54,7 +53,7 @@ fn identity(server: u128) -> ServerIdentity {
 
 impl World {
     fn new() -> World {
-        World { memory: MemoryStore::default(), random: Random::seeded(7), budget: volume::Budget::default() }
+        World { memory: MemoryStore::default(), random: Random::seeded(7) }
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -94,7 +93,7 @@ impl World {
             store,
             disk: Arc::new(CrashDisk::new(1)) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(0)),
-            budget: self.budget.clone(),
+            budget: volume::Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
             workers: Workers::Inline,
@@ -128,23 +127,23 @@ fn block(byte: u8) -> Bytes {
     Bytes::from(vec![byte + 1; 4096])
 }
 
-/// What ends it first is a page that it needs and that is gone, with the volume: it asks why.
+/// What ends it first is a page that a commit needs and that is gone, with the volume: it asks why.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_misses_a_page_is_told_that_it_was_displaced() {
-    let no_page_stays = volume::Budget::new(&Options { total_map_memory: 0, ..Options::default() });
-    let world = World { budget: no_page_stays, ..World::new() };
-    world.create().await.unwrap();
-    let volume = world.open(1, OpenFlags::default()).await.unwrap();
-    for i in 0..5 {
-        volume.write(i * 4096, block(0), true).await.unwrap();
-    }
-    volume.close().await.unwrap();
-    let displaced = world.open(2, OpenFlags::default()).await.unwrap();
-    displaced.write(4096, block(1), true).await.unwrap();
-    world.delete(true).await.unwrap();
-    // Its next checkpoint is due.
-    tokio::time::sleep(Duration::from_secs(600)).await;
-    let told = displaced.write(4096, block(2), true).await;
+    let world = World::new();
+    world.create_used().await;
+    let gate = Gate::new(&world, "get_range", "/checkpoints/");
+    gate.closed.store(false, std::sync::atomic::Ordering::SeqCst);
+    let displaced = world.open_through(gate.clone(), 2, OpenFlags::default()).await.unwrap();
+    gate.closed.store(true, std::sync::atomic::Ordering::SeqCst);
+    let writing = displaced.write(0, block(2), true);
+    let deleting = async {
+        // Its segment is in the store.
+        gate.reached.notified().await;
+        world.delete(true).await.unwrap();
+        gate.open.notify_one();
+    };
+    let (told, ()) = tokio::join!(writing, deleting);
     assert!(matches!(told, Err(DeviceError::Fenced(_))), "{told:?}");
 }
 
@@ -482,7 +481,7 @@ async fn a_deletion_that_broke_off_in_the_middle_of_a_batch_is_finished() {
     }
 }
 
-/// A store that holds the first PUT or LIST whose key or prefix contains what it is told to, or is that after a `=`, until it is let go.
+/// A store that holds the first PUT, LIST or ranged GET whose key or prefix contains what it is told to, or is that after a `=`, until it is let go.
 #[derive(Debug)]
 struct Gate {
     inner: MemoryStore,
@@ -524,6 +523,7 @@ impl Store for Gate {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.pass("get_range", key.as_str()).await;
         self.inner.get_range(key, range).await
     }
 

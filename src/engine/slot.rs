@@ -284,34 +284,36 @@ fn taken_by(shared: &Shared, seq: Seq, object: &LogObject) -> End {
     })
 }
 
-/// Proves that no other server had taken the volume when this was called: walks from the first slot that is not
-/// committed to the first that is free. A fence can only ever be put into a free slot, so whoever takes the volume after
-/// this call also sees what was in the store before it. Fails with the fence if one is found.
-///
-/// Slots are filled meanwhile, maybe faster than they can be read one after the other: twice as many are read at once each
-/// time that none of the last ones was free.
+/// Proves that no other server had taken the volume when this was called: looks at every slot from the first that is not committed to the next
+/// that will be given out. A fence can only ever be put into a free slot, and whoever puts one takes the first that is free, so it is in one of
+/// these; it stays for ever, as it displaced us. That a slot is free says nothing of those behind it: what we put there took effect at a
+/// successor, which may have deleted it since. Whoever takes the volume after this call sees what was in the store before it. Fails with the
+/// fence if one is found.
 ///
 /// In verified mode one look is enough: whoever claims the volume after it reads the checkpoints after the claim.
 pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), ProofError> {
     if shared.facts.meta.fenced_by == FencedBy::Verified {
         return prove_no_claim(shared).await;
     }
-    let (mut seq, mut count) = (from, 1);
-    loop {
-        let reads = (0..count)
-            .map(|i| slots::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, Seq(seq.0 + i)));
-        for found in join_all(reads).await {
+    let next = shared.ledger().log().next_seq();
+    for some in (from.0..=next.0.max(from.0)).collect::<Vec<_>>().chunks(PROOF_READS) {
+        let reads = some
+            .iter()
+            .map(|seq| slots::read_slot(&*shared.doors.store, &shared.doors.keys, &shared.doors.sealer, Seq(*seq)));
+        for (seq, found) in some.iter().zip(join_all(reads).await) {
             match found {
                 // A fence would be at the first place that is not torn.
-                Ok(Slot::Free | Slot::Torn(_)) => return Ok(()),
-                Ok(Slot::Holds(read, _)) if read.object.epoch() == shared.facts.epoch => seq = seq.next(),
-                Ok(Slot::Holds(read, _)) => return Err(ProofError::Fenced(taken_by(shared, seq, &read.object))),
+                Ok(Slot::Free | Slot::Torn(_)) => {}
+                Ok(Slot::Holds(read, _)) if read.object.epoch() == shared.facts.epoch => {}
+                Ok(Slot::Holds(read, _)) => {
+                    return Err(ProofError::Fenced(taken_by(shared, Seq(*seq), &read.object)));
+                }
                 Err(VolumeError::Store { source, .. }) => return Err(ProofError::Store(source)),
                 Err(damaged) => return Err(ProofError::Fenced(End::Failed(damaged.to_string()))),
             }
         }
-        count = (count * 2).min(PROOF_READS);
     }
+    Ok(())
 }
 
 /// What follows when a page could not be read that the volume needs to go on: a pause, if it may come back. A page that is gone was deleted
@@ -347,7 +349,7 @@ pub async fn look(store: &dyn Store, keys: &Keys, epoch: Epoch) -> std::result::
 }
 
 /// Slots that a proof reads at once at most.
-const PROOF_READS: u64 = 64;
+const PROOF_READS: usize = 64;
 
 /// Why a proof failed.
 pub(crate) enum ProofError {

@@ -1,10 +1,10 @@
 //! Clock, limits, memory, kernel.
 
 use super::finding::{About, Finding};
-use crate::cli::info::date;
 use crate::cli::{files, outside};
 use crate::config::Config;
 use crate::human::about_bytes;
+use crate::human::date;
 
 /// 2026-01-01: a clock before it was not set, as there was no ashlar then.
 const FIRST_MILLIS: u64 = 1_767_225_600_000;
