@@ -29,6 +29,16 @@ pub enum VolumeError {
         /// The store's URL.
         store: String,
     },
+    /// The volume has no such snapshot.
+    #[error("volume {volume} has no snapshot {snapshot:?}; it has {has}")]
+    NoSnapshot {
+        /// The volume.
+        volume: String,
+        /// The name asked for.
+        snapshot: String,
+        /// Those that it has: a part of the sentence.
+        has: String,
+    },
     /// The name is taken.
     #[error("there is a volume {name:?} in {store} already; choose another name or delete it first")]
     AlreadyExists {

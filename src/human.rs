@@ -189,6 +189,17 @@ pub mod duration {
     }
 }
 
+/// Names in one sentence: the first few of them, and how many more there are.
+pub fn few<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    const FEW: usize = 8;
+    let names: Vec<&str> = names.collect();
+    match names.len() {
+        0 => "none".to_owned(),
+        len if len <= FEW => names.join(", "),
+        len => format!("{} and {} more", names[..FEW].join(", "), len - FEW),
+    }
+}
+
 /// A time as people write it.
 pub fn date(unix_millis: u64) -> String {
     // Years beyond 9999 cannot be written; a foreign server's clock may say anything.
@@ -199,6 +210,14 @@ pub fn date(unix_millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_names_are_some_and_a_number() {
+        let names: Vec<String> = (1..=10).map(|number| number.to_string()).collect();
+        let of = |count: usize| few(names[..count].iter().map(String::as_str));
+        assert_eq!((of(0).as_str(), of(2).as_str(), of(8).as_str()), ("none", "1, 2", "1, 2, 3, 4, 5, 6, 7, 8"));
+        assert_eq!(of(10), "1, 2, 3, 4, 5, 6, 7, 8 and 2 more");
+    }
     use proptest::prelude::*;
 
     #[test]

@@ -31,7 +31,7 @@ use crate::engine::shared::Shared;
 use crate::engine::shell;
 use crate::journal;
 use crate::opening::recover;
-use crate::space::kept::Change;
+use crate::space::kept::{Change, name_by_time};
 use crate::space::{KeptVersion, Label};
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
@@ -137,6 +137,9 @@ pub struct Status {
     pub sparse_bytes: u64,
     /// Segments and checkpoints in the store.
     pub objects: u64,
+    /// Snapshots that are kept.
+    #[serde(default)]
+    pub snapshots: u64,
     /// How its objects are sealed.
     pub seal: Seal,
     /// How new frames are compressed.
@@ -211,17 +214,25 @@ impl Volume {
         shrunk
     }
 
-    /// Keeps the volume as it is now, with everything that was accepted before: one checkpoint. Fails if it has a snapshot of that name.
-    pub async fn take_snapshot(&self, label: Label) -> Result<(), VolumeError> {
+    /// Keeps the volume as it is now, with everything that was accepted before: one checkpoint. Without a name it is named by its time.
+    /// Fails if the volume has a snapshot of that name.
+    pub async fn take_snapshot(&self, mut label: Label) -> Result<KeptVersion, VolumeError> {
+        let _turn = self.snapshots.lock().await;
+        let versions = self.shared.versions();
+        let is_taken = |name: &str| versions.iter().any(|version| version.label.name == name);
+        if label.name.is_empty() {
+            label.name = name_by_time(label.taken_unix_millis, is_taken);
+        }
         if let Err(bad) = VolumeName::new(label.name.as_str()) {
             return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
         }
-        let _turn = self.snapshots.lock().await;
-        if self.shared.versions().iter().any(|version| version.label.name == label.name) {
+        if is_taken(&label.name) {
             let why = format!("volume {} has a snapshot {:?} already", self.meta().name, label.name);
             return Err(VolumeError::Invalid(why));
         }
-        Ok(self.shared.keep(label).await?)
+        let name = label.name.clone();
+        self.shared.keep(label).await?;
+        past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
     }
 
     /// Lets a snapshot go: what only it needs is deleted. `now_unix_millis` tells whether it may.
@@ -301,6 +312,7 @@ impl Volume {
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),
+            snapshots: log.map.space().durable().kept.len() as u64,
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &facts.options.gc, crate::gc::Activity::Quiet),

@@ -17,10 +17,12 @@ use tracing::warn;
 
 use super::document::ServerStatus;
 use super::exports::VolumeExports;
+use super::snapshot::Wish;
 use super::store_volumes::StoreVolumes;
 use crate::cache::BlockCache;
 use crate::human::exact_duration;
 use crate::nbd::Server;
+use crate::opening::past::Snapshot;
 use crate::outside::Clock;
 use crate::store::buffers::Buffers;
 use crate::store::health::Health;
@@ -85,6 +87,13 @@ pub enum Request {
         /// Data beyond may be lost.
         discard_data: bool,
     },
+    /// Change the snapshots of this volume; it is opened if it is not open. A [`SnapshotsChanged`].
+    Snapshots {
+        /// The volume.
+        export: String,
+        /// What is to become of them.
+        wish: Wish,
+    },
 }
 
 /// The answer to [`Request::Settle`]: null, or why it was not done.
@@ -101,6 +110,9 @@ type Leaving = u32;
 
 /// The answer to [`Request::Shrink`]: null, or why it was not done.
 type Shrunk = Option<String>;
+
+/// The answer to [`Request::Snapshots`]: the snapshot that was taken, if one was to be; or why it was not done.
+type SnapshotsChanged = Result<Option<Snapshot>, String>;
 
 /// The answer to [`Request::Reload`]: null, or why it was not done.
 type Reloaded = Option<String>;
@@ -209,6 +221,10 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
         Request::Shrink { export, size, discard_data } => {
             serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
         }
+        Request::Snapshots { export, wish } => {
+            let now = insight.clock.unix_millis();
+            serde_json::to_vec(&change_snapshots(export, wish, now, insight.exports.clone()).await)?
+        }
         Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
@@ -270,6 +286,16 @@ async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExpor
         Err(error) => return Some(error.to_string()),
     };
     volume.shrink(size, discard_data).await.err().map(|error| error.to_string())
+}
+
+async fn change_snapshots(
+    export: String,
+    wish: Wish,
+    now: u64,
+    exports: VolumeExports<StoreVolumes>,
+) -> SnapshotsChanged {
+    let volume = exports.volume(&export).await.map_err(|error| error.to_string())?;
+    wish.carry_out(&volume, now).await.map_err(|error| error.to_string())
 }
 
 impl Insight {
@@ -348,11 +374,41 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a server may take to make a volume smaller: what was written must be in the store first.
 const SHRINK_PATIENCE: Duration = Duration::from_secs(600);
 
+/// How long a server may take to change snapshots: what was written must be in the store first.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
+
 /// How long any answer may take: longer than whoever asks waits.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(660);
 
 /// Requests that are answered at one time.
 const ANSWERS_MAX: usize = 16;
+
+/// Whether a server has the state directory, and that store.
+async fn has_store(state: &Path, store: &str) -> bool {
+    ask(state).await.is_ok_and(|status| status.store == store)
+}
+
+/// Has the server that has the state directory change the snapshots of a volume; nothing if there is no such server. Else the snapshot that
+/// was taken, if one was to be, or why it was not done.
+pub async fn snapshots_if_served(
+    state: &Path,
+    store: &str,
+    name: &VolumeName,
+    wish: &Wish,
+) -> Option<SnapshotsChanged> {
+    if !has_store(state, store).await {
+        return None;
+    }
+    let request = Request::Snapshots { export: name.to_string(), wish: wish.clone() };
+    let unknown = |error| {
+        format!(
+            "the server on {} did not answer ({error}), or is of an older version: what there is now says `ashlar snapshot list {name}`",
+            state.display()
+        )
+    };
+    let answer = self::request::<SnapshotsChanged>(state, &request, SNAPSHOT_PATIENCE).await;
+    Some(answer.map_err(unknown).flatten())
+}
 
 /// Has the server that has the state directory make a volume smaller; whether there is such a server, and why it did not.
 pub async fn shrink_if_served(
@@ -362,9 +418,8 @@ pub async fn shrink_if_served(
     size: u64,
     discard_data: bool,
 ) -> Result<bool, String> {
-    match ask(state).await {
-        Ok(status) if status.store == store => {}
-        _ => return Ok(false),
+    if !has_store(state, store).await {
+        return Ok(false);
     }
     let request = Request::Shrink { export: name.to_string(), size, discard_data };
     match self::request::<Shrunk>(state, &request, SHRINK_PATIENCE).await {
@@ -380,9 +435,8 @@ pub async fn shrink_if_served(
 /// Tells the server that has the state directory that a description is new; whether there is such a server, and why it
 /// did not take it over.
 pub async fn reload_if_served(state: &Path, store: &str, name: &VolumeName) -> Result<bool, String> {
-    match ask(state).await {
-        Ok(status) if status.store == store => {}
-        _ => return Ok(false),
+    if !has_store(state, store).await {
+        return Ok(false);
     }
     let request = Request::Reload(name.to_string());
     match self::request::<Reloaded>(state, &request, RELOAD_PATIENCE).await {

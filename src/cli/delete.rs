@@ -8,13 +8,16 @@ use dialoguer::Input;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::config::Effective;
-use crate::human::{about_bytes, counted};
+use crate::human::{about_bytes, counted, date, few};
 use crate::keyring::Secrets;
+use crate::opening::past::{self, Snapshot};
 use crate::store::Store;
 use crate::store::open::Access;
 use crate::volume::{self, VolumeError, VolumeName, description};
 
 /// Deletes a volume with all its data, for good. Asks to type its name.
+///
+/// A volume with snapshots is refused unless --with-snapshots: they go with it.
 ///
 /// A volume that a server has open, or did not close, is refused unless --takeover: that server can then write no more. If the
 /// volume is damaged or its key is not here, --takeover deletes it too, but then a server that has it must be stopped first.
@@ -29,6 +32,10 @@ pub struct Args {
     #[arg(long, short)]
     yes: bool,
 
+    /// Delete its snapshots, too
+    #[arg(long)]
+    with_snapshots: bool,
+
     /// Delete it although a server did not close it
     #[arg(long)]
     takeover: bool,
@@ -39,10 +46,12 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     let runtime = runtime()?;
     let store = runtime.block_on(outside::open_store(config, Access::Write))?.store;
     let secrets = secrets::of(config);
+    let (clock, random, _) = outside::real();
+    let kept = runtime.block_on(past::snapshots(&store, &args.name, &secrets));
+    refuse_for_snapshots(&args.name, &snapshots_of(kept)?, args.with_snapshots, clock.unix_millis())?;
     if !args.yes {
         ask(&args.name, &runtime.block_on(describe(&store, &args.name, &secrets))?)?;
     }
-    let (clock, random, _) = outside::real();
     let server = outside::passing_identity(&random);
     let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
     let objects = runtime.block_on(deleted).map_err(|error| match error {
@@ -55,10 +64,44 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     output::text(format!("deleted volume {} with {} from {}", args.name, counted(objects, "object"), store.url()))
 }
 
+/// The snapshots of a volume, as far as they can be read: if they cannot, deleting says by itself what stands in the way.
+fn snapshots_of(read: Result<Vec<Snapshot>, VolumeError>) -> Result<Vec<Snapshot>, Failure> {
+    match read {
+        Err(VolumeError::Corrupt { .. } | VolumeError::Locked { .. } | VolumeError::NotFound { .. }) => Ok(Vec::new()),
+        read => read.map_err(Failure::failed),
+    }
+}
+
+/// Snapshots are what somebody wanted to keep. `now` is in milliseconds since 1970.
+fn refuse_for_snapshots(volume: &VolumeName, kept: &[Snapshot], with_snapshots: bool, now: u64) -> Outcome {
+    if let Some(snapshot) = kept.iter().find(|snapshot| snapshot.keep_until_unix_millis > now) {
+        return Err(Failure::failed(format!(
+            "volume {volume} has a snapshot {} that is to be kept until {}; it cannot be deleted before",
+            snapshot.name,
+            date(snapshot.keep_until_unix_millis)
+        )));
+    }
+    if kept.is_empty() || with_snapshots {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "volume {volume} has {}, which would go with it: {}; delete them first, or give --with-snapshots",
+        counted(kept.len() as u64, "snapshot"),
+        few(kept.iter().map(|snapshot| snapshot.name.as_str()))
+    )))
+}
+
 /// What is about to go.
 async fn describe(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<String, Failure> {
     match volume::inspect(store, name, secrets).await {
-        Ok(info) => Ok(format!("{} of data, {}", about_bytes(info.mapped_bytes), counted(info.objects, "object"))),
+        Ok(info) => {
+            let (data, objects) = (about_bytes(info.mapped_bytes), counted(info.objects, "object"));
+            let snapshots = match info.snapshots {
+                0 => String::new(),
+                kept => format!(", {}", counted(kept, "snapshot")),
+            };
+            Ok(format!("{data} of data, {objects}{snapshots}"))
+        }
         // Deleting may still be what is wanted, and says by itself what stands in the way.
         Err(VolumeError::Corrupt { .. }) => Ok("damaged".to_owned()),
         Err(VolumeError::Locked { .. }) => Ok("encrypted, and the key is not here".to_owned()),
@@ -81,5 +124,28 @@ fn ask(name: &VolumeName, what: &str) -> Outcome {
     match typed.trim() == name.as_str() {
         true => Ok(()),
         false => Err(Failure::failed(format!("{typed:?} is not {name:?}; nothing was deleted", name = name.as_str()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(name: &str, keep_until_unix_millis: u64) -> Snapshot {
+        Snapshot { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis, size: 4096, seq: 1, only_bytes: 0 }
+    }
+
+    #[test]
+    fn snapshots_go_only_if_that_is_said_and_those_that_are_to_be_kept_do_not() {
+        let name = VolumeName::new("db").unwrap();
+        let said =
+            |kept: &[Snapshot], with, now| refuse_for_snapshots(&name, kept, with, now).map_err(|no| no.to_string());
+        assert_eq!(said(&[], false, 5), Ok(()));
+        let kept = [snapshot("a", 0), snapshot("b", 5)];
+        assert_eq!(said(&kept, true, 5), Ok(()));
+        let refused = said(&kept, false, 5).unwrap_err();
+        assert!(refused.starts_with("volume db has 2 snapshots, which would go with it: a, b; "), "{refused}");
+        let refused = said(&kept, true, 4).unwrap_err();
+        assert!(refused.contains("a snapshot b that is to be kept until 1970-01-01T00:00:00Z"), "{refused}");
     }
 }

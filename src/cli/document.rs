@@ -333,6 +333,7 @@ pub mod example {
             dead_bytes: 0,
             sparse_bytes: 0,
             objects: 0,
+            snapshots: 0,
             seal: Seal::Blake3,
             compression: Compression::None,
             retired_bytes: 0,

@@ -77,6 +77,7 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes, info.sparse_bytes)),
         ("compression", format!("{}, {}", info.compression, status::ratio(info.mapped_bytes, info.live_bytes))),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
+        ("snapshots", snapshots(info)),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
         ("cost so far", status::account(&info.since_creation)),
         ("cost a month", format!("about ${cost:.2} for what is stored now")),
@@ -89,6 +90,13 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         lines.push(("old versions", old_versions(kept)));
     }
     lines
+}
+
+fn snapshots(info: &Info) -> String {
+    match info.snapshots {
+        0 => "none".to_owned(),
+        kept => format!("{kept}; see `ashlar snapshot list {}`", info.name),
+    }
 }
 
 /// What a bucket keeps of a volume beside what is there.

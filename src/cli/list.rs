@@ -81,10 +81,11 @@ fn table(volumes: &[Listed]) -> String {
             about_bytes(info.mapped_bytes),
             about_bytes(info.stored_bytes),
             info.objects.to_string(),
+            info.snapshots.to_string(),
             info.holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.server_name.clone()),
         ],
         Err(VolumeError::Locked { .. }) => vec![name.to_string(), "locked".to_owned()],
         Err(error) => vec![name.to_string(), format!("error: {error}")],
     };
-    output::table(&["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SERVER"], volumes.iter().map(row))
+    output::table(&["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SNAPSHOTS", "SERVER"], volumes.iter().map(row))
 }

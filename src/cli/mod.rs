@@ -23,6 +23,8 @@ mod client_lines;
 mod attach;
 mod detach;
 mod drain;
+mod snapshot;
+mod export_name;
 mod signals;
 mod create;
 mod list;
@@ -153,6 +155,7 @@ enum Command {
     Check(check::Args),
     Set(set::Args),
     Resize(resize::Args),
+    Snapshot(snapshot::Args),
     Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
@@ -199,6 +202,7 @@ impl Cli {
             Command::Detach(args) => detach::run(&args),
             Command::Set(args) => set::run(&args, &config),
             Command::Resize(args) => resize::run(&args, &config),
+            Command::Snapshot(args) => snapshot::run(&args, &config),
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),

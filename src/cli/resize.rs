@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::failure::{Failure, Outcome};
-use super::outside::{Cache, State};
 use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
@@ -13,7 +12,7 @@ use crate::human::{exact_bytes, parse_bytes};
 use crate::opening::description::{self, Description};
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{Meta, OpenFlags, VolumeError, VolumeName, resize};
+use crate::volume::{Meta, VolumeError, VolumeName, resize};
 
 /// Makes a volume larger or smaller, also while it is served.
 ///
@@ -159,10 +158,7 @@ async fn shrink(args: &Args, size: u64, store: Arc<dyn Store>, config: &Effectiv
 
 /// No server on this host has the volume: opens it for the moment.
 async fn shrink_here(args: &Args, size: u64, store: Arc<dyn Store>, config: &Effective) -> Result<(), Failure> {
-    let (_, random, _) = outside::real();
-    let state = State::take(config, &random).await?;
-    let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
-    let volumes = StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random);
+    let volumes = StoreVolumes::of_command(store, config).await?;
     let volume = volumes.open_volume(&args.name).await.map_err(|error| match error {
         VolumeError::Held { holder, .. } => Failure::failed(format!(
             "volume {} is open on {holder}: only that server can make it smaller; give the command there, or stop it first",

@@ -132,6 +132,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
         ("compression", format!("{}, {}", status.compression, ratio(status.mapped_bytes, status.live_bytes))),
         ("objects", status.objects.to_string()),
+        ("snapshots", status.snapshots.to_string()),
         ("not yet stored", about_bytes(status.dirty_bytes)),
         (
             "gc",

@@ -11,10 +11,12 @@ use uuid::Uuid;
 
 use super::exports::{OpenFailure, Volumes};
 use super::life;
+use super::failure::Failure;
 use super::outside::{Cache, State};
+use super::secrets;
 use crate::attach::identity::Identity;
 use crate::codec::seal::Sealer;
-use crate::config::Config;
+use crate::config::{Config, Effective};
 use crate::journal;
 use crate::keyring::Secrets;
 use crate::opening::description::{self, Description};
@@ -68,6 +70,14 @@ impl StoreVolumes {
             flags,
             opened: Mutex::default(),
         }
+    }
+
+    /// For a command that opens a volume for the moment, because no server on this host has it: takes the state directory.
+    pub async fn of_command(store: Arc<dyn Store>, config: &Effective) -> Result<StoreVolumes, Failure> {
+        let random = Random::system();
+        let state = State::take(config, &random).await?;
+        let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
+        Ok(StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random))
     }
 
     /// What its volumes may hold in memory together.

@@ -1,12 +1,11 @@
 //! `ashlar upgrade`: the map of a volume in the newest format.
 
 use super::failure::{Failure, Outcome};
-use super::outside::{Cache, State};
 use super::store_volumes::StoreVolumes;
-use super::{control, output, outside, runtime, secrets};
+use super::{control, output, outside, runtime};
 use crate::config::Effective;
 use crate::store::open::Access;
-use crate::volume::{OpenFlags, VolumeError, VolumeName};
+use crate::volume::{VolumeError, VolumeName};
 
 /// Writes the map of a volume that an older ashlar made in the newest format.
 ///
@@ -35,10 +34,7 @@ async fn upgrade(name: &VolumeName, config: &Effective) -> Result<String, Failur
             config.state.display()
         )));
     }
-    let (_, random, _) = outside::real();
-    let state = State::take(config, &random).await?;
-    let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
-    let volumes = StoreVolumes::new(store, state, cache, config, secrets, OpenFlags::default(), random);
+    let volumes = StoreVolumes::of_command(store, config).await?;
     let mut moved = false;
     loop {
         let volume = volumes.open_volume(name).await.map_err(|error| match error {

@@ -179,6 +179,8 @@ pub struct Info {
     pub gc_backlog_bytes: u64,
     /// Its objects in the store.
     pub objects: u64,
+    /// Snapshots that are kept.
+    pub snapshots: u64,
     /// Segments whose last live block is gone and that wait for a checkpoint to be deleted.
     pub dead_objects: u64,
     /// What keeps two servers from writing to it.
@@ -269,6 +271,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
+        snapshots: scan.map.space().durable().kept.len() as u64,
         dead_objects: dead.len() as u64,
         live_bytes: totals.live_bytes,
         dead_bytes: dead.iter().map(|(_, counter)| counter.stored_bytes).sum(),

@@ -5,11 +5,14 @@
 //! from then on.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::cache::{BlockCache, Purpose};
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
@@ -21,14 +24,15 @@ use crate::engine::read::{Frames, io_error};
 use crate::error::{Result, VolumeError};
 use crate::format::meta::{Meta, VolumeName};
 use crate::format::root::CheckpointInfo;
+use crate::human::few;
 use crate::keyring::Secrets;
 use crate::map::NeedPages;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
 use crate::reading::objects::LoadedPages;
-use crate::space::KeptVersion;
+use crate::space::{KeptVersion, kept};
 use crate::store::Store;
-use crate::units::{ChangeNo, Seq};
+use crate::units::{BlockCount, BlockSize, ChangeNo, Seq};
 
 /// A version of a volume, to be read. See the module.
 #[derive(Debug)]
@@ -47,13 +51,80 @@ pub async fn versions(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secre
     source.versions().await
 }
 
+/// A version that is kept, as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_unix_millis: u64,
+    /// Nobody deletes it before, in milliseconds since 1970; 0 if it may go.
+    pub keep_until_unix_millis: u64,
+    /// Bytes of the volume then.
+    pub size: u64,
+    /// The place of the log that it is the volume after.
+    pub seq: u64,
+    /// Bytes that only it holds, before compression: neither the volume nor another snapshot needs them. As far as that was found out by the
+    /// newest checkpoint: what has been overwritten since is counted later.
+    pub only_bytes: u64,
+}
+
+impl Snapshot {
+    /// That version, of which so many blocks are needed by nobody else.
+    pub fn of(version: &KeptVersion, block_size: BlockSize, only: BlockCount) -> Snapshot {
+        let KeptVersion { seq, label, blocks, .. } = version;
+        Snapshot {
+            name: label.name.clone(),
+            taken_unix_millis: label.taken_unix_millis,
+            keep_until_unix_millis: label.keep_until_unix_millis,
+            size: block_size.bytes_in(*blocks),
+            seq: seq.0,
+            only_bytes: block_size.bytes_in(only),
+        }
+    }
+}
+
+/// The snapshots of a volume as of its newest checkpoint, oldest first, be it open somewhere or not. Changes nothing.
+pub async fn snapshots(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Vec<Snapshot>> {
+    let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
+    let mut tries = 0;
+    loop {
+        match look(&source).await {
+            // A server that serves it may have deleted what was being read, after a newer checkpoint.
+            Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
+            looked => return looked,
+        }
+    }
+}
+
+/// How often a volume is looked at that its owner changes meanwhile.
+const LOOKS: usize = 4;
+
+/// Versions of which it is found out at once what they hold.
+const PARALLEL: usize = 8;
+
+async fn look(source: &Source) -> Result<Vec<Snapshot>> {
+    let (versions, checkpoints) = source.versions_and_checkpoints().await?;
+    let before = iter::once(Seq(0)).chain(versions.iter().map(|version| version.seq));
+    let snapshots = versions.iter().zip(before).map(|(version, before)| {
+        let checkpoints = &checkpoints;
+        async move {
+            let held = source.held(checkpoints, version).await?;
+            Ok(Snapshot::of(version, source.meta.block_size, kept::only_its_own(before, &held)))
+        }
+    });
+    stream::iter(snapshots).buffered(PARALLEL).try_collect().await
+}
+
 /// The version of that name among those that are kept.
 pub fn named<'a>(versions: &'a [KeptVersion], volume: &VolumeName, name: &str) -> Result<&'a KeptVersion> {
-    versions.iter().find(|version| version.label.name == name).ok_or_else(|| {
-        let have: Vec<&str> = versions.iter().map(|version| version.label.name.as_str()).collect();
-        let have = if have.is_empty() { "none".into() } else { have.join(", ") };
-        VolumeError::Invalid(format!("volume {volume} has no snapshot {name:?}; it has {have}"))
-    })
+    let has = || versions.iter().map(|version| version.label.name.as_str());
+    versions.iter().find(|version| version.label.name == name).ok_or_else(|| no_snapshot(volume, name, has()))
+}
+
+/// That there is no snapshot of that name, but those.
+pub fn no_snapshot<'a>(volume: &VolumeName, name: &str, has: impl Iterator<Item = &'a str>) -> VolumeError {
+    VolumeError::NoSnapshot { volume: volume.to_string(), snapshot: name.to_owned(), has: few(has) }
 }
 
 impl Past {

@@ -197,7 +197,13 @@ impl Source {
 
     /// The versions that are kept, oldest first.
     pub async fn versions(&self) -> Result<Vec<KeptVersion>> {
-        Ok(self.newest_root().await?.root.table.kept)
+        Ok(self.versions_and_checkpoints().await?.0)
+    }
+
+    /// The versions that are kept, oldest first, and the checkpoints in which it stands what they hold ([`Source::held`]).
+    pub async fn versions_and_checkpoints(&self) -> Result<(Vec<KeptVersion>, BTreeMap<Seq, CheckpointInfo>)> {
+        let root = self.newest_root().await?.root;
+        Ok((root.table.kept, root.checkpoints.into_iter().collect()))
     }
 
     /// A version that is kept, as it was.

@@ -12,11 +12,13 @@
 //! What is found later than it happened may be held by a version that does not need it, and then stays as long as that: never too short.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::sync::Arc;
 
 use super::deltas::Delta;
 use super::directory::List;
 use super::{Need, PageAt, PageKind};
+use crate::human::date;
 use crate::units::{BlockCount, PageRef, Seq};
 
 /// A version that is kept.
@@ -60,6 +62,20 @@ pub struct Change {
 
 /// Deaths, by segment: how many blocks.
 pub type Deaths = BTreeMap<Seq, u64>;
+
+/// Of what a version holds, the blocks that neither the head nor another version needs; `before` is the version before it, 0 if it is the oldest.
+/// What it holds has died before the next one was taken. So what was born after the one before it is its own. A death that was found late may be held by a
+/// newer version than needs the block: then it counts for neither.
+pub fn only_its_own(before: Seq, held: &Deaths) -> BlockCount {
+    BlockCount(held.range(before.next()..).map(|(_, blocks)| blocks).sum())
+}
+
+/// A name for a version of that time: UTC, so that names sort by time. One that is taken gets a number behind it.
+pub fn name_by_time(unix_millis: u64, is_taken: impl Fn(&str) -> bool) -> String {
+    let second = date(unix_millis).replace(['-', ':'], "");
+    let numbered = (2..).map(|number: u64| format!("{second}-{number:03}"));
+    iter::once(second.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(second)
+}
 
 /// Lists of a version that does not get more of it are in pages if they are longer.
 const IN_ROOT: usize = 16;
@@ -266,6 +282,42 @@ mod tests {
         let older_goes = [&steps[..2], &[(30, &[(15, 7)][..], drop_of(&[10]))]].concat();
         let (kept, free) = run(&older_goes);
         assert_eq!((kept[0].deaths(), free), (deaths(&[(15, 7)]), deaths(&[(5, 2)])));
+    }
+
+    #[test]
+    fn what_only_a_version_needs_is_what_it_holds_of_segments_newer_than_the_one_before_it() {
+        let (kept, _) = run(&[
+            (10, &[][..], take("a")),
+            // Of 5 the first needs two; of 12 nobody needs what died.
+            (20, &[(5, 2), (12, 4)], take("b")),
+            // Of 5 both need one; of 15 the second needs seven, of 20 one.
+            (30, &[(5, 1), (15, 7), (20, 1)], Change::default()),
+        ]);
+        assert_eq!(only_its_own(Seq(0), &kept[0].deaths()), BlockCount(2));
+        assert_eq!(only_its_own(kept[0].seq, &kept[1].deaths()), BlockCount(8));
+        assert_eq!(
+            only_its_own(Seq(5), &deaths(&[(5, 1), (6, 2)])),
+            BlockCount(2),
+            "the one before needs its own segment"
+        );
+        assert_eq!(only_its_own(Seq(20), &Deaths::new()), BlockCount(0));
+    }
+
+    #[test]
+    fn names_sort_by_time_and_are_one_each() {
+        let mut names: Vec<String> = Vec::new();
+        // 2026-11-28 02:15:00 UTC.
+        for millis in [0, 1, 999, 1000, 60_000, 86_400_000] {
+            let name = name_by_time(1_795_832_100_000 + millis, |name| names.iter().any(|taken| taken == name));
+            names.push(name);
+        }
+        assert_eq!(
+            names[..4],
+            ["20261128T021500Z", "20261128T021500Z-002", "20261128T021500Z-003", "20261128T021501Z"]
+        );
+        assert_eq!(names[4..], ["20261128T021600Z", "20261129T021500Z"]);
+        assert!(names.is_sorted());
+        assert!(names.iter().all(|name| crate::format::meta::VolumeName::new(name.as_str()).is_ok()));
     }
 
     #[test]

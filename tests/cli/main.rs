@@ -18,5 +18,6 @@ mod replacing;
 mod handing_over;
 mod tls;
 mod top;
+mod snapshots;
 mod upgrading;
 mod attach;

@@ -1,0 +1,245 @@
+//! `ashlar snapshot`: a volume as it was, kept.
+//!
+//! Whoever has the volume changes its snapshots: the server on this host, asked through its control socket, or this process, if no server has
+//! it. Looking at them needs the store only.
+
+use std::sync::Arc;
+
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+
+use super::export_name::{AT, ExportName, SnapshotName, parse_snapshot};
+use super::failure::{Failure, Outcome};
+use super::store_volumes::StoreVolumes;
+use super::{control, output, outside, runtime, secrets};
+use crate::config::Effective;
+use crate::human::{about_bytes, date, exact_bytes};
+use crate::opening::past::{self, Snapshot};
+use crate::space::Label;
+use crate::store::Store;
+use crate::store::open::Access;
+use crate::units::BlockCount;
+use crate::volume::{Volume, VolumeError, VolumeName};
+
+/// Keeps a volume as it is now, and shows and deletes what is kept.
+///
+/// A snapshot is what a power cut would leave: everything that was written before the command, whether it was flushed or not. It costs one
+/// PUT, copies nothing, and takes the space of what is overwritten or given up afterwards.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Taking, deleting and renaming is done by the server that has the volume, which must be on this host; or by the command itself, if none has it.
+
+Examples:
+  ashlar snapshot create db                  named by its time
+  ashlar snapshot create db@before-upgrade
+  ashlar snapshot list db
+  ashlar snapshot delete db@before-upgrade
+
+docs/snapshots.md says what it costs.")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Takes a snapshot, also while the volume is served
+    Create {
+        /// The volume, and the name of the snapshot; without one it is named by its time, such as 20261128T021500Z
+        #[arg(value_name = "VOLUME[@NAME]")]
+        name: ExportName,
+
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the snapshots of a volume, oldest first; changes nothing
+    ///
+    /// ONLY is what nobody but this snapshot holds, before compression: what deleting it frees, in the end. What was overwritten since the
+    /// newest checkpoint of the volume is counted later.
+    List {
+        /// The volume
+        volume: VolumeName,
+
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Describes a snapshot; changes nothing
+    Info {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@NAME")]
+        name: SnapshotName,
+
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Gives a snapshot another name; clients that have it keep it
+    Rename {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@NAME")]
+        name: SnapshotName,
+
+        /// Its new name, without the volume
+        #[arg(value_name = "NEW", value_parser = parse_snapshot)]
+        to: VolumeName,
+    },
+    /// Deletes a snapshot, for good; who reads it gets errors from then on
+    Delete {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@NAME")]
+        name: SnapshotName,
+    },
+}
+
+/// What is to become of the snapshots of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Wish {
+    /// One is taken.
+    Take {
+        /// Its name; else it is named by its time.
+        name: Option<String>,
+    },
+    /// One gets another name.
+    Rename {
+        /// Its name.
+        name: String,
+        /// Its new one.
+        to: String,
+    },
+    /// One goes.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Wish {
+    /// Does that to an open volume; `now` is in milliseconds since 1970. Returns what was taken.
+    pub async fn carry_out(self, volume: &Volume, now: u64) -> Result<Option<Snapshot>, VolumeError> {
+        match self {
+            Wish::Take { name } => {
+                let name = name.unwrap_or_default();
+                let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: 0 };
+                let kept = volume.take_snapshot(label).await?;
+                // Nothing has died since.
+                return Ok(Some(Snapshot::of(&kept, volume.meta().block_size, BlockCount(0))));
+            }
+            Wish::Rename { name, to } => volume.rename_snapshot(&name, &to).await?,
+            Wish::Delete { name } => volume.delete_snapshot(&name, now).await?,
+        }
+        Ok(None)
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, config: &Effective) -> Outcome {
+    let runtime = runtime()?;
+    match &args.command {
+        Command::Create { name: ExportName { volume, snapshot }, json } => {
+            let wish = Wish::Take { name: snapshot.as_ref().map(VolumeName::to_string) };
+            let taken = runtime.block_on(change(volume, wish, config))?;
+            let taken = taken.ok_or_else(|| Failure::failed("the server took no snapshot, and does not say why"))?;
+            match json {
+                true => output::json(&taken),
+                false => output::text(format!("took snapshot {volume}{AT}{}", taken.name)),
+            }
+        }
+        Command::List { volume, json } => {
+            let snapshots = runtime.block_on(look(volume, config))?;
+            match json {
+                true => output::json(&snapshots),
+                false if snapshots.is_empty() => output::text(format!(
+                    "volume {volume} has no snapshot; take one with: ashlar snapshot create {volume}"
+                )),
+                false => output::text(table(&snapshots)),
+            }
+        }
+        Command::Info { name: SnapshotName { volume, name }, json } => {
+            let snapshots = runtime.block_on(look(volume, config))?;
+            let found = snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
+            let found = found.ok_or_else(|| no_snapshot(volume, name, &snapshots))?;
+            match json {
+                true => output::json(found),
+                false => output::text(output::pairs(describe(volume, found))),
+            }
+        }
+        Command::Rename { name: SnapshotName { volume, name }, to } => {
+            let wish = Wish::Rename { name: name.to_string(), to: to.to_string() };
+            runtime.block_on(change(volume, wish, config))?;
+            output::text(format!("snapshot {volume}{AT}{name} is {volume}{AT}{to} now"))
+        }
+        Command::Delete { name: SnapshotName { volume, name } } => {
+            let wish = Wish::Delete { name: name.to_string() };
+            runtime.block_on(change(volume, wish, config))?;
+            output::text(format!("deleted snapshot {volume}{AT}{name}"))
+        }
+    }
+}
+
+/// What of a volume is kept, as it stands in the store.
+async fn look(volume: &VolumeName, config: &Effective) -> Result<Vec<Snapshot>, Failure> {
+    let store = outside::open_store(config, Access::Read).await?.store;
+    Ok(past::snapshots(&store, volume, &secrets::of(config)).await?)
+}
+
+async fn change(volume: &VolumeName, wish: Wish, config: &Effective) -> Result<Option<Snapshot>, Failure> {
+    let store = outside::open_store(config, Access::Write).await?.store;
+    match control::snapshots_if_served(&config.state, &store.url(), volume, &wish).await {
+        None => change_here(volume, wish, store, config).await,
+        Some(done) => done.map_err(Failure::failed),
+    }
+}
+
+/// No server on this host has the volume: opens it for the moment.
+async fn change_here(
+    name: &VolumeName,
+    wish: Wish,
+    store: Arc<dyn Store>,
+    config: &Effective,
+) -> Result<Option<Snapshot>, Failure> {
+    let volumes = StoreVolumes::of_command(store, config).await?;
+    let volume = volumes.open_volume(name).await.map_err(|error| match error {
+        VolumeError::Held { holder, .. } => Failure::failed(format!(
+            "volume {name} is open on {holder}: only that server can change its snapshots; give the command there, or stop it first"
+        )),
+        error => error.into(),
+    })?;
+    let done = wish.carry_out(&volume, outside::real().0.unix_millis()).await;
+    volume.close().await?;
+    Ok(done?)
+}
+
+fn no_snapshot(volume: &VolumeName, name: &VolumeName, there: &[Snapshot]) -> VolumeError {
+    let has = there.iter().map(|snapshot| snapshot.name.as_str());
+    past::no_snapshot(volume, name.as_str(), has)
+}
+
+fn table(snapshots: &[Snapshot]) -> String {
+    let row = |snapshot: &Snapshot| {
+        vec![
+            snapshot.name.clone(),
+            date(snapshot.taken_unix_millis),
+            exact_bytes(snapshot.size),
+            about_bytes(snapshot.only_bytes),
+        ]
+    };
+    output::table(&["NAME", "TAKEN", "SIZE", "ONLY"], snapshots.iter().map(row))
+}
+
+fn describe(volume: &VolumeName, snapshot: &Snapshot) -> Vec<(&'static str, String)> {
+    let Snapshot { name, taken_unix_millis, keep_until_unix_millis, size, seq, only_bytes } = snapshot;
+    let mut lines = vec![
+        ("snapshot", format!("{volume}{AT}{name}")),
+        ("taken", date(*taken_unix_millis)),
+        ("size", format!("{} ({size} bytes)", exact_bytes(*size))),
+        ("only it holds", format!("{} ({only_bytes} bytes), before compression", about_bytes(*only_bytes))),
+        ("is the volume", format!("after segment {seq} of its log")),
+    ];
+    if *keep_until_unix_millis > 0 {
+        lines.push(("kept until", date(*keep_until_unix_millis)));
+    }
+    lines
+}

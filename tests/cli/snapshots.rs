@@ -1,0 +1,137 @@
+//! `ashlar snapshot`, with a server on this host, with one elsewhere, and with none; and the snapshots of a volume that is deleted.
+
+use serde_json::Value;
+
+use crate::program::{Place, Serving};
+
+const MIB: usize = 1 << 20;
+
+fn json(place: &Place, args: &[&str]) -> Value {
+    serde_json::from_str(&place.ok(args)).unwrap()
+}
+
+fn names(place: &Place) -> Vec<String> {
+    let listed = json(place, &["snapshot", "list", "disk0", "--json"]);
+    listed.as_array().unwrap().iter().map(|snapshot| snapshot["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn refused(place: &Place, args: &[&str], code: i32, words: &str) {
+    let ended = place.run(args);
+    assert_eq!(ended.code, Some(code), "{args:?}: {ended:?}");
+    assert!(ended.err.contains(words), "{args:?}: {}", ended.err);
+}
+
+#[test]
+fn a_served_volume_has_its_snapshots_taken_shown_renamed_and_deleted() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    assert_eq!(
+        place.ok(&["snapshot", "list", "disk0"]),
+        "volume disk0 has no snapshot; take one with: ashlar snapshot create disk0\n"
+    );
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, 2 * MIB).unwrap();
+    // It was not flushed: it is in it all the same.
+    assert_eq!(place.ok(&["snapshot", "create", "disk0@first"]), "took snapshot disk0@first\n");
+    disk.write(0, 2, MIB).unwrap();
+    let taken = json(&place, &["snapshot", "create", "disk0", "--json"]);
+    let by_time = taken["name"].as_str().unwrap();
+    assert!(by_time.len() == 16 && by_time.starts_with("20") && by_time.ends_with('Z'), "{by_time}");
+    assert_eq!((&taken["size"], &taken["only_bytes"]), (&(10_u64 << 30).into(), &0.into()));
+    assert!(taken["taken_unix_millis"].as_u64() > Some(1 << 40) && taken["seq"].as_u64() > Some(0), "{taken}");
+
+    // What is looked at is in the store, and nothing of it changes.
+    disk.write(0, 3, 2 * MIB).unwrap();
+    // What has died is counted by the next checkpoint: a stop makes one.
+    serving.stop();
+    let listed = json(&place, &["snapshot", "list", "disk0", "--json"]);
+    let only: Vec<&Value> = listed.as_array().unwrap().iter().map(|snapshot| &snapshot["only_bytes"]).collect();
+    // The second MiB is in both.
+    assert_eq!(only, [&Value::from(MIB), &Value::from(MIB)], "{listed}");
+    assert_eq!(names(&place), ["first", by_time]);
+    let text = place.ok(&["snapshot", "list", "disk0"]);
+    assert!(text.starts_with("NAME ") && text.contains("\nfirst ") && text.contains("  10 GiB  1.0 MiB"), "{text}");
+    assert_eq!(json(&place, &["snapshot", "info", "disk0@first", "--json"]), listed[0]);
+    let text = place.ok(&["snapshot", "info", "disk0@first"]);
+    assert!(
+        text.starts_with("snapshot       disk0@first\n") && text.contains("1.0 MiB (1048576 bytes), before"),
+        "{text}"
+    );
+    assert_eq!(json(&place, &["info", "disk0", "--json"])["snapshots"], 2);
+    assert!(place.ok(&["info", "disk0"]).contains("2; see `ashlar snapshot list disk0`"));
+    assert_eq!(json(&place, &["list", "--json"])[0]["snapshots"], 2);
+    let serving = place.serve(&["disk0"]);
+    assert_eq!(json(&place, &["status", "--json"])["volumes"][0]["snapshots"], 2);
+    assert_eq!(names(&place), ["first", by_time]);
+
+    refused(&place, &["snapshot", "create", "disk0@first"], 1, "volume disk0 has a snapshot \"first\" already");
+    refused(&place, &["snapshot", "delete", "disk0@monday"], 1, "no snapshot \"monday\"; it has first, 20");
+    refused(&place, &["snapshot", "info", "disk0@monday"], 1, "no snapshot \"monday\"; it has first, 20");
+    refused(&place, &["snapshot", "rename", "disk0@first", by_time], 1, "already");
+    refused(&place, &["snapshot", "rename", "disk0@first", "a/b"], 2, "a snapshot cannot be named so");
+    refused(&place, &["snapshot", "create", "disk0@"], 2, "a snapshot cannot be named so");
+    refused(&place, &["snapshot", "delete", "disk0"], 2, "accepted is VOLUME@NAME");
+    refused(&place, &["snapshot", "create", "db"], 1, "\"db\"");
+
+    assert_eq!(
+        place.ok(&["snapshot", "rename", "disk0@first", "oldest"]),
+        "snapshot disk0@first is disk0@oldest now\n"
+    );
+    assert_eq!(
+        place.ok(&["snapshot", "delete", &format!("disk0@{by_time}")]),
+        format!("deleted snapshot disk0@{by_time}\n")
+    );
+    assert_eq!(names(&place), ["oldest"]);
+    // What both needed is the first one's alone now.
+    assert_eq!(json(&place, &["snapshot", "info", "disk0@oldest", "--json"])["only_bytes"], 2 * MIB);
+    serving.kill();
+    let serving = place.serve(&[]);
+    assert_eq!(names(&place), ["oldest"]);
+    serving.stop();
+    assert!(place.ok(&["check", "--data"]).contains("disk0: clean"));
+}
+
+#[test]
+fn a_volume_that_nobody_serves_is_opened_for_its_snapshots_and_closed() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let serving = place.serve(&["disk0"]);
+    serving.attach("disk0").unwrap().write(0, 1, MIB).unwrap();
+    serving.kill();
+    // Only the journal has what was written: it is in the snapshot.
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    place.ok(&["snapshot", "create", "disk0@b"]);
+    place.ok(&["snapshot", "rename", "disk0@b", "c"]);
+    assert_eq!(json(&place, &["info", "disk0", "--json"])["holder"], Value::Null);
+    assert_eq!(names(&place), ["a", "c"]);
+    place.ok(&["snapshot", "delete", "disk0@c"]);
+    assert_eq!(names(&place), ["a"]);
+    refused(&place, &["snapshot", "delete", "disk0@c"], 1, "no snapshot \"c\"; it has a");
+    refused(&place, &["snapshot", "list", "db"], 1, "there is no volume \"db\"");
+    assert!(place.ok(&["check", "--data"]).contains("disk0: clean; 1.0 MiB of data"));
+}
+
+#[test]
+fn only_the_server_that_has_a_volume_changes_its_snapshots_and_anybody_lists_them() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let serving = Serving::start(place.command(&["serve", "disk0", "--listen", "none", "--state", "elsewhere"]));
+    for args in [&["create", "disk0"][..], &["delete", "disk0@a"], &["rename", "disk0@a", "b"]] {
+        refused(&place, &[&["snapshot"], args].concat(), 1, "only that server can change its snapshots");
+    }
+    place.ok(&["snapshot", "create", "disk0@a", "--state", "elsewhere"]);
+    assert_eq!(names(&place), ["a"]);
+    serving.stop();
+}
+
+#[test]
+fn a_volume_goes_with_its_snapshots_only_if_that_is_said() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    place.ok(&["snapshot", "create", "disk0@b"]);
+    refused(&place, &["delete", "disk0", "--yes"], 1, "volume disk0 has 2 snapshots, which would go with it: a, b; ");
+    refused(&place, &["delete", "disk0", "--yes", "--takeover"], 1, "or give --with-snapshots");
+    place.ok(&["delete", "disk0", "--yes", "--with-snapshots"]);
+    refused(&place, &["snapshot", "list", "disk0"], 1, "there is no volume \"disk0\"");
+}
