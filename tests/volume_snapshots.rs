@@ -183,6 +183,26 @@ async fn a_volume_that_is_trimmed_whole_keeps_what_a_snapshot_needs() {
     }
 }
 
+/// A checkpoint stands for a place of the log: what was written since the last one must not keep the next waiting for as long as it may wait itself.
+#[tokio::test(start_paused = true)]
+async fn snapshots_are_changed_at_once_whatever_waits_to_be_stored() {
+    let mut world = World::new(5).await;
+    world.options.writeback_delay = Duration::from_secs(3600);
+    let volume = world.open(0).await;
+    let begun = tokio::time::Instant::now();
+    for name in ["a", "b"] {
+        volume.write(0, Bytes::from(noise(&world.random, 4)), false).await.unwrap();
+        volume.take_snapshot(label(name)).await.unwrap();
+    }
+    volume.write(0, Bytes::from(noise(&world.random, 4)), false).await.unwrap();
+    volume.rename_snapshot("a", "c").await.unwrap();
+    volume.write(0, Bytes::from(noise(&world.random, 4)), false).await.unwrap();
+    volume.delete_snapshot("b", 0).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(volume.snapshots().len(), 1);
+    volume.close().await.unwrap();
+}
+
 /// Any history: every snapshot stays what it was, and so does the head; and in the end all of the space comes back.
 async fn history(seed: u64, steps: u64) {
     let mut world = World::new(seed).await;

@@ -340,7 +340,7 @@ impl Core {
     fn is_due(&self, now: Now) -> bool {
         let (ledger, options) = (&self.ledger, &self.ledger.rules.options);
         let old = ledger.active_since.is_some_and(|since| now.at.duration_since(since) >= options.writeback_delay);
-        let asked = ledger.log.is_wanted() || ledger.is_paused || ledger.writers_waiting > 0;
+        let asked = ledger.log.is_wanted() || ledger.is_paused || ledger.writers_waiting > 0 || ledger.wants_place();
         // An upload that has ended may make full what was not.
         let full = ledger.log.is_full(options.segment_size);
         ledger.log.has_active() && (old || asked || full || self.is_closing)

@@ -449,10 +449,15 @@ impl Ledger {
         !self.version_changes.is_empty()
     }
 
+    /// Whether that has to wait for the next place of the log: the newest has its checkpoint.
+    pub(super) fn wants_place(&self) -> bool {
+        self.is_to_change_versions() && !self.log.needs_checkpoint()
+    }
+
     /// Whether that has to wait for a slot of the log that nothing else takes: a checkpoint stands for a place, and one place has one.
     pub(super) fn wants_mark(&self) -> bool {
         let log = &self.log;
-        self.is_to_change_versions() && !log.needs_checkpoint() && log.uploading() == 0 && !log.has_changes()
+        self.wants_place() && log.uploading() == 0 && !log.has_changes()
     }
 
     /// Takes note of segments that are dead as of the last durable checkpoint, in some spans of their table from that one on, with the pages
