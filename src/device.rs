@@ -137,11 +137,20 @@ pub enum ExportError {
     ShuttingDown,
 }
 
+/// What stands in the name of an export between that of a disk and that of a version of it: `db@monday`. No other name has it.
+pub const AT: char = '@';
+
 /// What a server serves: the names, and the devices behind them.
 #[async_trait]
 pub trait Exports: Send + Sync {
     /// All exports, by name.
     async fn list(&self) -> Result<Vec<ExportEntry>, ExportError>;
+
+    /// The export that the empty name asks for, if there is one: the only one that there is. Versions of a disk beside it do not count.
+    async fn default_name(&self) -> Result<Option<String>, ExportError> {
+        let listed = self.list().await?;
+        Ok(<[ExportEntry; 1]>::try_from(listed).ok().map(|[only]| only.name))
+    }
 
     /// The device of that name. The empty name asks for the default export
     /// (proto.md, NBD_OPT_EXPORT_NAME). Connections of one export share one device.

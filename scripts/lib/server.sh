@@ -117,6 +117,14 @@ server_resize() {
     esac
 }
 
+# server_snapshot FOLDER create|delete VOLUME@NAME: take a snapshot, or delete it.
+server_snapshot() {
+    case $server_kind in
+        ashlar) ashlar "$1" snapshot "${@:2}" --state "$1/state" ;;
+        nbdkit) echo "nbdkit has no snapshots"; return 1 ;;
+    esac
+}
+
 # server_command FOLDER: sets `command` to what starts the server in the foreground.
 server_command() {
     local folder=$1 port

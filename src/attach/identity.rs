@@ -16,7 +16,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::units::Epoch;
+use crate::units::{Epoch, Seq};
 
 /// What stands behind the identity when the server is about to give the disk to another, or to stop.
 pub const LEAVING: &str = " leaving";
@@ -42,6 +42,17 @@ impl fmt::Display for Identity {
 }
 
 impl Identity {
+    /// That of a version of a volume, which nobody changes: it stands after that place of its log, and was kept at that time. Each version has one
+    /// of its own, also beside its volume, whatever it is called.
+    pub fn of_version(volume: Uuid, seq: Seq, taken_unix_millis: u64) -> Identity {
+        let mut hash = blake3::Hasher::new_derive_key("ashlar 2026 identity of a kept version");
+        hash.update(volume.as_bytes()).update(&seq.0.to_le_bytes()).update(&taken_unix_millis.to_le_bytes());
+        let mut bytes = [0; 16];
+        hash.finalize_xof().fill(&mut bytes);
+        let version = uuid::Builder::from_random_bytes(bytes).into_uuid();
+        Identity { volume: version, epoch: Epoch(0), opening: version, unbroken_since: Epoch(0) }
+    }
+
     /// Reads the description of an export; words that follow are left for later versions.
     pub fn parse(text: &str) -> Option<Identity> {
         let mut words = text.split(' ');
@@ -135,6 +146,19 @@ mod tests {
         assert_eq!(Identity::parse(&format!("{text} and more")), Some(identity(1, 7, 5)));
         for other in ["", "my disk", "ashlar volume 1 epoch 7 unbroken since 5", &text[..text.len() - 2], &text[1..]] {
             assert_eq!(Identity::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_itself_and_no_other_and_not_its_volume() {
+        let of = |volume, seq, taken| Identity::of_version(Uuid::from_u128(volume), Seq(seq), taken);
+        let version = of(1, 7, 5);
+        assert_eq!(compare(&version, &of(1, 7, 5)), Ok(()));
+        assert_eq!(Identity::parse(&version.to_string()), Some(version));
+        let others = [of(2, 7, 5), of(1, 8, 5), of(1, 7, 6), identity(1, 0, 0)];
+        for other in others {
+            let is_another = Err(Break::AnotherVolume { before: version.volume, now: other.volume });
+            assert_eq!(compare(&version, &other), is_another);
         }
     }
 

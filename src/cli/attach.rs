@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::serve::notify;
 use super::{logging, output, runtime, signals};
@@ -22,7 +23,6 @@ use crate::attach::sysfs;
 use crate::config::{self, Effective, Listen};
 use crate::human::{exact_bytes, parse_bytes, parse_duration};
 use crate::outside::Random;
-use crate::volume::VolumeName;
 
 /// Attaches a volume as a disk of this host, and keeps it attached while its server comes and goes.
 ///
@@ -36,13 +36,14 @@ Examples:
   ashlar attach db                                    at the server that the configuration describes; prints the device
   ashlar attach db /dev/nbd3 --server 10.0.0.7:10809,10.0.0.8:10809
   ashlar attach db --server unix:/run/ashlar.sock --sector-size 512
+  ashlar attach db@monday                             the disk as it was, read-only
   ashlar attach --list
 
 docs/attach.md has recipes for systemd, fstab, LVM and RAID.")]
 pub struct Args {
-    /// The volume
-    #[arg(required_unless_present = "list")]
-    volume: Option<VolumeName>,
+    /// The volume, or a snapshot of it
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", required_unless_present = "list")]
+    volume: Option<ExportName>,
 
     /// The device, such as /dev/nbd0; without it the kernel takes one that is free
     #[arg(value_parser = parse_device)]
@@ -93,7 +94,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     outcome
 }
 
-async fn attach(volume: &VolumeName, args: &Args, config: &Effective) -> Outcome {
+async fn attach(volume: &ExportName, args: &Args, config: &Effective) -> Outcome {
     if args.connections > 1 && args.timeout.is_none() {
         return Err(Failure::usage(
             "--connections needs --timeout, such as --timeout 60s: with several connections the kernel takes the requests of a dead \
@@ -133,7 +134,7 @@ async fn attach(volume: &VolumeName, args: &Args, config: &Effective) -> Outcome
     outcome.map_err(|why| Failure::failed(format!("volume {volume} at {places}: {why}")))
 }
 
-fn ready(volume: &VolumeName, device: u32, places: &str) {
+fn ready(volume: &ExportName, device: u32, places: &str) {
     let path = sysfs::path(device);
     let size = sysfs::size(device).map_or_else(String::new, |size| format!(", {}", exact_bytes(size)));
     info!("volume {volume} of {places} is {}{size}", path.display());

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::document::ServerStatus;
+use super::export_name::ExportName;
 use super::exports::VolumeExports;
 use super::snapshot::Wish;
 use super::store_volumes::StoreVolumes;
@@ -309,7 +310,7 @@ impl Insight {
 }
 
 /// Has the server that has the state directory evict clients.
-pub async fn evict(state: &Path, export: &VolumeName, address: Option<&str>) -> io::Result<Evicted> {
+pub async fn evict(state: &Path, export: &ExportName, address: Option<&str>) -> io::Result<Evicted> {
     let request = Request::Evict { export: export.to_string(), address: address.map(str::to_owned) };
     self::request(state, &request, PATIENCE).await
 }

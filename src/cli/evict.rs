@@ -1,9 +1,9 @@
 //! `ashlar evict`: ends the connections of clients, such as those of a host that is gone.
 
+use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::{control, output, runtime, status};
 use crate::config::Effective;
-use crate::volume::VolumeName;
 
 /// Ends the connections of a volume's clients, so that another host can attach it.
 ///
@@ -18,8 +18,9 @@ Examples:
   ashlar evict db 10.0.0.5            those of one host
   ashlar evict db 10.0.0.5:51234      one connection")]
 pub struct Args {
-    /// The volume
-    export: VolumeName,
+    /// The volume, or a snapshot of it
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    export: ExportName,
 
     /// Only clients of this address, with or without its port
     address: Option<String>,

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::device::AT;
 use crate::volume::VolumeName;
-
-/// What stands between a volume and its snapshot. No name has it.
-pub const AT: char = '@';
 
 /// A volume, or a snapshot of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +13,12 @@ pub struct ExportName {
     pub volume: VolumeName,
     /// The snapshot, by the rules for names of volumes.
     pub snapshot: Option<VolumeName>,
+}
+
+impl From<VolumeName> for ExportName {
+    fn from(volume: VolumeName) -> ExportName {
+        ExportName { volume, snapshot: None }
+    }
 }
 
 impl FromStr for ExportName {

@@ -10,6 +10,7 @@
 //! - A volume that was handed over to another server is closed, and whoever asks for it is told where it went, until that is taken back
 //!   or the server starts anew.
 //! - A volume that is to be read only is opened as any other, and its clients get a door that changes nothing.
+//! - A snapshot is an export of its own, beside its volume: see [`past`].
 //! - One listing of the store is under way at a time, whatever clients do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,7 +26,11 @@ use tracing::{error, info, warn};
 use crate::attach::identity::LEAVING;
 use crate::config::ALL;
 use crate::device::read_only::ReadOnly;
-use crate::device::{Device, ExportEntry, ExportError, Exports};
+use crate::device::{AT, Device, ExportEntry, ExportError, Exports};
+
+mod past;
+
+use past::Pasts;
 
 /// Where volumes come from. The server's are in a store; a test's are not.
 #[async_trait]
@@ -33,11 +38,23 @@ pub trait Volumes: Send + Sync + 'static {
     /// An open volume.
     type Volume: Device + 'static;
 
+    /// A snapshot of a volume.
+    type Past: Device + 'static;
+
     /// The names of all volumes.
     async fn names(&self) -> Result<Vec<String>, String>;
 
     /// Opens a volume.
     async fn open(&self, name: &str) -> Result<Arc<Self::Volume>, OpenFailure>;
+
+    /// The names of the snapshots of a volume, oldest first; `open` is the volume, if it is open here.
+    async fn snapshots(&self, name: &str, open: Option<Arc<Self::Volume>>) -> Result<Vec<String>, String>;
+
+    /// Opens a snapshot of a volume, which is to be read only.
+    async fn open_past(&self, volume: &str, snapshot: &str) -> Result<Self::Past, OpenFailure>;
+
+    /// As [`Volumes::identity`], of a snapshot. One that is taken later under the same name has another.
+    fn past_identity(past: &Self::Past) -> String;
 
     /// Whether an open volume is of no use any more, because another server took it.
     fn lost(volume: &Self::Volume) -> bool;
@@ -68,10 +85,11 @@ pub struct VolumeExports<V: Volumes>(Arc<Shared<V>>);
 
 struct Shared<V: Volumes> {
     volumes: V,
-    /// The only volumes that are served; `None` is all.
+    /// The only volumes that are served, and the only snapshots of other volumes; `None` is all.
     only: Option<BTreeSet<String>>,
     read_only: ReadOnlyVolumes,
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
+    pasts: Pasts<V::Past>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
     /// The volumes that will soon be handed over or closed, and until when that is to be believed.
@@ -148,6 +166,7 @@ impl<V: Volumes> VolumeExports<V> {
             only,
             read_only,
             slots: Mutex::default(),
+            pasts: Pasts::default(),
             ended: Mutex::default(),
             leaving: Mutex::default(),
             moved: Mutex::default(),
@@ -156,7 +175,7 @@ impl<V: Volumes> VolumeExports<V> {
         }))
     }
 
-    /// The names of all exports, in order.
+    /// The names of all volumes that are served, in order, and of snapshots that were named.
     pub async fn names(&self) -> Result<Vec<String>, String> {
         if let Some(only) = &self.0.only {
             return Ok(only.iter().cloned().collect());
@@ -303,9 +322,9 @@ impl<V: Volumes> VolumeExports<V> {
         slots.iter().filter_map(open).collect()
     }
 
-    /// The only volumes that are served; `None` is all.
+    /// The only volumes that are served; `None` is all. Snapshots are not among them: they are open while somebody reads them.
     pub fn named(&self) -> Option<Vec<String>> {
-        Some(self.0.only.as_ref()?.iter().cloned().collect())
+        Some(self.0.only.as_ref()?.iter().filter(|name| !name.contains(AT)).cloned().collect())
     }
 
     /// The volumes that are open, in order of their names; without the volume, those that are being opened or closed for longer than
@@ -347,15 +366,6 @@ impl<V: Volumes> VolumeExports<V> {
         let failed = futures::future::join_all(closed).await;
         before.into_iter().chain(failed.into_iter().flatten()).collect()
     }
-
-    /// What the empty name means: the one export, if there is just one.
-    async fn default_name(&self) -> Result<String, ExportError> {
-        let names = self.names().await.map_err(ExportError::Unavailable)?;
-        match <[String; 1]>::try_from(names) {
-            Ok([only]) => Ok(only),
-            Err(_) => Err(ExportError::Unknown(String::new())),
-        }
-    }
 }
 
 /// Says that a volume did not close, and why.
@@ -375,23 +385,49 @@ fn export_error(name: &str, failure: OpenFailure) -> ExportError {
 #[async_trait]
 impl<V: Volumes> Exports for VolumeExports<V> {
     async fn list(&self) -> Result<Vec<ExportEntry>, ExportError> {
-        let names = self.names().await.map_err(ExportError::Unavailable)?;
+        let names = self.all_names().await.map_err(ExportError::Unavailable)?;
         Ok(names.into_iter().map(entry).collect())
     }
 
+    async fn default_name(&self) -> Result<Option<String>, ExportError> {
+        let names = self.names().await.map_err(ExportError::Unavailable)?;
+        Ok(<[String; 1]>::try_from(names).ok().map(|[only]| only))
+    }
+
     async fn open(&self, name: &str) -> Result<(ExportEntry, Arc<dyn Device>), ExportError> {
-        let name = if name.is_empty() { self.default_name().await? } else { name.to_owned() };
-        let volume = self.volume(&name).await.inspect_err(|error| {
+        let name = match name {
+            "" => self.default_name().await?.ok_or_else(|| ExportError::Unknown(String::new()))?,
+            name => name.to_owned(),
+        };
+        let opened = match name.split_once(AT) {
+            Some((volume, snapshot)) => self.open_snapshot(&name, volume, snapshot).await,
+            None => self.open_volume(&name).await,
+        };
+        let (description, device) = opened.inspect_err(|error| {
             if let ExportError::Unavailable(why) | ExportError::Elsewhere(why) = error {
-                warn!("a client asked for volume {name}, which does not open: {why}");
+                warn!("a client asked for {name}, which does not open: {why}");
             }
         })?;
-        let description = self.description(&name, &volume);
-        let device: Arc<dyn Device> = match self.0.read_only.contains(&name) {
-            true => Arc::new(ReadOnly::new(volume)),
-            false => volume,
-        };
         Ok((ExportEntry { name, description }, device))
+    }
+}
+
+/// What clients are told of a disk, and the disk.
+type Described = (String, Arc<dyn Device>);
+
+impl<V: Volumes> VolumeExports<V> {
+    async fn open_volume(&self, name: &str) -> Result<Described, ExportError> {
+        let volume = self.volume(name).await?;
+        let description = self.description(name, &volume);
+        match self.0.read_only.contains(name) {
+            true => Ok((description, Arc::new(ReadOnly::new(volume)))),
+            false => Ok((description, volume)),
+        }
+    }
+
+    async fn open_snapshot(&self, name: &str, volume: &str, snapshot: &str) -> Result<Described, ExportError> {
+        let past = self.past(name, volume, snapshot).await?;
+        Ok((V::past_identity(&past), past))
     }
 }
 

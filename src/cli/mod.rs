@@ -25,6 +25,7 @@ mod detach;
 mod drain;
 mod snapshot;
 mod export_name;
+mod wanted;
 mod signals;
 mod create;
 mod list;

@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::reload::Reloading;
 use super::start::{Beginning, Running, start};
@@ -20,7 +21,7 @@ use super::{allocator, control, drain, logging, runtime, signals};
 use crate::config::{ALL, Effective, Flag};
 use crate::human::about_bytes;
 use crate::outside::panics;
-use crate::volume::{OpenFlags, VolumeName};
+use crate::volume::OpenFlags;
 
 /// Serves volumes over NBD until SIGTERM or Ctrl-C.
 ///
@@ -29,6 +30,9 @@ use crate::volume::{OpenFlags, VolumeName};
 ///
 /// With no VOLUME named, every volume of the store can be had, also one that is created later; it is opened when a
 /// client first asks for it. Volumes that are named are opened at once.
+///
+/// The snapshots of a volume that is served can be had beside it, read-only, as VOLUME@SNAPSHOT. If only snapshots are named, nothing is
+/// written: any number of servers may serve them, also while another one has the volume, with credentials that can only read.
 ///
 /// The first SIGTERM, Ctrl-C, SIGQUIT, or SIGHUP of a terminal that closes, brings everything into the store before the server
 /// ends; a second one, a second or more later, ends it at once, and the journal in the state directory keeps what is not in the
@@ -46,12 +50,13 @@ Examples:
   ashlar serve
   ashlar serve db logs --store s3://my-bucket/disks --listen 0.0.0.0:10809
   ashlar serve db images --read-only=images
+  ashlar serve db@monday           that snapshot, and nothing else
   ashlar serve --replace           in place of the server that runs here, such as after an upgrade
   ashlar serve db --takeover       after the server that had it died with its disk")]
 pub struct Args {
-    /// The volumes to serve; none means all of the store [key: serve.volumes]
-    #[arg(value_name = "VOLUME")]
-    volumes: Vec<VolumeName>,
+    /// The volumes to serve, and snapshots of others; none means all volumes of the store [key: serve.volumes]
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    volumes: Vec<ExportName>,
 
     /// TCP address to listen on, or "none" [key: serve.listen]
     #[arg(long, value_name = "ADDR")]
@@ -98,7 +103,7 @@ pub struct Args {
 impl Args {
     /// The flags that set a key of the configuration.
     pub fn flags(&self) -> Vec<Flag> {
-        let names: Vec<&str> = self.volumes.iter().map(VolumeName::as_str).collect();
+        let names: Vec<String> = self.volumes.iter().map(ExportName::to_string).collect();
         let volumes = (!names.is_empty()).then(|| names.join(","));
         let flags = [
             ("VOLUME", "serve.volumes", volumes),

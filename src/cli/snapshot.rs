@@ -8,11 +8,12 @@ use std::sync::Arc;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-use super::export_name::{AT, ExportName, SnapshotName, parse_snapshot};
+use super::export_name::{ExportName, SnapshotName, parse_snapshot};
 use super::failure::{Failure, Outcome};
 use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
+use crate::device::AT;
 use crate::human::{about_bytes, date, exact_bytes};
 use crate::opening::past::{self, Snapshot};
 use crate::space::Label;
@@ -24,7 +25,7 @@ use crate::volume::{Volume, VolumeError, VolumeName};
 /// Keeps a volume as it is now, and shows and deletes what is kept.
 ///
 /// A snapshot is what a power cut would leave: everything that was written before the command, whether it was flushed or not. It costs one
-/// PUT, copies nothing, and takes the space of what is overwritten or given up afterwards.
+/// PUT, copies nothing, and takes the space of what is overwritten or given up afterwards. It is served as VOLUME@NAME, read-only.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Taking, deleting and renaming is done by the server that has the volume, which must be on this host; or by the command itself, if none has it.
@@ -33,9 +34,10 @@ Examples:
   ashlar snapshot create db                  named by its time
   ashlar snapshot create db@before-upgrade
   ashlar snapshot list db
+  ashlar attach db@before-upgrade            the disk as it was, beside the volume
   ashlar snapshot delete db@before-upgrade
 
-docs/snapshots.md says what it costs.")]
+docs/snapshots.md says how to mount one, and what it costs.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

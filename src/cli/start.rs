@@ -1,7 +1,9 @@
 //! The start of a server, in this order: take the state directory, so that no second server has the same journals (with `--replace`
 //! see [`super::replace`]); open the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
-//! the volumes that were named, and those of which this server's journal holds changes.
+//! the volumes that were named, and those of which this server's journal holds changes. A server of snapshots alone has nothing to take, and opens the
+//! store to read only.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -12,6 +14,7 @@ use tracing::{info, warn};
 use super::client_lines::Listening;
 use super::control::{self, Insight};
 use super::doors;
+use super::export_name::ExportName;
 use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
 use super::files;
@@ -20,8 +23,9 @@ use super::replace;
 use super::secrets;
 use super::store_volumes::StoreVolumes;
 use super::telling::Telling;
-use crate::config::{ALL, Effective};
-use crate::device::ExportError;
+use super::wanted::{self, Wanted};
+use crate::config::Effective;
+use crate::device::{Device, ExportError};
 use crate::human::exact_bytes;
 use crate::metrics;
 use crate::nbd::{ListenAddr, Server, TlsMode};
@@ -57,35 +61,38 @@ pub struct Beginning {
 /// Takes what the server needs, in the order of the module.
 pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failure> {
     let Beginning { flags, replace, wait } = how;
-    let wanted = wanted_volumes(config)?;
+    let wanted = Wanted::of(config)?;
+    wanted.check_flags(flags, wait)?;
+    // Who serves snapshots alone writes nothing: credentials that can read are enough, and nothing is tried out.
+    let access = if wanted.is_past() { Access::Read } else { Access::Write };
     let doors = doors::of(config).await?;
     let random = Random::system();
     let has_had_volumes = outside::has_had_volumes(config).await;
     let (state, Opened { store, health, meter, buffers, .. }) = match replace {
         false => {
             let state = State::take(config, &random).await?;
-            (state, outside::open_store(config, Access::Write).await?)
+            (state, outside::open_store(config, access).await?)
         }
         true => {
-            let opened = outside::open_store(config, Access::Write).await?;
-            (replace::take(config, &opened.store, &wanted, &random).await?, opened)
+            let opened = outside::open_store(config, access).await?;
+            (replace::take(config, &opened.store, &wanted.volumes(), &random).await?, opened)
         }
     };
-    let names = match wanted.is_empty() {
+    let served = match wanted.is_all() {
         true => all_volumes(config, &store, has_had_volumes, &random).await?,
-        false => wanted.clone(),
+        false => wanted.names().to_vec(),
     };
-    let read_only = read_only_volumes(config, &names)?;
+    let read_only = wanted::read_only(config, &served)?;
     let host_name = state.server.name.clone();
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
     let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random);
     let budget = volumes.budget();
-    let described = describe(&volumes, &names).await?;
+    let described = describe(&volumes, &served).await?;
     let mut at_once = Vec::new();
     for volume in &described {
         match volumes.unlock(volume).await {
-            Err(locked) if !wanted.is_empty() => return Err(locked.into()),
+            Err(locked) if !wanted.is_all() => return Err(locked.into()),
             // Also what its journal holds needs the key.
             Err(locked) => {
                 warn!("{locked}");
@@ -93,11 +100,11 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
             }
             Ok(_) => {}
         }
-        if !wanted.is_empty() || volumes.has_journal(volume).await {
+        if wanted.has(&volume.meta.name) || wanted.is_all() && volumes.has_journal(volume).await {
             at_once.push(volume.meta.name.to_string());
         }
     }
-    let only: Vec<String> = wanted.into_iter().map(String::from).collect();
+    let only: Vec<String> = wanted.names().iter().map(ExportName::to_string).collect();
     let exports = VolumeExports::new(volumes, &only, read_only.clone());
     files::make_room(config.nbd.max_connections);
     // First the addresses: a server that cannot listen must not take a volume.
@@ -128,6 +135,13 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         }));
     }
     open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
+    let shown = match show(&served, &described, &exports, &read_only).await {
+        Ok(shown) => shown,
+        Err(why) => {
+            exports.close().await;
+            return Err(why);
+        }
+    };
     match control::listen(&config.state) {
         Ok(listener) => drop(tokio::spawn(control::serve(listener, insight))),
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),
@@ -135,7 +149,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let tls = config.nbd.tls.mode == TlsMode::Required;
     let listening = listening(&server, tls, host_name);
     let places = Places { store: &store.url(), listening: &listening, metrics };
-    let welcome = welcome(config, &places, &described, &read_only);
+    let welcome = welcome(config, &places, &shown);
     Ok(Running { server, exports, welcome, leave })
 }
 
@@ -152,31 +166,12 @@ async fn listen_for_metrics(config: &Effective) -> Result<Option<metrics::Listen
 
 /// Whether the names of volumes can be, as far as the configuration says by itself.
 pub fn check_names(config: &Effective) -> Outcome {
-    let wanted = wanted_volumes(config)?;
+    let wanted = Wanted::of(config)?;
     // Without names the store says which there are.
-    if !wanted.is_empty() {
-        read_only_volumes(config, &wanted)?;
+    if !wanted.is_all() {
+        wanted::read_only(config, wanted.names())?;
     }
     Ok(())
-}
-
-/// The volumes that the configuration names.
-fn wanted_volumes(config: &Effective) -> Result<Vec<VolumeName>, Failure> {
-    let name = |name: &String| VolumeName::new(name).map_err(|error| config.refuse("serve.volumes", error.to_string()));
-    Ok(config.serve.volumes.iter().map(name).collect::<Result<_, _>>()?)
-}
-
-/// The volumes that no client may change. One that is not there is a slip: whatever was meant would be open to changes.
-fn read_only_volumes(config: &Effective, names: &[VolumeName]) -> Result<ReadOnlyVolumes, Failure> {
-    let read_only = ReadOnlyVolumes::new(&config.serve.read_only);
-    let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
-    match read_only.stranger(&names) {
-        None => Ok(read_only),
-        Some(name) => {
-            let why = format!("{name} is none of the volumes that are served; name those, or give \"{ALL}\" for all");
-            Err(config.refuse("serve.read_only", why).into())
-        }
-    }
 }
 
 /// The volume that is made for somebody who begins.
@@ -190,10 +185,10 @@ async fn all_volumes(
     store: &Arc<dyn Store>,
     has_had_volumes: bool,
     random: &Random,
-) -> Result<Vec<VolumeName>, Failure> {
+) -> Result<Vec<ExportName>, Failure> {
     let names = volume::names(store).await?;
     if !names.is_empty() {
-        return Ok(names);
+        return Ok(names.into_iter().map(ExportName::from).collect());
     }
     if has_had_volumes {
         outside::refuse_emptied(config, &**store).await?;
@@ -210,13 +205,15 @@ async fn all_volumes(
         Err(VolumeError::AlreadyExists { .. }) => {}
         Err(error) => return Err(Failure::failed(error)),
     }
-    Ok(vec![name])
+    Ok(vec![name.into()])
 }
 
 /// Descriptions that are fetched at one time.
 const PARALLEL: usize = 16;
 
-async fn describe(volumes: &StoreVolumes, names: &[VolumeName]) -> Result<Vec<Description>, Failure> {
+/// Their volumes, each once.
+async fn describe(volumes: &StoreVolumes, served: &[ExportName]) -> Result<Vec<Description>, Failure> {
+    let names: BTreeSet<&VolumeName> = served.iter().map(|name| &name.volume).collect();
     let described: Vec<_> = stream::iter(names).map(|name| volumes.describe(name)).buffered(PARALLEL).collect().await;
     described.into_iter().collect::<Result<_, _>>().map_err(Failure::failed)
 }
@@ -268,26 +265,59 @@ struct Places<'a> {
     metrics: Option<String>,
 }
 
+/// An export that is shown.
+struct Shown {
+    name: String,
+    /// What it is, for people.
+    what: String,
+    block_size: u32,
+}
+
+/// What is shown of what is served. Snapshots are looked up for it: one that was named must be there.
+async fn show(
+    served: &[ExportName],
+    described: &[Description],
+    exports: &VolumeExports<StoreVolumes>,
+    read_only: &ReadOnlyVolumes,
+) -> Result<Vec<Shown>, Failure> {
+    let mut shown = Vec::new();
+    for export in served {
+        let Some(Description { meta, .. }) = described.iter().find(|it| it.meta.name == export.volume) else {
+            continue;
+        };
+        let (name, encrypted) = (export.to_string(), if meta.encryption.is_some() { ", encrypted" } else { "" });
+        let (kind, size, is_read_only) = match &export.snapshot {
+            None => ("volume", meta.size, read_only.contains(&name)),
+            Some(snapshot) => {
+                let past = exports.past(&name, export.volume.as_str(), snapshot.as_str()).await;
+                ("snapshot", past.map_err(Failure::failed)?.info().size, true)
+            }
+        };
+        let only_read = if is_read_only { ", read-only" } else { "" };
+        let what = format!("{kind} {name}, {}{encrypted}{only_read}", exact_bytes(size));
+        shown.push(Shown { name, what, block_size: meta.block_size.bytes() });
+    }
+    Ok(shown)
+}
+
 /// What somebody needs who wants to attach a volume.
-fn welcome(config: &Effective, places: &Places<'_>, volumes: &[Description], read_only: &ReadOnlyVolumes) -> String {
+fn welcome(config: &Effective, places: &Places<'_>, shown: &[Shown]) -> String {
     let Places { store, listening, metrics } = places;
     let mut lines = vec![format!("store {store}"), format!("state {}", config.state.display())];
     lines.extend(listening.tcp.map(|tcp| format!("listening on {tcp}")));
     lines.extend(listening.socket.as_ref().map(|path| format!("listening on {}", path.display())));
     lines.extend(listening.vsock.map(|address| format!("listening on {address}")));
     lines.extend(metrics.as_ref().map(|url| format!("metrics at {url}")));
-    if !volumes.is_empty() {
+    if !shown.is_empty() {
         lines.push(format!("\n{SECTORS}"));
     }
-    for (device, Description { meta, .. }) in volumes.iter().take(SHOWN).enumerate() {
-        let encrypted = if meta.encryption.is_some() { ", encrypted" } else { "" };
-        let only_read = if read_only.contains(meta.name.as_str()) { ", read-only" } else { "" };
-        lines.push(format!("\nvolume {}, {}{encrypted}{only_read}", meta.name, exact_bytes(meta.size)));
-        let clients = listening.client_lines(meta.name.as_str(), meta.block_size.bytes(), device);
-        lines.extend(clients.into_iter().chain(listening.uris(meta.name.as_str())).map(|line| format!("  {line}")));
+    for (device, Shown { name, what, block_size }) in shown.iter().take(SHOWN).enumerate() {
+        lines.push(format!("\n{what}"));
+        let clients = listening.client_lines(name, *block_size, device);
+        lines.extend(clients.into_iter().chain(listening.uris(name)).map(|line| format!("  {line}")));
     }
-    if volumes.len() > SHOWN {
-        lines.push(format!("\nand {} more volumes; `ashlar list --store {store}` shows all", volumes.len() - SHOWN));
+    if shown.len() > SHOWN {
+        lines.push(format!("\nand {} more volumes; `ashlar list --store {store}` shows all", shown.len() - SHOWN));
     }
     lines.join("\n")
 }

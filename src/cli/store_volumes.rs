@@ -10,8 +10,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::exports::{OpenFailure, Volumes};
-use super::life;
 use super::failure::Failure;
+use super::life;
 use super::outside::{Cache, State};
 use super::secrets;
 use crate::attach::identity::Identity;
@@ -20,9 +20,10 @@ use crate::config::{Config, Effective};
 use crate::journal;
 use crate::keyring::Secrets;
 use crate::opening::description::{self, Description};
+use crate::opening::past;
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
-use crate::volume::{self, Budget, OpenFlags, Outside, Volume, VolumeError, VolumeName, Witness};
+use crate::volume::{self, Budget, OpenFlags, Outside, Past, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -126,6 +127,7 @@ impl StoreVolumes {
 #[async_trait]
 impl Volumes for StoreVolumes {
     type Volume = Volume;
+    type Past = Past;
 
     async fn names(&self) -> Result<Vec<String>, String> {
         let names = volume::names(&self.outside.store).await.map_err(|error| {
@@ -138,11 +140,32 @@ impl Volumes for StoreVolumes {
     async fn open(&self, name: &str) -> Result<Arc<Volume>, OpenFailure> {
         // What cannot be a name is not in the store either.
         let name = VolumeName::new(name).map_err(|_| OpenFailure::Unknown)?;
-        self.open_volume(&name).await.map_err(|error| match error {
-            VolumeError::NotFound { .. } => OpenFailure::Unknown,
-            VolumeError::Held { .. } => OpenFailure::Held(error.to_string()),
-            error => OpenFailure::Refused(error.to_string()),
-        })
+        self.open_volume(&name).await.map_err(failure)
+    }
+
+    async fn snapshots(&self, name: &str, open: Option<Arc<Volume>>) -> Result<Vec<String>, String> {
+        let kept = match open {
+            Some(volume) => volume.snapshots(),
+            None => {
+                let name = VolumeName::new(name).map_err(|bad| bad.to_string())?;
+                let kept = past::versions(&self.outside.store, &name, &self.outside.secrets).await;
+                kept.map_err(|error| error.to_string())?
+            }
+        };
+        Ok(kept.into_iter().map(|version| version.label.name).collect())
+    }
+
+    async fn open_past(&self, volume: &str, snapshot: &str) -> Result<Past, OpenFailure> {
+        let volume = VolumeName::new(volume).map_err(|_| OpenFailure::Unknown)?;
+        let Outside { store, cache, workers, budget, secrets, .. } = &self.outside;
+        let near = (Arc::clone(cache), *workers);
+        let opened = Past::open(Arc::clone(store), &volume, snapshot, &self.options, budget, near, secrets).await;
+        opened.map_err(failure)
+    }
+
+    fn past_identity(past: &Past) -> String {
+        let version = past.version();
+        Identity::of_version(past.meta().uuid, version.seq, version.label.taken_unix_millis).to_string()
     }
 
     fn lost(volume: &Volume) -> bool {
@@ -164,5 +187,13 @@ impl Volumes for StoreVolumes {
             life::closed(volume, open_for);
         }
         Ok(())
+    }
+}
+
+fn failure(error: VolumeError) -> OpenFailure {
+    match error {
+        VolumeError::NotFound { .. } | VolumeError::NoSnapshot { .. } => OpenFailure::Unknown,
+        VolumeError::Held { .. } => OpenFailure::Held(error.to_string()),
+        error => OpenFailure::Refused(error.to_string()),
     }
 }

@@ -8,11 +8,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use self::client::Client;
+use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::{control, logging, output, runtime};
 use crate::config::{Effective, Flag};
 use crate::human::{about_bytes, parse_bytes};
-use crate::volume::VolumeName;
 
 mod client;
 
@@ -28,8 +28,9 @@ Examples:
   ashlar warm db 0..10G            the first 10 GiB
   ashlar warm db 100G.. --state /var/lib/ashlar")]
 pub struct Args {
-    /// The volume
-    name: VolumeName,
+    /// The volume, or a snapshot of it
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    name: ExportName,
 
     /// The bytes START..END, such as 0..10G; without START from the beginning, without END to the end
     #[arg(value_parser = parse_range)]
@@ -65,7 +66,7 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
 }
 
 async fn warm(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
-    let mut client = Client::connect(config, args.name.as_str()).await?;
+    let mut client = Client::connect(config, &args.name.to_string()).await?;
     let range = within(args.range, client.size())?;
     if let Some(words) = too_little_room(config, &range).await {
         logging::say(&words);

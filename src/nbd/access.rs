@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::device::AT;
+
 /// Where a client comes from, as far as the kernel proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -133,7 +135,7 @@ impl From<Who> for String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The exports of which it speaks: names, or beginnings of names with a `*` behind.
+    /// The exports of which it speaks: names, or beginnings of names with a `*` behind. Who names a disk speaks of its versions, too.
     pub exports: Vec<String>,
     /// Whether they may be used over TLS only.
     #[serde(default)]
@@ -148,9 +150,10 @@ pub struct Rule {
 
 impl Rule {
     fn speaks_of(&self, export: &str) -> bool {
+        let disk = export.split_once(AT).map_or(export, |(disk, _)| disk);
         self.exports.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(beginning) => export.starts_with(beginning),
-            None => pattern == export,
+            None => pattern == export || pattern == disk,
         })
     }
 
@@ -362,6 +365,18 @@ mod tests {
         assert_eq!(decide(&rules, "secret", &Caller { tls: true, ..here.clone() }), Access::Write);
         assert_eq!(decide(&rules, "", &here), Access::None, "what no rule speaks of is for nobody");
         assert_eq!(decide(&[], "anything", &here), Access::Write);
+    }
+
+    #[test]
+    fn who_may_use_a_disk_may_use_its_versions_unless_a_rule_before_speaks_of_these() {
+        let caller = Caller { origin: Origin::Ip("10.0.0.5".parse().unwrap()), tls: false, certificate: None };
+        let of = |rules: &[Rule]| ["db", "db@monday", "db2@monday"].map(|export| decide(rules, export, &caller));
+        let db = rule(&["db"], false, &[], &["10.0.0.5"]);
+        assert_eq!(of(std::slice::from_ref(&db)), [Access::Write, Access::Write, Access::None]);
+        let versions = rule(&["db@*"], false, &["10.0.0.9"], &[]);
+        assert_eq!(of(&[versions.clone(), db.clone()]), [Access::Write, Access::None, Access::None]);
+        let one = rule(&["db@monday"], false, &["10.0.0.5"], &[]);
+        assert_eq!(of(&[one, versions]), [Access::None, Access::Read, Access::None]);
     }
 
     #[test]

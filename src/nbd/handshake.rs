@@ -319,12 +319,11 @@ impl Visitor<'_> {
     async fn find_default(&self, exports: &dyn Exports) -> Found {
         let reach = access::reach(self.rules, &self.caller);
         if reach.usable {
-            let listed = match exports.list().await {
-                Ok(listed) => listed,
+            let name = match exports.default_name().await {
+                Ok(name) => name,
                 Err(error) => return Found::Refused(error),
             };
-            if let [only] = &listed[..] {
-                let name = only.name.clone();
+            if let Some(name) = name {
                 match access::decide(self.rules, &name, &self.caller) {
                     Access::Write => return Found::Export { name, read_only: false },
                     Access::Read => return Found::Export { name, read_only: true },

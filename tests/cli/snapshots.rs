@@ -1,4 +1,8 @@
-//! `ashlar snapshot`, with a server on this host, with one elsewhere, and with none; and the snapshots of a volume that is deleted.
+//! `ashlar snapshot`, with a server on this host, with one elsewhere, and with none; snapshots as exports; and those of a volume that is
+//! deleted.
+
+use std::path::Path;
+use std::time::SystemTime;
 
 use serde_json::Value;
 
@@ -134,4 +138,109 @@ fn a_volume_goes_with_its_snapshots_only_if_that_is_said() {
     refused(&place, &["delete", "disk0", "--yes", "--takeover"], 1, "or give --with-snapshots");
     place.ok(&["delete", "disk0", "--yes", "--with-snapshots"]);
     refused(&place, &["snapshot", "list", "disk0"], 1, "there is no volume \"disk0\"");
+}
+
+#[test]
+fn a_snapshot_is_read_beside_its_volume_while_that_is_written() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    let mut past = serving.attach("disk0@a").unwrap();
+    disk.write(0, 2, MIB).unwrap();
+    place.ok(&["resize", "disk0", "20G"]);
+    assert!(past.holds(0, 1, MIB) && past.holds(MIB as u64, 0, MIB) && disk.holds(0, 2, MIB));
+    assert_eq!((serving.size_of("disk0@a"), serving.size_of("disk0")), (10 << 30, 20 << 30));
+    assert!(past.write(0, 3, MIB).is_err() || past.flush().is_err());
+    let mut past = serving.attach("disk0@a").unwrap();
+    assert!(past.holds(0, 1, MIB));
+    // There is still one volume, and its snapshot is an export of its own: with its clients, and to be evicted from.
+    assert!(serving.attach("").unwrap().holds(0, 2, MIB));
+    let status = json(&place, &["status", "--json"]);
+    assert_eq!(status["volumes"].as_array().unwrap().len(), 1);
+    let clients = status["clients"].as_array().unwrap().iter().filter(|client| client["export"] == "disk0@a");
+    assert!(clients.count() >= 1, "{status}");
+    assert!(place.ok(&["warm", "disk0@a", "0..1M"]).ends_with("are warm, after 0.0 s\n"));
+    assert!(place.ok(&["evict", "disk0@a"]).starts_with("evicted "));
+    // What is renamed is found under its new name, what is gone nowhere, and what has its name is that.
+    place.ok(&["snapshot", "rename", "disk0@a", "b"]);
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    assert!(serving.attach("disk0@b").unwrap().holds(0, 1, MIB) && serving.attach("disk0@a").unwrap().holds(0, 2, MIB));
+    place.ok(&["snapshot", "delete", "disk0@b"]);
+    assert!(serving.attach("disk0@b").is_err());
+    serving.stop();
+}
+
+/// All that is below a directory, and when it was changed; but for the place of temporary files, which whoever opens the directory looks through.
+fn below(directory: &Path, found: &mut Vec<(String, SystemTime)>) {
+    if directory.ends_with(".ashlar-tmp") {
+        return;
+    }
+    found.push((directory.display().to_string(), directory.metadata().unwrap().modified().unwrap()));
+    for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() {
+            true => below(&entry, found),
+            false => found.push((entry.display().to_string(), entry.metadata().unwrap().modified().unwrap())),
+        }
+    }
+}
+
+/// No fence, no PUT, no probe: any number of servers, beside the one that has the volume, with credentials that can only read.
+#[test]
+fn servers_of_snapshots_change_nothing_in_the_store_and_disturb_nobody() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    // What it deletes meanwhile would be taken for what the others do.
+    serving.stop();
+    let store = || {
+        let mut found = Vec::new();
+        below(&place.path("ashlar-data"), &mut found);
+        found.sort();
+        found
+    };
+    let before = store();
+    let start = |state: &str| {
+        let read_only = ["serve", "disk0@a", "--read-only=disk0@a", "--listen", "none", "--state", state];
+        Serving::start(place.command(&read_only))
+    };
+    let others = ["one", "two"].map(start);
+    for other in &others {
+        assert!(other.welcome.contains("\nsnapshot disk0@a, 10 GiB, read-only\n"), "{}", other.welcome);
+        assert!(other.attach("disk0@a").unwrap().holds(0, 1, MIB));
+        assert!(other.attach("").unwrap().holds(0, 1, MIB));
+        assert!(other.attach("disk0").is_err());
+    }
+    assert_eq!(store(), before);
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 2, MIB).unwrap();
+    disk.flush().unwrap();
+    let [one, two] = others;
+    assert!(two.attach("disk0@a").unwrap().holds(0, 1, MIB));
+    two.stop();
+    place.ok(&["snapshot", "delete", "disk0@a"]);
+    assert!(one.attach("disk0@a").is_err());
+    one.stop();
+    assert!(disk.holds(0, 2, MIB));
+    serving.stop();
+}
+
+#[test]
+fn a_server_of_snapshots_needs_them_and_no_flags_for_volumes() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    let refused =
+        |args: &[&str], code, words| refused(&place, &[&["serve", "--listen", "none"], args].concat(), code, words);
+    refused(&["disk0@b"], 1, "\"disk0@b\"");
+    refused(&["disk0@a", "--takeover"], 2, "snapshots are taken from nobody");
+    refused(&["disk0@a", "--read-only=disk0"], 2, "disk0 is none of the volumes that are served");
+    refused(&["disk0@"], 2, "a snapshot cannot be named so");
+    let serving = place.serve(&["disk0", "disk0@a"]);
+    assert!(serving.attach("disk0@a").is_ok() && serving.attach("disk0").is_ok());
+    serving.stop();
 }

@@ -11,6 +11,8 @@ use crate::device::{DeviceError, DeviceInfo, Pieces, Run};
 #[derive(Default)]
 struct Shelf {
     names: Mutex<Vec<String>>,
+    /// Volume, snapshot, and what makes it itself.
+    snapshots: Mutex<Vec<(String, String, u64)>>,
     refusal: Mutex<Option<String>>,
     gate: Option<Arc<Semaphore>>,
     opened: Arc<AtomicUsize>,
@@ -28,6 +30,7 @@ struct Fake {
 #[async_trait]
 impl Volumes for Arc<Shelf> {
     type Volume = Fake;
+    type Past = FakePast;
 
     async fn names(&self) -> Result<Vec<String>, String> {
         Ok(self.names.lock().clone())
@@ -51,6 +54,21 @@ impl Volumes for Arc<Shelf> {
         }
     }
 
+    async fn snapshots(&self, name: &str, _: Option<Arc<Fake>>) -> Result<Vec<String>, String> {
+        let snapshots = self.snapshots.lock();
+        Ok(snapshots.iter().filter(|(volume, ..)| volume == name).map(|(_, snapshot, _)| snapshot.clone()).collect())
+    }
+
+    async fn open_past(&self, volume: &str, snapshot: &str) -> Result<FakePast, OpenFailure> {
+        let snapshots = self.snapshots.lock();
+        let found = snapshots.iter().find(|(of, name, _)| of == volume && name == snapshot);
+        found.map(|(.., identity)| FakePast { identity: *identity }).ok_or(OpenFailure::Unknown)
+    }
+
+    fn past_identity(past: &FakePast) -> String {
+        past.identity.to_string()
+    }
+
     fn lost(volume: &Fake) -> bool {
         volume.lost.load(Ordering::SeqCst)
     }
@@ -72,33 +90,45 @@ impl Volumes for Arc<Shelf> {
     }
 }
 
-#[async_trait]
-impl Device for Fake {
-    fn info(&self) -> DeviceInfo {
-        DeviceInfo { size: 4096, block_size: 4096, read_only: false }
-    }
-    async fn read(&self, _: u64, _: u32) -> Result<Pieces, DeviceError> {
-        Ok(Pieces::new())
-    }
-    async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    async fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    async fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Run>, DeviceError> {
-        Ok(Vec::new())
-    }
+struct FakePast {
+    identity: u64,
 }
+
+/// A device in which there is nothing.
+macro_rules! device {
+    ($device:ty, $read_only:expr) => {
+        #[async_trait]
+        impl Device for $device {
+            fn info(&self) -> DeviceInfo {
+                DeviceInfo { size: 4096, block_size: 4096, read_only: $read_only }
+            }
+            async fn read(&self, _: u64, _: u32) -> Result<Pieces, DeviceError> {
+                Ok(Pieces::new())
+            }
+            async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), DeviceError> {
+                Ok(())
+            }
+            async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+                Ok(())
+            }
+            async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), DeviceError> {
+                Ok(())
+            }
+            async fn flush(&self) -> Result<(), DeviceError> {
+                Ok(())
+            }
+            async fn cache(&self, _: u64, _: u64) -> Result<(), DeviceError> {
+                Ok(())
+            }
+            async fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Run>, DeviceError> {
+                Ok(Vec::new())
+            }
+        }
+    };
+}
+
+device!(Fake, false);
+device!(FakePast, true);
 
 fn shelf(names: &[&str], gate: Option<Arc<Semaphore>>) -> Arc<Shelf> {
     let names = Mutex::new(names.iter().map(|name| (*name).to_owned()).collect());
@@ -321,4 +351,69 @@ async fn f2_volumes_that_are_to_be_read_only_say_so_and_the_others_do_not() {
     let read_only = ReadOnlyVolumes::new(&["a".to_owned(), "typo".to_owned()]);
     assert_eq!((read_only.stranger(&["a", "b"]), read_only.stranger(&["a", "typo"])), (Some("typo"), None));
     assert_eq!(ReadOnlyVolumes::new(&["*".to_owned()]).stranger(&[]), None);
+}
+
+fn with_snapshots(names: &[&str], snapshots: &[(&str, &str, u64)]) -> Arc<Shelf> {
+    let shelf = shelf(names, None);
+    let named =
+        |(volume, snapshot, identity): &(&str, &str, u64)| ((*volume).to_owned(), (*snapshot).to_owned(), *identity);
+    *shelf.snapshots.lock() = snapshots.iter().map(named).collect();
+    shelf
+}
+
+async fn listed(exports: &VolumeExports<Arc<Shelf>>) -> Vec<String> {
+    exports.list().await.unwrap().into_iter().map(|entry| entry.name).collect()
+}
+
+#[tokio::test]
+async fn a_snapshot_is_an_export_beside_its_volume_and_opens_no_volume() {
+    let shelf = with_snapshots(&["a", "b"], &[("a", "monday", 1), ("a", "tuesday", 2), ("b", "monday", 3)]);
+    let all = exports(&shelf, &[]);
+    assert_eq!(listed(&all).await, ["a", "a@monday", "a@tuesday", "b", "b@monday"]);
+    let (entry, device) = all.open("a@tuesday").await.unwrap();
+    assert_eq!((entry.name.as_str(), entry.description.as_str(), device.info().read_only), ("a@tuesday", "2", true));
+    for absent in ["a@sunday", "c@monday", "a@", "@monday", "a@monday@monday"] {
+        assert!(matches!(all.open(absent).await, Err(ExportError::Unknown(name)) if name == absent), "{absent}");
+    }
+    assert_eq!((shelf.opened.load(Ordering::SeqCst), slots(&all)), (0, 0));
+    all.close().await;
+    assert!(matches!(all.open("a@monday").await, Err(ExportError::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn a_snapshot_may_be_had_where_its_volume_is_served_or_it_is_named_itself() {
+    let shelf = with_snapshots(&["a", "b"], &[("a", "monday", 1), ("a", "tuesday", 2), ("b", "monday", 3)]);
+    let of_volume = exports(&shelf, &["a", "a@monday"]);
+    assert_eq!(listed(&of_volume).await, ["a", "a@monday", "a@tuesday"]);
+    assert!(of_volume.open("a@tuesday").await.is_ok() && of_volume.open("b@monday").await.is_err());
+    let of_snapshot = exports(&shelf, &["a@monday"]);
+    assert_eq!((listed(&of_snapshot).await, of_snapshot.named()), (vec!["a@monday".to_owned()], Some(vec![])));
+    assert!(of_snapshot.open("a@monday").await.is_ok());
+    assert_eq!(of_snapshot.open("").await.unwrap().0.name, "a@monday");
+    for other in ["a", "a@tuesday", "b@monday"] {
+        assert!(matches!(of_snapshot.open(other).await, Err(ExportError::Unknown(_))), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn the_empty_name_is_the_only_volume_whatever_snapshots_it_has() {
+    let shelf = with_snapshots(&["a"], &[("a", "monday", 1)]);
+    assert_eq!(exports(&shelf, &[]).open("").await.unwrap().0.name, "a");
+}
+
+/// A name may stand for another snapshot from one moment to the next: who asks then must not get what others still read.
+#[tokio::test]
+async fn clients_share_a_snapshot_as_long_as_it_is_that_one_and_one_of_them_is_there() {
+    let shelf = with_snapshots(&["a"], &[("a", "latest", 1)]);
+    let exports = exports(&shelf, &[]);
+    let first = exports.past("a@latest", "a", "latest").await.unwrap();
+    let second = exports.past("a@latest", "a", "latest").await.unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    *shelf.snapshots.lock() = vec![("a".to_owned(), "latest".to_owned(), 2), ("a".to_owned(), "old".to_owned(), 1)];
+    assert_eq!(exports.past("a@latest", "a", "latest").await.unwrap().identity, 2);
+    // Under its new name it is still the same.
+    assert!(Arc::ptr_eq(&first, &exports.past("a@old", "a", "old").await.unwrap()));
+    let gone = Arc::downgrade(&first);
+    drop((first, second));
+    assert!(gone.upgrade().is_none(), "nobody reads it: it is given up");
 }
