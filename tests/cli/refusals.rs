@@ -193,7 +193,7 @@ fn taking_over_without_saying_what() {
     let ended = Place::new().run(&["serve", "--takeover"]);
     assert_eq!(ended.code, Some(2));
     assert!(
-        ended.err.starts_with("error: the following required arguments were not provided:\n  <VOLUME>..."),
+        ended.err.starts_with("error: the following required arguments were not provided:\n  <VOLUME[@SNAPSHOT]>..."),
         "{}",
         ended.err
     );
