@@ -217,7 +217,7 @@ impl Volume {
     /// Keeps the volume as it is now, with everything that was accepted before: one checkpoint. Without a name it is named by its time.
     /// Fails if the volume has a snapshot of that name.
     pub async fn take_snapshot(&self, mut label: Label) -> Result<KeptVersion, VolumeError> {
-        let _turn = self.snapshots.lock().await;
+        let _turn = self.snapshot_turn().await?;
         let versions = self.shared.versions();
         let is_taken = |name: &str| versions.iter().any(|version| version.label.name == name);
         if label.name.is_empty() {
@@ -237,7 +237,7 @@ impl Volume {
 
     /// Lets a snapshot go: what only it needs is deleted. `now_unix_millis` tells whether it may.
     pub async fn delete_snapshot(&self, name: &str, now_unix_millis: u64) -> Result<(), VolumeError> {
-        let _turn = self.snapshots.lock().await;
+        let _turn = self.snapshot_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
         if version.label.keep_until_unix_millis > now_unix_millis {
@@ -256,7 +256,7 @@ impl Volume {
         if let Err(bad) = VolumeName::new(to) {
             return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
         }
-        let _turn = self.snapshots.lock().await;
+        let _turn = self.snapshot_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
         if versions.iter().any(|version| version.label.name == to) {
@@ -265,6 +265,12 @@ impl Volume {
         let label = Label { name: to.into(), ..version.label.clone() };
         let relabel = [(version.seq, label)].into();
         Ok(self.shared.change_versions(Change { relabel, ..Change::default() }).await?)
+    }
+
+    async fn snapshot_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, VolumeError> {
+        let turn = self.snapshots.lock().await;
+        self.shared.versions_settle().await?;
+        Ok(turn)
     }
 
     /// The snapshots that are kept, oldest first.

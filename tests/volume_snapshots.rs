@@ -21,6 +21,7 @@ use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
 };
 use bytes::Bytes;
+use futures::FutureExt;
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 512;
@@ -200,6 +201,24 @@ async fn snapshots_are_changed_at_once_whatever_waits_to_be_stored() {
     volume.delete_snapshot("b", 0).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(volume.snapshots().len(), 1);
+    volume.close().await.unwrap();
+}
+
+/// Whoever asked for a snapshot went away, and asks again: the first request is still under way, and there is one snapshot of that name.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_asked_for_again_is_taken_once() {
+    let world = World::new(1).await;
+    let volume = world.open(0).await;
+    volume.write(0, Bytes::from(noise(&world.random, 4)), true).await.unwrap();
+    for _ in 0..3 {
+        let asking = volume.take_snapshot(label("a"));
+        // It is asked for, and nobody waits for the answer.
+        assert!(asking.now_or_never().is_none_or(|done| done.is_err()));
+    }
+    let told = volume.take_snapshot(label("a")).await.unwrap_err().to_string();
+    assert!(told.contains("already"), "{told}");
+    assert_eq!(volume.snapshots().len(), 1);
+    volume.write(0, Bytes::from(noise(&world.random, 4)), true).await.unwrap();
     volume.close().await.unwrap();
 }
 

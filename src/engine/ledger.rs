@@ -439,6 +439,11 @@ impl Ledger {
         self.versions_asked
     }
 
+    /// How many changes of the versions that are kept were asked for.
+    pub fn versions_asked(&self) -> u64 {
+        self.versions_asked
+    }
+
     /// How many changes of the versions that are kept are durable.
     pub fn versions_done(&self) -> u64 {
         self.versions_done

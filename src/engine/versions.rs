@@ -24,10 +24,7 @@ impl Shared {
         self.check_open()?;
         let asked = self.ledger().change_versions(change);
         self.waits.wake.notify_one();
-        let done = self.waits.progress.wait_for(|progress| progress.versions >= asked || progress.end.is_some()).await;
-        if done.versions < asked {
-            return Err(done.end.unwrap_or(End::Closed).into());
-        }
+        self.versions_done(asked).await?;
         let mut backoff = Backoff::new(self);
         loop {
             let from = self.ledger().first_foreign_slot();
@@ -37,6 +34,17 @@ impl Shared {
                 Err(ProofError::Store(error)) => backoff.pause("looking for another server", &error).await,
             }
         }
+    }
+
+    /// Returns when every change that was asked for is durable: one whose asker went away is done all the same, and what comes next must see it.
+    pub(crate) async fn versions_settle(&self) -> Result<(), DeviceError> {
+        let asked = self.ledger().versions_asked();
+        self.versions_done(asked).await
+    }
+
+    async fn versions_done(&self, asked: u64) -> Result<(), DeviceError> {
+        let done = self.waits.progress.wait_for(|progress| progress.versions >= asked || progress.end.is_some()).await;
+        if done.versions >= asked { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
     }
 
     /// The versions that are kept, oldest first, as of the last durable checkpoint.
