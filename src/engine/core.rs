@@ -214,12 +214,24 @@ impl Core {
         if let Err(end) = self.take(event, now, &mut effects) {
             return vec![Effect::End(end)];
         }
-        self.start_uploads(now, &mut effects);
+        loop {
+            self.decide(now, &mut effects);
+            // What was decided last, too, may be what a batch waited for: collection that ended, a journal that is begun anew. No event follows
+            // that, and time alone may bring nothing.
+            if !self.has_idle_slot(now) {
+                return effects;
+            }
+        }
+    }
+
+    /// Asks every question once.
+    fn decide(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.start_uploads(now, effects);
         let closing = self.is_closing;
         effects.extend(self.collection.start(&mut self.ledger, closing, now));
-        self.start_moves(now, &mut effects);
-        self.start_checkpoint(now, &mut effects);
-        self.start_commit(now, &mut effects);
+        self.start_moves(now, effects);
+        self.start_checkpoint(now, effects);
+        self.start_commit(now, effects);
         effects.extend(self.deletions.start(&mut self.ledger, now.at).map(|plan| Effect::Chore(Chore::Delete(plan))));
         let suspects = self.sweeps.start(closing, now.at);
         effects.extend(suspects.map(|suspects| Effect::Chore(Chore::Sweep(suspects))));
@@ -229,7 +241,6 @@ impl Core {
         } else {
             effects.extend(self.ledger.begin_journal(now.at).map(Effect::BeginJournal));
         }
-        effects
     }
 
     fn take(&mut self, event: Event, now: Now, effects: &mut Vec<Effect>) -> Result<(), End> {
@@ -283,6 +294,13 @@ impl Core {
             self.client_slot_at = now.at;
             effects.push(Effect::Upload(seq, batch));
         }
+    }
+
+    /// Whether a batch may have a slot at once, and has none: one that waits, or that is to be made.
+    pub fn has_idle_slot(&self, now: Now) -> bool {
+        let log = &self.ledger.log;
+        let has_slot = log.has_slot(self.ledger.rules.options.upload_window, self.client_share(now));
+        has_slot && (log.waiting() > 0 || self.is_due(now))
     }
 
     /// Of the window of uploads, what is the client's: all of it, but for what collection needs now.

@@ -464,8 +464,9 @@ impl World {
         blocks
     }
 
-    /// A read of everything brings what the client wrote last.
+    /// A read of everything brings what the client wrote last; and no batch waits that nothing holds up.
     fn check(&mut self) {
+        assert!(!self.core.has_idle_slot(self.now), "a batch waits beside a slot that it may have");
         let log = self.core.ledger.log();
         assert!(log.uploading() <= self.window as usize);
         assert!(self.flushed <= log.covers());
