@@ -457,6 +457,46 @@ async fn a_taker_that_was_overtaken_by_a_checkpoint_scans_again() {
     new.close().await.unwrap();
 }
 
+/// The owner is about to put a segment beside the torn first try when a taker looks at the slot, and far beyond it when the taker looks there: the
+/// slot was not whole once and cut later.
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_is_put_beside_a_torn_one_while_a_taker_looks_is_no_damage() {
+    for is_deleted in [false, true] {
+        let store = created().await;
+        let owners_way = Gate::open(&store, "03.1");
+        owners_way.set_closed(true);
+        let old = open(owners_way.clone(), 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+        write(&old, 0, 1).await;
+        // What the store kept of the first try; the taker finds it after one segment.
+        let torn = keys(&store).await.segment(Seq(3));
+        store.put(&torn, Vec::new()).await.unwrap();
+        let writer = old.clone();
+        let writing = tokio::spawn(async move { write(&writer, 5 * PAGE, 2).await });
+        owners_way.held.notified().await;
+        // So far ahead the log is looked at to find out whether it goes on.
+        let gate = Gate::of_reads(&store, "/000000000000000b");
+        gate.set_closed(true);
+        let (way, disk) = (gate.clone(), CrashDisk::new(2));
+        let taking = tokio::spawn(async move { open(way, 2, &disk, takeover()).await });
+        gate.held.notified().await;
+        owners_way.set_closed(false);
+        writing.await.unwrap();
+        for n in 0..9 {
+            write(&old, 6 * PAGE + n * BLOCK, 3).await;
+        }
+        if is_deleted {
+            write(&old, 5 * PAGE, 4).await;
+            minutes().await;
+            assert!(store.get(&torn).await.is_err(), "nothing needs it any more");
+        }
+        gate.set_closed(false);
+        let new = taking.await.unwrap().unwrap_or_else(|error| panic!("deleted: {is_deleted}: {error}"));
+        assert_eq!((byte_at(&new, 0).await, byte_at(&new, 6 * PAGE + 8 * BLOCK).await), (1, 3));
+        assert_eq!(byte_at(&new, 5 * PAGE).await, if is_deleted { 4 } else { 2 });
+        new.close().await.unwrap();
+    }
+}
+
 /// Of openings that are killed before a checkpoint is due, the later ones read no more than the first. A fence that displaced somebody
 /// stays for ever; in verified mode, where it need not, what is in the store does not grow either.
 #[tokio::test(start_paused = true)]

@@ -340,8 +340,8 @@ impl Source {
                         return Err(self.broken(&scan, self.keys.segment(seq), MISSING).await);
                     }
                     Slot::Free => return Ok(scan),
-                    Slot::Torn(torn) if ends.is_some() || self.was_committed(&scan).await? => {
-                        self.apply_damaged(&mut scan, seq, torn).await?;
+                    Slot::Torn(_) if ends.is_some() || self.was_committed(&scan).await? => {
+                        self.apply_committed(&mut scan, seq).await?;
                     }
                     Slot::Torn(torn) => return Ok(Scan { torn: Some(torn), ..scan }),
                 }
@@ -409,14 +409,17 @@ impl Source {
         Ok(!matches!(read_slot(&*self.store, &self.keys, &self.sealer, beyond).await?, Slot::Free))
     }
 
-    /// An object was committed whole and cut later: the ranges that are gone are read errors, the rest is good.
-    async fn apply_damaged(&self, scan: &mut Scan, seq: Seq, torn: Torn) -> Result<()> {
-        let Torn { key, head } = torn;
-        let Some(read) = head else {
-            let why = "only its first part is there, but it was whole once: the log goes on after it".into();
-            return Err(VolumeError::Corrupt { key, why });
+    /// A slot takes effect that was committed, although there was only a part of an object when it was looked at: a server that is alive put
+    /// it beside that since, or has deleted it already. Or it was cut later: then the ranges that are gone are read errors, the rest is good.
+    async fn apply_committed(&self, scan: &mut Scan, seq: Seq) -> Result<()> {
+        let Torn { key, head } = match read_slot(&*self.store, &self.keys, &self.sealer, seq).await? {
+            Slot::Holds(read, _) => return self.apply(scan, seq, read).await,
+            Slot::Free => return Err(self.broken(scan, self.keys.segment(seq), MISSING).await),
+            Slot::Torn(torn) => torn,
         };
-        tracing::error!(object = %key, "only its first part is there, but it was whole once: the log goes on after it");
+        let cut = "only its first part is there, but it was whole once: the log goes on after it";
+        let Some(read) = head else { return Err(self.broken(scan, key, cut).await) };
+        tracing::error!(object = %key, "{cut}");
         self.apply(scan, seq, *read).await
     }
 
