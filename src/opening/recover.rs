@@ -348,7 +348,9 @@ impl Opening {
                     has_lost: if synced.is_some() { "has lost" } else { "may have lost" },
                     last: last.0,
                     synced: synced.map_or_else(String::new, |synced| format!(", and change {synced} was there")),
-                    note: here.and_then(|found| found.note.clone()).unwrap_or_else(|| "a file is missing, or damaged from its first record on".to_owned()),
+                    note: here
+                        .and_then(|found| found.note.clone())
+                        .unwrap_or_else(|| "a file is missing, or damaged from its first record on".to_owned()),
                 }
             }
             Refusal::Owed => VolumeError::Owed { name, holder, journal_dir },

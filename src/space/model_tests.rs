@@ -560,6 +560,31 @@ fn what_lies_behind_the_checkpoint_is_not_doomed() {
     assert_eq!(dead(&cold), [1, 2]);
 }
 
+/// Of a span of which all died, what was deleted before is of a size that the table does not know. Once the last of it is deleted, nobody needs
+/// a page of it any more, so the sums must be right by then.
+#[test]
+fn of_a_span_that_is_emptied_nothing_is_left_in_the_sums() {
+    let bounds = Bounds { deltas: 40, part: 1, few: 0, ..Bounds::default() };
+    let mut world = World::new(bounds);
+    let checkpoint = || Step::Checkpoint { found: Vec::new(), during: Vec::new(), is_lost: false, has_pages: Has::All };
+    (0..20).for_each(|_| world.step(Step::Born { blocks: 10, gap: 0 }));
+    world.step(checkpoint());
+    world.space.died(Seq(3), 10, &world.memory);
+    world.plain.get_mut(&Seq(3)).unwrap().live_blocks = 0;
+    world.step(Step::Born { blocks: 1, gap: 3 * SPAN });
+    world.step(checkpoint());
+    world.check_sums();
+    world.step(Step::Delete(1));
+    assert!(!world.plain.contains_key(&Seq(3)));
+    world.step(Step::AllDied);
+    world.step(Step::Born { blocks: 1, gap: 0 });
+    world.step(checkpoint());
+    world.step(Step::Delete(100));
+    let mut totals = Totals::default();
+    world.plain.values().for_each(|info| totals.count(&info.counter()));
+    assert_eq!((world.plain.len(), world.space.totals()), (1, totals));
+}
+
 #[test]
 fn what_is_contradicted_keeps_a_block() {
     let mut cold = Cold::new([(1, 5, 2)].into_iter());

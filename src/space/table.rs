@@ -131,6 +131,8 @@ impl Space {
         }
         let dead = Counter { stored_bytes, ..Counter::default() };
         match before {
+            // Its page is there: what was guessed at of the span is known from here on, also of what is no longer in it.
+            Ok(_) if self.spans.get(&span).is_some_and(|now| !now.is_exact) => self.recount(span, pages),
             Ok(None) => {}
             Ok(before) => self.change(span, before, None),
             Err(_) => self.change(span, Some(dead), None),

@@ -63,7 +63,8 @@ fn fixed_seeds() {
     // The last ones found something once: after a loss of power the identity file of a journal had lost its end, and gave an
     // old mark back when it grew; a checkpoint asked for all dropped pages at once until a bad store gave all of them; a batch that gave way to
     // collection was forgotten when that ended (three times, once under writers that waited at the bound); a zombie let go of a snapshot under its successor's eyes; it put a segment beside a
-    // torn one while its successor looked, which took that for damage.
+    // torn one while its successor looked, which took that for damage; of a volume that was trimmed whole something stayed in the sums that was
+    // deleted.
     let found = [
         1_795_772_345_776,
         1_795_773_303_662,
@@ -72,6 +73,7 @@ fn fixed_seeds() {
         1_795_850_001_570,
         1_795_843_007_231,
         1_795_843_009_356,
+        1_795_850_009_529,
     ];
     let outcomes: Vec<Outcome> = (100..160).chain(found).map(run).collect();
     let (collected, requests): (u64, u64) =
