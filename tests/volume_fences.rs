@@ -18,6 +18,7 @@ use ashlar::format::segment::{self, Payload, Stamp};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
@@ -494,6 +495,28 @@ async fn a_segment_that_is_put_beside_a_torn_one_while_a_taker_looks_is_no_damag
         assert_eq!((byte_at(&new, 0).await, byte_at(&new, 6 * PAGE + 8 * BLOCK).await), (1, 3));
         assert_eq!(byte_at(&new, 5 * PAGE).await, if is_deleted { 4 } else { 2 });
         new.close().await.unwrap();
+    }
+}
+
+/// What one writer costs: a FLUSH waits for the PUT of its segment, and in verified mode for a look at the fences as well.
+#[tokio::test(start_paused = true)]
+async fn a_flush_takes_one_round_trip_and_two_in_verified_mode() {
+    for (fenced_by, round_trips) in [(FencedBy::CreateOnly, 1), (FencedBy::Verified, 2)] {
+        let far = FaultOptions { delay_min: Duration::from_millis(100), ..FaultOptions::default() };
+        let way = Arc::new(FaultyStore::new(created_in(fenced_by).await, far, Random::seeded(1)));
+        let volume = open(way, 1, &CrashDisk::new(1), OpenFlags::default()).await.unwrap();
+        for round in 0..3 {
+            let before = volume.status().since_open;
+            volume.write(round * BLOCK, Bytes::from(vec![1; BLOCK as usize]), false).await.unwrap();
+            let began = tokio::time::Instant::now();
+            volume.flush().await.unwrap();
+            let took = began.elapsed().as_millis();
+            assert!((100 * round_trips..100 * round_trips + 50).contains(&took), "{fenced_by:?}: {took} ms");
+            let after = volume.status().since_open;
+            let asked = (after.puts - before.puts, after.lists - before.lists, after.gets - before.gets);
+            assert_eq!(asked, (1, round_trips as u64 - 1, 0), "{fenced_by:?}");
+        }
+        volume.close().await.unwrap();
     }
 }
 
