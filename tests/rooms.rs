@@ -17,7 +17,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("space", &["codec"]),
     ("map", &["space", "codec"]),
     ("gc", &["space"]),
-    ("format", &["map", "space", "codec", "keyring", "store"]),
+    ("retention", &[]),
+    ("format", &["map", "space", "codec", "keyring", "store", "retention"]),
     ("cache", &["disk"]),
     ("journal", &["codec", "keyring", "disk"]),
     // A failure has a reason wherever it happens, and is told by everybody above.
@@ -25,7 +26,21 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("reading", &["cache", "format", "map", "codec", "store", "error"]),
     (
         "engine",
-        &["reading", "format", "map", "space", "gc", "cache", "journal", "store", "codec", "keyring", "disk", "error"],
+        &[
+            "reading",
+            "format",
+            "map",
+            "space",
+            "gc",
+            "retention",
+            "cache",
+            "journal",
+            "store",
+            "codec",
+            "keyring",
+            "disk",
+            "error",
+        ],
     ),
     ("upkeep", &["engine", "reading", "format", "map", "space", "codec", "store", "error"]),
     (
