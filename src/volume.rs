@@ -7,6 +7,7 @@
 //! opening ─→ upkeep ─→ engine ─→ reading ─→ map, format, cache, journal, store      (an arrow: may use)
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::engine::shared::Shared;
 use crate::engine::shell;
 use crate::journal;
 use crate::opening::recover;
+use crate::retention::AUTOMATIC;
 use crate::space::kept::{Change, name_by_time};
 use crate::space::{KeptVersion, Label};
 use crate::store::health::Trouble;
@@ -38,6 +40,10 @@ use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, Epoch};
 use crate::upkeep::{self, sweep};
+
+mod schedule;
+
+use schedule::Scheduler;
 
 pub use crate::engine::Witness;
 pub use crate::engine::budget::{self, Budget};
@@ -51,6 +57,7 @@ pub use crate::opening::{
     inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
+pub use schedule::Scheduled;
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
 #[derive(Debug)]
@@ -63,8 +70,20 @@ pub struct Volume {
     operations: Operations,
     /// When it was opened, until that was told.
     opened: Mutex<Option<Instant>>,
-    /// Who changes the snapshots: one at a time, so that names stay unique.
-    snapshots: tokio::sync::Mutex<()>,
+    schedule: Scheduler,
+}
+
+/// Refuses what cannot be the name of a snapshot that somebody takes by hand.
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    if let Err(bad) = VolumeName::new(name) {
+        return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
+    }
+    match name.starts_with(AUTOMATIC) {
+        true => Err(VolumeError::Invalid(format!(
+            "a snapshot cannot be named {name:?}: names that begin with {AUTOMATIC:?} are of automatic snapshots, which go by themselves; choose another"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// What clients asked of a volume since it was opened.
@@ -175,6 +194,7 @@ impl Volume {
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
+        let schedule = Scheduler::start(shared.clone());
         Ok(Arc::new(Volume {
             shared,
             log: abort,
@@ -183,7 +203,7 @@ impl Volume {
             prefetcher,
             operations,
             opened: Mutex::new(Some(Instant::now())),
-            snapshots: tokio::sync::Mutex::default(),
+            schedule,
         }))
     }
 
@@ -217,27 +237,29 @@ impl Volume {
     /// Keeps the volume as it is now, with everything that was accepted before: one checkpoint. Without a name it is named by its time.
     /// Fails if the volume has a snapshot of that name.
     pub async fn take_snapshot(&self, mut label: Label) -> Result<KeptVersion, VolumeError> {
-        let _turn = self.snapshot_turn().await?;
+        let _turn = self.shared.versions_turn().await?;
         let versions = self.shared.versions();
         let is_taken = |name: &str| versions.iter().any(|version| version.label.name == name);
         if label.name.is_empty() {
             label.name = name_by_time(label.taken_unix_millis, is_taken);
         }
-        if let Err(bad) = VolumeName::new(label.name.as_str()) {
-            return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
-        }
+        check_name(&label.name)?;
         if is_taken(&label.name) {
             let why = format!("volume {} has a snapshot {:?} already", self.meta().name, label.name);
             return Err(VolumeError::Invalid(why));
         }
+        let most = self.shared.facts.options.max_snapshots;
+        if versions.len() as u64 >= most {
+            return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
+        }
         let name = label.name.clone();
-        self.shared.keep(label).await?;
+        self.shared.keep(label, BTreeSet::new()).await?;
         past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
     }
 
     /// Lets a snapshot go: what only it needs is deleted. `now_unix_millis` tells whether it may.
     pub async fn delete_snapshot(&self, name: &str, now_unix_millis: u64) -> Result<(), VolumeError> {
-        let _turn = self.snapshot_turn().await?;
+        let _turn = self.shared.versions_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
         if version.label.keep_until_unix_millis > now_unix_millis {
@@ -253,10 +275,8 @@ impl Volume {
 
     /// Gives a snapshot another name.
     pub async fn rename_snapshot(&self, name: &str, to: &str) -> Result<(), VolumeError> {
-        if let Err(bad) = VolumeName::new(to) {
-            return Err(VolumeError::Invalid(format!("a snapshot cannot be named so: {bad}")));
-        }
-        let _turn = self.snapshot_turn().await?;
+        check_name(to)?;
+        let _turn = self.shared.versions_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
         if versions.iter().any(|version| version.label.name == to) {
@@ -267,10 +287,9 @@ impl Volume {
         Ok(self.shared.change_versions(Change { relabel, ..Change::default() }).await?)
     }
 
-    async fn snapshot_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, VolumeError> {
-        let turn = self.snapshots.lock().await;
-        self.shared.versions_settle().await?;
-        Ok(turn)
+    /// What its schedule does, if it has one.
+    pub fn scheduled(&self) -> Option<Scheduled> {
+        self.schedule.scheduled()
     }
 
     /// The snapshots that are kept, oldest first.

@@ -180,6 +180,7 @@ impl World {
             deleted: false,
             layout: Layout::ByName,
             fenced_by: FencedBy::CreateOnly,
+            schedule: None,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");

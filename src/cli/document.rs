@@ -2,12 +2,14 @@
 //! stable; `docs/status.md` lists them, and a test compares.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::control::Insight;
 use super::doing::{doing, health};
 use super::logging::{self, LogStatus};
+use super::schedule::{ScheduleStatus, SoFar};
 use super::trouble::StoreTrouble;
 use crate::cache;
 use crate::format::account::price;
@@ -139,6 +141,9 @@ pub struct VolumeStatus {
     /// What it costs.
     #[serde(default)]
     pub cost: VolumeCost,
+    /// Its schedule of snapshots, if it has one.
+    #[serde(default)]
+    pub schedule: Option<ScheduleStatus>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -265,8 +270,15 @@ impl Insight {
                 requests_since_creation_dollars: status.since_creation.request_cost(),
                 storage_month_dollars: storage_cost(status.stored_bytes),
             },
+            schedule: volume.scheduled().map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status))),
             status,
         }
+    }
+
+    /// What a volume has done so far.
+    fn so_far(&self, volume: &Volume, status: &Status) -> SoFar {
+        let age = self.clock.unix_millis().saturating_sub(volume.meta().created_unix_millis);
+        SoFar { age: Duration::from_millis(age), account: status.since_creation, live_bytes: status.live_bytes }
     }
 
     fn client(&self, client: ClientInfo) -> ClientStatus {
@@ -304,6 +316,7 @@ fn store_requests(meter: &Meter) -> Vec<StoreRequests> {
 pub mod example {
     use super::*;
     use crate::cache::disk;
+    use crate::cli::schedule::MonthOfSchedule;
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
     use crate::volume::GcStatus;
@@ -369,6 +382,13 @@ pub mod example {
             store_trouble: trouble(),
             operations: vec![operation(("read", Tallied::default()))],
             cost: VolumeCost::default(),
+            schedule: Some(ScheduleStatus {
+                every: word(),
+                keep: word(),
+                automatic: 1,
+                trouble: Some(word()),
+                cost: MonthOfSchedule::default(),
+            }),
             status,
         };
         let client = ClientStatus {
@@ -455,7 +475,7 @@ mod tests {
             names.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name).unwrap()));
         };
         removed(&mut older, &newer);
-        removed(&mut older["volumes"][0], &["doing", "operations", "cost"]);
+        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "schedule"]);
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));
     }

@@ -46,6 +46,7 @@ mod set;
 mod resize;
 mod key;
 mod rotate;
+mod schedule;
 mod delete;
 mod bench;
 mod doctor;

@@ -1,27 +1,67 @@
 //! `ashlar set`: what may change in the life of a volume.
 
+use std::str::FromStr;
+use std::time::Duration;
+
 use super::failure::{Failure, Outcome};
+use super::schedule::{MonthOfSchedule, SoFar, terms};
 use super::{control, output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
 use crate::config::Effective;
 use crate::format::meta::Meta;
+use crate::human::{self, BadDuration};
 use crate::opening::description;
+use crate::retention::{Keep, Schedule};
 use crate::store::open::Access;
-use crate::volume::VolumeName;
+use crate::volume::{self, VolumeName};
 
 /// Changes a setting of a volume, also while it is served.
 ///
 /// A new compression holds for what is written from now on; what is there stays as it is until garbage collection
 /// rewrites it.
+///
+/// With --snapshots-every whoever serves the volume takes a snapshot that often, if anything was written since the last one, and
+/// deletes those that --snapshots-keep does not keep. "24 x 1h" keeps the newest snapshot of each of the newest 24 hours that have any; a number
+/// keeps the newest so many. Only automatic snapshots go, whose names begin with "auto-"; give one another name to keep it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ashlar set db --compression zstd:3\n  ashlar set db --compression none")]
+#[command(
+    group(clap::ArgGroup::new("what").required(true).multiple(true)),
+    after_help = "\
+Examples:
+  ashlar set db --compression zstd:3
+  ashlar set db --snapshots-every 1m --snapshots-keep \"60 x 1m, 24 x 1h, 30 x 1d, 12 x 30d\"
+  ashlar set db --snapshots-every off"
+)]
 pub struct Args {
     /// The volume's name
     name: VolumeName,
 
     /// How data is compressed: lz4, zstd:1 to zstd:19, or none
-    #[arg(long, value_name = "WAY")]
-    compression: Compression,
+    #[arg(long, value_name = "WAY", group = "what")]
+    compression: Option<Compression>,
+
+    /// How often a snapshot is taken, such as 1m or 1h; or off
+    #[arg(long, value_name = "DURATION", group = "what")]
+    snapshots_every: Option<Every>,
+
+    /// Which of these snapshots are kept, such as "24 x 1h, 7 x 1d", or 7
+    #[arg(long, value_name = "POLICY", group = "what")]
+    snapshots_keep: Option<Keep>,
+}
+
+/// How often.
+#[derive(Clone, Copy, Debug)]
+enum Every {
+    Off,
+    Each(Duration),
+}
+
+impl FromStr for Every {
+    type Err = BadDuration;
+
+    fn from_str(text: &str) -> Result<Every, BadDuration> {
+        Ok(if text == "off" { Every::Off } else { Every::Each(human::parse_duration(text)?) })
+    }
 }
 
 /// Runs the command.
@@ -31,14 +71,71 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 }
 
 async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
-    let Args { name, compression } = args;
+    let name = &args.name;
     let store = outside::open_store(config, Access::Write).await?.store;
-    let (_, random, _) = outside::real();
+    let (clock, random, _) = outside::real();
     let found = description::load(&*store, name).await?;
     let sealer = found.unlock(&secrets::of(config)).await?;
-    let meta = Meta { compression: *compression, ..found.meta.clone() };
+    let schedule = schedule(args, found.meta.schedule.as_ref(), config.volume.max_snapshots)?;
+    let is_scheduled = args.snapshots_every.is_some() || args.snapshots_keep.is_some();
+    let month = match &schedule {
+        // Before anything changes: looking at it may fail.
+        Some(schedule) if is_scheduled => {
+            let info = volume::inspect(&store, name, &secrets::of(config)).await?;
+            let age = Duration::from_millis(clock.unix_millis().saturating_sub(info.created_unix_millis));
+            let so_far = SoFar { age, account: info.since_creation, live_bytes: info.live_bytes };
+            Some(MonthOfSchedule::new(schedule, &so_far))
+        }
+        _ => None,
+    };
+    let compression = args.compression.unwrap_or(found.meta.compression);
+    let meta = Meta { compression, schedule, ..found.meta.clone() };
     found.replace(&*store, &random, &meta, sealer.keyring()).await?;
     let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(Failure::failed)?;
     let when = if served { "now" } else { "the next time it is opened" };
-    Ok(format!("volume {name} compresses with {compression}, from {when} on"))
+    let mut said = Vec::new();
+    if let Some(compression) = args.compression {
+        said.push(format!("volume {name} compresses with {compression}, from {when} on"));
+    }
+    match (&meta.schedule, month) {
+        (Some(schedule), Some(month)) => {
+            said.push(format!("snapshots of volume {name} are taken, from {when} on: {}", terms(schedule)));
+            said.push(month.told());
+        }
+        (None, _) if is_scheduled => {
+            said.push(format!(
+                "no more snapshots of volume {name} are taken, from {when} on; those that are there stay"
+            ));
+        }
+        _ => {}
+    }
+    Ok(said.join("\n"))
+}
+
+/// The schedule that is asked for, in the place of the one that was.
+fn schedule(args: &Args, was: Option<&Schedule>, most: u64) -> Result<Option<Schedule>, Failure> {
+    let Args { name, snapshots_every, snapshots_keep, .. } = args;
+    let every = match (snapshots_every, snapshots_keep) {
+        (None, None) => return Ok(was.cloned()),
+        (Some(Every::Off), None) => return Ok(None),
+        (Some(Every::Off), Some(_)) => {
+            return Err(Failure::usage("--snapshots-every off keeps all that are there: leave --snapshots-keep out"));
+        }
+        (Some(Every::Each(every)), _) => Some(*every),
+        (None, Some(_)) => was.map(Schedule::every),
+    };
+    let keep = snapshots_keep.as_ref().or(was.map(Schedule::keep));
+    let (Some(every), Some(keep)) = (every, keep) else {
+        let missing = if every.is_none() { "--snapshots-every 1h" } else { "--snapshots-keep \"24 x 1h, 7 x 1d\"" };
+        return Err(Failure::usage(format!(
+            "volume {name} has no schedule yet: give both, this one too, such as {missing}"
+        )));
+    };
+    if keep.most() > most {
+        return Err(Failure::usage(format!(
+            "{keep} keeps up to {}, and a volume may have {most} (volume.max_snapshots): keep fewer, or raise that here and where the volume is served",
+            human::counted(keep.most(), "snapshot"),
+        )));
+    }
+    Schedule::new(every, keep.clone()).map(Some).map_err(Failure::usage)
 }

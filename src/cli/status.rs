@@ -123,7 +123,7 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, doing, store_trouble, operations: _, cost, status } = volume;
+    let VolumeStatus { name, doing, store_trouble, operations: _, cost, schedule, status } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("doing", doing.clone()),
@@ -147,6 +147,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation)),
         ("a month of it", format!("about ${:.2} for what is stored now", cost.storage_month_dollars)),
     ];
+    lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }

@@ -68,6 +68,8 @@ pub struct Options {
     /// The longest pause between two tries of an upload that fails; it is tried for ever.
     #[serde(with = "human::duration")]
     pub retry_pause_max: Duration,
+    /// The most snapshots that a volume may have, automatic ones and others together: each takes some memory, and a place in each checkpoint.
+    pub max_snapshots: u64,
 }
 
 impl Default for Options {
@@ -91,6 +93,7 @@ impl Default for Options {
             read_ahead: 64 << 20,
             gc: gc::Options::default(),
             retry_pause_max: Duration::from_secs(10),
+            max_snapshots: 1024,
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::keyring::Secrets;
 use crate::outside::lock::{Held, Lock};
 use crate::outside::{Clock, Random, Workers};
 use crate::reading::objects::Objects;
+use crate::retention::Schedule;
 use crate::store::Store;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
@@ -138,6 +139,10 @@ pub struct Waits {
     pub loading_for_extents: Semaphore,
     /// Whose turn it is to follow the description, or to change it.
     pub describing: Semaphore,
+    /// Who changes the versions that are kept: one at a time, so that names stay unique.
+    pub(super) changing_versions: tokio::sync::Mutex<()>,
+    /// What the newest description that we know says of automatic snapshots.
+    pub schedule: Watched<Option<Schedule>>,
 }
 
 /// How far the volume has come.
@@ -194,6 +199,7 @@ impl Shared {
             sealer: parts.sealer.clone(),
         };
         let described = (parts.description, meta.compression);
+        let schedule = Watched::new(meta.schedule.clone());
         let ledger = Ledger::new(rules, log, described, parts.checkpoints, parts.doomed, now);
         Shared {
             size: AtomicU64::new(meta.size),
@@ -234,6 +240,8 @@ impl Shared {
                 flushes: Count::default(),
                 loading_for_extents: Semaphore::new(1),
                 describing: Semaphore::new(1),
+                changing_versions: tokio::sync::Mutex::default(),
+                schedule,
             },
         }
     }
@@ -301,6 +309,7 @@ impl Shared {
             })?;
             self.size.store(meta.size, Ordering::Release);
         }
+        self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
         self.waits.wake.notify_one();
         Ok(())
     }

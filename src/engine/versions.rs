@@ -1,5 +1,9 @@
 //! Versions that are kept, on a volume that is open: taking one, and letting one go, is what the next checkpoint does.
 
+use std::collections::BTreeSet;
+
+use tokio::sync::MutexGuard;
+
 use crate::device::DeviceError;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::End;
@@ -7,15 +11,17 @@ use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
 use crate::space::KeptVersion;
 use crate::space::kept::{Change, Label};
-use crate::units::BlockCount;
+use crate::units::{BlockCount, Seq};
 
 impl Shared {
-    /// Keeps the volume as it is once everything that was accepted before is in the store. Names are the caller's business.
-    pub(crate) async fn keep(&self, label: Label) -> Result<(), DeviceError> {
+    /// Keeps the volume as it is once everything that was accepted before is in the store, and lets these versions go, with the same checkpoint.
+    /// Names are the caller's business.
+    pub(crate) async fn keep(&self, label: Label, drop: BTreeSet<Seq>) -> Result<(), DeviceError> {
         let last = self.ledger().log().last();
         self.committed(last).await?;
         let blocks = self.facts.block_size.block_of(self.size()).0;
-        self.change_versions(Change { take: Some((label, BlockCount(blocks))), ..Change::default() }).await
+        let take = Some((label, BlockCount(blocks)));
+        self.change_versions(Change { take, drop, ..Change::default() }).await
     }
 
     /// Does that with the next checkpoints; returns when it is durable, and everybody who takes the volume from now on finds it: a checkpoint
@@ -36,10 +42,13 @@ impl Shared {
         }
     }
 
-    /// Returns when every change that was asked for is durable: one whose asker went away is done all the same, and what comes next must see it.
-    pub(crate) async fn versions_settle(&self) -> Result<(), DeviceError> {
+    /// Waits for the turn to look at the versions that are kept, and to change them. Every change that was asked for before is durable then: one
+    /// whose asker went away is done all the same, and what comes next must see it.
+    pub(crate) async fn versions_turn(&self) -> Result<MutexGuard<'_, ()>, DeviceError> {
+        let turn = self.waits.changing_versions.lock().await;
         let asked = self.ledger().versions_asked();
-        self.versions_done(asked).await
+        self.versions_done(asked).await?;
+        Ok(turn)
     }
 
     async fn versions_done(&self, asked: u64) -> Result<(), DeviceError> {

@@ -18,13 +18,14 @@ use zeroize::Zeroize;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::keyring::{Encryption, Keyring};
+use crate::retention::Schedule;
 use crate::store::Store;
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
-/// volumes in verified mode have the fourth.
-pub const FORMAT: u32 = 4;
+/// volumes in verified mode have the fourth, and only those with a schedule of snapshots the fifth.
+pub const FORMAT: u32 = 5;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -52,6 +53,8 @@ pub struct Meta {
     pub layout: Layout,
     /// What keeps two servers from writing to it.
     pub fenced_by: FencedBy,
+    /// When snapshots are taken of it by themselves, and which of them stay.
+    pub schedule: Option<Schedule>,
 }
 
 /// What keeps two servers from writing to a volume; the same for as long as the volume is, because a server that relies on
@@ -83,7 +86,8 @@ impl fmt::Display for FencedBy {
 }
 
 /// Where the objects of a volume lie below its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// Directly: volumes that were made before there was another one.
     ByName,
@@ -109,7 +113,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of formats 2, 3 and 4.
+/// The JSON of formats 2 to 5.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -122,9 +126,15 @@ struct Written2 {
     seal: Seal,
     created_unix_millis: u64,
     encryption: Option<Encryption>,
-    /// Of format 4 only.
+    /// From format 4 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fencing: Option<FencedBy>,
+    /// Of format 5 only; those before say it by their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layout: Option<Layout>,
+    /// Of format 5 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    snapshots: Option<Schedule>,
     deleted: bool,
 }
 
@@ -153,9 +163,9 @@ impl Meta {
         }
     }
 
-    /// What says that the volume is given up: who it was and where, without the ways to its key.
+    /// What says that the volume is given up: who it was and where, without the ways to its key and what was to be done with it.
     pub fn tombstone(&self) -> Meta {
-        Meta { deleted: true, encryption: None, ..self.clone() }
+        Meta { deleted: true, encryption: None, schedule: None, ..self.clone() }
     }
 
     /// Refuses a store that does not keep what the volume relies on.
@@ -175,6 +185,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
+            _ if self.schedule.is_some() => json(&self.written2(5)),
             _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
             (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
             (Layout::ByName, _) => json(&self.written2(2)),
@@ -248,6 +259,8 @@ impl Meta {
             created_unix_millis: self.created_unix_millis,
             encryption: self.encryption.clone(),
             fencing: Some(self.fenced_by).filter(|_| format >= 4),
+            layout: Some(self.layout).filter(|_| format >= 5),
+            snapshots: self.schedule.clone(),
             deleted: self.deleted,
         }
     }
@@ -259,8 +272,7 @@ impl Meta {
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
-            2 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByName)?,
-            3 | 4 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta(Layout::ByUuid)?,
+            2..=5 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -288,12 +300,13 @@ impl Written1 {
             deleted,
             layout,
             fenced_by,
+            schedule: None,
         })
     }
 }
 
 impl Written2 {
-    fn into_meta(self, layout: Layout) -> Result<Meta, MetaError> {
+    fn into_meta(self) -> Result<Meta, MetaError> {
         let Written2 {
             format,
             name,
@@ -305,12 +318,22 @@ impl Written2 {
             created_unix_millis,
             encryption,
             fencing,
+            layout,
+            snapshots: schedule,
             deleted,
         } = self;
+        let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
         if fencing.is_some() != (format >= 4) {
-            return Err(MetaError::Malformed("its format and its fencing contradict each other".to_owned()));
+            return Err(contradicts("fencing"));
+        }
+        if layout.is_some() != (format >= 5) {
+            return Err(contradicts("layout"));
+        }
+        if schedule.is_some() != (format >= 5) {
+            return Err(contradicts("snapshots"));
         }
         let fenced_by = fencing.unwrap_or_default();
+        let layout = layout.unwrap_or(if format == 2 { Layout::ByName } else { Layout::ByUuid });
         let meta = Meta {
             name,
             uuid,
@@ -322,6 +345,7 @@ impl Written2 {
             deleted,
             layout,
             fenced_by,
+            schedule,
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -549,6 +573,7 @@ mod tests {
             deleted: false,
             layout: Layout::ByName,
             fenced_by: FencedBy::CreateOnly,
+            schedule: None,
         }
     }
 
@@ -572,6 +597,47 @@ mod tests {
         for meta in [sample(), verified, Meta { deleted: true, size: VOLUME_BYTES_MAX, ..sample() }] {
             assert_eq!(Meta::decode(&name("disk0"), &meta.encode(None)), Ok(meta));
         }
+    }
+
+    /// In whatever layout and mode; a volume that is given up, or without its schedule again, is readable by older programs.
+    #[test]
+    fn a_schedule_comes_back_and_is_refused_by_older_programs() {
+        let schedule: Schedule = serde_json::from_str(r#"{"every":"1m","keep":"60 x 1m, 24 x 1h"}"#).unwrap();
+        let by_name = Meta { schedule: Some(schedule), ..sample() };
+        let by_uuid = Meta { layout: Layout::ByUuid, ..by_name.clone() };
+        let verified = Meta { fenced_by: FencedBy::Verified, ..by_uuid.clone() };
+        for (meta, before) in [(by_name, 1), (by_uuid, 3), (verified, 4)] {
+            let format = |bytes: &[u8]| serde_json::from_slice::<AnyFormat>(check_hash(bytes).unwrap()).unwrap().format;
+            let bytes = meta.encode(None);
+            assert_eq!(format(&bytes), 5);
+            assert_eq!(Meta::decode(&name("disk0"), &bytes).as_ref(), Ok(&meta));
+            assert_eq!(format(&meta.tombstone().encode(None)), before);
+            assert_eq!(format(&Meta { schedule: None, ..meta }.encode(None)), before);
+        }
+    }
+
+    #[test]
+    fn a_schedule_and_the_format_agree() {
+        let schedule: Schedule = serde_json::from_str(r#"{"every":"1m","keep":"7"}"#).unwrap();
+        let meta = Meta { schedule: Some(schedule), ..sample() };
+        let error = |from: &str, to: &str| {
+            let text = String::from_utf8(json(&meta.written2(5))).unwrap();
+            assert!(text.contains(from), "{text}");
+            let text = text.replace(from, to);
+            let bytes = format!("{text}{}\n", blake3::hash(text.as_bytes()).to_hex());
+            Meta::decode(&name("disk0"), bytes.as_bytes()).unwrap_err().to_string()
+        };
+        let contradict = |what: &str| format!("it is malformed: its format and its {what} contradict each other");
+        assert_eq!(error("\"format\": 5", "\"format\": 4"), contradict("layout"));
+        assert_eq!(error("  \"layout\": \"by-name\",\n", ""), contradict("layout"));
+        assert_eq!(
+            error("  \"snapshots\": {\n    \"every\": \"1m\",\n    \"keep\": \"7\"\n  },\n", ""),
+            contradict("snapshots")
+        );
+        assert!(error("\"7\"", "\"0\"").contains("\"0\" keeps nothing"));
+        assert!(
+            error("\"format\": 5", "\"format\": 6").contains("its format 6 is unknown (this ashlar reads up to 5)")
+        );
     }
 
     fn keyring(byte: u8) -> Keyring {
@@ -656,8 +722,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 5, \"news\": true"),
-            "its format 5 is unknown (this ashlar reads up to 4): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 6, \"news\": true"),
+            "its format 6 is unknown (this ashlar reads up to 5): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

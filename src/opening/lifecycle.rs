@@ -96,6 +96,7 @@ pub async fn create(
         deleted: false,
         layout: Layout::ByUuid,
         fenced_by: options.fenced_by,
+        schedule: None,
     };
     match description::put(store, random, before, &meta, keyring.as_ref()).await? {
         Some(_) => Ok(Created { meta, recovery }),

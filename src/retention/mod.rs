@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::human;
 
-pub use schedule::{Schedule, is_automatic, name_of};
+pub use schedule::{AUTOMATIC, Schedule, is_automatic};
 
 /// Rules that a policy may have.
 const RULES_MAX: usize = 16;

@@ -1,6 +1,5 @@
-//! When automatic snapshots are taken, and how they are named.
+//! When automatic snapshots are taken, and what they are known by.
 
-use std::iter;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -97,20 +96,13 @@ pub enum BadSchedule {
     Keep(#[from] BadKeep),
 }
 
-/// What the names of automatic snapshots begin with.
-const PREFIX: &str = "auto-";
-
-/// The name of an automatic snapshot that is taken at that time: they sort by time. One that is taken gets a number behind it.
-pub fn name_of(unix_millis: u64, is_taken: impl Fn(&str) -> bool) -> String {
-    let second = format!("{PREFIX}{}", human::date(unix_millis).replace(['-', ':'], ""));
-    let numbered = (2_u64..).map(|number| format!("{second}-{number:03}"));
-    iter::once(second.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(second)
-}
+/// What the names of automatic snapshots begin with, and no others; the time at which they were taken follows.
+pub const AUTOMATIC: &str = "auto-";
 
 /// Whether a snapshot of that name was taken by a schedule, and goes when its policy says so. One that was given another name stays.
 pub fn is_automatic(name: &str) -> bool {
     let digits = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_digit());
-    let Some(time) = name.strip_prefix(PREFIX) else { return false };
+    let Some(time) = name.strip_prefix(AUTOMATIC) else { return false };
     let Some((date, rest)) = time.split_once('T') else { return false };
     let Some((time, number)) = rest.split_once('Z') else { return false };
     let is_number = |number: &str| number.len() >= 3 && digits(number, number.len());

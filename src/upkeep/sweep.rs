@@ -261,6 +261,7 @@ mod tests {
             deleted: false,
             layout: Layout::ByUuid,
             fenced_by: FencedBy::CreateOnly,
+            schedule: None,
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

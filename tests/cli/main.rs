@@ -7,6 +7,7 @@ mod doctor;
 mod program;
 mod refusals;
 mod encryption;
+mod schedule;
 mod serving;
 mod looking_on;
 mod log;

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
@@ -27,6 +28,7 @@ use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret}
 use ashlar::map::compaction::END;
 use ashlar::map::leaf_format::{encode_index, encode_leaf};
 use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
+use ashlar::retention::Schedule;
 use ashlar::space::directory::List;
 use ashlar::space::{
     self, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry, Summary, TableRoot, page_format,
@@ -441,6 +443,7 @@ fn meta() {
         deleted: false,
         layout: Layout::ByName,
         fenced_by: FencedBy::CreateOnly,
+        schedule: None,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -452,6 +455,10 @@ fn meta() {
     let verified = Meta { fenced_by: FencedBy::Verified, ..by_uuid };
     let bytes = golden("v4/meta", verified.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&verified));
+    let schedule = Schedule::new(Duration::from_secs(60), "60 x 1m, 24 x 1h, 30 x 1d, 12 x 30d".parse().unwrap());
+    let scheduled = Meta { fenced_by: FencedBy::CreateOnly, schedule: Some(schedule.unwrap()), ..verified };
+    let bytes = golden("v5/meta", scheduled.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&scheduled));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -549,6 +556,7 @@ fn encrypted_fence_checkpoint_and_description() {
         deleted: false,
         layout: Layout::ByName,
         fenced_by: FencedBy::CreateOnly,
+        schedule: None,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();
