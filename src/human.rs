@@ -207,9 +207,61 @@ pub fn date(unix_millis: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix_millis.min(LAST))).to_string()
 }
 
+/// Reads a time in UTC, in milliseconds since 1970: a day, a minute or a second of it, such as `2026-12-24`, `2026-12-24T18:00` or
+/// `2026-12-24T18:00:30Z`; of a day and a minute, their beginning.
+pub fn parse_date(text: &str) -> Result<u64, BadDate> {
+    let bad = || BadDate(text.to_owned());
+    let (day, time) = text.split_once('T').unwrap_or((text, "00:00"));
+    let time = time.strip_suffix('Z').unwrap_or(time);
+    let seconds = if time.len() == "00:00".len() { ":00" } else { "" };
+    let at = humantime::parse_rfc3339(&format!("{day}T{time}{seconds}Z")).map_err(|_| bad())?;
+    let since = at.duration_since(UNIX_EPOCH).map_err(|_| bad())?;
+    u64::try_from(since.as_millis()).map_err(|_| bad())
+}
+
+/// A text that is no time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a time; accepted is one in UTC, such as 2026-12-24, 2026-12-24T18:00 or 2026-12-24T18:00:30Z")]
+pub struct BadDate(String);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_a_day_a_minute_or_a_second_in_utc() {
+        for (text, written) in [
+            ("2026-11-28", "2026-11-28T00:00:00Z"),
+            ("2026-11-28T02:15", "2026-11-28T02:15:00Z"),
+            ("2026-11-28T02:15Z", "2026-11-28T02:15:00Z"),
+            ("2026-11-28T02:15:07", "2026-11-28T02:15:07Z"),
+            ("2026-11-28T02:15:07Z", "2026-11-28T02:15:07Z"),
+            ("1970-01-01", "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(parse_date(text).unwrap()), written, "{text}");
+        }
+        for bad in [
+            "",
+            "T",
+            "tomorrow",
+            "2026-11-31",
+            "2026-13-01",
+            "2026-11-28T",
+            "2026-11-28T2:15",
+            "2026-11-28T24:00",
+            "2026-11-28T02:15+01:00",
+            "2026-11-28 02:15",
+            "20261128T021500Z",
+            "1969-12-31",
+            "2026-11-28Z",
+        ] {
+            assert!(parse_date(bad).is_err(), "{bad}");
+        }
+        assert_eq!(
+            parse_date("soon").unwrap_err().to_string(),
+            "\"soon\" is not a time; accepted is one in UTC, such as 2026-12-24, 2026-12-24T18:00 or 2026-12-24T18:00:30Z"
+        );
+    }
 
     #[test]
     fn many_names_are_some_and_a_number() {
@@ -299,6 +351,7 @@ mod tests {
         fn any_text_is_read_or_refused_without_panic(text in "\\PC{0,40}") {
             let _ = parse_bytes(&text);
             let _ = parse_duration(&text);
+            let _ = parse_date(&text);
         }
     }
 }

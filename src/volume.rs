@@ -30,6 +30,7 @@ use crate::engine::core::End;
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::shared::Shared;
 use crate::engine::shell;
+use crate::human::date;
 use crate::journal;
 use crate::opening::recover;
 use crate::retention::AUTOMATIC;
@@ -83,6 +84,17 @@ fn check_name(name: &str) -> Result<(), VolumeError> {
             "a snapshot cannot be named {name:?}: names that begin with {AUTOMATIC:?} are of automatic snapshots, which go by themselves; choose another"
         ))),
         false => Ok(()),
+    }
+}
+
+/// Refuses a time until when a snapshot is to be kept that is over.
+fn check_until(until_unix_millis: u64, now_unix_millis: u64) -> Result<(), VolumeError> {
+    match until_unix_millis > now_unix_millis {
+        true => Ok(()),
+        false => Err(VolumeError::Invalid(format!(
+            "a snapshot cannot be kept until {}, which is over: give a time to come",
+            date(until_unix_millis)
+        ))),
     }
 }
 
@@ -244,6 +256,10 @@ impl Volume {
             label.name = name_by_time(label.taken_unix_millis, is_taken);
         }
         check_name(&label.name)?;
+        let until = label.keep_until_unix_millis;
+        if until > 0 {
+            check_until(until, label.taken_unix_millis)?;
+        }
         if is_taken(&label.name) {
             let why = format!("volume {} has a snapshot {:?} already", self.meta().name, label.name);
             return Err(VolumeError::Invalid(why));
@@ -252,25 +268,19 @@ impl Volume {
         if versions.len() as u64 >= most {
             return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
         }
+        self.shared.protect_until(until, until).await?;
         let name = label.name.clone();
         self.shared.keep(label, BTreeSet::new()).await?;
         past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
     }
 
-    /// Lets a snapshot go: what only it needs is deleted. `now_unix_millis` tells whether it may.
-    pub async fn delete_snapshot(&self, name: &str, now_unix_millis: u64) -> Result<(), VolumeError> {
+    /// Lets a snapshot go: what only it needs is deleted. Fails if it is to be kept until later.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), VolumeError> {
         let _turn = self.shared.versions_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
-        if version.label.keep_until_unix_millis > now_unix_millis {
-            return Err(VolumeError::Invalid(format!(
-                "snapshot {name} of volume {} is to be kept until {}",
-                self.meta().name,
-                crate::human::date(version.label.keep_until_unix_millis)
-            )));
-        }
         let drop = [version.seq].into();
-        Ok(self.shared.change_versions(Change { drop, ..Change::default() }).await?)
+        self.shared.change_versions(Change { drop, ..Change::default() }).await
     }
 
     /// Gives a snapshot another name.
@@ -284,7 +294,22 @@ impl Volume {
         }
         let label = Label { name: to.into(), ..version.label.clone() };
         let relabel = [(version.seq, label)].into();
-        Ok(self.shared.change_versions(Change { relabel, ..Change::default() }).await?)
+        self.shared.change_versions(Change { relabel, ..Change::default() }).await
+    }
+
+    /// Has a snapshot kept until then, in milliseconds since 1970: nobody deletes it before. Fails if it is to be kept until later already.
+    pub async fn keep_snapshot_until(&self, name: &str, until_unix_millis: u64) -> Result<(), VolumeError> {
+        let _turn = self.shared.versions_turn().await?;
+        let versions = self.shared.versions();
+        let version = past::named(&versions, &self.meta().name, name)?;
+        if version.label.keep_until_unix_millis == until_unix_millis {
+            return Ok(());
+        }
+        check_until(until_unix_millis, self.shared.doors.clock.unix_millis())?;
+        self.shared.protect_until(until_unix_millis, until_unix_millis).await?;
+        let label = Label { keep_until_unix_millis: until_unix_millis, ..version.label.clone() };
+        let relabel = [(version.seq, label)].into();
+        self.shared.change_versions(Change { relabel, ..Change::default() }).await
     }
 
     /// What its schedule does, if it has one.

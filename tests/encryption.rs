@@ -20,6 +20,7 @@ use ashlar::keyring::unlock::SecretSource;
 use ashlar::keyring::{Secret, Secrets};
 use ashlar::opening::key_slots::Slots;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::space::Label;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, Store};
@@ -449,4 +450,28 @@ async fn compression_changes_at_any_time_and_old_frames_are_read() {
     }
     volume.close().await.unwrap();
     World::is_sound(&world.store).await.unwrap();
+}
+
+/// Who has not the key cannot read which snapshots there are, and deletes none that is to be kept all the same.
+#[tokio::test(start_paused = true)]
+async fn a_locked_volume_with_a_snapshot_that_is_to_be_kept_is_not_deleted() {
+    let world = World::new().await;
+    world.write_and_close(b"secret").await;
+    let delete = async |now: u64| {
+        let (store, name): (Arc<dyn Store>, _) = (Arc::new(world.store.clone()), VolumeName::new("v").unwrap());
+        let clock = Clock::Manual(Arc::new(now.into()));
+        let server = ServerIdentity { uuid: uuid::Uuid::from_u128(9), name: "nine".into() };
+        volume::delete(&store, &world.random, &clock, &server, &name, true, &Secrets::default()).await
+    };
+    const FAR: u64 = 4_102_444_800_000;
+    let volume = world.open().await;
+    let label = Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: FAR };
+    volume.take_snapshot(label).await.unwrap();
+    volume.close().await.unwrap();
+    let refused = delete(FAR - 1).await.unwrap_err().to_string();
+    assert!(
+        refused.starts_with("volume v may have snapshots that are to be kept until 2100-01-01T00:00:00Z, "),
+        "{refused}"
+    );
+    delete(FAR).await.unwrap();
 }

@@ -21,6 +21,7 @@ use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::description;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::space::Label;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, StoreError, list_all};
@@ -181,6 +182,7 @@ impl World {
             layout: Layout::ByName,
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
+            keep_until_unix_millis: 0,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");
@@ -593,6 +595,81 @@ async fn whoever_takes_a_volume_from_its_deletion_is_fenced_too() {
     assert!(matches!(told, Err(DeviceError::Fenced(_))), "{told:?}");
     world.create().await.unwrap();
     world.is_usable().await;
+}
+
+/// In the year 2100.
+const FAR: u64 = 4_102_444_800_000;
+
+fn kept_until(until: u64) -> Label {
+    Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: until }
+}
+
+const KEPT: &str =
+    "volume v has a snapshot audit that is to be kept until 2100-01-01T00:00:00Z; it cannot be deleted before";
+
+/// Neither by a flag, nor because nobody can read which snapshots there are. A server that has the volume does not even notice.
+#[tokio::test(start_paused = true)]
+async fn a_volume_with_a_snapshot_that_is_to_be_kept_is_not_deleted() {
+    let world = World::new();
+    world.create().await.unwrap();
+    let volume = world.open(1, OpenFlags::default()).await.unwrap();
+    volume.write(0, block(1), true).await.unwrap();
+    volume.take_snapshot(kept_until(FAR)).await.unwrap();
+    let before = world.keys("").await;
+    assert_eq!(world.delete(true).await.unwrap_err().to_string(), KEPT);
+    assert_eq!(world.keys("").await, before, "nothing was changed, not even a fence put");
+    volume.write(0, block(2), true).await.unwrap();
+    volume.close().await.unwrap();
+    drop(volume);
+    for takeover in [false, true] {
+        assert_eq!(world.delete(takeover).await.unwrap_err().to_string(), KEPT);
+    }
+    // Its checkpoints are damaged: only the description tells.
+    let found = description::load(&world.memory, &name()).await.unwrap();
+    for key in world.keys(&Keys::of(&found.meta).checkpoints()).await {
+        let key = Key::new(&key).unwrap();
+        let bytes = world.memory.get(&key).await.unwrap();
+        world.memory.delete(std::slice::from_ref(&key)).await.unwrap();
+        world.memory.put(&key, vec![bytes.iter().map(|byte| !byte).collect()]).await.unwrap();
+    }
+    assert!(matches!(world.delete(false).await, Err(VolumeError::Corrupt { .. })));
+    let unread = "volume v may have snapshots that are to be kept until 2100-01-01T00:00:00Z, which cannot be read; it cannot be deleted \
+                  before";
+    assert_eq!(world.delete(true).await.unwrap_err().to_string(), unread);
+    // When that time is over, it goes as ever.
+    let sealer = Sealer::new(found.meta.uuid, None);
+    let over = Meta { keep_until_unix_millis: 1, ..found.meta.clone() };
+    found.replace(&world.memory, &world.random, &over, sealer.keyring()).await.unwrap();
+    world.delete(true).await.unwrap();
+    assert!(matches!(world.delete(true).await, Err(VolumeError::NotFound { .. })));
+}
+
+/// The server that has the volume keeps a snapshot after the deletion has looked, and before it puts its fence. The description needs no change
+/// for it, as with the second one that a schedule keeps: so only a second look tells.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_kept_while_its_volume_is_being_deleted_stays() {
+    let world = World::new();
+    world.create_used().await;
+    let found = description::load(&world.memory, &name()).await.unwrap();
+    let meta = Meta { keep_until_unix_millis: FAR, ..found.meta.clone() };
+    found.replace(&world.memory, &world.random, &meta, None).await.unwrap();
+    let volume = world.open(2, OpenFlags::default()).await.unwrap();
+    let gate = Gate::new(&world, "put", "/segments/");
+    let store: Arc<dyn Store> = gate.clone();
+    let deleting = world.delete_through(&store, true);
+    let keeping = async {
+        gate.reached.notified().await;
+        volume.write(0, block(7), true).await.unwrap();
+        volume.take_snapshot(kept_until(FAR)).await.unwrap();
+        gate.open.notify_one();
+    };
+    let (deleted, ()) = tokio::join!(deleting, keeping);
+    assert_eq!(deleted.unwrap_err().to_string(), KEPT);
+    assert_eq!(world.delete(true).await.unwrap_err().to_string(), KEPT);
+    let (budget, cache) = (volume::Budget::default(), (Arc::new(BlockCache::in_memory(0)), Workers::Inline));
+    let (options, secrets) = (Options::default(), Secrets::default());
+    let past = volume::Past::open(world.store(), &name(), "audit", &options, &budget, cache, &secrets).await.unwrap();
+    assert_eq!(past.read(0, 4096).await.unwrap().concat(), block(7));
 }
 
 /// A deletion that is slow to list what it is to delete meets the next volume.

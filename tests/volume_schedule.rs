@@ -1,4 +1,5 @@
-//! The schedule of a volume: snapshots that are taken and go by themselves, over days of virtual time.
+//! The schedule of a volume: snapshots that are taken and go by themselves, over days of virtual time; and those that nobody deletes before a
+//! date.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
@@ -302,7 +303,7 @@ async fn a_volume_that_is_full_says_so() {
     let why = "volume v has as many snapshots as it may have (volume.max_snapshots is 4); delete some, or keep fewer";
     assert_eq!(trouble(&volume).as_deref(), Some(why));
     assert_eq!(volume.take_snapshot(by_hand("more")).await.unwrap_err().to_string(), why);
-    volume.delete_snapshot("mine", 0).await.unwrap();
+    volume.delete_snapshot("mine").await.unwrap();
     world.pass(MINUTE).await;
     assert_eq!((snapshots(&volume).len(), trouble(&volume)), (4, None));
 }
@@ -359,6 +360,86 @@ async fn nobody_else_names_one_as_a_schedule_does() {
         assert_eq!(volume.rename_snapshot("mine", name).await.unwrap_err().to_string(), why);
     }
     assert_eq!(snapshots(&volume).len(), 2);
+}
+
+/// Somebody has one kept until a date: neither a name, nor a policy, nor an hour of trying brings that nearer.
+#[tokio::test(start_paused = true)]
+async fn nobody_deletes_a_snapshot_before_its_date() {
+    let world = World::scheduled(MINUTE, "1").await;
+    let volume = world.open().await;
+    let until = |seconds: u64| BEGIN + seconds * 1000;
+    let error = |done: Result<(), volume::VolumeError>| done.unwrap_err().to_string();
+    let label = Label { name: "mine".into(), taken_unix_millis: BEGIN, keep_until_unix_millis: until(HOUR) };
+    let over = Label { keep_until_unix_millis: BEGIN, ..label.clone() };
+    let refused = volume.take_snapshot(over).await.unwrap_err().to_string();
+    assert_eq!(refused, "a snapshot cannot be kept until 2026-11-28T02:15:00Z, which is over: give a time to come");
+    volume.take_snapshot(label).await.unwrap();
+    write(&volume, 1).await;
+    world.pass(MINUTE).await;
+    let automatic = snapshots(&volume)[1].0.clone();
+    volume.keep_snapshot_until(&automatic, until(2 * HOUR)).await.unwrap();
+    let until_one = "snapshot mine of volume v is to be kept until 2026-11-28T03:15:00Z: ";
+    assert_eq!(error(volume.delete_snapshot("mine").await), format!("{until_one}nobody can delete it before"));
+    let earlier = volume.keep_snapshot_until("mine", until(HOUR - 1)).await;
+    assert_eq!(error(earlier), format!("{until_one}that can be made later, not earlier"));
+    volume.keep_snapshot_until("mine", until(HOUR)).await.unwrap();
+    volume.rename_snapshot("mine", "ours").await.unwrap();
+    assert!(error(volume.delete_snapshot("ours").await).contains("nobody can delete it before"));
+    volume.keep_snapshot_until("ours", until(HOUR + 5)).await.unwrap();
+    // The policy wants one, and there are new ones all the time.
+    for number in 2..10 {
+        write(&volume, number).await;
+        world.pass(MINUTE).await;
+    }
+    let names = |volume: &Volume| snapshots(volume).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!((names(&volume).len(), &names(&volume)[..2]), (3, &["ours".to_owned(), automatic.clone()][..]));
+    volume.close().await.unwrap();
+    let volume = world.open().await;
+    world.pass(HOUR - 9 * MINUTE + 4).await;
+    assert!(volume.delete_snapshot("ours").await.is_err());
+    world.pass(1).await;
+    volume.delete_snapshot("ours").await.unwrap();
+    assert_eq!(names(&volume)[0], automatic);
+    // And the other goes by itself, when its time has come.
+    world.pass(HOUR).await;
+    assert_eq!(names(&volume).len(), 1);
+    volume.close().await.unwrap();
+    world.is_clean().await;
+}
+
+/// A schedule that keeps each for ten minutes, and the policy says one: there are ten, the description is changed seldom, and what was taken
+/// stays its time when the schedule is another one.
+#[tokio::test(start_paused = true)]
+async fn a_schedule_keeps_each_for_a_while() {
+    let world = World::new().await;
+    let schedule = Schedule::new(Duration::from_secs(MINUTE), "1".parse().unwrap()).unwrap();
+    let keeping = schedule.clone().kept_for(Some(Duration::from_secs(10 * MINUTE))).unwrap();
+    let set = async |schedule: &Schedule| {
+        let found = volume::description::load(&*world.store, &name()).await.unwrap();
+        let meta = Meta { schedule: Some(schedule.clone()), ..found.meta.clone() };
+        found.replace(&*world.store, &world.random, &meta, None).await.unwrap();
+    };
+    set(&keeping).await;
+    let volume = world.open().await;
+    world.pass(30).await;
+    let begun = volume::description::load(&*world.store, &name()).await.unwrap().number;
+    for number in 0..30 {
+        write(&volume, number).await;
+        world.pass(MINUTE).await;
+        let there = snapshots(&volume).len();
+        assert_eq!(there, 10.min(number as usize + 1), "after {number} minutes");
+    }
+    let found = volume::description::load(&*world.store, &name()).await.unwrap();
+    assert_eq!(found.number, begun + 1, "one change of the description is enough for a day");
+    let newest = volume.snapshots().pop().unwrap();
+    assert!(found.meta.keep_until_unix_millis >= newest.label.keep_until_unix_millis);
+    assert!(volume.delete_snapshot(&newest.label.name).await.is_err());
+    set(&schedule).await;
+    volume.reload().await.unwrap();
+    world.pass(2 * MINUTE).await;
+    assert!(snapshots(&volume).len() > 5, "what was taken stays its time");
+    world.pass(10 * MINUTE).await;
+    assert_eq!(snapshots(&volume).len(), 1);
 }
 
 /// The wall clock jumps: a minute has one snapshot all the same, and as many stay.

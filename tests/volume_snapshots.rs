@@ -140,7 +140,7 @@ async fn a_snapshot_is_what_was_when_it_was_taken() {
     let told = world.past("sunday").await.unwrap_err().to_string();
     assert!(told.contains("no snapshot \"sunday\"; it has monday, tuesday, wednesday"), "{told}");
     volume.rename_snapshot("monday", "first").await.unwrap();
-    volume.delete_snapshot("tuesday", 0).await.unwrap();
+    volume.delete_snapshot("tuesday").await.unwrap();
     volume.close().await.unwrap();
     let names: Vec<String> = world.open(0).await.snapshots().into_iter().map(|kept| kept.label.name).collect();
     assert_eq!(names, ["first", "wednesday"]);
@@ -175,7 +175,7 @@ async fn a_volume_that_is_trimmed_whole_keeps_what_a_snapshot_needs() {
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(all_of(&world.past("before").await.unwrap()).await == before);
         world.is_clean().await;
-        volume.delete_snapshot("before", 0).await.unwrap();
+        volume.delete_snapshot("before").await.unwrap();
         volume.write(0, vec![1; BLOCK as usize].into(), true).await.unwrap();
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(world.stored() < SIZE / 16, "{} stored", world.stored());
@@ -198,7 +198,7 @@ async fn snapshots_are_changed_at_once_whatever_waits_to_be_stored() {
     volume.write(0, Bytes::from(noise(&world.random, 4)), false).await.unwrap();
     volume.rename_snapshot("a", "c").await.unwrap();
     volume.write(0, Bytes::from(noise(&world.random, 4)), false).await.unwrap();
-    volume.delete_snapshot("b", 0).await.unwrap();
+    volume.delete_snapshot("b").await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(volume.snapshots().len(), 1);
     volume.close().await.unwrap();
@@ -238,7 +238,7 @@ async fn history(seed: u64, steps: u64) {
             }
             1 if !kept.is_empty() => {
                 let name = kept.keys().nth(random.below(kept.len() as u64) as usize).unwrap().clone();
-                volume.delete_snapshot(&name, 0).await.unwrap();
+                volume.delete_snapshot(&name).await.unwrap();
                 kept.remove(&name);
             }
             2 => {
@@ -285,7 +285,7 @@ async fn history(seed: u64, steps: u64) {
         assert_eq!(all_of(&world.past(name).await.unwrap()).await, *was, "seed {seed}, at the end, snapshot {name}");
     }
     for name in kept.keys() {
-        volume.delete_snapshot(name, 0).await.unwrap();
+        volume.delete_snapshot(name).await.unwrap();
     }
     volume.merge_map();
     // A write now and then lets checkpoints come that find what died.

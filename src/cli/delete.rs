@@ -8,16 +8,18 @@ use dialoguer::Input;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::config::Effective;
-use crate::human::{about_bytes, counted, date, few};
+use crate::human::{about_bytes, counted, few};
 use crate::keyring::Secrets;
 use crate::opening::past::{self, Snapshot};
+use crate::opening::protection;
 use crate::store::Store;
 use crate::store::open::Access;
 use crate::volume::{self, VolumeError, VolumeName, description};
 
 /// Deletes a volume with all its data, for good. Asks to type its name.
 ///
-/// A volume with snapshots is refused unless --with-snapshots: they go with it.
+/// A volume with snapshots is refused unless --with-snapshots: they go with it. One with a snapshot that is to be kept until a date (`ashlar
+/// snapshot keep`) is refused before that date, whatever flags are given.
 ///
 /// A volume that a server has open, or did not close, is refused unless --takeover: that server can then write no more. If the
 /// volume is damaged or its key is not here, --takeover deletes it too, but then a server that has it must be stopped first.
@@ -74,13 +76,9 @@ fn snapshots_of(read: Result<Vec<Snapshot>, VolumeError>) -> Result<Vec<Snapshot
 
 /// Snapshots are what somebody wanted to keep. `now` is in milliseconds since 1970.
 fn refuse_for_snapshots(volume: &VolumeName, kept: &[Snapshot], with_snapshots: bool, now: u64) -> Outcome {
-    if let Some(snapshot) = kept.iter().find(|snapshot| snapshot.keep_until_unix_millis > now) {
-        return Err(Failure::failed(format!(
-            "volume {volume} has a snapshot {} that is to be kept until {}; it cannot be deleted before",
-            snapshot.name,
-            date(snapshot.keep_until_unix_millis)
-        )));
-    }
+    // Also deleting itself would refuse; it is better not to ask for the name first.
+    let protected = kept.iter().map(|snapshot| (snapshot.name.as_str(), snapshot.keep_until_unix_millis));
+    protection::refuse_deletion(volume, protected, now).map_err(Failure::failed)?;
     if kept.is_empty() || with_snapshots {
         return Ok(());
     }

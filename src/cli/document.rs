@@ -385,6 +385,7 @@ pub mod example {
             schedule: Some(ScheduleStatus {
                 every: word(),
                 keep: word(),
+                keep_for: Some(word()),
                 automatic: 1,
                 trouble: Some(word()),
                 cost: MonthOfSchedule::default(),

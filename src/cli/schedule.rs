@@ -17,6 +17,9 @@ pub struct ScheduleStatus {
     pub every: String,
     /// Which of them stay.
     pub keep: String,
+    /// How long each of them stays at least, if that is said.
+    #[serde(default)]
+    pub keep_for: Option<String>,
     /// Automatic snapshots that are kept.
     pub automatic: u64,
     /// Why the last one that was due was not taken, if it is so.
@@ -67,7 +70,7 @@ impl MonthOfSchedule {
         // A volume that was just made has put little.
         let rate = account.bytes_put as f64 / age.as_secs_f64().max(1.0);
         let held = |(count, gap): (u64, Duration)| count as f64 * (rate * gap.as_secs_f64()).min(*live_bytes as f64);
-        let held_bytes = schedule.keep().gaps(schedule.every()).map(held).sum::<f64>() as u64;
+        let held_bytes = schedule.gaps().map(held).sum::<f64>() as u64;
         MonthOfSchedule {
             snapshots_month,
             requests_month_dollars: (snapshots_month * PUTS) as f64 * price::PUT
@@ -94,8 +97,13 @@ impl MonthOfSchedule {
 
 /// When and what, in a few words.
 pub fn terms(schedule: &Schedule) -> String {
-    let most = counted(schedule.keep().most(), "snapshot");
-    format!("one each {}, of which {} are kept ({most} at most)", schedule.every_text(), schedule.keep())
+    let most = counted(schedule.most(), "snapshot");
+    let at_least = at_least(schedule.keep_for_text().as_deref());
+    format!("one each {}, of which {} are kept{at_least} ({most} at most)", schedule.every_text(), schedule.keep())
+}
+
+fn at_least(keep_for: Option<&str>) -> String {
+    keep_for.map_or_else(String::new, |keep_for| format!(", and each for {keep_for} whatever anybody says"))
 }
 
 impl ScheduleStatus {
@@ -105,6 +113,7 @@ impl ScheduleStatus {
         ScheduleStatus {
             every: schedule.every_text(),
             keep: schedule.keep().to_string(),
+            keep_for: schedule.keep_for_text(),
             automatic,
             trouble,
             cost: MonthOfSchedule::new(&schedule, so_far),
@@ -113,9 +122,10 @@ impl ScheduleStatus {
 
     /// For people.
     pub fn told(&self) -> String {
-        let ScheduleStatus { every, keep, automatic, trouble, cost } = self;
+        let ScheduleStatus { every, keep, keep_for, automatic, trouble, cost } = self;
         let trouble = trouble.as_ref().map_or_else(String::new, |why| format!("; the last one was not taken: {why}"));
-        format!("one each {every}, of which {keep} are kept: there are {automatic}{trouble}; {}", cost.told())
+        let at_least = at_least(keep_for.as_deref());
+        format!("one each {every}, of which {keep} are kept{at_least}: there are {automatic}{trouble}; {}", cost.told())
     }
 }
 
@@ -147,6 +157,19 @@ mod tests {
         // Of those that are taken each hour, 5 of a minute are 5 of an hour.
         assert_eq!(month(3600, "5 x 1m", GIB, 100 * GIB).held_bytes, 5 * GIB);
         assert_eq!(month(3600, "5", GIB, 100 * GIB).held_bytes, 5 * GIB);
+    }
+
+    #[test]
+    fn what_may_not_go_is_held_as_well() {
+        let schedule = Schedule::new(Duration::from_secs(3600), "5".parse().unwrap()).unwrap();
+        let schedule = schedule.kept_for(Some(Duration::from_secs(25 * 3600))).unwrap();
+        let account = Account { bytes_put: GIB, ..Account::default() };
+        let so_far = SoFar { age: Duration::from_secs(3600), account, live_bytes: 100 * GIB };
+        assert_eq!(MonthOfSchedule::new(&schedule, &so_far).held_bytes, 30 * GIB);
+        assert_eq!(
+            terms(&schedule),
+            "one each 1h, of which 5 are kept, and each for 25h whatever anybody says (30 snapshots at most)"
+        );
     }
 
     #[test]

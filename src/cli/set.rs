@@ -23,6 +23,7 @@ use crate::volume::{self, VolumeName};
 /// With --snapshots-every whoever serves the volume takes a snapshot that often, if anything was written since the last one, and
 /// deletes those that --snapshots-keep does not keep. "24 x 1h" keeps the newest snapshot of each of the newest 24 hours that have any; a number
 /// keeps the newest so many. Only automatic snapshots go, whose names begin with "auto-"; give one another name to keep it.
+/// With --snapshots-keep-for nobody can delete one before it is that old, neither by name nor with the volume.
 #[derive(Debug, clap::Args)]
 #[command(
     group(clap::ArgGroup::new("what").required(true).multiple(true)),
@@ -30,6 +31,7 @@ use crate::volume::{self, VolumeName};
 Examples:
   ashlar set db --compression zstd:3
   ashlar set db --snapshots-every 1m --snapshots-keep \"60 x 1m, 24 x 1h, 30 x 1d, 12 x 30d\"
+  ashlar set db --snapshots-keep-for 7d
   ashlar set db --snapshots-every off"
 )]
 pub struct Args {
@@ -47,6 +49,10 @@ pub struct Args {
     /// Which of these snapshots are kept, such as "24 x 1h, 7 x 1d", or 7
     #[arg(long, value_name = "POLICY", group = "what")]
     snapshots_keep: Option<Keep>,
+
+    /// How long each of these snapshots is kept whatever anybody says, such as 7d; or off, for those that are taken from then on
+    #[arg(long, value_name = "DURATION", group = "what")]
+    snapshots_keep_for: Option<Every>,
 }
 
 /// How often.
@@ -77,7 +83,8 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
     let found = description::load(&*store, name).await?;
     let sealer = found.unlock(&secrets::of(config)).await?;
     let schedule = schedule(args, found.meta.schedule.as_ref(), config.volume.max_snapshots)?;
-    let is_scheduled = args.snapshots_every.is_some() || args.snapshots_keep.is_some();
+    let is_scheduled =
+        args.snapshots_every.is_some() || args.snapshots_keep.is_some() || args.snapshots_keep_for.is_some();
     let month = match &schedule {
         // Before anything changes: looking at it may fail.
         Some(schedule) if is_scheduled => {
@@ -114,15 +121,17 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
 
 /// The schedule that is asked for, in the place of the one that was.
 fn schedule(args: &Args, was: Option<&Schedule>, most: u64) -> Result<Option<Schedule>, Failure> {
-    let Args { name, snapshots_every, snapshots_keep, .. } = args;
-    let every = match (snapshots_every, snapshots_keep) {
-        (None, None) => return Ok(was.cloned()),
-        (Some(Every::Off), None) => return Ok(None),
-        (Some(Every::Off), Some(_)) => {
-            return Err(Failure::usage("--snapshots-every off keeps all that are there: leave --snapshots-keep out"));
+    let Args { name, snapshots_every, snapshots_keep, snapshots_keep_for, .. } = args;
+    let keeps = snapshots_keep.is_some() || snapshots_keep_for.is_some();
+    let every = match snapshots_every {
+        None if !keeps => return Ok(was.cloned()),
+        Some(Every::Off) if !keeps => return Ok(None),
+        Some(Every::Off) => {
+            let flag = if snapshots_keep.is_some() { "--snapshots-keep" } else { "--snapshots-keep-for" };
+            return Err(Failure::usage(format!("--snapshots-every off keeps all that are there: leave {flag} out")));
         }
-        (Some(Every::Each(every)), _) => Some(*every),
-        (None, Some(_)) => was.map(Schedule::every),
+        Some(Every::Each(every)) => Some(*every),
+        None => was.map(Schedule::every),
     };
     let keep = snapshots_keep.as_ref().or(was.map(Schedule::keep));
     let (Some(every), Some(keep)) = (every, keep) else {
@@ -131,11 +140,19 @@ fn schedule(args: &Args, was: Option<&Schedule>, most: u64) -> Result<Option<Sch
             "volume {name} has no schedule yet: give both, this one too, such as {missing}"
         )));
     };
-    if keep.most() > most {
+    let keep_for = match snapshots_keep_for {
+        Some(Every::Off) => None,
+        Some(Every::Each(keep_for)) => Some(*keep_for),
+        None => was.and_then(Schedule::keep_for),
+    };
+    let schedule = Schedule::new(every, keep.clone()).and_then(|schedule| schedule.kept_for(keep_for));
+    let schedule = schedule.map_err(Failure::usage)?;
+    if schedule.most() > most {
+        let young = schedule.keep_for_text().map_or_else(String::new, |young| format!(", and each for {young},"));
         return Err(Failure::usage(format!(
-            "{keep} keeps up to {}, and a volume may have {most} (volume.max_snapshots): keep fewer, or raise that here and where the volume is served",
-            human::counted(keep.most(), "snapshot"),
+            "{keep}{young} keeps up to {}, and a volume may have {most} (volume.max_snapshots): keep fewer, or raise that here and where the volume is served",
+            human::counted(schedule.most(), "snapshot"),
         )));
     }
-    Schedule::new(every, keep.clone()).map(Some).map_err(Failure::usage)
+    Ok(Some(schedule))
 }

@@ -14,7 +14,7 @@ use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::device::AT;
-use crate::human::{about_bytes, date, exact_bytes};
+use crate::human::{about_bytes, date, exact_bytes, parse_date};
 use crate::opening::past::{self, Snapshot};
 use crate::space::Label;
 use crate::store::Store;
@@ -33,6 +33,7 @@ Taking, deleting and renaming is done by the server that has the volume, which m
 Examples:
   ashlar snapshot create db                  named by its time
   ashlar snapshot create db@before-upgrade
+  ashlar snapshot create db@audit --keep-until 2027-01-31
   ashlar snapshot list db
   ashlar attach db@before-upgrade            the disk as it was, beside the volume
   ashlar snapshot delete db@before-upgrade
@@ -51,9 +52,23 @@ enum Command {
         #[arg(value_name = "VOLUME[@NAME]")]
         name: ExportName,
 
+        /// Nobody can delete it before that time, in UTC, such as 2026-12-24 or 2026-12-24T18:00, neither by name nor with the volume
+        #[arg(long, value_name = "DATE", value_parser = parse_date)]
+        keep_until: Option<u64>,
+
         /// Print a JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Has a snapshot kept until a date: nobody can delete it before; that date can be made later, never earlier
+    Keep {
+        /// The snapshot
+        #[arg(value_name = "VOLUME@NAME")]
+        name: SnapshotName,
+
+        /// The time, in UTC, such as 2026-12-24 or 2026-12-24T18:00
+        #[arg(long, value_name = "DATE", value_parser = parse_date)]
+        until: u64,
     },
     /// Lists the snapshots of a volume, oldest first; changes nothing
     ///
@@ -103,6 +118,16 @@ pub enum Wish {
     Take {
         /// Its name; else it is named by its time.
         name: Option<String>,
+        /// Nobody deletes it before, in milliseconds since 1970; 0 if it may go.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        keep_until_unix_millis: u64,
+    },
+    /// One is to be kept until then.
+    Keep {
+        /// Its name.
+        name: String,
+        /// In milliseconds since 1970.
+        until_unix_millis: u64,
     },
     /// One gets another name.
     Rename {
@@ -122,15 +147,16 @@ impl Wish {
     /// Does that to an open volume; `now` is in milliseconds since 1970. Returns what was taken.
     pub async fn carry_out(self, volume: &Volume, now: u64) -> Result<Option<Snapshot>, VolumeError> {
         match self {
-            Wish::Take { name } => {
+            Wish::Take { name, keep_until_unix_millis } => {
                 let name = name.unwrap_or_default();
-                let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: 0 };
+                let label = Label { name, taken_unix_millis: now, keep_until_unix_millis };
                 let kept = volume.take_snapshot(label).await?;
                 // Nothing has died since.
                 return Ok(Some(Snapshot::of(&kept, volume.meta().block_size, BlockCount(0))));
             }
             Wish::Rename { name, to } => volume.rename_snapshot(&name, &to).await?,
-            Wish::Delete { name } => volume.delete_snapshot(&name, now).await?,
+            Wish::Keep { name, until_unix_millis } => volume.keep_snapshot_until(&name, until_unix_millis).await?,
+            Wish::Delete { name } => volume.delete_snapshot(&name).await?,
         }
         Ok(None)
     }
@@ -140,13 +166,18 @@ impl Wish {
 pub fn run(args: &Args, config: &Effective) -> Outcome {
     let runtime = runtime()?;
     match &args.command {
-        Command::Create { name: ExportName { volume, snapshot }, json } => {
-            let wish = Wish::Take { name: snapshot.as_ref().map(VolumeName::to_string) };
+        Command::Create { name: ExportName { volume, snapshot }, keep_until, json } => {
+            let keep_until_unix_millis = keep_until.unwrap_or_default();
+            let wish = Wish::Take { name: snapshot.as_ref().map(VolumeName::to_string), keep_until_unix_millis };
             let taken = runtime.block_on(change(volume, wish, config))?;
             let taken = taken.ok_or_else(|| Failure::failed("the server took no snapshot, and does not say why"))?;
             match json {
                 true => output::json(&taken),
-                false => output::text(format!("took snapshot {volume}{AT}{}", taken.name)),
+                false => output::text(format!(
+                    "took snapshot {volume}{AT}{}{}",
+                    taken.name,
+                    kept_until(keep_until_unix_millis)
+                )),
             }
         }
         Command::List { volume, json } => {
@@ -173,12 +204,26 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
             runtime.block_on(change(volume, wish, config))?;
             output::text(format!("snapshot {volume}{AT}{name} is {volume}{AT}{to} now"))
         }
+        Command::Keep { name: SnapshotName { volume, name }, until } => {
+            let wish = Wish::Keep { name: name.to_string(), until_unix_millis: *until };
+            runtime.block_on(change(volume, wish, config))?;
+            output::text(format!("snapshot {volume}{AT}{name}{}", kept_until(*until)))
+        }
         Command::Delete { name: SnapshotName { volume, name } } => {
             let wish = Wish::Delete { name: name.to_string() };
             runtime.block_on(change(volume, wish, config))?;
             output::text(format!("deleted snapshot {volume}{AT}{name}"))
         }
     }
+}
+
+/// What follows on the name of a snapshot that nobody deletes before.
+fn kept_until(unix_millis: u64) -> String {
+    if unix_millis == 0 { String::new() } else { format!(", which nobody can delete before {}", date(unix_millis)) }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What of a volume is kept, as it stands in the store.

@@ -50,6 +50,8 @@ pub struct Shared {
     core: Lock<Core>,
     /// Bytes of the volume; changed only while the lock of the core is held.
     size: AtomicU64,
+    /// What the newest description that we know says of it ([`Meta::keep_until_unix_millis`]).
+    protected_until: AtomicU64,
     is_closing: AtomicBool,
 }
 
@@ -203,6 +205,7 @@ impl Shared {
         let ledger = Ledger::new(rules, log, described, parts.checkpoints, parts.doomed, now);
         Shared {
             size: AtomicU64::new(meta.size),
+            protected_until: AtomicU64::new(meta.keep_until_unix_millis),
             is_closing: AtomicBool::new(false),
             core: Lock::new(Core::new(ledger, now)),
             facts: Facts {
@@ -293,6 +296,11 @@ impl Shared {
         self.size.load(Ordering::Acquire)
     }
 
+    /// No snapshot is to be kept longer than until then, as far as the newest description goes that we know; in milliseconds since 1970.
+    pub fn protected_until(&self) -> u64 {
+        self.protected_until.load(Ordering::Acquire)
+    }
+
     /// Takes over what a proven description says, but for its keys.
     pub fn adopt(&self, number: u64, meta: &Meta) -> Result<(), VolumeError> {
         {
@@ -309,6 +317,7 @@ impl Shared {
             })?;
             self.size.store(meta.size, Ordering::Release);
         }
+        self.protected_until.store(meta.keep_until_unix_millis, Ordering::Release);
         self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
         self.waits.wake.notify_one();
         Ok(())

@@ -9,6 +9,9 @@ use crate::engine::backoff::Backoff;
 use crate::engine::core::End;
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
+use crate::error::VolumeError;
+use crate::format::meta::VolumeName;
+use crate::human::date;
 use crate::space::KeptVersion;
 use crate::space::kept::{Change, Label};
 use crate::units::{BlockCount, Seq};
@@ -16,7 +19,7 @@ use crate::units::{BlockCount, Seq};
 impl Shared {
     /// Keeps the volume as it is once everything that was accepted before is in the store, and lets these versions go, with the same checkpoint.
     /// Names are the caller's business.
-    pub(crate) async fn keep(&self, label: Label, drop: BTreeSet<Seq>) -> Result<(), DeviceError> {
+    pub(crate) async fn keep(&self, label: Label, drop: BTreeSet<Seq>) -> Result<(), VolumeError> {
         let last = self.ledger().log().last();
         self.committed(last).await?;
         let blocks = self.facts.block_size.block_of(self.size()).0;
@@ -25,9 +28,11 @@ impl Shared {
     }
 
     /// Does that with the next checkpoints; returns when it is durable, and everybody who takes the volume from now on finds it: a checkpoint
-    /// is not put where a fence would meet it, and one of a server that was displaced meanwhile may never be looked at.
-    pub(crate) async fn change_versions(&self, change: Change) -> Result<(), DeviceError> {
+    /// is not put where a fence would meet it, and one of a server that was displaced meanwhile may never be looked at. What is to be kept until
+    /// later is not let go, and not kept for a shorter time: the caller has the turn.
+    pub(crate) async fn change_versions(&self, change: Change) -> Result<(), VolumeError> {
         self.check_open()?;
+        refuse_to_shorten(&self.facts.meta.name, &self.versions(), &change, self.doors.clock.unix_millis())?;
         let asked = self.ledger().change_versions(change);
         self.waits.wake.notify_one();
         self.versions_done(asked).await?;
@@ -36,7 +41,7 @@ impl Shared {
             let from = self.ledger().first_foreign_slot();
             match slot::prove_unfenced(self, from).await {
                 Ok(()) => return Ok(()),
-                Err(ProofError::Fenced(end)) => return Err(end.into()),
+                Err(ProofError::Fenced(end)) => return Err(DeviceError::from(end).into()),
                 Err(ProofError::Store(error)) => backoff.pause("looking for another server", &error).await,
             }
         }
@@ -59,5 +64,53 @@ impl Shared {
     /// The versions that are kept, oldest first, as of the last durable checkpoint.
     pub(crate) fn versions(&self) -> Vec<KeptVersion> {
         self.ledger().log().map.space().durable().kept.clone()
+    }
+}
+
+/// Refuses a change that lets a version go before its time, or brings that nearer. This is the one place that every change passes.
+fn refuse_to_shorten(
+    volume: &VolumeName,
+    kept: &[KeptVersion],
+    change: &Change,
+    now_unix_millis: u64,
+) -> Result<(), VolumeError> {
+    for KeptVersion { seq, label: Label { name, keep_until_unix_millis: until, .. }, .. } in kept {
+        if change.drop.contains(seq) && *until > now_unix_millis {
+            return Err(VolumeError::Invalid(format!(
+                "snapshot {name} of volume {volume} is to be kept until {}: nobody can delete it before",
+                date(*until)
+            )));
+        }
+        if change.relabel.get(seq).is_some_and(|label| label.keep_until_unix_millis < *until) {
+            return Err(VolumeError::Invalid(format!(
+                "snapshot {name} of volume {volume} is to be kept until {}: that can be made later, not earlier",
+                date(*until)
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_goes_when_its_time_has_come_and_that_never_comes_nearer() {
+        let volume = VolumeName::new("v").unwrap();
+        let label = |until| Label { name: "s".into(), keep_until_unix_millis: until, ..Label::default() };
+        let kept = [KeptVersion { seq: Seq(4), label: label(5000), ..KeptVersion::default() }];
+        let refused = |change: Change, now| {
+            refuse_to_shorten(&volume, &kept, &change, now).map_err(|error| error.to_string()).err()
+        };
+        let drop = |seq| Change { drop: [Seq(seq)].into(), ..Change::default() };
+        let until = "snapshot s of volume v is to be kept until 1970-01-01T00:00:05Z: ";
+        assert_eq!(refused(drop(4), 4999), Some(format!("{until}nobody can delete it before")));
+        assert_eq!((refused(drop(4), 5000), refused(drop(3), 0)), (None, None));
+        let relabel = |until| Change { relabel: [(Seq(4), label(until))].into(), ..Change::default() };
+        let shorter = Some(format!("{until}that can be made later, not earlier"));
+        // Whatever the time is: it may be a clock that jumped.
+        assert_eq!((refused(relabel(4999), 0), refused(relabel(0), 9000)), (shorter.clone(), shorter));
+        assert_eq!((refused(relabel(5000), 0), refused(relabel(5001), 0)), (None, None));
     }
 }

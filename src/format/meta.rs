@@ -24,7 +24,7 @@ use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
-/// volumes in verified mode have the fourth, and only those with a schedule of snapshots the fifth.
+/// volumes in verified mode have the fourth, and only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth.
 pub const FORMAT: u32 = 5;
 
 /// The longest description that is read, in bytes.
@@ -55,6 +55,9 @@ pub struct Meta {
     pub fenced_by: FencedBy,
     /// When snapshots are taken of it by themselves, and which of them stay.
     pub schedule: Option<Schedule>,
+    /// No snapshot is to be kept longer than until then, whatever anybody says, in milliseconds since 1970; 0 if none is. It may be
+    /// later than any needs, and is there for whoever cannot read which there are.
+    pub keep_until_unix_millis: u64,
 }
 
 /// What keeps two servers from writing to a volume; the same for as long as the volume is, because a server that relies on
@@ -135,6 +138,9 @@ struct Written2 {
     /// Of format 5 only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     snapshots: Option<Schedule>,
+    /// Of format 5 only; not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep_until_unix_millis: Option<u64>,
     deleted: bool,
 }
 
@@ -165,7 +171,7 @@ impl Meta {
 
     /// What says that the volume is given up: who it was and where, without the ways to its key and what was to be done with it.
     pub fn tombstone(&self) -> Meta {
-        Meta { deleted: true, encryption: None, schedule: None, ..self.clone() }
+        Meta { deleted: true, encryption: None, schedule: None, keep_until_unix_millis: 0, ..self.clone() }
     }
 
     /// Refuses a store that does not keep what the volume relies on.
@@ -185,7 +191,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
-            _ if self.schedule.is_some() => json(&self.written2(5)),
+            _ if self.schedule.is_some() || self.keep_until_unix_millis > 0 => json(&self.written2(5)),
             _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
             (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
             (Layout::ByName, _) => json(&self.written2(2)),
@@ -261,6 +267,7 @@ impl Meta {
             fencing: Some(self.fenced_by).filter(|_| format >= 4),
             layout: Some(self.layout).filter(|_| format >= 5),
             snapshots: self.schedule.clone(),
+            keep_until_unix_millis: Some(self.keep_until_unix_millis).filter(|until| *until > 0),
             deleted: self.deleted,
         }
     }
@@ -301,6 +308,7 @@ impl Written1 {
             layout,
             fenced_by,
             schedule: None,
+            keep_until_unix_millis: 0,
         })
     }
 }
@@ -320,6 +328,7 @@ impl Written2 {
             fencing,
             layout,
             snapshots: schedule,
+            keep_until_unix_millis,
             deleted,
         } = self;
         let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
@@ -329,8 +338,11 @@ impl Written2 {
         if layout.is_some() != (format >= 5) {
             return Err(contradicts("layout"));
         }
-        if schedule.is_some() != (format >= 5) {
+        if (schedule.is_some() || keep_until_unix_millis.is_some()) != (format >= 5) {
             return Err(contradicts("snapshots"));
+        }
+        if keep_until_unix_millis == Some(0) {
+            return Err(contradicts("time until which snapshots are kept"));
         }
         let fenced_by = fencing.unwrap_or_default();
         let layout = layout.unwrap_or(if format == 2 { Layout::ByName } else { Layout::ByUuid });
@@ -346,6 +358,7 @@ impl Written2 {
             layout,
             fenced_by,
             schedule,
+            keep_until_unix_millis: keep_until_unix_millis.unwrap_or_default(),
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -574,6 +587,7 @@ mod tests {
             layout: Layout::ByName,
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
+            keep_until_unix_millis: 0,
         }
     }
 
@@ -606,13 +620,15 @@ mod tests {
         let by_name = Meta { schedule: Some(schedule), ..sample() };
         let by_uuid = Meta { layout: Layout::ByUuid, ..by_name.clone() };
         let verified = Meta { fenced_by: FencedBy::Verified, ..by_uuid.clone() };
-        for (meta, before) in [(by_name, 1), (by_uuid, 3), (verified, 4)] {
+        let both = Meta { keep_until_unix_millis: 1, ..by_uuid.clone() };
+        let kept = Meta { schedule: None, ..both.clone() };
+        for (meta, before) in [(by_name, 1), (by_uuid, 3), (verified, 4), (both, 3), (kept, 3)] {
             let format = |bytes: &[u8]| serde_json::from_slice::<AnyFormat>(check_hash(bytes).unwrap()).unwrap().format;
             let bytes = meta.encode(None);
             assert_eq!(format(&bytes), 5);
             assert_eq!(Meta::decode(&name("disk0"), &bytes).as_ref(), Ok(&meta));
             assert_eq!(format(&meta.tombstone().encode(None)), before);
-            assert_eq!(format(&Meta { schedule: None, ..meta }.encode(None)), before);
+            assert_eq!(format(&Meta { schedule: None, keep_until_unix_millis: 0, ..meta }.encode(None)), before);
         }
     }
 

@@ -97,6 +97,7 @@ pub async fn create(
         layout: Layout::ByUuid,
         fenced_by: options.fenced_by,
         schedule: None,
+        keep_until_unix_millis: 0,
     };
     match description::put(store, random, before, &meta, keyring.as_ref()).await? {
         Some(_) => Ok(Created { meta, recovery }),

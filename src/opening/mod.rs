@@ -5,6 +5,7 @@
 //! | [`scan`], [`verdict`], [`recover`] | opening: what is there, what that means, what is done |
 //! | [`verified`] | one writer on a store that cannot create a key for one only |
 //! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
+//! | [`protection`] | what nobody deletes before a date |
 //! | [`past`] | versions that are kept: reading one |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
@@ -14,6 +15,7 @@ pub(crate) mod recover;
 pub mod verified;
 pub mod lifecycle;
 mod removal;
+pub mod protection;
 pub mod description;
 pub mod key_slots;
 pub mod resize;

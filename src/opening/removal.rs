@@ -1,6 +1,7 @@
 //! Deleting a volume for good, and what stays so that nobody who still has it can do harm (rules R4, R16).
 //!
-//! 1. Scan. A volume that a server did not close is refused, unless told otherwise.
+//! 1. Scan. A volume that a server did not close is refused, unless told otherwise; one with a snapshot that is to be kept until later is
+//!    refused whatever is told ([`super::protection`]), also after step 2, when no server can keep one any more.
 //! 2. A fence goes into the first free slot of the log, also if the volume is closed: a server that is opening it right
 //!    now must not get the slot.
 //! 3. A tombstone becomes the newest description. From here on the name is free, and nobody finds the volume any more.
@@ -41,6 +42,7 @@ use crate::format::places;
 use crate::format::segment::{Durability, Fence};
 use crate::keyring::Secrets;
 use crate::opening::description::{self, Description};
+use crate::opening::protection::{refuse_deletion, refuse_unread};
 use crate::opening::recover::ServerIdentity;
 use crate::opening::scan::{Scan, Source};
 use crate::opening::verified;
@@ -59,6 +61,8 @@ const PARALLEL: usize = 16;
 ///
 /// A volume that is damaged, or locked because its key is not here, is deleted only with `takeover`, and then a server that
 /// still has it is not stopped: where its log ends is not known.
+///
+/// One with a snapshot that is to be kept until later is refused, whatever is asked for ([`super::protection`]).
 pub async fn delete(
     store: &Arc<dyn Store>,
     random: &Random,
@@ -84,8 +88,10 @@ pub async fn delete(
         }
         newest.meta.check_store(&**store)?;
         let source = removal.source(Some(newest.clone()), takeover, secrets).await?;
+        removal.refuse_protected(&newest, source.as_ref(), takeover).await?;
         if let Some(source) = &source {
             removal.displace(source, takeover).await?;
+            removal.refuse_protected(&newest, Some(source), takeover).await?;
         }
         let meta = newest.meta.tombstone();
         let Some(number) = description::put(&**store, random, newest.number, &meta, None).await? else {
@@ -119,6 +125,22 @@ impl Removal<'_> {
         match Source::described(self.store.clone(), description, &Options::default(), None, secrets).await {
             Ok(source) => Ok(Some(source)),
             Err(VolumeError::Locked { .. } | VolumeError::Corrupt { .. }) if takeover => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses if one of its snapshots is not to go yet; if they cannot be read, and that is accepted, the description says whether.
+    async fn refuse_protected(&self, newest: &Description, source: Option<&Source>, takeover: bool) -> Result<()> {
+        let now = self.clock.unix_millis();
+        let Some(source) = source else { return refuse_unread(&newest.meta, now) };
+        match source.versions().await {
+            Ok(kept) => {
+                let kept = kept.iter().map(|kept| (kept.label.name.as_str(), kept.label.keep_until_unix_millis));
+                refuse_deletion(&newest.meta.name, kept, now)
+            }
+            Err(error) if takeover && (error.is_not_found() || matches!(error, VolumeError::Corrupt { .. })) => {
+                refuse_unread(&newest.meta, now)
+            }
             Err(error) => Err(error),
         }
     }

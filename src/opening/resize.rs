@@ -75,7 +75,7 @@ fn with_size(meta: &Meta, size: u64) -> Result<Meta> {
 impl Shared {
     /// Takes over what is new in the description: keys, compression, size.
     pub async fn reload(&self) -> Result<()> {
-        let _turn = self.turn().await?;
+        let _turn = self.description_turn().await?;
         self.follow_newest().await.map(drop)
     }
 
@@ -101,7 +101,7 @@ impl Shared {
     /// Makes the volume smaller (see the module). What lies beyond the new end is given up; if that is data, only with
     /// `discard_data`.
     pub async fn shrink(&self, size: u64, discard_data: bool) -> Result<()> {
-        let _turn = self.turn().await?;
+        let _turn = self.description_turn().await?;
         self.check_open()?;
         let found = self.follow_newest().await?;
         let meta = with_size(&found.meta, size)?;
@@ -145,7 +145,7 @@ impl Shared {
     }
 
     /// The newest description, which this server has taken over. Ends a lowered end: the caller has the turn.
-    async fn follow_newest(&self) -> Result<Description> {
+    pub(super) async fn follow_newest(&self) -> Result<Description> {
         let (name, known) = (&self.facts.meta.name, self.ledger().description());
         let is_lowered = self.ledger().is_lowered();
         let overridden = match is_lowered {
@@ -200,7 +200,8 @@ impl Shared {
         Ok(None)
     }
 
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
+    /// Whose turn it is to follow the description, or to change it.
+    pub(super) async fn description_turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
         // It is never closed.
         self.waits.describing.acquire().await.map_err(|_| DeviceError::ShuttingDown.into())
     }

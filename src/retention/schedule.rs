@@ -13,6 +13,7 @@ use crate::human;
 pub struct Schedule {
     every: Duration,
     keep: Keep,
+    keep_for: Option<Duration>,
 }
 
 /// The longest time between two snapshots.
@@ -24,6 +25,8 @@ const EVERY_MAX: Duration = Duration::from_secs(366 * super::DAY);
 struct Written {
     every: String,
     keep: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep_for: Option<String>,
 }
 
 impl Schedule {
@@ -31,7 +34,17 @@ impl Schedule {
     pub fn new(every: Duration, keep: Keep) -> Result<Schedule, BadSchedule> {
         match every.is_zero() || every.subsec_nanos() > 0 || every > EVERY_MAX {
             true => Err(BadSchedule::Every(human::exact_duration(every))),
-            false => Ok(Schedule { every, keep }),
+            false => Ok(Schedule { every, keep, keep_for: None }),
+        }
+    }
+
+    /// The same, but nobody deletes one of these snapshots before it is so old, whatever the policy says: a whole number of seconds up to a hundred years.
+    pub fn kept_for(self, keep_for: Option<Duration>) -> Result<Schedule, BadSchedule> {
+        match keep_for {
+            Some(bad) if bad.is_zero() || bad.subsec_nanos() > 0 || bad > super::INTERVAL_MAX => {
+                Err(BadSchedule::KeepFor(human::exact_duration(bad)))
+            }
+            keep_for => Ok(Schedule { keep_for, ..self }),
         }
     }
 
@@ -48,6 +61,32 @@ impl Schedule {
     /// Which of them stay.
     pub fn keep(&self) -> &Keep {
         &self.keep
+    }
+
+    /// How long each of them stays at least; none if only the policy says what stays.
+    pub fn keep_for(&self) -> Option<Duration> {
+        self.keep_for
+    }
+
+    /// The same as people write it.
+    pub fn keep_for_text(&self) -> Option<String> {
+        self.keep_for.map(short)
+    }
+
+    /// As many snapshots there are at most.
+    pub fn most(&self) -> u64 {
+        let too_young = self.too_young();
+        self.keep.most().saturating_add(too_young)
+    }
+
+    /// How many are too young to go, at most.
+    fn too_young(&self) -> u64 {
+        self.keep_for.map_or(0, |young| young.as_secs().div_ceil(self.every.as_secs().max(1)))
+    }
+
+    /// How long the time is from each snapshot that stays to the one before it, at most: so many times so long.
+    pub fn gaps(&self) -> impl Iterator<Item = (u64, Duration)> + '_ {
+        self.keep.gaps(self.every).chain([(self.too_young(), self.every)])
     }
 
     /// How long a server waits for the first one after it has opened the volume, or got the schedule. `last` is when the newest was taken, by the
@@ -75,13 +114,16 @@ impl TryFrom<Written> for Schedule {
 
     fn try_from(written: Written) -> Result<Schedule, BadSchedule> {
         let every = human::parse_duration(&written.every).map_err(|_| BadSchedule::Every(written.every))?;
-        Schedule::new(every, written.keep.parse()?)
+        let keep_for =
+            written.keep_for.map(|text| human::parse_duration(&text).map_err(|_| BadSchedule::KeepFor(text)));
+        Schedule::new(every, written.keep.parse()?)?.kept_for(keep_for.transpose()?)
     }
 }
 
 impl From<Schedule> for Written {
     fn from(schedule: Schedule) -> Written {
-        Written { every: schedule.every_text(), keep: schedule.keep.to_string() }
+        let keep_for = schedule.keep_for_text();
+        Written { every: schedule.every_text(), keep: schedule.keep.to_string(), keep_for }
     }
 }
 
@@ -91,6 +133,9 @@ pub enum BadSchedule {
     /// The time between two snapshots.
     #[error("a snapshot each {0} cannot be: accepted is a whole number of seconds, from 1s to 366d")]
     Every(String),
+    /// How long each is kept at least.
+    #[error("snapshots that are kept for {0} cannot be: accepted is a whole number of seconds, from 1s to 36500d")]
+    KeepFor(String),
     /// The policy.
     #[error(transparent)]
     Keep(#[from] BadKeep),

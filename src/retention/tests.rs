@@ -94,7 +94,19 @@ fn a_schedule_comes_back_from_json_and_is_checked() {
     let json = serde_json::to_string(&schedule).unwrap();
     assert_eq!(json, r#"{"every":"1h","keep":"24 x 1h, 7 x 1d"}"#);
     assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule);
+    let kept_for = schedule.clone().kept_for(Some(Duration::from_secs(90_000))).unwrap();
+    assert_eq!((schedule.most(), kept_for.most()), (31, 31 + 25));
+    let json = serde_json::to_string(&kept_for).unwrap();
+    assert_eq!(json, r#"{"every":"1h","keep":"24 x 1h, 7 x 1d","keep_for":"25h"}"#);
+    assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), kept_for);
+    let error = schedule.kept_for(Some(Duration::ZERO)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "snapshots that are kept for 0s cannot be: accepted is a whole number of seconds, from 1s to 36500d"
+    );
     for bad in [
+        r#"{"every":"1h","keep":"7","keep_for":"0s"}"#,
+        r#"{"every":"1h","keep":"7","keep_for":"36501d"}"#,
         r#"{"every":"0s","keep":"7"}"#,
         r#"{"every":"500ms","keep":"7"}"#,
         r#"{"every":"367d","keep":"7"}"#,

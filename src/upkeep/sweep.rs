@@ -262,6 +262,7 @@ mod tests {
             layout: Layout::ByUuid,
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
+            keep_until_unix_millis: 0,
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

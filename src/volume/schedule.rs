@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -19,7 +20,7 @@ use crate::format::places::{PLACES_MAX, place};
 use crate::format::root;
 use crate::reading::again;
 use crate::reading::slots::{Head, read_head};
-use crate::retention::{AUTOMATIC, Keep, Schedule, is_automatic};
+use crate::retention::{AUTOMATIC, Schedule, is_automatic};
 use crate::space::kept::{Change, name_by_time};
 use crate::space::{KeptVersion, Label};
 use crate::units::{ChangeNo, Seq};
@@ -126,11 +127,12 @@ impl Run {
         let kept = shared.versions();
         let has_changed = self.covered(&kept).await? < last;
         let most = shared.facts.options.max_snapshots;
-        let plan = plan(&kept, schedule.keep(), has_changed, shared.doors.clock.unix_millis(), most);
+        let plan = plan(&kept, schedule, has_changed, shared.doors.clock.unix_millis(), most);
         let is_full = plan.is_full;
         match plan {
             Plan { take: Some(label), drop, .. } => {
-                let name = label.name.clone();
+                let (name, until) = (label.name.clone(), label.keep_until_unix_millis);
+                shared.protect_until(until, until.saturating_add(generosity(schedule))).await?;
                 shared.keep(label, drop).await?;
                 let versions = shared.versions();
                 let taken = versions.iter().find(|version| version.label.name == name);
@@ -187,17 +189,27 @@ async fn is_due(shared: &Shared, schedule: &Schedule, due: Instant) -> bool {
     }
 }
 
+/// How much longer than a snapshot is to be kept the description says it, so that not each changes the description: as long again, a day at least.
+fn generosity(schedule: &Schedule) -> u64 {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    schedule.keep_for().map_or(0, |keep_for| millis(keep_for).max(DAY))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The automatic snapshots, oldest first.
 fn automatic(kept: &[KeptVersion]) -> impl DoubleEndedIterator<Item = &KeptVersion> {
     kept.iter().filter(|version| is_automatic(&version.label.name))
 }
 
 /// What is to be done at that time, to a volume that may have `most` snapshots.
-fn plan(kept: &[KeptVersion], keep: &Keep, has_changed: bool, now: u64, most: u64) -> Plan {
+fn plan(kept: &[KeptVersion], schedule: &Schedule, has_changed: bool, now: u64, most: u64) -> Plan {
     let there: Vec<&KeptVersion> = automatic(kept).collect();
     let goes = |takes: bool| -> BTreeSet<Seq> {
         let times = there.iter().map(|version| version.label.taken_unix_millis);
-        let stays = keep.stays(&times.chain(takes.then_some(now)).collect::<Vec<_>>());
+        let stays = schedule.keep().stays(&times.chain(takes.then_some(now)).collect::<Vec<_>>());
         let gone =
             there.iter().zip(stays).filter(|(version, stays)| !stays && version.label.keep_until_unix_millis <= now);
         gone.map(|(version, _)| version.seq).collect()
@@ -209,7 +221,8 @@ fn plan(kept: &[KeptVersion], keep: &Keep, has_changed: bool, now: u64, most: u6
     }
     let is_taken = |name: &str| kept.iter().any(|version| version.label.name.strip_prefix(AUTOMATIC) == Some(name));
     let name = format!("{AUTOMATIC}{}", name_by_time(now, is_taken));
-    let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: 0 };
+    let until = schedule.keep_for().map_or(0, |keep_for| now.saturating_add(millis(keep_for)));
+    let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: until };
     Plan { take: Some(label), drop, is_full: false }
 }
 
@@ -248,9 +261,22 @@ mod tests {
         ]
     }
 
+    fn schedule(keep: &str) -> Schedule {
+        Schedule::new(Duration::from_secs(60), keep.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_is_kept_as_long_as_the_schedule_says() {
+        let until = |keep_for| {
+            let schedule = schedule("2").kept_for(keep_for).unwrap();
+            plan(&kept(), &schedule, true, 300_000, 99).take.unwrap().keep_until_unix_millis
+        };
+        assert_eq!((until(None), until(Some(Duration::from_secs(7)))), (0, 307_000));
+    }
+
     #[test]
     fn only_automatic_ones_go_and_none_that_is_to_be_kept() {
-        let two = "2".parse().unwrap();
+        let two = schedule("2");
         let Plan { take, drop, is_full } = plan(&kept(), &two, true, 300_000, 99);
         let label = take.unwrap();
         assert_eq!((label.name.as_str(), label.taken_unix_millis), ("auto-19700101T000500Z", 300_000));
@@ -261,14 +287,14 @@ mod tests {
 
     #[test]
     fn without_changes_the_policy_is_followed_all_the_same() {
-        let plan = |keep: &str| plan(&kept(), &keep.parse().unwrap(), false, 900_000, 99);
+        let plan = |keep: &str| plan(&kept(), &schedule(keep), false, 900_000, 99);
         assert_eq!(plan("4"), Plan { take: None, drop: BTreeSet::new(), is_full: false });
         assert_eq!(plan("1"), Plan { take: None, drop: [Seq(10), Seq(30), Seq(40)].into(), is_full: false });
     }
 
     #[test]
     fn none_is_taken_beyond_what_the_volume_may_have() {
-        let plan = |keep: &str, most| plan(&kept(), &keep.parse().unwrap(), true, 900_000, most);
+        let plan = |keep: &str, most| plan(&kept(), &schedule(keep), true, 900_000, most);
         assert_eq!(plan("9", 5), Plan { take: None, drop: BTreeSet::new(), is_full: true });
         assert!(plan("9", 6).take.is_some());
         assert!(plan("4", 5).take.is_some(), "another one makes room");

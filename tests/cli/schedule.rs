@@ -6,6 +6,7 @@ use crate::program::Place;
 
 const EVERY: &str = "--snapshots-every";
 const KEEP: &str = "--snapshots-keep";
+const KEEP_FOR: &str = "--snapshots-keep-for";
 
 fn volume(place: &Place) -> Value {
     let status: Value = serde_json::from_str(&place.ok(&["status", "disk0", "--json"])).unwrap();
@@ -44,6 +45,13 @@ fn a_schedule_is_followed_while_the_volume_is_served() {
     assert_eq!(place.ok(&["set", "disk0", "--compression", "lz4"]), "volume disk0 compresses with lz4, from now on\n");
     assert_eq!(volume(&place)["schedule"]["every"], "1h");
 
+    let said = place.ok(&["set", "disk0", KEEP_FOR, "7d"]);
+    let words = "one each 1h, of which 7 are kept, and each for 7d whatever anybody says (175 snapshots at most)";
+    assert!(said.contains(words), "{said}");
+    assert_eq!(volume(&place)["schedule"]["keep_for"], "7d");
+    assert!(place.ok(&["status", "disk0"]).contains("and each for 7d whatever anybody says: there"));
+    assert!(!place.ok(&["set", "disk0", KEEP_FOR, "off"]).contains("whatever"));
+
     let said = place.ok(&["set", "disk0", EVERY, "off"]);
     assert_eq!(said, "no more snapshots of volume disk0 are taken, from now on; those that are there stay\n");
     assert_eq!(volume(&place)["schedule"], Value::Null);
@@ -75,6 +83,13 @@ fn what_is_no_schedule_is_refused() {
     refused(
         &[EVERY, "1h", KEEP, "1000, 25 x 1d"],
         "1000, 25 x 1d keeps up to 1025 snapshots, and a volume may have 1024 (volume.max_snapshots)",
+    );
+    refused(&[KEEP_FOR, "7d"], "has no schedule yet: give both");
+    refused(&[EVERY, "off", KEEP_FOR, "7d"], "leave --snapshots-keep-for out");
+    refused(&[EVERY, "1h", KEEP, "7", KEEP_FOR, "1ms"], "snapshots that are kept for 1ms cannot be");
+    refused(
+        &[EVERY, "1m", KEEP, "7", KEEP_FOR, "1d"],
+        "7, and each for 1d, keeps up to 1447 snapshots, and a volume may have 1024 (volume.max_snapshots)",
     );
     // Nothing was set.
     assert_eq!(place.ok(&["set", "disk0", EVERY, "off"]).lines().count(), 1);

@@ -141,6 +141,40 @@ fn a_volume_goes_with_its_snapshots_only_if_that_is_said() {
 }
 
 #[test]
+fn a_snapshot_that_is_kept_until_a_date_goes_by_no_command_before() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let said = place.ok(&["snapshot", "create", "disk0@a", "--keep-until", "2099-12-24"]);
+    assert_eq!(said, "took snapshot disk0@a, which nobody can delete before 2099-12-24T00:00:00Z\n");
+    place.ok(&["snapshot", "create", "disk0@b"]);
+    let keep = |name: &str, until: &str| place.ok(&["snapshot", "keep", name, "--until", until]);
+    assert_eq!(
+        keep("disk0@b", "2099-12-24T18:00"),
+        "snapshot disk0@b, which nobody can delete before 2099-12-24T18:00:00Z\n"
+    );
+    let try_all = || {
+        let until = "snapshot a of volume disk0 is to be kept until 2099-12-24T00:00:00Z: ";
+        refused(&place, &["snapshot", "delete", "disk0@a"], 1, &format!("{until}nobody can delete it before"));
+        let earlier = ["snapshot", "keep", "disk0@a", "--until", "2099-12-23"];
+        refused(&place, &earlier, 1, &format!("{until}that can be made later, not earlier"));
+        let whole =
+            "volume disk0 has a snapshot a that is to be kept until 2099-12-24T00:00:00Z; it cannot be deleted before";
+        for flags in [&["--yes"][..], &["--yes", "--with-snapshots", "--takeover"]] {
+            refused(&place, &[&["delete", "disk0"], flags].concat(), 1, whole);
+        }
+    };
+    try_all();
+    let serving = place.serve(&[]);
+    try_all();
+    let past = ["snapshot", "create", "disk0@c", "--keep-until", "2001-01-01T00:00:00Z"];
+    refused(&place, &past, 1, "which is over: give a time to come");
+    refused(&place, &["snapshot", "create", "disk0@c", "--keep-until", "soon"], 2, "\"soon\" is not a time");
+    serving.stop();
+    assert_eq!(names(&place), ["a", "b"]);
+    assert!(place.ok(&["snapshot", "info", "disk0@a"]).contains("kept until     2099-12-24T00:00:00Z"));
+}
+
+#[test]
 fn a_snapshot_is_read_beside_its_volume_while_that_is_written() {
     let place = Place::new();
     let serving = place.serve(&[]);

@@ -444,6 +444,7 @@ fn meta() {
         layout: Layout::ByName,
         fenced_by: FencedBy::CreateOnly,
         schedule: None,
+        keep_until_unix_millis: 0,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -459,6 +460,13 @@ fn meta() {
     let scheduled = Meta { fenced_by: FencedBy::CreateOnly, schedule: Some(schedule.unwrap()), ..verified };
     let bytes = golden("v5/meta", scheduled.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&scheduled));
+    let keep_for = scheduled.schedule.clone().unwrap().kept_for(Some(Duration::from_secs(7 * 86_400))).unwrap();
+    let kept = Meta { schedule: Some(keep_for), keep_until_unix_millis: 1_800_000_000_000, ..scheduled };
+    let bytes = golden("v5/meta-kept", kept.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&kept));
+    let only_kept = Meta { schedule: None, ..kept };
+    let bytes = golden("v5/meta-only-kept", only_kept.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&only_kept));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -557,6 +565,7 @@ fn encrypted_fence_checkpoint_and_description() {
         layout: Layout::ByName,
         fenced_by: FencedBy::CreateOnly,
         schedule: None,
+        keep_until_unix_millis: 0,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();

@@ -45,7 +45,7 @@ impl Snapshots {
             let done = if there.len() > 3 || !there.is_empty() && random.below(3) == 0 {
                 let name = &there[random.below(there.len() as u64) as usize];
                 self.change(name, |it| it.goes = true);
-                let done = volume.delete_snapshot(name, 0).await;
+                let done = volume.delete_snapshot(name).await;
                 done.is_ok().then(|| self.change(name, |it| it.is_gone = true))
             } else {
                 let name = format!("s{}", self.0.lock().len());

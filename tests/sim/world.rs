@@ -569,7 +569,7 @@ impl World {
         life.server.faults.set_options(FaultOptions::default());
         for open in &life.open {
             for kept in open.volume.snapshots() {
-                let deleted = open.volume.delete_snapshot(&kept.label.name, 0);
+                let deleted = open.volume.delete_snapshot(&kept.label.name);
                 self.within_a_day("deleting a snapshot", deleted).await.unwrap();
             }
             let whole = crate::record::Asked::zeroes(0..open.places.size);
