@@ -51,6 +51,7 @@ Examples:
   ashlar serve db logs --store s3://my-bucket/disks --listen 0.0.0.0:10809
   ashlar serve db images --read-only=images
   ashlar serve db@monday           that snapshot, and nothing else
+  ashlar serve db@2026-11-27T04:00 the newest that was not taken later, in UTC
   ashlar serve --replace           in place of the server that runs here, such as after an upgrade
   ashlar serve db --takeover       after the server that had it died with its disk")]
 pub struct Args {

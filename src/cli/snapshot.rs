@@ -8,13 +8,14 @@ use std::sync::Arc;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-use super::export_name::{ExportName, SnapshotName, parse_snapshot};
+use super::export_name::{ExportName, SnapshotName, SnapshotOrTime, parse_snapshot};
 use super::failure::{Failure, Outcome};
 use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::device::AT;
 use crate::human::{about_bytes, date, exact_bytes, parse_date};
+use crate::opening::choice::choose;
 use crate::opening::past::{self, Snapshot};
 use crate::space::Label;
 use crate::store::Store;
@@ -84,9 +85,9 @@ enum Command {
     },
     /// Describes a snapshot; changes nothing
     Info {
-        /// The snapshot
+        /// The snapshot; or a time in UTC, such as VOLUME@2026-11-27T04:00: the newest that was not taken later
         #[arg(value_name = "VOLUME@NAME")]
-        name: SnapshotName,
+        name: SnapshotOrTime,
 
         /// Print a JSON object
         #[arg(long)]
@@ -168,7 +169,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     match &args.command {
         Command::Create { name: ExportName { volume, snapshot }, keep_until, json } => {
             let keep_until_unix_millis = keep_until.unwrap_or_default();
-            let wish = Wish::Take { name: snapshot.as_ref().map(VolumeName::to_string), keep_until_unix_millis };
+            let name =
+                snapshot.as_ref().map(|name| parse_snapshot(name.as_str())).transpose().map_err(Failure::usage)?;
+            let wish = Wish::Take { name: name.as_ref().map(VolumeName::to_string), keep_until_unix_millis };
             let taken = runtime.block_on(change(volume, wish, config))?;
             let taken = taken.ok_or_else(|| Failure::failed("the server took no snapshot, and does not say why"))?;
             match json {
@@ -190,10 +193,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
                 false => output::text(table(&snapshots)),
             }
         }
-        Command::Info { name: SnapshotName { volume, name }, json } => {
+        Command::Info { name: SnapshotOrTime { volume, which: name }, json } => {
             let snapshots = runtime.block_on(look(volume, config))?;
-            let found = snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
-            let found = found.ok_or_else(|| no_snapshot(volume, name, &snapshots))?;
+            let found = choose(&snapshots, volume, name.as_str())?;
             match json {
                 true => output::json(found),
                 false => output::text(output::pairs(describe(volume, found))),
@@ -257,11 +259,6 @@ async fn change_here(
     let done = wish.carry_out(&volume, outside::real().0.unix_millis()).await;
     volume.close().await?;
     Ok(done?)
-}
-
-fn no_snapshot(volume: &VolumeName, name: &VolumeName, there: &[Snapshot]) -> VolumeError {
-    let has = there.iter().map(|snapshot| snapshot.name.as_str());
-    past::no_snapshot(volume, name.as_str(), has)
 }
 
 fn table(snapshots: &[Snapshot]) -> String {

@@ -6,6 +6,7 @@
 //! | [`verified`] | one writer on a store that cannot create a key for one only |
 //! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
 //! | [`protection`] | what nobody deletes before a date |
+//! | [`choice`] | which snapshot is meant, by name or by time |
 //! | [`past`] | versions that are kept: reading one |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
@@ -14,6 +15,7 @@ pub mod verdict;
 pub(crate) mod recover;
 pub mod verified;
 pub mod lifecycle;
+pub mod choice;
 mod removal;
 pub mod protection;
 pub mod description;

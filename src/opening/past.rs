@@ -27,6 +27,7 @@ use crate::format::root::CheckpointInfo;
 use crate::human::few;
 use crate::keyring::Secrets;
 use crate::map::NeedPages;
+use crate::opening::choice::{Choice, choose};
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
 use crate::reading::objects::LoadedPages;
@@ -81,6 +82,16 @@ impl Snapshot {
             seq: seq.0,
             only_bytes: block_size.bytes_in(only),
         }
+    }
+}
+
+impl Choice for Snapshot {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn taken_unix_millis(&self) -> u64 {
+        self.taken_unix_millis
     }
 }
 
@@ -140,7 +151,7 @@ impl Past {
     ) -> Result<Past> {
         let source = Source::of(store, volume, options, Some((cache, workers)), secrets).await?;
         let versions = source.versions().await?;
-        let version = named(&versions, volume, snapshot)?.clone();
+        let version = choose(&versions, volume, snapshot)?.clone();
         let Scan { map, checkpoints, covers, committed, next, .. } = source.version(&version).await?;
         let origin =
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };

@@ -174,6 +174,35 @@ fn a_snapshot_that_is_kept_until_a_date_goes_by_no_command_before() {
     assert!(place.ok(&["snapshot", "info", "disk0@a"]).contains("kept until     2099-12-24T00:00:00Z"));
 }
 
+/// Where it is read, and where it is only looked at; what changes snapshots wants a name.
+#[test]
+fn a_time_means_the_newest_snapshot_that_was_not_taken_later() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    disk.write(0, 2, MIB).unwrap();
+    let then = "disk0@2099-12-24T18:00";
+    let mut past = serving.attach(then).unwrap();
+    assert!(past.holds(0, 1, MIB));
+    assert!(past.write(0, 3, 4096).is_err());
+    assert_eq!(json(&place, &["snapshot", "info", then, "--json"])["name"], "a");
+    let none = "volume disk0 has no snapshot that was taken until 2001-01-01T00:00:00Z; its oldest is a, of 20";
+    refused(&place, &["snapshot", "info", "disk0@2001-01-01"], 1, none);
+    assert!(serving.attach("disk0@2001-01-01").is_err());
+    // A name that is a time as well is that name.
+    place.ok(&["snapshot", "create", "disk0@2001-01-01"]);
+    assert!(serving.attach("disk0@2001-01-01").unwrap().holds(0, 2, MIB));
+    refused(&place, &["snapshot", "create", then], 2, "a snapshot cannot be named so: ");
+    refused(&place, &["snapshot", "delete", then], 2, "a snapshot cannot be named so: ");
+    refused(&place, &["snapshot", "info", "disk0@18:00"], 2, "\"18:00\" is not a time; accepted is one in UTC");
+    serving.stop();
+    let serving = Serving::start(place.command(&["serve", then, "--listen", "none", "--state", "elsewhere"]));
+    assert!(serving.attach(then).unwrap().holds(0, 2, MIB));
+    serving.stop();
+}
+
 #[test]
 fn a_snapshot_is_read_beside_its_volume_while_that_is_written() {
     let place = Place::new();
