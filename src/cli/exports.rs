@@ -9,7 +9,7 @@
 //!   tries to open it again. Until that succeeds it is not forgotten: its journal may hold what was acknowledged.
 //! - A volume that was handed over to another server is closed, and whoever asks for it is told where it went, until that is taken back
 //!   or the server starts anew.
-//! - A volume that is to be read only is opened as any other, and its clients get a door that changes nothing.
+//! - A volume that is to be read only is not taken: it is followed, as another server writes it ([`past`]).
 //! - A snapshot is an export of its own, beside its volume: see [`past`].
 //! - One listing of the store is under way at a time, whatever clients do.
 
@@ -30,7 +30,7 @@ use crate::device::{AT, Device, ExportEntry, ExportError, Exports};
 
 mod past;
 
-use past::Pasts;
+use past::Shelf;
 
 /// Where volumes come from. The server's are in a store; a test's are not.
 #[async_trait]
@@ -40,6 +40,9 @@ pub trait Volumes: Send + Sync + 'static {
 
     /// A snapshot of a volume.
     type Past: Device + 'static;
+
+    /// A volume that another server writes.
+    type Followed: Device + 'static;
 
     /// The names of all volumes.
     async fn names(&self) -> Result<Vec<String>, String>;
@@ -55,6 +58,12 @@ pub trait Volumes: Send + Sync + 'static {
 
     /// As [`Volumes::identity`], of a snapshot. One that is taken later under the same name has another.
     fn past_identity(past: &Self::Past) -> String;
+
+    /// Opens a volume that is to be read only, without taking it.
+    async fn follow(&self, name: &str) -> Result<Self::Followed, OpenFailure>;
+
+    /// As [`Volumes::identity`], of a volume that is followed: another than that of the volume, which is ahead of it.
+    fn followed_identity(followed: &Self::Followed) -> String;
 
     /// Whether an open volume is of no use any more, because another server took it.
     fn lost(volume: &Self::Volume) -> bool;
@@ -89,7 +98,8 @@ struct Shared<V: Volumes> {
     only: Option<BTreeSet<String>>,
     read_only: ReadOnlyVolumes,
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
-    pasts: Pasts<V::Past>,
+    pasts: Shelf<V::Past>,
+    followed: Shelf<V::Followed>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
     /// The volumes that will soon be handed over or closed, and until when that is to be believed.
@@ -100,7 +110,7 @@ struct Shared<V: Volumes> {
     closing: AtomicBool,
 }
 
-/// Which volumes no client may change.
+/// Which volumes are only read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadOnlyVolumes(BTreeSet<String>);
 
@@ -108,6 +118,11 @@ impl ReadOnlyVolumes {
     /// The volumes named, or all if a name is [`ALL`].
     pub fn new(names: &[String]) -> ReadOnlyVolumes {
         ReadOnlyVolumes(names.iter().cloned().collect())
+    }
+
+    /// Whether it is all of them.
+    pub fn is_all(&self) -> bool {
+        self.0.contains(ALL)
     }
 
     /// Whether that volume is one of them.
@@ -166,7 +181,8 @@ impl<V: Volumes> VolumeExports<V> {
             only,
             read_only,
             slots: Mutex::default(),
-            pasts: Pasts::default(),
+            pasts: Shelf::default(),
+            followed: Shelf::default(),
             ended: Mutex::default(),
             leaving: Mutex::default(),
             moved: Mutex::default(),
@@ -190,6 +206,11 @@ impl<V: Volumes> VolumeExports<V> {
     pub async fn volume(&self, name: &str) -> Result<Arc<V::Volume>, ExportError> {
         if self.0.only.as_ref().is_some_and(|only| !only.contains(name)) {
             return Err(ExportError::Unknown(name.to_owned()));
+        }
+        if self.0.read_only.contains(name) {
+            return Err(ExportError::Elsewhere(format!(
+                "volume {name} is only read by this server (serve.read_only): whoever writes it, or opens it for the moment, is asked for that"
+            )));
         }
         let (exports, name) = (self.clone(), name.to_owned());
         match tokio::spawn(async move { exports.open_in_slot(&name).await }).await {
@@ -417,12 +438,12 @@ type Described = (String, Arc<dyn Device>);
 
 impl<V: Volumes> VolumeExports<V> {
     async fn open_volume(&self, name: &str) -> Result<Described, ExportError> {
-        let volume = self.volume(name).await?;
-        let description = self.description(name, &volume);
-        match self.0.read_only.contains(name) {
-            true => Ok((description, Arc::new(ReadOnly::new(volume)))),
-            false => Ok((description, volume)),
+        if self.0.read_only.contains(name) {
+            let followed = self.followed(name).await?;
+            return Ok((V::followed_identity(&followed), Arc::new(ReadOnly::new(followed))));
         }
+        let volume = self.volume(name).await?;
+        Ok((self.description(name, &volume), volume))
     }
 
     async fn open_snapshot(&self, name: &str, volume: &str, snapshot: &str) -> Result<Described, ExportError> {

@@ -50,6 +50,7 @@ Examples:
   ashlar serve
   ashlar serve db logs --store s3://my-bucket/disks --listen 0.0.0.0:10809
   ashlar serve db images --read-only=images
+  ashlar serve db --read-only      as another server writes it
   ashlar serve db@monday           that snapshot, and nothing else
   ashlar serve db@2026-11-27T04:00 the newest that was not taken later, in UTC
   ashlar serve --replace           in place of the server that runs here, such as after an upgrade
@@ -67,7 +68,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<String>,
 
-    /// Let no client change these volumes, or any volume if none is named [key: serve.read_only]
+    /// Only read these volumes, or all if none is named: they are not taken, and what the newest checkpoint of their writer holds is served
+    /// [key: serve.read_only]
     #[arg(long, value_name = "VOLUME,…", num_args = 0..=1, require_equals = true, default_missing_value = ALL)]
     read_only: Option<String>,
 

@@ -1,7 +1,7 @@
 //! The start of a server, in this order: take the state directory, so that no second server has the same journals (with `--replace`
 //! see [`super::replace`]); open the store and find the volumes, or make a first one; listen, so that a server that cannot never takes a volume; open
-//! the volumes that were named, and those of which this server's journal holds changes. A server of snapshots alone has nothing to take, and opens the
-//! store to read only.
+//! the volumes that were named, and those of which this server's journal holds changes. A server that only reads, snapshots or volumes, has nothing to
+//! take, and opens the store to read only.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -62,9 +62,10 @@ pub struct Beginning {
 pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failure> {
     let Beginning { flags, replace, wait } = how;
     let wanted = Wanted::of(config)?;
-    wanted.check_flags(flags, wait)?;
-    // Who serves snapshots alone writes nothing: credentials that can read are enough, and nothing is tried out.
-    let access = if wanted.is_past() { Access::Read } else { Access::Write };
+    let read_only = ReadOnlyVolumes::new(&config.serve.read_only);
+    wanted.check_flags(&read_only, flags, wait)?;
+    // Who only reads writes nothing: credentials that can read are enough, and nothing is tried out.
+    let access = if wanted.is_only_read(&read_only) { Access::Read } else { Access::Write };
     let doors = doors::of(config).await?;
     let random = Random::system();
     let has_had_volumes = outside::has_had_volumes(config).await;
@@ -79,6 +80,8 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         }
     };
     let served = match wanted.is_all() {
+        // Whoever only reads makes none.
+        true if read_only.is_all() => volume::names(&store).await?.into_iter().map(ExportName::from).collect(),
         true => all_volumes(config, &store, has_had_volumes, &random).await?,
         false => wanted.names().to_vec(),
     };
@@ -99,6 +102,16 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
                 continue;
             }
             Ok(_) => {}
+        }
+        if read_only.contains(volume.meta.name.as_str()) {
+            if volumes.has_journal(volume).await {
+                warn!(
+                    "a journal here holds changes of volume {} that may not be in the store: it is only read, so they stay where they are until it is \
+                     served to be written",
+                    volume.meta.name
+                );
+            }
+            continue;
         }
         if wanted.has(&volume.meta.name) || wanted.is_all() && volumes.has_journal(volume).await {
             at_once.push(volume.meta.name.to_string());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -20,9 +21,10 @@ use crate::config::{Config, Effective};
 use crate::journal;
 use crate::keyring::Secrets;
 use crate::opening::description::{self, Description};
-use crate::opening::past;
+use crate::opening::{Follower, Glass, past};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
+use crate::units::Seq;
 use crate::volume::{self, Budget, OpenFlags, Outside, Past, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
@@ -33,6 +35,7 @@ pub struct StoreVolumes {
     options: volume::Options,
     journal: journal::Options,
     flags: OpenFlags,
+    follow: Duration,
     /// The volumes that were opened once. What an operator allowed with a flag holds for the first time only, or else
     /// two servers that were both told to take a volume would take it from each other for ever. And a client that comes
     /// back to a name comes back to the same volume, or to none: a new one of that name is not what it has mounted.
@@ -69,6 +72,7 @@ impl StoreVolumes {
             options: config.volume.clone(),
             journal: config.journal.clone(),
             flags,
+            follow: config.serve.follow,
             opened: Mutex::default(),
         }
     }
@@ -128,6 +132,7 @@ impl StoreVolumes {
 impl Volumes for StoreVolumes {
     type Volume = Volume;
     type Past = Past;
+    type Followed = Follower;
 
     async fn names(&self) -> Result<Vec<String>, String> {
         let names = volume::names(&self.outside.store).await.map_err(|error| {
@@ -166,6 +171,18 @@ impl Volumes for StoreVolumes {
     fn past_identity(past: &Past) -> String {
         let version = past.version();
         Identity::of_version(past.meta().uuid, version.seq, version.label.taken_unix_millis).to_string()
+    }
+
+    async fn follow(&self, name: &str) -> Result<Follower, OpenFailure> {
+        let name = VolumeName::new(name).map_err(|_| OpenFailure::Unknown)?;
+        let Outside { store, cache, workers, budget, secrets, .. } = self.outside.clone();
+        let glass = Glass { store, options: self.options.clone(), budget, near: (cache, workers), secrets };
+        Follower::open(glass, &name, self.follow).await.map_err(failure)
+    }
+
+    fn followed_identity(followed: &Follower) -> String {
+        // No version that is kept has that place.
+        Identity::of_version(followed.volume(), Seq(0), 0).to_string()
     }
 
     fn lost(volume: &Volume) -> bool {

@@ -27,9 +27,10 @@ impl Wanted {
         &self.0
     }
 
-    /// Whether it is snapshots alone: then nothing is opened for writing, and nothing is written.
-    pub fn is_past(&self) -> bool {
-        !self.is_all() && self.0.iter().all(|name| name.snapshot.is_some())
+    /// Whether it is snapshots and volumes to read alone: then nothing is opened for writing, and nothing is written.
+    pub fn is_only_read(&self, read_only: &ReadOnlyVolumes) -> bool {
+        let is_read = |name: &ExportName| name.snapshot.is_some() || read_only.contains(name.volume.as_str());
+        if self.is_all() { read_only.is_all() } else { self.0.iter().all(is_read) }
     }
 
     /// The volumes of what is named, each once.
@@ -46,13 +47,13 @@ impl Wanted {
     }
 
     /// Refuses flags for the opening of volumes where none is opened.
-    pub fn check_flags(&self, flags: OpenFlags, wait: bool) -> Result<(), Failure> {
-        if !self.is_past() || flags == OpenFlags::default() && !wait {
+    pub fn check_flags(&self, read_only: &ReadOnlyVolumes, flags: OpenFlags, wait: bool) -> Result<(), Failure> {
+        if !self.is_only_read(read_only) || flags == OpenFlags::default() && !wait {
             return Ok(());
         }
         Err(Failure::usage(
-            "--takeover, --accept-loss, --drop-journal, --accept-rollback and --wait are for volumes: snapshots are taken from nobody, so \
-             leave them out",
+            "--takeover, --accept-loss, --drop-journal, --accept-rollback and --wait are for volumes that are written: what is only read is taken \
+             from nobody, so leave them out",
         ))
     }
 }
@@ -80,14 +81,26 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_alone_write_nothing_and_need_no_flags_for_volumes() {
+    fn what_is_only_read_is_not_written_and_needs_no_flags_for_that() {
         let takeover = OpenFlags { takeover: true, ..OpenFlags::default() };
-        for (names, is_past) in [(&[][..], false), (&["a"], false), (&["a@s", "b"], false), (&["a@s", "a@t"], true)] {
-            let wanted = wanted(names);
-            assert_eq!(wanted.is_past(), is_past, "{names:?}");
-            assert_eq!(wanted.check_flags(takeover, false).is_err(), is_past, "{names:?}");
-            assert_eq!(wanted.check_flags(OpenFlags::default(), true).is_err(), is_past, "{names:?}");
-            assert!(wanted.check_flags(OpenFlags::default(), false).is_ok(), "{names:?}");
+        for (names, read_only, is_read) in [
+            (&[][..], &[][..], false),
+            (&[], &["a"], false),
+            (&[], &[ALL], true),
+            (&["a"], &[], false),
+            (&["a"], &["a"], true),
+            (&["a", "b"], &["a"], false),
+            (&["a", "b"], &[ALL], true),
+            (&["a@s", "b"], &[], false),
+            (&["a@s", "b"], &["b"], true),
+            (&["a@s", "a@t"], &[], true),
+        ] {
+            let read_only: Vec<String> = read_only.iter().map(|name| (*name).to_owned()).collect();
+            let (wanted, read_only) = (wanted(names), ReadOnlyVolumes::new(&read_only));
+            assert_eq!(wanted.is_only_read(&read_only), is_read, "{names:?}");
+            assert_eq!(wanted.check_flags(&read_only, takeover, false).is_err(), is_read, "{names:?}");
+            assert_eq!(wanted.check_flags(&read_only, OpenFlags::default(), true).is_err(), is_read, "{names:?}");
+            assert!(wanted.check_flags(&read_only, OpenFlags::default(), false).is_ok(), "{names:?}");
         }
     }
 

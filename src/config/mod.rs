@@ -103,8 +103,11 @@ pub struct Serve {
     pub listeners: Vec<Listener>,
     /// Names of the volumes to serve; none means every volume of the store, also those created later.
     pub volumes: Vec<String>,
-    /// Names of volumes that no client may change, each of them served; [`ALL`] alone for every volume.
+    /// Names of volumes that are only read, each of them served; [`ALL`] alone for every volume. They are not taken: another server may write them.
     pub read_only: Vec<String>,
+    /// How old what is known of those may be when a client reads: then it is looked whether there is a newer checkpoint.
+    #[serde(with = "human::duration")]
+    pub follow: Duration,
     /// How long a server that is to leave, or to hand a volume over, may take to bring everything into the store.
     #[serde(with = "human::duration")]
     pub handoff_timeout: Duration,
@@ -120,6 +123,7 @@ impl Default for Serve {
             listeners: Vec::new(),
             volumes: Vec::new(),
             read_only: Vec::new(),
+            follow: Duration::from_secs(1),
             handoff_timeout: Duration::from_secs(60),
         }
     }

@@ -1,8 +1,7 @@
 //! A device that nobody may change through this door, whatever it is behind it.
 //!
 //! The protocol refuses changes of an export that says it is read-only before they come here (`nbd/request`); this refuses them
-//! too, so that no client changes it even if that were wrong. What is behind goes on as it is: a volume is still taken, and
-//! changed by its own garbage collection.
+//! too, so that no client changes it even if that were wrong.
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 //! | [`verified`] | one writer on a store that cannot create a key for one only |
 //! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
 //! | [`protection`] | what nobody deletes before a date |
+//! | [`follow`] | a volume that another server writes: reading its newest checkpoint |
 //! | [`choice`] | which snapshot is meant, by name or by time |
 //! | [`past`] | versions that are kept: reading one |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
@@ -16,6 +17,7 @@ pub(crate) mod recover;
 pub mod verified;
 pub mod lifecycle;
 pub mod choice;
+pub mod follow;
 mod removal;
 pub mod protection;
 pub mod description;
@@ -23,6 +25,7 @@ pub mod key_slots;
 pub mod resize;
 pub mod past;
 
+pub use follow::{Follower, Glass};
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
 pub use past::Past;
 pub use recover::{Outside, ServerIdentity};

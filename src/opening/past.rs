@@ -152,11 +152,43 @@ impl Past {
         let source = Source::of(store, volume, options, Some((cache, workers)), secrets).await?;
         let versions = source.versions().await?;
         let version = choose(&versions, volume, snapshot)?.clone();
-        let Scan { map, checkpoints, covers, committed, next, .. } = source.version(&version).await?;
+        let scan = source.version(&version).await?;
+        Ok(Past::of(source, version, scan, budget.seat(options, 0)))
+    }
+
+    /// Opens the newest checkpoint, which nobody keeps: what its owner deletes after the next one fails to be read from then on.
+    pub(super) async fn newest(
+        store: Arc<dyn Store>,
+        volume: &VolumeName,
+        options: &Options,
+        budget: &Budget,
+        near: (Arc<BlockCache>, Workers),
+        secrets: &Secrets,
+    ) -> Result<Past> {
+        let mut tries = 0;
+        loop {
+            let source = Source::of(store.clone(), volume, options, Some(near.clone()), secrets).await?;
+            match source.checkpointed().await {
+                Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
+                found => {
+                    let (version, scan) = found?;
+                    return Ok(Past::of(source, version, scan, budget.seat(options, 0)));
+                }
+            }
+        }
+    }
+
+    fn of(source: Source, version: KeptVersion, scan: Scan, seat: Seat) -> Past {
+        let Scan { map, checkpoints, covers, committed, next, .. } = scan;
         let origin =
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
         let log = Mutex::new(Log::new(source.meta.block_size, origin));
-        Ok(Past { source, version, checkpoints, log, seat: budget.seat(options, 0) })
+        Past { source, version, checkpoints, log, seat }
+    }
+
+    /// Whether a newer checkpoint than it has begun to be there: one LIST.
+    pub(super) async fn is_superseded(&self) -> Result<bool> {
+        self.source.has_checkpoint_after(self.version.seq).await
     }
 
     /// The description of its volume.

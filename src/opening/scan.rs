@@ -206,6 +206,24 @@ impl Source {
         Ok((root.table.kept, root.checkpoints.into_iter().collect()))
     }
 
+    /// The newest checkpoint, as a version without a name that nobody keeps.
+    pub async fn checkpointed(&self) -> Result<(KeptVersion, Scan)> {
+        let root = self.newest_root().await?.root;
+        let blocks = BlockCount(self.meta.block_size.block_of(self.meta.size).0);
+        let version = KeptVersion { seq: root.seq, blocks, ..KeptVersion::default() };
+        let space = self.table(&root).await?;
+        Ok((version, restore(&self.meta, root, BTreeSet::new(), space)))
+    }
+
+    /// Whether there is an object of a checkpoint after that one, whole or not.
+    pub async fn has_checkpoint_after(&self, seq: Seq) -> Result<bool> {
+        let folder = self.keys.checkpoints();
+        // Behind it are its own further places, which are few: a page has more.
+        let listed = self.store.list(&folder, Some(&self.keys.checkpoint(seq))).await;
+        let listed = listed.map_err(VolumeError::store(format!("listing {folder}")))?;
+        Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).any(|number| number > seq.0))
+    }
+
     /// A version that is kept, as it was.
     pub async fn version(&self, version: &KeptVersion) -> Result<Scan> {
         let seq = version.seq;

@@ -2,11 +2,12 @@
 //! deleted.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::program::{Place, Serving};
+use crate::program::{Ended, Place, Serving};
 
 const MIB: usize = 1 << 20;
 
@@ -292,6 +293,75 @@ fn servers_of_snapshots_change_nothing_in_the_store_and_disturb_nobody() {
     serving.stop();
 }
 
+/// Another server writes it: what its newest checkpoint has is served, nothing is taken, and nothing is written.
+#[test]
+fn a_volume_that_another_server_writes_is_followed() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut disk = serving.attach("disk0").unwrap();
+    disk.write(0, 1, MIB).unwrap();
+    // A checkpoint.
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    let follow = |name: &str, flags: &[&str]| {
+        let args = [&["serve", name, "--read-only", "--listen", "none", "--state", "elsewhere"], flags].concat();
+        place.command(&args)
+    };
+    let follower = Serving::start(follow("disk0", &[]));
+    assert!(follower.welcome.contains("\nvolume disk0, 10 GiB, read-only\n"), "{}", follower.welcome);
+    let mut followed = follower.attach("disk0").unwrap();
+    assert!(followed.holds(0, 1, MIB));
+    assert!(followed.write(0, 9, 4096).is_err());
+    disk.write(0, 2, MIB).unwrap();
+    place.ok(&["snapshot", "create", "disk0@b"]);
+    // Within a second it is looked for.
+    while !followed.holds(0, 2, MIB) {}
+    assert!(follower.attach("disk0@a").unwrap().holds(0, 1, MIB), "its snapshots are there, too");
+    let refused_there = |args: &[&str]| {
+        let elsewhere = [args, &["--state", "elsewhere"]].concat();
+        refused(&place, &elsewhere, 1, "volume disk0 is only read by this server (serve.read_only)");
+    };
+    refused_there(&["snapshot", "create", "disk0@c"]);
+    refused_there(&["snapshot", "delete", "disk0@a"]);
+    refused_there(&["resize", "disk0", "1G", "--shrink"]);
+    assert_eq!(names(&place), ["a", "b"]);
+    // The writer goes, and the other one changes nothing.
+    serving.stop();
+    let store = || {
+        let mut found = Vec::new();
+        below(&place.path("ashlar-data"), &mut found);
+        found.sort();
+        found
+    };
+    let before = store();
+    assert!(followed.holds(0, 2, MIB));
+    follower.stop();
+    Serving::start(follow("disk0", &[])).stop();
+    assert_eq!(store(), before);
+    for flag in ["--takeover", "--wait", "--accept-loss"] {
+        let ended = Ended::of(&mut follow("disk0", &[flag]));
+        assert!(ended.code == Some(2) && ended.err.contains("what is only read is taken from nobody"), "{ended:?}");
+    }
+    let ended = Ended::of(&mut follow("db", &[]));
+    assert!(ended.code == Some(1) && ended.err.contains("there is no volume \"db\""), "{ended:?}");
+}
+
+/// A server that only reads makes no first volume.
+#[test]
+fn a_server_that_only_reads_makes_no_volume() {
+    let place = Place::new();
+    place.ok(&["create", "a", "--size", "1G"]);
+    place.ok(&["delete", "a", "--yes"]);
+    // It prints no volume, which would say that it is ready.
+    let serving = Serving::unread(
+        &place,
+        place.command(&["serve", "--read-only", "--listen", "none"]),
+        Stdio::null(),
+        Stdio::null(),
+    );
+    assert!(serving.attach("disk0").is_err());
+    assert_eq!(place.ok(&["list", "--json"]).trim(), "[]");
+}
+
 #[test]
 fn a_server_of_snapshots_needs_them_and_no_flags_for_volumes() {
     let place = Place::new();
@@ -300,7 +370,7 @@ fn a_server_of_snapshots_needs_them_and_no_flags_for_volumes() {
     let refused =
         |args: &[&str], code, words| refused(&place, &[&["serve", "--listen", "none"], args].concat(), code, words);
     refused(&["disk0@b"], 1, "\"disk0@b\"");
-    refused(&["disk0@a", "--takeover"], 2, "snapshots are taken from nobody");
+    refused(&["disk0@a", "--takeover"], 2, "what is only read is taken from nobody");
     refused(&["disk0@a", "--read-only=disk0"], 2, "disk0 is none of the volumes that are served");
     refused(&["disk0@"], 2, "a snapshot cannot be named so");
     let serving = place.serve(&["disk0", "disk0@a"]);

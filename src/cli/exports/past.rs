@@ -3,6 +3,8 @@
 //! A snapshot is looked up in the store whenever a client asks for it, so that a name stands for what it stands for now, wherever it
 //! was taken, renamed or deleted. Clients of one snapshot share what is open of it; it is given up with the last of them. Nobody is asked and nothing
 //! is taken: the volume may be open here, elsewhere, or nowhere.
+//!
+//! A volume that is to be read only is an export of the same kind: what is served is its newest checkpoint.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -13,21 +15,21 @@ use parking_lot::Mutex;
 use tracing::debug;
 
 use super::{Shared, VolumeExports, Volumes, export_error};
-use crate::device::{AT, ExportError};
+use crate::device::{AT, Device, ExportError};
 
 /// Volumes of which it is found out at once which snapshots they have.
 const PARALLEL: usize = 16;
 
-/// The snapshots that clients have open, by their identity.
-pub(super) struct Pasts<P>(Mutex<HashMap<String, Weak<P>>>);
+/// What clients have open of what is only read, by its identity.
+pub(super) struct Shelf<P>(Mutex<HashMap<String, Weak<P>>>);
 
-impl<P> Default for Pasts<P> {
+impl<P> Default for Shelf<P> {
     fn default() -> Self {
-        Pasts(Mutex::default())
+        Shelf(Mutex::default())
     }
 }
 
-impl<P> Pasts<P> {
+impl<P> Shelf<P> {
     /// What clients have open of that identity, or else this.
     fn share(&self, identity: String, opened: P) -> Arc<P> {
         let mut open = self.0.lock();
@@ -53,6 +55,22 @@ impl<V: Volumes> VolumeExports<V> {
         }
         let opened = volumes.open_past(volume, snapshot).await.map_err(|failure| export_error(name, failure))?;
         Ok(pasts.share(V::past_identity(&opened), opened))
+    }
+
+    /// The volume of that name, which is to be read only; opens it if need be.
+    pub async fn followed(&self, name: &str) -> Result<Arc<V::Followed>, ExportError> {
+        let Shared { only, closing, volumes, followed, .. } = &*self.0;
+        if only.as_ref().is_some_and(|only| !only.contains(name)) {
+            return Err(ExportError::Unknown(name.to_owned()));
+        }
+        if closing.load(Ordering::SeqCst) {
+            return Err(ExportError::ShuttingDown);
+        }
+        let opened = volumes.follow(name).await.map_err(|failure| export_error(name, failure))?;
+        let shared = followed.share(V::followed_identity(&opened), opened);
+        // What others have open may not know of the newest yet: whoever comes is to be told the size of now. If it fails, so will reading.
+        let _ = shared.cache(0, 0).await;
+        Ok(shared)
     }
 
     /// All exports: the volumes, each with its snapshots behind it, oldest first.

@@ -31,6 +31,7 @@ struct Fake {
 impl Volumes for Arc<Shelf> {
     type Volume = Fake;
     type Past = FakePast;
+    type Followed = FakePast;
 
     async fn names(&self) -> Result<Vec<String>, String> {
         Ok(self.names.lock().clone())
@@ -67,6 +68,17 @@ impl Volumes for Arc<Shelf> {
 
     fn past_identity(past: &FakePast) -> String {
         past.identity.to_string()
+    }
+
+    async fn follow(&self, name: &str) -> Result<FakePast, OpenFailure> {
+        match self.names.lock().iter().any(|known| known == name) {
+            true => Ok(FakePast { identity: 99 }),
+            false => Err(OpenFailure::Unknown),
+        }
+    }
+
+    fn followed_identity(followed: &FakePast) -> String {
+        followed.identity.to_string()
     }
 
     fn lost(volume: &Fake) -> bool {
