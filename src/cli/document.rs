@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::control::Insight;
 use super::doing::{doing, health};
@@ -63,6 +64,9 @@ pub struct ServerStatus {
     /// Volumes that ended and that no client has got again, by name. What was acknowledged and is not in the store is in the journal.
     #[serde(default)]
     pub ended: Vec<EndedVolume>,
+    /// Volumes that are there and did not open when a client last asked for them, by name.
+    #[serde(default)]
+    pub unopened: Vec<UnopenedVolume>,
     /// The volumes that were handed over since the start, by name.
     #[serde(default)]
     pub moved: Vec<Moved>,
@@ -113,6 +117,17 @@ pub struct EndedVolume {
     /// Its name.
     pub name: String,
     /// Why it ended.
+    pub why: String,
+}
+
+/// A volume that does not open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnopenedVolume {
+    /// Its name.
+    pub name: String,
+    /// When it first did not, in milliseconds since 1970.
+    pub since_unix_millis: u64,
+    /// Why, the last time.
     pub why: String,
 }
 
@@ -221,7 +236,15 @@ impl Insight {
             named: self.exports.named().unwrap_or_default(),
             volumes,
             ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
+            unopened: self.unopened(),
         }
+    }
+
+    fn unopened(&self) -> Vec<UnopenedVolume> {
+        let now = self.clock.unix_millis();
+        let since = |since: Instant| now.saturating_sub(since.elapsed().as_millis() as u64);
+        let unopened = self.exports.unopened().into_iter();
+        unopened.map(|(name, at, why)| UnopenedVolume { name, since_unix_millis: since(at), why }).collect()
     }
 
     fn memory(&self, volumes: &[VolumeStatus]) -> Vec<MemoryBound> {
@@ -417,6 +440,7 @@ pub mod example {
             named: vec![word()],
             volumes: vec![volume],
             ended: vec![EndedVolume { name: word(), why: word() }],
+            unopened: vec![UnopenedVolume { name: word(), since_unix_millis: 1, why: word() }],
             moved: vec![Moved { volume: word(), to: word() }],
         }
     }

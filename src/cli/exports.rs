@@ -102,6 +102,8 @@ struct Shared<V: Volumes> {
     followed: Shelf<V::Followed>,
     /// Volumes that ended and were not opened again, and why they ended.
     ended: Mutex<BTreeMap<String, String>>,
+    /// Volumes that are there and did not open when they were last asked for: since when, and why the last time.
+    unopened: Mutex<BTreeMap<String, (Instant, String)>>,
     /// The volumes that will soon be handed over or closed, and until when that is to be believed.
     leaving: Mutex<HashMap<String, Instant>>,
     /// The volumes that were handed over.
@@ -184,6 +186,7 @@ impl<V: Volumes> VolumeExports<V> {
             pasts: Shelf::default(),
             followed: Shelf::default(),
             ended: Mutex::default(),
+            unopened: Mutex::default(),
             leaving: Mutex::default(),
             moved: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
@@ -243,11 +246,25 @@ impl<V: Volumes> VolumeExports<V> {
             Ok(volume) => {
                 // It opens only with what its journal holds.
                 self.0.ended.lock().remove(name);
+                self.0.unopened.lock().remove(name);
                 Ok(Arc::clone(place.insert(volume)))
             }
             Err(failure) => {
                 self.forget(name, &slot);
+                self.note_unopened(name, &failure);
                 Err(export_error(name, failure))
+            }
+        }
+    }
+
+    /// Whoever looks on sees that a volume is asked for in vain. One that is not there is nobody's trouble but the asker's.
+    fn note_unopened(&self, name: &str, failure: &OpenFailure) {
+        let mut unopened = self.0.unopened.lock();
+        match failure {
+            OpenFailure::Unknown => drop(unopened.remove(name)),
+            OpenFailure::Refused(why) | OpenFailure::Held(why) => {
+                let since = unopened.get(name).map_or_else(Instant::now, |(since, _)| *since);
+                unopened.insert(name.to_owned(), (since, why.clone()));
             }
         }
     }
@@ -365,6 +382,11 @@ impl<V: Volumes> VolumeExports<V> {
     /// The volumes that ended and were not opened again, and why they ended, by name.
     pub fn ended(&self) -> Vec<(String, String)> {
         self.0.ended.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
+    /// The volumes that did not open when they were last asked for, since when, and why the last time, by name.
+    pub fn unopened(&self) -> Vec<(String, Instant, String)> {
+        self.0.unopened.lock().iter().map(|(name, (since, why))| (name.clone(), *since, why.clone())).collect()
     }
 
     /// Opens no volume any more and closes those that are open, all at once. Says in the log what goes wrong, as it does, also

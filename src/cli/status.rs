@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::control;
-use super::document::{ClientStatus, EndedVolume, ServerStatus, VolumeStatus};
+use super::document::{ClientStatus, EndedVolume, ServerStatus, UnopenedVolume, VolumeStatus};
 use super::failure::{Failure, Outcome};
 use super::{output, runtime};
 use crate::cache;
@@ -38,10 +38,11 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         status.volumes.retain(|volume| volume.name == name.as_str());
         status.clients.retain(|client| client.export == name.as_str());
         status.ended.retain(|ended| ended.name == name.as_str());
+        status.unopened.retain(|unopened| unopened.name == name.as_str());
         if let Some(moved) = status.moved.iter().find(|moved| moved.volume == name.as_str()) {
             return Err(Failure::failed(format!("volume {name} moved to {}; ask there", moved.to)));
         }
-        if status.volumes.is_empty() && status.ended.is_empty() {
+        if status.volumes.is_empty() && status.ended.is_empty() && status.unopened.is_empty() {
             return Err(Failure::failed(format!(
                 "volume {name} is not open on this server; see `ashlar info {name}`, or attach it first"
             )));
@@ -55,6 +56,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         .ended
         .iter()
         .map(|EndedVolume { name, why }| format!("volume {name} has ended and did not open again: {why}"));
+    let unopened = status.unopened.iter().map(|UnopenedVolume { name, since_unix_millis, why }| {
+        format!("volume {name} has not opened since {}, when it was asked for: {why}", date(*since_unix_millis))
+    });
     let volumes = status.volumes.iter().map(|volume| output::pairs(describe(volume)));
     let clients = (!status.clients.is_empty()).then(|| describe_clients(&status.clients));
     output::text(
@@ -62,6 +66,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
             .into_iter()
             .chain(none)
             .chain(ended)
+            .chain(unopened)
             .chain(volumes)
             .chain(clients)
             .collect::<Vec<_>>()

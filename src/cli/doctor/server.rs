@@ -69,6 +69,10 @@ fn judge(status: &ServerStatus, store: Option<&str>) -> Vec<Finding> {
             ended.name, ended.why
         ))
     }));
+    findings.extend(status.unopened.iter().map(|unopened| {
+        About::Server
+            .wrong(format!("volume {} did not open when it was last asked for: {}", unopened.name, unopened.why))
+    }));
     findings.extend(status.volumes.iter().flat_map(judge_volume));
     if status.log.lines_dropped > 0 {
         findings.push(About::Server.doubtful(format!(
@@ -128,7 +132,7 @@ mod tests {
     fn fine() -> ServerStatus {
         let mut status = whole();
         status.version = env!("CARGO_PKG_VERSION").into();
-        (status.store_trouble, status.ended) = (None, Vec::new());
+        (status.store_trouble, status.ended, status.unopened) = (None, Vec::new(), Vec::new());
         status.cache.disk = None;
         status.volumes[0] = VolumeStatus { store_trouble: None, status: quiet(), ..status.volumes[0].clone() };
         status
@@ -156,6 +160,12 @@ mod tests {
         the_first_is(&ServerStatus { store_trouble, ..fine() }, Weight::Wrong, "once the store answers");
         let ended = whole().ended;
         the_first_is(&ServerStatus { ended, ..fine() }, Weight::Wrong, "volume word has ended and did not open again");
+        let unopened = whole().unopened;
+        the_first_is(
+            &ServerStatus { unopened, ..fine() },
+            Weight::Wrong,
+            "volume word did not open when it was last asked for",
+        );
         let log = LogStatus { lines_dropped: 3, lines_held_back: 0 };
         the_first_is(&ServerStatus { log, ..fine() }, Weight::Doubtful, "dropped 3 lines of its log");
         let cache = whole().cache;

@@ -298,10 +298,16 @@ async fn a_refusal_is_told_and_tried_again_and_leaves_nothing_behind() {
     let exports = exports(&shelf, &[]);
     assert!(matches!(exports.open("a").await, Err(ExportError::Unavailable(why)) if why == "held by another"));
     assert!(matches!(exports.open("made up").await, Err(ExportError::Unknown(_))));
+    let unopened = || exports.unopened().into_iter().map(|(name, since, why)| (name, (since, why))).collect::<Vec<_>>();
+    let (name, (since, _)) = unopened().remove(0);
+    assert_eq!((name.as_str(), unopened().len()), ("a", 1), "nobody is told of what is not there");
+    *shelf.refusal.lock() = Some("store refuses".to_owned());
+    assert!(exports.open("a").await.is_err());
+    assert_eq!(unopened(), [("a".to_owned(), (since, "store refuses".to_owned()))]);
     assert_eq!(slots(&exports), 0);
     *shelf.refusal.lock() = None;
     assert!(exports.open("a").await.is_ok());
-    assert_eq!(slots(&exports), 1);
+    assert_eq!((slots(&exports), unopened().len()), (1, 0));
 }
 
 #[tokio::test]

@@ -208,7 +208,7 @@ mod tests {
         let at = |second: u64| {
             let mut status = whole();
             (status.store_trouble, status.ended, status.named) = (None, Vec::new(), Vec::new());
-            (status.moved, status.cache.disk) = (Vec::new(), None);
+            (status.moved, status.unopened, status.cache.disk) = (Vec::new(), Vec::new(), None);
             (status.unix_millis, status.store_health) = (1000 * second, "store answers".to_owned());
             let example = status.volumes.remove(0);
             status.volumes.extend((0..volumes).map(|number| {

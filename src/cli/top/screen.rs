@@ -166,6 +166,7 @@ fn troubles(status: &ServerStatus) -> Vec<String> {
     let is_known = |name: &String| {
         status.volumes.iter().any(|volume| volume.name == *name)
             || status.ended.iter().any(|ended| ended.name == *name)
+            || status.unopened.iter().any(|unopened| unopened.name == *name)
             || status.moved.iter().any(|moved| moved.volume == *name)
     };
     let ended = status.ended.iter().map(|ended| format!("volume {} has ended: {}", ended.name, ended.why));
@@ -175,7 +176,8 @@ fn troubles(status: &ServerStatus) -> Vec<String> {
         .then(|| format!("{} lines of the log could not be written", status.log.lines_dropped));
     let cache = status.cache.disk.as_ref().and_then(|disk| disk.off.as_ref());
     let cache = cache.map(|why| format!("the cache on disk is off: {why}"));
-    ended.chain(absent).chain(moved).chain(dropped).chain(cache).collect()
+    let unopened = status.unopened.iter().map(|volume| format!("volume {} does not open: {}", volume.name, volume.why));
+    ended.chain(unopened).chain(absent).chain(moved).chain(dropped).chain(cache).collect()
 }
 
 fn summary(status: &ServerStatus, rates: Option<&Rates>) -> Vec<Line<'static>> {
