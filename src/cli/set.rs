@@ -98,7 +98,9 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
     let compression = args.compression.unwrap_or(found.meta.compression);
     let meta = Meta { compression, schedule, ..found.meta.clone() };
     found.replace(&*store, &random, &meta, sealer.keyring()).await?;
-    let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(Failure::failed)?;
+    let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(|why| {
+        Failure::failed(format!("it is set in the store, for whoever opens volume {name} next; the server that runs here did not take it over: {why}"))
+    })?;
     let when = if served { "now" } else { "the next time it is opened" };
     let mut said = Vec::new();
     if let Some(compression) = args.compression {
