@@ -334,6 +334,32 @@ async fn a_store_that_is_away_leaves_what_is_known() {
     volume.close().await.unwrap();
 }
 
+/// One request looks for news at a store that does not answer any more: others do not wait for it for ever, and get what is in the cache.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_never_ends_keeps_nobody_else_from_what_is_known() {
+    let world = World::new(8).await;
+    let volume = world.write().await;
+    volume.write(0, world.round(1), true).await.unwrap();
+    volume.close().await.unwrap();
+    let way = Way::new(&world.store);
+    let follower = Arc::new(world.follow(&way, 16 << 20).await.unwrap());
+    let known = follower.read(0, BLOCK as u32).await.unwrap().concat();
+    let objects = world.store.objects().into_iter().map(|(key, _)| key);
+    let segments: Vec<Key> = objects.filter(|key| key.as_str().contains("/segments/")).collect();
+    world.store.delete(&segments).await.unwrap();
+    way.holds_list.store(true, Ordering::Relaxed);
+    let looking = tokio::spawn({
+        let follower = follower.clone();
+        async move { follower.read(SIZE - BLOCK as u64, BLOCK as u32).await }
+    });
+    way.held.notified().await;
+    sleep(2 * SECOND).await;
+    let read = tokio::time::timeout(60 * SECOND, follower.read(0, BLOCK as u32)).await;
+    assert_eq!(read.expect("it waits for the other").unwrap().concat(), known);
+    way.open.notify_one();
+    assert!(looking.await.unwrap().is_err());
+}
+
 /// A name is not an identity: a follower never shows what another volume of that name has.
 #[tokio::test(start_paused = true)]
 async fn a_volume_that_comes_after_is_not_followed() {

@@ -102,11 +102,15 @@ impl Follower {
         if let Some(fresh) = self.fresh() {
             return Ok(fresh);
         }
-        let _turn = self.looking.lock().await;
-        if let Some(fresh) = self.fresh() {
-            return Ok(fresh);
-        }
-        let looked = timeout(PATIENCE, self.look()).await;
+        // The turn may be had by somebody whose look never ends.
+        let looked = timeout(PATIENCE, async {
+            let _turn = self.looking.lock().await;
+            match self.fresh() {
+                Some(fresh) => Ok(fresh),
+                None => self.look().await,
+            }
+        });
+        let looked = looked.await;
         let why = match looked {
             Ok(Ok(newest)) => return Ok(newest),
             // It is not there any more, or nobody may read it: that is no matter of trying again.
