@@ -9,7 +9,7 @@
 //!
 //! All frames of an object are written into one buffer: compression writes there, sealing fills in the tags there, and
 //! the store is handed the same bytes. Nothing is copied once more, and a segment costs one allocation instead of
-//! thousands.
+//! thousands. Data that is stored as it is need not even be copied there: it may be *lent*, so that the store is handed it where it lies.
 
 use std::fmt;
 use std::str::FromStr;
@@ -110,12 +110,24 @@ impl From<Compression> for String {
 /// LZ4's best: one byte of input yields at most this many (plus a few at the edges).
 const LZ4_RATIO_MAX: usize = 255;
 
+/// Data of fewer bytes is copied: a part of the object of its own costs the store more.
+pub const LENT_BYTES_MIN: usize = 16 << 10;
+
 /// Frames of one object under construction, in order. [`super::object::encode`] seals them.
 pub struct Frames {
     bytes: Vec<u8>,
     lens: Vec<u32>,
+    lent: Vec<Lent>,
     compressor: Compressor,
     turns: Turns,
+}
+
+/// The data of a frame, where it is not among the other bytes.
+#[derive(Debug)]
+pub(super) struct Lent {
+    /// Where it belongs among them.
+    pub at: usize,
+    pub data: Bytes,
 }
 
 impl Frames {
@@ -124,25 +136,49 @@ impl Frames {
         Frames {
             bytes: Vec::with_capacity(raw_bytes + frames * FRAME_OVERHEAD),
             lens: Vec::with_capacity(frames),
+            lent: Vec::new(),
             compressor: Compressor::new(compression),
             turns: Turns::default(),
         }
     }
 
     /// Appends a frame that holds `parts` joined, and returns how many bytes it takes sealed.
-    pub fn push(&mut self, parts: &[&[u8]]) -> Result<u32, EncodeError> {
-        let raw_len: usize = parts.iter().map(|part| part.len()).sum();
+    pub fn push<P: AsRef<[u8]>>(&mut self, parts: &[P]) -> Result<u32, EncodeError> {
+        let (start, raw_len) = self.begin(parts)?;
+        if self.compressor.append_body(parts, raw_len, &mut self.bytes)? == Stored::AsItIs {
+            parts.iter().for_each(|part| self.bytes.extend_from_slice(part.as_ref()));
+        }
+        Ok(self.end(start, 0, raw_len))
+    }
+
+    /// Appends a frame that holds `data`, which is kept instead of being copied if it is to be stored as it is. The object cannot be encrypted then.
+    pub fn lend(&mut self, data: &Bytes) -> Result<u32, EncodeError> {
+        let (start, raw_len) = self.begin(&[data])?;
+        let stored = self.compressor.append_body(&[data], raw_len, &mut self.bytes)?;
+        if stored == Stored::Compressed {
+            return Ok(self.end(start, 0, raw_len));
+        }
+        self.lent.push(Lent { at: self.bytes.len(), data: data.clone() });
+        Ok(self.end(start, raw_len, raw_len))
+    }
+
+    /// Makes room for a tag. Returns where, and the length of the data.
+    fn begin<P: AsRef<[u8]>>(&mut self, parts: &[P]) -> Result<(usize, usize), EncodeError> {
+        let raw_len: usize = parts.iter().map(|part| part.as_ref().len()).sum();
         if raw_len > RAW_BYTES_MAX {
             return Err(EncodeError(format!("a frame of {raw_len} bytes; the most is {RAW_BYTES_MAX}")));
         }
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; TAG_BYTES]);
-        self.compressor.append_body(parts, raw_len, &mut self.bytes)?;
+        Ok((start, raw_len))
+    }
+
+    fn end(&mut self, start: usize, lent: usize, raw_len: usize) -> u32 {
         self.turns.worked(raw_len);
         // At most RAW_BYTES_MAX and the overhead: 25 bits.
-        let len = (self.bytes.len() - start) as u32;
+        let len = (self.bytes.len() - start + lent) as u32;
         self.lens.push(len);
-        Ok(len)
+        len
     }
 
     /// Sealed lengths, in order.
@@ -152,11 +188,11 @@ impl Frames {
 
     /// Bytes of all frames together.
     pub fn total(&self) -> u64 {
-        self.bytes.len() as u64
+        self.bytes.len() as u64 + self.lent.iter().map(|lent| lent.data.len() as u64).sum::<u64>()
     }
 
-    pub(super) fn into_parts(self) -> (Vec<u8>, Vec<u32>) {
-        (self.bytes, self.lens)
+    pub(super) fn into_parts(self) -> (Vec<u8>, Vec<u32>, Vec<Lent>) {
+        (self.bytes, self.lens, self.lent)
     }
 }
 
@@ -206,6 +242,13 @@ fn decompress_zstd(data: &[u8], raw_len: u32) -> Result<Bytes, CorruptError> {
     }
 }
 
+/// How data was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    Compressed,
+    AsItIs,
+}
+
 /// Tables and buffers that are used again for each frame.
 struct Compressor {
     compression: Compression,
@@ -228,8 +271,13 @@ impl Compressor {
         }
     }
 
-    /// Appends codec, length and data.
-    fn append_body(&mut self, parts: &[&[u8]], raw_len: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    /// Appends codec and length, and the data if it was compressed.
+    fn append_body<P: AsRef<[u8]>>(
+        &mut self,
+        parts: &[P],
+        raw_len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Stored, EncodeError> {
         let compressed = self.compress(parts, raw_len)?;
         let codec = match (compressed, self.compression) {
             (None, _) | (_, Compression::None) => CODEC_NONE,
@@ -238,16 +286,14 @@ impl Compressor {
         };
         let [l0, l1, l2, ..] = (raw_len as u32).to_le_bytes();
         out.extend_from_slice(&[codec, l0, l1, l2]);
-        match compressed {
-            Some(len) => out.extend_from_slice(&self.output[..len]),
-            None => parts.iter().for_each(|part| out.extend_from_slice(part)),
-        }
-        Ok(())
+        let Some(len) = compressed else { return Ok(Stored::AsItIs) };
+        out.extend_from_slice(&self.output[..len]);
+        Ok(Stored::Compressed)
     }
 
     /// Compresses into `self.output`; `None` if that saves less than a thirty-second (3 %), which is not worth the
     /// reader's time.
-    fn compress(&mut self, parts: &[&[u8]], raw_len: usize) -> Result<Option<usize>, EncodeError> {
+    fn compress<P: AsRef<[u8]>>(&mut self, parts: &[P], raw_len: usize) -> Result<Option<usize>, EncodeError> {
         if self.compression == Compression::None {
             return Ok(None);
         }
@@ -257,10 +303,10 @@ impl Compressor {
         }
         let Compressor { compression, zstd, small, large, input, output } = self;
         let input = match parts {
-            [one] => one,
+            [one] => one.as_ref(),
             many => {
                 input.clear();
-                many.iter().for_each(|part| input.extend_from_slice(part));
+                many.iter().for_each(|part| input.extend_from_slice(part.as_ref()));
                 &input[..]
             }
         };
@@ -318,7 +364,7 @@ mod tests {
     fn body_with(compression: Compression, parts: &[&[u8]]) -> Bytes {
         let mut frames = Frames::with_capacity(1, 0, compression);
         let len = frames.push(parts).unwrap();
-        let (bytes, lens) = frames.into_parts();
+        let (bytes, lens, _) = frames.into_parts();
         assert_eq!(lens, [len]);
         Bytes::from(bytes).slice(TAG_BYTES..)
     }
@@ -412,7 +458,7 @@ mod tests {
         for data in [&text[..], &[9; 65536], &text] {
             frames.push(&[data]).unwrap();
         }
-        let (bytes, lens) = frames.into_parts();
+        let (bytes, lens, _) = frames.into_parts();
         let len = lens[0] as usize;
         assert_eq!(bytes[..len], bytes[bytes.len() - len..]);
     }

@@ -19,7 +19,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::frame::Frames;
+use super::frame::{FRAME_OVERHEAD, Frames, Lent};
 use super::seal::{ObjectKey, Salt, Seal, Sealer, TAG_BYTES};
 use super::{CorruptError, EncodeError};
 use crate::outside::Turns;
@@ -136,16 +136,21 @@ pub fn encode(
     }
     let key = sealer.object_key(kind, seq, &salt).map_err(|error| EncodeError(error.to_string()))?;
     let front = encode_front(sealer.seal(), kind, salt, head, &key)?;
-    let (mut bytes, lens) = frames.into_parts();
+    let (mut bytes, lens, lent) = frames.into_parts();
     let frames_at = front.len() as u32;
-    let frames = seal_frames(&key, frames_at, &mut bytes, &lens)?;
+    let frames = seal_frames(&key, frames_at, &mut bytes, &lens, &lent)?;
     let mut parts = vec![Bytes::from(front)];
     // It had room for the data as it was before compression, and may stay until a slow store has it.
     if bytes.len() < bytes.capacity() - bytes.capacity() / 8 {
         bytes.shrink_to_fit();
     }
-    if !bytes.is_empty() {
-        parts.push(bytes.into());
+    let (mut rest, mut at) = (Bytes::from(bytes), 0);
+    for lent in lent {
+        parts.extend([rest.split_to(lent.at - at), lent.data]);
+        at = lent.at;
+    }
+    if !rest.is_empty() {
+        parts.push(rest);
     }
     Ok(Encoded { parts, frames, frames_at, total })
 }
@@ -171,23 +176,32 @@ fn encode_front(
     Ok(front)
 }
 
-/// Fills in the tags of the frames in `bytes`, which will lie at `frames_at` in the object.
+/// Fills in the tags of the frames in `bytes`, which will lie at `frames_at` in the object, and of those whose data was lent.
 fn seal_frames(
     key: &ObjectKey,
     frames_at: u32,
     bytes: &mut [u8],
     lens: &[u32],
+    lent: &[Lent],
 ) -> Result<Vec<(u32, u32)>, EncodeError> {
-    let mut rest = bytes;
-    let mut offset = frames_at;
+    let (mut at, mut offset, mut lent) = (0, frames_at, lent.iter().peekable());
     let mut frames = Vec::with_capacity(lens.len());
     let mut turns = Turns::default();
     for &len in lens {
-        let (frame, after) = rest.split_at_mut(len as usize);
-        key.seal_frame(offset, frame)?;
-        turns.worked(frame.len());
+        let end = match lent.next_if(|lent| lent.at == at + FRAME_OVERHEAD) {
+            Some(lent) => {
+                key.tag_lent_frame(offset, &mut bytes[at..lent.at], &lent.data)?;
+                lent.at
+            }
+            None => {
+                let end = at + len as usize;
+                key.seal_frame(offset, &mut bytes[at..end])?;
+                end
+            }
+        };
+        turns.worked(len as usize);
         frames.push((offset, len));
-        (rest, offset) = (after, offset + len);
+        (at, offset) = (end, offset + len);
     }
     Ok(frames)
 }
@@ -391,6 +405,27 @@ mod tests {
         );
         let wrong = decode_head(&sealer(), &[ObjectKind::Checkpoint], Seq(3), &sample().1).unwrap_err();
         assert_eq!(wrong.to_string(), "it is a segment, which does not belong here");
+    }
+
+    #[test]
+    fn what_is_lent_is_not_copied_and_the_object_is_the_same() {
+        let mut noise = vec![0; 100_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let noise = Bytes::from(noise);
+        // The second one becomes smaller, and has no bytes of the lender's in it.
+        let all = [noise.slice(..65536), vec![7; 65536].into(), noise.slice(65536..), noise.slice(..4096)];
+        let (mut lent, mut copied) = [(); 2].map(|()| Frames::with_capacity(4, 0, Compression::Lz4)).into();
+        for data in &all {
+            assert_eq!(lent.lend(data).unwrap(), copied.push(&[data]).unwrap());
+        }
+        assert_eq!((lent.lens(), lent.total()), (copied.lens(), copied.total()));
+        let [lent, copied] = [lent, copied]
+            .map(|frames| encode(&sealer(), ObjectKind::Segment, Seq(3), [8; 16], b"head", frames).unwrap());
+        assert_eq!(lent.parts.concat(), copied.parts.concat());
+        assert_eq!((&lent.frames, copied.parts.len()), (&copied.frames, 2));
+        for data in [&all[0], &all[2], &all[3]] {
+            assert!(lent.parts.iter().any(|part| part.as_ptr() == data.as_ptr() && part.len() == data.len()));
+        }
     }
 
     #[test]

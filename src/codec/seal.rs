@@ -166,6 +166,17 @@ impl ObjectKey {
         Ok(())
     }
 
+    /// Puts the tag of the frame at byte `offset` of the object into `begin`: room for it, and the body but for its `data`, which is
+    /// elsewhere and stays as it is.
+    pub(super) fn tag_lent_frame(&self, offset: u32, begin: &mut [u8], data: &[u8]) -> Result<(), EncodeError> {
+        let ObjectKey::Blake3(key) = self else {
+            return Err(EncodeError::new("data that is lent and to be encrypted"));
+        };
+        let (room, header) = begin.split_at_mut(TAG_BYTES);
+        room.copy_from_slice(&tag(key, u64::from(offset), &[header, data]));
+        Ok(())
+    }
+
     /// The body of the sealed frame that was read from byte `offset` of the object.
     pub fn open_frame(&self, offset: u32, sealed: &Bytes) -> Result<Bytes, CorruptError> {
         let (tag, _) = sealed

@@ -38,7 +38,8 @@ pub(super) async fn moved(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved
 async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeError>) -> Result<Uploaded, End> {
     let EncodedSegment { object, placements, info, as_of } =
         encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
-    let sealed = if shared.doors.objects.keeps_sealed() { object.parts.clone() } else { Vec::new() };
+    // In one piece: a frame is kept from where it lies.
+    let sealed = if shared.doors.objects.keeps_sealed() { vec![object.parts.concat().into()] } else { Vec::new() };
     slot::put_until_done(shared, seq, object.parts).await?;
     Ok(Uploaded { seq, info, placements, as_of, sealed })
 }

@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::head::{Entry, EntryKind, SegmentHead};
 use crate::codec::EncodeError;
-use crate::codec::frame::{Compression, Frames};
+use crate::codec::frame::{Compression, Frames, LENT_BYTES_MIN};
 use crate::codec::object::{Encoded, ObjectKind, encode};
-use crate::codec::seal::{Salt, Sealer};
+use crate::codec::seal::{Salt, Seal, Sealer};
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
 use crate::units::{
@@ -93,10 +93,12 @@ fn encode_plan(
     seq: Seq,
     salt: Salt,
     stamp: &Stamp,
-    plan: Plan<'_>,
+    plan: Plan,
     as_of: Option<Seq>,
 ) -> Result<EncodedSegment, EncodeError> {
-    let (entries, frames) = plan.compress(stamp.compression)?;
+    // What is moved may be a small part of the memory in which it came, and that is not to stay until a slow store has it.
+    let lends = sealer.seal() == Seal::Blake3 && as_of.is_none();
+    let (entries, frames) = plan.compress(stamp.compression, lends)?;
     let head = SegmentHead { epoch: stamp.epoch, server: stamp.server, covers: stamp.covers, entries, as_of };
     let head_bytes = head.encode();
     let object = encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?;
@@ -128,10 +130,10 @@ fn check_batch(block_size: BlockSize, changes: &[(Extent, Payload)]) -> Result<(
 }
 
 /// The entries of the segment to be, with the data of each still in the pieces that it came in.
-struct Plan<'a> {
+struct Plan {
     block_bytes: usize,
     runs: Vec<Run>,
-    pieces: Vec<&'a [u8]>,
+    pieces: Vec<Bytes>,
 }
 
 /// Blocks of one kind; if they are data, one frame.
@@ -151,8 +153,8 @@ enum RunContent {
     Hole,
 }
 
-impl<'a> Plan<'a> {
-    fn of(block_size: BlockSize, changes: &'a [(Extent, Payload)]) -> Plan<'a> {
+impl Plan {
+    fn of(block_size: BlockSize, changes: &[(Extent, Payload)]) -> Plan {
         let block_bytes = block_size.bytes() as usize;
         let mut plan = Plan { block_bytes, runs: Vec::with_capacity(changes.len()), pieces: Vec::new() };
         for (extent, payload) in changes {
@@ -166,24 +168,23 @@ impl<'a> Plan<'a> {
     }
 
     /// All of it data, none of the runs across the end of a frame.
-    fn of_data(block_size: BlockSize, data: &'a [(Extent, Bytes)]) -> Plan<'a> {
+    fn of_data(block_size: BlockSize, data: &[(Extent, Bytes)]) -> Plan {
         let block_bytes = block_size.bytes() as usize;
         let mut plan = Plan { block_bytes, runs: Vec::with_capacity(data.len()), pieces: Vec::new() };
         for (extent, data) in data {
-            let (mut at, mut rest) = (extent.start, &data[..]);
+            let (mut at, mut rest) = (extent.start, data.clone());
             while !rest.is_empty() {
                 let blocks = plan.blocks_to_cut(at).min(rest.len() / block_bytes);
-                let (piece, after) = rest.split_at(blocks * block_bytes);
-                plan.push_piece(Extent::new(at.0, blocks as u64), piece);
-                (at, rest) = (at + BlockCount(blocks as u64), after);
+                plan.push_piece(Extent::new(at.0, blocks as u64), rest.split_to(blocks * block_bytes));
+                at = at + BlockCount(blocks as u64);
             }
         }
         plan
     }
 
     /// Splits data into runs that are all zero or all not, none of them across the end of a frame.
-    fn push_data(&mut self, start: BlockIndex, data: &'a [u8]) {
-        let (mut at, mut rest) = (start, data);
+    fn push_data(&mut self, start: BlockIndex, data: &Bytes) {
+        let (mut at, mut rest) = (start, data.clone());
         while !rest.is_empty() {
             let zero = is_zero(&rest[..self.block_bytes]);
             let blocks = rest
@@ -191,13 +192,13 @@ impl<'a> Plan<'a> {
                 .take(self.blocks_to_cut(at))
                 .take_while(|block| is_zero(block) == zero)
                 .count();
-            let (piece, after) = rest.split_at(blocks * self.block_bytes);
+            let piece = rest.split_to(blocks * self.block_bytes);
             let extent = Extent::new(at.0, blocks as u64);
             match zero {
                 true => self.push_blank(extent, RunContent::Zero),
                 false => self.push_piece(extent, piece),
             }
-            (at, rest) = (extent.end(), after);
+            at = extent.end();
         }
     }
 
@@ -207,7 +208,7 @@ impl<'a> Plan<'a> {
         (frame_blocks - at.0 % frame_blocks) as usize
     }
 
-    fn push_piece(&mut self, extent: Extent, piece: &'a [u8]) {
+    fn push_piece(&mut self, extent: Extent, piece: Bytes) {
         let starts_frame = extent.start.0.is_multiple_of(u64::from(FRAME_BYTES_MAX) / self.block_bytes as u64);
         self.pieces.push(piece);
         match self.runs.last_mut() {
@@ -233,22 +234,31 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn compress(&self, compression: Compression) -> Result<(Vec<Entry>, Frames), EncodeError> {
-        let frame_count = self.runs.iter().filter(|run| matches!(run.content, RunContent::Data { .. })).count();
-        let raw_bytes = self.pieces.iter().map(|piece| piece.len()).sum();
-        let mut frames = Frames::with_capacity(frame_count, raw_bytes, compression);
+    /// Large data in one piece is lent to the frames, if it may be.
+    fn compress(&self, compression: Compression, lends: bool) -> Result<(Vec<Entry>, Frames), EncodeError> {
+        let lendable = |pieces: &[Bytes]| lends && matches!(pieces, [one] if one.len() >= LENT_BYTES_MIN);
+        let data = || self.runs.iter().filter_map(|run| self.data_of(run));
+        let raw_bytes = data().filter(|pieces| !lendable(pieces)).flatten().map(Bytes::len).sum();
+        let mut frames = Frames::with_capacity(data().count(), raw_bytes, compression);
         let mut entries = Vec::with_capacity(self.runs.len());
-        for Run { extent, content } in &self.runs {
-            let kind = match *content {
-                RunContent::Data { first_piece, pieces } => {
-                    EntryKind::Data { stored_len: frames.push(&self.pieces[first_piece..first_piece + pieces])? }
-                }
-                RunContent::Zero => EntryKind::Zero,
-                RunContent::Hole => EntryKind::Hole,
+        for run in &self.runs {
+            let kind = match (self.data_of(run), run.content) {
+                (Some(pieces), _) if lendable(pieces) => EntryKind::Data { stored_len: frames.lend(&pieces[0])? },
+                (Some(pieces), _) => EntryKind::Data { stored_len: frames.push(pieces)? },
+                (None, RunContent::Hole) => EntryKind::Hole,
+                (None, _) => EntryKind::Zero,
             };
-            entries.push(Entry { extent: *extent, kind });
+            entries.push(Entry { extent: run.extent, kind });
         }
         Ok((entries, frames))
+    }
+
+    /// The pieces of a run of data.
+    fn data_of(&self, run: &Run) -> Option<&[Bytes]> {
+        match run.content {
+            RunContent::Data { first_piece, pieces } => Some(&self.pieces[first_piece..first_piece + pieces]),
+            RunContent::Zero | RunContent::Hole => None,
+        }
     }
 }
 
@@ -266,6 +276,7 @@ mod tests {
     use super::*;
     use crate::codec::CorruptError;
     use crate::format::segment::{LogObject, decode_log_object, open_frame, verify_log_object};
+    use crate::keyring::{Keyring, Locked};
     use crate::units::Location;
     use proptest::prelude::*;
 
@@ -431,6 +442,27 @@ mod tests {
         let segment = encode_batch(BlockSize::default(), &changes);
         assert_eq!(segment.placements.len(), 1);
         assert_eq!(segment.placements[0].0, Extent::new(17, 5));
+    }
+
+    /// Of an encrypted volume nothing may go as it lies, and what was moved may be a small part of the memory in which it came.
+    #[test]
+    fn only_plain_data_of_clients_is_lent() {
+        let mut noise = vec![0; 65536];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let (noise, extent) = (Bytes::from(noise), Extent::new(16, 16));
+        let keyring = Keyring::new((1, Locked::take(&mut [3; 32])), [], None);
+        let encrypted = Sealer::new(Uuid::from_u128(1), Some(keyring));
+        let of_client = |sealer: &Sealer| {
+            let changes = [(extent, Payload::Data(noise.clone()))];
+            encode_segment(sealer, SEQ, sealer.salt(SALT), BlockSize::default(), &stamp(), &changes).unwrap()
+        };
+        let moved = [(extent, noise.clone())];
+        let moved = encode_moved(&sealer(), SEQ, SALT, BlockSize::default(), &stamp(), &moved, Seq(3)).unwrap();
+        let is_lent = |segment: EncodedSegment| {
+            segment.object.parts.iter().any(|part| noise.as_ptr_range().contains(&part.as_ptr()))
+        };
+        assert!(is_lent(of_client(&sealer())));
+        assert!(!is_lent(of_client(&encrypted)) && !is_lent(moved));
     }
 
     #[test]
