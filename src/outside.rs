@@ -102,8 +102,8 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Between two turns for others, in bytes worked upon: some tens of microseconds.
-    const BYTES: usize = 64 << 10;
+    /// Between two turns for others, in bytes worked upon: a tenth of a millisecond at most. A turn is a switch of tasks wherever anybody wants it.
+    const BYTES: usize = 256 << 10;
 
     /// So many more bytes were worked upon.
     pub fn worked(&mut self, bytes: usize) {
