@@ -257,9 +257,16 @@ struct Compressor {
     large: Option<CompressTable>,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Frames in a row that did not become smaller.
+    vain: usize,
 }
 
 impl Compressor {
+    /// After so many such frames in a row, one that looks random is not tried,
+    const VAIN_MIN: usize = 8;
+    /// but for one in so many: it may repeat itself.
+    const TRY_AGAIN: usize = 16;
+
     fn new(compression: Compression) -> Compressor {
         Compressor {
             compression,
@@ -268,6 +275,7 @@ impl Compressor {
             large: None,
             input: Vec::new(),
             output: Vec::new(),
+            vain: 0,
         }
     }
 
@@ -292,8 +300,18 @@ impl Compressor {
     }
 
     /// Compresses into `self.output`; `None` if that saves less than a thirty-second (3 %), which is not worth the
-    /// reader's time.
+    /// reader's time, or is not to be expected: trying takes as long as hashing.
     fn compress<P: AsRef<[u8]>>(&mut self, parts: &[P], raw_len: usize) -> Result<Option<usize>, EncodeError> {
+        let is_due = self.vain < Compressor::VAIN_MIN || self.vain.is_multiple_of(Compressor::TRY_AGAIN);
+        let compressed = match is_due || !parts.iter().all(|part| looks_random(part.as_ref())) {
+            true => self.try_to_compress(parts, raw_len)?,
+            false => None,
+        };
+        self.vain = if compressed.is_some() { 0 } else { self.vain + 1 };
+        Ok(compressed)
+    }
+
+    fn try_to_compress<P: AsRef<[u8]>>(&mut self, parts: &[P], raw_len: usize) -> Result<Option<usize>, EncodeError> {
         if self.compression == Compression::None {
             return Ok(None);
         }
@@ -301,7 +319,7 @@ impl Compressor {
         if self.output.len() < room {
             self.output.resize(room, 0);
         }
-        let Compressor { compression, zstd, small, large, input, output } = self;
+        let Compressor { compression, zstd, small, large, input, output, .. } = self;
         let input = match parts {
             [one] => one.as_ref(),
             many => {
@@ -337,10 +355,10 @@ impl Compressor {
 
 /// Whether no byte is more frequent than chance explains, in a sample. Data with long repetitions may look random too.
 fn looks_random(data: &[u8]) -> bool {
-    const SAMPLE: usize = 4096;
-    const PIECE: usize = 512;
-    // Of 4096 random bytes the squares of the 256 counts sum up to 69,616 on average, and deviate by about 360.
-    const SQUARES_MAX: u32 = 72_000;
+    const SAMPLE: usize = 1024;
+    const PIECE: usize = 64;
+    // Of 1024 random bytes the squares of the 256 counts sum up to 5,116 on average, and deviate by about 90.
+    const SQUARES_MAX: u32 = 5_600;
     if data.len() < SAMPLE {
         return false;
     }
@@ -426,6 +444,20 @@ mod tests {
         assert!(!looks_random(&base64));
         assert_eq!(body_with(Compression::Lz4, &[&base64])[0], CODEC_NONE);
         assert_eq!(body_with(Compression::Zstd(3), &[&base64])[0], CODEC_ZSTD);
+    }
+
+    /// In a stream that does not become smaller, what looks random is not tried each time; all else is, and so is one in sixteen.
+    #[test]
+    fn after_much_noise_what_may_compress_still_does() {
+        let (twice, text) = (noise(16384).repeat(2), b"plain text, many times. ".repeat(400));
+        let mut frames = Frames::with_capacity(0, 0, Compression::Lz4);
+        let mut is_smaller = |data: &[u8]| frames.push(&[data]).unwrap() < data.len() as u32;
+        assert!((0..20).all(|i| !is_smaller(&noise(65536 + i)[i..])));
+        assert!(is_smaller(&text), "it does not look random");
+        assert!(is_smaller(&twice), "all is tried after a gain");
+        assert!((0..Compressor::VAIN_MIN).all(|i| !is_smaller(&noise(65536 + i)[i..])));
+        let until_tried = (0..).take_while(|_| !is_smaller(&twice)).count();
+        assert_eq!(until_tried, Compressor::TRY_AGAIN - Compressor::VAIN_MIN);
     }
 
     #[test]
