@@ -29,6 +29,11 @@ impl Owner {
         Owner { at: memory.as_ptr() as usize, bytes: memory.len() }
     }
 
+    /// Whether `used` bytes of it are so much that they may stay where they are, for as long as they like.
+    pub fn is_filled_by(&self, used: usize) -> bool {
+        used >= self.bytes - self.bytes / PART_MIN
+    }
+
     /// Of `bytes` bytes in one piece, of which this is the first slice that is used.
     pub fn of_piece(first: &Bytes, bytes: usize) -> Owner {
         Owner { at: first.as_ptr() as usize, bytes }

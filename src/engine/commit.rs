@@ -7,10 +7,12 @@
 //!    needs none of its pages for a commit ([`crate::map`]).
 //! 3. Those who wait are told, and what the change held is given back.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use crate::cache::Content;
 use crate::engine::backoff::Backoff;
 use crate::engine::buffer::WriteBuffer;
 use crate::engine::core::{End, Event};
@@ -19,6 +21,7 @@ use crate::engine::shared::Shared;
 use crate::engine::slot;
 use crate::format::segment::Payload;
 use crate::map::{Placement, SegmentInfo};
+use crate::part::{Owner, Part};
 use crate::reading::objects::LoadedPages;
 use crate::units::{ChangeNo, Extent, Seq};
 
@@ -41,7 +44,13 @@ pub struct Uploaded {
 pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Option<Arc<Batch>>) -> Event {
     if let Some(batch) = batch {
         let bytes = batch.buffer.data_bytes();
-        let content = move |extent| content(&batch.buffer, extent);
+        let extents: Vec<Extent> = uploaded.placements.iter().map(|(extent, _)| *extent).collect();
+        let used = OnceLock::new();
+        let content = move |extent| {
+            // Not before, since it is worth the way to the workers.
+            let used = used.get_or_init(|| memory_used(&batch.buffer, &extents));
+            content(&batch.buffer, extent, used)
+        };
         shared.doors.objects.keep_opened(&uploaded.placements, bytes, content).await;
     }
     shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
@@ -80,8 +89,40 @@ async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, Chang
     }
 }
 
-/// The data of `extent`, in memory of its own; `None` if the buffer does not have all of it.
-fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
+/// How many bytes of larger payloads lie in frames each of which lies in that payload alone.
+type Used = HashMap<Owner, usize>;
+
+fn memory_used(buffer: &WriteBuffer, frames: &[Extent]) -> Used {
+    let mut used = Used::new();
+    for (data, owner) in frames.iter().filter_map(|frame| in_one_piece(buffer, *frame)) {
+        if owner != Owner::of(&data) {
+            *used.entry(owner).or_default() += data.len();
+        }
+    }
+    used
+}
+
+/// The data of `extent` and the payload that it is a part of, if it is a part of one.
+fn in_one_piece(buffer: &WriteBuffer, extent: Extent) -> Option<(Bytes, Owner)> {
+    let (mut found, mut is_one) = (None, true);
+    let add = |_, payload, owner| match (payload, &found) {
+        (Payload::Data(data), None) => found = Some((data, owner)),
+        _ => is_one = false,
+    };
+    let mut is_known = true;
+    buffer.lookup(extent, add, |_| is_known = false);
+    found.filter(|_| is_one && is_known)
+}
+
+/// The data of `extent`: where it lies if frames fill that memory, else in memory of its own. `None` if the buffer does not have all of it.
+fn content(buffer: &WriteBuffer, extent: Extent, used: &Used) -> Option<Content> {
+    match in_one_piece(buffer, extent) {
+        Some((data, owner)) if owner == Owner::of(&data) => return Some(Content::Own(data)),
+        Some((data, owner)) if used.get(&owner).is_some_and(|used| owner.is_filled_by(*used)) => {
+            return Some(Content::Shared(Part::within(data, owner)));
+        }
+        _ => {}
+    }
     let (mut parts, mut whole) = (Vec::new(), true);
     let mut missing = false;
     let add = |_, payload, _| match payload {
@@ -89,7 +130,7 @@ fn content(buffer: &WriteBuffer, extent: Extent) -> Option<Bytes> {
         Payload::Zero | Payload::Hole => whole = false,
     };
     buffer.lookup(extent, add, |_| missing = true);
-    (whole && !missing).then(|| parts.concat().into())
+    (whole && !missing).then(|| Content::Own(parts.concat().into()))
 }
 
 #[cfg(test)]
@@ -105,9 +146,34 @@ mod tests {
         buffer.insert(ChangeNo(1), Change::Write(Extent::new(0, 2), data(1)));
         buffer.insert(ChangeNo(2), Change::Write(Extent::new(1, 2), data(2)));
         buffer.insert(ChangeNo(3), Change::Zero(Extent::new(3, 1)));
+        let content = |extent| content(&buffer, extent, &memory_used(&buffer, &[extent]));
         let expected = [vec![1; 4096], vec![2; 8192]].concat();
-        assert_eq!(content(&buffer, Extent::new(0, 3)).unwrap(), expected);
-        assert_eq!(content(&buffer, Extent::new(0, 4)), None);
-        assert_eq!(content(&buffer, Extent::new(4, 1)), None);
+        assert_eq!(content(Extent::new(0, 3)).unwrap().into_part().data(), &expected);
+        assert!(content(Extent::new(0, 4)).is_none());
+        assert!(content(Extent::new(4, 1)).is_none());
+    }
+
+    #[test]
+    fn a_frame_stays_in_the_payload_that_frames_fill_and_is_copied_out_of_any_other() {
+        let mut buffer = WriteBuffer::new(BlockSize::default());
+        let payload = |blocks: usize| Bytes::from(vec![7; blocks * 4096]);
+        let (alone, filled, torn) = (payload(1), payload(48), payload(48));
+        for (no, start, data) in [(1, 0, &alone), (2, 16, &filled), (3, 64, &torn)] {
+            buffer.insert(ChangeNo(no), Change::Write(Extent::new(start, data.len() as u64 / 4096), data.clone()));
+        }
+        buffer.insert(ChangeNo(4), Change::Write(Extent::new(80, 8), payload(8)));
+        let frames =
+            [(0, 1), (16, 16), (32, 16), (48, 16), (64, 16), (80, 16), (96, 16)].map(|(at, len)| Extent::new(at, len));
+        let used = memory_used(&buffer, &frames);
+        let kept = frames.map(|frame| content(&buffer, frame, &used).unwrap());
+        assert!(matches!(&kept[0], Content::Own(data) if data.as_ptr() == alone.as_ptr()));
+        for (i, kept) in kept[1..4].iter().enumerate() {
+            let place = filled[i * 65536..].as_ptr();
+            assert!(matches!(kept, Content::Shared(part) if part.data().as_ptr() == place));
+        }
+        // Of the last one a third is another's, or was.
+        for kept in &kept[4..] {
+            assert!(matches!(kept, Content::Own(data) if !torn.as_ptr_range().contains(&data.as_ptr())));
+        }
     }
 }

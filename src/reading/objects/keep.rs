@@ -1,8 +1,8 @@
 //! What is committed goes into the cache: opened into memory, as it was when it was written, and sealed to the disk tier,
 //! as it went to the store. So what was written lately is read without a request.
 //!
-//! It costs one copy of the data, done by the workers, and the memory that the cache has anyway: a frame of its own is
-//! copied together from the changes that it was made of, since a slice of a client's payload would keep all of it alive. What
+//! It costs no more memory than the cache has anyway: a frame stays in a client's payload only if frames fill that, since a slice of it keeps
+//! all of it alive, and is copied together from the changes that it was made of otherwise, by the workers. What
 //! garbage collection moves goes to the disk only: nobody has asked for it.
 
 use bytes::Bytes;
@@ -28,19 +28,19 @@ impl Objects {
         self.inner.cache.disk().is_some()
     }
 
-    /// Puts the frames of a segment that is about to take effect into memory. `content` has what it brings, `bytes` of it: the data of an extent, in memory
-    /// of its own, if it has all of it.
+    /// Puts the frames of a segment that is about to take effect into memory. `content` has what it brings, `bytes` of it: the data of an extent, if it has
+    /// all of it.
     pub async fn keep_opened(
         &self,
         placements: &[(Extent, Placement)],
         bytes: u64,
-        content: impl Fn(Extent) -> Option<Bytes> + Send + 'static,
+        content: impl Fn(Extent) -> Option<Content> + Send + 'static,
     ) {
         let (inner, frames) = (self.inner.clone(), frames_of(placements));
         let keep = move || {
             for (extent, frame) in frames {
-                if let Some(data) = content(extent) {
-                    inner.cache.insert(inner.volume, frame, Content::Own(data), Purpose::Read);
+                if let Some(content) = content(extent) {
+                    inner.cache.insert(inner.volume, frame, content, Purpose::Read);
                 }
             }
         };
