@@ -68,9 +68,16 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         }
     }
 
-    /// Reads a payload into memory of exactly its length.
+    /// Reads a payload into memory of exactly its length. The rest of a short one comes with the requests behind it, and needs no system call of its own.
     pub async fn payload(&mut self, len: u32) -> io::Result<Bytes> {
         let len = len as usize;
+        while len <= READ_AHEAD && self.buffer.len() < len {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            buffer.reserve(READ_AHEAD);
+            let read = self.read_some(&mut buffer, READ_AHEAD).await;
+            self.buffer = buffer;
+            read?;
+        }
         let mut payload = BytesMut::with_capacity(len);
         let here = self.buffer.len().min(len);
         payload.put_slice(&self.buffer[..here]);
