@@ -38,8 +38,10 @@ use crate::disk::{Disk, DiskFile};
 use crate::outside::Workers;
 use crate::outside::directory::Numbers;
 
-/// Writes of more than this many bytes always go to the workers.
-const INLINE_BYTES: usize = 128 << 10;
+/// Writes of more than this many bytes always go to the workers. A queue of 32 small writes to a volume is less.
+const INLINE_BYTES: usize = 256 << 10;
+/// A sync of fewer bytes than this counts as small.
+const SMALL_SYNC_BYTES: u64 = 128 << 10;
 /// A write that took longer than this was not a mere copy into the page cache.
 const SLOW: Duration = Duration::from_millis(1);
 /// So many writes go to the workers after a slow one.
@@ -248,7 +250,7 @@ impl DiskFile for LocalFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
-        let is_small = self.unsynced.swap(0, Ordering::Relaxed) <= INLINE_BYTES as u64;
+        let is_small = self.unsynced.swap(0, Ordering::Relaxed) <= SMALL_SYNC_BYTES;
         let file = Arc::clone(&self.file);
         let timed = move || {
             let begun = Instant::now();

@@ -38,8 +38,8 @@ use crate::units::{BlockSize, ChangeNo, Epoch};
 const BATCH_BYTES: u64 = 16 << 20;
 /// One write takes at most this many records.
 const BATCH_RECORDS: usize = 1024;
-/// Tagging more than this would hold up the reactor, so it goes to the workers.
-const INLINE_BYTES: u64 = 128 << 10;
+/// Tagging more than this would hold up the reactor, so it goes to the workers. A queue of 32 small writes is less.
+const INLINE_BYTES: u64 = 256 << 10;
 /// Files that are kept for use again. With the one in use, and at the default size, they hold the default bound on dirty
 /// bytes, so that a server under load makes no new ones.
 const SPARES_MAX: usize = 3;
