@@ -195,7 +195,8 @@ async fn check_once(
     let sizes: HashMap<Key, u64> = listed.into_iter().map(|entry| (entry.key, entry.size)).collect();
 
     let mut lost = Ranges::default();
-    let mut walk = Walk::default();
+    let carriers = scan.map.space().carriers().clone();
+    let mut walk = Walk::new(carriers.clone());
     let known = table::read(&source, &scan, &sizes, &mut report).await?;
     let held = versions::held(&source, &scan, &mut report).await?;
     let live = count_live(&source, &mut scan, &known, held.as_ref(), &mut walk, &mut report, &mut lost).await?;
@@ -205,7 +206,7 @@ async fn check_once(
     lost.remove(end..u64::MAX);
     report.lost = byte_ranges(&lost, unit);
     for version in scan.map.space().durable().kept.clone() {
-        versions::check(&source, &version, &known, &sizes, data, progress, &mut report).await?;
+        versions::check(&source, &version, &carriers, &known, &sizes, data, progress, &mut report).await?;
     }
     find_orphans(&source, &scan, known, &sizes, &mut report).await?;
     report.problems.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
@@ -248,7 +249,9 @@ async fn count_live(
             *live.entry(location.frame.seq).or_default() += entry.extent.count.0;
         }
     };
-    let died: BTreeMap<Seq, u64> = walk.each(source, scan, report, lost, count).await?.iter().collect();
+    let (deaths, mut died) = (walk.each(source, scan, report, lost, count).await?, Deaths::new());
+    let carriers = scan.map.space().carriers();
+    deaths.iter().for_each(|(seq, blocks)| *died.entry(carriers.holder(seq)).or_default() += blocks);
     if let Some(block) = beyond {
         let what = format!(
             "the volume ends at block {end}, but the map holds block {block}: larger again, it would show that"

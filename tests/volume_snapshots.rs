@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ struct World {
     disk: CrashDisk,
     random: Random,
     options: Options,
+    /// Its server is that far from the store.
+    delay: Duration,
 }
 
 fn name() -> VolumeName {
@@ -53,12 +55,19 @@ impl World {
             ..Options::default()
         };
         options.gc.garbage_min = 0;
-        World { store, disk: CrashDisk::new(seed), random, options }
+        // What takes long is overtaken by what does not.
+        let delay = if seed % 3 == 1 { Duration::from_millis(20) } else { Duration::ZERO };
+        World { store, disk: CrashDisk::new(seed), random, options, delay }
     }
 
     async fn open(&self, cache: u64) -> Arc<Volume> {
+        let faults = FaultOptions { delay_min: self.delay / 4, delay_spread: self.delay, ..FaultOptions::default() };
+        let store: Arc<dyn Store> = match self.delay {
+            Duration::ZERO => self.store.clone(),
+            _ => Arc::new(FaultyStore::new(self.store.clone(), faults, self.random.clone())),
+        };
         let outside = Outside {
-            store: self.store.clone(),
+            store,
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(cache)),
             budget: Budget::default(),
@@ -220,6 +229,97 @@ async fn a_snapshot_that_is_asked_for_again_is_taken_once() {
     assert_eq!(volume.snapshots().len(), 1);
     volume.write(0, Bytes::from(noise(&world.random, 4)), true).await.unwrap();
     volume.close().await.unwrap();
+}
+
+/// Different contents of one block that somebody needs, over all blocks, in bytes.
+fn needed<'a>(states: impl Iterator<Item = &'a Vec<u8>>) -> u64 {
+    let block = BLOCK as usize;
+    let mut contents: Vec<BTreeSet<&[u8]>> = vec![BTreeSet::new(); BLOCKS as usize];
+    for state in states {
+        for (at, data) in state.chunks(block).enumerate().filter(|(_, data)| data.iter().any(|byte| *byte != 0)) {
+            contents[at].insert(data);
+        }
+    }
+    contents.iter().map(|of| of.len() as u64).sum::<u64>() * BLOCK
+}
+
+/// Collection goes on in what snapshots need: what neither they nor the head need does not stay because something beside it is needed.
+#[tokio::test(start_paused = true)]
+async fn space_comes_back_while_snapshots_are_kept() {
+    for seed in 0..4 {
+        let world = World::new(seed).await;
+        let random = Random::seeded(seed ^ 0xace);
+        let volume = world.open(1 << 20).await;
+        let (mut head, mut kept) = (vec![0; SIZE as usize], BTreeMap::new());
+        // Readers that stay while what they read is put elsewhere.
+        let mut readers = Vec::new();
+        for round in 0..24 {
+            for _ in 0..96 {
+                // One half is overwritten more often than the other.
+                let start = random.below(BLOCKS) >> random.below(2);
+                let data = noise(&random, 1);
+                head[(start * BLOCK) as usize..((start + 1) * BLOCK) as usize].copy_from_slice(&data);
+                volume.write(start * BLOCK, data.into(), false).await.unwrap();
+            }
+            let name = format!("s{round:02}");
+            volume.take_snapshot(label(&name)).await.unwrap();
+            kept.insert(name.clone(), head.clone());
+            if round % 8 == 7 {
+                readers.push((name.clone(), world.past(&name).await.unwrap()));
+            }
+            tokio::time::sleep(Duration::from_secs(random.below(40))).await;
+        }
+        // Most go, as a schedule thins them out.
+        let stays: BTreeSet<&String> = readers.iter().map(|(name, _)| name).collect();
+        for name in kept.keys().filter(|name| !stays.contains(name)) {
+            volume.delete_snapshot(name).await.unwrap();
+        }
+        kept.retain(|name, _| stays.contains(name));
+        for _ in 0..4 {
+            volume.merge_map();
+            let data = noise(&random, 1);
+            head[..BLOCK as usize].copy_from_slice(&data);
+            volume.write(0, data.into(), true).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(300)).await;
+        }
+        let needed = needed(kept.values().chain([&head]));
+        let stored = world.stored();
+        assert!(
+            stored * 10 <= needed * 13 + 10 * (256 << 10),
+            "seed {seed}: {stored} stored for {needed} that are needed"
+        );
+        for (name, past) in &readers {
+            assert!(all_of(past).await == kept[name], "seed {seed}, reader of {name}");
+        }
+        for (name, was) in &kept {
+            assert!(all_of(&world.past(name).await.unwrap()).await == *was, "seed {seed}, {name}");
+        }
+        assert!(all_of(&*volume).await == head, "seed {seed}");
+        world.is_clean().await;
+        volume.close().await.unwrap();
+        let volume = world.open(0).await;
+        assert!(all_of(&*volume).await == head, "seed {seed}, opened again");
+        for name in kept.keys() {
+            volume.delete_snapshot(name).await.unwrap();
+        }
+        for _ in 0..4 {
+            volume.merge_map();
+            volume.write(0, noise(&random, 1).into(), true).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(300)).await;
+        }
+        let live = needed_by(&all_of(&*volume).await);
+        assert!(
+            world.stored() * 10 <= live * 13 + 10 * (256 << 10),
+            "seed {seed}: {} stored for {live}",
+            world.stored()
+        );
+        volume.close().await.unwrap();
+        world.is_clean().await;
+    }
+}
+
+fn needed_by(head: &Vec<u8>) -> u64 {
+    needed(std::iter::once(head))
 }
 
 /// Any history: every snapshot stays what it was, and so does the head; and in the end all of the space comes back.

@@ -12,6 +12,7 @@ use crate::map::{
     Table,
 };
 use crate::opening::scan::{Scan, Source};
+use crate::space::Carriers;
 use crate::units::{BlockCount, BlockIndex, Extent, FrameAddr, Location, Seq};
 
 /// Bytes of pages that stay in memory for the next step.
@@ -30,6 +31,8 @@ const LOST_ENTRIES: u64 = 1 << 20;
 /// The pages of a map.
 #[derive(Default)]
 pub struct Walk {
+    /// What is carried is visited as if it were placed in its carrier, in a frame of no length.
+    carriers: Arc<Carriers>,
     /// In place of those that cannot be read, which are reported once.
     lost: HashMap<PageRef, Arc<MapPage>>,
     /// Those that were read.
@@ -37,6 +40,22 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// Of a map of which these segments carry some of what it names.
+    pub fn new(carriers: Arc<Carriers>) -> Walk {
+        Walk { carriers, ..Walk::default() }
+    }
+
+    /// An entry that is carried says so.
+    fn held(&self, entry: Entry) -> Entry {
+        match entry.placement {
+            Placement::Data(Location { frame, .. }) if self.carriers.holder(frame.seq) != frame.seq => {
+                let frame = FrameAddr { seq: self.carriers.holder(frame.seq), offset: 0, len: 0 };
+                Entry { placement: Placement::Data(Location { frame, block: 0 }), ..entry }
+            }
+            _ => entry,
+        }
+    }
+
     /// Whether every page could be read so far.
     pub fn is_whole(&self) -> bool {
         self.lost.is_empty()
@@ -78,7 +97,7 @@ impl Walk {
                 match entry.placement {
                     Placement::Data(location) if location.frame.seq == LOST => lose(lost, entry.extent),
                     Placement::Hole => {}
-                    _ => visit(&entry),
+                    _ => visit(&self.held(entry)),
                 }
             }
             from = stepped.to;
@@ -123,7 +142,9 @@ impl Walk {
     fn lose(&mut self, page: PageAt, end: BlockIndex) {
         let end = match page.kind {
             PageKind::Fixed => PageIndex(page.first.0 / PAGE_BLOCKS).extent().end(),
-            PageKind::Leaf | PageKind::Index | PageKind::Table(_) => end.max(BlockIndex(page.first.0 + 1)),
+            PageKind::Leaf | PageKind::Index | PageKind::Table(_) | PageKind::Carrier(_) => {
+                end.max(BlockIndex(page.first.0 + 1))
+            }
         };
         let each = LOST_BLOCKS.max((end.0 - page.first.0).div_ceil(LOST_ENTRIES));
         let entry = |start: u64| Entry {
@@ -137,7 +158,9 @@ impl Walk {
         let entries: Vec<Entry> = (page.first.0..end.0).step_by(each as usize).map(entry).collect();
         let leaf = Arc::new(MapPage::Leaf(Leaf::new(&entries)));
         match page.kind {
-            PageKind::Leaf | PageKind::Fixed | PageKind::Table(_) => drop(self.lost.insert(page.at, leaf)),
+            PageKind::Leaf | PageKind::Fixed | PageKind::Table(_) | PageKind::Carrier(_) => {
+                drop(self.lost.insert(page.at, leaf))
+            }
             PageKind::Index => {
                 let at = PageRef { checkpoint: LOST, offset: self.lost.len() as u32, len: 0 };
                 self.lost.insert(at, leaf);

@@ -28,15 +28,38 @@ const AT_ONCE: usize = 64;
 const FRAMES_MAX: usize = 1 << 20;
 
 /// What is known of one segment.
+#[derive(Default)]
 struct Looked {
     /// Which blocks each of its frames holds; nothing if the segment cannot be used.
     frames: Option<HashMap<FrameAddr, Extent>>,
+    /// The same in the order of blocks.
+    places: Vec<(Extent, FrameAddr)>,
     /// Frames that do not open.
     harmed: HashSet<FrameAddr>,
     /// Frames that were opened.
     opened: u64,
     /// What is wrong with it.
     problem: Option<String>,
+}
+
+impl Looked {
+    /// The frames that hold blocks of that extent, each with those that it holds, in order.
+    fn of(&self, extent: Extent) -> impl Iterator<Item = &(Extent, FrameAddr)> {
+        let from = self.places.partition_point(|(place, _)| place.end() <= extent.start);
+        self.places[from..].iter().take_while(move |(place, _)| place.start < extent.end())
+    }
+
+    /// Whether its frames hold all of the extent.
+    fn covers(&self, extent: Extent) -> bool {
+        let held: u64 =
+            self.of(extent).filter_map(|(place, _)| place.intersect(&extent)).map(|part| part.count.0).sum();
+        held == extent.count.0
+    }
+
+    /// Whether a frame that holds some of the extent does not open.
+    fn harms(&self, extent: Extent) -> bool {
+        self.of(extent).any(|(_, frame)| self.harmed.contains(frame))
+    }
 }
 
 /// Checks the segments that hold `live` blocks of the map.
@@ -101,11 +124,15 @@ async fn compare_places(
         let Placement::Data(location) = entry.placement else { return };
         let Some(looked) = group.get(&location.frame.seq) else { return };
         let Some(frames) = &looked.frames else { return lose(&mut gone, entry.extent) };
-        let is_placed = is_in_frame(entry, frames);
+        let (is_placed, is_harmed) = match location.frame.len {
+            // Of what it carries the map does not say where it is.
+            0 => (looked.covers(entry.extent), looked.harms(entry.extent)),
+            _ => (is_in_frame(entry, frames), looked.harmed.contains(&location.frame)),
+        };
         if !is_placed {
             misplaced.entry(location.frame.seq).or_insert(entry.extent);
         }
-        if !is_placed || looked.harmed.contains(&location.frame) {
+        if !is_placed || is_harmed {
             lose(&mut gone, entry.extent);
         }
     };
@@ -128,8 +155,7 @@ async fn look(
     there: std::result::Result<(SegmentInfo, (Key, u64)), &str>,
     data: bool,
 ) -> Result<Looked> {
-    let unusable =
-        |what: &str| Ok(Looked { frames: None, harmed: HashSet::new(), opened: 0, problem: Some(what.to_owned()) });
+    let unusable = |what: &str| Ok(Looked { problem: Some(what.to_owned()), ..Looked::default() });
     let (info, (place, size)) = match there {
         Ok(there) => there,
         Err(why) => return unusable(why),
@@ -153,8 +179,9 @@ async fn look(
     if read.salt != info.salt {
         return unusable("it is another encoding than the one that was committed");
     }
-    let frames = head.frames(seq, read.frames_at).into_iter().map(|(extent, frame)| (frame, extent));
-    let mut looked = Looked { frames: Some(frames.collect()), harmed: HashSet::new(), opened: 0, problem: None };
+    let places = head.frames(seq, read.frames_at);
+    let frames = Some(places.iter().map(|(extent, frame)| (*frame, *extent)).collect());
+    let mut looked = Looked { frames, places, ..Looked::default() };
     if data {
         open_all(source, &place, &read, &mut looked).await?;
     }

@@ -1,6 +1,7 @@
 //! Step 6: the versions that are kept. What each needs is there, and the table of segments counts it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::pages::Walk;
 use super::table::Known;
@@ -8,18 +9,22 @@ use super::{Progress, Report, segments};
 use crate::error::{Result, VolumeError};
 use crate::map::{Entry, Placement, Ranges};
 use crate::opening::scan::{Scan, Source};
-use crate::space::KeptVersion;
 use crate::space::kept::Deaths;
+use crate::space::{Carriers, KeptVersion};
 use crate::store::Key;
 use crate::units::Seq;
 
 /// The deaths that versions hold, which the table counts as live; nothing if not all of it can be read.
 pub async fn held(source: &Source, scan: &Scan, report: &mut Report) -> Result<Option<Deaths>> {
-    let mut all = scan.map.space().held();
+    let (mut all, carriers) = (Deaths::new(), scan.map.space().carriers());
+    let mut add = |held: Deaths| {
+        held.into_iter().for_each(|(seq, blocks)| *all.entry(carriers.holder(seq)).or_default() += blocks);
+    };
+    add(scan.map.space().held());
     let versions = &scan.map.space().durable().kept;
     for version in versions.iter().rev().skip(1) {
         match source.held(&scan.checkpoints, version).await {
-            Ok(held) => held.into_iter().for_each(|(seq, blocks)| *all.entry(seq).or_default() += blocks),
+            Ok(held) => add(held),
             Err(VolumeError::Corrupt { key, why }) => {
                 report.problem(key, why);
                 return Ok(None);
@@ -39,6 +44,7 @@ pub async fn held(source: &Source, scan: &Scan, report: &mut Report) -> Result<O
 pub async fn check(
     source: &Source,
     version: &KeptVersion,
+    carriers: &Arc<Carriers>,
     known: &Known,
     sizes: &HashMap<Key, u64>,
     data: bool,
@@ -54,7 +60,7 @@ pub async fn check(
         }
         Err(error) => return Err(error),
     };
-    let (mut walk, mut lost, mut live) = (Walk::default(), Ranges::default(), BTreeMap::<Seq, u64>::new());
+    let (mut walk, mut lost, mut live) = (Walk::new(carriers.clone()), Ranges::default(), BTreeMap::<Seq, u64>::new());
     let count = |entry: &Entry| {
         if let Placement::Data(location) = entry.placement {
             *live.entry(location.frame.seq).or_default() += entry.extent.count.0;

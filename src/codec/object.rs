@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `89 41 53 48 4c 41 52 0a` (`\x89ASHLAR\n`) |
-//! | 8 | 2 | format version: 4 of checkpoints, 2 of the others; 1 knows neither moved data nor accounts, 1 and 2 of checkpoints know no layers, 3 has all of the table of segments in the root: they are read |
+//! | 8 | 2 | format version: 4 of checkpoints, 2 of the others, 5 where a segment carries others; 1 knows neither moved data nor accounts, 1 and 2 of checkpoints know no layers, 3 has all of the table of segments in the root: they are read |
 //! | 10 | 1 | kind ([`ObjectKind`]) |
 //! | 11 | 1 | seal ([`super::seal::Seal`]) |
 //! | 12 | 4 | length of the head |
@@ -31,8 +31,11 @@ pub const PREFIX_BYTES: usize = 48;
 /// From this version on the map of a checkpoint is layered.
 pub const LAYERED: u16 = 3;
 
-/// The newest version that we read: the table of segments of a checkpoint lies in pages.
+/// From this version on the table of segments of a checkpoint lies in pages.
 pub const PAGED: u16 = 4;
+
+/// The newest version that we read: a segment carries others, and a checkpoint says so. Written only where one does.
+pub const CARRYING: u16 = 5;
 
 const MAGIC: [u8; 8] = *b"\x89ASHLAR\n";
 const KIND_AT: usize = 10;
@@ -62,7 +65,7 @@ impl ObjectKind {
         }
     }
 
-    /// The version that we write. An older ashlar, which would not understand it, refuses it by this number.
+    /// The version that we mostly write. An older ashlar, which would not understand it, refuses it by this number.
     fn version(self) -> u16 {
         match self {
             ObjectKind::Checkpoint => PAGED,
@@ -123,6 +126,19 @@ pub fn encode(
     head: &[u8],
     frames: Frames,
 ) -> Result<Encoded, EncodeError> {
+    encode_as(sealer, kind, kind.version(), seq, salt, head, frames)
+}
+
+/// [`encode`], in a version that is written only where it is needed.
+pub fn encode_as(
+    sealer: &Sealer,
+    kind: ObjectKind,
+    version: u16,
+    seq: Seq,
+    salt: Salt,
+    head: &[u8],
+    frames: Frames,
+) -> Result<Encoded, EncodeError> {
     if head.len() > kind.head_bytes_max() as usize {
         return Err(EncodeError(format!(
             "the head of a {kind} of {} bytes; the most is {}",
@@ -135,7 +151,7 @@ pub fn encode(
         return Err(EncodeError(format!("a {kind} of {total} bytes; the most is {}", u32::MAX)));
     }
     let key = sealer.object_key(kind, seq, &salt).map_err(|error| EncodeError(error.to_string()))?;
-    let front = encode_front(sealer.seal(), kind, salt, head, &key)?;
+    let front = encode_front(sealer.seal(), kind, version, salt, head, &key)?;
     let (mut bytes, lens, lent) = frames.into_parts();
     let frames_at = front.len() as u32;
     let frames = seal_frames(&key, frames_at, &mut bytes, &lens, &lent)?;
@@ -158,13 +174,14 @@ pub fn encode(
 fn encode_front(
     seal: Seal,
     kind: ObjectKind,
+    version: u16,
     salt: Salt,
     head: &[u8],
     key: &ObjectKey,
 ) -> Result<Vec<u8>, EncodeError> {
     let mut front = Vec::with_capacity(PREFIX_BYTES + head.len());
     front.extend_from_slice(&MAGIC);
-    front.extend_from_slice(&kind.version().to_le_bytes());
+    front.extend_from_slice(&version.to_le_bytes());
     front.extend_from_slice(&[kind as u8, seal as u8]);
     front.extend_from_slice(&(head.len() as u32).to_le_bytes());
     front.extend_from_slice(&salt);
@@ -287,8 +304,8 @@ fn check_prefix(
     expected: &[ObjectKind],
 ) -> Result<(ObjectKind, u16, u32), CorruptError> {
     let version = u16::from_le_bytes([prefix[8], prefix[9]]);
-    if version == 0 || version > PAGED {
-        return Err(CorruptError::UnknownVersion { found: version, known: PAGED });
+    if version == 0 || version > CARRYING {
+        return Err(CorruptError::UnknownVersion { found: version, known: CARRYING });
     }
     let kind = ObjectKind::from_byte(prefix[10])?;
     if !expected.contains(&kind) {
@@ -386,7 +403,7 @@ mod tests {
         );
         assert_eq!(
             text(resealed(8, 9)),
-            "its format version 9 is unknown (this ashlar reads up to 4): a newer ashlar is needed"
+            "its format version 9 is unknown (this ashlar reads up to 5): a newer ashlar is needed"
         );
         assert_eq!(text(resealed(10, 77)), "its kind 77 is unknown");
         assert_eq!(

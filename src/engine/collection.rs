@@ -29,7 +29,8 @@ use crate::engine::log::LARGE;
 use crate::gc::{self, Activity};
 use crate::map::{MapPage, NeedPages, PageRef};
 use crate::reading::objects::LoadedPages;
-use crate::space::{SegmentInfo, Span};
+use crate::space::carriers::CARRIED_MAX;
+use crate::space::{Cargo, SegmentInfo, Span};
 use crate::store::StoreError;
 use crate::units::{Extent, Seq};
 
@@ -52,6 +53,8 @@ pub struct Move {
     pub data: Vec<(Extent, Bytes)>,
     /// See [`crate::format::segment::SegmentHead::as_of`].
     pub as_of: Seq,
+    /// If it is to carry segments: see [`crate::format::segment::SegmentHead::cargo`].
+    pub cargo: Option<Cargo>,
     /// Its round's place in memory.
     _held: Held,
 }
@@ -77,6 +80,8 @@ pub struct Gathered {
     pub data: Vec<(Extent, Bytes)>,
     /// The map was as of this slot, or later.
     pub as_of: Seq,
+    /// If one segment is to carry victims: those of which it has all that is needed.
+    pub cargo: Option<Cargo>,
     /// Victims that are not what was written, or not there.
     pub damaged: Vec<Seq>,
     /// Victims in which nothing is live.
@@ -117,6 +122,8 @@ pub(super) struct Collection {
     owes_checkpoint: bool,
     /// There was nothing to do when the volume stood here.
     settled: Option<Settled>,
+    /// Nothing was worth carrying as of this checkpoint, then.
+    held_settled: Option<(Seq, Activity)>,
 }
 
 /// Victims that are being moved together.
@@ -164,28 +171,28 @@ impl Collection {
         if !self.is_worth_a_look(ledger, here) {
             return None;
         }
-        let victims = match self.choose(ledger, here) {
-            Ok(victims) => victims,
+        let chore = match self.choose(ledger, here) {
+            Ok(chore) => chore,
             Err(need) => {
                 self.is_looking = true;
                 return Some(Effect::Chore(Chore::Look(need)));
             }
         };
         self.pages.clear();
-        if victims.is_empty() {
+        let Some(chore) = chore else {
             self.settled = Some(here);
             if !self.is_working() {
                 self.reseal_tables(ledger);
             }
             return None;
-        }
+        };
         self.began.get_or_insert(now.at);
         self.is_gathering = true;
-        Some(Effect::Chore(Chore::Gather(victims, here.committed)))
+        Some(Effect::Chore(chore))
     }
 
-    /// The segments to move next, or the pages of their table that are needed to choose them.
-    fn choose(&mut self, ledger: &Ledger, here: Settled) -> Result<Vec<Seq>, NeedPages> {
+    /// What to move next, if anything, or the pages of the table that are needed to choose it.
+    fn choose(&mut self, ledger: &Ledger, here: Settled) -> Result<Option<Chore>, NeedPages> {
         let (map, options) = (&ledger.log.map, &ledger.rules.options);
         let counter = |seq| map.counter(seq).ok().flatten();
         let being_moved: BTreeSet<Seq> = self.rounds.iter().flat_map(|round| round.victims.iter().copied()).collect();
@@ -201,10 +208,45 @@ impl Collection {
             let candidates = map.candidates(&want, &spared, &self.pages)?.into_iter();
             let victims = gc::choose(candidates, &totals, head, sizes, &options.gc, activity, &spared);
             if !victims.is_empty() {
-                return Ok(victims);
+                return Ok(Some(Chore::Gather(victims, head)));
             }
         }
-        if ledger.may_reseal { self.choose_retired(ledger, sizes, &spared) } else { Ok(Vec::new()) }
+        if let Some(victims) = self.choose_held(ledger, here, sizes, &spared)? {
+            return Ok(Some(Chore::Carry(victims)));
+        }
+        let retired = if ledger.may_reseal { self.choose_retired(ledger, sizes, &spared)? } else { Vec::new() };
+        Ok((!retired.is_empty()).then_some(Chore::Gather(retired, head)))
+    }
+
+    /// What one segment is to carry next of those that kept versions need as they are. Nothing, once nothing was found, before the next checkpoint: its sums
+    /// are as of that.
+    fn choose_held(
+        &mut self,
+        ledger: &Ledger,
+        here: Settled,
+        sizes: gc::Sizes,
+        spared: &BTreeSet<Seq>,
+    ) -> Result<Option<Vec<Seq>>, NeedPages> {
+        let (space, options) = (ledger.log.map.space(), &ledger.rules.options.gc);
+        let is_due = gc::is_due(&space.held_totals(), options, here.activity);
+        if !is_due
+            || self.held_settled == Some((here.checkpointed, here.activity))
+            || ledger.versions_settled().is_none()
+        {
+            return Ok(None);
+        }
+        let held = ledger.log.map.held_candidates(spared, &self.pages)?;
+        let kept: Vec<Seq> = space.durable().kept.iter().map(|version| version.seq).collect();
+        let candidates = held.into_iter().map(|(seq, counter)| {
+            let birth = space.carriers().birth(seq);
+            (kept.partition_point(|version| *version < birth), seq, counter)
+        });
+        let room = CARRIED_MAX.saturating_sub(space.carriers().carried());
+        let victims = gc::choose_held(candidates, LARGE * sizes.segment, sizes.block, room, options, here.activity);
+        if victims.is_empty() {
+            self.held_settled = Some((here.checkpointed, here.activity));
+        }
+        Ok((!victims.is_empty()).then_some(victims))
     }
 
     /// The first that are sealed with a rotated key, of one span at a time. There are none if a walk over all spans found none.
@@ -224,7 +266,7 @@ impl Collection {
                 }
                 return Ok(Vec::new());
             };
-            let infos = map.infos(span, &self.pages)?.into_iter().filter(|(seq, _)| *seq > map.space().kept());
+            let infos = map.infos(span, &self.pages)?.into_iter().filter(|(seq, _)| !map.space().is_held(*seq));
             let is_retired = |info: &SegmentInfo| ledger.rules.sealer.is_retired(&info.salt);
             let victims = gc::choose_retired(infos, sizes, &ledger.rules.options.gc, spared, is_retired);
             if !victims.is_empty() {
@@ -262,8 +304,17 @@ impl Collection {
         self.uncounted.extend(uncounted);
         let Some(error) = gathered.failed else {
             self.failures = 0;
-            let size = LARGE * ledger.rules.options.segment_size;
-            self.moves = cut(gathered.data, size, gathered.as_of, &gathered.held);
+            self.moves = match gathered.cargo {
+                None => {
+                    let size = LARGE * ledger.rules.options.segment_size;
+                    cut(gathered.data, size, gathered.as_of, &gathered.held)
+                }
+                // What carries segments takes effect as a whole.
+                cargo if !gathered.data.is_empty() => {
+                    [Move { data: gathered.data, as_of: gathered.as_of, cargo, _held: gathered.held }].into()
+                }
+                Some(_) => VecDeque::new(),
+            };
             if self.has_moves() {
                 self.rounds.push_back(Round { victims: gathered.victims, left: self.moves.len() });
             }
@@ -348,7 +399,9 @@ impl Collection {
         }
         let (totals, options) = (ledger.log.map.space().collectable(), &ledger.rules.options.gc);
         let waits = ledger.activity(at) == Activity::Busy && ledger.log.dirty_bytes() == 0;
-        let is_due = self.owes_checkpoint || gc::is_due(&totals, options, Activity::Quiet);
+        let is_due = self.owes_checkpoint
+            || gc::is_due(&totals, options, Activity::Quiet)
+            || self.is_held_due(ledger, Activity::Quiet);
         (waits && is_due).then_some(ledger.committed_at? + options.quiet_after)
     }
 
@@ -399,7 +452,17 @@ impl Collection {
         let many = self.settled.is_none_or(|then| here.committed.0 >= then.committed.0 + merge_after);
         let fell_quiet = self.settled.is_none_or(|then| then.activity != here.activity);
         let totals = gc::make_way(&ledger.log.map.space().collectable(), self.passing_bytes(ledger), options);
-        many || fell_quiet || ledger.may_reseal || gc::is_due(&totals, options, here.activity)
+        many || fell_quiet
+            || ledger.may_reseal
+            || gc::is_due(&totals, options, here.activity)
+            || self.is_held_due(ledger, here.activity)
+    }
+
+    /// Whether what kept versions need may be worth carrying.
+    fn is_held_due(&self, ledger: &Ledger, activity: Activity) -> bool {
+        let (space, options) = (ledger.log.map.space(), &ledger.rules.options.gc);
+        self.held_settled != Some((ledger.log.checkpointed(), activity))
+            && gc::is_due(&space.held_totals(), options, activity)
     }
 
     /// After work comes rest.
@@ -427,14 +490,14 @@ fn cut(data: Vec<(Extent, Bytes)>, segment_size: u64, as_of: Seq, held: &Held) -
     let (mut bytes, mut part) = (0, Vec::new());
     for piece in data {
         if bytes >= even {
-            moves.push_back(Move { data: std::mem::take(&mut part), as_of, _held: held.clone() });
+            moves.push_back(Move { data: std::mem::take(&mut part), as_of, cargo: None, _held: held.clone() });
             bytes = 0;
         }
         bytes += piece.1.len() as u64;
         part.push(piece);
     }
     if !part.is_empty() {
-        moves.push_back(Move { data: part, as_of, _held: held.clone() });
+        moves.push_back(Move { data: part, as_of, cargo: None, _held: held.clone() });
     }
     moves
 }

@@ -19,10 +19,11 @@ use crate::engine::core::{End, Event};
 use crate::engine::log::Batch;
 use crate::engine::shared::Shared;
 use crate::engine::slot;
-use crate::format::segment::Payload;
+use crate::format::segment::{Moved, Payload};
 use crate::map::{Placement, SegmentInfo};
 use crate::part::{Owner, Part};
-use crate::reading::objects::LoadedPages;
+use crate::reading::objects::{LoadedPages, ReadError};
+use crate::space::Cargo;
 use crate::units::{ChangeNo, Extent, Seq};
 
 /// A segment that is in the store.
@@ -34,8 +35,8 @@ pub struct Uploaded {
     pub info: SegmentInfo,
     /// Where what it brings lies in it.
     pub placements: Vec<(Extent, Placement)>,
-    /// Of moved data: see [`crate::format::segment::SegmentHead::as_of`].
-    pub as_of: Option<Seq>,
+    /// What it says of moved data.
+    pub moved: Option<Moved>,
     /// The object as it is in the store, if somebody wants it.
     pub sealed: Vec<Bytes>,
 }
@@ -54,8 +55,8 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Opt
         shared.doors.objects.keep_opened(&uploaded.placements, bytes, content).await;
     }
     shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
-    let moved = uploaded.as_of.is_some();
-    match take_effect(&shared, &uploaded).await {
+    let moved = uploaded.moved.is_some();
+    match take_effect(&shared, *uploaded).await {
         Ok((released, covers)) => {
             if !moved {
                 shared.doors.journal.release(covers);
@@ -69,7 +70,8 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Opt
 }
 
 /// Step 2: the bytes that its changes no longer hold, and the last change that is committed now. Fails only if the volume cannot go on.
-async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, ChangeNo), End> {
+async fn take_effect(shared: &Shared, mut uploaded: Uploaded) -> Result<(u64, ChangeNo), End> {
+    let mut carries = uploaded.moved.as_ref().is_some_and(|moved| moved.cargo.is_some());
     let mut backoff = Backoff::new(shared);
     let _reading = shared.begin_reading();
     let mut loaded = LoadedPages::new();
@@ -77,13 +79,19 @@ async fn take_effect(shared: &Shared, uploaded: &Uploaded) -> Result<(u64, Chang
         let now = shared.now();
         let need = {
             let mut ledger = shared.ledger();
-            match ledger.commit(uploaded, loaded.clone(), now.map_memory, now.at) {
+            match ledger.commit(&uploaded, loaded.clone(), now.map_memory, now.at) {
                 Ok(released) => return Ok((released, ledger.log().covers())),
                 Err(need) => need,
             }
         };
         match shared.fetch_pages(need).await {
             Ok(pages) => loaded.extend(pages),
+            // It is not known how much it carries. What it was to carry stays.
+            Err(damaged @ ReadError::Corrupt { .. }) if carries => {
+                tracing::error!(volume = %shared.facts.meta.name, "segment {} carries nothing: {damaged}", uploaded.seq);
+                uploaded.moved = Some(Moved { as_of: uploaded.seq, cargo: Some(Cargo::default()) });
+                carries = false;
+            }
             Err(error) => slot::bear(shared, error, "loading a page of the map", &mut backoff).await?,
         }
     }

@@ -111,6 +111,8 @@ pub enum Chore {
     Look(NeedPages),
     /// Read what is live in the victims; the map is as of the slot, or later.
     Gather(Vec<Seq>, Seq),
+    /// Read what the head and the versions that are kept need of these segments, which one segment is to carry from then on.
+    Carry(Vec<Seq>),
     /// Delete what is doomed.
     Delete(deletions::Plan),
     /// Look for objects that nobody owns, and delete those of the suspects that still belong to nobody.

@@ -20,7 +20,7 @@ use crate::format::meta::Meta;
 use crate::format::root::{CheckpointInfo, Root};
 use crate::gc::Activity;
 use crate::keyring::Keyring;
-use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageRef};
+use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef};
 use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::space::kept;
 use crate::space::{Counted, SegmentInfo, Span};
@@ -85,6 +85,8 @@ pub struct Ledger {
     versions_done: u64,
     /// The checkpoint under way does one.
     is_changing_versions: bool,
+    /// How many changes a checkpoint began to do.
+    versions_begun: u64,
     /// What garbage collection has done.
     pub(super) gc: GcStatus,
     /// When a change was committed last.
@@ -236,6 +238,7 @@ impl Ledger {
             versions_asked: 0,
             versions_done: 0,
             is_changing_versions: false,
+            versions_begun: 0,
             gc: GcStatus::default(),
             committed_at: None,
             active_since: None,
@@ -355,7 +358,10 @@ impl Ledger {
     /// These pages and what is needed to read them. What a checkpoint has made needless meanwhile is left out: whoever asked for it
     /// looks again.
     pub fn wanted(&self, need: NeedPages) -> Vec<WantedPage> {
-        let wanted = |page: PageAt| Some((page, *self.checkpoints.get(&page.at.checkpoint)?));
+        let wanted = |page: PageAt| match page.kind {
+            PageKind::Carrier(_) => Some((page, CheckpointInfo::default())),
+            _ => Some((page, *self.checkpoints.get(&page.at.checkpoint)?)),
+        };
         need.0.into_iter().filter_map(wanted).collect()
     }
 
@@ -369,12 +375,12 @@ impl Ledger {
     ) -> Result<u64, NeedPages> {
         self.take_pages(loaded);
         self.log.map.count_exactly_within(map_memory / EXACT_PART);
-        let Uploaded { seq, info, placements, as_of, .. } = uploaded;
-        let released = self.log.commit(*seq, *info, placements, *as_of)?;
+        let Uploaded { seq, info, placements, moved, .. } = uploaded;
+        let released = self.log.commit(*seq, *info, placements, moved.as_ref())?;
         self.note_commit(at);
         self.log.map.evict(map_memory as usize);
         let data = self.rules.block_size.bytes_in(BlockCount(info.blocks.into()));
-        match as_of {
+        match moved {
             None => {
                 self.committed_at = Some(at);
                 self.account.bytes_written += data;
@@ -410,6 +416,7 @@ impl Ledger {
         let bytes = self.log.bytes_since_checkpoint();
         if let Some(change) = self.version_changes.pop_front() {
             self.is_changing_versions = true;
+            self.versions_begun += 1;
             self.log.map.change_versions(seq, change);
         }
         CheckpointPlan { map: self.log.map.begin_checkpoint(), root, merge_all: self.merge_all, bytes }
@@ -447,6 +454,12 @@ impl Ledger {
     /// How many changes of the versions that are kept are durable.
     pub fn versions_done(&self) -> u64 {
         self.versions_done
+    }
+
+    /// How many changes of the versions that are kept began, if all of them are durable: then those are kept that the last checkpoint says, and no other can
+    /// be needed.
+    pub fn versions_settled(&self) -> Option<u64> {
+        (self.versions_begun == self.versions_done).then_some(self.versions_begun)
     }
 
     /// Whether the versions that are kept are to change.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::change::{Change, Numbered};
 use crate::device::Allocation;
 use crate::engine::buffer::WriteBuffer;
-use crate::format::segment::Payload;
+use crate::format::segment::{Moved, Payload};
 use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
 use crate::part::Owner;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
@@ -280,9 +280,12 @@ impl Log {
         seq: Seq,
         info: SegmentInfo,
         placements: &[(Extent, Placement)],
-        as_of: Option<Seq>,
+        moved: Option<&Moved>,
     ) -> Result<u64, NeedPages> {
-        self.map.apply(seq, info, placements, as_of)?;
+        match moved {
+            Some(Moved { cargo: Some(cargo), .. }) => self.map.carry(seq, info, cargo)?,
+            moved => self.map.apply(seq, info, placements, moved.map(|moved| moved.as_of))?,
+        }
         self.committed = seq;
         self.bytes_since_checkpoint += info.stored_bytes;
         let Some(Some(batch)) = self.under_way.pop_front() else { return Ok(0) };

@@ -40,7 +40,7 @@ mod work;
 pub(crate) mod commit;
 pub(crate) mod slot;
 mod upload;
-mod versions;
+pub mod versions;
 pub(crate) mod backoff;
 pub mod options;
 pub(crate) mod seen;

@@ -21,7 +21,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::options::Options;
 use crate::format::root::CheckpointInfo;
-use crate::format::segment::Payload;
+use crate::format::segment::{Moved, Payload};
 use crate::map::compaction::Sizes;
 use crate::map::layout::{Layout, Progress};
 use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table};
@@ -321,7 +321,7 @@ impl World {
     }
 
     /// The object is in the store.
-    fn put(&mut self, seq: Seq, covers: ChangeNo, pieces: Vec<(Extent, Option<Bytes>)>, as_of: Option<Seq>) -> Event {
+    fn put(&mut self, seq: Seq, covers: ChangeNo, pieces: Vec<(Extent, Option<Bytes>)>, moved: Option<Moved>) -> Event {
         let (mut placements, mut blocks) = (Vec::new(), 0);
         for (n, (extent, data)) in pieces.into_iter().enumerate() {
             let frame = FrameAddr { seq, offset: n as u32, len: 1 };
@@ -337,7 +337,8 @@ impl World {
         }
         let stored_bytes = u64::from(blocks) * BLOCK as u64 + 100;
         let info = SegmentInfo { stored_bytes, blocks, live_blocks: blocks, ..SegmentInfo::default() };
-        let uploaded = || Uploaded { seq, info, placements: placements.clone(), as_of, sealed: Vec::new() };
+        let uploaded =
+            || Uploaded { seq, info, placements: placements.clone(), moved: moved.clone(), sealed: Vec::new() };
         let before = self.objects.insert(seq, Stored { uploaded: uploaded(), covers });
         assert!(before.is_none(), "slot {seq} is filled twice");
         Event::Uploaded(seq, Ok(Box::new(uploaded())))
@@ -353,7 +354,7 @@ impl World {
 
     fn upload_move(&mut self, seq: Seq, covers: ChangeNo, moved: &Move) -> Event {
         let pieces = moved.data.iter().map(|(extent, data)| (*extent, Some(data.clone()))).collect();
-        self.put(seq, covers, pieces, Some(moved.as_of))
+        self.put(seq, covers, pieces, Some(Moved { as_of: moved.as_of, cargo: None }))
     }
 
     fn commit(&mut self, uploaded: &Uploaded) -> Event {
@@ -363,7 +364,7 @@ impl World {
         while let Err(need) = self.core.ledger.commit(uploaded, loaded.clone(), self.now.map_memory, self.now.at) {
             loaded.extend(self.load(need));
         }
-        Event::Committed { moved: uploaded.as_of.is_some() }
+        Event::Committed { moved: uploaded.moved.is_some() }
     }
 
     fn load(&self, NeedPages(need): NeedPages) -> Vec<(PageRef, Arc<MapPage>)> {
@@ -431,7 +432,7 @@ impl World {
             }
         }
         data.sort_by_key(|(extent, _): &(Extent, Bytes)| extent.start);
-        Gathered { held: None, victims, data, as_of, damaged: Vec::new(), empty, failed: None }
+        Gathered { held: None, victims, data, as_of, cargo: None, damaged: Vec::new(), empty, failed: None }
     }
 
     /// What the map says of every block.
@@ -499,8 +500,8 @@ impl World {
         let mut map = ExtentMap::restore(BlockCount(BLOCKS), runs, Table::default(), Space::restore(table, []));
         let mut next = if seq < FENCE { FENCE.next() } else { seq.next() };
         while let Some(stored) = self.objects.get(&next) {
-            let Uploaded { info, placements, as_of, .. } = &stored.uploaded;
-            while let Err(need) = map.apply(next, *info, placements, *as_of) {
+            let Uploaded { info, placements, moved, .. } = &stored.uploaded;
+            while let Err(need) = map.apply(next, *info, placements, moved.as_ref().map(|moved| moved.as_of)) {
                 self.load(need).into_iter().for_each(|(at, page)| map.page_loaded(at, page));
             }
             covers = covers.max(stored.covers);

@@ -19,6 +19,7 @@ use crate::engine::log::Log;
 use crate::engine::options::Options;
 use crate::engine::seen::{self, Seen};
 use crate::engine::unbroken::Line;
+use crate::engine::versions::VersionMap;
 use crate::engine::watched::Watched;
 use crate::error::VolumeError;
 use crate::format::account::Account;
@@ -53,6 +54,8 @@ pub struct Shared {
     /// What the newest description that we know says of it ([`Meta::keep_until_unix_millis`]).
     protected_until: AtomicU64,
     is_closing: AtomicBool,
+    /// Maps of versions that are kept, as far as they were read.
+    pub version_maps: parking_lot::Mutex<BTreeMap<Seq, Arc<VersionMap>>>,
 }
 
 /// What is true of a volume for as long as it is open.
@@ -207,6 +210,7 @@ impl Shared {
             size: AtomicU64::new(meta.size),
             protected_until: AtomicU64::new(meta.keep_until_unix_millis),
             is_closing: AtomicBool::new(false),
+            version_maps: parking_lot::Mutex::default(),
             core: Lock::new(Core::new(ledger, now)),
             facts: Facts {
                 block_size: meta.block_size,

@@ -9,7 +9,7 @@ use crate::engine::core::{End, Event};
 use crate::engine::log::Batch;
 use crate::engine::shared::Shared;
 use crate::engine::slot;
-use crate::format::segment::{self, EncodedSegment};
+use crate::format::segment::{self, EncodedSegment, Moved};
 use crate::units::{ChangeNo, Seq};
 
 /// Puts a batch.
@@ -30,16 +30,19 @@ pub(super) async fn moved(shared: Arc<Shared>, seq: Seq, covers: ChangeNo, moved
     let (sealer, block_size, salt) = (shared.doors.sealer.clone(), shared.facts.block_size, shared.salt());
     let stamp = shared.stamp(covers);
     let _held = shared.doors.seat.upload(moved.bytes()).await;
-    let encode = move || segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &moved.data, moved.as_of);
+    let encode = move || {
+        let Move { data, as_of, cargo, .. } = moved;
+        segment::encode_moved(&sealer, seq, salt, block_size, &stamp, &data, Moved { as_of, cargo })
+    };
     let encoded = shared.doors.workers.run(encode).await;
     Event::Uploaded(seq, put(&shared, seq, encoded).await.map(Box::new))
 }
 
 async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeError>) -> Result<Uploaded, End> {
-    let EncodedSegment { object, placements, info, as_of } =
+    let EncodedSegment { object, placements, info, moved } =
         encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
     // In one piece: a frame is kept from where it lies.
     let sealed = if shared.doors.objects.keeps_sealed() { vec![object.parts.concat().into()] } else { Vec::new() };
     slot::put_until_done(shared, seq, object.parts).await?;
-    Ok(Uploaded { seq, info, placements, as_of, sealed })
+    Ok(Uploaded { seq, info, placements, moved, sealed })
 }

@@ -1,6 +1,6 @@
 //! Versions that are kept, on a volume that is open: taking one, and letting one go, is what the next checkpoint does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::MutexGuard;
 
@@ -11,10 +11,21 @@ use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
 use crate::error::VolumeError;
 use crate::format::meta::VolumeName;
+use crate::format::root::CheckpointInfo;
 use crate::human::date;
+use crate::map::ExtentMap;
 use crate::space::KeptVersion;
 use crate::space::kept::{Change, Label};
 use crate::units::{BlockCount, Seq};
+
+/// The map of a version that is kept: but for its pages, some kilobytes.
+#[derive(Debug)]
+pub struct VersionMap {
+    /// The map.
+    pub map: ExtentMap,
+    /// The checkpoint objects in which it has pages.
+    pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+}
 
 impl Shared {
     /// Keeps the volume as it is once everything that was accepted before is in the store, and lets these versions go, with the same checkpoint.

@@ -12,7 +12,9 @@ use bytes::Bytes;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
-use crate::codec::object::{Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode};
+use crate::codec::object::{
+    CARRYING, Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode, encode_as,
+};
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
 use crate::format::account::Account;
@@ -90,7 +92,10 @@ pub fn encode_checkpoint(
     root.checkpoints.extend(needed.contains(&root.seq).then_some((root.seq, CheckpointInfo { salt, frames_at: 0 })));
     check(&root).map_err(|what| EncodeError::new(format!("checkpoint {}: {what}", root.seq)))?;
     let head = encode_root(&root, &older);
-    let object = encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, pages)?;
+    let object = match root.table.carriers.is_empty() {
+        true => encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, pages)?,
+        false => encode_as(sealer, ObjectKind::Checkpoint, CARRYING, root.seq, salt, &head, pages)?,
+    };
     root.checkpoints
         .iter_mut()
         .filter(|(seq, _)| *seq == root.seq)
@@ -156,6 +161,7 @@ pub fn open_page(
         PageKind::Index => MapPage::Index(decode_index(*first, &bytes)?),
         PageKind::Fixed => MapPage::Leaf(Leaf::new(&crate::map::fixed::decode_page(PageIndex::of(*first), &bytes)?)),
         PageKind::Table(kind) => MapPage::Table(crate::space::page_format::decode(*kind, first.0, &bytes)?),
+        PageKind::Carrier(_) => return Err(CorruptError::WrongKind { found: ObjectKind::Segment }),
     })
 }
 
@@ -249,6 +255,9 @@ fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
     if is_counted {
         root.account.write(&mut w);
     }
+    if !root.table.carriers.is_empty() {
+        table::write_carriers(&mut w, &root.table.carriers);
+    }
     w.finish()
 }
 
@@ -268,7 +277,10 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
         false => read_layers(&mut r, root, decoded)?,
     };
     let account = if flags & COUNTED == 0 { Account::default() } else { Account::read(&mut r)? };
-    let root = Root { account, ..root };
+    let mut root = Root { account, ..root };
+    if decoded.version >= CARRYING {
+        root.table.carriers = table::read_carriers(&mut r)?;
+    }
     let end = r.clone();
     r.finish()?;
     check(&root).map_err(|what| end.bad(what))?;
@@ -308,8 +320,8 @@ fn write_run(w: &mut Writer, run: &Run) {
         Part::Input => 2,
     };
     let kind = match run.kind {
-        // No run has pages of the table.
-        PageKind::Leaf | PageKind::Table(_) => 0,
+        // No run has others.
+        PageKind::Leaf | PageKind::Table(_) | PageKind::Carrier(_) => 0,
         PageKind::Index => 1,
         PageKind::Fixed => 2,
     };
@@ -439,7 +451,7 @@ mod tests {
     use crate::map::leaf_format::encode_leaf;
     use crate::map::{Entry, Placement};
     use crate::space::directory::List;
-    use crate::space::{Counter, Delta, KeptVersion, Label, Listed, Span, SpanEntry, Summary};
+    use crate::space::{Carrier, Counter, Delta, KeptVersion, Label, Listed, Span, SpanEntry, Summary};
     use crate::units::{BlockCount, Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {
@@ -464,6 +476,7 @@ mod tests {
             lists: vec![Listed { pages: [5, 5 + 2 * objects.len()].map(|n| page(n, 70)).to_vec() }],
             recent: vec![(Seq(3), Delta::Died(7)), (Seq(4), Delta::Gone(0))],
             kept: vec![version(objects[0], page(3, 80))],
+            carriers: Vec::new(),
         }
     }
 
@@ -607,6 +620,19 @@ mod tests {
         });
         refused("lists of its table are out of order", &|root| root.table.lists = vec![root.table.lists[0].clone(); 2]);
         refused("deltas of its table are out of order", &|root| root.table.recent.swap(0, 1));
+        let carries = |root: &mut Root, carriers: &[(u64, &[u64])]| {
+            let carrier = |(seq, carried): &(u64, &[u64])| {
+                (Seq(*seq), Carrier { salt: [0; 16], carried: carried.iter().map(|seq| Seq(*seq)).collect() })
+            };
+            root.table.carriers = carriers.iter().map(carrier).collect();
+        };
+        refused("segments that carry others are out of order", &|root| carries(root, &[(9, &[1]), (8, &[2])]));
+        refused("a segment carries others beyond its next slot", &|root| carries(root, &[(30, &[1])]));
+        refused("a segment carries none, or one that is not older", &|root| carries(root, &[(9, &[])]));
+        refused("a segment carries none, or one that is not older", &|root| carries(root, &[(9, &[3, 9])]));
+        refused("a segment carries none, or one that is not older", &|root| carries(root, &[(9, &[3, 2])]));
+        refused("a segment is carried twice", &|root| carries(root, &[(9, &[3]), (10, &[3])]));
+        refused("a segment that carries others is carried", &|root| carries(root, &[(9, &[3]), (10, &[9])]));
         refused("a run has pages in a checkpoint that is not listed", &|root| root.checkpoints.truncate(0));
         refused("a page is in a checkpoint that is not listed", &|root| root.runs[0].objects.clear());
         refused("its runs are out of order", &|root| root.runs[1].through = Seq(1));
@@ -630,9 +656,11 @@ mod tests {
         let run = (prop::collection::vec(0u64..6, 0..8), part, any::<bool>(), 0u64..1 << 50, any::<[u64; 2]>());
         let runs = prop::collection::vec(run, 0..6);
         (objects, runs, any::<bool>(), any::<[u64; 2]>()).prop_map(|(objects, runs, plain, n)| {
+            let carrier = |seq: u64| (Seq(seq), Carrier { salt: [3; 16], carried: vec![Seq(seq - 2), Seq(seq - 1)] });
+            let carriers = if n[0] % 2 == 0 { Vec::new() } else { vec![carrier(7), carrier(10 + n[1] % (1 << 29))] };
             let table = match plain {
                 true => TableRoot::default(),
-                false => table(&objects.into_iter().collect::<Vec<_>>()[..1]),
+                false => TableRoot { carriers, ..table(&objects.into_iter().collect::<Vec<_>>()[..1]) },
             };
             let run = |(objects, part, is_last, from, [entries, owing]): (Vec<u64>, Part, bool, u64, [u64; 2])| {
                 let upto = if part == Part::Whole { END } else { BlockIndex(from + 1) };

@@ -18,7 +18,7 @@
 //!
 //! The small segments that frequent FLUSHes leave are merged the same way once there are `merge_count` of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -234,6 +234,44 @@ pub fn choose(
         true if small.len() >= options.merge_count.max(2) as usize => take_small(small, options),
         true => Vec::new(),
     };
+    chosen.sort_unstable();
+    chosen
+}
+
+/// Of segments that kept versions need as they are, those that one segment is to carry next, in log order: of one interval between two versions, with at most
+/// `bytes` of data that is needed, `most` of them. Each comes with its interval. The interval is chosen in which that frees most; the emptiest are
+/// chosen in it.
+pub fn choose_held(
+    segments: impl Iterator<Item = (usize, Seq, Counter)>,
+    bytes: u64,
+    block: u64,
+    most: usize,
+    options: &Options,
+    activity: Activity,
+) -> Vec<Seq> {
+    let mut intervals: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
+    for (interval, seq, counter) in segments.filter(|(_, _, counter)| counter.live_blocks > 0) {
+        let candidate = Candidate::new(seq, &counter, Sizes { segment: 0, block });
+        if candidate.is_worth_it(activity) {
+            intervals.entry(interval).or_default().push(candidate);
+        }
+    }
+    let (mut chosen, mut best) = (Vec::new(), options.garbage_min.saturating_sub(1));
+    for candidates in intervals.values_mut() {
+        candidates.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq));
+        let (mut data, mut freed, mut victims) = (0, 0, Vec::new());
+        for candidate in candidates.iter().take(most) {
+            data += candidate.data;
+            if !victims.is_empty() && data > bytes {
+                break;
+            }
+            freed += candidate.stored - candidate.live.min(candidate.stored);
+            victims.push(candidate.seq);
+        }
+        if freed > best {
+            (chosen, best) = (victims, freed);
+        }
+    }
     chosen.sort_unstable();
     chosen
 }

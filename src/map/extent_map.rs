@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::page_cache::{PageCache, WithMore};
 use super::{Deaths, Entry, Found, MapPage, PageAt, PageKind, PageRef, Placement, Run, SegmentInfo, Table};
-use crate::space::{self, Counted, Counter, Folded, Need, Page, Space, Span, Want};
-use crate::units::{BlockCount, BlockIndex, Extent, Seq};
+use crate::space::{self, Cargo, Carriers, Counted, Counter, Folded, Need, Page, Space, Span, Want, carriers};
+use crate::units::{BlockCount, BlockIndex, Extent, Location, Seq};
 
 /// An entry of a run takes so many bytes in memory, about.
 const ENTRY_MEMORY: u64 = 32;
@@ -145,7 +145,7 @@ impl ExtentMap {
         Ok(())
     }
 
-    /// What the blocks of `extent` hold, in order, without gaps; neighbours of one kind may be apart.
+    /// Where what the blocks of `extent` hold lies, in order, without gaps; neighbours of one kind may be apart.
     pub fn lookup(&self, extent: Extent) -> Result<Vec<(Extent, Placement)>, NeedPages> {
         self.lookup_with(extent, &HashMap::new())
     }
@@ -156,9 +156,57 @@ impl ExtentMap {
         extent: Extent,
         more: &HashMap<PageRef, Arc<MapPage>>,
     ) -> Result<Vec<(Extent, Placement)>, NeedPages> {
+        let (placed, mut missing) = self.placed(extent, more);
+        let held = self.held(placed, more, &mut missing);
+        need(missing)?;
+        Ok(held)
+    }
+
+    /// As [`ExtentMap::lookup_with`], but what is carried is said to be where it was before.
+    pub fn named_with(
+        &self,
+        extent: Extent,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> Result<Vec<(Extent, Placement)>, NeedPages> {
         let (placed, missing) = self.placed(extent, more);
         need(missing)?;
         Ok(placed)
+    }
+
+    /// What is placed in segments that are carried is in their carriers, each block where the carrier's head says. One that is not there stays where it
+    /// was: whoever reads it fails.
+    fn held(
+        &self,
+        placed: Vec<(Extent, Placement)>,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+        missing: &mut BTreeSet<PageAt>,
+    ) -> Vec<(Extent, Placement)> {
+        let carriers = self.space.carriers();
+        if carriers.is_empty() {
+            return placed;
+        }
+        let mut held = Vec::with_capacity(placed.len());
+        for (part, placement) in placed {
+            let carrier = match placement {
+                Placement::Data(location) => carriers.carrier_of(location.frame.seq),
+                Placement::Zero | Placement::Hole => None,
+            };
+            let Some((carrier, salt)) = carrier else {
+                held.push((part, placement));
+                continue;
+            };
+            let at = carriers::places_of(carrier);
+            match self.pages.get(&at).or_else(|| more.get(&at).map(|page| &**page)) {
+                Some(MapPage::Carrier(places)) => {
+                    super::table::fill(part, placed_in(places, part), |at, found| {
+                        let stays = || placement.skip(at.start - part.start);
+                        held.push((at, found.map_or_else(stays, |entry| entry.placement)));
+                    });
+                }
+                _ => drop(missing.insert(PageAt { first: BlockIndex(0), at, kind: PageKind::Carrier(salt) })),
+            }
+        }
+        held
     }
 
     /// What is known of `extent`, in order, and the pages that are missing to know all of it.
@@ -280,7 +328,9 @@ impl ExtentMap {
 
     /// The pages that a lookup of `extent` would ask for next.
     pub fn missing(&self, extent: Extent) -> Vec<PageAt> {
-        self.placed(extent, &HashMap::new()).1.into_iter().collect()
+        let (placed, mut missing) = self.placed(extent, &HashMap::new());
+        self.held(placed, &HashMap::new(), &mut missing);
+        missing.into_iter().collect()
     }
 
     /// A segment takes effect: live commit, recovery and garbage collection all come through here, in log order. Either
@@ -308,6 +358,16 @@ impl ExtentMap {
         // Once for each segment, not for each block.
         deaths.iter().for_each(|(seq, blocks)| self.space.died(seq, blocks, &self.pages));
         Ok(())
+    }
+
+    /// A segment that carries others takes effect: see [`Space::carry`].
+    pub fn carry(&mut self, seq: Seq, info: SegmentInfo, cargo: &Cargo) -> Result<(), NeedPages> {
+        Ok(self.space.carry(seq, info, cargo, &self.pages)?)
+    }
+
+    /// A newer checkpoint says who carries whom.
+    pub fn follow_carriers(&mut self, carriers: Arc<Carriers>) {
+        self.space.follow_carriers(carriers);
     }
 
     /// The pages that [`ExtentMap::apply`] would ask for.
@@ -487,7 +547,10 @@ impl ExtentMap {
 
     /// The salt that opens a segment; nothing if it is not in the table.
     pub fn salt(&self, seq: Seq) -> Result<Option<[u8; 16]>, NeedPages> {
-        Ok(self.space.salt(seq, &self.pages)?)
+        match self.space.carriers().salt(seq) {
+            Some(salt) => Ok(Some(salt)),
+            None => Ok(self.space.salt(seq, &self.pages)?),
+        }
     }
 
     /// What is counted of a segment; nothing if it is not in the table.
@@ -528,6 +591,15 @@ impl ExtentMap {
         more: &HashMap<PageRef, Arc<MapPage>>,
     ) -> Result<Counted, NeedPages> {
         Ok(self.space.candidates(want, spared, &WithMore { pages: &self.pages, more })?)
+    }
+
+    /// See [`Space::held_candidates`]; pages that are not in memory are taken from `more`.
+    pub fn held_candidates(
+        &self,
+        spared: &BTreeSet<Seq>,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> Result<Counted, NeedPages> {
+        Ok(self.space.held_candidates(spared, &WithMore { pages: &self.pages, more })?)
     }
 
     /// See [`Space::dead`]; pages that are not in memory are taken from `more`.
@@ -578,7 +650,9 @@ impl ExtentMap {
         self.runs = Arc::new(done.runs);
         done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
         self.space.checkpointed(done.table, &self.pages);
-        self.pages.retain(|at| done.objects.contains(&at.checkpoint));
+        let carriers = self.space.carriers();
+        let is_places = |at: &PageRef| carriers.is_carrier(at.checkpoint) && *at == carriers::places_of(at.checkpoint);
+        self.pages.retain(|at| done.objects.contains(&at.checkpoint) || is_places(at));
     }
 
     /// Entries of the newest table.
@@ -619,6 +693,13 @@ fn found_in(found: &[(Extent, Option<Entry>)], extent: Extent) -> impl Iterator<
         Some((part.intersect(&extent)?, entry.and_then(|entry| entry.within(&extent))))
     };
     found[from..].iter().map_while(within)
+}
+
+/// What of an extent lies where, by the places of a carrier.
+fn placed_in(places: &[(Extent, Location)], extent: Extent) -> impl Iterator<Item = Entry> + '_ {
+    let from = places.partition_point(|(part, _)| part.end() <= extent.start);
+    let within = places[from..].iter().take_while(move |(part, _)| part.start < extent.end());
+    within.map(|(part, location)| Entry { extent: *part, placement: Placement::Data(*location), owes: false })
 }
 
 /// Whether it is data that was there at `as_of`.

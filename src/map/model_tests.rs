@@ -98,6 +98,7 @@ fn read_back(first: BlockIndex, page: &MapPage) -> MapPage {
         }
         MapPage::Index(pages) => MapPage::Index(decode_index(first, &encode_index(pages).unwrap()).unwrap()),
         MapPage::Table(page) => MapPage::Table(page.clone()),
+        MapPage::Carrier(places) => MapPage::Carrier(places.clone()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Entry, Leaf, PAGE_BLOCKS, PageIndex};
 use crate::space;
-use crate::units::{BlockCount, BlockIndex, Extent, PageRef, Seq};
+use crate::units::{BlockCount, BlockIndex, Extent, Location, PageRef, Seq};
 
 /// A page of the map: where it lies, and what it is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,8 @@ pub enum PageKind {
     Fixed,
     /// It is of the table of segments; the number of what it is about stands in the place of its first block.
     Table(space::PageKind),
+    /// It is no page of a checkpoint, but the head of a segment that carries others, whose encoding has this salt.
+    Carrier([u8; 16]),
 }
 
 /// A page of the map in memory.
@@ -40,6 +42,8 @@ pub enum MapPage {
     Index(Vec<(BlockIndex, PageRef)>),
     /// Of the table of segments.
     Table(space::Page),
+    /// What lies where in a segment that carries others, in the order of blocks.
+    Carrier(Vec<(Extent, Location)>),
 }
 
 impl MapPage {
@@ -56,6 +60,7 @@ impl MapPage {
             MapPage::Leaf(leaf) => leaf.memory(),
             MapPage::Index(pages) => pages.capacity() * size_of::<(BlockIndex, PageRef)>(),
             MapPage::Table(page) => page.memory(),
+            MapPage::Carrier(places) => places.capacity() * size_of::<(Extent, Location)>(),
         }
     }
 }
@@ -223,7 +228,7 @@ impl Run {
                     _ => leaf(PageKind::Index, part, first, at),
                 },
                 // No run has such pages.
-                PageKind::Table(_) => {}
+                PageKind::Table(_) | PageKind::Carrier(_) => {}
             }
         }
     }

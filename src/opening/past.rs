@@ -43,6 +43,8 @@ pub struct Past {
     checkpoints: BTreeMap<Seq, CheckpointInfo>,
     /// Nothing is ever in it but the map.
     log: Mutex<Log>,
+    /// The checkpoint that says who carries what it needs.
+    followed: Mutex<Seq>,
     seat: Seat,
 }
 
@@ -150,10 +152,11 @@ impl Past {
         secrets: &Secrets,
     ) -> Result<Past> {
         let source = Source::of(store, volume, options, Some((cache, workers)), secrets).await?;
-        let versions = source.versions().await?;
+        let (newest, versions, carriers) = source.past().await?;
         let version = choose(&versions, volume, snapshot)?.clone();
-        let scan = source.version(&version).await?;
-        Ok(Past::of(source, version, scan, budget.seat(options, 0)))
+        let mut scan = source.version(&version).await?;
+        scan.map.follow_carriers(carriers);
+        Ok(Past { followed: Mutex::new(newest), ..Past::of(source, version, scan, budget.seat(options, 0)) })
     }
 
     /// Opens the newest checkpoint, which nobody keeps: what its owner deletes after the next one fails to be read from then on.
@@ -183,7 +186,8 @@ impl Past {
         let origin =
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
         let log = Mutex::new(Log::new(source.meta.block_size, origin));
-        Past { source, version, checkpoints, log, seat }
+        let followed = Mutex::new(version.seq);
+        Past { source, version, checkpoints, log, followed, seat }
     }
 
     /// Whether a newer checkpoint than it has begun to be there: one LIST.
@@ -224,7 +228,35 @@ impl Past {
         Ok(())
     }
 
+    /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere meanwhile, which is known then. Of a checkpoint that nobody
+    /// keeps a newer one is no help.
+    async fn has_moved(&self) -> bool {
+        if self.version.label.name.is_empty() {
+            return false;
+        }
+        let Ok((newest, _, carriers)) = self.source.past().await else { return false };
+        let mut followed = self.followed.lock();
+        if newest > *followed {
+            *followed = newest;
+            self.log.lock().map.follow_carriers(carriers);
+            return true;
+        }
+        false
+    }
+
     async fn read_for(&self, offset: u64, len: u64, purpose: Purpose) -> std::result::Result<Pieces, DeviceError> {
+        let mut tries = 0;
+        loop {
+            let before = *self.followed.lock();
+            match self.read_once(offset, len, purpose).await {
+                // Somebody else may have looked while this read went on.
+                Err(_) if tries < LOOKS && (*self.followed.lock() > before || self.has_moved().await) => tries += 1,
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_once(&self, offset: u64, len: u64, purpose: Purpose) -> std::result::Result<Pieces, DeviceError> {
         if len == 0 {
             return Ok(Pieces::new());
         }

@@ -31,7 +31,7 @@ use crate::reading::slots::{Head, read_head, read_places, read_slot};
 use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
 use crate::space::kept::Deaths;
-use crate::space::{Durable, KeptVersion, Space, Span};
+use crate::space::{Carriers, Durable, KeptVersion, Space, Span};
 use crate::store::{Key, Store, StoreError, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
@@ -204,6 +204,12 @@ impl Source {
     pub async fn versions_and_checkpoints(&self) -> Result<(Vec<KeptVersion>, BTreeMap<Seq, CheckpointInfo>)> {
         let root = self.newest_root().await?.root;
         Ok((root.table.kept, root.checkpoints.into_iter().collect()))
+    }
+
+    /// What the newest checkpoint says of versions, and of segments that carry others; and which it is.
+    pub async fn past(&self) -> Result<(Seq, Vec<KeptVersion>, Arc<Carriers>)> {
+        let Root { seq, table, .. } = self.newest_root().await?.root;
+        Ok((seq, table.kept, Arc::new(Carriers::new(table.carriers))))
     }
 
     /// The newest checkpoint, as a version without a name that nobody keeps.
@@ -446,7 +452,9 @@ impl Source {
     async fn load_pages_for(&self, scan: &mut Scan, probed: &[(Seq, Result<Slot>)]) -> Result<()> {
         let mut missing = BTreeSet::new();
         for (seq, probe) in probed {
-            if let Ok(Slot::Holds(LogRead { object: LogObject::Segment(head), frames_at, .. }, _)) = probe {
+            if let Ok(Slot::Holds(LogRead { object: LogObject::Segment(head), frames_at, .. }, _)) = probe
+                && head.cargo.is_none()
+            {
                 missing.extend(scan.map.missing_for(&head.placements(*seq, *frames_at), head.as_of));
             }
         }
@@ -488,8 +496,20 @@ impl Source {
                 let info = head.info(read.salt, read.frames_at);
                 let placements = head.placements(seq, read.frames_at);
                 scan.bytes_since_checkpoint += info.stored_bytes;
-                while let Err(need) = scan.map.apply(seq, info, &placements, head.as_of) {
-                    self.load_pages(scan, need).await?;
+                let apply = |map: &mut ExtentMap| match &head.cargo {
+                    Some(cargo) => map.carry(seq, info, cargo),
+                    None => map.apply(seq, info, &placements, head.as_of),
+                };
+                while let Err(need) = apply(&mut scan.map) {
+                    match self.load_pages(scan, need).await {
+                        // It is not known how much it carries. What it was to carry is still there.
+                        Err(VolumeError::Corrupt { key, why }) if head.cargo.is_some() => {
+                            tracing::error!(object = %key, "segment {seq} carries nothing: {why}");
+                            scan.map.born(seq, SegmentInfo { live_blocks: 0, ..info });
+                            break;
+                        }
+                        loaded => loaded?,
+                    }
                 }
             }
             LogObject::Fence(fence) => {

@@ -5,6 +5,7 @@ pub mod objects;
 pub mod fetch;
 pub(crate) mod slots;
 pub(crate) mod again;
+pub(crate) mod roots;
 
 pub use objects::{ReadError, ReadLimits};
 pub use slots::{Slot, Torn};

@@ -69,7 +69,7 @@ impl Space {
         let (mut found, mut have) = (Found::default(), Counted::new());
         let (mut looked, mut need) = (BTreeSet::new(), Need::default());
         // Moving what a kept version needs as well would free nothing.
-        let is_free = |seq: Seq| seq > self.kept();
+        let is_free = |seq: Seq| !self.is_held(seq);
         let few = if self.span_count() <= FEW_SPANS { self.spans().collect() } else { Vec::new() };
         let is_all = !few.is_empty();
         let mut best = Best::new(self, want.order);
@@ -80,7 +80,7 @@ impl Space {
             if !is_all && found.is_enough(want) || need.0.len() >= AT_ONCE {
                 break;
             }
-            if !is_free(span.last()) {
+            if span.last() <= self.kept() {
                 continue;
             }
             match self.span(span, pages) {
@@ -108,6 +108,30 @@ impl Space {
 }
 
 impl Space {
+    /// Segments that kept versions need as they are, of the spans with the emptiest of them, and carriers of such.
+    pub fn held_candidates(&self, spared: &BTreeSet<Seq>, pages: &dyn Pages) -> Result<Counted, Need> {
+        let carriers = self.carriers().iter().map(|(seq, _)| Span::of(*seq));
+        let upto = Span::of(self.kept());
+        let emptiest = self.by_share.iter().flat_map(|spans| spans.range(..=upto).copied());
+        let (mut spans, mut need, mut have) = (BTreeSet::new(), Need::default(), Counted::new());
+        spans.extend(carriers.rev().take(AT_ONCE));
+        for span in emptiest {
+            if spans.len() >= 2 * AT_ONCE {
+                break;
+            }
+            spans.insert(span);
+        }
+        for span in spans {
+            match self.span(span, pages) {
+                Ok(counters) => {
+                    have.extend(counters.into_iter().filter(|(seq, _)| self.is_held(*seq) && !spared.contains(seq)))
+                }
+                Err(lacks) => need.0.extend(lacks.0),
+            }
+        }
+        if need.0.is_empty() { Ok(have) } else { Err(need) }
+    }
+
     /// Whether there are so many segments that an order is about, as far as is known without pages; small ones may be among them that
     /// are too large.
     fn has(&self, order: Order, segments: u64) -> bool {

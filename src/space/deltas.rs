@@ -87,6 +87,17 @@ impl Layer {
         self.deltas.entry(seq).and_modify(|before| *before = before.and(delta)).or_insert(delta);
     }
 
+    /// So many deaths of an older segment were counted elsewhere; whether they were noted here.
+    pub fn take_back(&mut self, seq: Seq, blocks: u64) -> bool {
+        let Some(Delta::Died(died)) = self.deltas.get_mut(&seq) else { return false };
+        let Some(left) = u32::try_from(blocks).ok().and_then(|blocks| died.checked_sub(blocks)) else { return false };
+        *died = left;
+        if left == 0 {
+            self.deltas.remove(&seq);
+        }
+        true
+    }
+
     /// Blocks of a segment were found dead by merges of the map.
     pub fn note_deaths(&mut self, seq: Seq, blocks: u64) -> Result<(), Contradiction> {
         let died = Delta::Died(u32::try_from(blocks).unwrap_or(u32::MAX));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
+use super::{Carrier, Carriers, Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
 use crate::units::{PageRef, Seq};
 
 /// A span of the table in the store.
@@ -36,6 +36,8 @@ pub struct TableRoot {
     pub recent: Vec<(Seq, Delta)>,
     /// Versions that are kept, oldest first. No list of theirs that lies in pages is in memory.
     pub kept: Vec<KeptVersion>,
+    /// Segments that carry others, in order.
+    pub carriers: Vec<(Seq, Carrier)>,
 }
 
 /// Where a list of deltas lies.
@@ -95,6 +97,8 @@ pub struct Durable {
     pub lists: Vec<Arc<List>>,
     /// Versions that are kept, oldest first.
     pub kept: Vec<KeptVersion>,
+    /// Segments that carry others.
+    pub carriers: Arc<Carriers>,
 }
 
 impl Durable {
@@ -128,6 +132,7 @@ impl Durable {
             durable.lists.push(Arc::new(List { at: seq, pages: Vec::new(), entries: root.recent.clone() }));
         }
         durable.kept.clone_from(&root.kept);
+        durable.carriers = Arc::new(Carriers::new(root.carriers.iter().cloned()));
         // The newest one gets more of what it holds.
         if let Some(newest) = durable.kept.last_mut() {
             for list in newest.held.iter_mut().filter(|list| list.entries.is_empty()) {
@@ -181,6 +186,7 @@ impl Durable {
         }
         root.objects = self.objects().into_keys().collect();
         root.kept.clone_from(&self.kept);
+        root.carriers = self.carriers.iter().map(|(seq, carrier)| (*seq, carrier.clone())).collect();
         for list in root.kept.iter_mut().flat_map(|version| &mut version.held) {
             if !list.pages.is_empty() && !list.entries.is_empty() {
                 *list = Arc::new(List { entries: Vec::new(), ..List::clone(list) });
@@ -231,7 +237,9 @@ impl Durable {
     /// Bytes that it takes in memory, about.
     pub fn memory(&self) -> usize {
         let held: usize = self.kept.iter().flat_map(|version| &version.held).map(|list| list.entries.len()).sum();
-        self.spans() * size_of::<SpanEntry>() + (self.deltas() + held) * size_of::<(Seq, Delta)>()
+        self.carriers.memory()
+            + self.spans() * size_of::<SpanEntry>()
+            + (self.deltas() + held) * size_of::<(Seq, Delta)>()
     }
 }
 

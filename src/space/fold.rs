@@ -15,7 +15,7 @@ use super::directory::{Durable, Group, List, SpanEntry};
 use super::kept::{self, Versions};
 use super::page_format::{self, PAGE_DELTAS_MAX};
 use super::table::Snapshot;
-use super::{Need, Page, Pages, SegmentInfo, Sink, Span, Summary, View};
+use super::{Carriers, Need, Page, Pages, SegmentInfo, Sink, Span, Summary, View};
 use crate::codec::EncodeError;
 use crate::units::{PageRef, Seq};
 
@@ -73,6 +73,8 @@ pub struct Fold {
     /// Spans in which it found deaths.
     found: BTreeSet<Span>,
     versions: Versions,
+    carriers: Arc<Carriers>,
+    free: kept::Deaths,
     tasks: VecDeque<Task>,
     /// Objects that are to be left behind.
     left: BTreeSet<Seq>,
@@ -111,6 +113,8 @@ pub struct Folded {
     pub loose: Vec<(Seq, SegmentInfo)>,
     /// Counts that contradicted each other.
     pub contradictions: u64,
+    /// Deaths that it found or that no version holds any more, by the places at which maps have the blocks: they are counted to who held these then.
+    pub free: kept::Deaths,
 }
 
 impl Fold {
@@ -129,6 +133,8 @@ impl Fold {
             layer: (*snapshot.frozen).clone(),
             found: BTreeSet::new(),
             versions: Versions::new(&snapshot.durable.kept, &snapshot.frozen.held),
+            carriers: snapshot.carriers.clone(),
+            free: kept::Deaths::new(),
             tasks: VecDeque::new(),
             left: leave,
             done: BTreeMap::new(),
@@ -143,10 +149,12 @@ impl Fold {
         for (seq, blocks) in fold.versions.change(at, &snapshot.change) {
             *free.entry(seq).or_default() += blocks;
         }
-        for (seq, blocks) in free {
-            fold.found.insert(Span::of(seq));
-            fold.contradictions += u64::from(fold.layer.note_deaths(seq, blocks).is_err());
+        for (seq, blocks) in &free {
+            let holder = fold.carriers.holder(*seq);
+            fold.found.insert(Span::of(holder));
+            fold.contradictions += u64::from(fold.layer.note_deaths(holder, *blocks).is_err());
         }
+        fold.free = free;
         fold.plan();
         fold
     }
@@ -325,9 +333,10 @@ impl Fold {
         let changed = self.done.into_keys().chain(self.found).collect();
         Ok(Folded {
             loose,
-            durable: Durable { at: self.at, groups, lists, kept },
+            durable: Durable { at: self.at, groups, lists, kept, carriers: self.carriers },
             changed,
             contradictions: self.contradictions,
+            free: self.free,
         })
     }
 

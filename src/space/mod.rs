@@ -22,6 +22,7 @@
 //! ([`Space::dead`]); what a checkpoint under way or no checkpoint covers does not count for that.
 
 pub mod candidates;
+pub mod carriers;
 pub mod counter;
 pub mod deltas;
 pub mod directory;
@@ -36,6 +37,7 @@ pub mod view;
 mod model_tests;
 
 pub use candidates::{Order, Want};
+pub use carriers::{Cargo, Carrier, Carriers};
 pub use counter::{Counted, Counter, SegmentInfo, Totals};
 pub use deltas::{Delta, Layer};
 pub use directory::{Durable, Listed, SpanEntry, TableRoot};

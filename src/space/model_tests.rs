@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::page_format;
 use super::*;
-use crate::units::PageRef;
+use crate::units::{BlockCount, PageRef};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -14,6 +14,8 @@ enum Step {
     Born { blocks: u32, gap: u64 },
     /// Blocks of segments die.
     Died(Vec<(prop::sample::Index, u32)>),
+    /// A segment takes effect that carries some of those that the last checkpoint knows, and carriers.
+    Carry(Vec<prop::sample::Index>),
     /// What is dead as of the last checkpoint is deleted, so many.
     Delete(usize),
     /// A checkpoint, which finds deaths and may never become durable; what happens while it is under way; whether pages can be had.
@@ -62,11 +64,50 @@ impl Sink for Object {
 
 type Plain = BTreeMap<Seq, SegmentInfo>;
 
+/// The table as it should be.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    plain: Plain,
+    /// Live blocks of segments by the places at which maps have them.
+    named: BTreeMap<Seq, u32>,
+    /// Who carries a segment.
+    holder: BTreeMap<Seq, Seq>,
+}
+
+impl Model {
+    fn born(&mut self, seq: Seq, info: SegmentInfo) {
+        self.plain.insert(seq, info);
+        self.named.insert(seq, info.live_blocks);
+    }
+
+    fn died(&mut self, seq: Seq, blocks: u32) {
+        *self.named.get_mut(&seq).unwrap() -= blocks;
+        let holder = self.holder.get(&seq).copied().unwrap_or(seq);
+        self.plain.get_mut(&holder).unwrap().live_blocks -= blocks;
+    }
+
+    fn carry(&mut self, seq: Seq, info: SegmentInfo, victims: &[Seq]) {
+        let live_blocks =
+            victims.iter().map(|victim| std::mem::take(&mut self.plain.get_mut(victim).unwrap().live_blocks)).sum();
+        self.plain.insert(seq, SegmentInfo { live_blocks, ..info });
+        let of_carriers = self.holder.values_mut().filter(|holder| victims.contains(holder));
+        of_carriers.for_each(|holder| *holder = seq);
+        let named = victims.iter().filter(|victim| self.named.contains_key(victim));
+        self.holder.extend(named.map(|victim| (*victim, seq)));
+    }
+
+    fn forget(&mut self, seq: Seq) {
+        self.plain.remove(&seq);
+        self.holder.retain(|_, holder| *holder != seq);
+    }
+}
+
 /// What is logged since the last checkpoint.
 #[derive(Clone, Debug)]
 enum Logged {
     Born(Seq, SegmentInfo),
     Died(Seq, u32),
+    Carried(Seq, SegmentInfo, Cargo),
 }
 
 struct World {
@@ -74,9 +115,9 @@ struct World {
     space: Space,
     memory: Memory,
     store: HashMap<PageRef, Vec<u8>>,
-    plain: Plain,
+    model: Model,
     /// The last durable checkpoint: its seq, root, and what was live in it.
-    base: (Seq, TableRoot, Vec<(Seq, SegmentInfo)>, Plain),
+    base: (Seq, TableRoot, Vec<(Seq, SegmentInfo)>, Model),
     log: Vec<Logged>,
     next: u64,
 }
@@ -104,6 +145,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             6 => (0_u32..100, prop_oneof![4 => Just(0), 1 => 1_u64..2 * SPAN]).prop_map(|(blocks, gap)| Step::Born { blocks, gap }),
             8 => deaths().prop_map(Step::Died),
             3 => (0_usize..9).prop_map(Step::Delete),
+            3 => prop::collection::vec(any::<prop::sample::Index>(), 1..5).prop_map(Step::Carry),
         ]
     };
     let during = prop::collection::vec(change(), 0..5);
@@ -134,8 +176,8 @@ impl World {
             space: Space::default(),
             memory: Memory::default(),
             store: HashMap::new(),
-            plain: Plain::new(),
-            base: (Seq(0), TableRoot::default(), Vec::new(), Plain::new()),
+            model: Model::default(),
+            base: (Seq(0), TableRoot::default(), Vec::new(), Model::default()),
             log: Vec::new(),
             next: 1,
         }
@@ -152,7 +194,7 @@ impl World {
 
     /// Segments that have so many live blocks, and how many of them are to die.
     fn victims(&self, deaths: &[(prop::sample::Index, u32)]) -> Vec<(Seq, u32)> {
-        let mut live: Vec<(Seq, u32)> = self.plain.iter().map(|(seq, info)| (*seq, info.live_blocks)).collect();
+        let mut live: Vec<(Seq, u32)> = self.model.named.iter().map(|(seq, live)| (*seq, *live)).collect();
         let mut victims = Vec::new();
         for (at, blocks) in deaths {
             live.retain(|(_, live)| *live > 0);
@@ -175,21 +217,37 @@ impl World {
                 let salt = [seq.0 as u8; 16];
                 let info = SegmentInfo { salt, stored_bytes: u64::from(blocks) * 100, blocks, live_blocks: blocks };
                 self.space.born(seq, info);
-                self.plain.insert(seq, info);
+                self.model.born(seq, info);
                 self.log.push(Logged::Born(seq, info));
             }
             Step::Died(deaths) => {
                 for (seq, blocks) in self.victims(&deaths) {
                     self.space.died(seq, blocks.into(), &self.memory);
-                    self.plain.get_mut(&seq).unwrap().live_blocks -= blocks;
+                    self.model.died(seq, blocks);
                     self.log.push(Logged::Died(seq, blocks));
                 }
             }
             Step::Delete(most) => {
                 for (seq, counter) in self.dead().into_iter().take(most) {
                     self.space.forget(seq, counter.stored_bytes, &self.memory);
-                    self.plain.remove(&seq);
+                    self.model.forget(seq);
                 }
+            }
+            Step::Carry(victims) => {
+                let is_carrier = |seq: &Seq| self.model.holder.values().any(|holder| holder == seq);
+                let live = self.model.plain.iter().filter(|(_, info)| info.live_blocks > 0).map(|(seq, _)| *seq);
+                let live: Vec<Seq> = live.filter(|seq| *seq <= self.base.0 || is_carrier(seq)).collect();
+                if live.is_empty() {
+                    return;
+                }
+                let victims: BTreeSet<Seq> = victims.iter().map(|victim| live[victim.index(live.len())]).collect();
+                let seq = Seq(self.next);
+                self.next += 1;
+                let info = SegmentInfo { salt: [seq.0 as u8; 16], stored_bytes: 700, blocks: 7, live_blocks: 7 };
+                let cargo =
+                    Cargo { victims: victims.into_iter().collect(), versions: Vec::new(), as_of: Seq(seq.0 - 1) };
+                self.carry(seq, info, &cargo);
+                self.log.push(Logged::Carried(seq, info, cargo));
             }
             Step::Checkpoint { found, during, is_lost, has_pages } if self.next > self.base.0.0 + 1 => {
                 self.checkpoint(&found, during, is_lost, has_pages)
@@ -202,16 +260,16 @@ impl World {
                     .iter()
                     .filter_map(|logged| match logged {
                         Logged::Born(seq, _) => Some(*seq),
-                        Logged::Died(..) => None,
+                        Logged::Died(..) | Logged::Carried(..) => None,
                     })
                     .collect();
-                let of = self.plain.iter().filter(|(seq, _)| since.contains(seq));
-                let live: HashMap<Seq, u64> = of.map(|(seq, info)| (*seq, info.live_blocks.into())).collect();
+                let of = self.model.named.iter().filter(|(seq, _)| since.contains(seq));
+                let live: HashMap<Seq, u64> = of.map(|(seq, live)| (*seq, (*live).into())).collect();
                 if self.space.all_died_but(&live) {
-                    let died: Vec<_> = self.plain.iter_mut().filter(|(seq, _)| !since.contains(seq)).collect();
-                    for (seq, info) in died {
-                        self.log.extend((info.live_blocks > 0).then_some(Logged::Died(*seq, info.live_blocks)));
-                        info.live_blocks = 0;
+                    let died = self.model.named.iter().filter(|(seq, live)| !since.contains(seq) && **live > 0);
+                    for (seq, live) in died.map(|(seq, live)| (*seq, *live)).collect::<Vec<_>>() {
+                        self.log.push(Logged::Died(seq, live));
+                        self.model.died(seq, live);
                     }
                 }
             }
@@ -235,17 +293,21 @@ impl World {
         }
         for (seq, _) in &dead {
             assert_eq!(
-                self.base.3.get(seq).map(|info| info.live_blocks),
+                self.base.3.plain.get(seq).map(|info| info.live_blocks),
                 Some(0),
                 "segment {seq} is not dead in the checkpoint"
             );
-            assert_eq!(self.plain.get(seq).map(|info| info.live_blocks), Some(0), "segment {seq} is not dead, or gone");
+            assert_eq!(
+                self.model.plain.get(seq).map(|info| info.live_blocks),
+                Some(0),
+                "segment {seq} is not dead, or gone"
+            );
         }
         dead
     }
 
     fn reopen(&mut self) {
-        let (seq, root, loose, plain) = self.base.clone();
+        let (seq, root, loose, model) = self.base.clone();
         self.memory.0.clear();
         let durable = loop {
             match Durable::new(seq, &root, &self.memory) {
@@ -258,32 +320,42 @@ impl World {
         assert_eq!(durable.root(), root);
         self.space = Space::restore(durable, loose);
         // What was deleted since is there again, and dead; it is deleted once more.
-        self.plain = plain;
+        self.model = model;
         for logged in self.log.clone() {
             match logged {
                 Logged::Born(seq, info) => {
                     self.space.born(seq, info);
-                    self.plain.insert(seq, info);
+                    self.model.born(seq, info);
                 }
                 Logged::Died(seq, blocks) => {
                     self.space.died(seq, blocks.into(), &self.memory);
-                    self.plain.get_mut(&seq).unwrap().live_blocks -= blocks;
+                    self.model.died(seq, blocks);
                 }
+                Logged::Carried(seq, info, cargo) => self.carry(seq, info, &cargo),
             }
         }
+    }
+
+    fn carry(&mut self, seq: Seq, info: SegmentInfo, cargo: &Cargo) {
+        while let Err(need) = self.space.carry(seq, info, cargo, &self.memory) {
+            self.load(need);
+        }
+        // What died and is not counted yet is among what it seems to have brought.
+        let blocks = self.space.counter(seq, &self.memory).unwrap().unwrap().blocks;
+        assert!(blocks >= info.blocks);
+        self.model.carry(seq, SegmentInfo { blocks, ..info }, &cargo.victims);
     }
 
     fn checkpoint(&mut self, found: &[(prop::sample::Index, u32)], during: Vec<Step>, is_lost: bool, has_pages: Has) {
         let at = Seq(self.next - 1);
         let snapshot = self.space.begin_checkpoint();
-        let (logged, mut plain) = (self.log.len(), self.plain.clone());
+        let (logged, mut model) = (self.log.len(), self.model.clone());
         // Blocks that died before and that nobody has counted yet.
         let found = self.victims(found);
         for (seq, blocks) in &found {
-            self.plain.get_mut(seq).unwrap().live_blocks -= blocks;
-            plain.get_mut(seq).unwrap().live_blocks -= blocks;
+            self.model.died(*seq, *blocks);
+            model.died(*seq, *blocks);
         }
-        let counted_as_live = found.clone();
         for step in during {
             self.step(step);
         }
@@ -312,9 +384,6 @@ impl World {
         assert_eq!(folded.contradictions, 0);
         if is_lost {
             // What it found is found again by the next one.
-            for (seq, blocks) in counted_as_live {
-                self.plain.get_mut(&seq).unwrap().live_blocks += blocks;
-            }
             return self.reopen();
         }
         let (root, loose) = (folded.durable.root(), folded.loose.clone());
@@ -323,7 +392,7 @@ impl World {
         self.store.extend(object.bytes);
         self.space.checkpointed(folded, &self.memory);
         // A deletion that ended before is in no checkpoint yet: what it deleted may be deleted again.
-        self.base = (at, root, loose, plain);
+        self.base = (at, root, loose, model);
         self.log.drain(..logged);
         let objects = self.base.1.objects.clone();
         self.store.retain(|at, _| objects.contains(&at.checkpoint));
@@ -331,7 +400,8 @@ impl World {
     }
 
     fn check(&mut self) {
-        let spans: BTreeSet<Span> = self.plain.keys().map(|seq| Span::of(*seq)).chain(self.space.spans()).collect();
+        let spans: BTreeSet<Span> =
+            self.model.plain.keys().map(|seq| Span::of(*seq)).chain(self.space.spans()).collect();
         let mut all = Vec::new();
         for span in spans {
             let infos = loop {
@@ -346,8 +416,12 @@ impl World {
             }
             all.extend(infos);
         }
-        assert_eq!(all, self.plain.iter().map(|(seq, info)| (*seq, *info)).collect::<Vec<_>>());
+        assert_eq!(all, self.model.plain.iter().map(|(seq, info)| (*seq, *info)).collect::<Vec<_>>());
         assert_eq!(self.space.inconsistencies, 0);
+        for seq in self.model.named.keys() {
+            let holder = self.model.holder.get(seq).unwrap_or(seq);
+            assert_eq!(self.space.carriers().holder(*seq), *holder, "what maps place in {seq}");
+        }
     }
 
     /// All pages are in memory: sums are exact, and every segment that is worth something is found.
@@ -360,9 +434,9 @@ impl World {
             self.space.counters_loaded(span, &self.memory);
         }
         let mut totals = Totals::default();
-        self.plain.values().for_each(|info| totals.count(&info.counter()));
+        self.model.plain.values().for_each(|info| totals.count(&info.counter()));
         assert_eq!(self.space.totals(), totals);
-        for (seq, info) in &self.plain {
+        for (seq, info) in &self.model.plain {
             let summary = self.space.summary(Span::of(*seq)).unwrap();
             let class = summary::share_of(&info.counter());
             assert!(class.is_none_or(
@@ -570,19 +644,19 @@ fn of_a_span_that_is_emptied_nothing_is_left_in_the_sums() {
     (0..20).for_each(|_| world.step(Step::Born { blocks: 10, gap: 0 }));
     world.step(checkpoint());
     world.space.died(Seq(3), 10, &world.memory);
-    world.plain.get_mut(&Seq(3)).unwrap().live_blocks = 0;
+    world.model.died(Seq(3), 10);
     world.step(Step::Born { blocks: 1, gap: 3 * SPAN });
     world.step(checkpoint());
     world.check_sums();
     world.step(Step::Delete(1));
-    assert!(!world.plain.contains_key(&Seq(3)));
+    assert!(!world.model.plain.contains_key(&Seq(3)));
     world.step(Step::AllDied);
     world.step(Step::Born { blocks: 1, gap: 0 });
     world.step(checkpoint());
     world.step(Step::Delete(100));
     let mut totals = Totals::default();
-    world.plain.values().for_each(|info| totals.count(&info.counter()));
-    assert_eq!((world.plain.len(), world.space.totals()), (1, totals));
+    world.model.plain.values().for_each(|info| totals.count(&info.counter()));
+    assert_eq!((world.model.plain.len(), world.space.totals()), (1, totals));
 }
 
 #[test]
@@ -605,4 +679,38 @@ fn what_is_contradicted_keeps_a_block() {
     assert!(cold.space.inconsistencies > 1);
     cold.space.died(Seq(9999), 1, &none);
     assert_eq!(cold.space.spans().collect::<Vec<_>>(), [Span(0)]);
+}
+
+/// Whoever keeps a version of which the carrier does not know, of before it was made, goes on with what that version needs.
+#[test]
+fn what_carries_others_without_knowing_a_version_has_no_effect() {
+    let mut cold = Cold::new([(1, 5, 3), (2, 5, 4), (3, 5, 5)].into_iter());
+    let version = Seq(cold.at + 1);
+    let label = Label { name: "a".into(), ..Label::default() };
+    let take = kept::Change { take: Some((label, BlockCount(9))), ..kept::Change::default() };
+    cold.space.change_versions(version, take);
+    cold.checkpoint();
+    let carries = |space: &mut Space, store: &HashMap<PageRef, Vec<u8>>, seq, versions: Vec<Seq>, as_of| {
+        let cargo = Cargo { victims: vec![Seq(1), Seq(2)], versions, as_of: Seq(as_of) };
+        let mut memory = Memory::default();
+        let info = SegmentInfo { blocks: 7, live_blocks: 7, ..SegmentInfo::default() };
+        while let Err(need) = space.carry(Seq(seq), info, &cargo, &memory) {
+            memory.0.extend(need.0.iter().map(|page| (page.at, read_back(page, store))));
+        }
+        [1, 2, seq].map(|seq| {
+            loop {
+                match space.counter(Seq(seq), &memory) {
+                    Ok(counter) => break counter.unwrap().live_blocks,
+                    Err(need) => memory.0.extend(need.0.iter().map(|page| (page.at, read_back(page, store)))),
+                }
+            }
+        })
+    };
+    let (space, store, at) = (&mut cold.space, &cold.store, cold.at);
+    assert_eq!(carries(space, store, at + 2, vec![], at + 1), [3, 4, 0]);
+    assert_eq!(carries(space, store, at + 3, vec![Seq(version.0 - 1)], at + 2), [3, 4, 0]);
+    assert!(space.carriers().is_empty());
+    // One that is taken after it was known what is needed needs no more than that.
+    assert_eq!(carries(space, store, at + 4, vec![version], at + 3), [0, 0, 7]);
+    assert_eq!(space.carriers().holder(Seq(2)), Seq(at + 4));
 }

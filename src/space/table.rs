@@ -7,7 +7,7 @@ use super::deltas::{self, Contradiction, Delta, Layer};
 use super::directory::Durable;
 use super::fold::Folded;
 use super::summary::{SHARES, SMALL};
-use super::{Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
+use super::{Cargo, Carriers, Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
 use crate::units::Seq;
 
 /// Of a checkpoint that became durable, the summaries of so many spans that changed meanwhile are made anew at once: each takes some
@@ -29,9 +29,11 @@ pub struct Space {
     pub(super) with_dead: BTreeSet<Span>,
     /// The last place of the log that a version has which is, or will be, kept: deaths of segments up to there are held.
     kept: Seq,
+    /// Segments that carry others.
+    carriers: Arc<Carriers>,
     /// What the next checkpoint does to the versions that are kept, and where it is.
     next_change: (Seq, kept::Change),
-    /// Sums of segments up to there that are not dead. They do not change while that version is kept.
+    /// Sums of segments up to there, and of those that carry such, that are not dead.
     held: Totals,
     /// Counts that contradicted each other: a bug or a damaged checkpoint; such a segment is never deleted.
     pub inconsistencies: u64,
@@ -54,6 +56,8 @@ pub struct Snapshot {
     pub frozen: Arc<Layer>,
     /// What it does to the versions that are kept.
     pub change: kept::Change,
+    /// Segments that carry others.
+    pub carriers: Arc<Carriers>,
 }
 
 impl Space {
@@ -61,7 +65,8 @@ impl Space {
     /// as pages.
     pub fn restore(durable: Durable, loose: impl IntoIterator<Item = (Seq, SegmentInfo)>) -> Space {
         let kept = durable.newest_kept();
-        let mut space = Space { durable: Arc::new(durable), kept, ..Space::default() };
+        let carriers = durable.carriers.clone();
+        let mut space = Space { durable: Arc::new(durable), kept, carriers, ..Space::default() };
         let durable = space.durable.clone();
         for entry in durable.entries() {
             let mut now = Now { summary: entry.summary, is_exact: true };
@@ -87,13 +92,18 @@ impl Space {
         self.change(Span::of(seq), before.map(|info| info.counter()), Some(info.counter()));
     }
 
-    /// So many blocks of a segment are dead. Its page need not be in memory.
+    /// So many blocks that maps place in a segment died. Its page need not be in memory.
     pub fn died(&mut self, seq: Seq, blocks: u64, pages: &dyn Pages) {
-        if blocks == 0 {
-            return;
+        match seq <= self.kept {
+            true if blocks == 0 => {}
+            true => *self.newest.held.entry(seq).or_default() += blocks,
+            false => self.count_deaths(self.carriers.holder(seq), blocks, pages),
         }
-        if seq <= self.kept {
-            *self.newest.held.entry(seq).or_default() += blocks;
+    }
+
+    /// So many blocks of a segment are needed by nobody.
+    fn count_deaths(&mut self, seq: Seq, blocks: u64, pages: &dyn Pages) {
+        if blocks == 0 {
             return;
         }
         let span = Span::of(seq);
@@ -119,11 +129,59 @@ impl Space {
         }
     }
 
+    /// A segment took effect that carries others: it takes the counts of its victims, which are dead from then on. It has no effect if a version is kept that it
+    /// does not know of.
+    pub fn carry(&mut self, seq: Seq, info: SegmentInfo, cargo: &Cargo, pages: &dyn Pages) -> Result<(), Need> {
+        let is_known =
+            |version: &kept::KeptVersion| version.seq >= cargo.as_of || cargo.versions.contains(&version.seq);
+        if !self.durable.kept.iter().all(is_known) {
+            self.born(seq, SegmentInfo { live_blocks: 0, ..info });
+            return Ok(());
+        }
+        let (mut victims, mut need) = (Counted::new(), Need::default());
+        for victim in &cargo.victims {
+            match self.view().counter(*victim, pages) {
+                Ok(counter) => victims.extend(counter.map(|counter| (*victim, counter))),
+                Err(lacks) => need.0.extend(lacks.0),
+            }
+        }
+        if !need.0.is_empty() {
+            return Err(need);
+        }
+        let live: u64 = victims.iter().map(|(_, counter)| u64::from(counter.live_blocks)).sum();
+        let live_blocks = u32::try_from(live).unwrap_or(u32::MAX);
+        // Those that died and were not counted yet will be: they are among what it seems to have brought.
+        let info = SegmentInfo { blocks: info.blocks.max(live_blocks), live_blocks, ..info };
+        self.born(seq, info);
+        self.held.add(&Totals::of(&info.counter()));
+        for (victim, counter) in victims {
+            self.held.subtract(&Totals::of(&counter).without_dead());
+            self.count_deaths(victim, counter.live_blocks.into(), pages);
+        }
+        if live > 0 {
+            Arc::make_mut(&mut self.carriers).carry(seq, info.salt, &cargo.victims);
+        }
+        Ok(())
+    }
+
+    /// Segments that carry others.
+    pub fn carriers(&self) -> &Arc<Carriers> {
+        &self.carriers
+    }
+
+    /// A newer checkpoint than the one that this is says who carries whom.
+    pub fn follow_carriers(&mut self, carriers: Arc<Carriers>) {
+        self.carriers = carriers;
+    }
+
     /// The object is no longer in the store; it had so many bytes and nothing live.
     pub fn forget(&mut self, seq: Seq, stored_bytes: u64, pages: &dyn Pages) {
         let span = Span::of(seq);
         let before = self.view().counter(seq, pages);
         self.newest.births.remove(&seq);
+        if self.carriers.is_carrier(seq) {
+            Arc::make_mut(&mut self.carriers).forget(seq);
+        }
         if self.frozen.as_ref().is_some_and(|frozen| frozen.births.contains_key(&seq))
             || self.durable.entry(span).is_some()
         {
@@ -142,7 +200,8 @@ impl Space {
     /// Every block was changed since the last checkpoint: only these blocks of segments that took effect since are live. Returns
     /// false, and changes nothing, if a segment among them is older, a checkpoint is under way, or a version is kept.
     pub fn all_died_but(&mut self, live: &HashMap<Seq, u64>) -> bool {
-        if self.frozen.is_some() || self.kept > Seq(0) || !live.keys().all(|seq| self.newest.births.contains_key(seq)) {
+        let is_new = |seq: &Seq| self.newest.births.contains_key(seq) && self.carriers.holder(*seq) == *seq;
+        if self.frozen.is_some() || self.kept > Seq(0) || !live.keys().all(is_new) {
             return false;
         }
         for (seq, info) in &mut self.newest.births {
@@ -256,6 +315,16 @@ impl Space {
         totals
     }
 
+    /// The sums of what kept versions need as it is, or what carries it.
+    pub fn held_totals(&self) -> Totals {
+        self.held
+    }
+
+    /// Whether a kept version may need something that maps place in that segment, or in one that it carries.
+    pub fn is_held(&self, seq: Seq) -> bool {
+        self.carriers.birth(seq) <= self.kept
+    }
+
     /// The last place of the log that a version has which is, or will be, kept.
     pub fn kept(&self) -> Seq {
         self.kept
@@ -279,8 +348,11 @@ impl Space {
             self.held.add(&now.summary.totals.without_dead());
         }
         let counters = self.span(shared, pages).unwrap_or_default();
-        for (_, counter) in counters.iter().filter(|(seq, counter)| *seq <= self.kept && !counter.is_dead()) {
-            self.held.add(&Totals::of(counter));
+        let counters = counters.into_iter().filter(|(seq, _)| *seq <= self.kept).map(|(_, counter)| counter);
+        let later = self.carriers.iter().filter(|(seq, _)| **seq > self.kept && self.is_held(**seq));
+        let later = later.filter_map(|(seq, _)| self.counter(*seq, pages).ok().flatten());
+        for counter in counters.chain(later).filter(|counter| !counter.is_dead()).collect::<Vec<_>>() {
+            self.held.add(&Totals::of(&counter));
         }
     }
 
@@ -356,7 +428,7 @@ impl Space {
         let (at, change) = std::mem::take(&mut self.next_change);
         let stay = self.durable.kept.iter().map(|version| version.seq).filter(|seq| !change.drop.contains(seq));
         self.kept = if change.take.is_none() { stay.max().unwrap_or_default() } else { at };
-        Snapshot { durable: self.durable.clone(), frozen, change }
+        Snapshot { durable: self.durable.clone(), frozen, change, carriers: self.carriers.clone() }
     }
 
     /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.
@@ -364,6 +436,7 @@ impl Space {
         self.frozen = None;
         self.durable = Arc::new(folded.durable);
         self.inconsistencies += folded.contradictions;
+        self.hand_on(&folded.free, pages);
         folded.loose.into_iter().for_each(|(seq, info)| self.stay_loose(seq, info));
         let since = self.newest.births.keys().chain(self.newest.deltas.keys());
         let since: BTreeSet<Span> = since.map(|seq| Span::of(*seq)).collect();
@@ -385,6 +458,18 @@ impl Space {
             }
         }
         self.sum_up_held(pages);
+    }
+
+    /// Deaths that the checkpoint counted to segments which were emptied since: their carriers took the counts with these in it.
+    fn hand_on(&mut self, free: &kept::Deaths, pages: &dyn Pages) {
+        let (then, now) = (self.durable.carriers.clone(), self.carriers.clone());
+        for (seq, blocks) in free {
+            let (from, to) = (then.holder(*seq), now.holder(*seq));
+            if from != to {
+                self.inconsistencies += u64::from(!self.newest.take_back(from, *blocks));
+                self.count_deaths(to, *blocks, pages);
+            }
+        }
     }
 
     /// A segment took effect before the checkpoint, and is in no page of it.

@@ -18,7 +18,7 @@ use crate::engine::collection::Gathered;
 use crate::engine::shared::Shared;
 use crate::error::VolumeError;
 use crate::format::segment::{self, LogObject, LogRead};
-use crate::map::{ExtentMap, MapPage, NeedPages, PageAt, PageRef, Placement};
+use crate::map::{MapPage, NeedPages, PageAt, PageRef, Placement};
 use crate::reading::again::READS;
 use crate::reading::fetch;
 use crate::reading::objects::ReadError;
@@ -55,7 +55,7 @@ const GROUP_BYTES: u64 = 2 << 20;
 const GROUP_MEMORY: usize = 16 << 20;
 
 /// Why something could not be read.
-enum Unread {
+pub(super) enum Unread {
     /// The store failed; worth trying again.
     Store(StoreError),
     /// It is not what was written, or not there.
@@ -72,18 +72,18 @@ impl From<ReadError> for Unread {
 }
 
 /// A victim whose head was read.
-struct Victim {
-    seq: Seq,
+pub(super) struct Victim {
+    pub(super) seq: Seq,
     /// Where it lies.
     key: Key,
-    read: LogRead,
+    pub(super) read: LogRead,
     /// The object, if it was read whole.
     whole: Option<Bytes>,
-    extents: Vec<Extent>,
+    pub(super) extents: Vec<Extent>,
 }
 
 /// The live parts of each victim, in the order of blocks.
-type Live = HashMap<Seq, Vec<(Extent, Location)>>;
+pub(super) type Live = HashMap<Seq, Vec<(Extent, Location)>>;
 
 /// Brings in pages of the table of segments.
 pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
@@ -95,8 +95,16 @@ pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
 pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Event {
     let held = shared.doors.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
-    let mut gathered =
-        Gathered { held, victims, data: Vec::new(), as_of, damaged: Vec::new(), empty: Vec::new(), failed: None };
+    let mut gathered = Gathered {
+        held,
+        victims,
+        data: Vec::new(),
+        as_of,
+        cargo: None,
+        damaged: Vec::new(),
+        empty: Vec::new(),
+        failed: None,
+    };
     if let Err(error) = fill(&shared, &mut gathered).await {
         gathered.failed = Some(error);
     }
@@ -104,6 +112,26 @@ pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> E
 }
 
 async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError> {
+    let victims = read_heads(shared, gathered).await?;
+    let live = match live_parts(shared, &victims).await {
+        Ok(live) => live,
+        Err(Unread::Store(error)) => return Err(error),
+        Err(Unread::Damaged(why)) => {
+            // Not the victims' fault, but what is live in them cannot be known.
+            victims.iter().for_each(|victim| note_damage(gathered, shared, victim.seq, &why));
+            return Ok(());
+        }
+    };
+    for victim in &victims {
+        if !live.contains_key(&victim.seq) {
+            gathered.empty.push(victim.seq);
+        }
+    }
+    read_all(shared, gathered, victims, live).await
+}
+
+/// Step 1.
+pub(super) async fn read_heads(shared: &Shared, gathered: &mut Gathered) -> Result<Vec<Victim>, StoreError> {
     let planned = plan(shared, &gathered.victims);
     let heads = planned.into_iter().map(|(seq, whole)| async move { (seq, read_head(shared, seq, whole).await) });
     let mut victims = Vec::new();
@@ -115,23 +143,18 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
             Err(Unread::Damaged(why)) => note_damage(gathered, shared, seq, &why),
         }
     }
-    let mut live = match live_parts(shared, &victims).await {
-        Ok(live) => live,
-        Err(Unread::Store(error)) => return Err(error),
-        Err(Unread::Damaged(why)) => {
-            // Not the victims' fault, but what is live in them cannot be known.
-            victims.iter().for_each(|victim| note_damage(gathered, shared, victim.seq, &why));
-            return Ok(());
-        }
-    };
-    let mut parts = Vec::new();
-    for victim in victims {
-        match live.remove(&victim.seq) {
-            Some(live) => parts.push((victim, live)),
-            None => gathered.empty.push(victim.seq),
-        }
-    }
-    let reads = parts.into_iter().map(|(victim, live)| async move {
+    Ok(victims)
+}
+
+/// Step 3: the data of these parts of the victims.
+pub(super) async fn read_all(
+    shared: &Shared,
+    gathered: &mut Gathered,
+    victims: Vec<Victim>,
+    mut live: Live,
+) -> Result<(), StoreError> {
+    let parts = victims.into_iter().filter_map(|victim| live.remove(&victim.seq).map(|live| (victim, live)));
+    let reads = parts.map(|(victim, live)| async move {
         let seq = victim.seq;
         (seq, read_live(shared, &victim, &live).await)
     });
@@ -146,7 +169,7 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
     Ok(())
 }
 
-fn note_damage(gathered: &mut Gathered, shared: &Shared, seq: Seq, why: &str) {
+pub(super) fn note_damage(gathered: &mut Gathered, shared: &Shared, seq: Seq, why: &str) {
     tracing::error!(object = %shared.doors.keys.segment(seq), "not collected: {why}");
     gathered.damaged.push(seq);
 }
@@ -217,45 +240,70 @@ async fn read_head(shared: &Shared, seq: Seq, whole: bool) -> Result<Option<Vict
 
 /// The parts of the victims' extents that the map still places in them.
 async fn live_parts(shared: &Shared, victims: &[Victim]) -> Result<Live, Unread> {
-    let of = |victim: &Victim| victim.extents.iter().map(|extent| (*extent, victim.seq)).collect::<Vec<_>>();
-    let mut extents: Vec<(Extent, Seq)> = victims.iter().flat_map(of).collect();
-    extents.sort_unstable_by_key(|(extent, seq)| (extent.start, *seq));
-    let (mut live, mut pages) = (Live::new(), HashMap::new());
+    let extents = extents_of(victims);
+    let (mut live, mut pages) = (Live::new(), Pages::default());
     let mut rest = &extents[..];
     while !rest.is_empty() {
-        let (done, need) = look_up(&shared.ledger().log().map, rest, &pages, &mut live);
+        let (done, need) = {
+            let ledger = shared.ledger();
+            look_up(
+                rest,
+                |extent| ledger.log().map.lookup_with(extent, &pages.0),
+                |_, seq, placed| {
+                    let placed = placed.into_iter().filter_map(|(extent, placement)| match placement {
+                        Placement::Data(location) if location.frame.seq == seq => Some((extent, location)),
+                        _ => None,
+                    });
+                    let placed: Vec<(Extent, Location)> = placed.collect();
+                    if !placed.is_empty() {
+                        live.entry(seq).or_default().extend(placed);
+                    }
+                },
+            )
+        };
         rest = &rest[done..];
-        // Neighbours need the same pages. Those that brought nothing further have to stay: one page finds the next.
-        if done > 0 && pages.values().map(|page: &Arc<MapPage>| page.memory()).sum::<usize>() > GROUP_MEMORY {
-            pages.clear();
-        }
+        pages.make_room(done);
         if !need.0.is_empty() {
-            pages.extend(shared.fetch_pages(need).await?);
+            pages.0.extend(shared.fetch_pages(need).await?);
         }
     }
     Ok(live)
 }
 
-/// Asks the map about the first of these extents, as far as pages are there; returns how many, and the pages that the next ones
+/// What the victims brought, in the order of blocks over all of them.
+pub(super) fn extents_of(victims: &[Victim]) -> Vec<(Extent, Seq)> {
+    let of = |victim: &Victim| victim.extents.iter().map(|extent| (*extent, victim.seq)).collect::<Vec<_>>();
+    let mut extents: Vec<(Extent, Seq)> = victims.iter().flat_map(of).collect();
+    extents.sort_unstable_by_key(|(extent, seq)| (extent.start, *seq));
+    extents
+}
+
+/// Pages that came in for a group of lookups.
+#[derive(Default)]
+pub(super) struct Pages(pub(super) HashMap<PageRef, Arc<MapPage>>);
+
+impl Pages {
+    /// Neighbours need the same pages. Those that brought nothing further have to stay: one page finds the next.
+    pub(super) fn make_room(&mut self, done: usize) {
+        if done > 0 && self.0.values().map(|page| page.memory()).sum::<usize>() > GROUP_MEMORY {
+            self.0.clear();
+        }
+    }
+}
+
+/// Looks the first of these extents up, as far as pages are there; returns how many, and the pages that the next ones
 /// lack: of [`GROUP_BYTES`] together, or one extent's.
-fn look_up(
-    map: &ExtentMap,
+pub(super) fn look_up(
     extents: &[(Extent, Seq)],
-    pages: &HashMap<PageRef, Arc<MapPage>>,
-    live: &mut Live,
+    lookup: impl Fn(Extent) -> Result<Vec<(Extent, Placement)>, NeedPages>,
+    mut found: impl FnMut(Extent, Seq, Vec<(Extent, Placement)>),
 ) -> (usize, NeedPages) {
     let (mut need, mut bytes, mut done) = (HashMap::new(), 0, 0);
     for (extent, seq) in &extents[..extents.len().min(LOOKUPS)] {
-        match map.lookup_with(*extent, pages) {
-            Ok(parts) if need.is_empty() => {
+        match lookup(*extent) {
+            Ok(placed) if need.is_empty() => {
                 done += 1;
-                let mut placed = parts.into_iter().filter_map(|(extent, placement)| match placement {
-                    Placement::Data(location) if location.frame.seq == *seq => Some((extent, location)),
-                    _ => None,
-                });
-                if let Some(first) = placed.next() {
-                    live.entry(*seq).or_default().extend(std::iter::once(first).chain(placed));
-                }
+                found(*extent, *seq, placed);
             }
             Ok(_) => {}
             Err(NeedPages(missing)) => {
@@ -313,7 +361,7 @@ async fn read_live_once(
     opened.map_err(|why| Unread::Damaged(why.to_string()))
 }
 
-fn store_failed(error: StoreError) -> Unread {
+pub(super) fn store_failed(error: StoreError) -> Unread {
     match error.kind {
         ErrorKind::NotFound => Unread::Damaged(error.to_string()),
         _ => Unread::Store(error),

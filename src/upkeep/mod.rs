@@ -3,6 +3,7 @@
 //!
 //! [`checkpoint`] and [`deletion`] hold the whole order of R7 in numbered steps.
 
+mod carry;
 mod checkpoint;
 mod deletion;
 mod gather;
@@ -22,6 +23,7 @@ pub(crate) fn perform(shared: Arc<Shared>, chore: Chore) -> BoxFuture<'static, E
         Chore::Checkpoint(plan) => checkpoint::run(shared, *plan).boxed(),
         Chore::Look(need) => gather::look(shared, need).boxed(),
         Chore::Gather(victims, as_of) => gather::run(shared, victims, as_of).boxed(),
+        Chore::Carry(victims) => carry::run(shared, victims).boxed(),
         Chore::Delete(plan) => deletion::run(shared, plan).boxed(),
         Chore::Sweep(suspects) => sweep::run(shared, suspects).boxed(),
     }

@@ -16,10 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::engine::shared::Shared;
 use crate::error::VolumeError;
 use crate::format::meta::VolumeName;
-use crate::format::places::{PLACES_MAX, place};
-use crate::format::root;
-use crate::reading::again;
-use crate::reading::slots::{Head, read_head};
+use crate::reading::roots::read_root;
 use crate::retention::{AUTOMATIC, Schedule, is_automatic};
 use crate::space::kept::{Change, name_by_time};
 use crate::space::{KeptVersion, Label};
@@ -155,7 +152,8 @@ impl Run {
         {
             return Ok(covers);
         }
-        let covers = covers_of(&self.shared, seq).await?;
+        let doors = &self.shared.doors;
+        let covers = read_root(&*doors.store, &doors.keys, &doors.sealer, seq, "a snapshot").await?.covers;
         self.known = Some((seq, covers));
         Ok(covers)
     }
@@ -224,22 +222,6 @@ fn plan(kept: &[KeptVersion], schedule: &Schedule, has_changed: bool, now: u64, 
     let until = schedule.keep_for().map_or(0, |keep_for| now.saturating_add(millis(keep_for)));
     let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: until };
     Plan { take: Some(label), drop, is_full: false }
-}
-
-/// Up to which change the checkpoint of a version goes, as it says itself.
-async fn covers_of(shared: &Shared, seq: Seq) -> Result<ChangeNo, VolumeError> {
-    let (store, own) = (&*shared.doors.store, shared.doors.keys.checkpoint(seq));
-    for n in 0..PLACES_MAX {
-        let key = place(&own, n).map_err(VolumeError::store("reading a snapshot"))?;
-        let read =
-            || read_head(store, &key, |bytes| root::decode_checkpoint_and_total(&shared.doors.sealer, seq, bytes));
-        match again::until_proven(read, |head| matches!(head, Head::Torn)).await? {
-            Head::There((root, _), _) => return Ok(root.covers),
-            Head::Torn => {}
-        }
-    }
-    let why = "a snapshot needs it, and only its first part is there".to_owned();
-    Err(VolumeError::Corrupt { key: own, why })
 }
 
 #[cfg(test)]

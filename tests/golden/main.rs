@@ -20,8 +20,8 @@ use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
 use ashlar::format::segment::{
-    Close, Durability, Fence, LogObject, Payload, Stamp, decode_log_object, encode_moved, encode_segment, open_frame,
-    verify_log_object,
+    Close, Durability, Fence, LogObject, Moved, Payload, Stamp, decode_log_object, encode_moved, encode_segment,
+    open_frame, verify_log_object,
 };
 use ashlar::keyring::slot::{Cost, NewSlot};
 use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret};
@@ -31,7 +31,8 @@ use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, 
 use ashlar::retention::Schedule;
 use ashlar::space::directory::List;
 use ashlar::space::{
-    self, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry, Summary, TableRoot, page_format,
+    self, Cargo, Carrier, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry, Summary,
+    TableRoot, page_format,
 };
 use ashlar::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
@@ -246,6 +247,15 @@ fn version(page: PageRef) -> KeptVersion {
 /// Two runs: the newest one is in this object, the last one in part in an older one. Of the table, all kinds of pages are in this one;
 /// `is_small` has its spans in the root.
 fn checkpoint_by(sealer: &Sealer, salt: [u8; 16], is_small: bool) -> EncodedCheckpoint {
+    checkpoint_with(sealer, salt, is_small, Vec::new())
+}
+
+fn checkpoint_with(
+    sealer: &Sealer,
+    salt: [u8; 16],
+    is_small: bool,
+    carriers: Vec<(Seq, Carrier)>,
+) -> EncodedCheckpoint {
     let seq = Seq(0x1240);
     let mut frames = Frames::with_capacity(2, 4096, Compression::Lz4);
     let len = frames.push(&[&encode_leaf(&leaf()).unwrap()]).unwrap();
@@ -276,6 +286,7 @@ fn checkpoint_by(sealer: &Sealer, salt: [u8; 16], is_small: bool) -> EncodedChec
         } else {
             vec![version(put(0, Page::Deltas(vec![(Seq(0x900), Delta::Died(3))])))]
         },
+        carriers,
     };
     let newest = Run {
         through: seq,
@@ -365,6 +376,22 @@ fn checkpoint_and_pages() {
     let bytes = golden("v4/checkpoint-small", encoded.object.parts.concat());
     assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
     assert_eq!(encoded.root.table.spans, entries);
+}
+
+/// Only where a segment carries others there is another version.
+#[test]
+fn checkpoint_with_carriers() {
+    let seq = Seq(0x1240);
+    let carrier = |seq: u64, carried: &[u64]| {
+        let carried = carried.iter().map(|carried| Seq(*carried)).collect();
+        (Seq(seq), Carrier { salt: [seq as u8; 16], carried })
+    };
+    let carriers = vec![carrier(0x1101, &[0x900, 0x901, 0x905]), carrier(0x1236, &[0xfff])];
+    let encoded = checkpoint_with(&sealer(), SALT, true, carriers.clone());
+    let bytes = golden("v5/checkpoint-carriers", encoded.object.parts.concat());
+    assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
+    assert_eq!(encoded.root.table.carriers, carriers);
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
 }
 
 /// What is in the files of version 3, which had all of the table in the root.
@@ -475,13 +502,34 @@ fn segment_of_moved_data() {
     let seq = Seq(0x1236);
     let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), compression: Compression::Lz4 };
     let data = [(Extent::new(10, 2), noise(1024).into()), (Extent::new(12, 1), noise(512).into())];
-    let segment = encode_moved(&sealer(), seq, SALT, block_size(), &stamp, &data, Seq(0x1234)).unwrap();
+    let segment =
+        encode_moved(&sealer(), seq, SALT, block_size(), &stamp, &data, Moved { as_of: Seq(0x1234), cargo: None })
+            .unwrap();
     let bytes = golden("v2/segment-moved", segment.object.parts.concat());
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
-    assert_eq!((head.as_of, segment.as_of), (Some(Seq(0x1234)), Some(Seq(0x1234))));
+    let moved = Some(Moved { as_of: Seq(0x1234), cargo: None });
+    assert_eq!((head.as_of, segment.moved), (Some(Seq(0x1234)), moved));
     assert_eq!(head.placements(seq, read.frames_at), segment.placements);
     assert_eq!(segment.placements.len(), 1, "neighbours share a frame");
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+#[test]
+fn segment_that_carries_others() {
+    let seq = Seq(0x1236);
+    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), compression: Compression::Lz4 };
+    let data = [(Extent::new(10, 2), noise(1024).into()), (Extent::new(12, 1), noise(512).into())];
+    let [victims, versions] =
+        [&[0x900, 0x901, 0x1101][..], &[0x1000]].map(|seqs| seqs.iter().map(|seq| Seq(*seq)).collect());
+    let cargo = Cargo { victims, versions, as_of: Seq(0x1234) };
+    let moved = Moved { as_of: Seq(0x1234), cargo: Some(cargo.clone()) };
+    let segment = encode_moved(&sealer(), seq, SALT, block_size(), &stamp, &data, moved).unwrap();
+    let bytes = golden("v5/segment-carrier", segment.object.parts.concat());
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+    assert_eq!(head.cargo, Some(cargo));
+    assert_eq!(head.placements(seq, read.frames_at), segment.placements);
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
 }
 

@@ -8,11 +8,12 @@ use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::FRAME_OVERHEAD;
 use crate::format::meta::VolumeName;
 use crate::map::leaf_format::PAGE_BYTES_MAX;
+use crate::space::carriers::CARRIED_MAX;
 use crate::space::directory::{List, spans_of};
 use crate::space::page_format::{
     PAGE_DELTAS_MAX, read_deltas, read_entries, read_ref, write_deltas, write_entries, write_ref,
 };
-use crate::space::{Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
+use crate::space::{Carrier, Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
 use crate::units::{BlockCount, PageRef, Seq, VOLUME_BLOCKS_MAX};
 
 /// The most spans that stand in a root itself.
@@ -22,7 +23,7 @@ const SPANS_MAX: usize = 1 << 12;
 const LIST_PAGES_MAX: usize = 1 << 12;
 
 pub(super) fn write(w: &mut Writer, table: &TableRoot) {
-    write_seqs(w, &table.objects);
+    write_seqs(w, table.objects.iter());
     write_entries(w, &table.spans);
     w.varint(table.groups.len() as u64);
     let (mut next, mut object) = (0, 0);
@@ -41,6 +42,26 @@ pub(super) fn write(w: &mut Writer, table: &TableRoot) {
     table.kept.iter().fold(0, |last, version| write_version(w, version, last));
 }
 
+/// What only a root has whose volume has segments that carry others.
+pub(super) fn write_carriers(w: &mut Writer, carriers: &[(Seq, Carrier)]) {
+    w.varint(carriers.len() as u64);
+    carriers.iter().fold(0, |last, (seq, carrier)| {
+        w.varint(seq.0 - last);
+        w.bytes(&carrier.salt);
+        write_seqs(w, carrier.carried.iter());
+        seq.0
+    });
+}
+
+pub(super) fn read_carriers(r: &mut Reader<'_>) -> Result<Vec<(Seq, Carrier)>, Malformed> {
+    let mut last = 0;
+    read_list(r, 18, |r| {
+        let gap = r.varint()?;
+        last = advance(r, last, gap)?;
+        Ok((Seq(last), Carrier { salt: r.array()?, carried: read_seqs(r)?.into_iter().collect() }))
+    })
+}
+
 /// Returns its place in the log.
 fn write_version(w: &mut Writer, version: &KeptVersion, last: u64) -> u64 {
     w.varint(version.seq.0 - last);
@@ -48,7 +69,7 @@ fn write_version(w: &mut Writer, version: &KeptVersion, last: u64) -> u64 {
     w.varint(version.label.taken_unix_millis);
     w.varint(version.label.keep_until_unix_millis);
     w.varint(version.blocks.0);
-    write_seqs(w, &version.objects);
+    write_seqs(w, version.objects.iter());
     w.varint(version.held.len() as u64);
     let mut object = 0;
     for list in &version.held {
@@ -80,7 +101,7 @@ fn read_version(r: &mut Reader<'_>, last: u64) -> Result<KeptVersion, Malformed>
     Ok(KeptVersion { seq, label, blocks, objects, held })
 }
 
-fn write_seqs(w: &mut Writer, seqs: &BTreeSet<Seq>) {
+fn write_seqs<'a>(w: &mut Writer, seqs: impl ExactSizeIterator<Item = &'a Seq>) {
     w.varint(seqs.len() as u64);
     let mut last = 0;
     for seq in seqs {
@@ -98,7 +119,7 @@ fn read_seqs(r: &mut Reader<'_>) -> Result<BTreeSet<Seq>, Malformed> {
     })?;
     let known: BTreeSet<Seq> = seqs.iter().copied().collect();
     if known.len() < seqs.len() {
-        return Err(r.bad("its objects are out of order"));
+        return Err(r.bad("places of the log are out of order"));
     }
     Ok(known)
 }
@@ -124,7 +145,7 @@ pub(super) fn read(r: &mut Reader<'_>) -> Result<TableRoot, Malformed> {
         last = version.seq.0;
         Ok(version)
     })?;
-    Ok(TableRoot { objects, spans, groups, lists, recent, kept })
+    Ok(TableRoot { objects, spans, groups, lists, recent, kept, carriers: Vec::new() })
 }
 
 /// What it must be, for its writer and its reader alike.
@@ -163,7 +184,22 @@ pub(super) fn check(table: &TableRoot, next_slot: Seq) -> Result<(), &'static st
     let names: BTreeSet<&str> = table.kept.iter().map(|version| version.label.name.as_str()).collect();
     ensure(names.len() == table.kept.len(), "two versions that it keeps have one name")?;
     ensure(names.iter().all(|name| VolumeName::new(*name).is_ok()), "a version that it keeps has no name that can be")?;
-    table.kept.iter().try_for_each(check_version)
+    table.kept.iter().try_for_each(check_version)?;
+    ensure(table.carriers.is_sorted_by(|a, b| a.0 < b.0), "segments that carry others are out of order")?;
+    ensure(
+        table.carriers.last().is_none_or(|(last, _)| *last < next_slot),
+        "a segment carries others beyond its next slot",
+    )?;
+    let fits = |(seq, carrier): &(Seq, Carrier)| {
+        let in_order = carrier.carried.is_sorted_by(|a, b| a < b);
+        in_order && carrier.carried.last().is_some_and(|last| last < seq)
+    };
+    ensure(table.carriers.iter().all(fits), "a segment carries none, or one that is not older")?;
+    let all: BTreeSet<Seq> = table.carriers.iter().flat_map(|(_, carrier)| carrier.carried.iter().copied()).collect();
+    let count: usize = table.carriers.iter().map(|(_, carrier)| carrier.carried.len()).sum();
+    ensure(all.len() == count, "a segment is carried twice")?;
+    ensure(table.carriers.iter().all(|(seq, _)| !all.contains(seq)), "a segment that carries others is carried")?;
+    ensure(count <= CARRIED_MAX, "more segments are carried than can be")
 }
 
 fn check_version(version: &KeptVersion) -> Result<(), &'static str> {

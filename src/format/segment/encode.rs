@@ -13,10 +13,11 @@ use uuid::Uuid;
 use super::head::{Entry, EntryKind, SegmentHead};
 use crate::codec::EncodeError;
 use crate::codec::frame::{Compression, Frames, LENT_BYTES_MIN};
-use crate::codec::object::{Encoded, ObjectKind, encode};
+use crate::codec::object::{Encoded, ObjectKind, encode, encode_as};
 use crate::codec::seal::{Salt, Seal, Sealer};
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
+use crate::space::Cargo;
 use crate::units::{
     BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FRAME_BYTES_MAX, Seq, VOLUME_BLOCKS_MAX,
 };
@@ -54,8 +55,17 @@ pub struct EncodedSegment {
     pub placements: Vec<(Extent, Placement)>,
     /// What to keep of it.
     pub info: SegmentInfo,
-    /// Of moved data: as of which place in the log, see [`SegmentHead::as_of`].
-    pub as_of: Option<Seq>,
+    /// What it says of moved data.
+    pub moved: Option<Moved>,
+}
+
+/// What a segment of moved data says of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// See [`SegmentHead::as_of`].
+    pub as_of: Seq,
+    /// See [`SegmentHead::cargo`].
+    pub cargo: Option<Cargo>,
 }
 
 /// Seals `changes`, which are sorted by block, not overlapping and not empty, into the segment at `seq`.
@@ -72,7 +82,7 @@ pub fn encode_segment(
 }
 
 /// Seals data that was copied from segments at or before `as_of`, sorted by block, into the segment at `seq`; it will
-/// count only where nothing changed since. All of it is stored as it is, blocks of zero too: a blank entry would count
+/// count only where nothing changed since, or carry these segments. All of it is stored as it is, blocks of zero too: a blank entry would count
 /// without a condition.
 pub fn encode_moved(
     sealer: &Sealer,
@@ -81,11 +91,11 @@ pub fn encode_moved(
     block_size: BlockSize,
     stamp: &Stamp,
     data: &[(Extent, Bytes)],
-    as_of: Seq,
+    moved: Moved,
 ) -> Result<EncodedSegment, EncodeError> {
     let changes: Vec<_> = data.iter().map(|(extent, data)| (*extent, Payload::Data(data.clone()))).collect();
     check_batch(block_size, &changes)?;
-    encode_plan(sealer, seq, salt, stamp, Plan::of_data(block_size, data), Some(as_of))
+    encode_plan(sealer, seq, salt, stamp, Plan::of_data(block_size, data), Some(moved))
 }
 
 fn encode_plan(
@@ -94,16 +104,22 @@ fn encode_plan(
     salt: Salt,
     stamp: &Stamp,
     plan: Plan,
-    as_of: Option<Seq>,
+    moved: Option<Moved>,
 ) -> Result<EncodedSegment, EncodeError> {
     // What is moved may be a small part of the memory in which it came, and that is not to stay until a slow store has it.
-    let lends = sealer.seal() == Seal::Blake3 && as_of.is_none();
+    let lends = sealer.seal() == Seal::Blake3 && moved.is_none();
     let (entries, frames) = plan.compress(stamp.compression, lends)?;
-    let head = SegmentHead { epoch: stamp.epoch, server: stamp.server, covers: stamp.covers, entries, as_of };
+    let Stamp { epoch, server, covers, .. } = *stamp;
+    let as_of = moved.as_ref().map(|moved| moved.as_of);
+    let cargo = moved.as_ref().and_then(|moved| moved.cargo.clone());
+    let head = SegmentHead { epoch, server, covers, entries, as_of, cargo };
     let head_bytes = head.encode();
-    let object = encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?;
+    let object = match head.version() {
+        Some(version) => encode_as(sealer, ObjectKind::Segment, version, seq, salt, &head_bytes, frames)?,
+        None => encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?,
+    };
     let (placements, info) = (head.placements(seq, object.frames_at), head.info(salt, object.frames_at));
-    Ok(EncodedSegment { object, placements, info, as_of })
+    Ok(EncodedSegment { object, placements, info, moved })
 }
 
 /// Refuses a batch from which a segment would come that nobody could read.
@@ -457,7 +473,16 @@ mod tests {
             encode_segment(sealer, SEQ, sealer.salt(SALT), BlockSize::default(), &stamp(), &changes).unwrap()
         };
         let moved = [(extent, noise.clone())];
-        let moved = encode_moved(&sealer(), SEQ, SALT, BlockSize::default(), &stamp(), &moved, Seq(3)).unwrap();
+        let moved = encode_moved(
+            &sealer(),
+            SEQ,
+            SALT,
+            BlockSize::default(),
+            &stamp(),
+            &moved,
+            Moved { as_of: Seq(3), cargo: None },
+        )
+        .unwrap();
         let is_lent = |segment: EncodedSegment| {
             segment.object.parts.iter().any(|part| noise.as_ptr_range().contains(&part.as_ptr()))
         };

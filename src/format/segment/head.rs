@@ -10,11 +10,14 @@ use uuid::Uuid;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, SEALED_BYTES_MAX};
+use crate::codec::object::CARRYING;
 use crate::codec::seal::Salt;
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
+use crate::space::Cargo;
 use crate::units::{
-    BlockCount, BlockIndex, ChangeNo, Epoch, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, Seq, VOLUME_BLOCKS_MAX,
+    BlockCount, BlockIndex, ChangeNo, Epoch, Extent, FRAME_BLOCKS_MAX, FrameAddr, Location, ORDINAL_MAX, Seq,
+    VOLUME_BLOCKS_MAX,
 };
 
 /// The head of a segment.
@@ -32,6 +35,8 @@ pub struct SegmentHead {
     /// data lies, when this segment takes effect, in a segment at or before this one. Whatever changed a block
     /// meanwhile wins, live and in recovery.
     pub as_of: Option<Seq>,
+    /// If it carries other segments, what it says of that. Then all that it holds is what the head or a version that is kept needed of them; it changes no map.
+    pub cargo: Option<Cargo>,
 }
 
 /// One extent of a segment.
@@ -99,11 +104,20 @@ impl SegmentHead {
         if let Some(as_of) = self.as_of {
             w.varint(as_of.0);
         }
+        if let Some(cargo) = &self.cargo {
+            write_seqs(&mut w, &cargo.victims);
+            write_seqs(&mut w, &cargo.versions);
+        }
         w.finish()
     }
 
-    /// From the bytes of the head of an object whose frames begin at `frames_at`.
-    pub(super) fn decode(head: &[u8], frames_at: u32) -> Result<SegmentHead, Malformed> {
+    /// The format version in which it is written.
+    pub(super) fn version(&self) -> Option<u16> {
+        self.cargo.as_ref().map(|_| CARRYING)
+    }
+
+    /// From the bytes of the head of an object of that format version, whose frames begin at `frames_at`.
+    pub(super) fn decode(head: &[u8], frames_at: u32, version: u16) -> Result<SegmentHead, Malformed> {
         let mut r = Reader::new(head);
         let epoch = Epoch(r.ordinal()?);
         let server = r.uuid()?;
@@ -127,8 +141,16 @@ impl SegmentHead {
             _ if moved < count => return Err(r.bad("moved data beside other entries")),
             _ => Some(Seq(r.ordinal()?)),
         };
+        let cargo = match as_of {
+            _ if version < CARRYING => None,
+            Some(as_of) => Some(Cargo { victims: read_seqs(&mut r)?, versions: read_seqs(&mut r)?, as_of }),
+            None => return Err(r.bad("a segment that carries others and has nothing of them")),
+        };
+        if cargo.as_ref().is_some_and(|cargo| cargo.victims.last().is_none_or(|last| *last > cargo.as_of)) {
+            return Err(r.bad("a segment that carries none, or newer ones than it can"));
+        }
         r.finish()?;
-        Ok(SegmentHead { epoch, server, covers, entries, as_of })
+        Ok(SegmentHead { epoch, server, covers, entries, as_of, cargo })
     }
 
     /// What it does to the map if it stands at `seq` and its frames begin at byte `frames_at`; in the order of blocks.
@@ -167,6 +189,30 @@ impl SegmentHead {
         }
         SegmentInfo { salt, stored_bytes, blocks, live_blocks: blocks }
     }
+}
+
+fn write_seqs(w: &mut Writer, seqs: &[Seq]) {
+    w.varint(seqs.len() as u64);
+    seqs.iter().fold(0, |last, seq| {
+        w.varint(seq.0 - last);
+        seq.0
+    });
+}
+
+/// In order, without doubles.
+fn read_seqs(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
+    let count = r.count(1)?;
+    let (mut seqs, mut last) = (Vec::with_capacity(count), 0u64);
+    for n in 0..count {
+        let gap = r.varint()?;
+        last =
+            last.checked_add(gap).filter(|seq| *seq <= ORDINAL_MAX).ok_or_else(|| r.bad("a place beyond any log"))?;
+        if n > 0 && gap == 0 {
+            return Err(r.bad("a place of the log that stands there twice"));
+        }
+        seqs.push(Seq(last));
+    }
+    Ok(seqs)
 }
 
 /// An entry, and whether it is moved data.
@@ -224,14 +270,21 @@ mod tests {
     }
 
     fn head(entries: Vec<Entry>) -> SegmentHead {
-        SegmentHead { epoch: Epoch(3), server: Uuid::from_u128(7), covers: ChangeNo(1 << 40), entries, as_of: None }
+        SegmentHead {
+            epoch: Epoch(3),
+            server: Uuid::from_u128(7),
+            covers: ChangeNo(1 << 40),
+            entries,
+            as_of: None,
+            cargo: None,
+        }
     }
 
     proptest! {
         #[test]
         fn a_head_comes_back(entries in entries()) {
             let head = head(entries);
-            prop_assert_eq!(SegmentHead::decode(&head.encode(), 48), Ok(head));
+            prop_assert_eq!(SegmentHead::decode(&head.encode(), 48, 2), Ok(head));
         }
 
         #[test]
@@ -240,7 +293,24 @@ mod tests {
             let entries: Vec<_> = entries.into_iter().filter(is_data).collect();
             let as_of = (!entries.is_empty()).then_some(Seq(as_of));
             let head = SegmentHead { as_of, ..head(entries) };
-            prop_assert_eq!(SegmentHead::decode(&head.encode(), 48), Ok(head));
+            prop_assert_eq!(SegmentHead::decode(&head.encode(), 48, 2), Ok(head));
+        }
+
+        #[test]
+        fn a_head_of_a_carrier_comes_back(
+            entries in entries(), at in 1..1_u64 << 40, seqs in prop::collection::btree_set(0_u64..1 << 40, 1..20),
+        ) {
+            let is_data = |entry: &Entry| matches!(entry.kind, EntryKind::Data { .. });
+            let entries: Vec<_> = entries.into_iter().filter(is_data).collect();
+            let victims: Vec<Seq> = seqs.iter().copied().map(Seq).collect();
+            let as_of = Seq(at.max(victims[victims.len() - 1].0));
+            let cargo = Cargo { victims, versions: seqs.into_iter().skip(1).map(Seq).collect(), as_of };
+            let head = SegmentHead { as_of: Some(as_of), cargo: Some(cargo), ..head(entries) };
+            let decoded = SegmentHead::decode(&head.encode(), 48, CARRYING);
+            match head.entries.is_empty() {
+                true => prop_assert!(decoded.is_err()),
+                false => prop_assert_eq!(decoded, Ok(head)),
+            }
         }
 
         #[test]
@@ -252,8 +322,11 @@ mod tests {
                 bytes[17] = 1;
                 bytes[18] &= 7;
             }
-            if let Ok(head) = SegmentHead::decode(&bytes, 48) {
-                prop_assert_eq!(head.encode(), bytes);
+            for version in [2, CARRYING] {
+                if let Ok(head) = SegmentHead::decode(&bytes, 48, version) {
+                    prop_assert_eq!(&head.encode(), &bytes);
+                    prop_assert_eq!(head.version().unwrap_or(2), version);
+                }
             }
         }
     }
@@ -272,7 +345,7 @@ mod tests {
             w.varint(7); // as of
         }
         bytes.extend(w.finish());
-        SegmentHead::decode(&bytes, 48).map_err(|e| e.what)
+        SegmentHead::decode(&bytes, 48, 2).map_err(|e| e.what)
     }
 
     #[test]
@@ -294,7 +367,7 @@ mod tests {
         let data = |n| Entry { extent: Extent::new(n, 1), kind: EntryKind::Data { stored_len: 30 } };
         let zero = Entry { extent: Extent::new(5, 1), kind: EntryKind::Zero };
         let mixed = SegmentHead { as_of: Some(Seq(1)), ..head(vec![data(1), zero]) };
-        let refused = SegmentHead::decode(&mixed.encode(), 48).map_err(|e| e.what);
+        let refused = SegmentHead::decode(&mixed.encode(), 48, 2).map_err(|e| e.what);
         assert_eq!(refused, Err("moved data beside other entries"));
     }
 
@@ -302,8 +375,8 @@ mod tests {
     fn frames_beyond_the_largest_object_are_refused() {
         let entry = |n| Entry { extent: Extent::new(n, 1), kind: EntryKind::Data { stored_len: 60_000 } };
         let bytes = head((0..10).map(entry).collect()).encode();
-        assert!(SegmentHead::decode(&bytes, u32::MAX - 600_000).is_ok());
-        assert_eq!(SegmentHead::decode(&bytes, u32::MAX - 599_999).map_err(|e| e.what), Err("frames beyond 4 GiB"));
+        assert!(SegmentHead::decode(&bytes, u32::MAX - 600_000, 2).is_ok());
+        assert_eq!(SegmentHead::decode(&bytes, u32::MAX - 599_999, 2).map_err(|e| e.what), Err("frames beyond 4 GiB"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod encode;
 
 use bytes::Bytes;
 
-pub use encode::{EncodedSegment, Payload, Stamp, encode_moved, encode_segment};
+pub use encode::{EncodedSegment, Moved, Payload, Stamp, encode_moved, encode_segment};
 pub use fence::{Close, Durability, Fence};
 pub use head::{Entry, EntryKind, SegmentHead};
 
@@ -116,7 +116,9 @@ pub fn decode_log_object(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Fou
 
 fn decode_content(seq: Seq, decoded: &Decoded) -> Result<LogObject, CorruptError> {
     match decoded.kind {
-        ObjectKind::Segment => Ok(LogObject::Segment(SegmentHead::decode(&decoded.head, decoded.frames_at)?)),
+        ObjectKind::Segment => {
+            Ok(LogObject::Segment(SegmentHead::decode(&decoded.head, decoded.frames_at, decoded.version)?))
+        }
         ObjectKind::Fence => match Fence::decode(&decoded.head)? {
             fence if fence.can_stand_at(seq) => Ok(LogObject::Fence(fence)),
             _ => Err(Malformed { at: 0, what: "a fence whose epoch continues where it cannot" }.into()),

@@ -8,9 +8,14 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::{Inner, Objects, ReadError, corrupt};
 use crate::cache::flight::Flight;
+use crate::codec::CorruptError;
+use crate::codec::seal::Salt;
+use crate::error::VolumeError;
 use crate::format::root::{self, CheckpointInfo, place_of};
-use crate::map::{MapPage, PageAt, PageRef};
-use crate::store::Key;
+use crate::format::segment::LogObject;
+use crate::map::{MapPage, PageAt, PageKind, PageRef, Placement};
+use crate::reading::{Slot, slots};
+use crate::store::{Key, StoreError};
 
 /// The pages that one GET brought, or why not.
 pub(super) type BroughtPages = Result<Arc<HashMap<PageRef, Arc<MapPage>>>, ReadError>;
@@ -37,9 +42,12 @@ impl Objects {
         {
             let mut board = flights.board();
             for &(page, info) in &wanted {
-                match board.find(page.at) {
-                    Some(flight) => flying.push(flight),
-                    None => missing.push((page, info)),
+                match (board.find(page.at), page.kind) {
+                    (Some(flight), _) => flying.push(flight),
+                    (None, PageKind::Carrier(salt)) => {
+                        flying.push(board.launch(vec![page.at], self.inner.clone().bring_places(page.at, salt)));
+                    }
+                    (None, _) => missing.push((page, info)),
                 }
             }
             for get in plan_pages(missing, self.inner.read_gap, self.inner.read_max) {
@@ -61,6 +69,33 @@ impl Inner {
         let Some(first) = get.pages.first() else { return Ok(Arc::default()) };
         let own = self.keys.checkpoint(first.at.checkpoint);
         self.try_places(&own, |key| self.bring_pages_once(key, &get)).await
+    }
+
+    /// What lies where in a segment that carries others.
+    async fn bring_places(self: Arc<Self>, at: PageRef, salt: Salt) -> BroughtPages {
+        let _permit = self.requests.acquire().await;
+        let (seq, own) = (at.checkpoint, self.keys.segment(at.checkpoint));
+        let gone = || ReadError::Store { key: own.clone(), offset: 0, source: StoreError::not_found(&own) };
+        let read = match slots::read_slot(&*self.store, &self.keys, &self.sealer, seq).await {
+            Ok(Slot::Holds(read, _)) if read.salt == salt => read,
+            // Another encoding than the one that was committed.
+            Ok(Slot::Holds(_, key)) => return Err(corrupt(&key, 0, CorruptError::TagMismatch)),
+            Ok(Slot::Free | Slot::Torn(_)) => return Err(gone()),
+            Err(VolumeError::Store { source, .. }) => return Err(ReadError::Store { key: own, offset: 0, source }),
+            Err(damaged) => {
+                tracing::error!(object = %own, "corrupt object: {damaged}");
+                return Err(corrupt(&own, 0, CorruptError::TagMismatch));
+            }
+        };
+        let LogObject::Segment(head) = &read.object else {
+            return Err(corrupt(&own, 0, CorruptError::TagMismatch));
+        };
+        let place = |(extent, placement)| match placement {
+            Placement::Data(location) => Some((extent, location)),
+            Placement::Zero | Placement::Hole => None,
+        };
+        let places = head.placements(seq, read.frames_at).into_iter().filter_map(place).collect();
+        Ok(Arc::new(HashMap::from([(at, Arc::new(MapPage::Carrier(places)))])))
     }
 
     async fn bring_pages_once(&self, key: Key, get: &PageGet) -> BroughtPages {
