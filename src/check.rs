@@ -183,7 +183,7 @@ async fn check_once(
         Err(error) => return Err(error),
     };
     report.block_size = source.meta.block_size;
-    let Some(mut scan) = scan(&source, &mut report).await? else {
+    let Some(scan) = scan(&source, &mut report).await? else {
         report.lost = vec![ByteRange { offset: 0, length: source.meta.size }];
         return Ok((report, (source.description, Seq(0))));
     };
@@ -199,9 +199,8 @@ async fn check_once(
     let mut walk = Walk::new(carriers.clone());
     let known = table::read(&source, &scan, &sizes, &mut report).await?;
     let held = versions::held(&source, &scan, &mut report).await?;
-    let live = count_live(&source, &mut scan, &known, held.as_ref(), &mut walk, &mut report, &mut lost).await?;
-    segments::check(&source, &mut scan, &known, &mut walk, &live, &sizes, data, progress, &mut report, &mut lost)
-        .await?;
+    let live = count_live(&source, &scan, &known, held.as_ref(), &mut walk, &mut report, &mut lost).await?;
+    segments::check(&source, &scan, &known, &mut walk, &live, &sizes, data, progress, &mut report, &mut lost).await?;
     let (end, unit) = (source.meta.size / u64::from(report.block_size.bytes()), report.block_size.bytes().into());
     lost.remove(end..u64::MAX);
     report.lost = byte_ranges(&lost, unit);
@@ -230,7 +229,7 @@ async fn scan(source: &Source, report: &mut Report) -> Result<Option<Scan>> {
 /// Step 4: how many blocks the map needs in each segment.
 async fn count_live(
     source: &Source,
-    scan: &mut Scan,
+    scan: &Scan,
     known: &Known,
     held: Option<&Deaths>,
     walk: &mut Walk,

@@ -21,8 +21,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::cache::Purpose;
 use crate::cache::readahead::ReadAhead;
+use crate::cache::{BlockCache, Purpose};
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
@@ -39,7 +39,7 @@ use crate::space::{KeptVersion, Label};
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
-use crate::units::{BlockCount, Epoch};
+use crate::units::{BlockCount, ChangeNo, Epoch};
 use crate::upkeep::{self, sweep};
 
 mod schedule;
@@ -198,6 +198,54 @@ impl Volume {
         options.check()?;
         let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
+        Ok(Volume::start(shared, &cache))
+    }
+
+    /// Makes a snapshot the newest state of a volume that nobody has; what was newest is kept as a snapshot with that label, and named by its time
+    /// without a name. Returns that one. The size stays; a volume that is smaller than the snapshot is refused. What an attached device had
+    /// is gone: none goes on with the volume.
+    pub async fn roll_back(
+        outside: Outside,
+        name: &VolumeName,
+        options: Options,
+        journal_options: journal::Options,
+        flags: OpenFlags,
+        (snapshot, before): (&str, Label),
+    ) -> Result<KeptVersion, VolumeError> {
+        let volume = Volume::open(outside.clone(), name, options.clone(), journal_options.clone(), flags).await?;
+        let kept = volume.keep_before_rollback(snapshot, before).await;
+        volume.close().await?;
+        let (kept, covers) = kept?;
+        let cache = outside.cache.clone();
+        let flags = OpenFlags { breaks_line: true, ..OpenFlags::default() };
+        let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
+        let done = back_to(&shared, snapshot, &kept, covers).await;
+        // It is what it was, or what it is to be: closed in good order.
+        Volume::start(shared, &cache).close().await?;
+        done.map(|()| kept)
+    }
+
+    /// Keeps what is newest, unless it cannot be rolled back to that snapshot. Returns the last change in it, too.
+    async fn keep_before_rollback(
+        &self,
+        snapshot: &str,
+        before: Label,
+    ) -> Result<(KeptVersion, ChangeNo), VolumeError> {
+        let versions = self.snapshots();
+        let version = past::named(&versions, &self.meta().name, snapshot)?;
+        let (needs, has) = (self.shared.facts.block_size.bytes_in(version.blocks), self.shared.size());
+        if needs > has {
+            return Err(VolumeError::Invalid(format!(
+                "volume {name} has {has} bytes, and its snapshot {snapshot} {needs}: make it as large first, with ashlar resize {name} {needs}",
+                name = self.meta().name
+            )));
+        }
+        let kept = self.take_snapshot(before).await?;
+        let covers = self.shared.ledger().log().covers();
+        Ok((kept, covers))
+    }
+
+    fn start(shared: Arc<Shared>, cache: &BlockCache) -> Arc<Volume> {
         let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
         let ahead =
             ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
@@ -207,7 +255,7 @@ impl Volume {
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
         let schedule = Scheduler::start(shared.clone());
-        Ok(Arc::new(Volume {
+        Arc::new(Volume {
             shared,
             log: abort,
             closing,
@@ -216,7 +264,7 @@ impl Volume {
             operations,
             opened: Mutex::new(Some(Instant::now())),
             schedule,
-        }))
+        })
     }
 
     /// The clean stop: no more changes, everything committed, a checkpoint, a close entry, an empty journal. Waits as
@@ -511,4 +559,22 @@ impl Device for Volume {
         self.shared.check_served()?;
         self.operations.block_status.record(len, self.shared.extents(offset, len, most)).await
     }
+}
+
+/// Makes the snapshot the head of a volume that was just opened, if it is still what was kept.
+async fn back_to(shared: &Shared, snapshot: &str, kept: &KeptVersion, covers: ChangeNo) -> Result<(), VolumeError> {
+    let name = &shared.facts.meta.name;
+    let versions = shared.versions();
+    let version = past::named(&versions, name, snapshot)?;
+    let is_same = {
+        let ledger = shared.ledger();
+        ledger.log().covers() == covers && ledger.log().last() == covers
+    };
+    if !is_same || !versions.iter().any(|version| version.seq == kept.seq) {
+        return Err(VolumeError::Invalid(format!(
+            "volume {name} was changed by somebody else meanwhile, and is not rolled back; what it was before is its snapshot {}",
+            kept.label.name
+        )));
+    }
+    upkeep::rollback::roll_back(shared, version).await
 }

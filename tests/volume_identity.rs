@@ -36,7 +36,7 @@ use uuid::Uuid;
 
 const SIZE: u64 = 64 << 20;
 const TAKEOVER: OpenFlags =
-    OpenFlags { takeover: true, accept_loss: false, drop_journal: false, accept_rollback: false };
+    OpenFlags { takeover: true, accept_loss: false, drop_journal: false, accept_rollback: false, breaks_line: false };
 
 /// A store, and whoever comes and goes.
 struct World {

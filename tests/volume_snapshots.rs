@@ -60,13 +60,13 @@ impl World {
         World { store, disk: CrashDisk::new(seed), random, options, delay }
     }
 
-    async fn open(&self, cache: u64) -> Arc<Volume> {
+    fn outside(&self, cache: u64) -> Outside {
         let faults = FaultOptions { delay_min: self.delay / 4, delay_spread: self.delay, ..FaultOptions::default() };
         let store: Arc<dyn Store> = match self.delay {
             Duration::ZERO => self.store.clone(),
             _ => Arc::new(FaultyStore::new(self.store.clone(), faults, self.random.clone())),
         };
-        let outside = Outside {
+        Outside {
             store,
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(cache)),
@@ -77,9 +77,27 @@ impl World {
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
             witness: Witness::default(),
             secrets: Secrets::default(),
-        };
+        }
+    }
+
+    async fn open(&self, cache: u64) -> Arc<Volume> {
         let journal = journal::Options::default();
-        Volume::open(outside, &name(), self.options.clone(), journal, OpenFlags::default()).await.unwrap()
+        Volume::open(self.outside(cache), &name(), self.options.clone(), journal, OpenFlags::default()).await.unwrap()
+    }
+
+    /// What the volume holds.
+    async fn open_and_close(&self) -> Vec<u8> {
+        let volume = self.open(0).await;
+        let all = all_of(&*volume).await;
+        volume.close().await.unwrap();
+        all
+    }
+
+    async fn roll_back(&self, snapshot: &str, before: &str) -> Result<(), volume::VolumeError> {
+        let flags = OpenFlags::default();
+        let (options, journal) = (self.options.clone(), journal::Options::default());
+        let to = (snapshot, label(before));
+        Volume::roll_back(self.outside(0), &name(), options, journal, flags, to).await.map(|_| ())
     }
 
     async fn past(&self, snapshot: &str) -> Result<Past, volume::VolumeError> {
@@ -359,6 +377,15 @@ async fn history(seed: u64, steps: u64) {
                 volume = world.open(1 << 20).await;
             }
             4 => tokio::time::sleep(Duration::from_secs(random.below(30))).await,
+            5 if !kept.is_empty() && kept.len() < 8 => {
+                volume.close().await.unwrap();
+                drop(volume);
+                let to = kept.keys().nth(random.below(kept.len() as u64) as usize).unwrap().clone();
+                let before = format!("b{step}");
+                world.roll_back(&to, &before).await.unwrap();
+                kept.insert(before, std::mem::replace(&mut head, kept[&to].clone()));
+                volume = world.open(1 << 20).await;
+            }
             _ => {
                 for _ in 0..1 + random.below(12) {
                     let start = random.below(BLOCKS);
@@ -407,4 +434,104 @@ async fn snapshots_stay_what_they_were_whatever_happens() {
     for seed in 0..seeds {
         history(seed, 160).await;
     }
+}
+
+/// The old state becomes the newest, what was newest is a snapshot, and that can be gone back to as well.
+#[tokio::test(start_paused = true)]
+async fn a_volume_goes_back_and_forth() {
+    for seed in 0..4 {
+        let world = World::new(seed).await;
+        let random = Random::seeded(seed);
+        let volume = world.open(0).await;
+        let mut states = Vec::new();
+        for name in ["a", "b", "c"] {
+            volume.write(random.below(64) * BLOCK, noise(&random, 200).into(), false).await.unwrap();
+            volume.trim((300 + random.below(50)) * BLOCK, 50 * BLOCK, false).await.unwrap();
+            states.push(all_of(&*volume).await);
+            volume.take_snapshot(label(name)).await.unwrap();
+        }
+        volume.write(random.below(64) * BLOCK, noise(&random, 100).into(), false).await.unwrap();
+        let newest = all_of(&*volume).await;
+        let line = volume.line().2;
+        volume.close().await.unwrap();
+        let told = world.roll_back("x", "d").await.unwrap_err().to_string();
+        assert!(told.contains("no snapshot \"x\"; it has a, b, c"), "{told}");
+        assert_eq!(world.open_and_close().await, newest);
+        world.roll_back("a", "d").await.unwrap();
+        world.is_clean().await;
+        assert_eq!(world.open_and_close().await, states[0]);
+        let volume = world.open(0).await;
+        assert!(volume.line().2 > line, "no device goes on with it");
+        volume.write(0, noise(&random, 300).into(), false).await.unwrap();
+        let fourth = all_of(&*volume).await;
+        volume.close().await.unwrap();
+        world.roll_back("d", "e").await.unwrap();
+        assert_eq!(world.open_and_close().await, newest);
+        world.roll_back("a", "f").await.unwrap();
+        world.roll_back("e", "g").await.unwrap();
+        assert_eq!(world.open_and_close().await, fourth);
+        for (name, state) in [("a", &states[0]), ("b", &states[1]), ("c", &states[2]), ("d", &newest), ("e", &fourth)] {
+            assert!(all_of(&world.past(name).await.unwrap()).await == *state, "seed {seed}, {name}");
+        }
+        world.is_clean().await;
+        // Everything but the head goes, and its space comes back.
+        let volume = world.open(0).await;
+        for kept in volume.snapshots() {
+            volume.delete_snapshot(&kept.label.name).await.unwrap();
+        }
+        for _ in 0..4 {
+            volume.merge_map();
+            volume.write(0, noise(&random, 1).into(), true).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(300)).await;
+        }
+        let live = needed_by(&all_of(&*volume).await);
+        assert!(
+            world.stored() * 10 <= live * 13 + 10 * (256 << 10),
+            "seed {seed}: {} stored for {live}",
+            world.stored()
+        );
+        volume.close().await.unwrap();
+        world.is_clean().await;
+    }
+}
+
+/// Whenever its server dies, the volume is what it was, or what it was to be.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_breaks_off_is_done_or_not_begun() {
+    let (mut done, mut step) = (BTreeSet::new(), 0);
+    while !done.contains("all of it") {
+        let mut world = World::new(1).await;
+        let random = Random::seeded(7);
+        let volume = world.open(0).await;
+        volume.write(0, noise(&random, 100).into(), false).await.unwrap();
+        let past = all_of(&*volume).await;
+        volume.take_snapshot(label("a")).await.unwrap();
+        volume.write(50 * BLOCK, noise(&random, 200).into(), false).await.unwrap();
+        let newest = all_of(&*volume).await;
+        volume.close().await.unwrap();
+        step += 1;
+        let within = Duration::from_millis(step * 15);
+        let rolled = tokio::time::timeout(within, world.roll_back("a", "d")).await;
+        world.disk = world.disk.kill();
+        world.is_clean().await;
+        let now = world.open_and_close().await;
+        done.insert(match rolled {
+            Ok(rolled) => {
+                rolled.unwrap();
+                assert!(now == past);
+                "all of it"
+            }
+            Err(_) if now == past => "it, but for the end",
+            Err(_) => {
+                assert!(now == newest, "after {within:?}");
+                "nothing"
+            }
+        });
+        world.is_clean().await;
+        assert!(all_of(&world.past("a").await.unwrap()).await == past);
+        if let Ok(kept) = world.past("d").await {
+            assert!(all_of(&kept).await == newest);
+        }
+    }
+    assert_eq!(done.len(), 3, "{done:?}");
 }

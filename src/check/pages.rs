@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use super::{Report, lose};
 use crate::error::{Result, VolumeError};
-use crate::map::compaction::{END, step};
-use crate::map::merge::merge;
 use crate::map::{
-    Deaths, Entry, Leaf, MapPage, NeedPages, PAGE_BLOCKS, PageAt, PageIndex, PageKind, PageRef, Placement, Ranges,
-    Table,
+    Deaths, Entry, Leaf, MapPage, NeedPages, PAGE_BLOCKS, PageAt, PageIndex, PageKind, PageRef, Placement, Ranges, walk,
 };
 use crate::opening::scan::{Scan, Source};
 use crate::space::Carriers;
@@ -17,9 +14,6 @@ use crate::units::{BlockCount, BlockIndex, Extent, FrameAddr, Location, Seq};
 
 /// Bytes of pages that stay in memory for the next step.
 const MEMORY: usize = 64 << 20;
-
-/// Leaves of each run that are looked at together.
-const LEAVES: usize = 16;
 
 /// What a page that cannot be read holds: blocks of a segment that is not there.
 const LOST: Seq = Seq(u64::MAX);
@@ -71,36 +65,32 @@ impl Walk {
     pub async fn each(
         &mut self,
         source: &Source,
-        scan: &mut Scan,
+        scan: &Scan,
         report: &mut Report,
         lost: &mut Ranges,
         mut visit: impl FnMut(&Entry),
     ) -> Result<Deaths> {
-        let (mut from, mut deaths) = (BlockIndex(0), Deaths::default());
+        let mut deaths = Deaths::default();
         let mut loaded: HashMap<PageRef, Arc<MapPage>> = HashMap::new();
-        while from < END {
+        let mut walk = walk::Walk::new(scan.map.runs(), scan.map.tables());
+        loop {
             let page = |at: &PageRef| self.lost.get(at).or_else(|| loaded.get(at)).map(|page| &**page);
-            let stepped = match step(scan.map.runs(), from, false, LEAVES, &page) {
-                Ok(stepped) => stepped,
+            let stretch = match walk.next(&page) {
+                Ok(Some(stretch)) => stretch,
+                Ok(None) => break,
                 Err(NeedPages(missing)) => {
                     self.load(source, scan, report, missing, &mut loaded).await?;
                     continue;
                 }
             };
-            deaths.add(&stepped.deaths);
-            let part = Extent::between(from, stepped.to);
-            let below = scan
-                .map
-                .tables()
-                .fold(stepped.entries, |below, table| merge(&within(table, part), &below, &mut deaths));
-            for entry in below {
+            deaths.add(&stretch.deaths);
+            for entry in stretch.entries {
                 match entry.placement {
                     Placement::Data(location) if location.frame.seq == LOST => lose(lost, entry.extent),
                     Placement::Hole => {}
                     _ => visit(&self.held(entry)),
                 }
             }
-            from = stepped.to;
             if loaded.values().map(|page| page.memory()).sum::<usize>() > MEMORY {
                 loaded.clear();
             }
@@ -168,12 +158,6 @@ impl Walk {
             }
         }
     }
-}
-
-fn within(table: &Table, part: Extent) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    table.lookup(part, |_, entry| entries.extend(entry));
-    entries
 }
 
 /// Damage and missing objects are findings; everything else ends the check.

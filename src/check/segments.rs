@@ -66,7 +66,7 @@ impl Looked {
 #[allow(clippy::too_many_arguments)] // the parts of one check
 pub async fn check(
     source: &Source,
-    scan: &mut Scan,
+    scan: &Scan,
     known: &Known,
     walk: &mut Walk,
     live: &BTreeMap<Seq, u64>,
@@ -112,7 +112,7 @@ pub async fn check(
 /// Compares what the map places in a group of segments with what their frames hold.
 async fn compare_places(
     source: &Source,
-    scan: &mut Scan,
+    scan: &Scan,
     walk: &mut Walk,
     group: &HashMap<Seq, Looked>,
     report: &mut Report,

@@ -52,7 +52,7 @@ pub async fn check(
     report: &mut Report,
 ) -> Result<()> {
     let name = &version.label.name;
-    let mut scan = match source.version(version).await {
+    let scan = match source.version(version).await {
         Ok(scan) => scan,
         Err(VolumeError::Corrupt { key, why }) => {
             report.problem(key, format!("snapshot {name} cannot be read: {why}"));
@@ -66,7 +66,7 @@ pub async fn check(
             *live.entry(location.frame.seq).or_default() += entry.extent.count.0;
         }
     };
-    walk.each(source, &mut scan, report, &mut lost, count).await?;
+    walk.each(source, &scan, report, &mut lost, count).await?;
     for (&seq, &blocks) in &live {
         let counted = known.segments.get(&seq).map_or(0, |info| u64::from(info.live_blocks));
         if counted < blocks && known.is_counted(seq) {
@@ -74,7 +74,7 @@ pub async fn check(
             report.problem(source.keys.segment(seq), what);
         }
     }
-    segments::check(source, &mut scan, known, &mut walk, &live, sizes, data, progress, report, &mut lost).await?;
+    segments::check(source, &scan, known, &mut walk, &live, sizes, data, progress, report, &mut lost).await?;
     let blocks: u64 = lost.iter().map(|run| run.end - run.start).sum();
     if blocks > 0 {
         let what = format!("snapshot {name} has lost {blocks} blocks");

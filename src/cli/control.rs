@@ -95,6 +95,15 @@ pub enum Request {
         /// What is to become of them.
         wish: Wish,
     },
+    /// Make a snapshot of this volume its newest state. A [`RolledBack`].
+    RollBack {
+        /// The volume.
+        export: String,
+        /// The snapshot.
+        snapshot: String,
+        /// The connections of clients that have it end.
+        disconnect: bool,
+    },
 }
 
 /// The answer to [`Request::Settle`]: null, or why it was not done.
@@ -114,6 +123,9 @@ type Shrunk = Option<String>;
 
 /// The answer to [`Request::Snapshots`]: the snapshot that was taken, if one was to be; or why it was not done.
 type SnapshotsChanged = Result<Option<Snapshot>, String>;
+
+/// The answer to [`Request::RollBack`]: the snapshot of what was newest; or why it was not done.
+type RolledBack = Result<String, String>;
 
 /// The answer to [`Request::Reload`]: null, or why it was not done.
 type Reloaded = Option<String>;
@@ -226,6 +238,9 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
             let now = insight.clock.unix_millis();
             serde_json::to_vec(&change_snapshots(export, wish, now, insight.exports.clone()).await)?
         }
+        Request::RollBack { export, snapshot, disconnect } => {
+            serde_json::to_vec(&roll_back(export, snapshot, disconnect, Arc::clone(insight)).await)?
+        }
         Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
@@ -278,6 +293,32 @@ async fn hand_volume_over(export: String, to: String, insight: Arc<Insight>) -> 
         Ok(why) => why,
         Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
         Err(_) => Some("the server is shutting down".to_owned()),
+    }
+}
+
+async fn roll_back(export: String, snapshot: String, disconnect: bool, insight: Arc<Insight>) -> RolledBack {
+    // To its end, whatever becomes of whoever asked.
+    let rolling = tokio::spawn(async move {
+        let clients = insight.server.clients().into_iter().filter(|client| client.export == export).count();
+        if clients > 0 && !disconnect {
+            return Err(format!(
+                "volume {export} is attached by {clients} client{}, whose disk would change below a filesystem that does not notice: unmount and detach it \
+                 first, or end all connections with --disconnect",
+                if clients == 1 { "" } else { "s" }
+            ));
+        }
+        let name = VolumeName::new(export.as_str()).map_err(|error| error.to_string())?;
+        insight.exports.volume(&export).await.map_err(|error| error.to_string())?;
+        let part = || drop(insight.server.evict(&export, None));
+        insight.exports.hand_over(&export, "its past (ashlar rollback is under way)", part).await?;
+        let rolled = insight.exports.volumes().roll_back(&name, &snapshot).await;
+        insight.exports.take_back(&export).map_err(|error| error.to_string())?;
+        rolled.map(|kept| kept.label.name).map_err(|error| error.to_string())
+    });
+    match rolling.await {
+        Ok(rolled) => rolled,
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        Err(_) => Err("the server is shutting down".to_owned()),
     }
 }
 
@@ -409,6 +450,28 @@ pub async fn snapshots_if_served(
     };
     let answer = self::request::<SnapshotsChanged>(state, &request, SNAPSHOT_PATIENCE).await;
     Some(answer.map_err(unknown).flatten())
+}
+
+/// Has the server that has the state directory roll a volume back; nothing if there is no such server. Else the snapshot of what was newest, or why it
+/// was not done.
+pub async fn roll_back_if_served(
+    state: &Path,
+    store: &str,
+    (name, snapshot): (&VolumeName, &VolumeName),
+    disconnect: bool,
+) -> Option<RolledBack> {
+    if !has_store(state, store).await {
+        return None;
+    }
+    let request = Request::RollBack { export: name.to_string(), snapshot: snapshot.to_string(), disconnect };
+    let unknown = |error| {
+        format!(
+            "the server on {} did not answer ({error}), or is of an older version: whether it was done says `ashlar snapshot list {name}`, which has \
+             the state before it as its newest then",
+            state.display()
+        )
+    };
+    Some(self::request::<RolledBack>(state, &request, SNAPSHOT_PATIENCE).await.map_err(unknown).flatten())
 }
 
 /// Has the server that has the state directory make a volume smaller; whether there is such a server, and why it did not.

@@ -316,6 +316,11 @@ impl<V: Volumes> VolumeExports<V> {
         V::identity(volume) + if is_leaving { LEAVING } else { "" }
     }
 
+    /// Where its volumes come from.
+    pub fn volumes(&self) -> &V {
+        &self.0.volumes
+    }
+
     /// Forgets that a volume was handed over.
     pub fn take_back(&self, name: &str) -> Result<(), NotTakenBack> {
         let mut moved = self.0.moved.lock();

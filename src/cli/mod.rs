@@ -45,6 +45,7 @@ mod check;
 mod set;
 mod resize;
 mod key;
+mod rollback;
 mod rotate;
 mod schedule;
 mod delete;
@@ -158,6 +159,7 @@ enum Command {
     Set(set::Args),
     Resize(resize::Args),
     Snapshot(snapshot::Args),
+    Rollback(rollback::Args),
     Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
@@ -205,6 +207,7 @@ impl Cli {
             Command::Set(args) => set::run(&args, &config),
             Command::Resize(args) => resize::run(&args, &config),
             Command::Snapshot(args) => snapshot::run(&args, &config),
+            Command::Rollback(args) => rollback::run(&args, &config),
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),

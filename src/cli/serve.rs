@@ -127,6 +127,7 @@ impl Args {
             accept_loss: self.accept_loss,
             drop_journal: self.drop_journal,
             accept_rollback: self.accept_rollback,
+            breaks_line: false,
         }
     }
 }

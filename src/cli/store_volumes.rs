@@ -23,6 +23,7 @@ use crate::keyring::Secrets;
 use crate::opening::description::{self, Description};
 use crate::opening::{Follower, Glass, past};
 use crate::outside::{Clock, Random, Workers};
+use crate::space::{KeptVersion, Label};
 use crate::store::Store;
 use crate::units::Seq;
 use crate::volume::{self, Budget, OpenFlags, Outside, Past, Volume, VolumeError, VolumeName, Witness};
@@ -106,6 +107,15 @@ impl StoreVolumes {
         let Ok(sealer) = self.unlock(described).await else { return true };
         let found = journal::find(&self.state.journal_disk(sealer.volume()), &sealer).await;
         found.map_or(true, |found| found.is_some_and(|found| !found.changes.is_empty()))
+    }
+
+    /// Makes a snapshot the newest state of a volume that is not open here; what was newest is kept, named by the time.
+    pub async fn roll_back(&self, name: &VolumeName, snapshot: &str) -> Result<KeptVersion, VolumeError> {
+        let uuid = self.describe(name).await?.meta.uuid;
+        let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
+        let before = Label { taken_unix_millis: self.outside.clock.unix_millis(), ..Label::default() };
+        let (options, journal) = (self.options.clone(), self.journal.clone());
+        Volume::roll_back(outside, name, options, journal, self.flags, (snapshot, before)).await
     }
 
     /// Opens a volume for this server.

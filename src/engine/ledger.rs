@@ -403,7 +403,7 @@ impl Ledger {
     }
 
     /// The volume as it is now, for a checkpoint. What is committed from here on goes into a new table of the map.
-    pub(super) fn begin_checkpoint(&mut self) -> CheckpointPlan {
+    pub(crate) fn begin_checkpoint(&mut self) -> CheckpointPlan {
         let seq = self.log.committed();
         let root = Root {
             seq,
@@ -553,6 +553,11 @@ impl Ledger {
     pub fn known_checkpoints(&self) -> BTreeSet<Seq> {
         let known = self.checkpoints.keys().chain(&self.doomed.checkpoints).copied();
         known.chain([self.log.checkpointed()]).collect()
+    }
+
+    /// The checkpoint objects that hold pages of the newest root.
+    pub fn checkpoints(&self) -> &BTreeMap<Seq, CheckpointInfo> {
+        &self.checkpoints
     }
 
     /// How many checkpoint objects hold pages that are needed.

@@ -20,6 +20,7 @@ pub mod placement;
 pub mod ranges;
 pub mod run;
 pub mod table;
+pub mod walk;
 
 #[cfg(test)]
 mod model_tests;

@@ -255,6 +255,7 @@ impl Opening {
         // What would have been refused without a flag is not whole.
         let unaided = verdict::decide(&log_evidence(scan), journal_evidence(found), OpenFlags::default());
         match (past, verdict) {
+            _ if self.flags.breaks_line => Start::Broken,
             (Past::IsKept, Verdict::Resume) if unaided == *verdict => Start::Resumed,
             (Past::IsKept, Verdict::Begin { .. }) if scan.closed => Start::Closed,
             _ => Start::Broken,

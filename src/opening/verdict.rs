@@ -40,6 +40,8 @@ pub struct OpenFlags {
     pub drop_journal: bool,
     /// Open although the store holds an older state than this server has seen.
     pub accept_rollback: bool,
+    /// What is opened will not be what clients had: no device goes on with it.
+    pub breaks_line: bool,
 }
 
 /// The log's side of the evidence.
@@ -229,8 +231,13 @@ mod tests {
         decide(&log, journal, flags)
     }
 
-    const NONE: OpenFlags =
-        OpenFlags { takeover: false, accept_loss: false, drop_journal: false, accept_rollback: false };
+    const NONE: OpenFlags = OpenFlags {
+        takeover: false,
+        accept_loss: false,
+        drop_journal: false,
+        accept_rollback: false,
+        breaks_line: false,
+    };
 
     #[test]
     fn a_new_and_b_closed_volumes_begin_a_journal() {

@@ -75,6 +75,8 @@ pub struct Fold {
     versions: Versions,
     carriers: Arc<Carriers>,
     free: kept::Deaths,
+    /// Blocks that live once more, by who holds them.
+    revived: kept::Deaths,
     tasks: VecDeque<Task>,
     /// Objects that are to be left behind.
     left: BTreeSet<Seq>,
@@ -135,6 +137,7 @@ impl Fold {
             versions: Versions::new(&snapshot.durable.kept, &snapshot.frozen.held),
             carriers: snapshot.carriers.clone(),
             free: kept::Deaths::new(),
+            revived: kept::Deaths::new(),
             tasks: VecDeque::new(),
             left: leave,
             done: BTreeMap::new(),
@@ -155,12 +158,17 @@ impl Fold {
             fold.contradictions += u64::from(fold.layer.note_deaths(holder, *blocks).is_err());
         }
         fold.free = free;
+        for (seq, blocks) in &snapshot.revived {
+            *fold.revived.entry(fold.carriers.holder(*seq)).or_default() += blocks;
+        }
         fold.plan();
         fold
     }
 
     fn plan(&mut self) {
-        let born: BTreeSet<Span> = self.layer.births.keys().map(|seq| Span::of(*seq)).collect();
+        // What is counted once more must not be lost either.
+        let needed = self.layer.births.keys().chain(self.revived.keys());
+        let born: BTreeSet<Span> = needed.map(|seq| Span::of(*seq)).collect();
         let mut chosen: BTreeSet<Span> = born.clone();
         let pending = self.pending();
         let segments = |span: &Span| self.durable.entry(*span).map_or(0, |entry| u64::from(entry.summary.segments));
@@ -288,7 +296,8 @@ impl Fold {
         self.tasks.is_empty()
     }
 
-    /// Pages that are needed for births cannot be read, ever: these births stay in the root.
+    /// Pages that are needed for births cannot be read, ever: these births stay in the root. What is to be counted once more is not then, and [`Fold::finish`]
+    /// fails.
     pub fn set_aside(&mut self, need: &Need) {
         let spans: BTreeSet<Span> = need.0.iter().map(|page| Span(page.number)).collect();
         self.tasks.retain(|task| !spans.contains(&task.span));
@@ -298,8 +307,18 @@ impl Fold {
         let (span, before) = (task.span, self.durable.entry(task.span).copied());
         let view = View { durable: &self.durable, above: [Some(&self.layer), None] };
         let lacks = |_| EncodeError::new("a page of the table left while it was folded");
-        let (counters, contradictions) = view.span(span, pages).map_err(lacks)?;
+        let (mut counters, contradictions) = view.span(span, pages).map_err(lacks)?;
         self.contradictions += contradictions;
+        for (seq, blocks) in self.revived.range(span.first()..=span.last()) {
+            let at = counters.binary_search_by_key(seq, |(seq, _)| *seq);
+            let at =
+                at.map_err(|_| EncodeError::new(format!("a snapshot needs segment {seq}, which is not in the table")))?;
+            let counter = &mut counters[at].1;
+            let live = u64::from(counter.live_blocks) + blocks;
+            counter.live_blocks = u32::try_from(live).unwrap_or(u32::MAX);
+            // It may live in the head and in versions that do not follow on one another.
+            counter.blocks = counter.blocks.max(counter.live_blocks);
+        }
         if counters.is_empty() {
             self.done.insert(span, None);
             return Ok(());
@@ -322,6 +341,9 @@ impl Fold {
 
     /// The rest: lists of deltas and the directory.
     pub fn finish(mut self, sink: &mut dyn Sink) -> Result<Folded, EncodeError> {
+        if let Some(seq) = self.revived.keys().find(|seq| !self.done.contains_key(&Span::of(**seq))) {
+            return Err(EncodeError::new(format!("what is counted of segment {seq} cannot be read")));
+        }
         let lists = self.lists(sink)?;
         let groups = self.groups(sink)?;
         let versions = std::mem::take(&mut self.versions);

@@ -58,6 +58,8 @@ pub struct Snapshot {
     pub change: kept::Change,
     /// Segments that carry others.
     pub carriers: Arc<Carriers>,
+    /// If the head becomes a version that is kept: what that needs, by the places at which maps have the blocks. All of it is counted once more.
+    pub revived: kept::Deaths,
 }
 
 impl Space {
@@ -428,7 +430,13 @@ impl Space {
         let (at, change) = std::mem::take(&mut self.next_change);
         let stay = self.durable.kept.iter().map(|version| version.seq).filter(|seq| !change.drop.contains(seq));
         self.kept = if change.take.is_none() { stay.max().unwrap_or_default() } else { at };
-        Snapshot { durable: self.durable.clone(), frozen, change, carriers: self.carriers.clone() }
+        Snapshot {
+            durable: self.durable.clone(),
+            frozen,
+            change,
+            carriers: self.carriers.clone(),
+            revived: kept::Deaths::new(),
+        }
     }
 
     /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.

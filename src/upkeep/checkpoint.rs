@@ -94,7 +94,11 @@ async fn lay_out(shared: &Shared, seq: Seq, map: &MapSnapshot, all: bool) -> Res
 }
 
 /// The other half of step 2. Fails only if the volume cannot go on.
-async fn fold(shared: &Shared, mut table: space::Snapshot, mut laid_out: LaidOut) -> Result<(Folded, LaidOut), End> {
+pub(super) async fn fold(
+    shared: &Shared,
+    mut table: space::Snapshot,
+    mut laid_out: LaidOut,
+) -> Result<(Folded, LaidOut), End> {
     let seq = laid_out.writer.object();
     let failed = |error: EncodeError| End::Failed(format!("checkpoint {seq} {error}"));
     let bounds = Bounds {
@@ -228,7 +232,13 @@ async fn load(shared: &Shared, need: NeedPages) -> Result<LoadedPages, ReadError
 }
 
 /// Steps 3 and 4.
-async fn write(shared: &Shared, root: Root, bytes: u64, mut folded: Folded, laid_out: LaidOut) -> Result<(), End> {
+pub(super) async fn write(
+    shared: &Shared,
+    root: Root,
+    bytes: u64,
+    mut folded: Folded,
+    laid_out: LaidOut,
+) -> Result<(), End> {
     let LaidOut { runs, writer, has_begun_all, .. } = laid_out;
     let (frames, pages) = writer.finish();
     let seq = root.seq;

@@ -7,6 +7,7 @@ mod carry;
 mod checkpoint;
 mod deletion;
 mod gather;
+pub mod rollback;
 pub mod sweep;
 
 use std::sync::Arc;

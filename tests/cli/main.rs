@@ -19,6 +19,7 @@ mod replacing;
 mod handing_over;
 mod tls;
 mod top;
+mod rollback;
 mod snapshots;
 mod upgrading;
 mod attach;
