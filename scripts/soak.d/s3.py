@@ -103,8 +103,9 @@ class S3(Soak):
             # Gives up before the proxy's late answers come.
             "ASHLAR_STORE__S3__CONNECT_TIMEOUT": "2s", "ASHLAR_STORE__S3__STALL_TIMEOUT": "2s",
             "ASHLAR_STORE__RETRY__PAUSE_MAX": "1s", "ASHLAR_VOLUME__RETRY_PAUSE_MAX": "1s",
-            # A read that needs the store waits for its return: else it fails, as does a write into a part of a block.
-            "ASHLAR_STORE__RETRY__READ_LIMIT": f"{self.options.away + 60}s",
+            # A read that needs the store waits for its return: else it fails, as does a write into a part of a block. On a busy
+            # machine a store that was killed needs minutes to come back.
+            "ASHLAR_STORE__RETRY__READ_LIMIT": f"{self.options.away + PATIENCE}s",
             # Next to nothing is in memory, so that reads meet the store.
             "ASHLAR_CACHE__MEMORY": "64KiB",
         }
