@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::space::Label;
-use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
+use ashlar::store::{self, Key, ObjectEntry, Store};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
 };
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 
@@ -27,14 +29,62 @@ const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 512;
 const SIZE: u64 = BLOCKS * BLOCK;
 
+/// A store whose GETs take a second, and whose checkpoints take three: whoever reads a lot is overtaken by what is written, and that by more.
+#[derive(Debug)]
+struct SlowGets(Arc<MemoryStore>);
+
+#[async_trait]
+impl Store for SlowGets {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    async fn put(&self, key: &Key, body: Vec<Bytes>) -> store::Result<()> {
+        if key.as_str().contains("/checkpoints/") {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        self.0.put(key, body).await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> store::Result<Bytes> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.0.get_range(key, range).await
+    }
+
+    async fn get(&self, key: &Key) -> store::Result<Bytes> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.0.get(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> store::Result<Vec<ObjectEntry>> {
+        self.0.list(prefix, start_after).await
+    }
+
+    async fn list_top(&self) -> store::Result<Vec<String>> {
+        self.0.list_top().await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> store::Result<()> {
+        self.0.delete(keys).await
+    }
+}
+
 /// A store with one volume of small segments, and the disk of its server.
 struct World {
     store: Arc<MemoryStore>,
     disk: CrashDisk,
     random: Random,
     options: Options,
-    /// Its server is that far from the store.
-    delay: Duration,
+    /// What is between its server and the store.
+    way: Way,
+}
+
+/// The way of a server to the store.
+#[derive(Clone, Copy)]
+enum Way {
+    None,
+    Far,
+    SlowGets,
 }
 
 fn name() -> VolumeName {
@@ -55,16 +105,16 @@ impl World {
             ..Options::default()
         };
         options.gc.garbage_min = 0;
-        // What takes long is overtaken by what does not.
-        let delay = if seed % 3 == 1 { Duration::from_millis(20) } else { Duration::ZERO };
-        World { store, disk: CrashDisk::new(seed), random, options, delay }
+        World { store, disk: CrashDisk::new(seed), random, options, way: Way::None }
     }
 
     fn outside(&self, cache: u64) -> Outside {
-        let faults = FaultOptions { delay_min: self.delay / 4, delay_spread: self.delay, ..FaultOptions::default() };
-        let store: Arc<dyn Store> = match self.delay {
-            Duration::ZERO => self.store.clone(),
-            _ => Arc::new(FaultyStore::new(self.store.clone(), faults, self.random.clone())),
+        let millis = Duration::from_millis;
+        let faults = FaultOptions { delay_min: millis(5), delay_spread: millis(20), ..FaultOptions::default() };
+        let store: Arc<dyn Store> = match self.way {
+            Way::None => self.store.clone(),
+            Way::Far => Arc::new(FaultyStore::new(self.store.clone(), faults, self.random.clone())),
+            Way::SlowGets => Arc::new(SlowGets(self.store.clone())),
         };
         Outside {
             store,
@@ -343,6 +393,7 @@ fn needed_by(head: &Vec<u8>) -> u64 {
 /// Any history: every snapshot stays what it was, and so does the head; and in the end all of the space comes back.
 async fn history(seed: u64, steps: u64) {
     let mut world = World::new(seed).await;
+    world.way = [Way::None, Way::Far, Way::SlowGets][seed as usize % 3];
     let random = Random::seeded(seed ^ 0x5eed);
     let mut volume = world.open(1 << 20).await;
     let mut head = vec![0; SIZE as usize];
@@ -500,7 +551,7 @@ async fn a_volume_goes_back_and_forth() {
 async fn a_rollback_that_breaks_off_is_done_or_not_begun() {
     let (mut done, mut step) = (BTreeSet::new(), 0);
     while !done.contains("all of it") {
-        let mut world = World::new(1).await;
+        let mut world = World { way: Way::Far, ..World::new(1).await };
         let random = Random::seeded(7);
         let volume = world.open(0).await;
         volume.write(0, noise(&random, 100).into(), false).await.unwrap();
@@ -534,4 +585,47 @@ async fn a_rollback_that_breaks_off_is_done_or_not_begun() {
         }
     }
     assert_eq!(done.len(), 3, "{done:?}");
+}
+
+/// A version that is being taken while collection looks for what is needed may be the only one that needs what is overwritten before it is there.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_behind_that_only_a_version_needs_which_is_being_taken() {
+    for seed in 0..6 {
+        let world = World { way: Way::SlowGets, ..World::new(seed).await };
+        let random = Random::seeded(seed ^ 0xfee);
+        let volume = world.open(1 << 20).await;
+        let (mut head, mut kept) = (vec![0; SIZE as usize], BTreeMap::<String, Vec<u8>>::new());
+        for round in 0..60 {
+            let name = format!("s{round:02}");
+            let mut after = head.clone();
+            let changing = async {
+                // The checkpoint is on its way by then.
+                tokio::time::sleep(Duration::from_millis(200 + random.below(2000))).await;
+                for _ in 0..32 {
+                    let start = random.below(BLOCKS / 2);
+                    let data = noise(&random, 1);
+                    after[(start * BLOCK) as usize..((start + 1) * BLOCK) as usize].copy_from_slice(&data);
+                    volume.write(start * BLOCK, data.into(), false).await.unwrap();
+                }
+                volume.save().await.unwrap();
+            };
+            let (taken, ()) = tokio::join!(volume.take_snapshot(label(&name)), changing);
+            taken.unwrap();
+            kept.insert(name, std::mem::replace(&mut head, after));
+            while kept.len() > 4 {
+                let name = kept.keys().nth(random.below(4) as usize).unwrap().clone();
+                volume.delete_snapshot(&name).await.unwrap();
+                kept.remove(&name);
+            }
+            tokio::time::sleep(Duration::from_millis(random.below(3000))).await;
+            if round % 10 == 9 {
+                for (name, was) in &kept {
+                    assert!(all_of(&world.past(name).await.unwrap()).await == *was, "seed {seed}, {round}: {name}");
+                }
+            }
+        }
+        assert!(all_of(&*volume).await == head, "seed {seed}");
+        volume.close().await.unwrap();
+        world.is_clean().await;
+    }
 }
