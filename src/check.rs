@@ -9,7 +9,8 @@
 //! 3. Every segment that the map needs: there, of the recorded length, its head authenticated; every extent that the map
 //!    places in it lies in one of its frames, at the blocks which that frame holds.
 //! 4. The live blocks of every segment, counted anew from the map; and that nothing is mapped beyond the end of the volume.
-//! 5. With `data`: every frame of those segments, read and opened.
+//! 5. With `data`: every frame of those segments, read and opened. Harm to a frame that neither the map nor a snapshot needs any
+//!    more is no damage: it goes with its segment, and a repair leaves it behind.
 //!
 //! Whatever a damaged page, segment or frame was to hold is lost, and reported by its place in the volume ([`Report::lost`]).
 //! Neither the map nor the extents are ever in memory as a whole: pages are walked over ([`pages`]) once, and once more for each

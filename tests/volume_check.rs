@@ -16,6 +16,7 @@ use ashlar::format::root::verify_checkpoint;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::space::Label;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ObjectEntry, Store, StoreError};
 use ashlar::units::{ChangeNo, Extent, Seq};
@@ -226,6 +227,38 @@ async fn of_a_segment_that_was_cut_the_first_part_is_good() {
     assert_eq!(report.lost, ranges(&[(192, 320)]), "{:?}", report.problems);
     let volume = world.open().await;
     assert!(volume.read(64 * KIB, 128 << 10).await.is_ok());
+}
+
+/// As after a repair: what was brought back stands elsewhere, and the harm stays where it is until the segment is emptied.
+#[tokio::test]
+async fn harm_to_what_nothing_needs_any_more_is_no_damage() {
+    for (is_cut, has_snapshot) in [(false, false), (true, false), (false, true), (true, true)] {
+        let world = World::new().await;
+        let volume = world.begin(&[(64 * KIB, &world.noise(256 * KIB))]).await;
+        if has_snapshot {
+            let label = Label { name: "kept".into(), taken_unix_millis: 1, keep_until_unix_millis: 0 };
+            volume.take_snapshot(label).await.unwrap();
+        }
+        volume.close().await.unwrap();
+        let segment = world.largest_segment();
+        match is_cut {
+            true => {
+                let whole = world.memory.get(&segment).await.unwrap();
+                world.memory.replace(&segment, whole.slice(..whole.len() - 1));
+            }
+            false => world.flip(&segment, 0).await,
+        }
+        let report = world.check(true).await;
+        assert_eq!((report.lost, report.problems.is_empty()), (ranges(&[(256, 320)]), false));
+        world.write(&[(256 * KIB, &world.noise(64 * KIB))]).await;
+        let report = world.check(true).await;
+        assert_eq!((&report.lost, report.is_clean()), (&vec![], !has_snapshot), "{:?}", report.problems);
+        if has_snapshot {
+            let objects: Vec<&str> = report.problems.iter().map(|problem| problem.object.as_str()).collect();
+            assert!(objects.contains(&segment.as_str()), "{objects:?}");
+            assert!(report.problems.iter().any(|problem| problem.what == "snapshot kept has lost 16 blocks"));
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Steps 3 and 5: the segments that the map needs, in groups whose heads fit into memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -60,6 +60,12 @@ impl Looked {
     fn harms(&self, extent: Extent) -> bool {
         self.of(extent).any(|(_, frame)| self.harmed.contains(frame))
     }
+
+    fn complain(&self, source: &Source, seq: Seq, report: &mut Report) {
+        if let Some(what) = &self.problem {
+            report.problem(source.keys.segment(seq), what.clone());
+        }
+    }
 }
 
 /// Checks the segments that hold `live` blocks of the map.
@@ -94,8 +100,8 @@ pub async fn check(
         for (seq, looked) in looked {
             report.segments += 1;
             report.frames += looked.opened;
-            if let Some(what) = &looked.problem {
-                report.problem(source.keys.segment(seq), what.clone());
+            if looked.frames.is_none() {
+                looked.complain(source, seq, report);
             }
             progress(report.segments, needed.len() as u64);
             group.insert(seq, looked);
@@ -109,7 +115,8 @@ pub async fn check(
     Ok(())
 }
 
-/// Compares what the map places in a group of segments with what their frames hold.
+/// Compares what the map places in a group of segments with what their frames hold. A frame in which it places nothing any more
+/// may be harmed: nobody reads it.
 async fn compare_places(
     source: &Source,
     scan: &Scan,
@@ -119,6 +126,7 @@ async fn compare_places(
     lost: &mut Ranges,
 ) -> Result<()> {
     let mut misplaced: BTreeMap<Seq, Extent> = BTreeMap::new();
+    let mut hurt: BTreeSet<Seq> = BTreeSet::new();
     let mut gone = Ranges::default();
     let compare = |entry: &Entry| {
         let Placement::Data(location) = entry.placement else { return };
@@ -132,12 +140,18 @@ async fn compare_places(
         if !is_placed {
             misplaced.entry(location.frame.seq).or_insert(entry.extent);
         }
+        if is_harmed {
+            hurt.insert(location.frame.seq);
+        }
         if !is_placed || is_harmed {
             lose(&mut gone, entry.extent);
         }
     };
     walk.each(source, scan, report, lost, compare).await?;
     gone.iter().for_each(|run| lost.insert(run));
+    for seq in hurt {
+        group[&seq].complain(source, seq, report);
+    }
     for (seq, extent) in misplaced {
         let what = format!("it has no frame where the map places blocks from {}", extent.start);
         report.problem(source.keys.segment(seq), what);
