@@ -4,7 +4,7 @@
 //! versions still need of some old segments is copied into one new segment, their *carrier*, and the table says of each of them who carries it.
 //! Maps go on naming the old place. Whoever reads there goes to the carrier instead, and looks the block up in its head: of segments that were born
 //! between the same two versions at most one has a block that anybody needs, since a later one hid the others before the next version
-//! was taken. So a carrier is found by its blocks alone.
+//! was taken. So a carrier is found by its blocks alone. (Once a volume was rolled back there can be two; they are not carried together, see `upkeep/carry.rs`.)
 //!
 //! ```text
 //!  a map says:  block 7 is in segment 12      the table says:  12 is carried by 90      the head of 90 says where block 7 is in it

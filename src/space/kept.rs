@@ -3,11 +3,15 @@
 //! Which these are is known without a look at its map. A block that dies was live in every version since its segment was born: if the
 //! newest version that is kept is not older than the segment, the death is *held* by that version, and is not counted. When a version
 //! goes, each death that it held is held by the next older one if that needs the block, too, and counted otherwise. So a segment has
-//! blocks that the head or a version needs, or it is dead; nothing else of the table or of collection knows of versions.
+//! blocks that the head or a version needs, or it is dead. What is needed of old segments is put together by [`super::carriers`]: deaths are found, and held, at
+//! the places that maps name all the same.
 //!
 //! ```text
 //!  segment born at b      version s ≥ b      death found after s:  held by s      s goes:  b ≤ s' < s: held by s', else counted
 //! ```
+//!
+//! When a version becomes the head again, all that the head was dies and is held by the newest, and what the version needs lives once more: it is counted a second time,
+//! since its first death may be held already.
 //!
 //! What is found later than it happened may be held by a version that does not need it, and then stays as long as that: never too short.
 

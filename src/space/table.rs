@@ -155,7 +155,7 @@ impl Space {
         // Those that died and were not counted yet will be: they are among what it seems to have brought.
         let info = SegmentInfo { blocks: info.blocks.max(live_blocks), live_blocks, ..info };
         self.born(seq, info);
-        self.held.add(&Totals::of(&info.counter()));
+        self.held.add(&Totals::of(&info.counter()).without_dead());
         for (victim, counter) in victims {
             self.held.subtract(&Totals::of(&counter).without_dead());
             self.count_deaths(victim, counter.live_blocks.into(), pages);
