@@ -90,6 +90,14 @@ pub struct Gathered {
     pub failed: Option<StoreError>,
 }
 
+impl Gathered {
+    /// Nothing of these victims yet.
+    pub fn new(held: Held, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+        let (data, damaged, empty) = (Vec::new(), Vec::new(), Vec::new());
+        Gathered { held, victims, data, as_of, cargo: None, damaged, empty, failed: None }
+    }
+}
+
 /// The collection of one volume.
 #[derive(Debug, Default)]
 pub(super) struct Collection {

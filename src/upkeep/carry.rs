@@ -36,17 +36,7 @@ struct Sought {
 pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>) -> Event {
     let held = shared.doors.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
-    let (cargo, as_of) = (Some(Cargo::default()), Seq(0));
-    let mut gathered = Gathered {
-        held,
-        victims,
-        data: Vec::new(),
-        as_of,
-        cargo,
-        damaged: Vec::new(),
-        empty: Vec::new(),
-        failed: None,
-    };
+    let mut gathered = Gathered { cargo: Some(Cargo::default()), ..Gathered::new(held, victims, Seq(0)) };
     if let Err(error) = fill(&shared, &mut gathered).await {
         gathered.failed = Some(error);
     }

@@ -95,16 +95,7 @@ pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
 pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Event {
     let held = shared.doors.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
-    let mut gathered = Gathered {
-        held,
-        victims,
-        data: Vec::new(),
-        as_of,
-        cargo: None,
-        damaged: Vec::new(),
-        empty: Vec::new(),
-        failed: None,
-    };
+    let mut gathered = Gathered::new(held, victims, as_of);
     if let Err(error) = fill(&shared, &mut gathered).await {
         gathered.failed = Some(error);
     }
