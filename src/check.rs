@@ -3,7 +3,8 @@
 //!
 //! What is checked, in this order:
 //!
-//! 1. The description, the newest checkpoint's root, every log entry after it: authenticated, in order, of the right epoch. If the
+//! 1. The description, the newest checkpoint's root, every log entry after it: authenticated, in order, of the right epoch. Of a clone also
+//!    that its parent is there, and has kept what the clone shows. If the
 //!    newest root cannot be read, an older one with the whole log after it takes its place ([`older`]).
 //! 2. Every page of the map and of the table of segments: authenticated, inside its range.
 //! 3. Every segment that the map needs: there, of the recorded length, its head authenticated; every extent that the map
@@ -24,14 +25,18 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::cache::BlockCache;
 use crate::change::Numbered;
+use crate::engine::budget::Budget;
 use crate::engine::options::Options;
 use crate::error::{Result, VolumeError};
 use crate::format::keys::Keys;
 use crate::format::meta::VolumeName;
 use crate::keyring::Secrets;
 use crate::map::{Entry, Placement, Ranges};
+use crate::opening::clones;
 use crate::opening::scan::{Scan, Source};
+use crate::outside::Workers;
 use crate::space::kept::Deaths;
 use crate::store::{Key, Store, list_all};
 use crate::units::{BlockSize, ChangeNo, Extent, Seq};
@@ -189,6 +194,7 @@ async fn check_once(
         return Ok((report, (source.description, Seq(0))));
     };
     report.covers = Some(scan.covers);
+    check_parent(&source, &mut report).await?;
     let prefix = source.keys.all();
     let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
     report.objects = listed.len() as u64;
@@ -213,6 +219,23 @@ async fn check_once(
     // Head and snapshots share what they need.
     report.problems.dedup();
     Ok((report, (source.description, scan.checkpointed)))
+}
+
+/// What a clone shows must be there, and be kept. What it holds is for a check of its parent to say.
+async fn check_parent(source: &Source, report: &mut Report) -> Result<()> {
+    let near = (Arc::new(BlockCache::in_memory(0)), Workers::Inline);
+    match clones::below(source, &Options::default(), &Budget::default(), near).await {
+        Ok(_) => Ok(()),
+        Err(VolumeError::Corrupt { key, why }) => {
+            report.problem(key, why);
+            Ok(())
+        }
+        Err(VolumeError::Invalid(why)) => {
+            report.problem(Keys::meta(&source.meta.name, source.description), why);
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Step 1; nothing if the volume cannot be read at all.

@@ -34,8 +34,8 @@ use crate::human::date;
 use crate::journal;
 use crate::opening::recover;
 use crate::retention::AUTOMATIC;
-use crate::space::kept::{Change, name_by_time};
-use crate::space::{KeptVersion, Label};
+use crate::space::kept::{self, Change, name_by_time};
+use crate::space::{CloneRef, KeptVersion, Label};
 use crate::store::health::Trouble;
 use crate::store::meter::Meter;
 use crate::tally::{Tallied, Tally};
@@ -54,8 +54,8 @@ pub use crate::error::{Holder, VolumeError};
 pub use crate::format::account::Account;
 pub use crate::format::meta::{BadSize, FencedBy, Meta, VolumeName};
 pub use crate::opening::{
-    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, create, delete, description,
-    inspect, key_slots, names, past, resize,
+    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, clones, create, delete,
+    description, inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
 pub use schedule::Scheduled;
@@ -313,7 +313,7 @@ impl Volume {
             return Err(VolumeError::Invalid(why));
         }
         let most = self.shared.facts.options.max_snapshots;
-        if versions.len() as u64 >= most {
+        if kept::shown(&versions) >= most {
             return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
         }
         self.shared.protect_until(until, until).await?;
@@ -322,13 +322,38 @@ impl Volume {
         past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
     }
 
-    /// Lets a snapshot go: what only it needs is deleted. Fails if it is to be kept until later.
-    pub async fn delete_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+    /// Lets a snapshot go: what only it needs is deleted. One that clones need has no name from then on, and goes after them: returns
+    /// their names. Fails if it is to be kept until later.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<Vec<String>, VolumeError> {
         let _turn = self.shared.versions_turn().await?;
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
-        let drop = [version.seq].into();
-        self.shared.change_versions(Change { drop, ..Change::default() }).await
+        let clones = self.shared.drop_or_hide(version).await?;
+        self.shared.forget_gone_clones(Label::is_hidden).await?;
+        Ok(clones.into_iter().map(|clone| clone.name).collect())
+    }
+
+    /// Has a version of it stay for a clone that is to be made ([`clones`]): that snapshot, or a new version that nobody can name.
+    pub async fn register_clone(
+        &self,
+        snapshot: Option<&str>,
+        now_unix_millis: u64,
+        clone: CloneRef,
+    ) -> Result<KeptVersion, VolumeError> {
+        let _turn = self.shared.versions_turn().await?;
+        self.shared.register_clone(snapshot, now_unix_millis, clone).await
+    }
+
+    /// Makes a clone independent of its parent, while it is served: from that byte on, and for that time at most. Returns how far it is, if it is
+    /// not done: it is to be asked for again then. What breaks off goes on where it was. Fails if it has snapshots: they show the parent.
+    pub async fn detach(&self, from: u64, within: Duration) -> Result<Option<clones::Detaching>, VolumeError> {
+        self.shared.detach(from, within).await
+    }
+
+    /// Lets go what is kept for this clone only, if that is gone, or independent.
+    pub async fn forget_gone_clone(&self, clone: Uuid) -> Result<(), VolumeError> {
+        let _turn = self.shared.versions_turn().await?;
+        self.shared.forget_gone_clones(|label| label.clones.iter().any(|known| known.uuid == clone)).await
     }
 
     /// Gives a snapshot another name.
@@ -410,7 +435,7 @@ impl Volume {
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),
-            snapshots: log.map.space().durable().kept.len() as u64,
+            snapshots: kept::shown(&log.map.space().durable().kept),
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &facts.options.gc, crate::gc::Activity::Quiet),

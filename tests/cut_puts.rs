@@ -447,11 +447,11 @@ async fn a_description_of_which_only_parts_came_is_no_volume_and_can_be_created_
         _ = world.create(&store) => panic!("it was cut off"),
     }
     let (store, _) = world.tower();
-    assert_eq!(volume::names(&store).await.unwrap(), []);
+    assert_eq!(volume::names(&*store).await.unwrap(), []);
     let error = world.open(store.clone(), &world.disk, false).await.unwrap_err().to_string();
     assert!(error.contains("create it again"), "{error}");
     world.create(&store).await.unwrap();
-    assert_eq!(volume::names(&store).await.unwrap(), std::slice::from_ref(&world.name));
+    assert_eq!(volume::names(&*store).await.unwrap(), std::slice::from_ref(&world.name));
     let again = world.create(&store).await.unwrap_err();
     assert!(matches!(again, VolumeError::AlreadyExists { .. }), "{again}");
     world.open(store, &world.disk, false).await.unwrap().close().await.unwrap();

@@ -465,7 +465,7 @@ async fn a_locked_volume_with_a_snapshot_that_is_to_be_kept_is_not_deleted() {
     };
     const FAR: u64 = 4_102_444_800_000;
     let volume = world.open().await;
-    let label = Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: FAR };
+    let label = Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: FAR, ..Label::default() };
     volume.take_snapshot(label).await.unwrap();
     volume.close().await.unwrap();
     let refused = delete(FAR - 1).await.unwrap_err().to_string();

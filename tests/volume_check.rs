@@ -236,7 +236,8 @@ async fn harm_to_what_nothing_needs_any_more_is_no_damage() {
         let world = World::new().await;
         let volume = world.begin(&[(64 * KIB, &world.noise(256 * KIB))]).await;
         if has_snapshot {
-            let label = Label { name: "kept".into(), taken_unix_millis: 1, keep_until_unix_millis: 0 };
+            let label =
+                Label { name: "kept".into(), taken_unix_millis: 1, keep_until_unix_millis: 0, ..Label::default() };
             volume.take_snapshot(label).await.unwrap();
         }
         volume.close().await.unwrap();

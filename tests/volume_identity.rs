@@ -183,6 +183,8 @@ impl World {
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
             keep_until_unix_millis: 0,
+            parent: None,
+            may_have_clones: false,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");
@@ -206,7 +208,7 @@ impl World {
     }
 
     async fn is_listed(&self) -> bool {
-        let names = volume::names(&self.store()).await.unwrap();
+        let names = volume::names(&*self.store()).await.unwrap();
         assert!(names.iter().all(|listed| *listed == name()));
         !names.is_empty()
     }
@@ -601,7 +603,7 @@ async fn whoever_takes_a_volume_from_its_deletion_is_fenced_too() {
 const FAR: u64 = 4_102_444_800_000;
 
 fn kept_until(until: u64) -> Label {
-    Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: until }
+    Label { name: "audit".into(), taken_unix_millis: 1, keep_until_unix_millis: until, ..Label::default() }
 }
 
 const KEPT: &str =

@@ -133,7 +133,7 @@ fn trouble(volume: &Volume) -> Option<String> {
 }
 
 fn by_hand(name: &str) -> Label {
-    Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0 }
+    Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0, ..Label::default() }
 }
 
 /// Somebody writes once a minute; the server stops, or dies, now and then. Each minute gets its snapshot, and those stay that the policy
@@ -369,7 +369,12 @@ async fn nobody_deletes_a_snapshot_before_its_date() {
     let volume = world.open().await;
     let until = |seconds: u64| BEGIN + seconds * 1000;
     let error = |done: Result<(), volume::VolumeError>| done.unwrap_err().to_string();
-    let label = Label { name: "mine".into(), taken_unix_millis: BEGIN, keep_until_unix_millis: until(HOUR) };
+    let label = Label {
+        name: "mine".into(),
+        taken_unix_millis: BEGIN,
+        keep_until_unix_millis: until(HOUR),
+        ..Label::default()
+    };
     let over = Label { keep_until_unix_millis: BEGIN, ..label.clone() };
     let refused = volume.take_snapshot(over).await.unwrap_err().to_string();
     assert_eq!(refused, "a snapshot cannot be kept until 2026-11-28T02:15:00Z, which is over: give a time to come");
@@ -379,12 +384,15 @@ async fn nobody_deletes_a_snapshot_before_its_date() {
     let automatic = snapshots(&volume)[1].0.clone();
     volume.keep_snapshot_until(&automatic, until(2 * HOUR)).await.unwrap();
     let until_one = "snapshot mine of volume v is to be kept until 2026-11-28T03:15:00Z: ";
-    assert_eq!(error(volume.delete_snapshot("mine").await), format!("{until_one}nobody can delete it before"));
+    assert_eq!(
+        error(volume.delete_snapshot("mine").await.map(drop)),
+        format!("{until_one}nobody can delete it before")
+    );
     let earlier = volume.keep_snapshot_until("mine", until(HOUR - 1)).await;
     assert_eq!(error(earlier), format!("{until_one}that can be made later, not earlier"));
     volume.keep_snapshot_until("mine", until(HOUR)).await.unwrap();
     volume.rename_snapshot("mine", "ours").await.unwrap();
-    assert!(error(volume.delete_snapshot("ours").await).contains("nobody can delete it before"));
+    assert!(error(volume.delete_snapshot("ours").await.map(drop)).contains("nobody can delete it before"));
     volume.keep_snapshot_until("ours", until(HOUR + 5)).await.unwrap();
     // The policy wants one, and there are new ones all the time.
     for number in 2..10 {

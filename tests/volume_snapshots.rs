@@ -194,7 +194,7 @@ impl World {
 }
 
 fn label(name: &str) -> Label {
-    Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0 }
+    Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0, ..Label::default() }
 }
 
 async fn all_of(device: &dyn Device) -> Vec<u8> {

@@ -125,6 +125,14 @@ server_snapshot() {
     esac
 }
 
+# server_clone FOLDER VOLUME@NAME NEW, or --detach NEW: make a clone, or make it independent.
+server_clone() {
+    case $server_kind in
+        ashlar) ashlar "$1" clone "${@:2}" --state "$1/state" ;;
+        nbdkit) echo "nbdkit has no clones"; return 1 ;;
+    esac
+}
+
 # server_command FOLDER: sets `command` to what starts the server in the foreground.
 server_command() {
     local folder=$1 port

@@ -167,7 +167,7 @@ async fn check_all(
     let store = outside::open_store(config, Access::Read).await?.store;
     let names = match &args.name {
         Some(name) => vec![name.clone()],
-        None => volume::names(&store).await?,
+        None => volume::names(&*store).await?,
     };
     let secrets = secrets::of(config);
     let mut checked = Vec::new();

@@ -28,6 +28,7 @@ use crate::outside::Clock;
 use crate::store::buffers::Buffers;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
+use crate::volume::clones::Detaching;
 use crate::volume::{Budget, VolumeName};
 
 /// The socket's name in the state directory.
@@ -104,7 +105,18 @@ pub enum Request {
         /// The connections of clients that have it end.
         disconnect: bool,
     },
+    /// Make this volume independent of the one whose clone it is, from that byte on, for a while; it is opened if it is not open. A
+    /// [`Detached`].
+    DetachClone {
+        /// The volume.
+        export: String,
+        /// The byte.
+        from: u64,
+    },
 }
+
+/// The answer to [`Request::DetachClone`]: how far it is, if it is not done; or why it was not done.
+type Detached = Result<Option<Detaching>, String>;
 
 /// The answer to [`Request::Settle`]: null, or why it was not done.
 type Settled = Option<String>;
@@ -241,6 +253,9 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
         Request::RollBack { export, snapshot, disconnect } => {
             serde_json::to_vec(&roll_back(export, snapshot, disconnect, Arc::clone(insight)).await)?
         }
+        Request::DetachClone { export, from } => {
+            serde_json::to_vec(&detach_clone(export, from, insight.exports.clone()).await)?
+        }
         Request::Evict { export, address } => serde_json::to_vec(&insight.evict(&export, address.as_deref()))?,
     };
     stream.write_all(&answer).await?;
@@ -338,6 +353,11 @@ async fn change_snapshots(
 ) -> SnapshotsChanged {
     let volume = exports.volume(&export).await.map_err(|error| error.to_string())?;
     wish.carry_out(&volume, now).await.map_err(|error| error.to_string())
+}
+
+async fn detach_clone(export: String, from: u64, exports: VolumeExports<StoreVolumes>) -> Detached {
+    let volume = exports.volume(&export).await.map_err(|error| error.to_string())?;
+    volume.detach(from, DETACHES_FOR).await.map_err(|error| error.to_string())
 }
 
 impl Insight {
@@ -451,6 +471,24 @@ pub async fn snapshots_if_served(
     let answer = self::request::<SnapshotsChanged>(state, &request, SNAPSHOT_PATIENCE).await;
     Some(answer.map_err(unknown).flatten())
 }
+
+/// Has the server that has the state directory make a clone independent, from that byte on, for a while; nothing if there is no such server.
+pub async fn detach_if_served(state: &Path, store: &str, name: &VolumeName, from: u64) -> Option<Detached> {
+    if !has_store(state, store).await {
+        return None;
+    }
+    let request = Request::DetachClone { export: name.to_string(), from };
+    let unknown = |error| {
+        format!(
+            "the server on {} did not answer ({error}), or is of an older version; what was copied stays, and the command goes on with it",
+            state.display()
+        )
+    };
+    Some(self::request::<Detached>(state, &request, SNAPSHOT_PATIENCE).await.map_err(unknown).flatten())
+}
+
+/// How long a server makes a clone independent before it says how far it is.
+const DETACHES_FOR: Duration = Duration::from_secs(2);
 
 /// Has the server that has the state directory roll a volume back; nothing if there is no such server. Else the snapshot of what was newest, or why it
 /// was not done.

@@ -44,6 +44,17 @@ pub struct Args {
     #[arg(long, value_name = "WAY", default_value = "lz4")]
     compression: Compression,
 
+    #[command(flatten)]
+    keys: NewKeys,
+
+    /// Print a JSON object that describes the volume
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a new volume is to be unlocked, if it is to be encrypted.
+#[derive(Debug, clap::Args)]
+pub struct NewKeys {
     /// Encrypt the volume; asks for a passphrase if no key is configured
     #[arg(long, conflicts_with = "no_encryption")]
     encrypt: bool,
@@ -55,10 +66,22 @@ pub struct Args {
     /// Do not make a recovery key
     #[arg(long)]
     no_recovery_key: bool,
+}
 
-    /// Print a JSON object that describes the volume
-    #[arg(long)]
-    json: bool,
+impl NewKeys {
+    /// What unlocks a new volume of that name; asks for it if that was said.
+    pub async fn ask(&self, name: &VolumeName, config: &Effective) -> Result<Option<NewEncryption>, Failure> {
+        if self.no_encryption {
+            return Ok(None);
+        }
+        let secret = match secrets::configured(config, name).await? {
+            Some(secret) => secret,
+            None if self.encrypt => secrets::ask_for_new(name)?,
+            None => return Ok(None),
+        };
+        let cost = secrets::cost();
+        Ok(Some(NewEncryption { secret, cost, recovery: !self.no_recovery_key }))
+    }
 }
 
 /// Runs the command.
@@ -111,19 +134,6 @@ pub fn recovery_text(key: &str) -> String {
     )
 }
 
-async fn encryption(args: &Args, config: &Effective) -> Result<Option<NewEncryption>, Failure> {
-    if args.no_encryption {
-        return Ok(None);
-    }
-    let secret = match secrets::configured(config, &args.name).await? {
-        Some(secret) => secret,
-        None if args.encrypt => secrets::ask_for_new(&args.name)?,
-        None => return Ok(None),
-    };
-    let cost = secrets::cost();
-    Ok(Some(NewEncryption { secret, cost, recovery: !args.no_recovery_key }))
-}
-
 async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Failure> {
     let store = outside::open_store(config, Access::Write).await?.store;
     let (clock, random, _) = outside::real();
@@ -131,7 +141,7 @@ async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Fa
         size: args.size,
         block_size: args.block_size,
         compression: args.compression,
-        encryption: encryption(args, config).await?,
+        encryption: args.keys.ask(&args.name, config).await?,
         fenced_by: FencedBy::on(&*store),
     };
     let created = volume::create(&*store, &random, &clock, &args.name, options).await;

@@ -55,6 +55,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         ask(&args.name, &runtime.block_on(describe(&store, &args.name, &secrets))?)?;
     }
     let server = outside::passing_identity(&random);
+    let parent = runtime.block_on(parent_of(&store, &args.name));
     let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
     let objects = runtime.block_on(deleted).map_err(|error| match error {
         VolumeError::Held { name, holder } => Failure::failed(format!(
@@ -63,7 +64,16 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         )),
         error => Failure::from(error),
     })?;
+    if let Some((parent, uuid)) = parent {
+        runtime.block_on(super::clone::forget(&parent, uuid, config));
+    }
     output::text(format!("deleted volume {} with {} from {}", args.name, counted(objects, "object"), store.url()))
+}
+
+/// Whose clone a volume is, and its uuid, if it is one.
+async fn parent_of(store: &Arc<dyn Store>, name: &VolumeName) -> Option<(VolumeName, uuid::Uuid)> {
+    let meta = description::load(&**store, name).await.ok()?.meta;
+    Some((meta.parent?.volume, meta.uuid))
 }
 
 /// The snapshots of a volume, as far as they can be read: if they cannot, deleting says by itself what stands in the way.
@@ -79,13 +89,14 @@ fn refuse_for_snapshots(volume: &VolumeName, kept: &[Snapshot], with_snapshots: 
     // Also deleting itself would refuse; it is better not to ask for the name first.
     let protected = kept.iter().map(|snapshot| (snapshot.name.as_str(), snapshot.keep_until_unix_millis));
     protection::refuse_deletion(volume, protected, now).map_err(Failure::failed)?;
-    if kept.is_empty() || with_snapshots {
+    let shown: Vec<&Snapshot> = kept.iter().filter(|snapshot| !snapshot.deleted).collect();
+    if shown.is_empty() || with_snapshots {
         return Ok(());
     }
     Err(Failure::failed(format!(
         "volume {volume} has {}, which would go with it: {}; delete them first, or give --with-snapshots",
-        counted(kept.len() as u64, "snapshot"),
-        few(kept.iter().map(|snapshot| snapshot.name.as_str()))
+        counted(shown.len() as u64, "snapshot"),
+        few(shown.iter().map(|snapshot| snapshot.name.as_str()))
     )))
 }
 
@@ -130,7 +141,16 @@ mod tests {
     use super::*;
 
     fn snapshot(name: &str, keep_until_unix_millis: u64) -> Snapshot {
-        Snapshot { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis, size: 4096, seq: 1, only_bytes: 0 }
+        Snapshot {
+            name: name.into(),
+            taken_unix_millis: 1,
+            keep_until_unix_millis,
+            size: 4096,
+            seq: 1,
+            only_bytes: 0,
+            clones: Vec::new(),
+            deleted: false,
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
 use crate::config::Effective;
-use crate::human::{about_bytes, counted, date, exact_bytes};
+use crate::human::{about_bytes, counted, date, exact_bytes, few};
 use crate::store::open::{Access, Opened};
 use crate::store::s3::S3Store;
 use crate::store::s3::versions::Kept;
@@ -78,6 +78,8 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("compression", format!("{}, {}", info.compression, status::ratio(info.mapped_bytes, info.live_bytes))),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("snapshots", snapshots(info)),
+        ("clones", few(info.clones.iter().map(String::as_str))),
+        ("clone of", info.parent.clone().unwrap_or_else(|| "none: it is independent".to_owned())),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
         ("cost so far", status::account(&info.since_creation)),
         ("cost a month", format!("about ${cost:.2} for what is stored now")),

@@ -50,7 +50,7 @@ type Listed = (VolumeName, Result<Info, VolumeError>);
 
 async fn inspect_all(config: &Effective) -> Result<(String, Vec<Listed>), Failure> {
     let store = outside::open_store(config, Access::Read).await?.store;
-    let names = volume::names(&store).await?;
+    let names = volume::names(&*store).await?;
     if names.is_empty() && outside::has_had_volumes(config).await {
         outside::refuse_emptied(config, &*store).await?;
     }

@@ -28,6 +28,7 @@ mod export_name;
 mod wanted;
 mod signals;
 mod create;
+mod clone;
 mod list;
 mod info;
 mod status;
@@ -160,6 +161,7 @@ enum Command {
     Resize(resize::Args),
     Snapshot(snapshot::Args),
     Rollback(rollback::Args),
+    Clone(clone::Args),
     Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
@@ -208,6 +210,7 @@ impl Cli {
             Command::Resize(args) => resize::run(&args, &config),
             Command::Snapshot(args) => snapshot::run(&args, &config),
             Command::Rollback(args) => rollback::run(&args, &config),
+            Command::Clone(args) => clone::run(&args, &config, &bars),
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::export_name::{ExportName, SnapshotName, SnapshotOrTime, parse_snapshot};
 use super::failure::{Failure, Outcome};
@@ -14,10 +15,10 @@ use super::store_volumes::StoreVolumes;
 use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::device::AT;
-use crate::human::{about_bytes, date, exact_bytes, parse_date};
+use crate::human::{about_bytes, date, exact_bytes, few, parse_date};
 use crate::opening::choice::choose;
 use crate::opening::past::{self, Snapshot};
-use crate::space::Label;
+use crate::space::{CloneRef, Label};
 use crate::store::Store;
 use crate::store::open::Access;
 use crate::units::BlockCount;
@@ -142,6 +143,22 @@ pub enum Wish {
         /// Its name.
         name: String,
     },
+    /// One stays for a clone that is to be made.
+    Clone {
+        /// Its name; else a new one, which nobody can name.
+        snapshot: Option<String>,
+        /// The clone's uuid.
+        uuid: Uuid,
+        /// Its name.
+        name: String,
+        /// The newest description of that name.
+        after: u64,
+    },
+    /// A clone is gone, or independent.
+    ForgetClone {
+        /// Its uuid.
+        uuid: Uuid,
+    },
 }
 
 impl Wish {
@@ -150,14 +167,24 @@ impl Wish {
         match self {
             Wish::Take { name, keep_until_unix_millis } => {
                 let name = name.unwrap_or_default();
-                let label = Label { name, taken_unix_millis: now, keep_until_unix_millis };
+                let label = Label { name, taken_unix_millis: now, keep_until_unix_millis, clones: Vec::new() };
                 let kept = volume.take_snapshot(label).await?;
                 // Nothing has died since.
                 return Ok(Some(Snapshot::of(&kept, volume.meta().block_size, BlockCount(0))));
             }
             Wish::Rename { name, to } => volume.rename_snapshot(&name, &to).await?,
             Wish::Keep { name, until_unix_millis } => volume.keep_snapshot_until(&name, until_unix_millis).await?,
-            Wish::Delete { name } => volume.delete_snapshot(&name).await?,
+            Wish::Delete { name } => {
+                let needed_by = volume.delete_snapshot(&name).await?;
+                if !needed_by.is_empty() {
+                    tracing::info!(volume = %volume.meta().name, snapshot = name, "it is deleted, and stays for its clones until they are gone: {}", few(needed_by.iter().map(String::as_str)));
+                }
+            }
+            Wish::Clone { snapshot, uuid, name, after } => {
+                let kept = volume.register_clone(snapshot.as_deref(), now, CloneRef { uuid, name, after }).await?;
+                return Ok(Some(Snapshot::of(&kept, volume.meta().block_size, BlockCount(0))));
+            }
+            Wish::ForgetClone { uuid } => volume.forget_gone_clone(uuid).await?,
         }
         Ok(None)
     }
@@ -234,7 +261,8 @@ async fn look(volume: &VolumeName, config: &Effective) -> Result<Vec<Snapshot>, 
     Ok(past::snapshots(&store, volume, &secrets::of(config)).await?)
 }
 
-async fn change(volume: &VolumeName, wish: Wish, config: &Effective) -> Result<Option<Snapshot>, Failure> {
+/// Changes the snapshots of a volume, through the server on this host if it has the volume. Returns what was taken.
+pub async fn change(volume: &VolumeName, wish: Wish, config: &Effective) -> Result<Option<Snapshot>, Failure> {
     let store = outside::open_store(config, Access::Write).await?.store;
     match control::snapshots_if_served(&config.state, &store.url(), volume, &wish).await {
         None => change_here(volume, wish, store, config).await,
@@ -264,17 +292,21 @@ async fn change_here(
 fn table(snapshots: &[Snapshot]) -> String {
     let row = |snapshot: &Snapshot| {
         vec![
-            snapshot.name.clone(),
+            if snapshot.deleted { "(deleted)".to_owned() } else { snapshot.name.clone() },
             date(snapshot.taken_unix_millis),
             exact_bytes(snapshot.size),
             about_bytes(snapshot.only_bytes),
+            few(snapshot.clones.iter().map(String::as_str)),
         ]
     };
-    output::table(&["NAME", "TAKEN", "SIZE", "ONLY"], snapshots.iter().map(row))
+    let has_clones = snapshots.iter().any(|snapshot| !snapshot.clones.is_empty());
+    let head = ["NAME", "TAKEN", "SIZE", "ONLY", "CLONES"];
+    let columns = if has_clones { 5 } else { 4 };
+    output::table(&head[..columns], snapshots.iter().map(row).map(|row| row[..columns].to_vec()))
 }
 
 fn describe(volume: &VolumeName, snapshot: &Snapshot) -> Vec<(&'static str, String)> {
-    let Snapshot { name, taken_unix_millis, keep_until_unix_millis, size, seq, only_bytes } = snapshot;
+    let Snapshot { name, taken_unix_millis, keep_until_unix_millis, size, seq, only_bytes, clones, .. } = snapshot;
     let mut lines = vec![
         ("snapshot", format!("{volume}{AT}{name}")),
         ("taken", date(*taken_unix_millis)),
@@ -284,6 +316,9 @@ fn describe(volume: &VolumeName, snapshot: &Snapshot) -> Vec<(&'static str, Stri
     ];
     if *keep_until_unix_millis > 0 {
         lines.push(("kept until", date(*keep_until_unix_millis)));
+    }
+    if !clones.is_empty() {
+        lines.push(("clones", few(clones.iter().map(String::as_str))));
     }
     lines
 }

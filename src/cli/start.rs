@@ -81,7 +81,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     };
     let served = match wanted.is_all() {
         // Whoever only reads makes none.
-        true if read_only.is_all() => volume::names(&store).await?.into_iter().map(ExportName::from).collect(),
+        true if read_only.is_all() => volume::names(&*store).await?.into_iter().map(ExportName::from).collect(),
         true => all_volumes(config, &store, has_had_volumes, &random).await?,
         false => wanted.names().to_vec(),
     };
@@ -199,7 +199,7 @@ async fn all_volumes(
     has_had_volumes: bool,
     random: &Random,
 ) -> Result<Vec<ExportName>, Failure> {
-    let names = volume::names(store).await?;
+    let names = volume::names(&**store).await?;
     if !names.is_empty() {
         return Ok(names.into_iter().map(ExportName::from).collect());
     }

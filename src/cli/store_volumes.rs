@@ -145,7 +145,7 @@ impl Volumes for StoreVolumes {
     type Followed = Follower;
 
     async fn names(&self) -> Result<Vec<String>, String> {
-        let names = volume::names(&self.outside.store).await.map_err(|error| {
+        let names = volume::names(&*self.outside.store).await.map_err(|error| {
             warn!("the volumes of {} cannot be listed: {error}", self.outside.store.url());
             error.to_string()
         })?;
@@ -167,7 +167,8 @@ impl Volumes for StoreVolumes {
                 kept.map_err(|error| error.to_string())?
             }
         };
-        Ok(kept.into_iter().map(|version| version.label.name).collect())
+        let shown = kept.into_iter().filter(|version| !version.label.is_hidden());
+        Ok(shown.map(|version| version.label.name).collect())
     }
 
     async fn open_past(&self, volume: &str, snapshot: &str) -> Result<Past, OpenFailure> {

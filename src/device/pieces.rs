@@ -54,6 +54,16 @@ impl Pieces {
         }
     }
 
+    /// Adds all of those.
+    pub fn append(&mut self, others: Pieces) {
+        for piece in others {
+            match piece {
+                Piece::Data(data) => self.push(data),
+                Piece::Zeroes(len) => self.push_zeroes(len),
+            }
+        }
+    }
+
     /// How many bytes.
     pub fn len(&self) -> u64 {
         self.0.iter().map(Piece::len).sum()

@@ -33,6 +33,7 @@ impl Shared {
     /// See [`crate::device::Device::extents`].
     pub(crate) async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
         let _reading = self.begin_reading();
+        let below = self.doors.below();
         let mut walk = Walk::new(self.facts.block_size.cover(offset, len), most);
         let mut loaded = LoadedPages::new();
         let (mut turn, mut loads) = (None, 0);
@@ -63,7 +64,11 @@ impl Shared {
                 Err(error) => return Err(io_error(error)),
             }
         }
-        Ok(walk.runs(self.facts.block_size, offset, len))
+        let runs = walk.runs(self.facts.block_size, offset, len);
+        match below {
+            None => Ok(runs),
+            Some(below) => below.extents(runs, offset, most).await,
+        }
     }
 }
 

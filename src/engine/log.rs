@@ -36,8 +36,10 @@ pub struct Batch {
 pub enum Piece {
     /// Data or zero that is not in the store yet, and the memory that it keeps; a hole reads as zero.
     Held(Payload, Owner),
-    /// Zero, allocated or not, by the map.
+    /// Allocated zero, by the map.
     Zero,
+    /// Nothing, by the map: zero, or in a clone what its parent has.
+    Hole,
     /// Blocks of a frame, from this location on.
     Frame(Location, [u8; 16]),
 }
@@ -401,7 +403,8 @@ impl Log {
 
     fn mapped(&self, placement: Placement) -> Result<Piece, NeedPages> {
         Ok(match placement {
-            Placement::Zero | Placement::Hole => Piece::Zero,
+            Placement::Zero => Piece::Zero,
+            Placement::Hole => Piece::Hole,
             // A segment that the map points to is in the table; were it not, no salt would open the frame.
             Placement::Data(location) => Piece::Frame(location, self.map.salt(location.frame.seq)?.unwrap_or_default()),
         })

@@ -22,6 +22,7 @@
 //! | [`options`], [`budget`] | what an operator may tune; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
 //! | [`write`], [`read`], [`extents`], [`prefetch`] | the requests of clients, and what they will ask for next |
+//! | [`below`], [`detach`] | what a clone shows of its parent; how it becomes independent |
 //! | [`seen`], [`unbroken`] | what this server knows of the volume from before |
 //! | [`shared`], [`watched`] | what all of these share, and how they wait for each other |
 
@@ -46,8 +47,10 @@ pub mod options;
 pub(crate) mod seen;
 pub mod unbroken;
 pub(crate) mod prefetch;
+pub(crate) mod below;
 pub(crate) mod read;
 mod write;
+pub(crate) mod detach;
 pub(crate) mod extents;
 mod watched;
 

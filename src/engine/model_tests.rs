@@ -487,7 +487,7 @@ impl World {
             let data = match piece {
                 Piece::Held(Payload::Data(data), _) => Some(data),
                 Piece::Frame(location, _) => Some(self.bytes_at(location, extent)),
-                Piece::Held(..) | Piece::Zero => None,
+                Piece::Held(..) | Piece::Zero | Piece::Hole => None,
             };
             found.extend(changes_in(data, extent));
         }

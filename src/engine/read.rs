@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
+use crate::engine::below::Below;
 use crate::engine::log::Piece;
 use crate::engine::shared::Shared;
 use crate::format::keys::Keys;
@@ -21,12 +22,12 @@ impl Shared {
         if len == 0 {
             return Ok(Pieces::new());
         }
+        // Before the map is looked at: a clone may become independent meanwhile, and then has all of it.
+        let below = self.doors.below();
         let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
-        self.frames().read(&planned.pieces, offset, len, purpose).await
-    }
-
-    fn frames(&self) -> Frames<'_> {
-        Frames { objects: &self.doors.objects, keys: &self.doors.keys, block_size: self.facts.block_size }
+        let Shared { doors, facts, .. } = self;
+        let frames = Frames { objects: &doors.objects, keys: &doors.keys, block_size: facts.block_size, below };
+        frames.read(&planned.pieces, offset, len, purpose).await
     }
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
@@ -35,6 +36,11 @@ impl Shared {
         if len > 0 {
             let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
             self.doors.objects.frames(&wanted(&planned.pieces), Purpose::Ahead, request).await.map_err(io_error)?;
+            if let Some(below) = self.doors.below() {
+                for (_, (offset, len)) in below.parts(&planned.pieces, self.facts.block_size, offset, len) {
+                    below.device().cache(offset, len).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -74,6 +80,8 @@ pub(crate) struct Frames<'a> {
     pub objects: &'a Objects,
     pub keys: &'a Keys,
     pub block_size: BlockSize,
+    /// Of a clone.
+    pub below: Option<Below>,
 }
 
 impl Frames<'_> {
@@ -86,15 +94,25 @@ impl Frames<'_> {
         purpose: Purpose,
     ) -> Result<Pieces, DeviceError> {
         let wanted = wanted(pieces);
-        let frames = match wanted.is_empty() {
-            true => HashMap::new(),
-            false => {
-                let frames = self.objects.frames(&wanted, purpose, 0).await;
-                frames.map_err(|error| self.unreadable(error, pieces, offset))?
+        let frames = async {
+            match wanted.is_empty() {
+                true => Ok(HashMap::new()),
+                false => {
+                    let frames = self.objects.frames(&wanted, purpose, 0).await;
+                    frames.map_err(|error| self.unreadable(error, pieces, offset))
+                }
             }
+        };
+        let (frames, mut below) = match &self.below {
+            None => (frames.await?, HashMap::new()),
+            Some(below) => futures::try_join!(frames, below.read(pieces, self.block_size, offset, len))?,
         };
         let mut parts = Vec::with_capacity(pieces.len());
         for (part, piece) in pieces {
+            if let Some(read) = below.remove(&part.start) {
+                parts.push(Cut::Below(read));
+                continue;
+            }
             // What the client asked for of this piece, in bytes.
             let start = self.block_size.offset_of(part.start);
             let from = offset.saturating_sub(start);
@@ -110,7 +128,7 @@ impl Frames<'_> {
             Piece::Held(Payload::Data(data), owner) => {
                 Cut::Part(Part::within(data.slice(from as usize..to as usize), *owner))
             }
-            Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero => Cut::Zeroes(to - from),
+            Piece::Held(Payload::Zero | Payload::Hole, _) | Piece::Zero | Piece::Hole => Cut::Zeroes(to - from),
             Piece::Frame(location, _) => {
                 let skip = u64::from(location.block) * u64::from(self.block_size.bytes());
                 let range = (skip + from) as usize..(skip + to) as usize;
@@ -136,7 +154,7 @@ impl Frames<'_> {
             Piece::Frame(Location { frame, .. }, _) => {
                 u64::from(frame.offset) == *at && self.keys.segment(frame.seq) == own
             }
-            Piece::Held(..) | Piece::Zero => false,
+            Piece::Held(..) | Piece::Zero | Piece::Hole => false,
         };
         match pieces.iter().find(is_it) {
             Some((extent, _)) => {
@@ -152,25 +170,35 @@ impl Frames<'_> {
 enum Cut {
     Part(Part),
     Zeroes(u64),
+    /// What came from the parent of a clone.
+    Below(Pieces),
 }
 
 /// The bytes that were cut. A reply may stay for long, if its client does not fetch it: see [`part::let_go`].
 fn let_go(cuts: Vec<Cut>) -> Pieces {
-    let (mut parts, mut zeroes) = (Vec::with_capacity(cuts.len()), Vec::with_capacity(cuts.len()));
+    /// What a reply has, in order.
+    enum Piece {
+        Next,
+        Zeroes(u64),
+        Below(Pieces),
+    }
+    let (mut parts, mut order) = (Vec::with_capacity(cuts.len()), Vec::with_capacity(cuts.len()));
     for cut in cuts {
-        match cut {
+        order.push(match cut {
             Cut::Part(part) => {
                 parts.push(part);
-                zeroes.push(0);
+                Piece::Next
             }
-            Cut::Zeroes(len) => zeroes.push(len),
-        }
+            Cut::Zeroes(len) => Piece::Zeroes(len),
+            Cut::Below(read) => Piece::Below(read),
+        });
     }
     let (mut data, mut pieces) = (part::let_go(parts).into_iter(), Pieces::new());
-    for len in zeroes {
-        match len {
-            0 => data.next().into_iter().for_each(|data| pieces.push(data)),
-            len => pieces.push_zeroes(len),
+    for piece in order {
+        match piece {
+            Piece::Next => data.next().into_iter().for_each(|data| pieces.push(data)),
+            Piece::Zeroes(len) => pieces.push_zeroes(len),
+            Piece::Below(read) => pieces.append(read),
         }
     }
     pieces
@@ -192,7 +220,7 @@ struct Planned<'a> {
 fn wanted(pieces: &[(Extent, Piece)]) -> Vec<(FrameAddr, Salt)> {
     let frame = |(_, piece): &(Extent, Piece)| match piece {
         Piece::Frame(location, salt) => Some((location.frame, *salt)),
-        Piece::Held(..) | Piece::Zero => None,
+        Piece::Held(..) | Piece::Zero | Piece::Hole => None,
     };
     let mut frames: Vec<_> = pieces.iter().filter_map(frame).collect();
     frames.dedup();

@@ -12,6 +12,7 @@ use crate::change::Numbered;
 use crate::codec::seal::{Salt, Sealer};
 use crate::device::DeviceError;
 use crate::disk::Disk;
+use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
 use crate::engine::core::{Core, End, Now};
 use crate::engine::ledger::{Doomed, Ledger, Rules};
@@ -112,6 +113,15 @@ pub struct Doors {
     pub secrets: Secrets,
     /// Sees every change that is accepted.
     pub witness: Witness,
+    /// Of a clone, until it is independent.
+    pub(super) below: parking_lot::Mutex<Option<Below>>,
+}
+
+impl Doors {
+    /// What a clone shows where it has nothing; nothing of other volumes.
+    pub fn below(&self) -> Option<Below> {
+        self.below.lock().clone()
+    }
 }
 
 /// Told of every change in the order of acceptance, under the volume's lock: what an oracle needs that judges what a
@@ -183,6 +193,7 @@ pub struct Parts {
     pub workers: Workers,
     pub secrets: Secrets,
     pub witness: Witness,
+    pub below: Option<Below>,
     pub log: Log,
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     pub doomed: Doomed,
@@ -238,6 +249,7 @@ impl Shared {
                 workers: parts.workers,
                 secrets: parts.secrets,
                 witness: parts.witness,
+                below: parking_lot::Mutex::new(parts.below),
             },
             waits: Waits {
                 progress: Watched::new(Progress { covers, versions: 0, end: None }),

@@ -12,7 +12,7 @@ use crate::engine::slot::{self, ProofError};
 use crate::error::VolumeError;
 use crate::format::meta::VolumeName;
 use crate::format::root::CheckpointInfo;
-use crate::human::date;
+use crate::human::{date, few};
 use crate::map::ExtentMap;
 use crate::space::KeptVersion;
 use crate::space::kept::{Change, Label};
@@ -78,24 +78,34 @@ impl Shared {
     }
 }
 
-/// Refuses a change that lets a version go before its time, or brings that nearer. This is the one place that every change passes.
+/// Refuses a change that lets a version go before its time, or brings that nearer, or that clones need. This is the one place that every change passes.
 fn refuse_to_shorten(
     volume: &VolumeName,
     kept: &[KeptVersion],
     change: &Change,
     now_unix_millis: u64,
 ) -> Result<(), VolumeError> {
-    for KeptVersion { seq, label: Label { name, keep_until_unix_millis: until, .. }, .. } in kept {
-        if change.drop.contains(seq) && *until > now_unix_millis {
+    for KeptVersion { seq, label, .. } in kept {
+        let Label { name, keep_until_unix_millis: until, .. } = label;
+        let label_then = change.relabel.get(seq);
+        let is_hidden = label_then.is_some_and(Label::is_hidden);
+        if (change.drop.contains(seq) || is_hidden) && *until > now_unix_millis {
             return Err(VolumeError::Invalid(format!(
                 "snapshot {name} of volume {volume} is to be kept until {}: nobody can delete it before",
                 date(*until)
             )));
         }
-        if change.relabel.get(seq).is_some_and(|label| label.keep_until_unix_millis < *until) {
+        if label_then.is_some_and(|label| label.keep_until_unix_millis < *until) {
             return Err(VolumeError::Invalid(format!(
                 "snapshot {name} of volume {volume} is to be kept until {}: that can be made later, not earlier",
                 date(*until)
+            )));
+        }
+        let clones = &label_then.unwrap_or(label).clones;
+        if change.drop.contains(seq) && !clones.is_empty() {
+            return Err(VolumeError::Invalid(format!(
+                "a version of volume {volume} cannot go: clones show it, {}",
+                few(clones.iter().map(|clone| clone.name.as_str()))
             )));
         }
     }
@@ -105,6 +115,7 @@ fn refuse_to_shorten(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::CloneRef;
 
     #[test]
     fn a_version_goes_when_its_time_has_come_and_that_never_comes_nearer() {
@@ -120,6 +131,16 @@ mod tests {
         assert_eq!((refused(drop(4), 5000), refused(drop(3), 0)), (None, None));
         let relabel = |until| Change { relabel: [(Seq(4), label(until))].into(), ..Change::default() };
         let shorter = Some(format!("{until}that can be made later, not earlier"));
+        let clones = vec![CloneRef { uuid: uuid::Uuid::nil(), name: "c".into(), after: 0 }];
+        let cloned = [KeptVersion { seq: Seq(4), label: Label { clones, ..label(0) }, ..KeptVersion::default() }];
+        let refused_cloned = |change: Change| refuse_to_shorten(&volume, &cloned, &change, 0).is_err();
+        let forgets = Change { relabel: [(Seq(4), label(0))].into(), ..drop(4) };
+        assert_eq!((refused_cloned(drop(4)), refused_cloned(forgets)), (true, false));
+        let hides = Change { relabel: [(Seq(4), label(5000).hidden())].into(), ..Change::default() };
+        assert_eq!(
+            (refused(hides.clone(), 4999), refused(hides, 5000)),
+            (Some(format!("{until}nobody can delete it before")), None)
+        );
         // Whatever the time is: it may be a clock that jumped.
         assert_eq!((refused(relabel(4999), 0), refused(relabel(0), 9000)), (shorter.clone(), shorter));
         assert_eq!((refused(relabel(5000), 0), refused(relabel(5001), 0)), (None, None));

@@ -40,7 +40,7 @@ impl Shared {
         if extent.is_empty() {
             return Ok(());
         }
-        let last = self.accept_all(vec![Change::Hole(extent)], Who::Client).await?;
+        let last = self.accept_all(vec![self.hole(extent)], Who::Client).await?;
         self.acknowledge(last, fua).await
     }
 
@@ -64,9 +64,14 @@ impl Shared {
         if end < offset + len {
             self.write(end, zeroes(offset + len - end), fua).await?;
         }
-        let change = if no_hole { Change::Zero(inside) } else { Change::Hole(inside) };
+        let change = if no_hole { Change::Zero(inside) } else { self.hole(inside) };
         let last = self.accept_all(vec![change], Who::Client).await?;
         self.acknowledge(last, fua).await
+    }
+
+    /// The extent has nothing any more. A clone has zeros there: where it has nothing it shows what its parent has.
+    fn hole(&self, extent: Extent) -> Change {
+        if self.doors.below().is_some() { Change::Zero(extent) } else { Change::Hole(extent) }
     }
 
     /// Returns once every change accepted so far is stable, as the configured durability says (rule R3).
@@ -147,7 +152,7 @@ impl Shared {
     }
 
     /// Sequence number, write buffer and journal queue under one lock, so that all three have one order.
-    fn accept_locked(&self, ledger: &mut Ledger, change: Change) -> ChangeNo {
+    pub(super) fn accept_locked(&self, ledger: &mut Ledger, change: Change) -> ChangeNo {
         let (numbered, is_due) = ledger.accept(change, Instant::now());
         let no = numbered.no;
         if let Some(witness) = &self.doors.witness.0 {
@@ -161,7 +166,7 @@ impl Shared {
     }
 
     /// Waits until `cost` more bytes may be dirty (rule R6: the client waits, it gets no error for being fast).
-    async fn wait_for_room(&self, cost: u64) -> Result<Room<'_>, DeviceError> {
+    pub(super) async fn wait_for_room(&self, cost: u64) -> Result<Room<'_>, DeviceError> {
         let permits = cost.min(u64::from(u32::MAX)) as u32;
         if let Some(room) = self.doors.seat.try_room(permits) {
             return Ok(room);

@@ -17,15 +17,16 @@ use zeroize::Zeroize;
 
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
-use crate::keyring::{Encryption, Keyring};
+use crate::keyring::{Encryption, HandedKeys, Keyring};
 use crate::retention::Schedule;
 use crate::store::Store;
 use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
-/// volumes in verified mode have the fourth, and only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth.
-pub const FORMAT: u32 = 5;
+/// volumes in verified mode have the fourth, only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth, and only clones,
+/// and those that have some, the sixth.
+pub const FORMAT: u32 = 6;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -58,6 +59,36 @@ pub struct Meta {
     /// No snapshot is to be kept longer than until then, whatever anybody says, in milliseconds since 1970; 0 if none is. It may be
     /// later than any needs, and is there for whoever cannot read which there are.
     pub keep_until_unix_millis: u64,
+    /// Whose it is a clone, if it is one.
+    pub parent: Option<Parent>,
+    /// Whether there may be clones of it; whoever cannot read which there are must not delete it.
+    pub may_have_clones: bool,
+}
+
+/// What a clone shows where nothing was written to it: a version of another volume in the same store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    /// The name of that volume.
+    pub volume: VolumeName,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// The version: its checkpoint.
+    pub version: u64,
+    /// Its data keys, if it is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<HandedKeys>,
+}
+
+impl Parent {
+    /// Its data keys are for the next keyring of the clone, instead of the one before. Fails, with a sentence, if they do not open with that.
+    pub fn hand_to(&mut self, clone: Uuid, (before, next): (&Keyring, &Keyring)) -> Result<(), String> {
+        let Some(keys) = &mut self.keys else { return Ok(()) };
+        let opened = keys.open(self.uuid, (clone, before));
+        let opened = opened.ok_or_else(|| format!("the data keys of volume {} do not open", self.volume))?;
+        *keys = HandedKeys::of((self.uuid, &opened), (clone, next));
+        Ok(())
+    }
 }
 
 /// What keeps two servers from writing to a volume; the same for as long as the volume is, because a server that relies on
@@ -116,7 +147,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of formats 2 to 5.
+/// The JSON of formats 2 to 6.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -132,15 +163,21 @@ struct Written2 {
     /// From format 4 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fencing: Option<FencedBy>,
-    /// Of format 5 only; those before say it by their number.
+    /// From format 5 on; those before say it by their number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layout: Option<Layout>,
-    /// Of format 5 only.
+    /// From format 5 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     snapshots: Option<Schedule>,
-    /// Of format 5 only; not 0.
+    /// From format 5 on; not 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keep_until_unix_millis: Option<u64>,
+    /// Of format 6 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<Parent>,
+    /// Of format 6 only; not false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    may_have_clones: bool,
     deleted: bool,
 }
 
@@ -171,7 +208,15 @@ impl Meta {
 
     /// What says that the volume is given up: who it was and where, without the ways to its key and what was to be done with it.
     pub fn tombstone(&self) -> Meta {
-        Meta { deleted: true, encryption: None, schedule: None, keep_until_unix_millis: 0, ..self.clone() }
+        Meta {
+            deleted: true,
+            encryption: None,
+            schedule: None,
+            keep_until_unix_millis: 0,
+            parent: None,
+            may_have_clones: false,
+            ..self.clone()
+        }
     }
 
     /// Refuses a store that does not keep what the volume relies on.
@@ -191,6 +236,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
+            _ if self.parent.is_some() || self.may_have_clones => json(&self.written2(6)),
             _ if self.schedule.is_some() || self.keep_until_unix_millis > 0 => json(&self.written2(5)),
             _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
             (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
@@ -268,6 +314,8 @@ impl Meta {
             layout: Some(self.layout).filter(|_| format >= 5),
             snapshots: self.schedule.clone(),
             keep_until_unix_millis: Some(self.keep_until_unix_millis).filter(|until| *until > 0),
+            parent: self.parent.clone(),
+            may_have_clones: self.may_have_clones,
             deleted: self.deleted,
         }
     }
@@ -279,7 +327,7 @@ impl Meta {
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
-            2..=5 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
+            2..=6 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -309,6 +357,8 @@ impl Written1 {
             fenced_by,
             schedule: None,
             keep_until_unix_millis: 0,
+            parent: None,
+            may_have_clones: false,
         })
     }
 }
@@ -329,6 +379,8 @@ impl Written2 {
             layout,
             snapshots: schedule,
             keep_until_unix_millis,
+            parent,
+            may_have_clones,
             deleted,
         } = self;
         let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
@@ -338,8 +390,12 @@ impl Written2 {
         if layout.is_some() != (format >= 5) {
             return Err(contradicts("layout"));
         }
-        if (schedule.is_some() || keep_until_unix_millis.is_some()) != (format >= 5) {
+        let has_snapshots = schedule.is_some() || keep_until_unix_millis.is_some();
+        if has_snapshots != (format >= 5) && format < 6 {
             return Err(contradicts("snapshots"));
+        }
+        if (parent.is_some() || may_have_clones) != (format >= 6) {
+            return Err(contradicts("clones"));
         }
         if keep_until_unix_millis == Some(0) {
             return Err(contradicts("time until which snapshots are kept"));
@@ -359,6 +415,8 @@ impl Written2 {
             fenced_by,
             schedule,
             keep_until_unix_millis: keep_until_unix_millis.unwrap_or_default(),
+            parent,
+            may_have_clones,
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -588,6 +646,8 @@ mod tests {
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
             keep_until_unix_millis: 0,
+            parent: None,
+            may_have_clones: false,
         }
     }
 
@@ -651,9 +711,40 @@ mod tests {
             contradict("snapshots")
         );
         assert!(error("\"7\"", "\"0\"").contains("\"0\" keeps nothing"));
+        assert_eq!(error("\"format\": 5", "\"format\": 6"), contradict("clones"));
         assert!(
-            error("\"format\": 5", "\"format\": 6").contains("its format 6 is unknown (this ashlar reads up to 5)")
+            error("\"format\": 5", "\"format\": 7").contains("its format 7 is unknown (this ashlar reads up to 6)")
         );
+    }
+
+    #[test]
+    fn a_clone_and_a_parent_come_back_and_their_tombstones_say_nothing_of_it() {
+        let keys = HandedKeys::of((sample().uuid, &keyring(1)), (Uuid::nil(), &keyring(2)));
+        let parent = Parent { volume: name("golden"), uuid: sample().uuid, version: 7, keys: Some(keys) };
+        for (parent, may_have_clones) in [(Some(parent.clone()), false), (None, true), (Some(parent), true)] {
+            let meta = Meta { parent, may_have_clones, ..sample() };
+            assert_eq!(Meta::decode(&name("disk0"), &meta.encode(None)).as_ref(), Ok(&meta));
+            assert_eq!(meta.tombstone().encode(None), sample().tombstone().encode(None));
+            let scheduled = Meta { keep_until_unix_millis: 9, ..meta };
+            assert_eq!(Meta::decode(&name("disk0"), &scheduled.encode(None)).as_ref(), Ok(&scheduled));
+        }
+    }
+
+    /// Keys that were handed on open with those of the clone, as they were when they were handed on, and with no others.
+    #[test]
+    fn handed_keys_follow_a_rotation_of_the_clone() {
+        let (own, next) = (keyring(2), keyring(2).rotated(Locked::take(&mut [3; 32])).unwrap());
+        let keys = HandedKeys::of((sample().uuid, &keyring(1)), (Uuid::nil(), &own));
+        let mut parent = Parent { volume: name("golden"), uuid: sample().uuid, version: 7, keys: Some(keys) };
+        let open = |parent: &Parent, clone, with: &Keyring| {
+            let opened = parent.keys.as_ref().unwrap().open(parent.uuid, (clone, with));
+            opened.map(|keyring| *keyring.current().1.bytes())
+        };
+        assert_eq!(open(&parent, Uuid::nil(), &own), Some([1; 32]));
+        assert_eq!((open(&parent, Uuid::nil(), &next), open(&parent, sample().uuid, &own)), (None, None));
+        parent.hand_to(Uuid::nil(), (&own, &next)).unwrap();
+        assert_eq!((open(&parent, Uuid::nil(), &next), open(&parent, Uuid::nil(), &own)), (Some([1; 32]), None));
+        assert!(parent.hand_to(Uuid::nil(), (&own, &next)).is_err());
     }
 
     fn keyring(byte: u8) -> Keyring {
@@ -738,8 +829,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 6, \"news\": true"),
-            "its format 6 is unknown (this ashlar reads up to 5): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 7, \"news\": true"),
+            "its format 7 is unknown (this ashlar reads up to 6): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

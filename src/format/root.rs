@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
 use crate::codec::object::{
-    CARRYING, Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode, encode_as,
+    CARRYING, CLONED, Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode, encode_as,
 };
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
@@ -92,9 +92,9 @@ pub fn encode_checkpoint(
     root.checkpoints.extend(needed.contains(&root.seq).then_some((root.seq, CheckpointInfo { salt, frames_at: 0 })));
     check(&root).map_err(|what| EncodeError::new(format!("checkpoint {}: {what}", root.seq)))?;
     let head = encode_root(&root, &older);
-    let object = match root.table.carriers.is_empty() {
-        true => encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, pages)?,
-        false => encode_as(sealer, ObjectKind::Checkpoint, CARRYING, root.seq, salt, &head, pages)?,
+    let object = match version_of(&root) {
+        None => encode(sealer, ObjectKind::Checkpoint, root.seq, salt, &head, pages)?,
+        Some(version) => encode_as(sealer, ObjectKind::Checkpoint, version, root.seq, salt, &head, pages)?,
     };
     root.checkpoints
         .iter_mut()
@@ -227,6 +227,13 @@ fn check_run(run: &Run) -> Result<(), &'static str> {
     ensure(run.pages.iter().all(known), "a page is in a checkpoint that is not listed")
 }
 
+/// The version that a root needs, if it says what those before cannot say.
+fn version_of(root: &Root) -> Option<u16> {
+    let is_cloned = root.table.kept.iter().any(|version| !version.label.clones.is_empty());
+    let carries = !root.table.carriers.is_empty();
+    is_cloned.then_some(CLONED).or(carries.then_some(CARRYING))
+}
+
 const FENCED: u8 = 1;
 const COUNTED: u8 = 2;
 
@@ -255,8 +262,12 @@ fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
     if is_counted {
         root.account.write(&mut w);
     }
-    if !root.table.carriers.is_empty() {
+    let version = version_of(root);
+    if version.is_some() {
         table::write_carriers(&mut w, &root.table.carriers);
+    }
+    if version == Some(CLONED) {
+        table::write_clones(&mut w, &root.table.kept);
     }
     w.finish()
 }
@@ -280,6 +291,9 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     let mut root = Root { account, ..root };
     if decoded.version >= CARRYING {
         root.table.carriers = table::read_carriers(&mut r)?;
+    }
+    if decoded.version >= CLONED {
+        table::read_clones(&mut r, &mut root.table.kept)?;
     }
     let end = r.clone();
     r.finish()?;
@@ -451,7 +465,7 @@ mod tests {
     use crate::map::leaf_format::encode_leaf;
     use crate::map::{Entry, Placement};
     use crate::space::directory::List;
-    use crate::space::{Carrier, Counter, Delta, KeptVersion, Label, Listed, Span, SpanEntry, Summary};
+    use crate::space::{Carrier, CloneRef, Counter, Delta, KeptVersion, Label, Listed, Span, SpanEntry, Summary};
     use crate::units::{BlockCount, Epoch, ORDINAL_MAX};
 
     fn sealer() -> Sealer {
@@ -480,12 +494,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn clones_are_said_only_where_there_are_some() {
+        let mut root = sample();
+        let version = |bytes: &Bytes| u16::from_le_bytes([bytes[8], bytes[9]]);
+        assert_eq!(version(&make(root.clone(), 0).1), PAGED);
+        let clone = |n| CloneRef { uuid: Uuid::from_u128(n), name: format!("clone{n}"), after: n as u64 };
+        root.table.kept[0].label.clones = vec![clone(1), clone(9)];
+        root.table.kept[0].label = root.table.kept[0].label.clone().hidden();
+        let (encoded, bytes) = make(root.clone(), 0);
+        assert_eq!((version(&bytes), decode(20, &bytes)), (CLONED, Ok(encoded.root)));
+        root.table.kept[0].label.clones = Vec::new();
+        let bad = encode_checkpoint(&sealer(), [1; 16], root, frames(0)).unwrap_err().to_string();
+        assert!(bad.contains("a version without a name has no clone"), "{bad}");
+    }
+
+    /// What only the table needs stays listed, whatever runs and versions need.
+    #[test]
+    fn checkpoints_in_which_the_table_has_pages_stay() {
+        let mut root = sample();
+        root.table.kept = Vec::new();
+        root.runs.clear();
+        let (encoded, bytes) = make(root, 0);
+        let listed: Vec<Seq> = encoded.root.checkpoints.iter().map(|(seq, _)| *seq).collect();
+        assert_eq!(listed, [Seq(5), Seq(9)]);
+        assert_eq!(decode(20, &bytes), Ok(encoded.root));
+    }
+
     /// A version that holds some deaths in a page, and one in the root.
     fn version(seq: u64, page: PageRef) -> KeptVersion {
         let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
         KeptVersion {
             seq: Seq(seq),
-            label: Label { name: "monday".into(), taken_unix_millis: 1_700_000_000_000, keep_until_unix_millis: 5 },
+            label: Label {
+                name: "monday".into(),
+                taken_unix_millis: 1_700_000_000_000,
+                keep_until_unix_millis: 5,
+                ..Label::default()
+            },
             blocks: BlockCount(1000),
             objects: [Seq(seq)].into(),
             held: vec![list(vec![page], vec![]), list(vec![], vec![(Seq(0), Delta::Died(3))])],

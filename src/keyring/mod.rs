@@ -14,6 +14,8 @@
 //! Rotation draws a new data key: what is written from then on is sealed with it, and the keys before it are kept,
 //! sealed with the new one, to read what is older. The generation is the first byte of every object's salt.
 //!
+//! A clone has its parent's data keys, sealed with its own current one ([`HandedKeys`]).
+//!
 //! Nothing here reads files, environment or terminals: secrets are handed in ([`unlock::SecretSource`]).
 
 pub mod locked;
@@ -30,7 +32,7 @@ use zeroize::Zeroize;
 
 pub use locked::{KEY_BYTES, Locked};
 pub use secret::{RecoveryKey, Secret};
-pub use slot::{Encryption, KeySlot, SlotKind};
+pub use slot::{Encryption, HandedKeys, KeySlot, SlotKind};
 pub use unlock::{Secrets, UnlockError};
 
 /// The number of a data key, from 1; each rotation takes the next.

@@ -22,6 +22,7 @@ const SEALED_BYTES: usize = KEY_BYTES + TAG_BYTES;
 
 const KEY_FILE_CONTEXT: &str = "ashlar 2026 key slot of a key file";
 const RECOVERY_CONTEXT: &str = "ashlar 2026 key slot of a recovery key";
+const HANDED_CONTEXT: &str = "ashlar 2026 data keys of a parent";
 const RETIRED_CONTEXT: &str = "ashlar 2026 retired data key";
 
 /// What a volume's description says about its keys.
@@ -45,6 +46,16 @@ pub struct RetiredKey {
     /// Key and tag.
     #[serde(with = "hex")]
     pub sealed: [u8; SEALED_BYTES],
+}
+
+/// The data keys of another volume, sealed with the current one of this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandedKeys {
+    /// Its data key that seals.
+    pub generation: Generation,
+    /// All of its data keys.
+    pub keys: Vec<RetiredKey>,
 }
 
 /// One way to the data key.
@@ -256,6 +267,40 @@ impl Encryption {
         }
         (1..=u8::MAX).find(|id| self.slots.iter().all(|slot| slot.id != *id))
     }
+}
+
+impl HandedKeys {
+    /// The data keys of the volume `from`, for whoever has those of the volume `to`.
+    pub fn of((from, keys): (Uuid, &Keyring), (to, keyring): (Uuid, &Keyring)) -> HandedKeys {
+        let (generation, current) = keys.current();
+        let key = handing_key(keyring, from);
+        let all = keys.retired().into_iter().chain([(generation, current)]);
+        let seal_one = |(number, data_key): (Generation, Arc<Locked>)| RetiredKey {
+            generation: number,
+            sealed: seal(&key, number, &handed(from, to, number, generation), data_key.bytes()),
+        };
+        HandedKeys { generation, keys: all.map(seal_one).collect() }
+    }
+
+    /// Those data keys; nothing if one of them does not open, or the one that seals is not there.
+    pub fn open(&self, from: Uuid, (to, keyring): (Uuid, &Keyring)) -> Option<Keyring> {
+        let key = handing_key(keyring, from);
+        let open_one = |one: &RetiredKey| {
+            let associated = handed(from, to, one.generation, self.generation);
+            Some((one.generation, open(&key, one.generation, &associated, &one.sealed)?))
+        };
+        let mut keys: Vec<_> = self.keys.iter().map(open_one).collect::<Option<_>>()?;
+        let current = keys.iter().position(|(generation, _)| *generation == self.generation)?;
+        Some(Keyring::new(keys.swap_remove(current), keys, None))
+    }
+}
+
+fn handing_key(keyring: &Keyring, from: Uuid) -> Zeroizing<[u8; KEY_BYTES]> {
+    Zeroizing::new(keyring.derive(HANDED_CONTEXT, from.as_bytes()))
+}
+
+fn handed(from: Uuid, to: Uuid, number: Generation, current: Generation) -> Vec<u8> {
+    [from.as_bytes(), to.as_bytes(), &[number, current][..]].concat()
 }
 
 fn key_file_key(bytes: &[u8], salt: &[u8; 16]) -> Zeroizing<[u8; KEY_BYTES]> {

@@ -13,6 +13,11 @@ pub trait Choice {
 
     /// When it was taken, in milliseconds since 1970.
     fn taken_unix_millis(&self) -> u64;
+
+    /// Somebody deleted it, and clones need it.
+    fn is_hidden(&self) -> bool {
+        false
+    }
 }
 
 impl Choice for KeptVersion {
@@ -23,20 +28,25 @@ impl Choice for KeptVersion {
     fn taken_unix_millis(&self) -> u64 {
         self.label.taken_unix_millis
     }
+
+    fn is_hidden(&self) -> bool {
+        self.label.is_hidden()
+    }
 }
 
 /// The one of that name; else, if that is a time, the newest that was not taken later, to the second. `kept` is the oldest first: what came
 /// later into the log is newer, whatever the clock said.
 pub fn choose<'a, T: Choice>(kept: &'a [T], volume: &VolumeName, wanted: &str) -> Result<&'a T> {
-    if let Some(named) = kept.iter().find(|snapshot| snapshot.name() == wanted) {
+    let kept = || kept.iter().filter(|snapshot| !snapshot.is_hidden());
+    if let Some(named) = kept().find(|snapshot| snapshot.name() == wanted) {
         return Ok(named);
     }
     let Ok(time) = parse_date(wanted) else {
-        return Err(no_snapshot(volume, wanted, kept.iter().map(T::name)));
+        return Err(no_snapshot(volume, wanted, kept().map(T::name)));
     };
     let is_there = |snapshot: &&T| snapshot.taken_unix_millis() / 1000 <= time / 1000;
-    kept.iter().rfind(is_there).ok_or_else(|| {
-        let oldest = kept.iter().min_by_key(|snapshot| snapshot.taken_unix_millis());
+    kept().rfind(is_there).ok_or_else(|| {
+        let oldest = kept().min_by_key(|snapshot| snapshot.taken_unix_millis());
         let has = match oldest {
             Some(oldest) => format!("its oldest is {}, of {}", oldest.name(), date(oldest.taken_unix_millis())),
             None => "it has none".to_owned(),

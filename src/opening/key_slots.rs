@@ -6,6 +6,7 @@ use crate::format::meta::{Meta, VolumeName};
 use crate::keyring::slot::{Cost, NewSlot, SLOTS_MAX};
 use crate::keyring::unlock::Opened;
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets, SlotKind};
+use crate::opening::clones;
 use crate::opening::description::{self, Description};
 use crate::outside::{Clock, Random};
 use crate::store::Store;
@@ -114,13 +115,24 @@ impl Slots<'_> {
     /// Draws a new data key. Only the slot that was opened gets it, and a recovery key if there was one: the secrets of
     /// the other slots are not here, and a key that leaked must not lead to the new one.
     pub async fn rotate(&self, cost: Cost) -> Result<Rotation> {
-        let unlocked = self.unlock().await?;
+        let mut unlocked = self.unlock().await?;
+        let meta = unlocked.description.meta.clone();
+        if meta.may_have_clones {
+            let clones = clones::children(self.store, meta.uuid).await?;
+            if !clones.is_empty() {
+                let names = clones.iter().map(VolumeName::as_str);
+                return Err(clones::has_clones(&meta.name, "its data key cannot be rotated", names));
+            }
+        }
         let new_key = Locked::take(&mut self.random.bytes());
         let keyring = unlocked.keyring.rotated(new_key).ok_or_else(|| {
             VolumeError::Invalid(format!("volume {} has had 255 data keys, the most there may be", self.name))
         })?;
         let had_recovery = unlocked.encryption.slots.iter().any(|slot| slot.kind == SlotKind::Recovery);
         let recovery = had_recovery.then(|| RecoveryKey::new(self.random.bytes()));
+        if let Some(parent) = &mut unlocked.description.meta.parent {
+            parent.hand_to(meta.uuid, (&unlocked.keyring, &keyring)).map_err(VolumeError::Invalid)?;
+        }
         let mut rotated =
             Unlocked { encryption: Encryption::of(unlocked.description.meta.uuid, &keyring), keyring, ..unlocked };
         // A recovery key that unlocked is used up: the new one takes its place.

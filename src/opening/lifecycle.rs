@@ -21,7 +21,7 @@ use crate::opening::description;
 use crate::opening::removal;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::{Clock, Random};
-use crate::space::{Counted, Span};
+use crate::space::{Counted, KeptVersion, Span, kept};
 use crate::store::{Key, ObjectEntry, Store, list_all};
 use crate::units::{BlockSize, Epoch};
 
@@ -70,16 +70,36 @@ pub async fn create(
     options: CreateOptions,
 ) -> Result<Created> {
     Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
-    let taken = || VolumeError::AlreadyExists { name: name.to_string(), store: store.url() };
+    let (before, uuid) = free_place(store, random, name).await?;
+    let (meta, keyring, recovery) = describe_new(name, uuid, random, clock, &options)?;
+    match description::put(store, random, before, &meta, keyring.as_ref()).await? {
+        Some(_) => Ok(Created { meta, recovery }),
+        None => Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),
+    }
+}
+
+/// The description after which that of a new volume of this name comes, and its uuid. What is left of a deleted one goes first.
+pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<(u64, Uuid)> {
     let before = match description::newest(store, name).await? {
         None => 0,
         Some(newest) if newest.meta.deleted => {
             removal::clear(store, &newest).await?;
             newest.number
         }
-        Some(_) => return Err(taken()),
+        Some(_) => return Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),
     };
-    let uuid = unused_uuid(store, random, name).await?;
+    Ok((before, unused_uuid(store, random, name).await?))
+}
+
+/// The description of a new volume, with its keys.
+pub(super) fn describe_new(
+    name: &VolumeName,
+    uuid: Uuid,
+    random: &Random,
+    clock: &Clock,
+    options: &CreateOptions,
+) -> Result<(Meta, Option<Keyring>, Option<RecoveryKey>)> {
+    Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let now = clock.unix_millis();
     let (encryption, keyring, recovery) = match &options.encryption {
         Some(new) => encrypt(uuid, random, now, new)?,
@@ -98,11 +118,10 @@ pub async fn create(
         fenced_by: options.fenced_by,
         schedule: None,
         keep_until_unix_millis: 0,
+        parent: None,
+        may_have_clones: false,
     };
-    match description::put(store, random, before, &meta, keyring.as_ref()).await? {
-        Some(_) => Ok(Created { meta, recovery }),
-        None => Err(taken()),
-    }
+    Ok((meta, keyring, recovery))
 }
 
 /// A uuid whose folder is empty: its first digits may be those of a volume that had the name before.
@@ -137,10 +156,10 @@ fn encrypt(
 }
 
 /// The names of all volumes of a store, in order. Folders that are no volumes are passed over.
-pub async fn names(store: &Arc<dyn Store>) -> Result<Vec<VolumeName>> {
+pub async fn names(store: &dyn Store) -> Result<Vec<VolumeName>> {
     let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
     let names = tops.into_iter().filter_map(|top| VolumeName::new(top).ok()).map(|name| async {
-        let newest = description::newest(&**store, &name).await?;
+        let newest = description::newest(store, &name).await?;
         Ok::<_, VolumeError>(newest.is_some_and(|found| !found.meta.deleted).then_some(name))
     });
     let named: Vec<Option<VolumeName>> = stream::iter(names).buffered(PARALLEL).try_collect().await?;
@@ -183,6 +202,10 @@ pub struct Info {
     pub objects: u64,
     /// Snapshots that are kept.
     pub snapshots: u64,
+    /// The clones of it that it knows.
+    pub clones: Vec<String>,
+    /// The volume whose clone it is, if it is one.
+    pub parent: Option<String>,
     /// Segments whose last live block is gone and that wait for a checkpoint to be deleted.
     pub dead_objects: u64,
     /// What keeps two servers from writing to it.
@@ -210,6 +233,10 @@ pub struct HolderInfo {
     pub server_name: String,
     /// When it took the volume: milliseconds since 1970, by its own clock.
     pub since_unix_millis: u64,
+}
+
+fn clones_of(kept: &[KeptVersion]) -> Vec<String> {
+    kept.iter().flat_map(|version| &version.label.clones).map(|clone| clone.name.clone()).collect()
 }
 
 /// How often a volume is looked at that its owner changes meanwhile.
@@ -273,7 +300,9 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
-        snapshots: scan.map.space().durable().kept.len() as u64,
+        snapshots: kept::shown(&scan.map.space().durable().kept),
+        clones: clones_of(&scan.map.space().durable().kept),
+        parent: source.meta.parent.as_ref().map(|parent| parent.volume.to_string()),
         dead_objects: dead.len() as u64,
         live_bytes: totals.live_bytes,
         dead_bytes: dead.iter().map(|(_, counter)| counter.stored_bytes).sum(),

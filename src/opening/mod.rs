@@ -8,7 +8,7 @@
 //! | [`protection`] | what nobody deletes before a date |
 //! | [`follow`] | a volume that another server writes: reading its newest checkpoint |
 //! | [`choice`] | which snapshot is meant, by name or by time |
-//! | [`past`] | versions that are kept: reading one |
+//! | [`past`], [`clones`] | versions that are kept: reading one; volumes that begin as one |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
 pub mod scan;
@@ -24,6 +24,7 @@ pub mod description;
 pub mod key_slots;
 pub mod resize;
 pub mod past;
+pub mod clones;
 
 pub use follow::{Follower, Glass};
 pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{BlockCache, Purpose};
 use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
 use crate::engine::extents::{LOADS_MAX, Stopped, Walk};
 use crate::engine::log::{Log, Origin};
@@ -28,6 +29,7 @@ use crate::human::few;
 use crate::keyring::Secrets;
 use crate::map::NeedPages;
 use crate::opening::choice::{Choice, choose};
+use crate::opening::clones;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
 use crate::reading::objects::LoadedPages;
@@ -46,6 +48,8 @@ pub struct Past {
     /// The checkpoint that says who carries what it needs.
     followed: Mutex<Seq>,
     seat: Seat,
+    /// Of a clone.
+    below: Option<Below>,
 }
 
 /// The versions of a volume that are kept, oldest first. Changes nothing.
@@ -70,6 +74,12 @@ pub struct Snapshot {
     /// Bytes that only it holds, before compression: neither the volume nor another snapshot needs them. As far as that was found out by the
     /// newest checkpoint: what has been overwritten since is counted later.
     pub only_bytes: u64,
+    /// The clones that show it where nothing was written to them: as long as there is one, it stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<String>,
+    /// Somebody deleted it, and it is there for its clones only: nobody can name it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 impl Snapshot {
@@ -83,6 +93,8 @@ impl Snapshot {
             size: block_size.bytes_in(*blocks),
             seq: seq.0,
             only_bytes: block_size.bytes_in(only),
+            clones: label.clones.iter().map(|clone| clone.name.clone()).collect(),
+            deleted: label.is_hidden(),
         }
     }
 }
@@ -94,6 +106,10 @@ impl Choice for Snapshot {
 
     fn taken_unix_millis(&self) -> u64 {
         self.taken_unix_millis
+    }
+
+    fn is_hidden(&self) -> bool {
+        self.deleted
     }
 }
 
@@ -131,8 +147,9 @@ async fn look(source: &Source) -> Result<Vec<Snapshot>> {
 
 /// The version of that name among those that are kept.
 pub fn named<'a>(versions: &'a [KeptVersion], volume: &VolumeName, name: &str) -> Result<&'a KeptVersion> {
-    let has = || versions.iter().map(|version| version.label.name.as_str());
-    versions.iter().find(|version| version.label.name == name).ok_or_else(|| no_snapshot(volume, name, has()))
+    let shown = || versions.iter().filter(|version| !version.label.is_hidden());
+    let has = || shown().map(|version| version.label.name.as_str());
+    shown().find(|version| version.label.name == name).ok_or_else(|| no_snapshot(volume, name, has()))
 }
 
 /// That there is no snapshot of that name, but those.
@@ -151,12 +168,27 @@ impl Past {
         (cache, workers): (Arc<BlockCache>, Workers),
         secrets: &Secrets,
     ) -> Result<Past> {
-        let source = Source::of(store, volume, options, Some((cache, workers)), secrets).await?;
+        let near = (cache, workers);
+        let source = Source::of(store, volume, options, Some(near.clone()), secrets).await?;
+        let is_it = |versions: &[KeptVersion]| choose(versions, volume, snapshot).cloned();
+        Past::of_source(source, is_it, options, budget, near).await
+    }
+
+    /// Opens the version that is chosen among those that are kept.
+    pub(super) async fn of_source(
+        source: Source,
+        choose: impl FnOnce(&[KeptVersion]) -> Result<KeptVersion>,
+        options: &Options,
+        budget: &Budget,
+        near: (Arc<BlockCache>, Workers),
+    ) -> Result<Past> {
         let (newest, versions, carriers) = source.past().await?;
-        let version = choose(&versions, volume, snapshot)?.clone();
+        let version = choose(&versions)?;
         let mut scan = source.version(&version).await?;
         scan.map.follow_carriers(carriers);
-        Ok(Past { followed: Mutex::new(newest), ..Past::of(source, version, scan, budget.seat(options, 0)) })
+        let below = clones::below(&source, options, budget, near).await?;
+        let past = Past::of(source, version, scan, budget.seat(options, 0), below);
+        Ok(Past { followed: Mutex::new(newest), ..past })
     }
 
     /// Opens the newest checkpoint, which nobody keeps: what its owner deletes after the next one fails to be read from then on.
@@ -175,19 +207,20 @@ impl Past {
                 Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
                 found => {
                     let (version, scan) = found?;
-                    return Ok(Past::of(source, version, scan, budget.seat(options, 0)));
+                    let below = clones::below(&source, options, budget, near).await?;
+                    return Ok(Past::of(source, version, scan, budget.seat(options, 0), below));
                 }
             }
         }
     }
 
-    fn of(source: Source, version: KeptVersion, scan: Scan, seat: Seat) -> Past {
+    fn of(source: Source, version: KeptVersion, scan: Scan, seat: Seat, below: Option<Below>) -> Past {
         let Scan { map, checkpoints, covers, committed, next, .. } = scan;
         let origin =
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
         let log = Mutex::new(Log::new(source.meta.block_size, origin));
         let followed = Mutex::new(version.seq);
-        Past { source, version, checkpoints, log, followed, seat }
+        Past { source, version, checkpoints, log, followed, seat, below }
     }
 
     /// Whether a newer checkpoint than it has begun to be there: one LIST.
@@ -269,7 +302,8 @@ impl Past {
                 Err(need) => self.load(need, &mut loaded).await?,
             }
         };
-        let frames = Frames { objects: &self.source.objects, keys: &self.source.keys, block_size };
+        let below = self.below.clone();
+        let frames = Frames { objects: &self.source.objects, keys: &self.source.keys, block_size, below };
         frames.read(&pieces, offset, len, purpose).await
     }
 
@@ -336,7 +370,11 @@ impl Device for Past {
                 }
             }
         }
-        Ok(walk.runs(block_size, offset, len))
+        let runs = walk.runs(block_size, offset, len);
+        match &self.below {
+            None => Ok(runs),
+            Some(below) => below.extents(runs, offset, most).await,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::cache::BlockCache;
 use crate::change::Numbered;
 use crate::codec::seal::Sealer;
 use crate::disk::Disk;
+use crate::engine::below::Below;
 use crate::engine::budget::Budget;
 use crate::engine::ledger::Doomed;
 use crate::engine::log::{Log, Origin};
@@ -41,6 +42,7 @@ use crate::format::meta::{FencedBy, VolumeName};
 use crate::format::segment::{Durability, Fence};
 use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
+use crate::opening::clones;
 use crate::opening::description::{self, Description};
 use crate::opening::scan::{self, Scan, Source};
 use crate::opening::verdict::{self, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
@@ -106,7 +108,9 @@ pub(crate) async fn open(
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
-    let opening = Opening { outside, meter, source, options, journal_options, flags };
+    let near = (outside.cache.clone(), outside.workers);
+    let below = clones::below(&source, &options, &outside.budget, near).await?;
+    let opening = Opening { outside, meter, source, below, options, journal_options, flags };
     let mut claim = None;
     let taken = opening.take(name, &mut claim).await;
     if let (Err(_), Some(claim)) = (&taken, claim) {
@@ -168,6 +172,8 @@ struct Opening {
     outside: Outside,
     meter: Arc<Meter>,
     source: Source,
+    /// Of a clone.
+    below: Option<Below>,
     options: Options,
     journal_options: journal::Options,
     flags: OpenFlags,
@@ -515,6 +521,7 @@ impl Opening {
             bytes_since_checkpoint: scan.bytes_since_checkpoint,
         };
         let meta = self.source.meta;
+        let is_clone = meta.parent.is_some();
         let mut log = Log::new(meta.block_size, origin);
         let end = meta.block_size.block_of(meta.size);
         let replayed = replay.len();
@@ -545,6 +552,8 @@ impl Opening {
             workers: self.outside.workers,
             secrets: self.outside.secrets,
             witness: self.outside.witness,
+            // It may have become independent just before our fence.
+            below: self.below.filter(|_| is_clone),
             log,
             checkpoints: scan.checkpoints,
             doomed,

@@ -37,16 +37,18 @@ use crate::engine::options::Options;
 use crate::engine::slot::{self, Put};
 use crate::error::{Holder, Result, VolumeError};
 use crate::format::keys::Keys;
-use crate::format::meta::{FencedBy, VolumeName};
+use crate::format::meta::{FencedBy, Meta, VolumeName};
 use crate::format::places;
 use crate::format::segment::{Durability, Fence};
 use crate::keyring::Secrets;
+use crate::opening::clones;
 use crate::opening::description::{self, Description};
 use crate::opening::protection::{refuse_deletion, refuse_unread};
 use crate::opening::recover::ServerIdentity;
 use crate::opening::scan::{Scan, Source};
 use crate::opening::verified;
 use crate::outside::{Clock, Random};
+use crate::space::KeptVersion;
 use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::{Epoch, Seq};
 
@@ -132,16 +134,42 @@ impl Removal<'_> {
     /// Refuses if one of its snapshots is not to go yet; if they cannot be read, and that is accepted, the description says whether.
     async fn refuse_protected(&self, newest: &Description, source: Option<&Source>, takeover: bool) -> Result<()> {
         let now = self.clock.unix_millis();
-        let Some(source) = source else { return refuse_unread(&newest.meta, now) };
-        match source.versions().await {
-            Ok(kept) => {
+        let kept = match source {
+            None => None,
+            Some(source) => match source.versions().await {
+                Ok(kept) => Some(kept),
+                Err(error) if takeover && (error.is_not_found() || matches!(error, VolumeError::Corrupt { .. })) => {
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        match kept {
+            None => refuse_unread(&newest.meta, now)?,
+            Some(ref kept) => {
                 let kept = kept.iter().map(|kept| (kept.label.name.as_str(), kept.label.keep_until_unix_millis));
-                refuse_deletion(&newest.meta.name, kept, now)
+                refuse_deletion(&newest.meta.name, kept, now)?;
             }
-            Err(error) if takeover && (error.is_not_found() || matches!(error, VolumeError::Corrupt { .. })) => {
-                refuse_unread(&newest.meta, now)
+        }
+        self.refuse_cloned(&newest.meta, kept).await
+    }
+
+    /// Refuses if there are clones of it. Those that its versions, as far as they can be read, know and that are not made yet never will be.
+    async fn refuse_cloned(&self, meta: &Meta, kept: Option<Vec<KeptVersion>>) -> Result<()> {
+        let clones: Vec<String> = match kept {
+            Some(kept) => {
+                let known: Vec<_> = kept.into_iter().flat_map(|version| version.label.clones).collect();
+                let alive = clones::alive(&**self.store, self.random, meta, &known).await?;
+                alive.into_iter().map(|clone| clone.name).collect()
             }
-            Err(error) => Err(error),
+            None if meta.may_have_clones => {
+                clones::children(&**self.store, meta.uuid).await?.into_iter().map(String::from).collect()
+            }
+            None => Vec::new(),
+        };
+        match clones.is_empty() {
+            true => Ok(()),
+            false => Err(clones::has_clones(&meta.name, "it cannot be deleted", clones.iter().map(String::as_str))),
         }
     }
 

@@ -111,6 +111,12 @@ impl Shared {
                 meta.name, found.meta.size
             )));
         }
+        if found.meta.parent.is_some() {
+            return Err(VolumeError::Invalid(format!(
+                "volume {name} is a clone, and cannot be made smaller: make it independent first, with ashlar clone --detach {name}",
+                name = meta.name
+            )));
+        }
         // First as it is: whoever is refused is mostly refused here, and no client hears of it.
         self.refuse_data_between(size, found.meta.size, discard_data).await?;
         // Step 1.
@@ -161,7 +167,7 @@ impl Shared {
     }
 
     /// Step 5.
-    async fn prove_unfenced(&self) -> Result<()> {
+    pub(super) async fn prove_unfenced(&self) -> Result<()> {
         let from = self.ledger().first_foreign_slot();
         slot::prove_unfenced(self, from).await.map_err(|error| match error {
             ProofError::Fenced(end) => DeviceError::from(end).into(),

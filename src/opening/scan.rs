@@ -130,12 +130,23 @@ impl Source {
         secrets: &Secrets,
     ) -> Result<Source> {
         let sealer = description.unlock(secrets).await?;
+        Ok(Source::unlocked(store, description, sealer, options, cache))
+    }
+
+    /// The volume that is described so, unlocked already.
+    pub fn unlocked(
+        store: Arc<dyn Store>,
+        description: Description,
+        sealer: Sealer,
+        options: &Options,
+        cache: Option<(Arc<BlockCache>, Workers)>,
+    ) -> Source {
         let keys = Keys::of(&description.meta);
         let Description { meta, number, .. } = description;
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
         let objects =
             Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options.read_limits());
-        Ok(Source { store, keys, meta, description: number, sealer, objects })
+        Source { store, keys, meta, description: number, sealer, objects }
     }
 
     /// Reads the volume. Begins again if its owner deleted, after a newer checkpoint, what was being read.

@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::deltas::Delta;
 use super::directory::List;
 use super::{Need, PageAt, PageKind};
@@ -41,7 +43,7 @@ pub struct KeptVersion {
 }
 
 /// What about a version is for people.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label {
     /// Its name, one in the volume.
     pub name: String,
@@ -49,6 +51,38 @@ pub struct Label {
     pub taken_unix_millis: u64,
     /// Nobody deletes it before, in milliseconds since 1970; 0 if it may go.
     pub keep_until_unix_millis: u64,
+    /// The volumes that show it where nothing was written to them: as long as there is one, it stays.
+    pub clones: Vec<CloneRef>,
+}
+
+/// A clone, as its parent knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneRef {
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The newest description of its name before it was made: its own one comes after that, or never.
+    pub after: u64,
+}
+
+/// The most clones that all versions of a volume have together: each stands in every checkpoint of it.
+pub const CLONES_MAX: usize = 4096;
+
+impl Label {
+    /// What nobody can name begins so.
+    const HIDDEN: char = '~';
+
+    /// Of a version that somebody deleted and that clones need: nobody can name it any more. Each clone is of one version.
+    pub fn hidden(self) -> Label {
+        let clone = self.clones.first().map_or(Uuid::nil(), |clone| clone.uuid);
+        Label { name: format!("{}{}", Label::HIDDEN, clone.simple()), ..self }
+    }
+
+    /// Whether somebody deleted it.
+    pub fn is_hidden(&self) -> bool {
+        self.name.starts_with(Label::HIDDEN)
+    }
 }
 
 /// What a checkpoint does to the versions that are kept, beside what it is itself.
@@ -66,6 +100,11 @@ pub struct Change {
 
 /// Deaths, by segment: how many blocks.
 pub type Deaths = BTreeMap<Seq, u64>;
+
+/// Versions that somebody can name.
+pub fn shown(kept: &[KeptVersion]) -> u64 {
+    kept.iter().filter(|version| !version.label.is_hidden()).count() as u64
+}
 
 /// Of what a version holds, the blocks that neither the head nor another version needs; `before` is the version before it, 0 if it is the oldest.
 /// What it holds has died before the next one was taken. So what was born after the one before it is its own. A death that was found late may be held by a

@@ -42,7 +42,7 @@ pub use counter::{Counted, Counter, SegmentInfo, Totals};
 pub use deltas::{Delta, Layer};
 pub use directory::{Durable, Listed, SpanEntry, TableRoot};
 pub use fold::{Bounds, Fold, Folded, Progress};
-pub use kept::{KeptVersion, Label};
+pub use kept::{CloneRef, KeptVersion, Label};
 pub use summary::Summary;
 pub use table::{Snapshot, Space};
 pub use view::View;

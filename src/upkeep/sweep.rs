@@ -263,6 +263,8 @@ mod tests {
             fenced_by: FencedBy::CreateOnly,
             schedule: None,
             keep_until_unix_millis: 0,
+            parent: None,
+            may_have_clones: false,
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

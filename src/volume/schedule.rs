@@ -18,7 +18,7 @@ use crate::error::VolumeError;
 use crate::format::meta::VolumeName;
 use crate::reading::roots::read_root;
 use crate::retention::{AUTOMATIC, Schedule, is_automatic};
-use crate::space::kept::{Change, name_by_time};
+use crate::space::kept::{Change, name_by_time, shown};
 use crate::space::{KeptVersion, Label};
 use crate::units::{ChangeNo, Seq};
 
@@ -208,19 +208,19 @@ fn plan(kept: &[KeptVersion], schedule: &Schedule, has_changed: bool, now: u64, 
     let goes = |takes: bool| -> BTreeSet<Seq> {
         let times = there.iter().map(|version| version.label.taken_unix_millis);
         let stays = schedule.keep().stays(&times.chain(takes.then_some(now)).collect::<Vec<_>>());
-        let gone =
-            there.iter().zip(stays).filter(|(version, stays)| !stays && version.label.keep_until_unix_millis <= now);
+        let may_go = |label: &Label| label.keep_until_unix_millis <= now && label.clones.is_empty();
+        let gone = there.iter().zip(stays).filter(|(version, stays)| !stays && may_go(&version.label));
         gone.map(|(version, _)| version.seq).collect()
     };
     let drop = goes(has_changed);
-    let has_room = ((kept.len() - drop.len()) as u64) < most;
+    let has_room = shown(kept) - (drop.len() as u64) < most;
     if !has_changed || !has_room {
         return Plan { take: None, drop: goes(false), is_full: has_changed };
     }
     let is_taken = |name: &str| kept.iter().any(|version| version.label.name.strip_prefix(AUTOMATIC) == Some(name));
     let name = format!("{AUTOMATIC}{}", name_by_time(now, is_taken));
     let until = schedule.keep_for().map_or(0, |keep_for| now.saturating_add(millis(keep_for)));
-    let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: until };
+    let label = Label { name, taken_unix_millis: now, keep_until_unix_millis: until, ..Label::default() };
     Plan { take: Some(label), drop, is_full: false }
 }
 
@@ -229,7 +229,12 @@ mod tests {
     use super::*;
 
     fn version(seq: u64, name: &str, minute: u64, keep_until: u64) -> KeptVersion {
-        let label = Label { name: name.into(), taken_unix_millis: minute * 60_000, keep_until_unix_millis: keep_until };
+        let label = Label {
+            name: name.into(),
+            taken_unix_millis: minute * 60_000,
+            keep_until_unix_millis: keep_until,
+            ..Label::default()
+        };
         KeptVersion { seq: Seq(seq), label, ..KeptVersion::default() }
     }
 

@@ -20,6 +20,7 @@ mod handing_over;
 mod tls;
 mod top;
 mod rollback;
+mod clones;
 mod snapshots;
 mod upgrading;
 mod attach;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
-use ashlar::format::meta::{FencedBy, Layout, Meta, VolumeName};
+use ashlar::format::meta::{FencedBy, Layout, Meta, Parent, VolumeName};
 use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -24,15 +24,15 @@ use ashlar::format::segment::{
     open_frame, verify_log_object,
 };
 use ashlar::keyring::slot::{Cost, NewSlot};
-use ashlar::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret};
+use ashlar::keyring::{Encryption, HandedKeys, KeySlot, Keyring, Locked, RecoveryKey, Secret};
 use ashlar::map::compaction::END;
 use ashlar::map::leaf_format::{encode_index, encode_leaf};
 use ashlar::map::{Entry, Leaf, MapPage, PAGE_BLOCKS, PageAt, PageKind, PageRef, Part, Placement, Run, SegmentInfo};
 use ashlar::retention::Schedule;
 use ashlar::space::directory::List;
 use ashlar::space::{
-    self, Cargo, Carrier, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry, Summary,
-    TableRoot, page_format,
+    self, Cargo, Carrier, CloneRef, Counted, Counter, Delta, KeptVersion, Label, Listed, Page, Span, SpanEntry,
+    Summary, TableRoot, page_format,
 };
 use ashlar::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Epoch, Extent, FrameAddr, Location, Seq};
 use ashlar::volume::Account;
@@ -237,7 +237,12 @@ fn version(page: PageRef) -> KeptVersion {
     let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
     KeptVersion {
         seq: Seq(0x1000),
-        label: Label { name: "monday".into(), taken_unix_millis: 1_700_000_000_000, keep_until_unix_millis: 0 },
+        label: Label {
+            name: "monday".into(),
+            taken_unix_millis: 1_700_000_000_000,
+            keep_until_unix_millis: 0,
+            ..Label::default()
+        },
         blocks: BlockCount(1 << 30),
         objects: [Seq(0x1000)].into(),
         held: vec![list(vec![page], vec![]), list(vec![], vec![(Seq(0x901), Delta::Died(1))])],
@@ -255,6 +260,16 @@ fn checkpoint_with(
     salt: [u8; 16],
     is_small: bool,
     carriers: Vec<(Seq, Carrier)>,
+) -> EncodedCheckpoint {
+    checkpoint_of(sealer, salt, is_small, carriers, |_| {})
+}
+
+fn checkpoint_of(
+    sealer: &Sealer,
+    salt: [u8; 16],
+    is_small: bool,
+    carriers: Vec<(Seq, Carrier)>,
+    change: impl FnOnce(&mut Root),
 ) -> EncodedCheckpoint {
     let seq = Seq(0x1240);
     let mut frames = Frames::with_capacity(2, 4096, Compression::Lz4);
@@ -309,7 +324,7 @@ fn checkpoint_with(
         objects: BTreeMap::from([(Seq(0x1000), 600), (seq, u64::from(index.len))]),
         ..Run::empty()
     };
-    let root = Root {
+    let mut root = Root {
         seq,
         covers: ChangeNo(70_001),
         next_slot: Seq(0x1241),
@@ -321,6 +336,7 @@ fn checkpoint_with(
         account: sample_account(),
         ..Root::default()
     };
+    change(&mut root);
     encode_checkpoint(sealer, salt, root, frames).unwrap()
 }
 
@@ -391,6 +407,23 @@ fn checkpoint_with_carriers() {
     let bytes = golden("v5/checkpoint-carriers", encoded.object.parts.concat());
     assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
     assert_eq!(encoded.root.table.carriers, carriers);
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
+}
+
+/// Only where a volume has clones there is yet another version.
+#[test]
+fn checkpoint_with_clones() {
+    let seq = Seq(0x1240);
+    let clone = |uuid, name: &str, after| CloneRef { uuid, name: name.into(), after };
+    let encoded = checkpoint_of(&sealer(), SALT, false, Vec::new(), |root| {
+        let version = &mut root.table.kept[0];
+        version.label.clones = vec![clone(SERVER, "web", 0), clone(VOLUME, "db", 300)];
+        version.label = version.label.clone().hidden();
+    });
+    let bytes = golden("v6/checkpoint-clones", encoded.object.parts.concat());
+    assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
+    let label = &encoded.root.table.kept[0].label;
+    assert_eq!((label.clones.len(), label.is_hidden()), (2, true));
     all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
 }
 
@@ -472,6 +505,8 @@ fn meta() {
         fenced_by: FencedBy::CreateOnly,
         schedule: None,
         keep_until_unix_millis: 0,
+        parent: None,
+        may_have_clones: false,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -494,6 +529,10 @@ fn meta() {
     let only_kept = Meta { schedule: None, ..kept };
     let bytes = golden("v5/meta-only-kept", only_kept.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&only_kept));
+    let parent = Parent { volume: VolumeName::new("golden").unwrap(), uuid: SERVER, version: 0x1240, keys: None };
+    let clone = Meta { parent: Some(parent), may_have_clones: true, ..only_kept };
+    let bytes = golden("v6/meta-clone", clone.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&clone));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -614,6 +653,8 @@ fn encrypted_fence_checkpoint_and_description() {
         fenced_by: FencedBy::CreateOnly,
         schedule: None,
         keep_until_unix_millis: 0,
+        parent: None,
+        may_have_clones: false,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();
@@ -622,6 +663,14 @@ fn encrypted_fence_checkpoint_and_description() {
     let bytes = golden("v3/meta-encrypted", by_uuid.encode(Some(&keyring())));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&by_uuid));
     by_uuid.prove(&bytes, &keyring()).unwrap();
+    let parents = Keyring::new((3, Locked::take(&mut [7; 32])), [(1, Locked::take(&mut [8; 32]))], None);
+    let keys = HandedKeys::of((SERVER, &parents), (VOLUME, &keyring()));
+    let parent = Parent { volume: VolumeName::new("golden").unwrap(), uuid: SERVER, version: 7, keys: Some(keys) };
+    let clone = Meta { parent: Some(parent), ..by_uuid };
+    let bytes = golden("v6/meta-clone-encrypted", clone.encode(Some(&keyring())));
+    let read = Meta::decode(&name, &bytes).unwrap();
+    let opened = read.parent.unwrap().keys.unwrap().open(SERVER, (VOLUME, &keyring())).unwrap();
+    assert_eq!((opened.current().0, opened.key(1).unwrap().bytes()), (3, &[8; 32]));
     let encryption = decoded.encryption.unwrap();
     let secrets = [
         Secret::passphrase(b"correct horse".to_vec().into()).unwrap(),

@@ -10,10 +10,11 @@ use crate::format::meta::VolumeName;
 use crate::map::leaf_format::PAGE_BYTES_MAX;
 use crate::space::carriers::CARRIED_MAX;
 use crate::space::directory::{List, spans_of};
+use crate::space::kept::CLONES_MAX;
 use crate::space::page_format::{
     PAGE_DELTAS_MAX, read_deltas, read_entries, read_ref, write_deltas, write_entries, write_ref,
 };
-use crate::space::{Carrier, Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
+use crate::space::{Carrier, CloneRef, Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
 use crate::units::{BlockCount, PageRef, Seq, VOLUME_BLOCKS_MAX};
 
 /// The most spans that stand in a root itself.
@@ -62,6 +63,27 @@ pub(super) fn read_carriers(r: &mut Reader<'_>) -> Result<Vec<(Seq, Carrier)>, M
     })
 }
 
+/// What only a root has whose volume has clones: for each version that it keeps, in order, those of it.
+pub(super) fn write_clones(w: &mut Writer, kept: &[KeptVersion]) {
+    for KeptVersion { label, .. } in kept {
+        w.varint(label.clones.len() as u64);
+        for CloneRef { uuid, name, after } in &label.clones {
+            w.uuid(*uuid);
+            w.string(name, VolumeName::MAX);
+            w.varint(*after);
+        }
+    }
+}
+
+pub(super) fn read_clones(r: &mut Reader<'_>, kept: &mut [KeptVersion]) -> Result<(), Malformed> {
+    for version in kept {
+        version.label.clones = read_list(r, 18, |r| {
+            Ok(CloneRef { uuid: r.uuid()?, name: r.string(VolumeName::MAX)?.to_string(), after: r.ordinal()? })
+        })?;
+    }
+    Ok(())
+}
+
 /// Returns its place in the log.
 fn write_version(w: &mut Writer, version: &KeptVersion, last: u64) -> u64 {
     w.varint(version.seq.0 - last);
@@ -89,6 +111,7 @@ fn read_version(r: &mut Reader<'_>, last: u64) -> Result<KeptVersion, Malformed>
         name: r.string(VolumeName::MAX)?.to_string(),
         taken_unix_millis: r.varint()?,
         keep_until_unix_millis: r.varint()?,
+        clones: Vec::new(),
     };
     let blocks = BlockCount(r.varint()?);
     let objects = read_seqs(r)?;
@@ -183,7 +206,12 @@ pub(super) fn check(table: &TableRoot, next_slot: Seq) -> Result<(), &'static st
     ensure(table.kept.last().is_none_or(|version| version.seq < next_slot), "it keeps a version beyond its next slot")?;
     let names: BTreeSet<&str> = table.kept.iter().map(|version| version.label.name.as_str()).collect();
     ensure(names.len() == table.kept.len(), "two versions that it keeps have one name")?;
-    ensure(names.iter().all(|name| VolumeName::new(*name).is_ok()), "a version that it keeps has no name that can be")?;
+    let can_be = |label: &Label| label.is_hidden() || VolumeName::new(label.name.as_str()).is_ok();
+    ensure(table.kept.iter().all(|version| can_be(&version.label)), "a version that it keeps has no name that can be")?;
+    let clones = |version: &KeptVersion| version.label.clones.len();
+    ensure(table.kept.iter().map(clones).sum::<usize>() <= CLONES_MAX, "it has too many clones")?;
+    let is_needed = |version: &KeptVersion| !version.label.is_hidden() || clones(version) > 0;
+    ensure(table.kept.iter().all(is_needed), "a version without a name has no clone")?;
     table.kept.iter().try_for_each(check_version)?;
     ensure(table.carriers.is_sorted_by(|a, b| a.0 < b.0), "segments that carry others are out of order")?;
     ensure(
