@@ -322,6 +322,18 @@ impl Volume {
         past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
     }
 
+    /// Keeps what was copied, with the label that it has where it comes from.
+    pub async fn keep_copied(&self, label: Label) -> Result<KeptVersion, VolumeError> {
+        let _turn = self.shared.versions_turn().await?;
+        let most = self.shared.facts.options.max_snapshots;
+        if kept::shown(&self.shared.versions()) >= most {
+            return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
+        }
+        let name = label.name.clone();
+        self.shared.keep(label, BTreeSet::new()).await?;
+        past::named(&self.shared.versions(), &self.meta().name, &name).cloned()
+    }
+
     /// Lets a snapshot go: what only it needs is deleted. One that clones need has no name from then on, and goes after them: returns
     /// their names. Fails if it is to be kept until later.
     pub async fn delete_snapshot(&self, name: &str) -> Result<Vec<String>, VolumeError> {

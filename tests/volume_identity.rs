@@ -185,6 +185,7 @@ impl World {
             keep_until_unix_millis: 0,
             parent: None,
             may_have_clones: false,
+            copy: None,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");

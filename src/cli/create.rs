@@ -69,6 +69,11 @@ pub struct NewKeys {
 }
 
 impl NewKeys {
+    /// Whether it was said that the volume is not to be encrypted.
+    pub fn is_refused(&self) -> bool {
+        self.no_encryption
+    }
+
     /// What unlocks a new volume of that name; asks for it if that was said.
     pub async fn ask(&self, name: &VolumeName, config: &Effective) -> Result<Option<NewEncryption>, Failure> {
         if self.no_encryption {

@@ -29,6 +29,8 @@ mod wanted;
 mod signals;
 mod create;
 mod clone;
+mod copy;
+mod diff;
 mod list;
 mod info;
 mod status;
@@ -162,6 +164,8 @@ enum Command {
     Snapshot(snapshot::Args),
     Rollback(rollback::Args),
     Clone(clone::Args),
+    Diff(diff::Args),
+    Copy(copy::Args),
     Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
@@ -211,6 +215,8 @@ impl Cli {
             Command::Snapshot(args) => snapshot::run(&args, &config),
             Command::Rollback(args) => rollback::run(&args, &config),
             Command::Clone(args) => clone::run(&args, &config, &bars),
+            Command::Diff(args) => diff::run(&args, &config),
+            Command::Copy(args) => copy::run(&args, &config, self.config, &bars),
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),

@@ -25,7 +25,7 @@ use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
 /// volumes in verified mode have the fourth, only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth, and only clones,
-/// and those that have some, the sixth.
+/// those that have some, and copies, the sixth.
 pub const FORMAT: u32 = 6;
 
 /// The longest description that is read, in bytes.
@@ -63,6 +63,29 @@ pub struct Meta {
     pub parent: Option<Parent>,
     /// Whether there may be clones of it; whoever cannot read which there are must not delete it.
     pub may_have_clones: bool,
+    /// Whose copy it is, if it is one.
+    pub copy: Option<CopyOf>,
+}
+
+/// The volume, in another store, whose snapshots this one gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyOf {
+    /// The uuid of that volume.
+    pub uuid: Uuid,
+    /// The snapshot that is being copied, or was when that broke off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under_way: Option<CopiedSnapshot>,
+}
+
+/// A snapshot that a copy has, or gets: it is the same one if both are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopiedSnapshot {
+    /// Its name.
+    pub name: String,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_unix_millis: u64,
 }
 
 /// What a clone shows where nothing was written to it: a version of another volume in the same store.
@@ -178,6 +201,9 @@ struct Written2 {
     /// Of format 6 only; not false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     may_have_clones: bool,
+    /// Of format 6 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy: Option<CopyOf>,
     deleted: bool,
 }
 
@@ -215,6 +241,7 @@ impl Meta {
             keep_until_unix_millis: 0,
             parent: None,
             may_have_clones: false,
+            copy: None,
             ..self.clone()
         }
     }
@@ -236,7 +263,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
-            _ if self.parent.is_some() || self.may_have_clones => json(&self.written2(6)),
+            _ if self.parent.is_some() || self.may_have_clones || self.copy.is_some() => json(&self.written2(6)),
             _ if self.schedule.is_some() || self.keep_until_unix_millis > 0 => json(&self.written2(5)),
             _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
             (Layout::ByName, Compression::Lz4) if self.encryption.is_none() => json(&self.written1()),
@@ -316,6 +343,7 @@ impl Meta {
             keep_until_unix_millis: Some(self.keep_until_unix_millis).filter(|until| *until > 0),
             parent: self.parent.clone(),
             may_have_clones: self.may_have_clones,
+            copy: self.copy.clone(),
             deleted: self.deleted,
         }
     }
@@ -359,6 +387,7 @@ impl Written1 {
             keep_until_unix_millis: 0,
             parent: None,
             may_have_clones: false,
+            copy: None,
         })
     }
 }
@@ -381,6 +410,7 @@ impl Written2 {
             keep_until_unix_millis,
             parent,
             may_have_clones,
+            copy,
             deleted,
         } = self;
         let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
@@ -394,8 +424,8 @@ impl Written2 {
         if has_snapshots != (format >= 5) && format < 6 {
             return Err(contradicts("snapshots"));
         }
-        if (parent.is_some() || may_have_clones) != (format >= 6) {
-            return Err(contradicts("clones"));
+        if (parent.is_some() || may_have_clones || copy.is_some()) != (format >= 6) {
+            return Err(contradicts("clones and copies"));
         }
         if keep_until_unix_millis == Some(0) {
             return Err(contradicts("time until which snapshots are kept"));
@@ -417,6 +447,7 @@ impl Written2 {
             keep_until_unix_millis: keep_until_unix_millis.unwrap_or_default(),
             parent,
             may_have_clones,
+            copy,
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -648,6 +679,7 @@ mod tests {
             keep_until_unix_millis: 0,
             parent: None,
             may_have_clones: false,
+            copy: None,
         }
     }
 
@@ -711,7 +743,7 @@ mod tests {
             contradict("snapshots")
         );
         assert!(error("\"7\"", "\"0\"").contains("\"0\" keeps nothing"));
-        assert_eq!(error("\"format\": 5", "\"format\": 6"), contradict("clones"));
+        assert_eq!(error("\"format\": 5", "\"format\": 6"), contradict("clones and copies"));
         assert!(
             error("\"format\": 5", "\"format\": 7").contains("its format 7 is unknown (this ashlar reads up to 6)")
         );

@@ -21,6 +21,7 @@ pub mod ranges;
 pub mod run;
 pub mod table;
 pub mod walk;
+pub mod difference;
 
 #[cfg(test)]
 mod model_tests;

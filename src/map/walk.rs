@@ -32,6 +32,16 @@ impl<'a> Walk<'a> {
         Walk { runs, tables: tables.collect(), from: BlockIndex(0) }
     }
 
+    /// From that block on.
+    pub fn starting(self, from: BlockIndex) -> Walk<'a> {
+        Walk { from, ..self }
+    }
+
+    /// Everything before this block has been said.
+    pub fn position(&self) -> BlockIndex {
+        self.from
+    }
+
     /// What comes next; nothing after the end.
     pub fn next<'p>(&mut self, page: &impl Fn(&PageRef) -> Option<&'p MapPage>) -> Result<Option<Stretch>, NeedPages> {
         if self.from >= END {

@@ -120,6 +120,7 @@ pub(super) fn describe_new(
         keep_until_unix_millis: 0,
         parent: None,
         may_have_clones: false,
+        copy: None,
     };
     Ok((meta, keyring, recovery))
 }

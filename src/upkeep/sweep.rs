@@ -265,6 +265,7 @@ mod tests {
             keep_until_unix_millis: 0,
             parent: None,
             may_have_clones: false,
+            copy: None,
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

@@ -21,6 +21,7 @@ mod tls;
 mod top;
 mod rollback;
 mod clones;
+mod copies;
 mod snapshots;
 mod upgrading;
 mod attach;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
-use ashlar::format::meta::{FencedBy, Layout, Meta, Parent, VolumeName};
+use ashlar::format::meta::{CopiedSnapshot, CopyOf, FencedBy, Layout, Meta, Parent, VolumeName};
 use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -507,6 +507,7 @@ fn meta() {
         keep_until_unix_millis: 0,
         parent: None,
         may_have_clones: false,
+        copy: None,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -533,6 +534,11 @@ fn meta() {
     let clone = Meta { parent: Some(parent), may_have_clones: true, ..only_kept };
     let bytes = golden("v6/meta-clone", clone.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&clone));
+    let under_way = CopiedSnapshot { name: "monday".into(), taken_unix_millis: 1_700_000_000_000 };
+    let copy = CopyOf { uuid: SERVER, under_way: Some(under_way) };
+    let copy = Meta { parent: None, may_have_clones: false, copy: Some(copy), keep_until_unix_millis: 0, ..clone };
+    let bytes = golden("v6/meta-copy", copy.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&copy));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -655,6 +661,7 @@ fn encrypted_fence_checkpoint_and_description() {
         keep_until_unix_millis: 0,
         parent: None,
         may_have_clones: false,
+        copy: None,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();
