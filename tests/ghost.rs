@@ -16,10 +16,12 @@ use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::scan::Source;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
-use ashlar::volume::{Budget, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::clones::{self, Wanted};
+use ashlar::volume::{Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use bytes::Bytes;
 use world::Ghost;
 use world::shape::{BLOCK, Place, Shape};
@@ -28,6 +30,10 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 async fn open(ghost: &Arc<Ghost>, options: Options) -> Arc<Volume> {
+    open_named(ghost, world::NAME, options).await
+}
+
+async fn open_named(ghost: &Arc<Ghost>, name: &str, options: Options) -> Arc<Volume> {
     let outside = Outside {
         store: ghost.clone(),
         disk: Arc::new(CrashDisk::new(3)),
@@ -40,7 +46,7 @@ async fn open(ghost: &Arc<Ghost>, options: Options) -> Arc<Volume> {
         secrets: Secrets::default(),
         witness: Witness::default(),
     };
-    let name = VolumeName::new(world::NAME).unwrap();
+    let name = VolumeName::new(name).unwrap();
     Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()
 }
 
@@ -227,4 +233,40 @@ async fn all_of_a_ghost_can_be_given_up() {
     let volume = open(&ghost, Options::default()).await;
     model.check(&volume, ghost.shape.blocks - 9, 9).await;
     assert_eq!(volume.status().mapped_bytes, 0);
+}
+
+/// A clone of a dense volume of 1 TiB at 20 ms for each request is there within half a second, and its first reads take as long as those of its parent. Virtual
+/// time counts round trips, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_a_tebibyte_is_there_at_once() {
+    let model = make(TIB, 8 << 20, 0).await;
+    let parent = open(&model.ghost, Options::default()).await;
+    let near = (Arc::new(BlockCache::in_memory(0)), Workers::Inline);
+    let (random, clock, secrets) = (Random::seeded(6), Clock::System, Secrets::default());
+    let store: Arc<dyn Store> = model.ghost.clone();
+    let options = Options::default();
+    // The second one: the description of the parent says that there may be clones.
+    for n in 0..2 {
+        let name = VolumeName::new(format!("clone{n}")).unwrap();
+        let begun = tokio::time::Instant::now();
+        let source =
+            Source::of(store.clone(), &parent.meta().name, &options, Some(near.clone()), &secrets).await.unwrap();
+        let clone = clones::plan(&*store, &random, &name).await.unwrap();
+        let shown = parent.register_clone(None, 1, clone.clone()).await.unwrap();
+        let create = CreateOptions { size: TIB, ..CreateOptions::default() };
+        let wanted = Wanted { name: name.clone(), options: create };
+        let at = (&clone, shown.seq);
+        clones::make(&source, &random, &clock, wanted, at).await.unwrap();
+        assert!(begun.elapsed() <= Duration::from_millis(500), "clone {n} took {:?}", begun.elapsed());
+    }
+    let clone = open_named(&model.ghost, "clone1", Options::default()).await;
+    for block in [77 << 20, 11 << 20] {
+        let begun = tokio::time::Instant::now();
+        let read = clone.read(block * BLOCK, BLOCK as u32).await.unwrap().concat();
+        assert!(read == model.expected(block));
+        // As of any volume that was just opened: an index page, a leaf, what opens the segment, the frame.
+        assert!(begun.elapsed() <= Duration::from_millis(80), "{:?}", begun.elapsed());
+    }
+    clone.close().await.unwrap();
+    parent.close().await.unwrap();
 }

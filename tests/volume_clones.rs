@@ -10,6 +10,7 @@ use ashlar::cache::BlockCache;
 use ashlar::device::{Allocation, Device, Run};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
+use ashlar::format::meta::{Meta, Parent};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::scan::Source;
@@ -129,7 +130,7 @@ impl World {
         };
         let wanted = Wanted { name: name(&clone.name), options };
         let at = (clone, version);
-        clones::make(&parent, &self.random, &Clock::System, wanted, at, (&Budget::default(), near)).await.map(drop)
+        clones::make(&parent, &self.random, &Clock::System, wanted, at).await.map(drop)
     }
 
     async fn past(&self, of: &str, snapshot: &str) -> Past {
@@ -379,7 +380,15 @@ async fn a_clone_that_its_parent_does_not_know_is_none() {
     let told = world.make("parent", &clone, kept.seq, None).await.unwrap_err().to_string();
     assert!(told.ends_with(", which has not kept what it is a clone of"), "{told}");
     assert!(matches!(world.try_open("a").await, Err(VolumeError::NotFound { .. })));
-    world.clone_of(&parent, Some("monday"), "a").await.unwrap();
+    world.clone_of(&parent, None, "a").await.unwrap();
+    world.open("a").await.close().await.unwrap();
+    // It says that it shows another version, which is kept, but not for it.
+    let found = description::load(&*store, &name("a")).await.unwrap();
+    let shows = Parent { version: kept.seq.0, ..found.meta.parent.clone().unwrap() };
+    let meta = Meta { parent: Some(shows), ..found.meta.clone() };
+    found.replace(&*store, &world.random, &meta, None).await.unwrap();
+    let told = world.try_open("a").await.unwrap_err().to_string();
+    assert!(told.ends_with(", which has not kept what it is a clone of"), "{told}");
     parent.close().await.unwrap();
 }
 

@@ -25,7 +25,7 @@ use crate::store::Store;
 use crate::store::open::Access;
 use crate::units::Seq;
 use crate::volume::clones::{self, Detaching, Wanted};
-use crate::volume::{Budget, CreateOptions, Created, FencedBy, VolumeError, VolumeName};
+use crate::volume::{CreateOptions, Created, FencedBy, VolumeError, VolumeName};
 
 /// Makes a volume that begins as another one is, or was in a snapshot; or makes such a volume independent.
 ///
@@ -152,9 +152,8 @@ async fn clone(
         fenced_by: FencedBy::on(&*store),
     };
     let wanted = Wanted { name: name.clone(), options };
-    let budget = Budget::new(&config.volume);
     let made = match options_fit(&wanted, shown.size) {
-        Ok(()) => clones::make(&parent, &random, &clock, wanted, (&clone, Seq(shown.seq)), (&budget, near)).await,
+        Ok(()) => clones::make(&parent, &random, &clock, wanted, (&clone, Seq(shown.seq))).await,
         Err(error) => Err(error),
     };
     match made {

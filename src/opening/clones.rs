@@ -61,10 +61,8 @@ pub(crate) fn below<'a>(
 ) -> BoxFuture<'a, Result<Option<Below>>> {
     Box::pin(async move {
         let Some(parent) = &clone.meta.parent else { return Ok(None) };
-        let (name, volume) = (&clone.meta.name, &parent.volume);
-        let lost = |why: &str| {
-            VolumeError::Invalid(format!("volume {name} is a clone of volume {volume} ({}), {why}", parent.uuid))
-        };
+        let volume = &parent.volume;
+        let lost = |why: &str| lost(clone.meta.name.as_str(), (volume, parent.uuid), why);
         let described = match description::load(&*clone.store, volume).await {
             Err(VolumeError::NotFound { .. }) => return Err(lost("which is not in the store any more")),
             loaded => loaded?,
@@ -88,8 +86,7 @@ pub(crate) fn below<'a>(
         let is_it = |versions: &[KeptVersion]| {
             let found = versions.iter().find(|version| version.seq == Seq(parent.version));
             let knows = |version: &&KeptVersion| version.label.clones.iter().any(|known| known.uuid == clone.meta.uuid);
-            let lost = || lost("which has not kept what it is a clone of");
-            found.filter(knows).cloned().ok_or_else(lost)
+            found.filter(knows).cloned().ok_or_else(|| lost(NOT_KEPT))
         };
         let past = Past::of_source(source, is_it, options, budget, near).await?;
         Ok(Some(Below::new(Arc::new(past))))
@@ -127,7 +124,6 @@ pub async fn make(
     clock: &Clock,
     wanted: Wanted,
     (clone, version): (&CloneRef, Seq),
-    (budget, near): (&Budget, (Arc<BlockCache>, Workers)),
 ) -> Result<Created> {
     let Wanted { name, options } = wanted;
     let (mut meta, keyring, recovery) = lifecycle::describe_new(&name, clone.uuid, random, clock, &options)?;
@@ -153,15 +149,32 @@ pub async fn make(
             )),
         });
     };
-    // It must open: the parent's key may have been rotated since its keys were handed on.
-    let (made, sealer) = (Description::new(number, meta.clone()), Sealer::new(meta.uuid, keyring));
-    let source = Source::unlocked(parent.store.clone(), made, sealer, &Options::default(), Some(near.clone()));
-    if let Err(error) = below(&source, &Options::default(), budget, near).await {
+    if let Err(error) = is_shown(parent, clone, version).await {
         description::put(&*parent.store, random, number, &meta.tombstone(), None).await?;
         return Err(error);
     }
     Ok(Created { meta, recovery })
 }
+
+/// Fails unless the parent keeps the version for the clone, and has the keys that were handed on.
+async fn is_shown(parent: &Source, clone: &CloneRef, version: Seq) -> Result<()> {
+    let Meta { name, uuid, .. } = &parent.meta;
+    let knows = |kept: &KeptVersion| kept.seq == version && kept.label.clones.iter().any(|known| known == clone);
+    if !parent.versions().await?.iter().any(knows) {
+        return Err(lost(&clone.name, (name, *uuid), NOT_KEPT));
+    }
+    match parent.sealer.keyring() {
+        Some(keys) => description::load(&*parent.store, name).await?.prove(keys),
+        None => Ok(()),
+    }
+}
+
+/// What a clone shows is not there.
+fn lost(clone: &str, (parent, uuid): (&VolumeName, Uuid), why: &str) -> VolumeError {
+    VolumeError::Invalid(format!("volume {clone} is a clone of volume {parent} ({uuid}), {why}"))
+}
+
+const NOT_KEPT: &str = "which has not kept what it is a clone of";
 
 /// Whether there is such a clone of that volume. One that was registered and not made yet never will be.
 async fn is_alive(store: &dyn Store, random: &Random, parent: &Meta, clone: &CloneRef) -> Result<bool> {

@@ -80,7 +80,8 @@ pub async fn create(
 
 /// The description after which that of a new volume of this name comes, and its uuid. What is left of a deleted one goes first.
 pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<(u64, Uuid)> {
-    let before = match description::newest(store, name).await? {
+    let (newest, uuid) = tokio::try_join!(description::newest(store, name), unused_uuid(store, random, name))?;
+    let before = match newest {
         None => 0,
         Some(newest) if newest.meta.deleted => {
             removal::clear(store, &newest).await?;
@@ -88,7 +89,7 @@ pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &Volume
         }
         Some(_) => return Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),
     };
-    Ok((before, unused_uuid(store, random, name).await?))
+    Ok((before, uuid))
 }
 
 /// The description of a new volume, with its keys.
