@@ -42,6 +42,7 @@ use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, ChangeNo, Epoch};
 use crate::upkeep::{self, sweep};
 
+mod copies;
 mod schedule;
 
 use schedule::Scheduler;
@@ -58,6 +59,7 @@ pub use crate::opening::{
     description, inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
+pub use copies::Copied;
 pub use schedule::Scheduled;
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
@@ -323,7 +325,7 @@ impl Volume {
     }
 
     /// Keeps what was copied, with the label that it has where it comes from.
-    pub async fn keep_copied(&self, label: Label) -> Result<KeptVersion, VolumeError> {
+    async fn keep_copied(&self, label: Label) -> Result<KeptVersion, VolumeError> {
         let _turn = self.shared.versions_turn().await?;
         let most = self.shared.facts.options.max_snapshots;
         if kept::shown(&self.shared.versions()) >= most {
@@ -341,7 +343,9 @@ impl Volume {
         let versions = self.shared.versions();
         let version = past::named(&versions, &self.meta().name, name)?;
         let clones = self.shared.drop_or_hide(version).await?;
-        self.shared.forget_gone_clones(Label::is_hidden).await?;
+        if let Err(error) = self.shared.forget_gone_clones(Label::is_hidden).await {
+            tracing::warn!(volume = %self.meta().name, "what is kept for clones that are gone is not let go yet: {error}");
+        }
         Ok(clones.into_iter().map(|clone| clone.name).collect())
     }
 

@@ -38,6 +38,8 @@ struct World {
     disks: parking_lot::Mutex<BTreeMap<String, CrashDisk>>,
     random: Random,
     options: Options,
+    /// Each request to the store takes some milliseconds.
+    is_far: bool,
 }
 
 fn name(text: &str) -> VolumeName {
@@ -46,8 +48,12 @@ fn name(text: &str) -> VolumeName {
 
 impl World {
     async fn new(seed: u64) -> World {
+        World::of(SIZE, seed).await
+    }
+
+    async fn of(size: u64, seed: u64) -> World {
         let (store, random) = (Arc::new(MemoryStore::default()), Random::seeded(seed));
-        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        let options = CreateOptions { size, ..CreateOptions::default() };
         volume::create(&*store, &random, &Clock::System, &name("parent"), options).await.unwrap();
         let mut options = Options {
             segment_size: 64 << 10,
@@ -58,16 +64,22 @@ impl World {
             ..Options::default()
         };
         options.gc.garbage_min = 0;
-        World { store, disks: parking_lot::Mutex::default(), random, options }
+        World { store, disks: parking_lot::Mutex::default(), random, options, is_far: false }
     }
 
     fn outside(&self, of: &str) -> Outside {
         let mut disks = self.disks.lock();
         let disk = disks.entry(of.to_owned()).or_insert_with(|| CrashDisk::new(7)).clone();
+        let millis = Duration::from_millis;
+        let slow = FaultOptions { delay_min: millis(5), delay_spread: millis(20), ..FaultOptions::default() };
+        let store: Arc<dyn Store> = match self.is_far {
+            true => Arc::new(FaultyStore::new(self.store.clone(), slow, self.random.clone())),
+            false => self.store.clone(),
+        };
         Outside {
-            store: self.store.clone(),
+            store,
             disk: Arc::new(disk) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(1 << 20)),
+            cache: Arc::new(BlockCache::in_memory(if self.is_far { 0 } else { 1 << 20 })),
             budget: Budget::default(),
             clock: Clock::System,
             random: self.random.clone(),
@@ -436,13 +448,15 @@ async fn snapshots_of_clones_show_what_their_parents_hold() {
 #[tokio::test(start_paused = true)]
 async fn a_clone_becomes_independent_while_it_is_written_to() {
     for seed in 0..8 {
-        let world = World::new(seed).await;
+        let mut world = World::new(seed).await;
         let parent = world.open("parent").await;
         for at in (0..BLOCKS).step_by(3) {
             parent.write(at * BLOCK, noise(&world.random, 1 + at % 3), false).await.unwrap();
         }
         parent.trim(100 * BLOCK, 50 * BLOCK, false).await.unwrap();
         world.clone_of(&parent, None, "a").await.unwrap();
+        // Clients write while what is below is on its way.
+        world.is_far = true;
         let a = world.open("a").await;
         a.take_snapshot(label("s")).await.unwrap();
         let told = a.detach(0, FOREVER).await.unwrap_err().to_string();
@@ -493,9 +507,12 @@ async fn a_clone_becomes_independent_while_it_is_written_to() {
 /// What breaks off goes on: what was copied is not copied again.
 #[tokio::test(start_paused = true)]
 async fn becoming_independent_breaks_off_and_goes_on() {
-    let world = World::new(9).await;
+    const LARGE: u64 = 6 << 20;
+    let mut world = World::of(LARGE, 9).await;
+    // No checkpoint but those that something wants.
+    world.options.checkpoint_bytes = 64 << 20;
     let parent = world.open("parent").await;
-    parent.write(0, noise(&world.random, BLOCKS), true).await.unwrap();
+    parent.write(0, noise(&world.random, LARGE / BLOCK), true).await.unwrap();
     let shown = all_of(&*parent).await;
     world.clone_of(&parent, None, "a").await.unwrap();
     let mut from = 0;
@@ -503,7 +520,7 @@ async fn becoming_independent_breaks_off_and_goes_on() {
         let a = world.open("a").await;
         let done = a.detach(from, Duration::ZERO).await.unwrap();
         // Whoever asks may know nothing of what was done before, or say something that is not so.
-        from = [done.map_or(0, |far| far.at), 0, SIZE][turn % 3];
+        from = [LARGE, done.map_or(0, |far| far.at), 0][turn % 3];
         assert!(all_of(&*a).await == shown);
         let is_done = done.is_none();
         // Whoever reads only its newest checkpoint finds all of it, too.

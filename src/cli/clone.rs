@@ -150,6 +150,7 @@ async fn clone(
         compression: args.compression.unwrap_or(parent.meta.compression),
         encryption: keys,
         fenced_by: FencedBy::on(&*store),
+        copy: None,
     };
     let wanted = Wanted { name: name.clone(), options };
     let made = match options_fit(&wanted, shown.size) {

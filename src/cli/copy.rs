@@ -21,13 +21,13 @@ use crate::format::account::Account;
 use crate::format::meta::CopyOf;
 use crate::human::{about_bytes, counted};
 use crate::opening::choice::choose;
-use crate::opening::copying::{self, Plan, Work};
+use crate::opening::copying::{self, Plan};
 use crate::opening::description;
 use crate::opening::scan::Source;
-use crate::space::{KeptVersion, Label};
+use crate::space::KeptVersion;
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, Budget, CreateOptions, FencedBy, Past, VolumeError, VolumeName, resize};
+use crate::volume::{self, Budget, Copied, CreateOptions, FencedBy, Past, VolumeError, VolumeName};
 
 /// Copies a snapshot of a volume into another store: a directory, a bucket, or whatever else `store.url` may name.
 ///
@@ -73,12 +73,11 @@ pub struct Args {
     json: bool,
 }
 
-/// What was copied.
-struct Copied {
+/// What came of it.
+struct Done {
     version: KeptVersion,
-    since: Option<String>,
-    /// Bytes of data; none if the copy had the snapshot.
-    bytes: Option<u64>,
+    /// Nothing if the copy had it.
+    copied: Option<Copied>,
     account: Account,
 }
 
@@ -94,7 +93,9 @@ pub fn run(args: &Args, config: &Effective, file: Option<PathBuf>, bars: &MultiP
     if let (Err(_), Some(key)) = (&copied, &recovery) {
         output::text(format!("the copy is made, and goes on when the command is given again{}", recovery_text(key)))?;
     }
-    let Copied { version, since, bytes, account } = copied?;
+    let Done { version, copied, account } = copied?;
+    let (since, bytes) = copied.map(|copied| (copied.since, copied.bytes)).unzip();
+    let since = since.flatten();
     let snapshot = format!("{name}{AT}{}", version.label.name);
     if args.json {
         return output::json(&serde_json::json!({
@@ -131,7 +132,7 @@ async fn copy(
     to: &Effective,
     bars: &MultiProgress,
     recovery: &mut Option<String>,
-) -> Result<Copied, Failure> {
+) -> Result<Done, Failure> {
     let volume = &args.source.volume;
     let store = outside::open_store(config, Access::Read).await?.store;
     let target = outside::open_store(to, Access::Write).await?.store;
@@ -149,33 +150,36 @@ async fn copy(
             taken.ok_or_else(|| Failure::failed("the server took no snapshot, and does not say why"))?.name
         }
     };
-    let (_, random, workers) = outside::real();
+    let (_, _, workers) = outside::real();
     let near = (Arc::clone(&Cache::in_memory(config).blocks), workers);
     let from = Source::of(store.clone(), volume, &Options::default(), Some(near.clone()), &secrets::of(config)).await?;
     let version = choose(&from.versions().await?, volume, &which)?.clone();
     *recovery = make_target(args, (name, &*target), (&from, &version), to).await?;
-    let found = description::load(&*target, name).await?;
-    let their = Source::described(target.clone(), found.clone(), &Options::default(), None, &secrets::of(to)).await?;
-    let Some(plan) = copying::plan(&from, &version, &their).await? else {
-        return Ok(Copied { version, since: None, bytes: None, account: Account::default() });
+    copying::refuse_others(&from, &description::load(&*target, name).await?.meta, &target.url())?;
+    let volumes = StoreVolumes::of_command(target.clone(), to).await?;
+    let copy = volumes.open_volume(name).await.map_err(|error| match error {
+        VolumeError::Held { holder, .. } => Failure::failed(format!(
+            "the copy, volume {name}, is open on {holder}: nobody may have it while it is copied into; stop that server first"
+        )),
+        error => error.into(),
+    })?;
+    let (budget, keys) = (Budget::new(&config.volume), secrets::of(config));
+    let past = Past::open(store, volume, &version.label.name, &config.volume, &budget, near, &keys);
+    let style = ProgressStyle::with_template("copying {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = bars.add(ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+    let begins = |plan: &Plan, bytes| {
+        tell(args, bars, plan, bytes, to);
+        bar.set_length(bytes);
     };
-    let size = from.meta.block_size.bytes_in(version.blocks);
-    if size > found.meta.size {
-        resize::grow(&*target, &random, &found, &their.sealer, size).await?;
-    }
-    let since = plan.since.clone();
-    let (budget, secrets) = (Budget::new(&config.volume), secrets::of(config));
-    let past = Past::open(store, volume, &version.label.name, &config.volume, &budget, near, &secrets).await?;
-    let work = Work::of(&plan, &past).await.map_err(VolumeError::from)?;
-    let bytes = work.bytes();
-    tell(args, bars, &plan, bytes, to);
-    let of = CopyOf { uuid: from.meta.uuid, under_way: Some(copying::copied(&version)) };
-    let found = description::load(&*target, name).await?;
-    copying::mark(&their, &found, of.clone(), &random).await?;
-    let account = write(name, target.clone(), to, (&past, work, &version), bars).await?;
-    let found = description::load(&*target, name).await?;
-    copying::mark(&their, &found, CopyOf { under_way: None, ..of }, &random).await?;
-    Ok(Copied { version, since, bytes: Some(bytes), account })
+    let copied = match past.await {
+        Ok(past) => copy.copy_in(&from, &version, &past, begins, |done| bar.set_position(done)).await,
+        Err(error) => Err(error),
+    };
+    bar.finish_and_clear();
+    let closed = copy.close().await;
+    let copied = copied?;
+    closed?;
+    Ok(Done { version, copied, account: copy.status().since_open })
 }
 
 /// Makes the copy, if there is none. Returns its recovery key.
@@ -202,6 +206,7 @@ async fn make_target(
         compression: args.compression.unwrap_or(from.meta.compression),
         encryption,
         fenced_by: FencedBy::on(target),
+        copy: Some(CopyOf { uuid: from.meta.uuid, under_way: None }),
     };
     let (clock, random, _) = outside::real();
     let created = volume::create(target, &random, &clock, name, options).await?;
@@ -225,36 +230,4 @@ fn tell(args: &Args, bars: &MultiProgress, plan: &Plan, bytes: u64, to: &Effecti
         counted(puts, "PUT"),
         storage_cost(bytes),
     ));
-}
-
-async fn write(
-    name: &VolumeName,
-    target: Arc<dyn Store>,
-    to: &Effective,
-    (past, work, version): (&Past, Work, &KeptVersion),
-    bars: &MultiProgress,
-) -> Result<Account, Failure> {
-    let volumes = StoreVolumes::of_command(target, to).await?;
-    let volume = volumes.open_volume(name).await.map_err(|error| match error {
-        VolumeError::Held { holder, .. } => Failure::failed(format!(
-            "the copy, volume {name}, is open on {holder}: nobody may have it while it is copied into; stop that server first"
-        )),
-        error => error.into(),
-    })?;
-    let style = ProgressStyle::with_template("copying {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    let bar =
-        bars.add(ProgressBar::new(work.bytes()).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
-    let written = work.carry_out(past, &*volume, |done| bar.set_position(done)).await;
-    bar.finish_and_clear();
-    let kept = match written {
-        Ok(()) => {
-            volume.keep_copied(Label { clones: Vec::new(), keep_until_unix_millis: 0, ..version.label.clone() }).await
-        }
-        Err(error) => Err(error.into()),
-    };
-    let closed = volume.close().await;
-    let account = volume.status().since_open;
-    kept?;
-    closed?;
-    Ok(account)
 }

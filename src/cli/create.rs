@@ -148,6 +148,7 @@ async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Fa
         compression: args.compression,
         encryption: args.keys.ask(&args.name, config).await?,
         fenced_by: FencedBy::on(&*store),
+        copy: None,
     };
     let created = volume::create(&*store, &random, &clock, &args.name, options).await;
     let created = created.map_err(|error| match error {

@@ -22,9 +22,14 @@ impl Shared {
         if len == 0 {
             return Ok(Pieces::new());
         }
-        // Before the map is looked at: a clone may become independent meanwhile, and then has all of it.
-        let below = self.doors.below();
-        let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
+        let (planned, below) = loop {
+            let below = self.doors.below();
+            let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
+            // A clone may become independent meanwhile: what is a hole then is zero, and what was one before is in the map.
+            if self.doors.below().is_some() == below.is_some() {
+                break (planned, below);
+            }
+        };
         let Shared { doors, facts, .. } = self;
         let frames = Frames { objects: &doors.objects, keys: &doors.keys, block_size: facts.block_size, below };
         frames.read(&planned.pieces, offset, len, purpose).await

@@ -78,8 +78,8 @@ pub struct CopyOf {
     pub under_way: Option<CopiedSnapshot>,
 }
 
-/// A snapshot that a copy has, or gets: it is the same one if both are equal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A snapshot that a copy has, or gets: it is the same one if both are equal. One without a name is none: what several have left is mixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopiedSnapshot {
     /// Its name.

@@ -305,6 +305,10 @@ impl Shared {
                 self.facts.meta.name
             )));
         };
+        if !self.versions().is_empty() {
+            let _turn = self.versions_turn().await?;
+            self.forget_gone_clones(Label::is_hidden).await?;
+        }
         self.refuse_snapshots_of_parent(parent)?;
         let Taken { at, of, .. } = self.take_over_from(from, within).await?;
         if at < of {
@@ -326,20 +330,30 @@ impl Shared {
         let meta = Meta { parent: None, ..found.meta.clone() };
         let keyring = self.doors.sealer.keyring();
         let prove = || self.prove_unfenced();
-        found.replace_as_owner(&*self.doors.store, &self.doors.random, &meta, keyring, prove).await?;
-        self.doors.is_independent();
-        self.follow_newest().await.map(|_| None)
+        let replaced = found.replace_as_owner(&*self.doors.store, &self.doors.random, &meta, keyring, prove).await;
+        // It may be there also if that failed.
+        let is_there = self.follow_newest().await.is_ok_and(|newest| newest.meta.parent.is_none());
+        if replaced.is_ok() || is_there {
+            self.doors.is_independent();
+            return Ok(None);
+        }
+        replaced.map(|_| None)
     }
 
     fn refuse_snapshots_of_parent(&self, parent: &Parent) -> Result<()> {
         let versions = self.versions();
+        let name = |KeptVersion { label, .. }: &KeptVersion| match label.is_hidden() {
+            false => label.name.clone(),
+            true => format!("one for its clone {}", few(label.clones.iter().map(|clone| clone.name.as_str()))),
+        };
+        let names: Vec<String> = versions.iter().map(name).collect();
         match versions.is_empty() {
             true => Ok(()),
             false => Err(VolumeError::Invalid(format!(
                 "volume {} has snapshots that show volume {}: {}; delete them, then it can be made independent",
                 self.facts.meta.name,
                 parent.volume,
-                few(versions.iter().map(|version| version.label.name.as_str()))
+                few(names.iter().map(String::as_str))
             ))),
         }
     }

@@ -2,20 +2,22 @@
 //!
 //! The copy is a volume of its own: what is copied is written to it as a client would, and then it gets a snapshot of the same name and time. By these two a snapshot
 //! is known on both sides. Its description says whose copy it is, and which snapshot is under way: so what broke off goes on, and nothing is written over a volume that
-//! is something else. What the copy has that its last snapshot has not was written by that: of the same snapshot it is not copied again, and of another one it is
-//! copied anew.
+//! is something else. What the copy has that its last snapshot has not was written by that: of the same snapshot it is not copied again; of another one it is copied
+//! anew, again and again until one is whole. Whoever plans has the copy open, so that what a journal had is in its store.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::device::{Allocation, Device, DeviceError};
 use crate::error::{Result, VolumeError};
-use crate::format::meta::{CopiedSnapshot, CopyOf, Meta};
+use crate::format::meta::{CopiedSnapshot, CopyOf, Meta, VolumeName};
+use crate::keyring::Keyring;
 use crate::map::Ranges;
 use crate::opening::description::Description;
 use crate::opening::difference::difference;
 use crate::opening::scan::Source;
 use crate::outside::Random;
 use crate::space::KeptVersion;
+use crate::store::Store;
 use crate::units::{BlockCount, BlockIndex};
 
 /// Bytes that are read at once, and so many reads.
@@ -34,6 +36,8 @@ pub struct Plan {
     pub blocks: Ranges,
     /// What broke off before goes on.
     pub goes_on: bool,
+    /// What the description of the copy says meanwhile: that snapshot, if nothing else is there than what is copied of it.
+    pub under_way: CopiedSnapshot,
 }
 
 /// What is known of a snapshot on both sides.
@@ -42,19 +46,27 @@ pub fn copied(version: &KeptVersion) -> CopiedSnapshot {
     CopiedSnapshot { name: label.name.clone(), taken_unix_millis: label.taken_unix_millis }
 }
 
-/// Finds out what is to be copied of that version; nothing if the copy has it. Refuses a volume that is no copy of it, or was changed by others.
+/// Refuses a volume in that store that is no copy of the other one.
+pub fn refuse_others<'a>(from: &Source, to: &'a Meta, store: &str) -> Result<&'a CopyOf> {
+    match &to.copy {
+        None => Err(no_copy(&to.name, store, "is no copy")),
+        Some(copy) if copy.uuid != from.meta.uuid => Err(no_copy(&to.name, store, "is a copy of another volume")),
+        Some(copy) => Ok(copy),
+    }
+}
+
+fn no_copy(name: &VolumeName, store: &str, why: &str) -> VolumeError {
+    VolumeError::Invalid(format!("volume {name} in {store} {why}; give another name with --as"))
+}
+
+/// Finds out what is to be copied of that version; nothing if the copy has it. Refuses a volume that is no copy of it, or was changed by others. The caller has the
+/// copy open, and all that was written to it is in its store.
 pub async fn plan(from: &Source, version: &KeptVersion, to: &Source) -> Result<Option<Plan>> {
+    let copy = refuse_others(from, &to.meta, &to.store.url())?;
     let (name, target) = (&to.meta.name, to.store.url());
-    let refuse =
-        |why: &str| VolumeError::Invalid(format!("volume {name} in {target} {why}; give another name with --as"));
+    let refuse = |why: &str| no_copy(name, &target, why);
     let theirs = to.versions().await?;
     let scan = to.scan().await?;
-    let is_new = theirs.is_empty() && scan.map.space().totals().live_blocks == 0;
-    match &to.meta.copy {
-        Some(copy) if copy.uuid != from.meta.uuid => return Err(refuse("is a copy of another volume")),
-        None if !is_new => return Err(refuse("is no copy")),
-        _ => {}
-    }
     let has = |version: &KeptVersion| theirs.iter().find(|their| copied(their) == copied(version));
     if has(version).is_some() {
         return Ok(None);
@@ -78,8 +90,8 @@ pub async fn plan(from: &Source, version: &KeptVersion, to: &Source) -> Result<O
         Some((ours, theirs)) => (Some(from.version(ours).await?), Some(to.version(theirs).await?)),
     };
     let since = ranges(difference(to, (their_before, scan), end(to, BlockCount(0))).await?);
-    let under_way = to.meta.copy.as_ref().and_then(|copy| copy.under_way.as_ref());
-    let goes_on = under_way == Some(&copied(version));
+    let (under_way, this) = (copy.under_way.as_ref(), copied(version));
+    let goes_on = under_way == Some(&this);
     if under_way.is_none() && since.iter().next().is_some() {
         return Err(refuse("was changed by somebody else since its last snapshot"));
     }
@@ -93,7 +105,9 @@ pub async fn plan(from: &Source, version: &KeptVersion, to: &Source) -> Result<O
         false => since.iter().for_each(|stale| blocks.insert(stale)),
     }
     blocks.remove(version.blocks.0..u64::MAX);
-    Ok(Some(Plan { since: common.map(|(ours, _)| ours.label.name.clone()), blocks, goes_on }))
+    // What another one has left is told from what this one copies only once this one is whole.
+    let of = if under_way.is_none() || goes_on { this } else { CopiedSnapshot::default() };
+    Ok(Some(Plan { since: common.map(|(ours, _)| ours.label.name.clone()), blocks, goes_on, under_way: of }))
 }
 
 fn whole(blocks: BlockCount) -> Ranges {
@@ -109,9 +123,15 @@ fn ranges(found: Vec<(crate::units::Extent, Allocation)>) -> Ranges {
 }
 
 /// Says in its description whose copy a volume is, and which snapshot is under way.
-pub async fn mark(to: &Source, description: &Description, copy: CopyOf, random: &Random) -> Result<()> {
+pub async fn mark(
+    store: &dyn Store,
+    description: &Description,
+    copy: CopyOf,
+    random: &Random,
+    keyring: Option<&Keyring>,
+) -> Result<()> {
     let meta = Meta { copy: Some(copy), ..description.meta.clone() };
-    description.replace(&*to.store, random, &meta, to.sealer.keyring()).await
+    description.replace(store, random, &meta, keyring).await
 }
 
 /// What is to be written of the bytes of a plan.

@@ -13,7 +13,7 @@ use crate::engine::options::Options;
 use crate::error::{Result, VolumeError};
 use crate::format::account::Account;
 use crate::format::keys::Keys;
-use crate::format::meta::{FencedBy, Layout, Meta, VolumeName};
+use crate::format::meta::{CopyOf, FencedBy, Layout, Meta, VolumeName};
 use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
@@ -38,6 +38,8 @@ pub struct CreateOptions {
     pub encryption: Option<NewEncryption>,
     /// What keeps two servers from writing to it.
     pub fenced_by: FencedBy,
+    /// Whose copy it is to be, if it is to be one.
+    pub copy: Option<CopyOf>,
 }
 
 /// How a new volume is to be unlocked.
@@ -121,7 +123,7 @@ pub(super) fn describe_new(
         keep_until_unix_millis: 0,
         parent: None,
         may_have_clones: false,
-        copy: None,
+        copy: options.copy.clone(),
     };
     Ok((meta, keyring, recovery))
 }

@@ -1,7 +1,9 @@
 //! `ashlar diff` and `ashlar copy`.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
+use ashlar::outside::Random;
 use serde_json::Value;
 
 use crate::program::{Place, Serving};
@@ -101,6 +103,8 @@ fn a_snapshot_is_copied_into_another_store_and_then_what_differs() {
     place.ok(&["create", "other", "--size", "8M", "--store", &backup]);
     place.ok(&["create", "mine", "--size", "8M"]);
     place.ok(&["snapshot", "create", "mine@a"]);
+    refused(&place, &["copy", "mine@a", &backup, "--as", "other"], 1, "is no copy; give another name with --as");
+    place.ok(&["delete", "other", "--yes", "--store", &backup]);
     place.ok(&["copy", "mine@a", &backup, "--as", "other"]);
     refused(
         &place,
@@ -161,6 +165,84 @@ fn a_copy_that_breaks_off_goes_on() {
     drop((copy, disk));
     serving_copy.stop();
     serving.stop();
+}
+
+/// Whatever happens to a volume, and wherever copying breaks off: a copy that is done is the snapshot, in all of its bytes.
+#[test]
+fn histories_of_copies() {
+    const UNIT: usize = 256 << 10;
+    let seed = std::env::var("ASHLAR_TEST_SEED").map_or(0, |seed| seed.parse().unwrap());
+    let (random, place) = (Random::seeded(seed), Place::new());
+    let below = |n: u64| random.below(n) as usize;
+    let backup = format!("file://{}", place.path("backup").display());
+    place.ok(&["create", "disk0", "--size", "4M"]);
+    let serving = place.serve(&["disk0"]);
+    let mut holds = vec![0_u8; 16];
+    let mut kept: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for step in 0..20 {
+        let mut disk = serving.attach("disk0").unwrap();
+        for _ in 0..1 + below(4) {
+            let at = below(holds.len() as u64);
+            let byte = [0, step as u8 + 1][below(3).min(1)];
+            disk.write((at * UNIT) as u64, byte, UNIT).unwrap();
+            holds[at] = byte;
+        }
+        drop(disk);
+        if below(4) == 0 {
+            let units = 8 + 4 * below(4);
+            let size = (units * UNIT).to_string();
+            match units.cmp(&holds.len()) {
+                std::cmp::Ordering::Less => drop(place.ok(&["resize", "disk0", &size, "--shrink", "--discard-data"])),
+                std::cmp::Ordering::Greater => drop(place.ok(&["resize", "disk0", &size])),
+                std::cmp::Ordering::Equal => {}
+            }
+            holds.resize(units, 0);
+        }
+        let snapshot = format!("disk0@s{step:02}");
+        place.ok(&["snapshot", "create", &snapshot]);
+        for _ in 0..below(3) {
+            let mut copying = place
+                .command(&["copy", &snapshot, &backup])
+                .stderr(std::process::Stdio::null())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(random.below(250)));
+            copying.kill().unwrap();
+            copying.wait().unwrap();
+        }
+        // Some break off for good.
+        if below(3) > 0 {
+            place.ok(&["copy", &snapshot, &backup]);
+            kept.insert(snapshot, holds.clone());
+        }
+    }
+    serving.stop();
+    let serving_copy = serve_copy(&place, "disk0", &[]);
+    for (snapshot, holds) in &kept {
+        assert_eq!(serving_copy.size_of(snapshot), (holds.len() * UNIT) as u64, "seed {seed}: {snapshot}");
+        let mut copy = serving_copy.attach(snapshot).unwrap();
+        let wrong: Vec<usize> =
+            (0..holds.len()).filter(|at| !copy.holds((at * UNIT) as u64, holds[*at], UNIT)).collect();
+        assert!(wrong.is_empty(), "seed {seed}: {snapshot} is not what it was in units {wrong:?}");
+    }
+    serving_copy.stop();
+}
+
+/// What is not a copy, and what shows another volume, is never taken for a new one.
+#[test]
+fn a_volume_that_is_something_else_is_never_copied_into() {
+    let place = Place::new();
+    two_snapshots(&place, &[]);
+    let backup = format!("file://{}", place.path("backup").display());
+    place.ok(&["create", "other", "--size", "8M", "--store", &backup, "--state", "elsewhere"]);
+    for name in ["clone", "small"] {
+        match name {
+            "clone" => drop(place.ok(&["clone", "other", name, "--store", &backup, "--state", "elsewhere"])),
+            _ => drop(place.ok(&["create", name, "--size", "10G", "--block-size", "512", "--store", &backup])),
+        }
+        refused(&place, &["copy", "disk0@monday", &backup, "--as", name], 1, "is no copy; give another name with --as");
+    }
 }
 
 /// A copy has keys of its own, or it was said that it has none.
