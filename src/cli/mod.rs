@@ -29,6 +29,7 @@ mod wanted;
 mod signals;
 mod create;
 mod clone;
+mod image;
 mod copy;
 mod diff;
 mod list;
@@ -70,6 +71,7 @@ mod logging;
 mod failure;
 
 use failure::{Failure, Outcome};
+use image::Called;
 use logging::Speaker;
 use reload::Reloading;
 
@@ -166,6 +168,8 @@ enum Command {
     Clone(clone::Args),
     Diff(diff::Args),
     Copy(copy::Args),
+    Import(image::ImportArgs),
+    Export(image::ExportArgs),
     Upgrade(upgrade::Args),
     Key(key::Args),
     Delete(delete::Args),
@@ -217,6 +221,8 @@ impl Cli {
             Command::Clone(args) => clone::run(&args, &config, &bars),
             Command::Diff(args) => diff::run(&args, &config),
             Command::Copy(args) => copy::run(&args, &config, self.config, &bars),
+            Command::Import(args) => image::import(&args, &config, &Called { file: self.config, flags }),
+            Command::Export(args) => image::export(&args, &config, &Called { file: self.config, flags }),
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),

@@ -22,6 +22,7 @@ mod top;
 mod rollback;
 mod clones;
 mod copies;
+mod images;
 mod snapshots;
 mod upgrading;
 mod attach;
