@@ -277,6 +277,27 @@ fn a_message_is_found_by_its_pieces_in_order_only() {
     assert!(!has_message(&program, "…"));
 }
 
+/// The lists of prices: the page and the program have the same.
+#[test]
+fn the_prices_of_the_page_are_those_of_the_program() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/costs.md")).unwrap();
+    let (_, table) = page.split_once("| `prices.preset` |").expect("the table is there");
+    let rows: Vec<Vec<&str>> =
+        table.lines().skip(2).map_while(|line| line.strip_prefix("| ")).map(|row| row.split(" | ").collect()).collect();
+    assert_eq!(rows.len(), ashlar::store::prices::LISTS.len());
+    for (row, list) in rows.iter().zip(ashlar::store::prices::LISTS) {
+        let prices = list.prices;
+        assert_eq!(
+            (prices.put_thousand, prices.delete_thousand),
+            (prices.list_thousand, 0.0),
+            "the page has one column for both"
+        );
+        let numbers: Vec<f64> = row[2..6].iter().map(|cell| cell.parse().unwrap()).collect();
+        assert_eq!(numbers, [prices.put_thousand, prices.get_thousand, prices.read_gb, prices.gb_month], "{row:?}");
+        assert_eq!((row[0].trim_matches('`'), row[1], row[6]), (list.name, list.what, list.looked_up));
+    }
+}
+
 /// Nobody here builds the image each time, so what it says of the rest of the repository is compared.
 #[test]
 fn the_recipe_of_the_image_fits_the_repository() {

@@ -17,6 +17,7 @@ use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
+use ashlar::store::prices::Prices;
 use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
 use ashlar::units::Seq;
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
@@ -159,7 +160,10 @@ async fn after_random_overwrites_and_a_quiet_minute_little_more_is_stored_than_i
     assert_eq!(volume.read(9 * BLOCK, BLOCK as u32).await.unwrap().concat(), model[9]);
     let remembered = volume.status().since_creation;
     assert_eq!((remembered.bytes_written, remembered.bytes_moved), (asked.bytes_written, asked.bytes_moved));
-    assert!(remembered.puts + 3 >= asked.puts && remembered.request_cost() > 0.0, "{remembered:?} {asked:?}");
+    assert!(
+        remembered.puts + 3 >= asked.puts && remembered.request_cost(&Prices::default()) > 0.0,
+        "{remembered:?} {asked:?}"
+    );
 }
 
 /// Overwrites blocks that `draw` chooses, at about 16 MiB a second, and watches the store meanwhile.

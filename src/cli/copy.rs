@@ -6,7 +6,6 @@ use std::sync::Arc;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::create::{NewKeys, recovery_text};
-use super::document::storage_cost;
 use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::outside::Cache;
@@ -96,6 +95,7 @@ pub fn run(args: &Args, config: &Effective, file: Option<PathBuf>, bars: &MultiP
     let Done { version, copied, account } = copied?;
     let (since, bytes) = copied.map(|copied| (copied.since, copied.bytes)).unzip();
     let since = since.flatten();
+    let dollars = account.request_cost(&to.prices.prices());
     let snapshot = format!("{name}{AT}{}", version.label.name);
     if args.json {
         return output::json(&serde_json::json!({
@@ -105,7 +105,7 @@ pub fn run(args: &Args, config: &Effective, file: Option<PathBuf>, bars: &MultiP
             "copied_bytes": bytes.unwrap_or_default(),
             "put_bytes": account.bytes_put,
             "puts": account.puts,
-            "dollars": account.request_cost(),
+            "dollars": dollars,
             "recovery_key": recovery,
             "store": args.target,
         }));
@@ -121,7 +121,7 @@ pub fn run(args: &Args, config: &Effective, file: Option<PathBuf>, bars: &MultiP
         about_bytes(bytes),
         about_bytes(account.bytes_put),
         counted(account.puts, "PUT"),
-        account.request_cost(),
+        dollars,
     ))
 }
 
@@ -221,13 +221,13 @@ fn tell(args: &Args, bars: &MultiProgress, plan: &Plan, bytes: u64, to: &Effecti
         (None, false) => "all of it".to_owned(),
     };
     let puts = bytes.div_ceil(to.volume.segment_size);
-    let cost = Account { puts, ..Account::default() }.request_cost();
+    let cost = Account { puts, ..Account::default() }.request_cost(&to.prices.prices());
     // Nobody who reads the output of a script is told.
     let _ = bars.println(format!(
         "copying {}: {what}, {} of data before compression; about {}, ${cost:.4}, and ${:.2} a month",
         args.source,
         about_bytes(bytes),
         counted(puts, "PUT"),
-        storage_cost(bytes),
+        to.prices.prices().of_month(bytes),
     ));
 }

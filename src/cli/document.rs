@@ -13,12 +13,11 @@ use super::logging::{self, LogStatus};
 use super::schedule::{ScheduleStatus, SoFar};
 use super::trouble::StoreTrouble;
 use crate::cache;
-use crate::format::account::price;
 use crate::nbd::ClientInfo;
 use crate::store::health::Trouble;
 use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
-use crate::volume::{Account, Status, Volume};
+use crate::volume::{Status, Volume};
 
 /// What a server tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,13 +90,16 @@ pub struct StoreRequests {
     pub seconds: f64,
 }
 
-/// What a server's store costs, in US dollars, at list prices of S3 Standard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What a server's store costs, in US dollars.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerCost {
     /// All requests since the start of the server, those of no volume and those that were repeated too.
     pub requests_since_start_dollars: f64,
     /// A month of what the open volumes store now.
     pub storage_month_dollars: f64,
+    /// Whose prices all of this is reckoned at, and as of when.
+    #[serde(default)]
+    pub prices: String,
 }
 
 /// A bound on what a server holds in memory. See `docs/memory.md`.
@@ -177,7 +179,7 @@ pub struct OperationStatus {
     pub errors: u64,
 }
 
-/// What a volume costs, in US dollars, at list prices of S3 Standard.
+/// What a volume costs, in US dollars.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VolumeCost {
     /// Its requests since it was opened here.
@@ -225,7 +227,8 @@ impl Insight {
             store_trouble,
             store_requests: store_requests(&self.meter),
             cost: ServerCost {
-                requests_since_start_dollars: Account::default().with_requests(&self.meter.snapshot()).request_cost(),
+                prices: self.prices.told(),
+                requests_since_start_dollars: self.prices.prices().of_requests(&self.meter.snapshot()),
                 storage_month_dollars: volumes.iter().map(|volume| volume.cost.storage_month_dollars).sum(),
             },
             log: logging::status(),
@@ -280,7 +283,7 @@ impl Insight {
     }
 
     fn volume(&self, name: &str, volume: &Volume, clients: &[ClientStatus]) -> VolumeStatus {
-        let status = volume.status();
+        let (status, prices) = (volume.status(), self.prices.prices());
         let theirs = clients.iter().filter(|client| client.export == name);
         let in_flight = theirs.map(|client| client.requests_in_flight).sum();
         VolumeStatus {
@@ -289,11 +292,13 @@ impl Insight {
             store_trouble: self.trouble_of(volume, status.flushes_waiting),
             operations: volume.operations().into_iter().map(operation).collect(),
             cost: VolumeCost {
-                requests_since_open_dollars: status.since_open.request_cost(),
-                requests_since_creation_dollars: status.since_creation.request_cost(),
-                storage_month_dollars: storage_cost(status.stored_bytes),
+                requests_since_open_dollars: status.since_open.request_cost(&prices),
+                requests_since_creation_dollars: status.since_creation.request_cost(&prices),
+                storage_month_dollars: prices.of_month(status.stored_bytes),
             },
-            schedule: volume.scheduled().map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status))),
+            schedule: volume
+                .scheduled()
+                .map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status), &prices)),
             status,
         }
     }
@@ -309,11 +314,6 @@ impl Insight {
         let since_unix_millis = self.clock.unix_millis().saturating_sub(attached_for.as_millis() as u64);
         ClientStatus { export, address, since_unix_millis, requests, requests_in_flight, bytes_in_flight }
     }
-}
-
-/// What a month of storing so much costs, in US dollars.
-pub fn storage_cost(stored: u64) -> f64 {
-    stored as f64 / 1e9 * price::GB_MONTH
 }
 
 fn operation((operation, tallied): (&str, Tallied)) -> OperationStatus {
@@ -342,7 +342,7 @@ pub mod example {
     use crate::cli::schedule::MonthOfSchedule;
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
-    use crate::volume::GcStatus;
+    use crate::volume::{Account, GcStatus};
 
     /// What a volume says that does nothing.
     pub fn quiet() -> Status {

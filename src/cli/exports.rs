@@ -75,7 +75,7 @@ pub trait Volumes: Send + Sync + 'static {
     fn dirty_bytes(volume: &Self::Volume) -> u64;
 
     /// Brings everything into the store and gives the volume back.
-    async fn close(volume: &Self::Volume) -> Result<(), String>;
+    async fn close(&self, volume: &Self::Volume) -> Result<(), String>;
 }
 
 /// Why a volume does not open.
@@ -235,7 +235,7 @@ impl<V: Volumes> VolumeExports<V> {
         }
         if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
             // It can bring nothing home any more; closing lets go of its journal. Its error has been logged when it was lost.
-            if let Err(why) = V::close(&lost).await {
+            if let Err(why) = self.volumes().close(&lost).await {
                 self.0.ended.lock().insert(name.to_owned(), why);
             }
         }
@@ -285,7 +285,7 @@ impl<V: Volumes> VolumeExports<V> {
         };
         part();
         info!("handing volume {name} over to {to}");
-        let closed = V::close(&volume).await;
+        let closed = self.volumes().close(&volume).await;
         slot.lock().await.take_if(|there| Arc::ptr_eq(there, &volume));
         self.forget(name, &slot);
         self.0.leaving.lock().remove(name);
@@ -402,7 +402,7 @@ impl<V: Volumes> VolumeExports<V> {
         let closed = slots.into_iter().map(|(name, slot)| async move {
             // Waits for an opening under way; the lock is not held while closing, so that dirty_bytes can look.
             let volume = slot.lock().await.clone()?;
-            match V::close(&volume).await {
+            match self.volumes().close(&volume).await {
                 Ok(()) => {
                     info!("volume {name} is closed");
                     None

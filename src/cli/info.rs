@@ -1,12 +1,12 @@
 //! `ashlar info`: one volume, described.
 
-use super::document::storage_cost;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets, status};
 use crate::codec::seal::Seal;
 use crate::config::Effective;
 use crate::human::{about_bytes, counted, date, exact_bytes, few};
 use crate::store::open::{Access, Opened};
+use crate::store::prices::Prices;
 use crate::store::s3::S3Store;
 use crate::store::s3::versions::Kept;
 use crate::volume::{self, Info, VolumeName};
@@ -34,7 +34,7 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     })?;
     match args.json {
         true => output::json(&Described { info: &info, kept_versions: kept }),
-        false => output::text(output::pairs(describe(&info, kept))),
+        false => output::text(output::pairs(describe(&info, kept, &config.prices.prices()))),
     }
 }
 
@@ -57,14 +57,14 @@ async fn kept_versions(s3: Option<&S3Store>, name: &VolumeName) -> Option<Kept> 
     }
 }
 
-fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
+fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static str, String)> {
     let with_bytes = |bytes: u64| format!("{} ({bytes} bytes)", about_bytes(bytes));
     let holder = match &info.holder {
         Some(holder) => format!("{} ({}) since {}", holder.server_name, holder.server, date(holder.since_unix_millis)),
         None => "nobody: closed, or never opened".to_owned(),
     };
     let paid_bytes = kept.map_or(info.stored_bytes, |kept| kept.bytes);
-    let cost = storage_cost(paid_bytes);
+    let cost = prices.of_month(paid_bytes);
     let mut lines = vec![
         ("name", info.name.clone()),
         ("uuid", info.uuid.to_string()),
@@ -81,7 +81,7 @@ fn describe(info: &Info, kept: Option<Kept>) -> Vec<(&'static str, String)> {
         ("clones", few(info.clones.iter().map(String::as_str))),
         ("clone of", info.parent.clone().unwrap_or_else(|| "none: it is independent".to_owned())),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
-        ("cost so far", status::account(&info.since_creation)),
+        ("cost so far", status::account(&info.since_creation, info.since_creation.request_cost(prices))),
         ("cost a month", format!("about ${cost:.2} for what is stored now")),
         ("epoch", info.epoch.to_string()),
         ("held by", holder),

@@ -7,6 +7,7 @@ use tracing::info;
 
 use super::logging::LIFE;
 use crate::human::{about_bytes, counted, exact_bytes};
+use crate::store::prices::Prices;
 use crate::tally::Tallied;
 use crate::volume::{Status, Volume};
 
@@ -18,9 +19,9 @@ pub fn opened(volume: &Volume, took: Duration) {
 }
 
 /// Says that a volume was closed, which had been open for so long.
-pub fn closed(volume: &Volume, open_for: Duration) {
+pub fn closed(volume: &Volume, open_for: Duration, prices: &Prices) {
     let (meta, status) = (volume.meta(), volume.status());
-    let what = closing(&status, &volume.operations(), open_for);
+    let what = closing(&status, &volume.operations(), open_for, prices);
     info!(target: LIFE, volume = %meta.name, uuid = %meta.uuid, epoch = status.epoch, "closed: {what}");
 }
 
@@ -41,7 +42,7 @@ fn opening(status: &Status, took: Duration) -> String {
     )
 }
 
-fn closing(status: &Status, operations: &[(&str, Tallied)], open_for: Duration) -> String {
+fn closing(status: &Status, operations: &[(&str, Tallied)], open_for: Duration, prices: &Prices) -> String {
     let of = |wanted: &str| {
         let tallied = operations.iter().find(|(name, _)| *name == wanted).map(|(_, tallied)| tallied);
         tallied.map_or((0, 0), |tallied| (tallied.count, tallied.bytes))
@@ -64,7 +65,7 @@ fn closing(status: &Status, operations: &[(&str, Tallied)], open_for: Duration) 
         about_bytes(status.stored_bytes),
         counted(cost.puts, "PUT"),
         counted(cost.gets, "GET"),
-        cost.request_cost(),
+        cost.request_cost(prices),
     )
 }
 
@@ -93,7 +94,7 @@ mod tests {
         let operations =
             [("read", tallied(1, 4096, 0)), ("write", tallied(20, 1 << 20, 2)), ("flush", tallied(1, 0, 1))];
         assert_eq!(
-            closing(&status, &operations, Duration::from_millis(61_900)),
+            closing(&status, &operations, Duration::from_millis(61_900), &Prices::default()),
             "after 1m 1s, 1 read (4.0 KiB), 20 writes (1.0 MiB), 1 flush, 3 failed, 1.0 MiB stored, 1000 PUTs and 1 GET for about $0.0050"
         );
     }

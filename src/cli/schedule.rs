@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::storage_cost;
-use crate::format::account::{Account, price};
+use crate::format::account::Account;
 use crate::human::{about_bytes, counted};
 use crate::retention::Schedule;
+use crate::store::prices::Prices;
 use crate::volume::Scheduled;
 
 /// The schedule of a volume, and at most what it costs a month.
@@ -29,7 +29,7 @@ pub struct ScheduleStatus {
     pub cost: MonthOfSchedule,
 }
 
-/// What a schedule costs a month if somebody writes all the time, in US dollars, at list prices of S3 Standard. Nothing is taken, and no request
+/// What a schedule costs a month if somebody writes all the time, in US dollars. Nothing is taken, and no request
 /// made, while nobody writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MonthOfSchedule {
@@ -64,7 +64,7 @@ const GETS: u64 = 2;
 
 impl MonthOfSchedule {
     /// Of a volume that goes on as so far. Between two snapshots that stay at most what was put meanwhile is held, and at most as much as the volume has.
-    pub fn new(schedule: &Schedule, so_far: &SoFar) -> MonthOfSchedule {
+    pub fn new(schedule: &Schedule, so_far: &SoFar, prices: &Prices) -> MonthOfSchedule {
         let SoFar { age, account, live_bytes } = so_far;
         let snapshots_month = MONTH.as_secs() / schedule.every().as_secs().max(1);
         // A volume that was just made has put little.
@@ -73,10 +73,14 @@ impl MonthOfSchedule {
         let held_bytes = schedule.gaps().map(held).sum::<f64>() as u64;
         MonthOfSchedule {
             snapshots_month,
-            requests_month_dollars: (snapshots_month * PUTS) as f64 * price::PUT
-                + (snapshots_month * GETS) as f64 * price::GET,
+            requests_month_dollars: Account {
+                puts: snapshots_month * PUTS,
+                gets: snapshots_month * GETS,
+                ..Account::default()
+            }
+            .request_cost(prices),
             held_bytes,
-            storage_month_dollars: storage_cost(held_bytes),
+            storage_month_dollars: prices.of_month(held_bytes),
         }
     }
 
@@ -108,7 +112,7 @@ fn at_least(keep_for: Option<&str>) -> String {
 
 impl ScheduleStatus {
     /// As it is.
-    pub fn new(scheduled: Scheduled, so_far: &SoFar) -> ScheduleStatus {
+    pub fn new(scheduled: Scheduled, so_far: &SoFar, prices: &Prices) -> ScheduleStatus {
         let Scheduled { schedule, automatic, trouble } = scheduled;
         ScheduleStatus {
             every: schedule.every_text(),
@@ -116,7 +120,7 @@ impl ScheduleStatus {
             keep_for: schedule.keep_for_text(),
             automatic,
             trouble,
-            cost: MonthOfSchedule::new(&schedule, so_far),
+            cost: MonthOfSchedule::new(&schedule, so_far, prices),
         }
     }
 
@@ -138,7 +142,11 @@ mod tests {
     fn month(every: u64, keep: &str, bytes_put: u64, live_bytes: u64) -> MonthOfSchedule {
         let schedule = Schedule::new(Duration::from_secs(every), keep.parse().unwrap()).unwrap();
         let account = Account { bytes_put, ..Account::default() };
-        MonthOfSchedule::new(&schedule, &SoFar { age: Duration::from_secs(3600), account, live_bytes })
+        MonthOfSchedule::new(
+            &schedule,
+            &SoFar { age: Duration::from_secs(3600), account, live_bytes },
+            &Prices::default(),
+        )
     }
 
     #[test]
@@ -165,7 +173,7 @@ mod tests {
         let schedule = schedule.kept_for(Some(Duration::from_secs(25 * 3600))).unwrap();
         let account = Account { bytes_put: GIB, ..Account::default() };
         let so_far = SoFar { age: Duration::from_secs(3600), account, live_bytes: 100 * GIB };
-        assert_eq!(MonthOfSchedule::new(&schedule, &so_far).held_bytes, 30 * GIB);
+        assert_eq!(MonthOfSchedule::new(&schedule, &so_far, &Prices::default()).held_bytes, 30 * GIB);
         assert_eq!(
             terms(&schedule),
             "one each 1h, of which 5 are kept, and each for 25h whatever anybody says (30 snapshots at most)"

@@ -91,7 +91,7 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
             let info = volume::inspect(&store, name, &secrets::of(config)).await?;
             let age = Duration::from_millis(clock.unix_millis().saturating_sub(info.created_unix_millis));
             let so_far = SoFar { age, account: info.since_creation, live_bytes: info.live_bytes };
-            Some(MonthOfSchedule::new(schedule, &so_far))
+            Some(MonthOfSchedule::new(schedule, &so_far, &config.prices.prices()))
         }
         _ => None,
     };

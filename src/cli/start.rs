@@ -131,6 +131,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         health,
         meter,
         buffers,
+        prices: config.prices,
         budget,
         store_patience: config.metrics.store_patience,
         cache: blocks,

@@ -16,7 +16,7 @@ use crate::volume::{Account, VolumeName};
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
 ///
-/// Costs are estimates at the list prices of S3 Standard: what the store really bills depends on the store.
+/// Costs are estimates at the list prices that `prices` in the server's configuration chooses.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  ashlar status\n  ashlar status db --json\n  ashlar status --state /var/lib/ashlar"
@@ -148,8 +148,8 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
                 counted(status.gc.segments_written, "segment"),
             ),
         ),
-        ("since the start", account(&status.since_open)),
-        ("since creation", account(&status.since_creation)),
+        ("since the start", account(&status.since_open, cost.requests_since_open_dollars)),
+        ("since creation", account(&status.since_creation, cost.requests_since_creation_dollars)),
         ("a month of it", format!("about ${:.2} for what is stored now", cost.storage_month_dollars)),
     ];
     lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
@@ -192,17 +192,16 @@ pub fn ratio(mapped: u64, live: u64) -> String {
 }
 
 /// Requests and what they cost.
-pub fn account(account: &Account) -> String {
+pub fn account(account: &Account, dollars: f64) -> String {
     let amplification = match account.bytes_written {
         0 => String::new(),
         written => format!(", {:.2} bytes put per byte written", account.bytes_put as f64 / written as f64),
     };
     format!(
-        "{}, {}, {}, {}: about ${:.4}{amplification}",
+        "{}, {}, {}, {}: about ${dollars:.4}{amplification}",
         counted(account.puts, "PUT"),
         counted(account.gets, "GET"),
         counted(account.lists, "LIST"),
         counted(account.deletes, "DELETE"),
-        account.request_cost()
     )
 }

@@ -12,6 +12,7 @@ use super::document::ServerStatus;
 use crate::metrics::{Family, Teller};
 use crate::outside::Workers;
 use crate::store::meter::{Meter, Metered, Outcomes};
+use crate::store::prices::Prices;
 use crate::tally::Tallied;
 use crate::volume::Volume;
 
@@ -44,6 +45,8 @@ pub struct StoreReadings {
     pub outcomes: [(&'static str, Outcomes); 4],
     /// How many bytes and objects.
     pub metered: Metered,
+    /// What the requests cost, in US dollars.
+    pub dollars: f64,
     /// GETs that were asked a second time.
     pub hedges: u64,
     /// Attempts that failed and were followed by another.
@@ -51,8 +54,10 @@ pub struct StoreReadings {
 }
 
 impl StoreReadings {
-    fn of(meter: &Meter, retries: u64) -> StoreReadings {
-        StoreReadings { outcomes: meter.outcomes(), metered: meter.snapshot(), hedges: meter.hedges(), retries }
+    fn of(meter: &Meter, prices: &Prices, retries: u64) -> StoreReadings {
+        let metered = meter.snapshot();
+        let dollars = prices.of_requests(&metered);
+        StoreReadings { outcomes: meter.outcomes(), metered, dollars, hedges: meter.hedges(), retries }
     }
 }
 
@@ -67,7 +72,7 @@ impl Insight {
         Readings {
             status: self.status(open),
             operations: open.iter().map(|(name, volume)| (name.clone(), volume.operations())).collect(),
-            store: StoreReadings::of(&self.meter, self.health.failed_attempts()),
+            store: StoreReadings::of(&self.meter, &self.prices.prices(), self.health.failed_attempts()),
         }
     }
 

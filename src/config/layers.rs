@@ -82,6 +82,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if !HANDOFF_TIMEOUT.contains(&config.serve.handoff_timeout) {
         return Err(config.refuse("serve.handoff_timeout", "accepted is 1s to 10m".to_owned()));
     }
+    if let Err((key, accepted)) = config.prices.check() {
+        return Err(config.refuse(&format!("prices.{key}"), format!("accepted is {accepted}")));
+    }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
     }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::human;
 use crate::store::open::StoreOptions;
+use crate::store::prices::PriceOptions;
 use crate::{cache, journal, metrics, nbd, volume};
 
 mod endpoint;
@@ -52,6 +53,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Where the volumes live, and how the store is used.
     pub store: StoreOptions,
+    /// What the store bills.
+    pub prices: PriceOptions,
     /// What is served, and where.
     pub serve: Serve,
     /// Limits of the NBD server.
@@ -75,6 +78,7 @@ impl Default for Config {
         Config {
             state: "./ashlar-state".into(),
             store: StoreOptions::default(),
+            prices: PriceOptions::default(),
             serve: Serve::default(),
             nbd: nbd::Options::default(),
             volume: volume::Options::default(),

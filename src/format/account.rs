@@ -1,10 +1,11 @@
-//! What a volume has cost: requests, bytes, and an estimate in money. Counted since it was opened, and, by way of the
+//! What a volume has cost: requests and bytes, and what that is in money. Counted since it was opened, and, by way of the
 //! checkpoints, since it was created.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
-use crate::store::meter::Metered;
+use crate::store::meter::{Metered, Requests};
+use crate::store::prices::Prices;
 
 /// Requests and bytes. What a server did after its last checkpoint is forgotten if it dies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,20 +31,18 @@ pub struct Account {
     pub bytes_moved: u64,
 }
 
-/// List prices of S3 Standard in us-east-1, in US dollars, as of 2026.
-pub mod price {
-    /// A PUT or a LIST.
-    pub const PUT: f64 = 0.005 / 1000.0;
-    /// A GET.
-    pub const GET: f64 = 0.0004 / 1000.0;
-    /// A GB (10^9 bytes) for a month.
-    pub const GB_MONTH: f64 = 0.023;
-}
-
 impl Account {
-    /// What the requests cost, in US dollars, at list prices; DELETEs are free.
-    pub fn request_cost(&self) -> f64 {
-        (self.puts + self.lists) as f64 * price::PUT + self.gets as f64 * price::GET
+    /// What the requests cost, in US dollars.
+    pub fn request_cost(&self, prices: &Prices) -> f64 {
+        let of = |count| Requests { count, ..Requests::default() };
+        prices.of_requests(&Metered {
+            put: of(self.puts),
+            get: of(self.gets),
+            list: of(self.lists),
+            delete: of(self.deletes),
+            bytes_got: self.bytes_got,
+            ..Metered::default()
+        })
     }
 
     /// Both together.
@@ -113,8 +112,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_million_puts_cost_five_dollars_and_a_million_gets_forty_cents() {
-        let account = Account { puts: 900_000, lists: 100_000, gets: 1_000_000, deletes: 9_999, ..Account::default() };
-        assert!((account.request_cost() - 5.4).abs() < 1e-9);
+    fn each_kind_of_request_costs_what_it_costs_and_so_does_what_is_read() {
+        let prices = Prices {
+            put_thousand: 1000.0,
+            get_thousand: 10.0,
+            list_thousand: 0.1,
+            delete_thousand: 0.001,
+            read_gb: 1e6,
+            gb_month: 1.0,
+        };
+        let account =
+            Account { puts: 2, gets: 3, lists: 4, deletes: 5, bytes_got: 7_000_000_000, ..Account::default() };
+        assert!((account.request_cost(&prices) - 7_000_002.030_405).abs() < 1e-6, "{}", account.request_cost(&prices));
     }
 }

@@ -20,6 +20,7 @@ pub mod health;
 pub mod limit;
 pub mod hedge;
 pub mod meter;
+pub mod prices;
 pub mod faults;
 pub mod probe;
 pub mod look;

@@ -93,7 +93,7 @@ impl Volumes for Arc<Shelf> {
         7
     }
 
-    async fn close(volume: &Fake) -> Result<(), String> {
+    async fn close(&self, volume: &Fake) -> Result<(), String> {
         volume.closed.fetch_add(1, Ordering::SeqCst);
         if let Some(upload) = &volume.last_upload {
             drop(upload.acquire().await.unwrap());

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::Readings;
-use crate::cli::document::{ClientStatus, EndedVolume, VolumeStatus, storage_cost};
+use crate::cli::document::{ClientStatus, EndedVolume, VolumeStatus};
 use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
@@ -176,7 +176,7 @@ fn of_cache(readings: &Readings) -> Vec<Family> {
 type OfStatus = fn(&Status) -> f64;
 
 /// What of an open volume's status is a number, by name.
-const OF_VOLUME: [(&str, Kind, &str, OfStatus); 30] = [
+const OF_VOLUME: [(&str, Kind, &str, OfStatus); 28] = [
     ("ashlar_volume_size_bytes", Gauge, "The size of the disk.", |status| status.size as f64),
     ("ashlar_volume_mapped_bytes", Gauge, "Bytes that hold data.", |status| status.mapped_bytes as f64),
     ("ashlar_volume_stored_bytes", Gauge, "Bytes of its objects in the store.", |status| status.stored_bytes as f64),
@@ -263,18 +263,6 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 30] = [
         status.since_open.bytes_got as f64
     }),
     ("ashlar_volume_epoch", Gauge, "How often the volume was opened.", |status| status.epoch as f64),
-    (
-        "ashlar_volume_request_cost_dollars",
-        Gauge,
-        "What the requests of the volume have cost since it was created, at list prices of S3 Standard.",
-        |status| status.since_creation.request_cost(),
-    ),
-    (
-        "ashlar_volume_storage_cost_dollars",
-        Gauge,
-        "What a month of storing what is stored now costs, at list prices of S3 Standard.",
-        |status| storage_cost(status.stored_bytes),
-    ),
 ];
 
 fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
@@ -292,7 +280,19 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "How long the oldest operation has failed that the volume or its store tries again, 0 if there is none.",
     );
-    for VolumeStatus { name, store_trouble, status, .. } in volumes {
+    let mut request_cost = Family::new(
+        "ashlar_volume_request_cost_dollars",
+        Gauge,
+        "What the requests of the volume have cost since it was created, at the prices of the configuration.",
+    );
+    let mut storage_cost = Family::new(
+        "ashlar_volume_storage_cost_dollars",
+        Gauge,
+        "What a month of storing what is stored now costs, at the prices of the configuration.",
+    );
+    for VolumeStatus { name, store_trouble, status, cost, .. } in volumes {
+        request_cost = request_cost.number([("volume", name)], cost.requests_since_creation_dollars);
+        storage_cost = storage_cost.number([("volume", name)], cost.storage_month_dollars);
         let account = &status.since_open;
         for (kind, count) in
             [("put", account.puts), ("get", account.gets), ("list", account.lists), ("delete", account.deletes)]
@@ -302,7 +302,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble]).collect()
+    numbers.chain([requests, trouble, request_cost, storage_cost]).collect()
 }
 
 /// Which volumes there are, and which ended.

@@ -12,7 +12,6 @@ use serde::{Serialize, Serializer};
 
 use super::{Readings, StoreReadings};
 use crate::cli::document::VolumeStatus;
-use crate::volume::Account;
 
 /// Samples that are kept: so many cover `metrics.history`.
 pub const SAMPLES: usize = 360;
@@ -169,7 +168,7 @@ impl Samples {
         let ended = store.outcomes.map(|(_, outcomes)| (outcomes.begun - outcomes.under_way()) as f64);
         let [puts, gets, lists, deletes] = ended;
         // Money by the hour: the rates below are for each second.
-        let dollars = 3600.0 * Account::default().with_requests(metered).request_cost();
+        let dollars = 3600.0 * store.dollars;
         let now = [puts, gets, lists, deletes, metered.bytes_put as f64, metered.bytes_got as f64, dollars];
         let mut of = [0.0; STORE_SERIES.len()];
         for ((rate, now), before) in of.iter_mut().zip(now).zip(self.store) {
@@ -201,6 +200,7 @@ mod tests {
     use crate::cli::document::example::whole;
     use crate::cli::document::{OperationStatus, ServerStatus};
     use crate::store::meter::Meter;
+    use crate::store::prices::Prices;
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -215,7 +215,7 @@ mod tests {
             status.volumes.push(volume);
         }
         let status = ServerStatus { unix_millis: second * 1000, store_trouble: None, ..status };
-        Readings { status, operations: Vec::new(), store: StoreReadings::of(&Meter::default(), 0) }
+        Readings { status, operations: Vec::new(), store: StoreReadings::of(&Meter::default(), &Prices::default(), 0) }
     }
 
     fn document(samples: &Samples, after: u64) -> Value {
