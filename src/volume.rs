@@ -51,6 +51,7 @@ pub use crate::engine::Witness;
 pub use crate::engine::budget::{self, Budget};
 pub use crate::engine::ledger::GcStatus;
 pub use crate::engine::options::Options;
+pub use crate::engine::purse::{self, Purse};
 pub use crate::error::{Holder, VolumeError};
 pub use crate::format::account::Account;
 pub use crate::format::meta::{BadSize, FencedBy, Meta, VolumeName};
@@ -141,6 +142,9 @@ pub struct Status {
     /// Writes that wait for room among the dirty bytes.
     #[serde(default)]
     pub writes_waiting: u64,
+    /// Writes that wait because a budget is spent.
+    #[serde(default)]
+    pub writes_held: u64,
     /// Segments that are under way to the store, or are there and wait for an earlier one.
     #[serde(default)]
     pub uploads: u64,
@@ -469,6 +473,7 @@ impl Volume {
             map_memory: log.map.memory() as u64,
             flushes_waiting: waits.flushes.get() as u64,
             writes_waiting: ledger.writers_waiting() as u64,
+            writes_held: waits.held.get() as u64,
             uploads: log.uploading() as u64,
             upload_bytes: log.uploading_bytes(),
             journal_bytes: doors.journal.stored_bytes(),
@@ -495,6 +500,11 @@ impl Volume {
     /// For how long it has been open; told once, to whoever says that it is closed, as several may close it.
     pub fn was_open_for(&self) -> Option<Duration> {
         self.opened.lock().take().map(|opened| opened.elapsed())
+    }
+
+    /// What is left of what it may spend on requests, by bound; what its server may spend is the server's.
+    pub fn left_to_spend(&self) -> Vec<purse::Left> {
+        self.shared.doors.purse.left(tokio::time::Instant::now())
     }
 
     /// What it asked of the store since it was opened.

@@ -17,6 +17,7 @@ use crate::nbd::ClientInfo;
 use crate::store::health::Trouble;
 use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
+use crate::volume::purse::Left;
 use crate::volume::{Status, Volume};
 
 /// What a server tells of itself.
@@ -46,6 +47,9 @@ pub struct ServerStatus {
     /// What that and what is stored costs.
     #[serde(default)]
     pub cost: ServerCost,
+    /// What is left of what the server may spend on requests, by bound.
+    #[serde(default)]
+    pub budget: Vec<Left>,
     /// Its log.
     pub log: LogStatus,
     /// Its cache.
@@ -93,13 +97,13 @@ pub struct StoreRequests {
 /// What a server's store costs, in US dollars.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerCost {
+    /// Whose prices all of this is reckoned at, and as of when.
+    #[serde(default)]
+    pub prices: String,
     /// All requests since the start of the server, those of no volume and those that were repeated too.
     pub requests_since_start_dollars: f64,
     /// A month of what the open volumes store now.
     pub storage_month_dollars: f64,
-    /// Whose prices all of this is reckoned at, and as of when.
-    #[serde(default)]
-    pub prices: String,
 }
 
 /// A bound on what a server holds in memory. See `docs/memory.md`.
@@ -158,6 +162,9 @@ pub struct VolumeStatus {
     /// What it costs.
     #[serde(default)]
     pub cost: VolumeCost,
+    /// What is left of what it may spend on requests, by bound.
+    #[serde(default)]
+    pub budget: Vec<Left>,
     /// Its schedule of snapshots, if it has one.
     #[serde(default)]
     pub schedule: Option<ScheduleStatus>,
@@ -231,6 +238,7 @@ impl Insight {
                 requests_since_start_dollars: self.prices.prices().of_requests(&self.meter.snapshot()),
                 storage_month_dollars: volumes.iter().map(|volume| volume.cost.storage_month_dollars).sum(),
             },
+            budget: self.budget.purse().left(Instant::now()),
             log: logging::status(),
             memory: self.memory(&volumes),
             cache: self.cache.status(),
@@ -296,6 +304,7 @@ impl Insight {
                 requests_since_creation_dollars: status.since_creation.request_cost(&prices),
                 storage_month_dollars: prices.of_month(status.stored_bytes),
             },
+            budget: volume.left_to_spend(),
             schedule: volume
                 .scheduled()
                 .map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status), &prices)),
@@ -342,6 +351,7 @@ pub mod example {
     use crate::cli::schedule::MonthOfSchedule;
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
+    use crate::volume::purse::Thrift;
     use crate::volume::{Account, GcStatus};
 
     /// What a volume says that does nothing.
@@ -357,6 +367,7 @@ pub mod example {
             map_memory: 0,
             flushes_waiting: 0,
             writes_waiting: 0,
+            writes_held: 0,
             uploads: 0,
             upload_bytes: 0,
             journal_bytes: 0,
@@ -384,6 +395,10 @@ pub mod example {
         Some(StoreTrouble { since_unix_millis: 1, seconds: 1, what, flushes_waiting: 0, sentence })
     }
 
+    fn left() -> Vec<Left> {
+        vec![Left { key: "word".to_owned(), allowed: 1.0, left_ratio: 0.25, thrift: Thrift::Sparing }]
+    }
+
     /// A document in which nothing is missing.
     pub fn whole() -> ServerStatus {
         let word = || "word".to_owned();
@@ -405,6 +420,7 @@ pub mod example {
             store_trouble: trouble(),
             operations: vec![operation(("read", Tallied::default()))],
             cost: VolumeCost::default(),
+            budget: left(),
             schedule: Some(ScheduleStatus {
                 every: word(),
                 keep: word(),
@@ -433,6 +449,7 @@ pub mod example {
             store_trouble: trouble(),
             store_requests: store_requests(&Meter::default()),
             cost: ServerCost::default(),
+            budget: left(),
             log: LogStatus { lines_dropped: 0, lines_held_back: 0 },
             cache: cache::Status { memory_size: 1, memory_used: 0, memory_hits: 0, memory_misses: 0, disk: Some(disk) },
             memory: vec![MemoryBound { key: word(), used: 0, bound: 1 }],
@@ -495,12 +512,21 @@ mod tests {
     #[test]
     fn a_document_with_only_the_first_fields_is_read() {
         let mut older = serde_json::to_value(whole()).unwrap();
-        let newer = ["version", "since_unix_millis", "unix_millis", "store_health", "store_requests", "cost", "named"];
+        let newer = [
+            "version",
+            "since_unix_millis",
+            "unix_millis",
+            "store_health",
+            "store_requests",
+            "cost",
+            "budget",
+            "named",
+        ];
         let removed = |object: &mut Value, names: &[&str]| {
             names.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name).unwrap()));
         };
         removed(&mut older, &newer);
-        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "schedule"]);
+        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "budget", "schedule"]);
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));
     }

@@ -15,6 +15,8 @@ pub fn doing(status: &Status, requests_in_flight: u64) -> String {
         status.journal_suspended.as_ref().map(|why| format!("writes wait for the store: {why}")),
         (status.writes_waiting > 0)
             .then(|| format!("{} held back for lack of room", counted(status.writes_waiting, "write"))),
+        (status.writes_held > 0)
+            .then(|| format!("{} held back as the budget is spent", counted(status.writes_held, "write"))),
         (status.flushes_waiting > 0).then(|| flushes_wait(status.flushes_waiting)),
         (requests_in_flight > 0).then(|| format!("{} under way", counted(requests_in_flight, "request"))),
         (status.uploads > 0).then(|| {
@@ -57,6 +59,8 @@ mod tests {
             doing(&collecting, 0),
             "1 segment cannot be read, 4 writes held back for lack of room, deleting 2 objects, 1.0 GiB to be freed"
         );
+        let spent = Status { writes_held: 2, flushes_waiting: 1, ..quiet() };
+        assert_eq!(doing(&spent, 0), "2 writes held back as the budget is spent, 1 flush waits");
         let without_journal = Status { journal_suspended: Some("the disk is full".into()), ..quiet() };
         assert_eq!(doing(&without_journal, 0), "writes wait for the store: the disk is full");
         let ended = Status { ended: Some("taken by host b".into()), ..collecting };

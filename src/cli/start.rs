@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::client_lines::Listening;
@@ -33,7 +34,7 @@ use crate::opening::description::Description;
 use crate::outside::Random;
 use crate::store::Store;
 use crate::store::open::{Access, Opened};
-use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, VolumeError, VolumeName};
+use crate::volume::{self, CreateOptions, NewEncryption, OpenFlags, Purse, VolumeError, VolumeName};
 
 /// A server that is ready for clients.
 pub struct Running {
@@ -89,7 +90,8 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let host_name = state.server.name.clone();
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
-    let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random);
+    let purse = Purse::new(&config.budget, config.prices.prices(), Arc::clone(&meter), Instant::now());
+    let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random).with_purse(purse);
     let budget = volumes.budget();
     let described = describe(&volumes, &served).await?;
     let mut at_once = Vec::new();
@@ -130,8 +132,8 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         store: store.url(),
         health,
         meter,
-        buffers,
         prices: config.prices,
+        buffers,
         budget,
         store_patience: config.metrics.store_patience,
         cache: blocks,

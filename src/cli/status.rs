@@ -11,6 +11,7 @@ use crate::cache;
 use crate::config::Effective;
 use crate::human::date;
 use crate::human::{about_bytes, counted};
+use crate::volume::purse::{Left, Thrift};
 use crate::volume::{Account, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
@@ -89,6 +90,7 @@ pub fn no_answer(state: &Path, error: &io::Error) -> Failure {
 fn head(status: &ServerStatus) -> String {
     let mut lines = vec![format!("server {} on {}", status.pid, status.store)];
     lines.extend(status.store_trouble.as_ref().map(|trouble| trouble.sentence.clone()));
+    lines.extend(status.budget.iter().map(told));
     lines.push(describe_cache(&status.cache));
     lines.extend(status.moved.iter().map(|moved| format!("volume {} moved to {}", moved.volume, moved.to)));
     if status.log.lines_dropped > 0 {
@@ -128,7 +130,7 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, doing, store_trouble, operations: _, cost, schedule, status } = volume;
+    let VolumeStatus { name, doing, store_trouble, operations: _, cost, budget, schedule, status } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("doing", doing.clone()),
@@ -152,6 +154,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("since creation", account(&status.since_creation, cost.requests_since_creation_dollars)),
         ("a month of it", format!("about ${:.2} for what is stored now", cost.storage_month_dollars)),
     ];
+    lines.extend(budget.iter().map(|left| ("budget", told(left))));
     lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
@@ -169,6 +172,19 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     }
     lines.extend(status.ended.clone().map(|why| ("ended", why)));
     lines
+}
+
+/// What is left of a bound on what may be spent, and what that means.
+fn told(left: &Left) -> String {
+    let Left { key, allowed, left_ratio, thrift } = left;
+    let percent = (100.0 * left_ratio.max(0.0)).round();
+    match thrift {
+        Thrift::Free => format!("{key} = {allowed}: {percent} % of what can be saved up is left"),
+        Thrift::Sparing => format!(
+            "{key} = {allowed}: {percent} % of what can be saved up is left: collection and the write-back wait"
+        ),
+        Thrift::Spent => format!("{key} = {allowed} is spent: writes wait, collection and the write-back too"),
+    }
 }
 
 /// Stored bytes, and what they are.

@@ -27,7 +27,7 @@ use crate::space::{KeptVersion, Label};
 use crate::store::Store;
 use crate::store::prices::Prices;
 use crate::units::Seq;
-use crate::volume::{self, Budget, OpenFlags, Outside, Past, Volume, VolumeError, VolumeName, Witness};
+use crate::volume::{self, Budget, OpenFlags, Outside, Past, Purse, Volume, VolumeError, VolumeName, Witness};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -79,6 +79,12 @@ impl StoreVolumes {
             follow: config.serve.follow,
             opened: Mutex::default(),
         }
+    }
+
+    /// The same, with what they may spend on requests.
+    pub fn with_purse(mut self, purse: Purse) -> StoreVolumes {
+        self.outside.budget = self.outside.budget.with_purse(purse);
+        self
     }
 
     /// For a command that opens a volume for the moment, because no server on this host has it: takes the state directory.

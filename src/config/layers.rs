@@ -85,6 +85,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err((key, accepted)) = config.prices.check() {
         return Err(config.refuse(&format!("prices.{key}"), format!("accepted is {accepted}")));
     }
+    if let Err((key, accepted)) = config.budget.check() {
+        return Err(config.refuse(&format!("budget.{key}"), format!("accepted is {accepted}")));
+    }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
     }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::human;
 use crate::store::open::StoreOptions;
 use crate::store::prices::PriceOptions;
+use crate::volume::purse;
 use crate::{cache, journal, metrics, nbd, volume};
 
 mod endpoint;
@@ -55,6 +56,8 @@ pub struct Config {
     pub store: StoreOptions,
     /// What the store bills.
     pub prices: PriceOptions,
+    /// What may be spent on requests to it.
+    pub budget: purse::Options,
     /// What is served, and where.
     pub serve: Serve,
     /// Limits of the NBD server.
@@ -79,6 +82,7 @@ impl Default for Config {
             state: "./ashlar-state".into(),
             store: StoreOptions::default(),
             prices: PriceOptions::default(),
+            budget: purse::Options::default(),
             serve: Serve::default(),
             nbd: nbd::Options::default(),
             volume: volume::Options::default(),

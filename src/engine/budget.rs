@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::engine::options::Options;
+use crate::engine::purse::Purse;
 
 /// Rounds of garbage collection that all volumes together have in memory: each is up to `gc.batch` of live bytes, and the
 /// segments that are being read for it.
@@ -24,7 +25,7 @@ pub const ROUNDS: usize = 2;
 
 /// What all volumes of a server share.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Shares>);
+pub struct Budget(Arc<Shares>, Purse);
 
 #[derive(Debug)]
 struct Shares {
@@ -40,9 +41,9 @@ struct Shares {
 }
 
 impl Budget {
-    /// The budget that the options set.
+    /// The budget that the options set; requests may be spent without any bound.
     pub fn new(options: &Options) -> Budget {
-        Budget(Arc::new(Shares {
+        let shares = Arc::new(Shares {
             dirty: semaphore(options.total_dirty_bytes),
             dirty_bytes: options.total_dirty_bytes,
             uploads: semaphore(options.total_upload_bytes),
@@ -50,7 +51,18 @@ impl Budget {
             rounds: Arc::new(Semaphore::new(ROUNDS)),
             map_bytes: options.total_map_memory,
             volumes: AtomicUsize::new(0),
-        }))
+        });
+        Budget(shares, Purse::boundless())
+    }
+
+    /// The same, with what they may spend on requests.
+    pub fn with_purse(self, purse: Purse) -> Budget {
+        Budget(self.0, purse)
+    }
+
+    /// What they may spend on requests.
+    pub fn purse(&self) -> &Purse {
+        &self.1
     }
 
     /// What all volumes together hold of what they may, but for what was replayed beyond the bounds.

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::engine::core::{Chore, Effect, Now, Report};
 use crate::engine::ledger::Ledger;
 use crate::engine::log::LARGE;
+use crate::engine::purse::Thrift;
 use crate::gc::{self, Activity};
 use crate::map::{MapPage, NeedPages, PageRef};
 use crate::reading::objects::LoadedPages;
@@ -169,6 +170,7 @@ impl Collection {
         if self.waits_for_deletion
             || self.is_working() && !is_pressed
             || self.pause(ledger, now.at).is_some_and(|end| end > now.at)
+            || self.is_spared(ledger, now)
         {
             return None;
         }
@@ -411,6 +413,11 @@ impl Collection {
             || gc::is_due(&totals, options, Activity::Quiet)
             || self.is_held_due(ledger, Activity::Quiet);
         (waits && is_due).then_some(ledger.committed_at? + options.quiet_after)
+    }
+
+    /// Whether it begins nothing, to save requests: not where space is short.
+    pub fn is_spared(&self, ledger: &Ledger, now: Now) -> bool {
+        now.thrift.0 != Thrift::Free && self.pace(ledger, now.at).client == gc::Client::Free
     }
 
     /// Whether it may have uploads under way.

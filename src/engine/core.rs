@@ -16,6 +16,7 @@ use crate::engine::commit::Uploaded;
 use crate::engine::deletions::{self, Deletions, Outcome};
 use crate::engine::ledger::{CheckpointPlan, Ledger};
 use crate::engine::log::Batch;
+use crate::engine::purse::{Advice, PATIENCE, Thrift};
 use crate::engine::sweeps::Sweeps;
 use crate::gc::Client;
 use crate::map::NeedPages;
@@ -47,6 +48,8 @@ pub struct Now {
     pub at: Instant,
     /// Bytes that the map may have in memory.
     pub map_memory: u64,
+    /// How sparing to be with requests, and until when that lasts.
+    pub thrift: Advice,
 }
 
 /// Something happened.
@@ -359,11 +362,17 @@ impl Core {
     /// Whether the buffer is to be sealed now.
     fn is_due(&self, now: Now) -> bool {
         let (ledger, options) = (&self.ledger, &self.ledger.rules.options);
-        let old = ledger.active_since.is_some_and(|since| now.at.duration_since(since) >= options.writeback_delay);
+        let old = ledger.active_since.is_some_and(|since| now.at.duration_since(since) >= self.writeback_delay(now));
         let asked = ledger.log.is_wanted() || ledger.is_paused || ledger.writers_waiting > 0 || ledger.wants_place();
         // An upload that has ended may make full what was not.
         let full = ledger.log.is_full(options.segment_size);
         ledger.log.has_active() && (old || asked || full || self.is_closing)
+    }
+
+    /// How old the buffer becomes before it is sealed although nobody asked for it.
+    fn writeback_delay(&self, now: Now) -> Duration {
+        let delay = self.ledger.rules.options.writeback_delay;
+        if now.thrift.0 == Thrift::Free { delay } else { delay * PATIENCE }
     }
 
     /// Whether everything that has a slot took effect.
@@ -414,12 +423,16 @@ impl Core {
         let slot_free = ledger.log.has_slot(options.upload_window, share);
         // Past it, the slot is denied because it is the other's turn: the next commit changes that, not time.
         let trickle = Some(self.trickle_at()).filter(|at| share == 0 && ledger.log.has_changes() && *at > now.at);
-        let seal = ledger.active_since.filter(|_| slot_free).map(|since| since + options.writeback_delay);
+        let seal = ledger.active_since.filter(|_| slot_free).map(|since| since + self.writeback_delay(now));
         let checkpoint = ledger.uncheckpointed_since.filter(|_| !self.is_checkpointing);
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = ledger.journal_retry.filter(|_| !ledger.is_paused);
-        let collect = self.collection.deadline(ledger, now.at);
-        [seal, trickle, checkpoint, journal, collect, self.deletions.deadline()].into_iter().flatten().min()
+        // What it has to do waits until there is more to spend.
+        let collect = self.collection.deadline(ledger, now.at).filter(|_| !self.collection.is_spared(ledger, now));
+        [seal, trickle, checkpoint, journal, collect, now.thrift.1, self.deletions.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether a clean stop has nothing left to do.

@@ -20,6 +20,7 @@
 //! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
 //! | [`collection`], [`deletions`], [`sweeps`] | when space is won back, and how hard |
 //! | [`options`], [`budget`] | what an operator may tune; what volumes may hold in memory, one by one and together, and where they wait for it |
+//! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
 //! | [`write`], [`read`], [`extents`], [`prefetch`] | the requests of clients, and what they will ask for next |
 //! | [`below`], [`detach`] | what a clone shows of its parent; how it becomes independent |
@@ -35,6 +36,7 @@ pub mod collection;
 pub mod deletions;
 pub mod sweeps;
 pub mod budget;
+pub mod purse;
 pub(crate) mod shared;
 pub(crate) mod shell;
 mod work;

@@ -20,6 +20,7 @@ use crate::change::Change;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::options::Options;
+use crate::engine::purse::Thrift;
 use crate::format::root::CheckpointInfo;
 use crate::format::segment::{Moved, Payload};
 use crate::map::compaction::Sizes;
@@ -53,6 +54,8 @@ enum Step {
     JournalFails,
     /// A writer begins or ceases to wait for room.
     WriterWaits(bool),
+    /// What may be spent on requests becomes more or less.
+    Thrift(Thrift),
     Close,
 }
 
@@ -67,6 +70,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
         1 => Just(Step::JournalFails),
         1 => any::<bool>().prop_map(Step::WriterWaits),
+        1 => prop_oneof![Just(Thrift::Free), Just(Thrift::Sparing), Just(Thrift::Spent)].prop_map(Step::Thrift),
     ];
     prop::collection::vec(step, 1..150)
 }
@@ -148,7 +152,7 @@ impl World {
         let ledger = Ledger::new(rules, log, (1, Compression::None), BTreeMap::new(), Doomed::default(), at);
         World {
             core: Core::new(ledger, at),
-            now: Now { at, map_memory: 1 << 20 },
+            now: Now { at, map_memory: 1 << 20, thrift: (Thrift::Free, None) },
             window,
             accepted: Vec::new(),
             flushed: ChangeNo(0),
@@ -193,6 +197,7 @@ impl World {
                 self.handle(Event::Look);
             }
             Step::Memory(bytes) => self.now.map_memory = bytes,
+            Step::Thrift(thrift) => self.now.thrift = (thrift, None),
             Step::JournalFails => {
                 self.core.ledger.journal_failed(self.now.at);
                 self.handle(Event::Look);

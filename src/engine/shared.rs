@@ -18,6 +18,7 @@ use crate::engine::core::{Core, End, Now};
 use crate::engine::ledger::{Doomed, Ledger, Rules};
 use crate::engine::log::Log;
 use crate::engine::options::Options;
+use crate::engine::purse::Purse;
 use crate::engine::seen::{self, Seen};
 use crate::engine::unbroken::Line;
 use crate::engine::versions::VersionMap;
@@ -99,6 +100,8 @@ pub struct Doors {
     pub health: Health,
     /// What it may hold in memory.
     pub seat: Seat,
+    /// What it may spend on requests.
+    pub purse: Purse,
     /// The journal.
     pub journal: Journal,
     /// The journal's directory.
@@ -150,6 +153,8 @@ pub struct Waits {
     pub read_ended: Notify,
     /// Flushes, and changes with FUA, that wait for the store or the journal.
     pub flushes: Count,
+    /// Writes that wait until there is something to spend.
+    pub held: Count,
     /// Whose turn it is to load pages to say what is known of a range: one at a time, however many clients ask.
     pub loading_for_extents: Semaphore,
     /// Whose turn it is to follow the description, or to change it.
@@ -206,6 +211,7 @@ impl Shared {
         let seat = parts.budget.seat(&options, log.dirty_bytes());
         let covers = log.covers();
         let now = Instant::now();
+        let purse = parts.budget.purse().of_volume(parts.meter.clone(), now);
         let rules = Rules {
             options: options.clone(),
             block_size: meta.block_size,
@@ -242,6 +248,7 @@ impl Shared {
                 meter: parts.meter,
                 health: Health::default(),
                 seat,
+                purse,
                 journal: parts.journal,
                 disk: parts.disk,
                 clock: parts.clock,
@@ -257,6 +264,7 @@ impl Shared {
                 completed: Notify::new(),
                 read_ended: Notify::new(),
                 flushes: Count::default(),
+                held: Count::default(),
                 loading_for_extents: Semaphore::new(1),
                 describing: Semaphore::new(1),
                 changing_versions: tokio::sync::Mutex::default(),
@@ -279,7 +287,8 @@ impl Shared {
 
     /// What decisions are made by.
     pub fn now(&self) -> Now {
-        Now { at: Instant::now(), map_memory: self.doors.seat.map_memory() }
+        let at = Instant::now();
+        Now { at, map_memory: self.doors.seat.map_memory(), thrift: self.doors.purse.advice(at) }
     }
 
     /// A salt for a new object.

@@ -11,6 +11,7 @@ use crate::engine::budget::Room;
 use crate::engine::buffer;
 use crate::engine::core::End;
 use crate::engine::ledger::{By, Ledger, Refusal};
+use crate::engine::purse::{Thrift, WRITE_WAITS};
 use crate::engine::shared::Shared;
 use crate::format::segment::Durability;
 use crate::units::{BlockCount, ChangeNo, Extent};
@@ -18,6 +19,11 @@ use crate::units::{BlockCount, ChangeNo, Extent};
 impl Shared {
     /// Accepts `data` at `offset`. Partial blocks at its edges are completed under a lock on their range.
     pub(crate) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        self.afford().await?;
+        self.write_now(offset, data, fua).await
+    }
+
+    async fn write_now(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         if data.is_empty() {
             return Ok(());
         }
@@ -40,6 +46,7 @@ impl Shared {
         if extent.is_empty() {
             return Ok(());
         }
+        self.afford().await?;
         let last = self.accept_all(vec![self.hole(extent)], Who::Client).await?;
         self.acknowledge(last, fua).await
     }
@@ -52,17 +59,18 @@ impl Shared {
         no_hole: bool,
         fua: bool,
     ) -> Result<(), DeviceError> {
+        self.afford().await?;
         let inside = self.facts.block_size.inside(offset, len);
         if inside.is_empty() {
-            return self.write(offset, zeroes(len), fua).await;
+            return self.write_now(offset, zeroes(len), fua).await;
         }
         let (start, end) =
             (self.facts.block_size.offset_of(inside.start), self.facts.block_size.offset_of(inside.end()));
         if offset < start {
-            self.write(offset, zeroes(start - offset), fua).await?;
+            self.write_now(offset, zeroes(start - offset), fua).await?;
         }
         if end < offset + len {
-            self.write(end, zeroes(offset + len - end), fua).await?;
+            self.write_now(end, zeroes(offset + len - end), fua).await?;
         }
         let change = if no_hole { Change::Zero(inside) } else { self.hole(inside) };
         let last = self.accept_all(vec![change], Who::Client).await?;
@@ -163,6 +171,25 @@ impl Shared {
             self.waits.wake.notify_one();
         }
         no
+    }
+
+    /// Waits until there is something to spend on requests, for a while: nobody waits for ever because others spend it.
+    async fn afford(&self) -> Result<(), DeviceError> {
+        let latest = Instant::now() + WRITE_WAITS;
+        let mut held = None;
+        loop {
+            self.check_open()?;
+            let at = Instant::now();
+            let until = match self.doors.purse.advice(at) {
+                (Thrift::Spent, Some(until)) if at < latest => until.min(latest),
+                _ => return Ok(()),
+            };
+            held.get_or_insert_with(|| self.waits.held.one_more());
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                _ = self.waits.progress.wait_for(|progress| progress.end.is_some()) => {}
+            }
+        }
     }
 
     /// Waits until `cost` more bytes may be dirty (rule R6: the client waits, it gets no error for being fast).

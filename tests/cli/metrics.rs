@@ -104,7 +104,8 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     let place = Place::new();
     place.ok(&["create", "disk0", "--size", "1G"]);
     let mut command = watched(&place, &["disk0"]);
-    command.env("ASHLAR_CACHE__DISK__SIZE", "16MiB");
+    command.env("ASHLAR_CACHE__DISK__SIZE", "16MiB").env("ASHLAR_BUDGET__REQUESTS_PER_SECOND", "100");
+    command.env("ASHLAR_BUDGET__VOLUME__DOLLARS_PER_DAY", "1.5");
     let serving = Serving::start(command);
     let (status, page) = get(&serving, "/metrics");
     assert_eq!(status, 200);

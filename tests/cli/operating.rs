@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::{Ended, Place};
+use crate::program::{Ended, Place, Serving};
 
 const MIB: usize = 1 << 20;
 
@@ -67,6 +67,36 @@ fn status_says_what_is_wrong_with_the_store_since_when_and_who_waits() {
     flushing.join().unwrap().unwrap();
     let status = status(&place);
     assert_eq!((&status["store_trouble"], &status["volumes"][0]["flushes_waiting"]), (&Value::Null, &0.into()));
+    serving.stop();
+}
+
+#[test]
+fn status_says_what_is_left_of_a_budget_and_whose_prices_count() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let mut command = place.command(&["serve", "--listen", "none", "disk0"]);
+    command.env("ASHLAR_BUDGET__DOLLARS_PER_DAY", "100").env("ASHLAR_PRICES__GET_THOUSAND", "0");
+    // An hour's worth of it are eight PUTs, and one more goes through before it is known to be spent.
+    command.env("ASHLAR_BUDGET__VOLUME__DOLLARS_PER_DAY", "0.001");
+    let serving = Serving::start(command);
+    let mut disk = serving.attach("disk0").unwrap();
+    for n in 0..9 {
+        disk.write(0, n, MIB).unwrap();
+        disk.flush().unwrap();
+    }
+    let said = status(&place);
+    let left = &said["volumes"][0]["budget"][0];
+    assert_eq!((&left["key"], &left["thrift"]), (&"budget.volume.dollars_per_day".into(), &"spent".into()));
+    let left = &said["budget"][0];
+    assert_eq!((&left["allowed"], &left["thrift"]), (&100.0.into(), &"free".into()));
+    let prices = said["cost"]["prices"].as_str().unwrap();
+    assert!(
+        prices.starts_with("amazon-s3-standard, as of 2") && prices.ends_with("[prices] says otherwise"),
+        "{prices}"
+    );
+    let text = place.ok(&["status"]);
+    assert!(text.contains("budget.dollars_per_day = 100: 100 % of what can be saved up is left\n"), "{text}");
+    assert!(text.contains("budget.volume.dollars_per_day = 0.001 is spent: writes wait"), "{text}");
     serving.stop();
 }
 

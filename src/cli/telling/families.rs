@@ -11,6 +11,7 @@ use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
 use crate::volume::Status;
+use crate::volume::purse::Left;
 
 use Kind::{Counter, Gauge, Histogram};
 
@@ -36,7 +37,16 @@ fn of_server(readings: &Readings) -> Vec<Family> {
         used = used.number([("bound", &memory.key)], memory.used as f64);
         bound = bound.number([("bound", &memory.key)], memory.bound as f64);
     }
+    let mut left = Family::new(
+        "ashlar_budget_left_ratio",
+        Gauge,
+        "What is left of what the server can save up of a budget: from 0.5 down collection and the write-back wait, from 0 down writes, too.",
+    );
+    for Left { key, left_ratio, .. } in &readings.status.budget {
+        left = left.number([("bound", key)], *left_ratio);
+    }
     vec![
+        left,
         build.number([("version", env!("CARGO_PKG_VERSION"))], 1.0),
         dropped.number([], readings.status.log.lines_dropped as f64),
         used,
@@ -176,7 +186,7 @@ fn of_cache(readings: &Readings) -> Vec<Family> {
 type OfStatus = fn(&Status) -> f64;
 
 /// What of an open volume's status is a number, by name.
-const OF_VOLUME: [(&str, Kind, &str, OfStatus); 28] = [
+const OF_VOLUME: [(&str, Kind, &str, OfStatus); 29] = [
     ("ashlar_volume_size_bytes", Gauge, "The size of the disk.", |status| status.size as f64),
     ("ashlar_volume_mapped_bytes", Gauge, "Bytes that hold data.", |status| status.mapped_bytes as f64),
     ("ashlar_volume_stored_bytes", Gauge, "Bytes of its objects in the store.", |status| status.stored_bytes as f64),
@@ -214,6 +224,9 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 28] = [
     ),
     ("ashlar_volume_writes_waiting", Gauge, "Writes that wait for room among the dirty bytes.", |status| {
         status.writes_waiting as f64
+    }),
+    ("ashlar_volume_writes_held", Gauge, "Writes that wait because a budget is spent.", |status| {
+        status.writes_held as f64
     }),
     ("ashlar_volume_journal_bytes", Gauge, "Bytes of the journal's files that hold changes.", |status| {
         status.journal_bytes as f64
@@ -290,7 +303,15 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "What a month of storing what is stored now costs, at the prices of the configuration.",
     );
-    for VolumeStatus { name, store_trouble, status, cost, .. } in volumes {
+    let mut left = Family::new(
+        "ashlar_volume_budget_left_ratio",
+        Gauge,
+        "What is left of what the volume can save up of its own budget: from 0.5 down collection and the write-back wait, from 0 down writes, too.",
+    );
+    for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
+        for Left { key, left_ratio, .. } in budget {
+            left = left.number([("volume", name), ("bound", key)], *left_ratio);
+        }
         request_cost = request_cost.number([("volume", name)], cost.requests_since_creation_dollars);
         storage_cost = storage_cost.number([("volume", name)], cost.storage_month_dollars);
         let account = &status.since_open;
@@ -302,7 +323,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble, request_cost, storage_cost]).collect()
+    numbers.chain([requests, trouble, request_cost, storage_cost, left]).collect()
 }
 
 /// Which volumes there are, and which ended.

@@ -1,0 +1,405 @@
+//! What volumes may spend on requests to the store, one by one and together, and how sparing that makes them. Pure but for the lock around each bound: what
+//! was spent is read off a meter, and the time is an argument. (The word *budget* in the code is of memory, [`super::budget`]; operators know this one as `budget`.)
+//!
+//! A *bound* is so many requests a second, or so many dollars a day. What is not spent is saved up: ten seconds' worth of requests, an hour's worth of dollars.
+//!
+//! | left of what can be saved up | | what volumes do |
+//! | --- | --- | --- |
+//! | more than half | free | as ever |
+//! | half or less | sparing | collection begins nothing as long as space keeps its bounds, and the write buffer is sealed when it is full, when somebody waits for it, or when it is [`PATIENCE`] times as old as else |
+//! | nothing, or more is spent than there was | spent | writes wait besides, until something is left again, for [`WRITE_WAITS`] at most |
+//!
+//! Nothing else waits: what was acknowledged is brought into the store when a FLUSH asks for it, whatever that costs, and reads, checkpoints and deletions go
+//! on. They count, so what goes beyond a bound is taken from what writes would have had next: up to as much as can be saved up, for who owed more
+//! would wait for days because somebody read a lot.
+//!
+//! In any 24 hours a bound in dollars lets through what it says, and not more: an hour's worth at once, and a 25th of it in each hour.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::store::meter::{Meter, Metered};
+use crate::store::prices::Prices;
+
+/// So many times as long a change waits for its upload, when volumes are sparing.
+pub const PATIENCE: u32 = 12;
+
+/// The longest that a write waits because of a bound. Disks of virtual machines give up after 30 s.
+pub const WRITE_WAITS: Duration = Duration::from_secs(15);
+
+/// Requests can be saved up for so long,
+const REQUESTS_SAVED: Duration = Duration::from_secs(10);
+/// and dollars for so long.
+const DOLLARS_SAVED: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// `[budget]`: what all volumes of a server may spend together, with everything else that the server asks of the store. 0 is any amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Requests in a second.
+    pub requests_per_second: u32,
+    /// US dollars in a day, at the prices of the configuration.
+    pub dollars_per_day: f64,
+    /// The same, for each volume.
+    pub volume: Allowance,
+}
+
+/// `[budget.volume]`: what each volume may spend. 0 is any amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Allowance {
+    /// Requests in a second.
+    pub requests_per_second: u32,
+    /// US dollars in a day, at the prices of the configuration.
+    pub dollars_per_day: f64,
+}
+
+impl Options {
+    /// Checks each option against its bounds; the error is the key and what is accepted.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let is_amount = |dollars: f64| dollars.is_finite() && dollars >= 0.0;
+        let accepted = "a number of US dollars, such as 1.5, or 0 for any amount";
+        match (is_amount(self.dollars_per_day), is_amount(self.volume.dollars_per_day)) {
+            (false, _) => Err(("dollars_per_day", accepted)),
+            (_, false) => Err(("volume.dollars_per_day", accepted)),
+            (true, true) => Ok(()),
+        }
+    }
+
+    fn of_server(&self) -> Allowance {
+        Allowance { requests_per_second: self.requests_per_second, dollars_per_day: self.dollars_per_day }
+    }
+}
+
+/// How sparing volumes are to be. The greater one counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Thrift {
+    /// Not at all.
+    #[default]
+    Free,
+    /// Collection and the write-back wait.
+    Sparing,
+    /// Writes wait, too.
+    Spent,
+}
+
+/// How sparing, and until when that lasts if nothing is spent meanwhile.
+pub type Advice = (Thrift, Option<Instant>);
+
+/// What a bound is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Requests,
+    Dollars,
+}
+
+/// One bound. What is left is counted in the time that it takes to get so much.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    /// The key of the configuration that sets it.
+    key: &'static str,
+    unit: Unit,
+    /// What that key says.
+    allowed: f64,
+    /// What comes in each second.
+    rate: f64,
+    /// The most seconds' worth that can be left, or owed.
+    saved: f64,
+    /// Seconds' worth that are left; owed, if it is negative.
+    left: f64,
+    /// What the meter said at [`Bound::at`].
+    spent: f64,
+    at: Instant,
+}
+
+impl Bound {
+    /// From `at` on, when `spent` had been spent already, which does not count.
+    fn new(key: &'static str, unit: Unit, allowed: f64, spent: f64, at: Instant) -> Bound {
+        let saved = match unit {
+            Unit::Requests => REQUESTS_SAVED,
+            Unit::Dollars => DOLLARS_SAVED,
+        };
+        let rate = match unit {
+            Unit::Requests => allowed,
+            Unit::Dollars => allowed / (DAY + DOLLARS_SAVED).as_secs_f64(),
+        };
+        let saved = saved.as_secs_f64();
+        Bound { key, unit, allowed, rate, saved, left: saved, spent, at }
+    }
+
+    /// Takes in what was spent until now, of all that ever was.
+    fn look(&mut self, spent: f64, at: Instant) {
+        let came = at.saturating_duration_since(self.at).as_secs_f64();
+        let went = (spent - self.spent).max(0.0) / self.rate;
+        self.left = ((self.left + came).min(self.saved) - went).max(-self.saved);
+        (self.spent, self.at) = (self.spent.max(spent), self.at.max(at));
+    }
+
+    fn advice(&self) -> Advice {
+        let enough = match self.left {
+            left if left > self.saved / 2.0 => return (Thrift::Free, None),
+            left if left > 0.0 => (Thrift::Sparing, self.saved / 2.0),
+            _ => (Thrift::Spent, 0.0),
+        };
+        let (thrift, from) = enough;
+        // Later by a little: at the very moment it is not more yet.
+        (thrift, Some(self.at + Duration::from_secs_f64(from - self.left) + Duration::from_millis(1)))
+    }
+}
+
+/// What is left of a bound, for who looks on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Left {
+    /// The key of the configuration that sets it.
+    pub key: String,
+    /// What that says.
+    pub allowed: f64,
+    /// What is left, of what can be saved up: 1 is all of it, and less than 0 is owed.
+    pub left_ratio: f64,
+    /// What that makes volumes do.
+    pub thrift: Thrift,
+}
+
+/// The bounds of a volume and of its server, or of a server alone. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Purse(Arc<Purses>);
+
+#[derive(Debug)]
+struct Purses {
+    meter: Arc<Meter>,
+    prices: Prices,
+    own: Vec<Mutex<Bound>>,
+    /// What a volume of this server may spend.
+    each: Allowance,
+    server: Option<Purse>,
+}
+
+impl Purse {
+    /// Of a server, whose requests that meter counts.
+    pub fn new(options: &Options, prices: Prices, meter: Arc<Meter>, at: Instant) -> Purse {
+        let keys = ["budget.requests_per_second", "budget.dollars_per_day"];
+        let own = bounds(options.of_server(), keys, &meter, &prices, at);
+        Purse(Arc::new(Purses { meter, prices, own, each: options.volume, server: None }))
+    }
+
+    /// Without any bound.
+    pub fn boundless() -> Purse {
+        Purse::new(&Options::default(), Prices::default(), Arc::default(), Instant::now())
+    }
+
+    /// Of a volume of that server, whose requests that meter counts.
+    pub fn of_volume(&self, meter: Arc<Meter>, at: Instant) -> Purse {
+        let Purses { prices, each, .. } = &*self.0;
+        let keys = ["budget.volume.requests_per_second", "budget.volume.dollars_per_day"];
+        let own = bounds(*each, keys, &meter, prices, at);
+        Purse(Arc::new(Purses { meter, prices: *prices, own, each: *each, server: Some(self.clone()) }))
+    }
+
+    /// How sparing to be.
+    pub fn advice(&self, at: Instant) -> Advice {
+        let above = self.0.server.as_ref().map_or((Thrift::Free, None), |server| server.advice(at));
+        self.look(at).iter().map(Bound::advice).fold(above, worse)
+    }
+
+    /// What is left of its own bounds; those of the server are the server's.
+    pub fn left(&self, at: Instant) -> Vec<Left> {
+        let left = |bound: &Bound| Left {
+            key: bound.key.to_owned(),
+            allowed: bound.allowed,
+            left_ratio: bound.left / bound.saved,
+            thrift: bound.advice().0,
+        };
+        self.look(at).iter().map(left).collect()
+    }
+
+    /// Its own bounds, as of now.
+    fn look(&self, at: Instant) -> Vec<Bound> {
+        let Purses { meter, prices, own, .. } = &*self.0;
+        if own.is_empty() {
+            return Vec::new();
+        }
+        let metered = meter.snapshot();
+        let look = |bound: &Mutex<Bound>| {
+            let mut bound = bound.lock();
+            let spent = spent(bound.unit, &metered, prices);
+            bound.look(spent, at);
+            *bound
+        };
+        own.iter().map(look).collect()
+    }
+}
+
+/// The more sparing one; of two that are alike, the one that lasts longer.
+fn worse(one: Advice, other: Advice) -> Advice {
+    one.max(other)
+}
+
+fn bounds(
+    allowance: Allowance,
+    keys: [&'static str; 2],
+    meter: &Meter,
+    prices: &Prices,
+    at: Instant,
+) -> Vec<Mutex<Bound>> {
+    let Allowance { requests_per_second, dollars_per_day } = allowance;
+    let metered = meter.snapshot();
+    let [requests, dollars] = keys;
+    let all = [(requests, Unit::Requests, f64::from(requests_per_second)), (dollars, Unit::Dollars, dollars_per_day)];
+    let bound = |(key, unit, allowed)| Mutex::new(Bound::new(key, unit, allowed, spent(unit, &metered, prices), at));
+    all.into_iter().filter(|(_, _, allowed)| *allowed > 0.0).map(bound).collect()
+}
+
+fn spent(unit: Unit, metered: &Metered, prices: &Prices) -> f64 {
+    match unit {
+        Unit::Requests => metered.requests() as f64,
+        Unit::Dollars => prices.of_requests(metered),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::meter::MeterStore;
+    use crate::store::{Key, Store};
+
+    fn requests(allowed: u32, at: Instant) -> Bound {
+        Bound::new("budget.requests_per_second", Unit::Requests, f64::from(allowed), 0.0, at)
+    }
+
+    fn after(at: Instant, seconds: f64) -> Instant {
+        at + Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn first_collection_and_write_back_wait_then_writes_and_it_passes_by_itself() {
+        let at = Instant::now();
+        let mut bound = requests(10, at);
+        assert_eq!(bound.advice(), (Thrift::Free, None));
+        bound.look(49.0, at);
+        assert_eq!(bound.advice().0, Thrift::Free, "half of ten seconds' worth, and one more");
+        bound.look(50.0, at);
+        let (thrift, until) = bound.advice();
+        assert_eq!(thrift, Thrift::Sparing);
+        bound.look(50.0, until.unwrap());
+        assert_eq!(bound.advice().0, Thrift::Free);
+        bound.look(170.0, until.unwrap());
+        let (thrift, until) = bound.advice();
+        assert_eq!(thrift, Thrift::Spent);
+        bound.look(170.0, until.unwrap() - Duration::from_millis(2));
+        assert_eq!(bound.advice().0, Thrift::Spent);
+        bound.look(170.0, until.unwrap());
+        assert_eq!(bound.advice().0, Thrift::Sparing);
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded_and_so_is_what_is_saved_up() {
+        let at = Instant::now();
+        let mut bound = requests(1, at);
+        bound.look(1e6, at);
+        bound.look(1e6, after(at, 9.9));
+        assert_eq!(bound.advice().0, Thrift::Spent);
+        bound.look(1e6, after(at, 10.1));
+        assert_eq!(bound.advice().0, Thrift::Sparing, "nobody waits for a million seconds");
+        let later = after(at, 1e6);
+        bound.look(1e6, later);
+        bound.look(1e6 + 10.0, later);
+        assert_eq!(bound.advice().0, Thrift::Spent, "not more than ten seconds' worth were saved up");
+    }
+
+    #[test]
+    fn a_clock_or_a_meter_that_seems_to_go_back_gives_nothing() {
+        let at = Instant::now();
+        let mut bound = requests(10, after(at, 5.0));
+        bound.look(100.0, at);
+        bound.look(60.0, after(at, 5.0));
+        bound.look(100.0, after(at, 5.0));
+        assert!(bound.left.abs() < 1e-9, "{bound:?}");
+    }
+
+    #[tokio::test]
+    async fn the_worst_bound_of_volume_and_server_counts_and_each_says_what_is_left_of_its_own() {
+        let at = Instant::now();
+        let options = Options {
+            requests_per_second: 10,
+            volume: Allowance { dollars_per_day: 0.01, ..Allowance::default() },
+            ..Options::default()
+        };
+        let [of_server, of_one, of_other] = [(); 3].map(|()| Arc::new(Meter::default()));
+        let server = Purse::new(&options, Prices::default(), of_server.clone(), at);
+        let (one, other) = (server.of_volume(of_one.clone(), at), server.of_volume(of_other, at));
+        let below: Arc<dyn Store> = Arc::new(MeterStore::new(Arc::new(MemoryStore::new()), of_server));
+        let store = MeterStore::new(below.clone(), of_one);
+        // An hour's worth of a cent a day are 80 PUTs.
+        for n in 0..79 {
+            store.put(&Key::new(format!("v/{n}")).unwrap(), vec![]).await.unwrap();
+        }
+        assert_eq!(
+            (one.advice(at).0, other.advice(at).0, server.advice(at).0),
+            (Thrift::Sparing, Thrift::Sparing, Thrift::Sparing)
+        );
+        store.put(&Key::new("v/79").unwrap(), vec![]).await.unwrap();
+        assert_eq!((one.advice(at).0, other.advice(at).0), (Thrift::Spent, Thrift::Sparing));
+        let [left] = &one.left(at)[..] else { panic!("{:?}", one.left(at)) };
+        assert_eq!(
+            (left.key.as_str(), left.allowed, left.thrift),
+            ("budget.volume.dollars_per_day", 0.01, Thrift::Spent)
+        );
+        let [left] = &server.left(at)[..] else { panic!("{:?}", server.left(at)) };
+        assert_eq!(
+            (left.key.as_str(), left.allowed, left.thrift),
+            ("budget.requests_per_second", 10.0, Thrift::Sparing)
+        );
+        assert!((left.left_ratio - 0.2).abs() < 1e-9, "{left:?}");
+        for n in 80..100 {
+            below.put(&Key::new(format!("v/{n}")).unwrap(), vec![]).await.unwrap();
+        }
+        assert_eq!(other.advice(at).0, Thrift::Spent, "what is no volume's counts for the server");
+    }
+
+    #[test]
+    fn without_a_bound_all_is_free() {
+        let purse = Purse::boundless().of_volume(Arc::default(), Instant::now());
+        assert_eq!((purse.advice(Instant::now()), purse.left(Instant::now())), ((Thrift::Free, None), vec![]));
+        let bad = Options { dollars_per_day: -1.0, ..Options::default() };
+        assert_eq!(bad.check().unwrap_err().0, "dollars_per_day");
+        let volume = Allowance { dollars_per_day: f64::NAN, ..Allowance::default() };
+        assert_eq!(Options { volume, ..Options::default() }.check().unwrap_err().0, "volume.dollars_per_day");
+    }
+
+    proptest! {
+        /// Somebody who spends one cent at a time, and only while writes need not wait, stays within a dollar in any 24 hours, by no more than that cent; and nobody waits
+        /// for longer than it takes to get back what can be owed.
+        #[test]
+        fn in_any_day_no_more_is_spent_than_the_bound_says(steps in prop::collection::vec((0u32..4000, 0u32..40), 1..300)) {
+            let begin = Instant::now();
+            let mut bound = Bound::new("budget.dollars_per_day", Unit::Dollars, 1.0, 0.0, begin);
+            let (mut at, mut spent, mut log) = (begin, 0.0, Vec::new());
+            for (seconds, wanted) in steps {
+                at += Duration::from_secs(seconds.into());
+                for _ in 0..wanted {
+                    bound.look(spent, at);
+                    let (thrift, until) = bound.advice();
+                    prop_assert!(until.is_none_or(|until| until > at && until <= at + DOLLARS_SAVED + Duration::from_millis(1)));
+                    if thrift == Thrift::Spent {
+                        break;
+                    }
+                    spent += 0.01;
+                    log.push(at);
+                }
+            }
+            for (n, first) in log.iter().enumerate() {
+                let day = log[n..].iter().take_while(|at| **at < *first + DAY).count();
+                prop_assert!(day as f64 * 0.01 <= 1.0 + 0.01 + 1e-9, "{day} cents in a day");
+            }
+        }
+    }
+}
