@@ -177,6 +177,12 @@ pub struct Status {
     /// Snapshots that are kept.
     #[serde(default)]
     pub snapshots: u64,
+    /// When the newest of them was taken, in milliseconds since 1970; 0 if there is none.
+    #[serde(default)]
+    pub newest_snapshot_unix_millis: u64,
+    /// Bytes, before compression, that the volume needs no more and that one does.
+    #[serde(default)]
+    pub newest_snapshot_held_bytes: u64,
     /// How its objects are sealed.
     pub seal: Seal,
     /// How new frames are compressed.
@@ -438,11 +444,14 @@ impl Volume {
     /// What it is doing.
     pub fn status(&self) -> Status {
         let Shared { facts, doors, waits, .. } = &*self.shared;
+        let (lists, since) = self.shared.ledger().log().map.space().newly_held();
+        let held = since + lists.iter().map(|list| list.blocks()).sum::<u64>();
         let mut ledger = self.shared.ledger();
         let oldest = ledger.oldest_dirty(tokio::time::Instant::now());
         let ended = waits.progress.now().end.clone();
         let log = ledger.log();
         let totals = log.map.space().totals();
+        let newest = log.map.space().durable().kept.iter().rfind(|version| !version.label.is_hidden());
         let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
@@ -456,6 +465,8 @@ impl Volume {
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),
             snapshots: kept::shown(&log.map.space().durable().kept),
+            newest_snapshot_unix_millis: newest.map_or(0, |version| version.label.taken_unix_millis),
+            newest_snapshot_held_bytes: facts.block_size.bytes_in(BlockCount(held)),
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &facts.options.gc, crate::gc::Activity::Quiet),

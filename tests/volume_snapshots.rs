@@ -298,6 +298,37 @@ async fn snapshots_are_changed_at_once_whatever_waits_to_be_stored() {
     volume.close().await.unwrap();
 }
 
+/// For whoever only looks on, without a request: how many snapshots there are, when the newest was taken, and what it keeps.
+#[tokio::test(start_paused = true)]
+async fn the_status_says_how_old_the_newest_snapshot_is_and_what_it_keeps() {
+    let world = World::new(1).await;
+    let volume = world.open(0).await;
+    let told = |volume: &Volume| {
+        let status = volume.status();
+        (status.snapshots, status.newest_snapshot_unix_millis, status.newest_snapshot_held_bytes / BLOCK)
+    };
+    volume.write(0, Bytes::from(noise(&world.random, 8)), true).await.unwrap();
+    assert_eq!(told(&volume), (0, 0, 0));
+    volume.take_snapshot(Label { taken_unix_millis: 1000, ..label("a") }).await.unwrap();
+    assert_eq!(told(&volume), (1, 1000, 0));
+    // Of three of its blocks there is something newer, and then something newer still.
+    for _ in 0..2 {
+        volume.write(0, Bytes::from(noise(&world.random, 3)), true).await.unwrap();
+        assert_eq!(told(&volume), (1, 1000, 3));
+    }
+    volume.take_snapshot(Label { taken_unix_millis: 2000, ..label("b") }).await.unwrap();
+    assert_eq!(told(&volume), (2, 2000, 0));
+    volume.trim(0, BLOCK, true).await.unwrap();
+    assert_eq!(told(&volume), (2, 2000, 1));
+    volume.close().await.unwrap();
+    let volume = world.open(0).await;
+    assert_eq!(told(&volume), (2, 2000, 1), "as of the last checkpoint");
+    // What the older one keeps is the newest's again.
+    volume.delete_snapshot("b").await.unwrap();
+    assert_eq!(told(&volume), (1, 1000, 3));
+    volume.close().await.unwrap();
+}
+
 /// Whoever asked for a snapshot went away, and asks again: the first request is still under way, and there is one snapshot of that name.
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_is_asked_for_again_is_taken_once() {

@@ -381,6 +381,8 @@ pub mod example {
             sparse_bytes: 0,
             objects: 0,
             snapshots: 0,
+            newest_snapshot_unix_millis: 0,
+            newest_snapshot_held_bytes: 0,
             seal: Seal::Blake3,
             compression: Compression::None,
             retired_bytes: 0,

@@ -12,7 +12,7 @@ use crate::config::Effective;
 use crate::human::date;
 use crate::human::{about_bytes, counted};
 use crate::volume::purse::{Left, Thrift};
-use crate::volume::{Account, VolumeName};
+use crate::volume::{Account, Status, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
@@ -139,7 +139,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         ("stored", space(status.stored_bytes, status.live_bytes, status.dead_bytes, status.sparse_bytes)),
         ("compression", format!("{}, {}", status.compression, ratio(status.mapped_bytes, status.live_bytes))),
         ("objects", status.objects.to_string()),
-        ("snapshots", status.snapshots.to_string()),
+        ("snapshots", snapshots(status)),
         ("not yet stored", about_bytes(status.dirty_bytes)),
         (
             "gc",
@@ -172,6 +172,18 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     }
     lines.extend(status.ended.clone().map(|why| ("ended", why)));
     lines
+}
+
+/// How many snapshots there are, how old the newest is, and what only snapshots need since it was taken.
+fn snapshots(status: &Status) -> String {
+    match (status.snapshots, status.newest_snapshot_unix_millis) {
+        (0, _) | (_, 0) => status.snapshots.to_string(),
+        (kept, taken) => format!(
+            "{kept}, the newest of {}, which keeps {} that the volume needs no more",
+            date(taken),
+            about_bytes(status.newest_snapshot_held_bytes)
+        ),
+    }
 }
 
 /// What is left of a bound on what may be spent, and what that means.

@@ -59,6 +59,11 @@ pub struct List {
 }
 
 impl List {
+    /// Blocks that died by those of its deltas that are in memory.
+    pub fn blocks(&self) -> u64 {
+        self.entries.iter().map(|(_, delta)| delta.blocks()).sum()
+    }
+
     /// Its deltas for a span.
     pub fn of(&self, span: Span) -> &[(Seq, Delta)] {
         let from = self.entries.partition_point(|(seq, _)| *seq < span.first());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::deltas::{self, Contradiction, Delta, Layer};
-use super::directory::Durable;
+use super::directory::{Durable, List};
 use super::fold::Folded;
 use super::summary::{SHARES, SMALL};
 use super::{Cargo, Carriers, Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
@@ -339,6 +339,13 @@ impl Space {
         let since = layers.into_iter().flatten().flat_map(|layer| &layer.held);
         since.for_each(|(seq, blocks)| *held.entry(*seq).or_default() += blocks);
         held
+    }
+
+    /// The same, cheaply for whoever only looks on: lists of them, to be added up without the lock of the volume, and blocks that died since.
+    pub fn newly_held(&self) -> (Vec<Arc<List>>, u64) {
+        let lists = self.durable.kept.last().map(|version| version.held.clone()).unwrap_or_default();
+        let layers = [Some(&self.newest), self.frozen.as_deref()];
+        (lists, layers.into_iter().flatten().flat_map(|layer| layer.held.values()).sum())
     }
 
     /// Sums up what is at or before the newest version that is kept. A span that it shares with newer segments counts only if its page is in

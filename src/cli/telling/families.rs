@@ -186,7 +186,7 @@ fn of_cache(readings: &Readings) -> Vec<Family> {
 type OfStatus = fn(&Status) -> f64;
 
 /// What of an open volume's status is a number, by name.
-const OF_VOLUME: [(&str, Kind, &str, OfStatus); 29] = [
+const OF_VOLUME: [(&str, Kind, &str, OfStatus); 31] = [
     ("ashlar_volume_size_bytes", Gauge, "The size of the disk.", |status| status.size as f64),
     ("ashlar_volume_mapped_bytes", Gauge, "Bytes that hold data.", |status| status.mapped_bytes as f64),
     ("ashlar_volume_stored_bytes", Gauge, "Bytes of its objects in the store.", |status| status.stored_bytes as f64),
@@ -201,6 +201,13 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 29] = [
         status.sparse_bytes as f64
     }),
     ("ashlar_volume_objects", Gauge, "Segments and checkpoints in the store.", |status| status.objects as f64),
+    ("ashlar_volume_snapshots", Gauge, "Snapshots that are kept.", |status| status.snapshots as f64),
+    (
+        "ashlar_volume_newest_snapshot_held_bytes",
+        Gauge,
+        "Bytes, before compression, that the volume needs no more and its newest snapshot does.",
+        |status| status.newest_snapshot_held_bytes as f64,
+    ),
     ("ashlar_volume_retired_key_bytes", Gauge, "Live bytes that are sealed with a rotated data key.", |status| {
         status.retired_bytes as f64
     }),
@@ -308,7 +315,15 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "What is left of what the volume can save up of its own budget: from 0.5 down collection and the write-back wait, from 0 down writes, too.",
     );
+    let mut newest = Family::new(
+        "ashlar_volume_newest_snapshot_timestamp_seconds",
+        Gauge,
+        "When the newest snapshot was taken, in seconds since 1970; of a volume that has one.",
+    );
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
+        if status.newest_snapshot_unix_millis > 0 {
+            newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
+        }
         for Left { key, left_ratio, .. } in budget {
             left = left.number([("volume", name), ("bound", key)], *left_ratio);
         }
@@ -323,7 +338,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble, request_cost, storage_cost, left]).collect()
+    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest]).collect()
 }
 
 /// Which volumes there are, and which ended.
