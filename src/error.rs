@@ -48,7 +48,7 @@ pub enum VolumeError {
         store: String,
     },
     /// It is encrypted, and the key is missing or wrong; or it is not, and must be.
-    #[error("volume {name:?} stays locked: {why}")]
+    #[error("volume {name:?} stays locked: {why} [A01]")]
     Locked {
         /// The volume.
         name: String,
@@ -67,7 +67,9 @@ pub enum VolumeError {
         source: StoreError,
     },
     /// An object is there but is not what was written.
-    #[error("object {key} is corrupt: {why}; `ashlar check` reads the whole volume and names every damaged object")]
+    #[error(
+        "object {key} is corrupt: {why}; `ashlar check` reads the whole volume and names every damaged object [A02]"
+    )]
     Corrupt {
         /// The object.
         key: Key,
@@ -77,7 +79,7 @@ pub enum VolumeError {
     /// Another server opened the volume and did not close it.
     #[error(
         "volume {name:?} was opened by {holder} and not closed; if that server is gone, open it with --takeover: from \
-         then on the other server can write no more"
+         then on the other server can write no more [A03]"
     )]
     Held {
         /// The volume.
@@ -89,7 +91,7 @@ pub enum VolumeError {
     #[error(
         "volume {name:?} was served with durability \"journal\" by {holder}, which did not close it, and its journal \
          is not in {journal_dir}: changes that it acknowledged since then may be missing; stop that server and bring its journal \
-         here, or accept their loss with --accept-loss"
+         here, or accept their loss with --accept-loss [A04]"
     )]
     Owed {
         /// The volume.
@@ -103,7 +105,7 @@ pub enum VolumeError {
     #[error(
         "{journal_dir} holds a journal of volume {name:?} with {} from epoch {epoch} that the volume \
          has moved on without: it was taken over by {holder}{copied}; open with --drop-journal to set its files aside and go on \
-         without them",
+         without them [A05]",
         counted(*changes as u64, "change")
     )]
     StaleJournal {
@@ -123,7 +125,7 @@ pub enum VolumeError {
     /// The journal ends before what was on the disk.
     #[error(
         "the journal of volume {name:?} in {journal_dir} {has_lost} changes that were on the disk: it ends at change {last}{synced} \
-         ({note}); restore the directory, or go on with what is there and accept the loss of the rest with --accept-loss"
+         ({note}); restore the directory, or go on with what is there and accept the loss of the rest with --accept-loss [A06]"
     )]
     JournalCut {
         /// The volume.
@@ -153,7 +155,7 @@ pub enum VolumeError {
     /// What was seen of the volume before cannot be read.
     #[error(
         "what this server has seen of volume {name:?} before cannot be read ({why}), so that an older copy of the store would pass \
-         for the present one; mend the directory, or open with --accept-rollback if nobody put one there"
+         for the present one; mend the directory, or open with --accept-rollback if nobody put one there [A07]"
     )]
     SeenUnreadable {
         /// The volume.
@@ -164,7 +166,7 @@ pub enum VolumeError {
     /// The store holds an older state than this server has seen.
     #[error(
         "volume {name:?} has gone back: {what}; somebody restored an old copy of the store, or wants you to \
-         take it for the present one; if you did it, open with --accept-rollback"
+         take it for the present one; if you did it, open with --accept-rollback [A08]"
     )]
     RolledBack {
         /// The volume.
@@ -176,7 +178,7 @@ pub enum VolumeError {
     #[error(
         "the journal in {journal_dir} begins at change {journal_first} of volume {name:?}, but the store ends at change \
          {store_last}: the store has lost what was committed between, or the journal its oldest file; restore it, or open with \
-         --drop-journal to set the journal's files aside and go on from what is in the store"
+         --drop-journal to set the journal's files aside and go on from what is in the store [A09]"
     )]
     StoreBehind {
         /// The volume.

@@ -277,6 +277,34 @@ fn a_message_is_found_by_its_pieces_in_order_only() {
     assert!(!has_message(&program, "…"));
 }
 
+/// The codes of a text: `[A03]` in the program, `### A03: ` on the page.
+fn codes<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+    let is_code =
+        |code: &&str| code.len() == 3 && code.starts_with('A') && code[1..].bytes().all(|byte| byte.is_ascii_digit());
+    let starts = text.match_indices(before).map(|(at, _)| at + before.len());
+    let ended = starts.filter_map(|at| text.get(at..at + 3).filter(|_| text[at + 3..].starts_with(after)));
+    ended.filter(is_code).collect()
+}
+
+#[test]
+fn every_code_of_a_message_has_one_section_and_every_section_a_message() {
+    let (page, program) = (page_of_errors(), program());
+    let said: std::collections::BTreeSet<&str> = codes(&program, "[", "]").into_iter().collect();
+    let sections = codes(&page, "### ", ": ");
+    assert_eq!(said.iter().copied().collect::<Vec<_>>(), sections, "the program and the page, in order");
+    assert!(sections.len() >= 12, "{sections:?}");
+    let (_, by_code) = page.split_once("\n## By code\n").unwrap();
+    for section in by_code.split("\n### ").skip(1) {
+        assert!(section.contains("\n1. "), "no step to take: {section}");
+    }
+    // A code is the end of a message: somebody reads it as a reference, not as a part of the sentence.
+    for code in said {
+        let ends =
+            program.match_indices(&format!("[{code}]")).all(|(at, code)| program[at + code.len()..].starts_with('"'));
+        assert!(ends, "{code} stands within a message");
+    }
+}
+
 /// The lists of prices: the page and the program have the same.
 #[test]
 fn the_prices_of_the_page_are_those_of_the_program() {

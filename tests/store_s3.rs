@@ -349,7 +349,7 @@ async fn a_store_that_overwrites_is_not_relied_on() {
         "store s3://disks/prefix cannot keep two servers apart, so nothing would stop them from destroying each other's \
          volumes (seen: a create-only PUT (If-None-Match: *) of a taken key succeeded; a PUT that broke off left nothing; who \
          wrote and looked afterwards saw the others, 4 times); use another store, or set store.fencing = \"verified\", or set \
-         store.fencing = \"unsafe\" if you make sure yourself that only one server ever opens a volume"
+         store.fencing = \"unsafe\" if you make sure yourself that only one server ever opens a volume [A10]"
     );
     open_tower(&server, Fencing::Unsafe, Access::Write).await.unwrap();
     assert_eq!(memory.object_count(), 0, "probes are deleted");

@@ -499,7 +499,7 @@ async fn a_corrupt_checkpoint_is_refused_by_name() {
     let error = world.try_open(OpenFlags::default()).await.unwrap_err().to_string();
     let expected = format!(
         "object {root} is corrupt: its tag does not match: bytes changed, or it was moved here from another place or volume; \
-         `ashlar check` reads the whole volume and names every damaged object"
+         `ashlar check` reads the whole volume and names every damaged object [A02]"
     );
     assert_eq!(error, expected);
 }

@@ -431,7 +431,7 @@ fn taken(root: &Path, file: &fs::File) -> io::Error {
         _ => "another process".to_owned(),
     };
     let what = format!(
-        "{} is in use by {holder}: stop that server, or give this one a state directory of its own",
+        "{} is in use by {holder}: stop that server, or give this one a state directory of its own [A11]",
         root.display()
     );
     io::Error::new(io::ErrorKind::WouldBlock, what)
@@ -541,7 +541,7 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
         let (path, pid) = (disk.path(), std::process::id());
         let expected = format!(
-            "{path} is in use by process {pid}: stop that server, or give this one a state directory of its own"
+            "{path} is in use by process {pid}: stop that server, or give this one a state directory of its own [A11]"
         );
         assert_eq!(refused.to_string(), expected);
         drop(lock);

@@ -245,7 +245,7 @@ async fn claimed_by(shared: &Shared, mark: Mark) -> End {
         }
     }
     End::Fenced(format!(
-        "volume {} was taken over: {} is there; this server can write no more",
+        "volume {} was taken over: {} is there; this server can write no more [A12]",
         shared.facts.meta.name,
         shared.doors.keys.of_mark(mark)
     ))
@@ -275,10 +275,10 @@ fn taken_by(shared: &Shared, seq: Seq, object: &LogObject) -> End {
     End::Fenced(match object {
         LogObject::Fence(fence) => {
             let holder = Holder::of(fence);
-            format!("volume {name} was taken over by {holder}; this server can write no more")
+            format!("volume {name} was taken over by {holder}; this server can write no more [A12]")
         }
         other => format!(
-            "volume {name} was taken over: slot {seq} of its log holds an object of epoch {}; this server can write no more",
+            "volume {name} was taken over: slot {seq} of its log holds an object of epoch {}; this server can write no more [A12]",
             other.epoch()
         ),
     })

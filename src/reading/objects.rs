@@ -48,7 +48,7 @@ pub enum ReadError {
         source: StoreError,
     },
     /// The object is not what was written.
-    #[error("object {key} is corrupt at byte {offset}: {why}")]
+    #[error("object {key} is corrupt at byte {offset}: {why} [A02]")]
     Corrupt {
         /// The object.
         key: Key,

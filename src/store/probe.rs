@@ -408,7 +408,7 @@ pub fn refusal(url: &str, finding: &Finding) -> StoreError {
     StoreError::invalid(format!(
         "store {url} cannot keep two servers apart, so nothing would stop them from destroying each other's volumes \
          (seen: {}); use another store{verified}, or set store.fencing = \"unsafe\" if you make sure yourself that only one server \
-         ever opens a volume",
+         ever opens a volume [A10]",
         finding.seen()
     ))
 }

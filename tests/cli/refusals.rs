@@ -207,7 +207,7 @@ fn a_state_directory_of_another_server() {
     assert_eq!(ended.code, Some(1));
     assert!(
         ended.err.starts_with("ashlar: state directory: ./ashlar-state is in use by process ")
-            && ended.err.ends_with(": stop that server, or give this one a state directory of its own\n"),
+            && ended.err.ends_with(": stop that server, or give this one a state directory of its own [A11]\n"),
         "{}",
         ended.err
     );

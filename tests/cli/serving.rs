@@ -278,7 +278,7 @@ fn a_volume_of_another_server_is_taken_only_when_told_to() {
         holder["server_name"].as_str().unwrap(),
         holder["server"].as_str().unwrap()
     );
-    let end = " and not closed; if that server is gone, open it with --takeover: from then on the other server can write no more\n";
+    let end = " and not closed; if that server is gone, open it with --takeover: from then on the other server can write no more [A03]\n";
     assert!(ended.err.starts_with(&start) && ended.err.ends_with(end), "{}", ended.err);
 
     let second = place.serve(&["disk0", "--state", "second", "--takeover"]);
