@@ -6,7 +6,7 @@ use super::client_lines::Quoted;
 use super::failure::{Failure, Outcome};
 use super::{output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
-use crate::config::{Effective, Origin};
+use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
@@ -89,8 +89,8 @@ impl NewKeys {
     }
 }
 
-/// Runs the command.
-pub fn run(args: &Args, config: &Effective) -> Outcome {
+/// Runs the command. `flags` are those that serve the volume again.
+pub fn run(args: &Args, config: &Effective, flags: &str) -> Outcome {
     Meta::check_size(args.size, args.block_size).map_err(|error| refuse_size(args.size, &error))?;
     let (url, Created { meta, recovery }) = runtime()?.block_on(create(args, config))?;
     let recovery = recovery.map(|key| key.to_text());
@@ -109,11 +109,8 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         }));
     }
     let store = Quoted(Path::new(&url));
-    // What the next command would not find by itself: it reads ashlar.toml here, and the same variables.
-    let named = |key: &str| matches!(config.origin(key), Origin::Flag(_) | Origin::File(_));
-    let state = named("state").then(|| format!(" --state {}", Quoted(&config.state)));
     output::text(format!(
-        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {store}{}",
+        "created volume {} in {url}: {}, blocks of {}, {}, uuid {}{}\nserve it with: ashlar serve {} --store {store}{flags}",
         meta.name,
         exact_bytes(meta.size),
         exact_bytes(meta.block_size.bytes().into()),
@@ -121,7 +118,6 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         meta.uuid,
         recovery.map_or_else(String::new, |key| recovery_text(&key)),
         meta.name,
-        state.unwrap_or_default(),
     ))
 }
 

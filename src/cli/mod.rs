@@ -4,7 +4,7 @@
 //! with an exit code that a script can rely on ([`failure`]). Results go to standard output, as text or, with `--json`,
 //! as one JSON document; everything else (the log, bars, questions) goes to standard error.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -70,6 +70,7 @@ mod output;
 mod logging;
 mod failure;
 
+use client_lines::Quoted;
 use failure::{Failure, Outcome};
 use image::Called;
 use logging::Speaker;
@@ -204,7 +205,7 @@ impl Cli {
         logging::start(&config, &bars, self.command.speaker())?;
         match self.command {
             Command::Serve(args) => serve::run(&args, &config, Reloading::new(self.config, flags, &config), &bars),
-            Command::Create(args) => create::run(&args, &config),
+            Command::Create(args) => create::run(&args, &config, &said_again(self.config.as_deref(), &flags)),
             Command::List(args) => list::run(&args, &config),
             Command::Info(args) => info::run(&args, &config),
             Command::Status(args) => status::run(&args, &config),
@@ -254,6 +255,14 @@ impl Cli {
         };
         common.chain(own).collect()
     }
+}
+
+/// The flags, but for the store, as a shell reads them: for a hint at the next command, which finds nothing of that by itself. It
+/// reads ashlar.toml, and the same variables.
+fn said_again(file: Option<&Path>, flags: &[Flag]) -> String {
+    let file = file.map(|file| format!(" --config {}", Quoted(file)));
+    let others = flags.iter().filter(|flag| flag.key != "store.url");
+    file.into_iter().chain(others.map(|flag| format!(" {} {}", flag.name, Quoted(Path::new(&flag.value))))).collect()
 }
 
 /// Where commands run.

@@ -611,10 +611,13 @@ fn what_create_prints_serves_the_volume() {
     assert_eq!(line(&["create", "a", "--size", "1G"]), plain);
     let (state, plain) = ("else where", format!("serve it with: ashlar serve b --store {}", place.url()));
     assert_eq!(line(&["create", "b", "--size", "1G", "--state", state]), format!("{plain} --state 'else where'"));
-    // The next command reads another file.
+    // The next command would read another file, and find no key.
     std::fs::write(place.path("other.toml"), "state = \"by-file\"\n").unwrap();
     let hint = line(&["create", "c", "--size", "1G", "--config", "other.toml"]);
-    assert!(hint.ends_with(" --state by-file"), "{hint}");
+    assert!(hint.ends_with(" --config other.toml"), "{hint}");
+    std::fs::write(place.path("the key"), [7; 32]).unwrap();
+    let hint = line(&["create", "e", "--size", "1G", "--key-file", "the key"]);
+    assert!(hint.ends_with(" --key-file 'the key'"), "{hint}");
     let hint = line(&["create", "d", "--size", "1G", "--store", "file://./with space"]);
     assert!(hint.contains(" --store 'file://") && hint.ends_with("/with space'"), "{hint}");
 }
