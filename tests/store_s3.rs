@@ -367,11 +367,16 @@ async fn a_put_that_is_begun_and_broken_off_leaves_nothing_on_a_good_store() {
 
 #[tokio::test]
 async fn a_store_that_refuses_the_condition_is_written_to_without_it() {
-    for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument")] {
+    // The last says of every key that it is taken.
+    for (status, code, said) in [
+        (501, "NotImplemented", "NotImplemented"),
+        (400, "InvalidArgument", "InvalidArgument"),
+        (412, "PreconditionFailed", "says that it is taken, and nothing is there"),
+    ] {
         let (memory, server, _) = start().await;
         server.behaviour.lock().refuses_condition = Some((status, code));
         let error = open_tower(&server, Fencing::CreateOnly, Access::Write).await.unwrap_err();
-        assert!(error.kind == ErrorKind::Invalid && error.message.contains(code), "{error}");
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains(said), "{error}");
         for (fencing, n) in [(Fencing::Unsafe, 1), (Fencing::Auto, 2), (Fencing::Verified, 3)] {
             let store = open_tower(&server, fencing, Access::Write).await.unwrap();
             assert_eq!(store.keeps_create_only(), fencing == Fencing::Unsafe);

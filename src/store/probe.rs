@@ -235,11 +235,18 @@ pub async fn glance(store: &dyn Store, random: &Random) -> Result<Finding> {
 async fn one_by_one(store: &dyn Store, key: &Key) -> Result<CreateOnly> {
     let (first, second) = (Bytes::from(format!("first {key}")), Bytes::from(format!("second {key}")));
     // If the reply to our own first attempt was lost, it says that the key is taken; the comparison below tells.
-    let _ = put(store, key, &first).await?;
+    let is_put = put(store, key, &first).await?;
     if put(store, key, &second).await? {
         return Ok(CreateOnly::Ignored);
     }
-    Ok(if store.get(key).await? == first { CreateOnly::Honoured } else { CreateOnly::Ignored })
+    match store.get(key).await {
+        Err(error) if error.kind == ErrorKind::NotFound && !is_put => Err(StoreError::invalid(format!(
+            "store {} refuses create-only PUTs (If-None-Match: *): of {key} it says that it is taken, and nothing is there; set \
+             store.fencing = \"verified\", or leave it out",
+            store.url()
+        ))),
+        there => Ok(if there? == first { CreateOnly::Honoured } else { CreateOnly::Ignored }),
+    }
 }
 
 /// Whether a create-only PUT succeeded.
