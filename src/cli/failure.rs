@@ -24,7 +24,7 @@ pub enum Failure {
     Unwell,
     /// The volume is encrypted, and the key is missing or wrong (exit code 4).
     Locked(String),
-    /// `serve` was told twice to stop (exit code 130, as for a program that ended by an interrupt).
+    /// `serve` was told to stop twice, or before it had begun (exit code 130, as for a program that ended by an interrupt).
     LeftEarly,
     /// Whoever reads the output went away (exit code 1, without a word).
     NobodyReads,

@@ -139,7 +139,7 @@ Exit codes:
   3    check found damage
   4    the volume is encrypted, and the key is missing or wrong
   70   a part of the server failed, which is a bug; the journal keeps what is not in the store
-  130  serve was told twice to stop and left at once; the journal keeps what is not in the store
+  130  serve was told to stop twice, or before it had begun, and left at once; the journal keeps what is not in the store
 
 Examples:
   ashlar serve
