@@ -103,9 +103,9 @@ class S3(Soak):
             # Gives up before the proxy's late answers come.
             "ASHLAR_STORE__S3__CONNECT_TIMEOUT": "2s", "ASHLAR_STORE__S3__STALL_TIMEOUT": "2s",
             "ASHLAR_STORE__RETRY__PAUSE_MAX": "1s", "ASHLAR_VOLUME__RETRY_PAUSE_MAX": "1s",
-            # A read that needs the store waits for its return: else it fails, as does a write into a part of a block. On a busy
-            # machine a store that was killed needs minutes to come back.
-            "ASHLAR_STORE__RETRY__READ_LIMIT": f"{self.options.away + PATIENCE}s",
+            # A read that needs the store waits for its return, however long that takes on a busy machine: else it fails, as does a
+            # write into a part of a block. Patience with the server counts from then on.
+            "ASHLAR_STORE__RETRY__READ_LIMIT": "1h",
             # Next to nothing is in memory, so that reads meet the store.
             "ASHLAR_CACHE__MEMORY": "64KiB",
         }
