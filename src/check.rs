@@ -65,6 +65,8 @@ pub struct Report {
     pub in_journal: Vec<ByteRange>,
     /// The checkpoint from which everything can be read in place of the newest, which cannot; 0 is the beginning of the log.
     pub instead_of_newest: Option<u64>,
+    /// The volume that it shows where nothing was written to it, and that is not looked at here, if it is a clone.
+    pub shows: Option<String>,
     /// Segments whose heads were read.
     pub segments: u64,
     /// Pages of the map that were read.
@@ -189,6 +191,7 @@ async fn check_once(
         Err(error) => return Err(error),
     };
     report.block_size = source.meta.block_size;
+    report.shows = source.meta.parent.as_ref().map(|parent| parent.volume.to_string());
     let Some(scan) = scan(&source, &mut report).await? else {
         report.lost = vec![ByteRange { offset: 0, length: source.meta.size }];
         return Ok((report, (source.description, Seq(0))));

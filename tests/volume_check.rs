@@ -376,7 +376,9 @@ async fn an_older_checkpoint_with_the_whole_log_after_it_takes_the_place_of_one_
     let report = world.check(true).await;
     assert!(report.instead_of_newest.is_some() && report.lost.is_empty(), "{report:#?}");
     assert!(
-        report.problems[0].what.ends_with("the log after it tell the same: --repair goes back to it"),
+        report.problems[0].what.ends_with(
+            "the log after it tell the same of the disk: --repair goes back to it; its snapshots are those of then"
+        ),
         "{report:#?}"
     );
     let dropped =

@@ -1,12 +1,13 @@
 //! When the newest checkpoint cannot be read: an older one and the log after it may tell the same.
 //!
-//! A checkpoint adds nothing to the log before it, so an older one is as good if every entry of the log from there up to
-//! what the newest covers is still there. Mostly it is not: what was dead as of the newest was deleted after it. An older one
+//! A checkpoint adds nothing to the log before it but what it says of snapshots, so of the disk an older one is as good if every entry of the log from there up to
+//! what the newest covers is still there. One that does not know a clone, which its volume is to keep something for, is not: the clone would be lost. Mostly it is not: what was dead as of the newest was deleted after it. An older one
 //! with a part of the log would be the volume as it was once, which is worse than damaged: it is never taken.
 
 use super::Report;
 use crate::error::{Result, VolumeError};
 use crate::format::places::further_place;
+use crate::opening::clones::{self, Child};
 use crate::opening::scan::{Scan, Source};
 use crate::store::Key;
 use crate::units::Seq;
@@ -31,7 +32,16 @@ pub async fn scan(source: &Source, damaged: &Key, report: &mut Report) -> Result
         };
         match source.scan_after(older).await {
             Ok(scan) if scan.committed >= newest => {
-                report.add(&format!("{place} and the log after it tell the same: --repair goes back to it"));
+                if let Some(clone) = forgotten_clone(source, &scan).await? {
+                    let name = clone.name;
+                    report.add(&format!(
+                        "{place} cannot take its place: it does not know clone {name}, which shows what was kept after it"
+                    ));
+                    continue;
+                }
+                report.add(&format!(
+                    "{place} and the log after it tell the same of the disk: --repair goes back to it; its snapshots are those of then"
+                ));
                 report.instead_of_newest = Some(older.0);
                 return Ok(Some(scan));
             }
@@ -49,4 +59,18 @@ pub async fn scan(source: &Source, damaged: &Key, report: &mut Report) -> Result
         }
     }
     Ok(None)
+}
+
+/// A clone that the versions which are kept there do not know.
+async fn forgotten_clone(source: &Source, scan: &Scan) -> Result<Option<Child>> {
+    if !source.meta.may_have_clones {
+        return Ok(None);
+    }
+    let kept = &scan.map.space().durable().kept;
+    let knows = |child: &Child| {
+        let shown = kept.iter().find(|version| version.seq == child.version);
+        shown.is_some_and(|version| version.label.clones.iter().any(|known| known.uuid == child.uuid))
+    };
+    let children = clones::children(&*source.store, source.meta.uuid).await?;
+    Ok(children.into_iter().find(|child| !knows(child)))
 }

@@ -7,6 +7,7 @@ use super::pages::Walk;
 use super::table::Known;
 use super::{Progress, Report, segments};
 use crate::error::{Result, VolumeError};
+use crate::human::few;
 use crate::map::{Entry, Placement, Ranges};
 use crate::opening::scan::{Scan, Source};
 use crate::space::kept::Deaths;
@@ -51,11 +52,15 @@ pub async fn check(
     progress: Progress<'_>,
     report: &mut Report,
 ) -> Result<()> {
-    let name = &version.label.name;
+    let label = &version.label;
+    let name = match label.is_hidden() {
+        false => format!("snapshot {}", label.name),
+        true => format!("what clones show of it ({})", few(label.clones.iter().map(|clone| clone.name.as_str()))),
+    };
     let scan = match source.version(version).await {
         Ok(scan) => scan,
         Err(VolumeError::Corrupt { key, why }) => {
-            report.problem(key, format!("snapshot {name} cannot be read: {why}"));
+            report.problem(key, format!("{name} cannot be read: {why}"));
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -70,14 +75,14 @@ pub async fn check(
     for (&seq, &blocks) in &live {
         let counted = known.segments.get(&seq).map_or(0, |info| u64::from(info.live_blocks));
         if counted < blocks && known.is_counted(seq) {
-            let what = format!("snapshot {name} needs {blocks} blocks of it, the table of segments counts {counted}");
+            let what = format!("{name} needs {blocks} blocks of it, the table of segments counts {counted}");
             report.problem(source.keys.segment(seq), what);
         }
     }
     segments::check(source, &scan, known, &mut walk, &live, sizes, data, progress, report, &mut lost).await?;
     let blocks: u64 = lost.iter().map(|run| run.end - run.start).sum();
     if blocks > 0 {
-        let what = format!("snapshot {name} has lost {blocks} blocks");
+        let what = format!("{name} has lost {blocks} blocks");
         report.problem(source.keys.checkpoint(version.seq), what);
     }
     Ok(())

@@ -21,6 +21,8 @@ use crate::volume::{self, OpenFlags, VolumeError, VolumeName, description};
 
 /// Proves that a volume in the store is whole, or says what is damaged. Changes nothing, but with --repair.
 ///
+/// Of a clone it is what is its own, and that its parent keeps what else it shows: whether that is whole, a check of the parent says.
+///
 /// Reads the description, the log, every page of the map and the head of every segment that the map needs; with --data
 /// also every frame of data. A volume that is being served can be checked too; what its server has not committed yet is
 /// not in it. Without NAME all volumes of the store are checked.
@@ -233,6 +235,11 @@ fn describe(checked: &Checked) -> String {
         counted(report.objects as u64, "object"),
         about_bytes(report.stored_bytes),
     )];
+    if let Some(parent) = &report.shows {
+        lines.push(format!(
+            "  it is a clone: what it shows of volume {parent} is not looked at here, but by a check of that: ashlar check {parent}"
+        ));
+    }
     lines.extend(report.problems.iter().map(|problem| format!("  {}: {}", problem.object, problem.what)));
     lines.extend(report.lost.iter().map(|range| format!("  lost: {}", describe_range(range))));
     let in_journal = report.in_journal.iter().map(describe_range);

@@ -240,8 +240,15 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         }
         Command::Delete { name: SnapshotName { volume, name } } => {
             let wish = Wish::Delete { name: name.to_string() };
+            let clones = runtime.block_on(clones_of(volume, name.as_str(), config));
             runtime.block_on(change(volume, wish, config))?;
-            output::text(format!("deleted snapshot {volume}{AT}{name}"))
+            let stays = match clones.is_empty() {
+                true => String::new(),
+                false => {
+                    format!("; it stays for its clones until they are gone: {}", few(clones.iter().map(String::as_str)))
+                }
+            };
+            output::text(format!("deleted snapshot {volume}{AT}{name}{stays}"))
         }
     }
 }
@@ -253,6 +260,12 @@ fn kept_until(unix_millis: u64) -> String {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// The clones that show a snapshot; none that is known, if it cannot be read.
+async fn clones_of(volume: &VolumeName, name: &str, config: &Effective) -> Vec<String> {
+    let found = look(volume, config).await.unwrap_or_default();
+    found.into_iter().find(|snapshot| snapshot.name == name).map(|found| found.clones).unwrap_or_default()
 }
 
 /// What of a volume is kept, as it stands in the store.
@@ -278,9 +291,10 @@ async fn change_here(
     config: &Effective,
 ) -> Result<Option<Snapshot>, Failure> {
     let volumes = StoreVolumes::of_command(store, config).await?;
+    let what = if matches!(wish, Wish::Clone { .. }) { "have it cloned" } else { "change its snapshots" };
     let volume = volumes.open_volume(name).await.map_err(|error| match error {
         VolumeError::Held { holder, .. } => Failure::failed(format!(
-            "volume {name} is open on {holder}: only that server can change its snapshots; give the command there, or stop it first"
+            "volume {name} is open on {holder}: only that server can {what}; give the command there, or stop it first"
         )),
         error => error.into(),
     })?;

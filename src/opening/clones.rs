@@ -206,15 +206,27 @@ pub(super) async fn alive(
     Ok(clones.iter().zip(found).filter(|(_, is_alive)| *is_alive).map(|(clone, _)| clone.clone()).collect())
 }
 
+/// A volume that says that it is a clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Child {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// What it shows.
+    pub version: Seq,
+}
+
 /// The volumes of the store that are clones of that volume, by their descriptions.
-pub(super) async fn children(store: &dyn Store, parent: Uuid) -> Result<Vec<VolumeName>> {
+pub(crate) async fn children(store: &dyn Store, parent: Uuid) -> Result<Vec<Child>> {
     let names = lifecycle::names(store).await?;
     let each: Vec<_> = names.iter().map(|name| description::newest(store, name).boxed()).collect();
     let found: Vec<_> = stream::iter(each).buffered(PARALLEL).try_collect().await?;
-    let is_one =
-        |found: &Description| !found.meta.deleted && found.meta.parent.as_ref().is_some_and(|of| of.uuid == parent);
-    let ones = names.into_iter().zip(found).filter(|(_, found)| found.as_ref().is_some_and(is_one));
-    Ok(ones.map(|(name, _)| name).collect())
+    let child = |Description { meta, .. }: Description| {
+        let shown = meta.parent.filter(|of| of.uuid == parent && !meta.deleted)?;
+        Some(Child { name: meta.name, uuid: meta.uuid, version: Seq(shown.version) })
+    };
+    Ok(found.into_iter().flatten().filter_map(child).collect())
 }
 
 /// That nothing is to be done to that volume because of its clones.
@@ -341,19 +353,18 @@ impl Shared {
     }
 
     fn refuse_snapshots_of_parent(&self, parent: &Parent) -> Result<()> {
-        let versions = self.versions();
-        let name = |KeptVersion { label, .. }: &KeptVersion| match label.is_hidden() {
-            false => label.name.clone(),
-            true => format!("one for its clone {}", few(label.clones.iter().map(|clone| clone.name.as_str()))),
-        };
-        let names: Vec<String> = versions.iter().map(name).collect();
+        let (versions, name) = (self.versions(), &self.facts.meta.name);
+        let clones: Vec<_> = versions.iter().flat_map(|version| &version.label.clones).collect();
         match versions.is_empty() {
             true => Ok(()),
+            false if !clones.is_empty() => {
+                let clones = clones.iter().map(|clone| clone.name.as_str());
+                Err(has_clones(name, "it cannot be made independent", clones))
+            }
             false => Err(VolumeError::Invalid(format!(
-                "volume {} has snapshots that show volume {}: {}; delete them, then it can be made independent",
-                self.facts.meta.name,
+                "volume {name} has snapshots that show volume {}: {}; delete them, then it can be made independent",
                 parent.volume,
-                few(names.iter().map(String::as_str))
+                few(versions.iter().map(|version| version.label.name.as_str()))
             ))),
         }
     }

@@ -120,7 +120,7 @@ impl Slots<'_> {
         if meta.may_have_clones {
             let clones = clones::children(self.store, meta.uuid).await?;
             if !clones.is_empty() {
-                let names = clones.iter().map(VolumeName::as_str);
+                let names = clones.iter().map(|clone| clone.name.as_str());
                 return Err(clones::has_clones(&meta.name, "its data key cannot be rotated", names));
             }
         }

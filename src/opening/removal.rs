@@ -154,19 +154,16 @@ impl Removal<'_> {
         self.refuse_cloned(&newest.meta, kept).await
     }
 
-    /// Refuses if there are clones of it. Those that its versions, as far as they can be read, know and that are not made yet never will be.
+    /// Refuses if there are clones of it, by its versions, or by their own descriptions: it may have been repaired to a state from before they
+    /// were made. Those that its versions, as far as they can be read, know and that are not made yet never will be.
     async fn refuse_cloned(&self, meta: &Meta, kept: Option<Vec<KeptVersion>>) -> Result<()> {
-        let clones: Vec<String> = match kept {
-            Some(kept) => {
-                let known: Vec<_> = kept.into_iter().flat_map(|version| version.label.clones).collect();
-                let alive = clones::alive(&**self.store, self.random, meta, &known).await?;
-                alive.into_iter().map(|clone| clone.name).collect()
-            }
-            None if meta.may_have_clones => {
-                clones::children(&**self.store, meta.uuid).await?.into_iter().map(String::from).collect()
-            }
-            None => Vec::new(),
-        };
+        let known: Vec<_> = kept.into_iter().flatten().flat_map(|version| version.label.clones).collect();
+        let alive = clones::alive(&**self.store, self.random, meta, &known).await?;
+        let mut clones: Vec<String> = alive.into_iter().map(|clone| clone.name).collect();
+        if clones.is_empty() && meta.may_have_clones {
+            let children = clones::children(&**self.store, meta.uuid).await?;
+            clones = children.into_iter().map(|child| child.name.to_string()).collect();
+        }
         match clones.is_empty() {
             true => Ok(()),
             false => Err(clones::has_clones(&meta.name, "it cannot be deleted", clones.iter().map(String::as_str))),
