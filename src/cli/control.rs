@@ -21,6 +21,7 @@ use super::exports::VolumeExports;
 use super::snapshot::Wish;
 use super::store_volumes::StoreVolumes;
 use crate::cache::BlockCache;
+use crate::device::ExportError;
 use crate::human::exact_duration;
 use crate::nbd::Server;
 use crate::opening::past::Snapshot;
@@ -30,7 +31,7 @@ use crate::store::health::Health;
 use crate::store::meter::Meter;
 use crate::store::prices::PriceOptions;
 use crate::volume::clones::Detaching;
-use crate::volume::{Budget, VolumeName};
+use crate::volume::{Budget, Volume, VolumeName};
 
 /// The socket's name in the state directory.
 const SOCKET: &str = "control.sock";
@@ -271,9 +272,9 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
 }
 
 async fn reload(name: &str, exports: &VolumeExports<StoreVolumes>) -> Reloaded {
-    let volume = match exports.volume(name).await {
+    let volume = match volume(name, exports).await {
         Ok(volume) => volume,
-        Err(error) => return Some(error.to_string()),
+        Err(why) => return Some(why),
     };
     volume.reload().await.err().map(|error| error.to_string())
 }
@@ -326,7 +327,7 @@ async fn roll_back(export: String, snapshot: String, disconnect: bool, insight: 
             ));
         }
         let name = VolumeName::new(export.as_str()).map_err(|error| error.to_string())?;
-        insight.exports.volume(&export).await.map_err(|error| error.to_string())?;
+        volume(&export, &insight.exports).await?;
         let part = || drop(insight.server.evict(&export, None));
         insight.exports.hand_over(&export, "its past (ashlar rollback is under way)", part).await?;
         let rolled = insight.exports.volumes().roll_back(&name, &snapshot).await;
@@ -340,10 +341,21 @@ async fn roll_back(export: String, snapshot: String, disconnect: bool, insight: 
     }
 }
 
+/// A volume that this server has, or may open.
+async fn volume(name: &str, exports: &VolumeExports<StoreVolumes>) -> Result<Arc<Volume>, String> {
+    exports.volume(name).await.map_err(|error| match error {
+        ExportError::Unknown(_) => format!(
+            "the server of this state directory serves no volume {name}: if there is one, serve it, too, or give this command a directory of \
+             its own with --state"
+        ),
+        error => error.to_string(),
+    })
+}
+
 async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExports<StoreVolumes>) -> Shrunk {
-    let volume = match exports.volume(name).await {
+    let volume = match volume(name, exports).await {
         Ok(volume) => volume,
-        Err(error) => return Some(error.to_string()),
+        Err(why) => return Some(why),
     };
     volume.shrink(size, discard_data).await.err().map(|error| error.to_string())
 }
@@ -354,12 +366,12 @@ async fn change_snapshots(
     now: u64,
     exports: VolumeExports<StoreVolumes>,
 ) -> SnapshotsChanged {
-    let volume = exports.volume(&export).await.map_err(|error| error.to_string())?;
+    let volume = volume(&export, &exports).await?;
     wish.carry_out(&volume, now).await.map_err(|error| error.to_string())
 }
 
 async fn detach_clone(export: String, from: u64, exports: VolumeExports<StoreVolumes>) -> Detached {
-    let volume = exports.volume(&export).await.map_err(|error| error.to_string())?;
+    let volume = volume(&export, &exports).await?;
     volume.detach(from, DETACHES_FOR).await.map_err(|error| error.to_string())
 }
 

@@ -80,6 +80,25 @@ fn a_clone_of_a_served_volume_is_served_beside_it_and_becomes_independent() {
     serving.stop();
 }
 
+/// A server of this host that serves only some volumes says what to do about the others.
+#[test]
+fn a_clone_that_is_not_served_is_made_independent_with_a_state_of_its_own() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G"]);
+    let serving = place.serve(&["disk0"]);
+    serving.attach("disk0").unwrap().write(0, 1, MIB).unwrap();
+    place.ok(&["clone", "disk0", "try"]);
+    refused(
+        &place,
+        &["clone", "--detach", "try"],
+        1,
+        "the server of this state directory serves no volume try: if there is one,",
+    );
+    assert_eq!(place.ok(&["clone", "--detach", "try", "--state", "elsewhere"]), "volume try is independent of disk0\n");
+    serving.stop();
+    assert!(place.ok(&["check", "try", "--data"]).contains("try: clean"));
+}
+
 /// A directory with a key for each volume.
 fn place_with_keys() -> Place {
     let place = Place::new();

@@ -76,7 +76,7 @@ fn a_served_volume_has_its_snapshots_taken_shown_renamed_and_deleted() {
     refused(&place, &["snapshot", "rename", "disk0@first", "a/b"], 2, "a snapshot cannot be named so");
     refused(&place, &["snapshot", "create", "disk0@"], 2, "a snapshot cannot be named so");
     refused(&place, &["snapshot", "delete", "disk0"], 2, "accepted is VOLUME@NAME");
-    refused(&place, &["snapshot", "create", "db"], 1, "\"db\"");
+    refused(&place, &["snapshot", "create", "db"], 1, "serves no volume db: if there is one,");
 
     assert_eq!(
         place.ok(&["snapshot", "rename", "disk0@first", "oldest"]),
