@@ -286,6 +286,9 @@ async fn a_clone_may_be_larger_and_grow_and_not_shrink() {
     let edge = larger.read(SIZE - BLOCK - 7, 3 * BLOCK as u32).await.unwrap().concat();
     assert!(edge == holds[(SIZE - BLOCK - 7) as usize..][..3 * BLOCK as usize]);
     knows_what_it_holds(&*larger, &holds).await;
+    let told = world.clone_with(&parent, None, "smaller", Some(SIZE / 2)).await.unwrap_err().to_string();
+    assert!(told.contains("clone smaller cannot have 524288 bytes: what it shows has 1048576"), "{told}");
+    assert!(matches!(world.try_open("smaller").await, Err(VolumeError::NotFound { .. })));
     let told = larger.shrink(SIZE, true).await.unwrap_err().to_string();
     assert!(told.contains("is a clone, and cannot be made smaller"), "{told}");
     larger.close().await.unwrap();

@@ -153,28 +153,13 @@ async fn clone(
         copy: None,
     };
     let wanted = Wanted { name: name.clone(), options };
-    let made = match options_fit(&wanted, shown.size) {
-        Ok(()) => clones::make(&parent, &random, &clock, wanted, (&clone, Seq(shown.seq))).await,
-        Err(error) => Err(error),
-    };
-    match made {
+    match clones::make(&parent, &random, &clock, wanted, (&clone, Seq(shown.seq))).await {
         Ok(created) => Ok((store.url(), from, created)),
         Err(error) => {
             // What is there for it goes at once, or with the next change of snapshots.
-            let gone = snapshot::change(volume, Wish::ForgetClone { uuid: clone.uuid }, config).await;
-            drop(gone);
+            drop(snapshot::change(volume, Wish::ForgetClone { uuid: clone.uuid }, config).await);
             Err(error.into())
         }
-    }
-}
-
-fn options_fit(wanted: &Wanted, shown: u64) -> Result<(), VolumeError> {
-    match wanted.options.size < shown {
-        false => Ok(()),
-        true => Err(VolumeError::Invalid(format!(
-            "clone {} cannot have {} bytes: what it shows has {shown}",
-            wanted.name, wanted.options.size
-        ))),
     }
 }
 

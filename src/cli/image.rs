@@ -245,6 +245,8 @@ impl Server {
         }
         let own = called.flags.iter().filter(|flag| !["store.url", "state"].contains(&flag.key));
         command.args(own.flat_map(|flag| [flag.name, flag.value.as_str()]));
+        // What it does is no news to whoever waits for it; what goes wrong is.
+        command.env("ASHLAR_LOG__LEVEL", "warn");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
         let mut child = command.spawn().map_err(Failure::failed)?;
         let ready = async {

@@ -78,8 +78,6 @@ fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static s
         ("compression", format!("{}, {}", info.compression, status::ratio(info.mapped_bytes, info.live_bytes))),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("snapshots", snapshots(info)),
-        ("clones", few(info.clones.iter().map(String::as_str))),
-        ("clone of", info.parent.clone().unwrap_or_else(|| "none: it is independent".to_owned())),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
         ("cost so far", status::account(&info.since_creation, info.since_creation.request_cost(prices))),
         ("cost a month", format!("about ${cost:.2} for what is stored now")),
@@ -88,6 +86,12 @@ fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static s
         ("last commit", format!("segment {}, change {}", info.last_commit_seq, info.last_commit_change)),
         ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
     ];
+    if !info.clones.is_empty() {
+        lines.push(("clones", few(info.clones.iter().map(String::as_str))));
+    }
+    if let Some(parent) = &info.parent {
+        lines.push(("clone of", parent.clone()));
+    }
     if let Some(kept) = kept {
         lines.push(("old versions", old_versions(kept)));
     }

@@ -149,19 +149,25 @@ pub async fn make(
             )),
         });
     };
-    if let Err(error) = is_shown(parent, clone, version).await {
+    if let Err(error) = is_shown(parent, clone, version, meta.size).await {
         description::put(&*parent.store, random, number, &meta.tombstone(), None).await?;
         return Err(error);
     }
     Ok(Created { meta, recovery })
 }
 
-/// Fails unless the parent keeps the version for the clone, and has the keys that were handed on.
-async fn is_shown(parent: &Source, clone: &CloneRef, version: Seq) -> Result<()> {
-    let Meta { name, uuid, .. } = &parent.meta;
+/// Fails unless the parent keeps the version for the clone, which has so many bytes, and has the keys that were handed on.
+async fn is_shown(parent: &Source, clone: &CloneRef, version: Seq, size: u64) -> Result<()> {
+    let Meta { name, uuid, block_size, .. } = &parent.meta;
     let knows = |kept: &KeptVersion| kept.seq == version && kept.label.clones.iter().any(|known| known == clone);
-    if !parent.versions().await?.iter().any(knows) {
-        return Err(lost(&clone.name, (name, *uuid), NOT_KEPT));
+    let kept = parent.versions().await?;
+    let kept = kept.iter().find(|kept| knows(kept)).ok_or_else(|| lost(&clone.name, (name, *uuid), NOT_KEPT))?;
+    let shown = block_size.bytes_in(kept.blocks);
+    if size < shown {
+        return Err(VolumeError::Invalid(format!(
+            "clone {} cannot have {size} bytes: what it shows has {shown}",
+            clone.name
+        )));
     }
     match parent.sealer.keyring() {
         Some(keys) => description::load(&*parent.store, name).await?.prove(keys),
