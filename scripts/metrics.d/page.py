@@ -187,6 +187,7 @@ def works_without_a_mouse(page):
             break
     need({"skip", "which", "plot", "A"} <= set(reached), f"Tab reached {reached}")
     need(reached.count("plot") == 6, f"Tab reached {reached}")
+    until("there are some samples", lambda: page.run("return history.samples.length > 3"))
     page.run("document.querySelector('.plot').focus()")
     value = "return document.querySelector('.plot').getAttribute('aria-valuetext')"
     page.keys("\ue012")
