@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::create::{NewKeys, recovery_text};
+use super::create::{self, NewKeys, recovery_text};
 use super::export_name::ExportName;
 use super::failure::{Failure, Outcome};
 use super::outside::Cache;
@@ -86,20 +86,10 @@ pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let (url, from, Created { meta, recovery }) = runtime.block_on(clone(args, name, config))?;
     let recovery = recovery.map(|key| key.to_text());
     if args.json {
-        return output::json(&serde_json::json!({
-            "name": meta.name,
-            "uuid": meta.uuid,
-            "size": meta.size,
-            "block_size": meta.block_size,
-            "compression": meta.compression,
-            "seal": meta.seal(),
-            "fencing": meta.fenced_by,
-            "parent": meta.parent.as_ref().map(|parent| parent.volume.as_str()),
-            "parent_snapshot": from,
-            "recovery_key": recovery.as_ref().map(|key| key.as_str()),
-            "created_unix_millis": meta.created_unix_millis,
-            "store": url,
-        }));
+        let mut described = create::describe(&meta, recovery.as_ref().map(|key| key.as_str()), &url);
+        described["parent"] = volume.as_str().into();
+        described["parent_snapshot"] = from.into();
+        return output::json(&described);
     }
     let from = from.map_or_else(|| format!("{volume} as it is now"), |snapshot| format!("{volume}{AT}{snapshot}"));
     output::text(format!(

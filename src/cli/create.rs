@@ -89,24 +89,29 @@ impl NewKeys {
     }
 }
 
+/// A volume that was just created in that store, as a document.
+pub fn describe(meta: &Meta, recovery: Option<&str>, store: &str) -> serde_json::Value {
+    serde_json::json!({
+        "name": meta.name,
+        "uuid": meta.uuid,
+        "size": meta.size,
+        "block_size": meta.block_size,
+        "compression": meta.compression,
+        "seal": meta.seal(),
+        "fencing": meta.fenced_by,
+        "recovery_key": recovery,
+        "created_unix_millis": meta.created_unix_millis,
+        "store": store,
+    })
+}
+
 /// Runs the command. `flags` are those that serve the volume again.
 pub fn run(args: &Args, config: &Effective, flags: &str) -> Outcome {
     Meta::check_size(args.size, args.block_size).map_err(|error| refuse_size(args.size, &error))?;
     let (url, Created { meta, recovery }) = runtime()?.block_on(create(args, config))?;
     let recovery = recovery.map(|key| key.to_text());
     if args.json {
-        return output::json(&serde_json::json!({
-            "name": meta.name,
-            "uuid": meta.uuid,
-            "size": meta.size,
-            "block_size": meta.block_size,
-            "compression": meta.compression,
-            "seal": meta.seal(),
-            "fencing": meta.fenced_by,
-            "recovery_key": recovery.as_ref().map(|key| key.as_str()),
-            "created_unix_millis": meta.created_unix_millis,
-            "store": url,
-        }));
+        return output::json(&describe(&meta, recovery.as_ref().map(|key| key.as_str()), &url));
     }
     let store = Quoted(Path::new(&url));
     output::text(format!(
