@@ -18,7 +18,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::space::Label;
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{Key, ObjectEntry, Store, StoreError};
+use ashlar::store::{Key, ListPage, Store, StoreError};
 use ashlar::units::{ChangeNo, Extent, Seq};
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
@@ -62,7 +62,7 @@ impl Store for KeepsAll {
         self.0.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage, StoreError> {
         self.0.list(prefix, start_after).await
     }
 

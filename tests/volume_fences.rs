@@ -20,7 +20,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{Key, ObjectEntry, Store, list_all};
+use ashlar::store::{Key, ListPage, Store, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
@@ -95,7 +95,7 @@ impl Store for Gate {
         self.objects.get(key).await
     }
 
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.objects.list(prefix, after).await
     }
 
@@ -140,7 +140,7 @@ impl Store for NoAnswer {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.inner.list(prefix, after).await
     }
 

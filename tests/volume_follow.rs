@@ -16,7 +16,7 @@ use ashlar::keyring::Secrets;
 use ashlar::opening::{Follower, Glass, description};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
+use ashlar::store::{ErrorKind, Key, ListPage, Store, StoreError};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
 };
@@ -100,7 +100,7 @@ impl Store for Way {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage, StoreError> {
         self.check(&self.lists)?;
         let listed = self.inner.list(prefix, start_after).await;
         if prefix.contains("/checkpoints/") && self.holds_list.swap(false, Ordering::Relaxed) {

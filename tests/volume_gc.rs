@@ -18,7 +18,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::prices::Prices;
-use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
+use ashlar::store::{ErrorKind, Key, ListPage, Store, StoreError};
 use ashlar::units::Seq;
 use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
 use async_trait::async_trait;
@@ -47,7 +47,7 @@ impl Store for Keeper {
     async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
         self.objects.get(key).await
     }
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.objects.list(prefix, after).await
     }
     async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {

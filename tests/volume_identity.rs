@@ -24,7 +24,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::space::Label;
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{Key, ObjectEntry, Store, StoreError, list_all};
+use ashlar::store::{Key, ListPage, Store, StoreError, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Seq};
 use ashlar::volume::{
     self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
@@ -537,7 +537,7 @@ impl Store for Gate {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage, StoreError> {
         self.pass("list", prefix).await;
         self.inner.list(prefix, start_after).await
     }

@@ -17,7 +17,7 @@ use ashlar::opening::description::{self, Description};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{Key, ObjectEntry, Result, Store, list_all};
+use ashlar::store::{Key, ListPage, Result, Store, list_all};
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness, resize,
@@ -424,7 +424,7 @@ impl Store for Gate {
         self.pass().await;
         self.inner.get(key).await
     }
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.pass().await;
         self.inner.list(prefix, start_after).await
     }

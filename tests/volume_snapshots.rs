@@ -17,7 +17,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::space::Label;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{self, Key, ObjectEntry, Store};
+use ashlar::store::{self, Key, ListPage, Store};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
 };
@@ -56,7 +56,7 @@ impl Store for SlowGets {
         self.0.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> store::Result<ListPage> {
         self.0.list(prefix, start_after).await
     }
 

@@ -27,7 +27,7 @@ use super::s3::credentials::Environment;
 use super::s3::http::{Http, PartsBody, connect, next_piece, send, whole};
 use super::s3::options::S3Options;
 use super::s3::ranges::{cut, header_of, start_of};
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
 use crate::outside::Random;
 
 pub mod options;
@@ -307,7 +307,7 @@ impl AzureStore {
         }
     }
 
-    async fn objects(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn objects(&self, prefix: &str, after: Option<&Key>) -> Result<ListPage> {
         let mut marker = after.and_then(|after| self.marker(prefix, after));
         loop {
             let page = self.page(prefix, "", marker.as_deref()).await?;
@@ -318,7 +318,7 @@ impl AzureStore {
             objects.retain(|object| after.is_none_or(|after| object.key > *after));
             marker = page.next;
             if !objects.is_empty() || marker.is_none() {
-                return Ok(objects);
+                return Ok(ListPage::new(objects, marker.is_none()));
             }
         }
     }
@@ -410,7 +410,7 @@ impl Store for AzureStore {
         Ok(self.within(Asked::Get(key), self.fetch(key, None)).await?.unwrap_or_default())
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.within(Asked::List(prefix), self.objects(prefix, start_after)).await
     }
 

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::options::human;
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
 use crate::outside::Random;
 
 mod control;
@@ -225,7 +225,7 @@ impl Store for FaultyStore {
         self.read(key, 0..0, true).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let op = Op { verb: "list", what: prefix, mutates: false };
         let passage = self.enter(&op).await?;
         let result = self.inner.list(prefix, start_after).await;

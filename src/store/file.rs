@@ -41,7 +41,7 @@ use bytes::Bytes;
 use super::buffers::Buffers;
 use super::memory::PAGE_OBJECTS;
 use super::tree::TEMPORARY;
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
 use crate::outside::{Random, Workers};
 
 mod create;
@@ -134,10 +134,11 @@ impl Store for FileStore {
         self.get_range(key, 0..u64::MAX).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let (prefix, after) = (prefix.to_owned(), start_after.cloned());
         self.blocking(move |root| {
             walk::list(&root.path, &prefix, after.as_ref().map(Key::as_str), PAGE_OBJECTS)
+                .map(|found| ListPage::new(found, true))
                 .map_err(|error| failure("list", &root.path, &error))
         })
         .await

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 
 use super::meter::Meter;
 use super::options::human;
-use super::{ErrorKind, Key, ObjectEntry, Result, Store};
+use super::{ErrorKind, Key, ListPage, Result, Store};
 
 /// When a GET is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +186,7 @@ impl Store for HedgeStore {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.inner.list(prefix, start_after).await
     }
 
@@ -266,8 +266,8 @@ mod tests {
             Ok(Bytes::new())
         }
 
-        async fn list(&self, _: &str, _: Option<&Key>) -> Result<Vec<ObjectEntry>> {
-            Ok(Vec::new())
+        async fn list(&self, _: &str, _: Option<&Key>) -> Result<ListPage> {
+            Ok(ListPage::new(Vec::new(), true))
         }
 
         async fn list_top(&self) -> Result<Vec<String>> {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Key, ObjectEntry, Result, Store, StoreError};
+use super::{Key, ListPage, Result, Store, StoreError};
 
 /// How many requests of each kind are under way at once. At least 1 each; 0 counts as 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl Store for LimitStore {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let _turn = turn(self.reads()).await?;
         self.inner.list(prefix, start_after).await
     }

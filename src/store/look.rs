@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Key, ObjectEntry, Result, Store};
+use super::{Key, ListPage, Result, Store};
 
 /// The store inside, and a word of warning.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Store for LookStore {
         self.0.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.0.list(prefix, start_after).await
     }
 

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
-use super::{Key, ObjectEntry, Result, Store, StoreError};
+use super::{Key, ListPage, ObjectEntry, Result, Store, StoreError};
 
 /// A listing returns at most this many objects at once, as S3 does.
 pub const PAGE_OBJECTS: usize = 1000;
@@ -87,18 +87,19 @@ impl Store for MemoryStore {
         self.objects.lock().get(key).cloned().ok_or_else(|| StoreError::not_found(key))
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let objects = self.objects.lock();
         let from = match start_after {
             Some(after) if after.as_str() >= prefix => Bound::Excluded(after.clone()),
             _ => Bound::Included(Key(prefix.to_owned())), // not a checked key, only a place in the order
         };
-        Ok(objects
+        let found = objects
             .range((from, Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
             .take(PAGE_OBJECTS)
             .map(|(key, body)| ObjectEntry { key: key.clone(), size: body.len() as u64 })
-            .collect())
+            .collect();
+        Ok(ListPage::new(found, true))
     }
 
     async fn list_top(&self) -> Result<Vec<String>> {

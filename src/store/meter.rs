@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{ErrorKind, Key, ObjectEntry, Result, Store};
+use super::{ErrorKind, Key, ListPage, Result, Store};
 use crate::tally::{Distribution, Durations};
 
 /// What was asked of a store since it was opened.
@@ -226,7 +226,7 @@ impl Store for MeterStore {
         self.got(self.inner.get(key)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.meter.list.record(1, self.inner.list(prefix, start_after)).await
     }
 

@@ -5,11 +5,13 @@
 //! Nothing here knows a format of ours.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+use memory::PAGE_OBJECTS;
 
 pub mod open;
 pub mod memory;
@@ -142,8 +144,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn get(&self, key: &Key) -> Result<Bytes>;
 
     /// All objects whose key begins with `prefix` (a plain string prefix; "" is everything), in byte order of
-    /// keys, after `start_after` if given. At most one page; an empty page means the end.
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>>;
+    /// keys, after `start_after` if given. At most one page, which says whether it is known to be the last one.
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage>;
 
     /// The distinct first path segments of all keys ("directories" at the top), in order.
     async fn list_top(&self) -> Result<Vec<String>>;
@@ -171,14 +173,74 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn delete(&self, keys: &[Key]) -> Result<()>;
 }
 
+/// A page of a listing: objects in byte order of their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListPage {
+    entries: Vec<ObjectEntry>,
+    is_last: bool,
+}
+
+impl ListPage {
+    /// A page; the store says whether it ends the listing. A full one is not believed to: asking once more costs less than what a store
+    /// that miscounts would hide.
+    pub fn new(entries: Vec<ObjectEntry>, is_last: bool) -> ListPage {
+        let is_last = entries.is_empty() || is_last && entries.len() < PAGE_OBJECTS;
+        ListPage { entries, is_last }
+    }
+
+    /// Whether nothing comes after it.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+}
+
+impl Deref for ListPage {
+    type Target = [ObjectEntry];
+
+    fn deref(&self) -> &[ObjectEntry] {
+        &self.entries
+    }
+}
+
+impl IntoIterator for ListPage {
+    type Item = ObjectEntry;
+    type IntoIter = std::vec::IntoIter<ObjectEntry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
 /// All pages of a listing.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectEntry>> {
     let mut all: Vec<ObjectEntry> = Vec::new();
     loop {
         let page = store.list(prefix, all.last().map(|entry| &entry.key)).await?;
-        if page.is_empty() {
+        let is_last = page.is_last();
+        all.extend(page);
+        if is_last {
             return Ok(all);
         }
-        all.extend(page);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::meter::{Meter, MeterStore};
+
+    /// One request tells all of a short listing; after a full page there is another one, whatever the store says of it.
+    #[tokio::test]
+    async fn nothing_is_asked_for_after_the_last_page() {
+        for (objects, requests) in [(0, 1), (3, 1), (PAGE_OBJECTS - 1, 1), (PAGE_OBJECTS, 2), (PAGE_OBJECTS + 1, 2)] {
+            let meter = Arc::new(Meter::default());
+            let store = MeterStore::new(Arc::new(MemoryStore::new()), meter.clone());
+            for n in 0..objects {
+                store.put(&Key::new(format!("v/{n:04}")).unwrap(), vec![]).await.unwrap();
+            }
+            assert_eq!(list_all(&store, "v/").await.unwrap().len(), objects);
+            assert_eq!(meter.snapshot().list.count, requests, "{objects} objects");
+        }
     }
 }

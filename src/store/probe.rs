@@ -429,7 +429,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::store::ObjectEntry;
+    use crate::store::ListPage;
     use crate::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
     use crate::store::limit::{LimitOptions, LimitStore};
     use crate::store::memory::MemoryStore;
@@ -526,7 +526,7 @@ mod tests {
             self.serve(self.pace.1, self.memory.get(key)).await
         }
 
-        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
             self.memory.list(prefix, start_after).await
         }
 
@@ -609,7 +609,7 @@ mod tests {
             self.memory.get(key).await
         }
 
-        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
             self.memory.list(prefix, start_after).await
         }
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::health::Health;
 use super::options::human;
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
 use crate::human::counted;
 use crate::outside::Random;
 
@@ -156,7 +156,7 @@ impl Store for RetryStore {
         self.repeat(self.options.read_limit, || self.inner.get(key)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.repeat(self.options.read_limit, || self.inner.list(prefix, start_after)).await
     }
 

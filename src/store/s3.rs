@@ -26,7 +26,8 @@ use rusoto_s3::{
 use tracing::info;
 
 use super::buffers::Buffers;
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::memory::PAGE_OBJECTS;
+use super::{ErrorKind, Key, ListPage, ObjectEntry, Result, Store, StoreError};
 use crate::outside::{Clock, panics};
 
 pub mod options;
@@ -358,7 +359,7 @@ impl Store for S3Store {
         Ok(self.fetch(key, None).await?.unwrap_or_default())
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let mut after = start_after.map(|key| self.path(key));
         loop {
             let from = ListObjectsV2Request { start_after: after, ..ListObjectsV2Request::default() };
@@ -370,10 +371,10 @@ impl Store for S3Store {
             let objects = listed.contents.as_deref().unwrap_or_default();
             let entries: Vec<ObjectEntry> = objects.iter().filter_map(entry).collect();
             after = objects.last().and_then(|object| decoded(listed.encoding_type.is_some(), object.key.as_deref()?));
-            // A page of foreign objects only is not the end.
-            let is_last = !listed.is_truncated.unwrap_or_default() || after.is_none();
-            if is_last || !entries.is_empty() {
-                return Ok(entries);
+            // A page of foreign objects only is not the end. What is not said plainly is asked for once more.
+            let is_last = listed.is_truncated == Some(false) && objects.len() < PAGE_OBJECTS;
+            if !entries.is_empty() || is_last || after.is_none() {
+                return Ok(ListPage::new(entries, is_last));
             }
         }
     }

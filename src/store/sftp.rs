@@ -33,7 +33,7 @@ use tokio::sync::Mutex;
 
 use super::memory::PAGE_OBJECTS;
 use super::tree::{TEMPORARY, Wanted, sorted_name};
-use super::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, ObjectEntry, Result, Store, StoreError};
 use crate::outside::Random;
 
 pub mod options;
@@ -442,10 +442,11 @@ impl Store for SftpStore {
         self.get_range(key, 0..u64::MAX).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         let after = start_after.map(Key::as_str).unwrap_or_default();
         let wanted = Wanted { prefix, after, limit: PAGE_OBJECTS };
-        self.request(|| format!("list {prefix:?}"), self.page(wanted)).await
+        let found = self.request(|| format!("list {prefix:?}"), self.page(wanted)).await?;
+        Ok(ListPage::new(found, true))
     }
 
     async fn list_top(&self) -> Result<Vec<String>> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ashlar::store::{Key, ObjectEntry, Store};
+use ashlar::store::{Key, ListPage, Store};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -57,7 +57,7 @@ impl Store for Hanging {
     async fn get(&self, key: &Key) -> ashlar::store::Result<Bytes> {
         self.objects.get(key).await
     }
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.objects.list(prefix, after).await
     }
     async fn list_top(&self) -> ashlar::store::Result<Vec<String>> {

@@ -15,7 +15,7 @@ use ashlar::store::limit::LimitOptions;
 use ashlar::store::look::LookStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::retry::RetryOptions;
-use ashlar::store::{Key, ObjectEntry, Store};
+use ashlar::store::{Key, ListPage, Store};
 use ashlar::units::ChangeNo;
 use ashlar::volume::{Budget, FencedBy, Options, Volume};
 use async_trait::async_trait;
@@ -244,7 +244,7 @@ impl Store for SlowDeletes {
         self.inner.get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.inner.list(prefix, start_after).await
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
+use ashlar::store::{ErrorKind, Key, ListPage, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -87,7 +87,7 @@ impl Store for Far {
         self.transfer(1, found.as_ref().map_or(0, |bytes| bytes.len() as u64)).await;
         found
     }
-    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, after: Option<&Key>) -> ashlar::store::Result<ListPage> {
         self.transfer(1, 0).await;
         self.objects.list(prefix, after).await
     }

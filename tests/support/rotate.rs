@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ashlar::store::{Key, ObjectEntry, Result, Store};
+use ashlar::store::{Key, ListPage, Result, Store};
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -46,7 +46,7 @@ impl Store for Rotate {
         self.next().get(key).await
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.next().list(prefix, start_after).await
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ashlar::outside::Random;
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::{ErrorKind, Key, ObjectEntry, Result, Store, StoreError};
+use ashlar::store::{ErrorKind, Key, ListPage, Result, Store, StoreError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -87,7 +87,7 @@ impl Store for Sloppy {
         got
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.pause().await;
         let listed = self.objects.list(prefix, start_after).await;
         self.pause().await;

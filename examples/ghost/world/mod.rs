@@ -24,7 +24,7 @@ use ashlar::codec::seal::Sealer;
 use ashlar::format::keys::Keys;
 use ashlar::outside::{Clock, Random};
 use ashlar::store::memory::PAGE_OBJECTS;
-use ashlar::store::{Key, ObjectEntry, Result, Store, StoreError};
+use ashlar::store::{Key, ListPage, ObjectEntry, Result, Store, StoreError};
 use ashlar::units::Seq;
 use ashlar::volume::{self, CreateOptions, Meta, VolumeName};
 use async_trait::async_trait;
@@ -337,14 +337,14 @@ impl Store for Ghost {
         Ok(bytes)
     }
 
-    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+    async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
         self.count(&self.counts.lists);
         self.travel().await;
-        let mut entries = self.behind.list(prefix, start_after).await?;
+        let mut entries: Vec<_> = self.behind.list(prefix, start_after).await?.into_iter().collect();
         entries.extend(self.aside(|| self.listed(prefix, start_after)));
         entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         entries.truncate(PAGE_OBJECTS);
-        Ok(entries)
+        Ok(ListPage::new(entries, true))
     }
 
     async fn list_top(&self) -> Result<Vec<String>> {

@@ -321,7 +321,7 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
     use crate::store::probe::{CreateOnly, CutPut, Looks};
-    use crate::store::{ObjectEntry, Result};
+    use crate::store::{ListPage, Result};
 
     const URL: &str = "s3://disks";
 
@@ -361,7 +361,7 @@ mod tests {
             self.0.get(key).await
         }
 
-        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {
             self.check("list objects")?;
             self.0.list(prefix, start_after).await
         }
