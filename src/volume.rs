@@ -30,6 +30,7 @@ use crate::engine::core::End;
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::shared::Shared;
 use crate::engine::shell;
+use crate::engine::upper::Upper;
 use crate::human::date;
 use crate::journal;
 use crate::opening::recover;
@@ -71,6 +72,7 @@ pub struct Volume {
     closing: Closing,
     ahead: Mutex<ReadAhead>,
     prefetcher: Prefetcher,
+    _upper: Upper,
     operations: Operations,
     /// When it was opened, until that was told.
     opened: Mutex<Option<Instant>>,
@@ -263,6 +265,7 @@ impl Volume {
             ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
+        let upper = Upper::start(shared.clone());
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
@@ -273,6 +276,7 @@ impl Volume {
             closing,
             ahead,
             prefetcher,
+            _upper: upper,
             operations,
             opened: Mutex::new(Some(Instant::now())),
             schedule,

@@ -101,7 +101,7 @@ impl Shared {
             let planned = self.ledger().plan_read(extent, loaded.clone(), self.doors.seat.map_memory());
             match planned {
                 Ok(pieces) => return Ok(joined_holes(&pieces)),
-                Err(need) => loaded.extend(self.fetch_pages(need).await.map_err(io_error)?),
+                Err(lacking) => loaded.extend(self.fetch_pages(lacking.into()).await.map_err(io_error)?),
             }
         }
     }
@@ -127,7 +127,7 @@ impl Shared {
                             return Ok(Some(no));
                         }
                         Ok(_) => return Ok(None),
-                        Err(need) => Some(need),
+                        Err(lacking) => Some(lacking.into()),
                     },
                 }
             };

@@ -13,7 +13,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
-use crate::engine::log::{Log, Piece};
+use crate::engine::log::{Lacking, Log, Piece};
 use crate::engine::options::Options;
 use crate::format::account::Account;
 use crate::format::meta::Meta;
@@ -321,7 +321,7 @@ impl Ledger {
         extent: Extent,
         loaded: LoadedPages,
         map_memory: u64,
-    ) -> Result<Vec<(Extent, Piece)>, NeedPages> {
+    ) -> Result<Vec<(Extent, Piece)>, Lacking> {
         self.with_pages(loaded, map_memory, |log| log.plan_read(extent))
     }
 
@@ -497,6 +497,11 @@ impl Ledger {
             }
         }
         Some((next, need))
+    }
+
+    /// Pages come into memory, and the map keeps `map_memory` bytes.
+    pub fn bring(&mut self, pages: LoadedPages, map_memory: u64) {
+        self.with_pages(pages, map_memory, |_| ());
     }
 
     /// Pages of the table come into memory; they leave as those do that a read brought.

@@ -15,9 +15,9 @@ use crate::change::{Change, Numbered};
 use crate::device::Allocation;
 use crate::engine::buffer::WriteBuffer;
 use crate::format::segment::{Moved, Payload};
-use crate::map::{ExtentMap, NeedPages, Placement, SegmentInfo};
+use crate::map::{ExtentMap, NeedPages, PageAt, Placement, SegmentInfo};
 use crate::part::Owner;
-use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, Location, Seq};
+use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, FrameAddr, Location, Seq};
 
 /// So many times `segment_size` is in a segment at most, if uploads keep it waiting or it is moved data.
 pub(crate) const LARGE: u64 = 2;
@@ -42,6 +42,21 @@ pub enum Piece {
     Hole,
     /// Blocks of a frame, from this location on.
     Frame(Location, [u8; 16]),
+}
+
+/// What is not known yet of a read.
+#[derive(Debug, Default)]
+pub struct Lacking {
+    /// Pages without which it cannot be planned.
+    pub pages: BTreeSet<PageAt>,
+    /// Frames that it will need: all that is not known of them is what opens them.
+    pub frames: Vec<FrameAddr>,
+}
+
+impl From<Lacking> for NeedPages {
+    fn from(lacking: Lacking) -> NeedPages {
+        NeedPages(lacking.pages.into_iter().collect())
+    }
 }
 
 /// See the module.
@@ -296,8 +311,8 @@ impl Log {
     }
 
     /// A plan for reading `extent`: its pieces in order, without gaps.
-    pub fn plan_read(&mut self, extent: Extent) -> Result<Vec<(Extent, Piece)>, NeedPages> {
-        let (mut pieces, mut missing) = (Vec::new(), BTreeSet::new());
+    pub fn plan_read(&mut self, extent: Extent) -> Result<Vec<(Extent, Piece)>, Lacking> {
+        let (mut pieces, mut lacking) = (Vec::new(), Lacking::default());
         let mut unknown = vec![extent];
         let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
         let layers = std::iter::once(&self.active).chain(sealed.map(|batch| &batch.buffer));
@@ -313,15 +328,19 @@ impl Log {
             }
         }
         for part in unknown {
-            for (part, placement) in self.map.lookup(part)? {
-                match self.mapped(placement) {
+            match self.map.lookup(part) {
+                Ok(placed) => placed.into_iter().for_each(|(part, placement)| match self.mapped(placement) {
                     Ok(piece) => pieces.push((part, piece)),
-                    Err(NeedPages(pages)) => missing.extend(pages),
-                }
+                    Err((NeedPages(pages), frame)) => {
+                        lacking.pages.extend(pages);
+                        lacking.frames.push(frame);
+                    }
+                }),
+                Err(NeedPages(pages)) => lacking.pages.extend(pages),
             }
         }
-        if !missing.is_empty() {
-            return Err(NeedPages(missing.into_iter().collect()));
+        if !lacking.pages.is_empty() {
+            return Err(lacking);
         }
         pieces.sort_unstable_by_key(|(part, _)| part.start);
         Ok(pieces)
@@ -401,12 +420,15 @@ impl Log {
         self.active.accepted_bytes() + sealed.map(|batch| batch.buffer.accepted_bytes()).sum::<u64>()
     }
 
-    fn mapped(&self, placement: Placement) -> Result<Piece, NeedPages> {
+    fn mapped(&self, placement: Placement) -> Result<Piece, (NeedPages, FrameAddr)> {
         Ok(match placement {
             Placement::Zero => Piece::Zero,
             Placement::Hole => Piece::Hole,
-            // A segment that the map points to is in the table; were it not, no salt would open the frame.
-            Placement::Data(location) => Piece::Frame(location, self.map.salt(location.frame.seq)?.unwrap_or_default()),
+            Placement::Data(location) => {
+                let salt = self.map.salt(location.frame.seq).map_err(|need| (need, location.frame))?;
+                // A segment that the map points to is in the table; were it not, no salt would open the frame.
+                Piece::Frame(location, salt.unwrap_or_default())
+            }
         })
     }
 }

@@ -48,6 +48,7 @@ pub(crate) mod backoff;
 pub mod options;
 pub(crate) mod seen;
 pub mod unbroken;
+pub(crate) mod upper;
 pub(crate) mod prefetch;
 pub(crate) mod below;
 pub(crate) mod read;

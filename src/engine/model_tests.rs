@@ -484,7 +484,7 @@ impl World {
         let pieces = loop {
             match self.core.ledger.plan_read(all, loaded.clone(), self.now.map_memory) {
                 Ok(pieces) => break pieces,
-                Err(need) => loaded.extend(self.load(need)),
+                Err(lacking) => loaded.extend(self.load(lacking.into())),
             }
         };
         let mut found = Vec::new();

@@ -6,14 +6,14 @@ use crate::cache::Purpose;
 use crate::codec::seal::Salt;
 use crate::device::{DeviceError, Pieces};
 use crate::engine::below::Below;
-use crate::engine::log::Piece;
+use crate::engine::log::{Lacking, Piece};
 use crate::engine::shared::Shared;
 use crate::format::keys::Keys;
 use crate::format::places;
 use crate::format::segment::Payload;
 use crate::map::NeedPages;
 use crate::part::{self, Part};
-use crate::reading::objects::{LoadedPages, Objects, ReadError};
+use crate::reading::objects::{LoadedPages, Objects, ReadError, Sealed};
 use crate::units::{BlockSize, Extent, FrameAddr, Location};
 
 impl Shared {
@@ -24,7 +24,7 @@ impl Shared {
         }
         let (planned, below) = loop {
             let below = self.doors.below();
-            let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
+            let planned = self.plan(self.facts.block_size.cover(offset, len), purpose).await?;
             // A clone may become independent meanwhile: what is a hole then is zero, and what was one before is in the map.
             if self.doors.below().is_some() == below.is_some() {
                 break (planned, below);
@@ -32,15 +32,17 @@ impl Shared {
         };
         let Shared { doors, facts, .. } = self;
         let frames = Frames { objects: &doors.objects, keys: &doors.keys, block_size: facts.block_size, below };
-        frames.read(&planned.pieces, offset, len, purpose).await
+        let Planned { _reading, pieces, sealed } = planned;
+        frames.read(&pieces, sealed, offset, len, purpose).await
     }
 
     /// Asks for the frames of a range to be in the cache, with requests of up to `request` bytes, or what reads make if that
     /// is more.
     pub(crate) async fn prefetch(&self, offset: u64, len: u64, request: u64) -> Result<(), DeviceError> {
         if len > 0 {
-            let planned = self.plan(self.facts.block_size.cover(offset, len)).await?;
-            self.doors.objects.frames(&wanted(&planned.pieces), Purpose::Ahead, request).await.map_err(io_error)?;
+            let planned = self.plan(self.facts.block_size.cover(offset, len), Purpose::Ahead).await?;
+            let (wanted, sealed) = (wanted(&planned.pieces), Sealed::new());
+            self.doors.objects.frames(&wanted, Purpose::Ahead, request, sealed).await.map_err(io_error)?;
             if let Some(below) = self.doors.below() {
                 for (_, (offset, len)) in below.parts(&planned.pieces, self.facts.block_size, offset, len) {
                     below.device().cache(offset, len).await?;
@@ -61,16 +63,21 @@ impl Shared {
     }
 
     /// A plan, and the promise that the segments it names stay until it is dropped.
-    async fn plan(&self, extent: Extent) -> Result<Planned<'_>, DeviceError> {
+    async fn plan(&self, extent: Extent, purpose: Purpose) -> Result<Planned<'_>, DeviceError> {
         let reading = self.begin_reading();
-        let mut loaded = LoadedPages::new();
+        let (mut loaded, mut sealed) = (LoadedPages::new(), Sealed::new());
         loop {
             let map_memory = self.doors.seat.map_memory();
-            let need = match self.ledger().plan_read(extent, loaded.clone(), map_memory) {
-                Ok(pieces) => return Ok(Planned { _reading: reading, pieces }),
-                Err(need) => need,
+            let mut lacking = match self.ledger().plan_read(extent, loaded.clone(), map_memory) {
+                Ok(pieces) => return Ok(Planned { _reading: reading, pieces, sealed }),
+                Err(lacking) => lacking,
             };
-            loaded.extend(self.fetch_pages(need).await.map_err(io_error)?);
+            self.note_lacking(&lacking);
+            let frames = worth_fetching(&mut lacking, purpose, &sealed);
+            let pages = self.fetch_pages(lacking.into());
+            let (pages, fetched) = tokio::join!(pages, self.doors.objects.sealed(frames));
+            loaded.extend(pages.map_err(io_error)?);
+            sealed.extend(fetched);
         }
     }
 
@@ -90,10 +97,11 @@ pub(crate) struct Frames<'a> {
 }
 
 impl Frames<'_> {
-    /// The bytes `offset .. offset + len`, which these pieces cover.
+    /// The bytes `offset .. offset + len`, which these pieces cover; some of their frames were fetched already.
     pub async fn read(
         &self,
         pieces: &[(Extent, Piece)],
+        sealed: Sealed,
         offset: u64,
         len: u64,
         purpose: Purpose,
@@ -103,7 +111,7 @@ impl Frames<'_> {
             match wanted.is_empty() {
                 true => Ok(HashMap::new()),
                 false => {
-                    let frames = self.objects.frames(&wanted, purpose, 0).await;
+                    let frames = self.objects.frames(&wanted, purpose, 0, sealed).await;
                     frames.map_err(|error| self.unreadable(error, pieces, offset))
                 }
             }
@@ -171,6 +179,13 @@ impl Frames<'_> {
     }
 }
 
+/// The frames that are to be fetched beside the pages that say what opens them. Nobody waits for what is fetched ahead.
+pub(crate) fn worth_fetching(lacking: &mut Lacking, purpose: Purpose, sealed: &Sealed) -> Vec<FrameAddr> {
+    let mut frames = std::mem::take(&mut lacking.frames);
+    frames.retain(|frame| purpose != Purpose::Ahead && !sealed.contains_key(frame));
+    frames
+}
+
 /// What becomes of a piece of a read.
 enum Cut {
     Part(Part),
@@ -219,6 +234,8 @@ pub(crate) struct Reading<'a> {
 struct Planned<'a> {
     _reading: Reading<'a>,
     pieces: Vec<(Extent, Piece)>,
+    /// Frames that were fetched beside what opens them.
+    sealed: Sealed,
 }
 
 /// The frames that pieces need, each with what opens it.

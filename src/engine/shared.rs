@@ -151,6 +151,8 @@ pub struct Waits {
     pub completed: Notify,
     /// A read ended.
     pub read_ended: Notify,
+    /// A read lacked a page of the upper part of the map.
+    pub upper_lacks: Notify,
     /// Flushes, and changes with FUA, that wait for the store or the journal.
     pub flushes: Count,
     /// Writes that wait until there is something to spend.
@@ -263,6 +265,7 @@ impl Shared {
                 wake: Notify::new(),
                 completed: Notify::new(),
                 read_ended: Notify::new(),
+                upper_lacks: Notify::new(),
                 flushes: Count::default(),
                 held: Count::default(),
                 loading_for_extents: Semaphore::new(1),

@@ -130,6 +130,19 @@ impl ExtentMap {
         &self.runs
     }
 
+    /// The pages of its upper part that are not in memory: see [`PageKind::is_upper`].
+    pub fn upper(&self) -> Vec<PageAt> {
+        let salts = self.space.durable().entries().map(|entry| PageAt {
+            first: BlockIndex(entry.span.0),
+            at: entry.salts,
+            kind: PageKind::Table(space::PageKind::Salts),
+        });
+        let runs = self.runs.iter().filter(|run| run.kind == PageKind::Index);
+        let indexes =
+            runs.flat_map(|run| run.pages.iter().map(|&(first, at)| PageAt { first, at, kind: PageKind::Index }));
+        salts.chain(indexes).filter(|page| !self.pages.has(&page.at)).collect()
+    }
+
     /// The volume has so many blocks from now on. What it loses must have been given up before: fails, and changes nothing, with
     /// the first block beyond the end that is known to be mapped.
     pub fn resize(&mut self, blocks: BlockCount) -> Result<(), BlockIndex> {

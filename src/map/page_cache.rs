@@ -1,8 +1,8 @@
-//! The pages of the map that are in memory. What was used since the hand came by stays (a clock).
+//! The pages of the map that are in memory. What was used since the hand came by stays (a clock), and what finds other pages stays several times.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{MapPage, PageRef};
 use crate::space;
@@ -10,10 +10,14 @@ use crate::space;
 /// What a page takes besides itself: its places in the tables, about.
 const PAGE_MEMORY: usize = 160;
 
+/// How often the hand passes by a page of the upper part that is not used.
+const UPPER_STAYS: u8 = 4;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct PageCache {
-    pages: HashMap<PageRef, (Arc<MapPage>, AtomicBool)>,
+    /// Each with how often the hand still passes it by.
+    pages: HashMap<PageRef, (Arc<MapPage>, AtomicU8)>,
     /// Where the hand comes next.
     hand: VecDeque<PageRef>,
     memory: usize,
@@ -22,8 +26,8 @@ pub struct PageCache {
 impl PageCache {
     /// A page, if it is there; it counts as used.
     pub fn get(&self, at: &PageRef) -> Option<&MapPage> {
-        let (page, used) = self.pages.get(at)?;
-        used.store(true, Ordering::Relaxed);
+        let (page, stays) = self.pages.get(at)?;
+        stays.store(stays_for(page), Ordering::Relaxed);
         Some(page)
     }
 
@@ -32,10 +36,16 @@ impl PageCache {
         self.pages.get(at).map(|(page, _)| page.clone())
     }
 
+    /// Whether a page is there; it does not count as used.
+    pub fn has(&self, at: &PageRef) -> bool {
+        self.pages.contains_key(at)
+    }
+
     /// Adds a page.
     pub fn insert(&mut self, at: PageRef, page: Arc<MapPage>) {
         let takes = page.memory() + PAGE_MEMORY;
-        if self.pages.insert(at, (page, AtomicBool::new(true))).is_none() {
+        let stays = AtomicU8::new(stays_for(&page));
+        if self.pages.insert(at, (page, stays)).is_none() {
             self.memory += takes;
             self.hand.push_back(at);
         }
@@ -51,7 +61,10 @@ impl PageCache {
         while self.memory > bound {
             let Some(at) = self.hand.pop_front() else { return };
             match self.pages.get(&at) {
-                Some((_, used)) if used.swap(false, Ordering::Relaxed) => self.hand.push_back(at),
+                Some((_, stays)) if stays.load(Ordering::Relaxed) > 0 => {
+                    stays.fetch_sub(1, Ordering::Relaxed);
+                    self.hand.push_back(at);
+                }
                 Some((page, _)) => {
                     self.memory -= page.memory() + PAGE_MEMORY;
                     self.pages.remove(&at);
@@ -71,6 +84,11 @@ impl PageCache {
             stays
         });
     }
+}
+
+/// How often the hand passes by this page, once it was used.
+fn stays_for(page: &MapPage) -> u8 {
+    if page.is_upper() { UPPER_STAYS } else { 1 }
 }
 
 impl space::Pages for PageCache {

@@ -33,6 +33,13 @@ pub enum PageKind {
     Carrier([u8; 16]),
 }
 
+impl PageKind {
+    /// Whether it is of the upper part: it finds other pages, or says what opens segments.
+    pub fn is_upper(&self) -> bool {
+        matches!(self, PageKind::Index | PageKind::Table(space::PageKind::Salts))
+    }
+}
+
 /// A page of the map in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapPage {
@@ -52,6 +59,11 @@ impl MapPage {
         if let MapPage::Table(space::Page::Deltas(deltas)) = self {
             deltas.iter().for_each(|(seq, delta)| *deaths.entry(*seq).or_default() += delta.blocks());
         }
+    }
+
+    /// Whether it is of the upper part: see [`PageKind::is_upper`].
+    pub fn is_upper(&self) -> bool {
+        matches!(self, MapPage::Index(_) | MapPage::Table(space::Page::Salts(_)))
     }
 
     /// Bytes that it takes in memory.

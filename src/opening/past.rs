@@ -21,7 +21,7 @@ use crate::engine::budget::{Budget, Seat};
 use crate::engine::extents::{LOADS_MAX, Stopped, Walk};
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
-use crate::engine::read::{Frames, io_error};
+use crate::engine::read::{Frames, io_error, worth_fetching};
 use crate::error::{Result, VolumeError};
 use crate::format::meta::{Meta, VolumeName};
 use crate::format::root::CheckpointInfo;
@@ -32,7 +32,7 @@ use crate::opening::choice::{Choice, choose};
 use crate::opening::clones;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
-use crate::reading::objects::LoadedPages;
+use crate::reading::objects::{LoadedPages, Sealed};
 use crate::space::{KeptVersion, kept};
 use crate::store::Store;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Seq};
@@ -295,16 +295,21 @@ impl Past {
         }
         let block_size = self.source.meta.block_size;
         let extent = block_size.cover(offset, len);
-        let mut loaded = LoadedPages::new();
+        let (mut loaded, mut sealed) = (LoadedPages::new(), Sealed::new());
         let pieces = loop {
-            match self.with_pages(&loaded, |log| log.plan_read(extent)) {
+            let mut lacking = match self.with_pages(&loaded, |log| log.plan_read(extent)) {
                 Ok(pieces) => break pieces,
-                Err(need) => self.load(need, &mut loaded).await?,
-            }
+                Err(lacking) => lacking,
+            };
+            let frames = worth_fetching(&mut lacking, purpose, &sealed);
+            let pages = self.load(lacking.into(), &mut loaded);
+            let (pages, fetched) = tokio::join!(pages, self.source.objects.sealed(frames));
+            pages?;
+            sealed.extend(fetched);
         };
         let below = self.below.clone();
         let frames = Frames { objects: &self.source.objects, keys: &self.source.keys, block_size, below };
-        frames.read(&pieces, offset, len, purpose).await
+        frames.read(&pieces, sealed, offset, len, purpose).await
     }
 
     fn refused<T>(&self) -> std::result::Result<T, DeviceError> {

@@ -30,9 +30,11 @@ use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
 
 mod keep;
 mod pages;
+mod sealed;
 
 use pages::BroughtPages;
 pub use pages::{LoadedPages, WantedPage};
+pub use sealed::Sealed;
 
 /// Why bytes could not be had from the store; cheap to hand to everybody who waits.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -145,12 +147,13 @@ impl Objects {
     }
 
     /// The opened frames, from the cache or the store; from the latter with requests of up to `request` bytes, or `read_max`
-    /// if that is more.
+    /// if that is more, but for those that were fetched already.
     pub async fn frames(
         &self,
         wanted: &[(FrameAddr, Salt)],
         purpose: Purpose,
         request: u64,
+        sealed: Sealed,
     ) -> Result<HashMap<FrameAddr, Part>, ReadError> {
         let mut have = HashMap::with_capacity(wanted.len());
         let mut missing = Vec::new();
@@ -163,7 +166,7 @@ impl Objects {
         self.inner.cache.count(have.len(), missing.len(), purpose);
         if !missing.is_empty() {
             let mut landing: FuturesUnordered<_> =
-                self.flights(missing, &mut have, purpose, request).into_iter().collect();
+                self.flights(missing, &mut have, purpose, request, sealed).into_iter().collect();
             while let Some(brought) = landing.next().await {
                 have.extend(brought?.iter().map(|(frame, data)| (*frame, data.clone())));
             }
@@ -179,9 +182,10 @@ impl Objects {
         have: &mut HashMap<FrameAddr, Part>,
         purpose: Purpose,
         request: u64,
+        mut sealed: Sealed,
     ) -> Vec<Flight<Brought>> {
         let inner = &self.inner;
-        let (mut flights, mut missing, mut salts) = (Vec::new(), Vec::new(), Salts::new());
+        let (mut flights, mut missing, mut fetched, mut salts) = (Vec::new(), Vec::new(), Vec::new(), Salts::new());
         // While we look nobody else can launch, nor land.
         let mut board = inner.frames.board();
         for (frame, salt) in wanted {
@@ -190,11 +194,17 @@ impl Objects {
             } else if let Some(data) = inner.cache.get(inner.volume, frame, purpose) {
                 have.insert(frame, data);
             } else {
-                missing.push(frame);
+                match sealed.remove(&frame) {
+                    Some(bytes) => fetched.push((frame, bytes)),
+                    None => missing.push(frame),
+                }
                 salts.insert(frame.seq, salt);
             }
         }
         let how = Arc::new(How { salts, purpose, request: request.max(inner.read_max) });
+        for (frame, bytes) in fetched {
+            flights.push(board.launch(vec![frame], inner.clone().open_fetched(frame, bytes, how.clone())));
+        }
         if let Some(disk) = inner.cache.disk() {
             let (runs, elsewhere) = disk.find(inner.volume, missing);
             missing = elsewhere;
