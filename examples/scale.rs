@@ -212,7 +212,7 @@ fn checkpoint(map: &mut ExtentMap, store: &mut Store, seq: Seq) -> Duration {
     let (frames, pages) = done.writer.finish();
     let runs = store.checkpoint(seq, done.runs, folded.durable.root(), frames);
     let objects = store.infos.keys().copied().collect();
-    map.checkpointed(Checkpointed { runs, table: folded, objects, pages });
+    drop(map.checkpointed(Checkpointed { runs, table: folded, objects, pages }));
     map.evict(MEMORY);
     longest.max(step)
 }

@@ -18,6 +18,7 @@ use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::scan::Source;
 use ashlar::outside::{Clock, Random, Workers};
+use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
 use ashlar::volume::clones::{self, Wanted};
@@ -34,8 +35,12 @@ async fn open(ghost: &Arc<Ghost>, options: Options) -> Arc<Volume> {
 }
 
 async fn open_named(ghost: &Arc<Ghost>, name: &str, options: Options) -> Arc<Volume> {
+    open_in(ghost.clone(), name, options).await
+}
+
+async fn open_in(store: Arc<dyn Store>, name: &str, options: Options) -> Arc<Volume> {
     let outside = Outside {
-        store: ghost.clone(),
+        store,
         disk: Arc::new(CrashDisk::new(3)),
         cache: Arc::new(BlockCache::in_memory(0)),
         budget: Budget::new(&options),
@@ -298,5 +303,29 @@ async fn a_cold_read_takes_two_round_trips() {
             tokio::time::sleep(Duration::from_secs(10)).await;
         }
     }
+    volume.close().await.unwrap();
+}
+
+/// Nothing is believed of what was fetched before it was known what opens it: a frame that came with a flipped bit is read again.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_was_fetched_beside_its_salt_is_proven() {
+    let model = make(TIB, 8 << 20, 0).await;
+    let faulty = FaultyStore::new(model.ghost.clone(), FaultOptions::default(), Random::seeded(8));
+    let faults = faulty.faults();
+    // No page stays in memory, so salts are looked for each time.
+    let options = Options { map_memory: 0, ..Options::default() };
+    let volume = open_in(Arc::new(faulty), world::NAME, options).await;
+    faults.set_options(FaultOptions { corrupt: 150, ..FaultOptions::default() });
+    let random = Random::seeded(9);
+    let mut wrong = 0;
+    for _ in 0..100 {
+        let block = random.below(model.ghost.shape.blocks);
+        match volume.read(block * BLOCK, BLOCK as u32).await {
+            Ok(read) => assert!(read.concat() == model.expected(block)),
+            Err(_) => wrong += 1,
+        }
+    }
+    assert!(wrong < 10, "{wrong} reads of 100 failed, although each is tried three times");
+    faults.set_options(FaultOptions::default());
     volume.close().await.unwrap();
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. Its frames go into the cache: a read finds its data in the batch until it takes effect, and in the cache from then on.
 //!    All before it is in the store, so whatever happens now, this place of the log will hold this for ever.
-//! 2. Under one lock the map is changed. Where all of the map may be in memory, the pages that tell what the change takes the place of
+//! 2. Under the lock the map is changed, part by part if there is much of it: nobody waits for long. Where all of the map may be in memory, the pages that tell what the change takes the place of
 //!    are brought in first, under that same lock: others who need room in memory cannot let them go in between. A larger map
 //!    needs none of its pages for a commit ([`crate::map`]).
 //! 3. Those who wait are told, and what the change held is given back.
@@ -25,6 +25,9 @@ use crate::part::{Owner, Part};
 use crate::reading::objects::{LoadedPages, ReadError};
 use crate::space::Cargo;
 use crate::units::{ChangeNo, Extent, Seq};
+
+/// So much of what a segment places takes effect at once.
+const PART: usize = 512;
 
 /// A segment that is in the store.
 #[derive(Debug)]
@@ -74,15 +77,21 @@ async fn take_effect(shared: &Shared, mut uploaded: Uploaded) -> Result<(u64, Ch
     let mut carries = uploaded.moved.as_ref().is_some_and(|moved| moved.cargo.is_some());
     let mut backoff = Backoff::new(shared);
     let _reading = shared.begin_reading();
-    let mut loaded = LoadedPages::new();
+    let (mut done, mut loaded) = (0, LoadedPages::new());
     loop {
         let now = shared.now();
         let need = {
             let mut ledger = shared.ledger();
-            match ledger.commit(&uploaded, loaded.clone(), now.map_memory, now.at) {
-                Ok(released) => return Ok((released, ledger.log().covers())),
-                Err(need) => need,
+            match ledger.commit(&uploaded, (&mut done, PART), loaded.clone(), now.map_memory, now.at) {
+                Ok(Some(released)) => return Ok((released, ledger.log().covers())),
+                Ok(None) => None,
+                Err(need) => Some(need),
             }
+        };
+        let Some(need) = need else {
+            loaded.clear();
+            tokio::task::yield_now().await;
+            continue;
         };
         match shared.fetch_pages(need).await {
             Ok(pages) => loaded.extend(pages),

@@ -381,7 +381,9 @@ impl Core {
     }
 
     fn start_checkpoint(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if !self.is_checkpointing && self.ledger.log.needs_checkpoint() && self.is_checkpoint_due(now) {
+        // A part of a segment must not be in it.
+        let may_begin = !self.is_checkpointing && !self.is_committing;
+        if may_begin && self.ledger.log.needs_checkpoint() && self.is_checkpoint_due(now) {
             self.collection.checkpoint_begins();
             self.is_checkpointing = true;
             effects.push(Effect::Chore(Chore::Checkpoint(Box::new(self.ledger.begin_checkpoint()))));

@@ -20,7 +20,7 @@ use crate::format::meta::Meta;
 use crate::format::root::{CheckpointInfo, Root};
 use crate::gc::Activity;
 use crate::keyring::Keyring;
-use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef};
+use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef, Table};
 use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::space::kept;
 use crate::space::{Counted, SegmentInfo, Span};
@@ -365,20 +365,25 @@ impl Ledger {
         need.0.into_iter().filter_map(wanted).collect()
     }
 
-    /// A segment is in its slot, as all before it are: it takes effect. Returns the bytes that its changes no longer hold.
+    /// A segment is in its slot, as all before it are: a part of it takes effect ([`Log::commit`]).
     pub fn commit(
         &mut self,
         uploaded: &Uploaded,
+        part: (&mut usize, usize),
         loaded: LoadedPages,
         map_memory: u64,
         at: Instant,
-    ) -> Result<u64, NeedPages> {
+    ) -> Result<Option<u64>, NeedPages> {
         self.take_pages(loaded);
         self.log.map.count_exactly_within(map_memory / EXACT_PART);
         let Uploaded { seq, info, placements, moved, .. } = uploaded;
-        let released = self.log.commit(*seq, *info, placements, moved.as_ref())?;
-        self.note_commit(at);
+        let (done, at_most) = part;
+        let released = self.log.commit((*seq, *info), placements, moved.as_ref(), done, at_most)?;
         self.log.map.evict(map_memory as usize);
+        if released.is_none() {
+            return Ok(None);
+        }
+        self.note_commit(at);
         let data = self.rules.block_size.bytes_in(BlockCount(info.blocks.into()));
         match moved {
             None => {
@@ -423,9 +428,11 @@ impl Ledger {
     }
 
     /// A checkpoint is durable: what nothing needs as of it is doomed. `map_memory` is what the map keeps in memory.
-    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) {
+    /// Returns what may be let go of without a lock.
+    #[must_use]
+    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) -> Option<Arc<Table>> {
         let Written { seq, map, checkpoints, has_begun_all, bytes } = written;
-        self.log.map.checkpointed(map);
+        let frozen = self.log.map.checkpointed(map);
         // What was kept only because it had to be written may go.
         self.log.map.evict(map_memory as usize);
         let before = std::mem::take(&mut self.checkpoints).into_keys().chain([self.log.checkpointed()]);
@@ -436,6 +443,7 @@ impl Ledger {
         self.log.checkpoint_done(seq, bytes);
         self.uncheckpointed_since = None;
         self.note_commit(at);
+        frozen
     }
 
     /// Has a checkpoint change the versions that are kept, after those changes that were asked for before. Returns which change it is:

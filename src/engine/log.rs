@@ -291,23 +291,33 @@ impl Log {
         self.under_way.front().cloned().flatten()
     }
 
-    /// The oldest upload is in the store: it takes effect. Returns the bytes that its changes no longer hold.
+    /// The oldest upload is in the store: it takes effect, after `done` of what it places up to `at_most` more. Returns the bytes that its changes no
+    /// longer hold; nothing as long as a part of it is left. Until all of it took effect reads find it where it was, and no checkpoint may begin.
     pub fn commit(
         &mut self,
-        seq: Seq,
-        info: SegmentInfo,
+        (seq, info): (Seq, SegmentInfo),
         placements: &[(Extent, Placement)],
         moved: Option<&Moved>,
-    ) -> Result<u64, NeedPages> {
+        done: &mut usize,
+        at_most: usize,
+    ) -> Result<Option<u64>, NeedPages> {
         match moved {
             Some(Moved { cargo: Some(cargo), .. }) => self.map.carry(seq, info, cargo)?,
-            moved => self.map.apply(seq, info, placements, moved.map(|moved| moved.as_of))?,
+            moved => {
+                let until = placements.len().min(*done + at_most);
+                let born = (*done == 0).then_some((seq, info));
+                self.map.apply_part(born, &placements[*done..until], moved.map(|moved| moved.as_of))?;
+                *done = until;
+                if until < placements.len() {
+                    return Ok(None);
+                }
+            }
         }
         self.committed = seq;
         self.bytes_since_checkpoint += info.stored_bytes;
-        let Some(Some(batch)) = self.under_way.pop_front() else { return Ok(0) };
+        let Some(Some(batch)) = self.under_way.pop_front() else { return Ok(Some(0)) };
         self.covers = batch.covers;
-        Ok(batch.buffer.accepted_bytes())
+        Ok(Some(batch.buffer.accepted_bytes()))
     }
 
     /// A plan for reading `extent`: its pieces in order, without gaps.
@@ -535,8 +545,8 @@ mod tests {
             if stage == "under way" {
                 let frame = crate::units::FrameAddr { seq, offset: 0, len: 1 };
                 let placed = [(Extent::new(0, 4), Placement::Data(Location { frame, block: 0 }))];
-                log.commit(seq, SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() }, &placed, None)
-                    .unwrap();
+                let info = SegmentInfo { blocks: 4, live_blocks: 4, ..SegmentInfo::default() };
+                log.commit((seq, info), &placed, None, &mut 0, usize::MAX).unwrap();
             }
         }
         write(&mut log, 0);
@@ -554,7 +564,7 @@ mod tests {
         assert!(!log.is_drained(), "it waits for a slot");
         let (seq, _) = log.next_upload(1, 1).unwrap();
         assert!(!log.is_drained(), "it is under way");
-        log.commit(seq, SegmentInfo::default(), &[], None).unwrap();
+        log.commit((seq, SegmentInfo::default()), &[], None, &mut 0, 1).unwrap();
         assert!(!log.is_drained(), "no checkpoint covers it");
         log.checkpoint_done(seq, 0);
         assert!(log.is_drained());
@@ -569,7 +579,7 @@ mod tests {
         });
         assert!(log.has_active() && !log.is_full(SEGMENT), "one under way, three blocks waiting");
         let info = SegmentInfo { salt: [0; 16], stored_bytes: 8192, blocks: 2, live_blocks: 2 };
-        log.commit(Seq(2), info, &[], None).unwrap();
+        log.commit((Seq(2), info), &[], None, &mut 0, 1).unwrap();
         assert!(log.is_full(SEGMENT));
     }
 

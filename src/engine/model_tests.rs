@@ -59,6 +59,9 @@ enum Step {
     Close,
 }
 
+/// So much of what a segment places takes effect at once.
+const PART: usize = 2;
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let extent = || (0..BLOCKS, prop_oneof![5 => 1..6_u64, 1 => 1..BLOCKS]);
     let step = prop_oneof![
@@ -100,6 +103,8 @@ struct World {
     /// All up to here was promised to be durable.
     flushed: ChangeNo,
     running: Vec<Effect>,
+    /// So much of the segment that is being committed took effect.
+    committed: usize,
     objects: BTreeMap<Seq, Stored>,
     frames: HashMap<FrameAddr, Bytes>,
     pages: HashMap<PageRef, MapPage>,
@@ -157,6 +162,7 @@ impl World {
             accepted: Vec::new(),
             flushed: ChangeNo(0),
             running: Vec::new(),
+            committed: 0,
             objects: BTreeMap::new(),
             frames: HashMap::new(),
             pages: HashMap::new(),
@@ -291,7 +297,13 @@ impl World {
         let event = match effect {
             Effect::Upload(seq, batch) => self.upload(seq, &batch),
             Effect::UploadMove(seq, covers, data) => self.upload_move(seq, covers, &data),
-            Effect::Commit(uploaded, _) => self.commit(&uploaded),
+            Effect::Commit(uploaded, batch) => match self.commit(&uploaded) {
+                Some(event) => event,
+                None => {
+                    self.running.push(Effect::Commit(uploaded, batch));
+                    return self.handle(Event::Look);
+                }
+            },
             Effect::Chore(Chore::Checkpoint(plan)) => self.checkpoint(*plan),
             Effect::Chore(Chore::Look(_)) if fails => Event::Looked(Err("away".into())),
             Effect::Chore(Chore::Look(NeedPages(need))) => {
@@ -362,14 +374,21 @@ impl World {
         self.put(seq, covers, pieces, Some(Moved { as_of: moved.as_of, cargo: None }))
     }
 
-    fn commit(&mut self, uploaded: &Uploaded) -> Event {
+    /// One more part of it takes effect.
+    fn commit(&mut self, uploaded: &Uploaded) -> Option<Event> {
         let before = self.core.ledger.log().committed();
         assert_eq!(uploaded.seq, before.next(), "in the order of the log");
         let mut loaded = Vec::new();
-        while let Err(need) = self.core.ledger.commit(uploaded, loaded.clone(), self.now.map_memory, self.now.at) {
-            loaded.extend(self.load(need));
+        loop {
+            let (part, now) = ((&mut self.committed, PART), self.now);
+            match self.core.ledger.commit(uploaded, part, loaded.clone(), now.map_memory, now.at) {
+                Ok(None) => return None,
+                Ok(Some(_)) => break,
+                Err(need) => loaded.extend(self.load(need)),
+            }
         }
-        Event::Committed { moved: uploaded.moved.is_some() }
+        self.committed = 0;
+        Some(Event::Committed { moved: uploaded.moved.is_some() })
     }
 
     fn load(&self, NeedPages(need): NeedPages) -> Vec<(PageRef, Arc<MapPage>)> {
@@ -408,7 +427,7 @@ impl World {
         let map = Checkpointed { runs: done.runs, table, objects, pages };
         let has_begun_all = done.has_begun_all;
         let written = Written { seq: root.seq, map, checkpoints, has_begun_all, bytes };
-        self.core.ledger.checkpoint_written(written, self.now.map_memory, self.now.at);
+        drop(self.core.ledger.checkpoint_written(written, self.now.map_memory, self.now.at));
         self.doom();
         Event::Checkpointed
     }

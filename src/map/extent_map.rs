@@ -358,9 +358,21 @@ impl ExtentMap {
         changes: &[(Extent, Placement)],
         as_of: Option<Seq>,
     ) -> Result<(), NeedPages> {
+        self.apply_part(Some((seq, info)), changes, as_of)
+    }
+
+    /// As [`ExtentMap::apply`], of some of a segment's changes: the first part brings the segment into the table.
+    pub fn apply_part(
+        &mut self,
+        born: Option<(Seq, SegmentInfo)>,
+        changes: &[(Extent, Placement)],
+        as_of: Option<Seq>,
+    ) -> Result<(), NeedPages> {
         let looked = self.look_below(changes, as_of);
         need(looked.missing)?;
-        self.space.born(seq, info);
+        if let Some((seq, info)) = born {
+            self.space.born(seq, info);
+        }
         let mut deaths = Deaths::default();
         for &(extent, placement) in changes {
             match as_of {
@@ -657,15 +669,17 @@ impl ExtentMap {
         self.runs = Arc::default();
     }
 
-    /// A checkpoint is durable.
-    pub fn checkpointed(&mut self, done: Checkpointed) {
-        self.frozen = None;
+    /// A checkpoint is durable. Returns what it wrote: to let go of that takes longer than a lock should be held.
+    #[must_use]
+    pub fn checkpointed(&mut self, done: Checkpointed) -> Option<Arc<Table>> {
+        let frozen = self.frozen.take();
         self.runs = Arc::new(done.runs);
         done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
         self.space.checkpointed(done.table, &self.pages);
         let carriers = self.space.carriers();
         let is_places = |at: &PageRef| carriers.is_carrier(at.checkpoint) && *at == carriers::places_of(at.checkpoint);
         self.pages.retain(|at| done.objects.contains(&at.checkpoint) || is_places(at));
+        frozen
     }
 
     /// Entries of the newest table.
