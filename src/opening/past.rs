@@ -261,9 +261,9 @@ impl Past {
         Ok(())
     }
 
-    /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere meanwhile, which is known then. Of a checkpoint that nobody
-    /// keeps a newer one is no help.
-    async fn has_moved(&self) -> bool {
+    /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere since that checkpoint, which is known then, be it by
+    /// another read. Of a checkpoint that nobody keeps a newer one is no help.
+    async fn has_moved_since(&self, before: Seq) -> bool {
         if self.version.label.name.is_empty() {
             return false;
         }
@@ -272,9 +272,8 @@ impl Past {
         if newest > *followed {
             *followed = newest;
             self.log.lock().map.follow_carriers(carriers);
-            return true;
         }
-        false
+        *followed > before
     }
 
     async fn read_for(&self, offset: u64, len: u64, purpose: Purpose) -> std::result::Result<Pieces, DeviceError> {
@@ -283,7 +282,9 @@ impl Past {
             let before = *self.followed.lock();
             match self.read_once(offset, len, purpose).await {
                 // Somebody else may have looked while this read went on.
-                Err(_) if tries < LOOKS && (*self.followed.lock() > before || self.has_moved().await) => tries += 1,
+                Err(_) if tries < LOOKS && (*self.followed.lock() > before || self.has_moved_since(before).await) => {
+                    tries += 1;
+                }
                 read => return read,
             }
         }
