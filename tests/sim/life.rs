@@ -212,7 +212,7 @@ async fn read_until_it_works(volume: &dyn Device, range: Range<u64>) -> Vec<u8> 
     for _ in 0..10_000 {
         match volume.read(range.start, (range.end - range.start) as u32).await {
             Ok(pieces) => return pieces.concat(),
-            Err(error) => assert!(error.to_string().contains("by a fault"), "{error}"),
+            Err(error) => assert!(error.to_string().contains("by a fault"), "{error}; {:?}", volume.info()),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

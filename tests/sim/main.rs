@@ -1,7 +1,8 @@
 //! The simulation: one seed is one world. A server with one volume or several, small ones or ones with hundreds of pages,
 //! that share permits and budgets of which there may be one or two; a store and disks that misbehave; clients that write at
 //! once into a few hot places, whole blocks or a few bytes of one; servers that are stopped under load, killed, lose power,
-//! are displaced and go on as zombies; and an oracle that knows what clients sent, and the order in which it was accepted.
+//! are displaced and go on as zombies; snapshots, and in two thirds of the worlds rollbacks, clones, clones that become
+//! independent or are deleted, and schedules; and an oracle that knows what clients sent, and the order in which it was accepted.
 //!
 //! Every read returns what clients sent, acknowledged or under way (rule R5). After every recovery (rule R3): the volume
 //! equals the first k accepted changes for the k that it claims, byte for byte as clients sent them; k is not below what was
@@ -19,6 +20,7 @@ mod life;
 mod climate;
 mod seals;
 mod snapshots;
+mod family;
 #[path = "../support/sloppy.rs"]
 mod sloppy;
 mod world;
@@ -26,11 +28,16 @@ mod world;
 use std::time::{Duration, Instant};
 
 use ashlar::store::faults::Trap;
-use world::{End, Outcome, World};
+use family::Events;
+use world::{End, Kind, Outcome, World};
 
-/// Runs a world from a seed.
+/// Runs a world from a seed: two thirds of them with a family.
 fn run(seed: u64) -> Outcome {
-    let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed)));
+    run_as(seed, if seed.is_multiple_of(3) { Kind::Alone } else { Kind::Family })
+}
+
+fn run_as(seed: u64, kind: Kind) -> Outcome {
+    let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed, kind)));
     result.unwrap_or_else(|panic| {
         eprintln!("\nreproduce with: ASHLAR_TEST_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
         std::panic::resume_unwind(panic)
@@ -75,10 +82,15 @@ fn fixed_seeds() {
         1_795_843_009_356,
         1_795_850_009_529,
     ];
-    let outcomes: Vec<Outcome> = (100..160).chain(found).map(run).collect();
+    let alone = (100..160).chain(found).map(|seed| run_as(seed, Kind::Alone));
+    let outcomes: Vec<Outcome> = alone.chain((160..200).map(|seed| run_as(seed, Kind::Family))).collect();
     let (collected, requests): (u64, u64) =
         (outcomes.iter().map(|it| it.collected).sum(), outcomes.iter().map(|it| it.requests).sum());
     println!("{} worlds, {requests} requests of clients; collection wrote {collected} segments", outcomes.len());
+    let events = outcomes.iter().fold(Events::default(), |sum, it| sum.plus(it.events));
+    let Events { rollbacks, clones, clones_of_automatic, independent, deleted, hidden } = events;
+    let rarest = [rollbacks, clones, clones_of_automatic, independent, deleted, hidden].into_iter().min();
+    assert!(rarest >= Some(1), "a simulation worth its name has families: {events:?}");
     assert!(collected > 200, "a simulation worth its name collects garbage: {collected} segments");
 }
 
@@ -98,12 +110,14 @@ fn fresh_seeds() {
     let began = Instant::now();
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
     let first = number("ASHLAR_TEST_SEED").unwrap_or_else(now);
-    let (mut worlds, mut requests) = (0, 0);
+    let (mut worlds, mut requests, mut events) = (0, 0, Events::default());
     while worlds < seeds.unwrap_or(u64::MAX) && began.elapsed() < Duration::from_secs(seconds) {
-        requests += run(first + worlds).requests;
+        let outcome = run(first + worlds);
+        (requests, events) = (requests + outcome.requests, events.plus(outcome.events));
         worlds += 1;
     }
-    println!("{worlds} worlds from seed {first}, {requests} requests of clients, {} s", began.elapsed().as_secs());
+    let took = began.elapsed().as_secs();
+    println!("{worlds} worlds from seed {first}, {requests} requests of clients, {took} s; {events:?}");
 }
 
 /// Whatever the last operation of the store or the disk is, what was promised is there: a schedule is run once to count,
@@ -112,18 +126,19 @@ fn fresh_seeds() {
 fn a_cut_after_every_operation_is_survived() {
     let stride = number("ASHLAR_TEST_CUTS").unwrap_or(8).max(1);
     let (mut store, mut disk, mut cuts) = (0, 0, 0);
-    for seed in 11..19 {
-        let counted = in_virtual_time(World::cut(seed, End::Never));
+    for seed in 11..21 {
+        let kind = if seed < 19 { Kind::Alone } else { Kind::Family };
+        let counted = in_virtual_time(World::cut(seed, End::Never, kind));
         let chosen = |k: &u64| (k + seed).is_multiple_of(stride);
         for k in (1..=counted.store).filter(chosen) {
             // Before and after the operation, and what a PUT that is cut in the middle leaves.
             for trap in [Trap::CutBefore, Trap::CutAfter, Trap::CutHalf, Trap::KeepHalf] {
-                in_virtual_time(World::cut(seed, End::Store { k, trap }));
+                in_virtual_time(World::cut(seed, End::Store { k, trap }, kind));
             }
             cuts += 4;
         }
         for k in (1..=counted.disk).filter(chosen) {
-            in_virtual_time(World::cut(seed, End::Disk { k }));
+            in_virtual_time(World::cut(seed, End::Disk { k }, kind));
             cuts += 1;
         }
         (store, disk) = (store + counted.store, disk + counted.disk);

@@ -2,14 +2,16 @@
 //!
 //! So the oracle never learns a byte from the volume. A change of whole blocks that the volume made of a client's partial
 //! one counts as the client's bytes and nothing else: where it brought back old bytes of a neighbour, the volume is wrong
-//! from then on.
+//! from then on. A change that no client asked for (a clone takes over what it shows) changes no byte.
+//!
+//! A volume that is rolled back is from then on what it was in a snapshot, and a clone begins as what it shows: a [`Base`] says so.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ashlar::change::{Change, Numbered};
-use ashlar::units::ChangeNo;
+use ashlar::units::{ChangeNo, Seq};
 use ashlar::volume::Witness;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -104,10 +106,22 @@ pub struct Record {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// What clients sent, in the order in which it was taken, since the volume was empty.
+/// What clients sent, in the order in which it was taken, since the volume was made.
 #[derive(Default)]
 struct Kept {
     sent: Vec<Sent>,
+    bases: Vec<Base>,
+}
+
+/// What the volume was made to be, whatever it was before.
+#[derive(Clone)]
+struct Base {
+    /// After so many changes.
+    after: ChangeNo,
+    /// Versions of it are younger than this.
+    since: Seq,
+    /// The watched bytes.
+    image: Arc<Vec<u8>>,
 }
 
 impl Record {
@@ -120,7 +134,30 @@ impl Record {
     pub fn begin_with(&self, older: &Record, k: ChangeNo) {
         let older = older.kept.lock();
         assert!(k.0 as usize <= older.sent.len(), "the volume claims {k} changes, {} were accepted", older.sent.len());
-        self.kept.lock().sent = older.sent[..k.0 as usize].to_vec();
+        assert!(
+            older.bases.iter().all(|base| base.after <= k),
+            "the volume claims {k} changes: it was rolled back later"
+        );
+        *self.kept.lock() = Kept { sent: older.sent[..k.0 as usize].to_vec(), bases: older.bases.clone() };
+    }
+
+    /// After `k` changes, the last ones so far, it was made to be that; versions of it are younger than `since`.
+    pub fn is_made(&self, after: ChangeNo, since: Seq, image: Vec<u8>) {
+        self.kept.lock().bases.push(Base { after, since, image: Arc::new(image) });
+    }
+
+    /// Whether the volume had these watched bytes after some number of changes, `floor` or more, when its version was at `seq`.
+    pub fn was(&self, image: &[u8], floor: ChangeNo, seq: Seq) -> bool {
+        let mut at = self.image_at(floor, seq);
+        let kept = self.kept.lock();
+        let mut rest = kept.sent[floor.0 as usize..].iter();
+        loop {
+            if at == image {
+                return true;
+            }
+            let Some(sent) = rest.next() else { return false };
+            self.apply(sent, &mut at);
+        }
     }
 
     /// Learns the order of changes.
@@ -129,12 +166,13 @@ impl Record {
         Witness(Some(Arc::new(move |numbered: &Numbered| {
             let mut kept = kept.lock();
             assert_eq!(kept.sent.len() as u64 + 1, numbered.no.0, "change numbers are consecutive");
-            ASKED.with(|asked| {
+            let part = ASKED.try_with(|asked| {
                 let part = asked.part(&numbered.change);
                 asked.accepted.fetch_add(part.range.end - part.range.start, Ordering::Relaxed);
                 asked.last.store(numbered.no.0, Ordering::Relaxed);
-                kept.sent.push(part);
+                part
             });
+            kept.sent.push(part.unwrap_or(Sent { range: 0..0, bytes: None }));
         })))
     }
 
@@ -145,19 +183,26 @@ impl Record {
 
     /// The watched bytes after all of its changes.
     pub fn image(&self) -> Vec<u8> {
-        self.image_at(self.len())
+        self.image_at(self.len(), Seq(u64::MAX))
     }
 
-    /// The watched bytes after the first `k` changes.
-    pub fn image_at(&self, k: ChangeNo) -> Vec<u8> {
-        let mut image = vec![0; self.places.watched_bytes()];
-        for sent in &self.kept.lock().sent[..k.0 as usize] {
-            for (at, part) in self.places.watched(&sent.range) {
-                let len = (part.end - part.start) as usize;
-                sent.apply(&part, &mut image[at..at + len]);
-            }
-        }
+    /// The watched bytes after the first `k` changes, in a version at `seq`.
+    pub fn image_at(&self, k: ChangeNo, seq: Seq) -> Vec<u8> {
+        let kept = self.kept.lock();
+        let base = kept.bases.iter().rfind(|base| base.since < seq);
+        let (from, mut image) = match base {
+            Some(base) => (base.after.0 as usize, base.image.to_vec()),
+            None => (0, vec![0; self.places.watched_bytes()]),
+        };
+        kept.sent[from..k.0 as usize].iter().for_each(|sent| self.apply(sent, &mut image));
         image
+    }
+
+    fn apply(&self, sent: &Sent, image: &mut [u8]) {
+        for (at, part) in self.places.watched(&sent.range) {
+            let len = (part.end - part.start) as usize;
+            sent.apply(&part, &mut image[at..at + len]);
+        }
     }
 
     /// Whether a read may have returned these bytes: each is as the changes up to `seen` left it (those were acknowledged
@@ -167,7 +212,16 @@ impl Record {
         let kept = self.kept.lock();
         let mut bytes = vec![0; got.len()];
         let (before, later) = kept.sent.split_at(seen.0 as usize);
-        before.iter().for_each(|sent| sent.apply(&range, &mut bytes));
+        let mut from = 0;
+        if let Some(base) = kept.bases.last() {
+            from = base.after.0 as usize;
+            for (at, part) in self.places.watched(&range) {
+                let len = (part.end - part.start) as usize;
+                let into = (part.start - range.start) as usize;
+                bytes[into..into + len].copy_from_slice(&base.image[at..at + len]);
+            }
+        }
+        before[from..].iter().for_each(|sent| sent.apply(&range, &mut bytes));
         let mut right: Vec<bool> = bytes.iter().zip(got).map(|(byte, got)| byte == got).collect();
         for sent in later.iter().filter(|sent| sent.range.start < range.end && range.start < sent.range.end) {
             sent.apply(&range, &mut bytes);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ashlar::cache::BlockCache;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Random, Workers};
+use ashlar::retention::is_automatic;
 use ashlar::space::Label;
 use ashlar::store::Store;
 use ashlar::units::ChangeNo;
@@ -38,10 +39,7 @@ impl Snapshots {
     pub async fn keep(self, volume: Arc<Volume>, floors: Floors, requests: u64, random: Random) {
         for _ in 0..requests {
             tokio::time::sleep(Duration::from_millis(random.below(3000))).await;
-            let there: Vec<String> = {
-                let known = self.0.lock();
-                known.iter().filter(|(_, it)| it.is_taken && !it.goes).map(|(name, _)| name.clone()).collect()
-            };
+            let there = self.there();
             let done = if there.len() > 3 || !there.is_empty() && random.below(3) == 0 {
                 let name = &there[random.below(there.len() as u64) as usize];
                 self.change(name, |it| it.goes = true);
@@ -58,6 +56,22 @@ impl Snapshots {
                 return;
             }
         }
+    }
+
+    /// Some that were taken and that nobody wants gone.
+    pub fn there(&self) -> Vec<String> {
+        let known = self.0.lock();
+        known.iter().filter(|(_, it)| it.is_taken && !it.goes).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// One of that name is being taken.
+    pub fn is_asked_for(&self, name: &str, floor: ChangeNo) {
+        self.change(name, |it| it.floor = floor);
+    }
+
+    /// It was.
+    pub fn is_taken(&self, name: &str) {
+        self.change(name, |it| it.is_taken = true);
     }
 
     fn change(&self, name: &str, change: impl FnOnce(&mut Snapshot)) {
@@ -77,22 +91,31 @@ impl Snapshots {
         record: &Record,
     ) {
         let known = self.0.lock().clone();
-        let there: BTreeSet<String> = volume.snapshots().into_iter().map(|kept| kept.label.name).collect();
+        let kept = volume.snapshots();
+        let there: BTreeSet<&String> = kept.iter().map(|kept| &kept.label.name).collect();
         for (name, it) in &known {
             assert!(there.contains(name) || !it.is_taken || it.goes, "snapshot {name} was acknowledged and is gone");
             assert!(!there.contains(name) || !it.is_gone, "snapshot {name} was deleted and is there");
         }
-        for snapshot in there {
+        // What nobody can name is there for its clones, which show it.
+        for version in kept.iter().filter(|version| !version.label.is_hidden()) {
+            let snapshot = &version.label.name;
+            // Those of a schedule come and go by themselves.
+            let it = known.get(snapshot).copied().unwrap_or(Snapshot { goes: true, ..Snapshot::default() });
+            assert!(known.contains_key(snapshot) || is_automatic(snapshot), "nobody asked for a snapshot {snapshot}");
             let cache = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
-            let past = Past::open(store.clone(), name, &snapshot, options, &Budget::new(options), cache, secrets).await;
+            let past = Past::open(store.clone(), name, snapshot, options, &Budget::new(options), cache, secrets).await;
             let past = match past {
                 // A checkpoint of a displaced server that let it go landed after the opening: it is the newest until the next one is written.
-                Err(VolumeError::NoSnapshot { .. }) if known[&snapshot].goes => continue,
+                Err(VolumeError::NoSnapshot { .. }) if it.goes => continue,
                 past => past.unwrap(),
             };
-            let (k, floor) = (past.covers(), known[&snapshot].floor);
+            let (k, floor) = (past.covers(), it.floor);
             assert!(k >= floor && k <= record.len(), "snapshot {snapshot} has {k} changes, {floor} were promised");
-            assert!(image_of(&past, places).await == record.image_at(k), "snapshot {snapshot} is not as it was");
+            assert!(
+                image_of(&past, places).await == record.image_at(k, version.seq),
+                "snapshot {snapshot} is not as it was"
+            );
         }
     }
 }

@@ -19,13 +19,14 @@ use ashlar::store::faults::{Counted, FaultOptions, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::{BlockSize, ChangeNo};
 use ashlar::volume::{
-    self, CreateOptions, FencedBy, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
+    self, CreateOptions, FencedBy, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::client::{STUCK, Weights};
 use crate::climate::Climate;
+use crate::family::{Events, Family, GoingBack, Origin};
 use crate::life::{Life, Open, Server};
 use crate::places::{BLOCK, Places};
 use crate::record::{Floors, Record};
@@ -57,6 +58,8 @@ pub struct Outcome {
     pub collected: u64,
     /// Requests of clients that ended.
     pub requests: u64,
+    /// What became of families.
+    pub events: Events,
 }
 
 /// How a life ends.
@@ -75,21 +78,30 @@ enum Death {
 }
 
 /// One volume, over all lives.
-struct Vol {
-    name: VolumeName,
-    places: Arc<Places>,
+pub struct Vol {
+    pub name: VolumeName,
+    pub places: Arc<Places>,
     /// The journal's disks, of the two servers.
-    disks: [CrashDisk; 2],
-    record: Record,
-    floors: Floors,
-    snapshots: Snapshots,
+    pub disks: [CrashDisk; 2],
+    pub record: Record,
+    pub floors: Floors,
+    pub snapshots: Snapshots,
+    /// It is a clone.
+    pub origin: Option<Origin>,
+    /// Somebody asked for it to be rolled back, and it was not opened since.
+    pub going_back: Option<GoingBack>,
 }
 
 pub struct World {
-    random: Random,
-    store: Arc<MemoryStore>,
-    climate: Climate,
-    volumes: Vec<Vol>,
+    pub random: Random,
+    pub store: Arc<MemoryStore>,
+    pub climate: Climate,
+    pub volumes: Vec<Vol>,
+    /// If volumes are rolled back, and have clones and schedules.
+    pub family: Option<Family>,
+    /// Names of clones that are gone.
+    pub departed: Vec<VolumeName>,
+    pub events: Events,
     /// The disks of the servers' caches, if they have such.
     caches: Option<[CrashDisk; 2]>,
     /// Segments of moved data, over all lives.
@@ -97,9 +109,16 @@ pub struct World {
     done: Arc<AtomicU64>,
     log: String,
     /// What unlocks the volumes if they are encrypted; it sees everything that is sealed.
-    secrets: Secrets,
+    pub secrets: Secrets,
     seals: Seals,
-    encrypted: bool,
+    pub encrypted: bool,
+}
+
+/// Whether volumes of a world have a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Alone,
+    Family,
 }
 
 /// A quarter of all worlds is in verified mode.
@@ -109,10 +128,11 @@ fn fenced_by(seed: u64) -> FencedBy {
 
 impl World {
     /// A whole world: several lives.
-    pub async fn lives(seed: u64) -> Outcome {
+    pub async fn lives(seed: u64, kind: Kind) -> Outcome {
         let random = Random::seeded(seed);
         let climate = Climate::draw(&random, fenced_by(seed));
-        let mut world = World::new(seed, random, climate).await;
+        let mut world = World::new(seed, random, climate, kind).await;
+        world.schedule_some().await;
         let mut server = 0;
         let mut closed = true;
         let mut zombies = Vec::new();
@@ -144,6 +164,8 @@ impl World {
             }
             if zombies.is_empty() {
                 world.check().await;
+                closed = closed && world.roll_back_some(server).await;
+                world.delete_perhaps(server).await;
             }
         }
         let (mut life, recovered) = world.open(server, closed).await;
@@ -156,16 +178,16 @@ impl World {
         assert_eq!(world.encrypted, world.seals.count() > 0, "everything that an encrypted volume writes is sealed");
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
         let (digest, requests) = (format!("{}{contents}", world.log), world.done.load(Ordering::Relaxed));
-        Outcome { digest, collected: world.collected, requests }
+        Outcome { digest, collected: world.collected, requests, events: world.events }
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
-    pub async fn cut(seed: u64, end: End) -> Operations {
+    pub async fn cut(seed: u64, end: End, kind: Kind) -> Operations {
         let random = Random::seeded(seed);
         let mut climate = Climate::draw(&random, fenced_by(seed)).fair();
         climate.way.faults.delay_spread = Duration::from_millis(5);
         climate.disk_faults.delay_max = Duration::from_millis(1);
-        let mut world = World::new(seed, random, climate).await;
+        let mut world = World::new(seed, random, climate, kind).await;
         let server = world.server(0);
         let faults = server.faults.clone();
         match end {
@@ -181,6 +203,7 @@ impl World {
                 let weights = Weights::draw(&world.random);
                 life.start_clients(2, 40, weights, &world.random);
                 life.start_keepers(2, &world.random);
+                world.start_nurses(&mut life, 2);
                 let finished = async {
                     life.clients_end().await;
                     life.open[0].volume.close().await.unwrap();
@@ -222,7 +245,8 @@ impl World {
         counted
     }
 
-    async fn new(seed: u64, random: Random, climate: Climate) -> World {
+    async fn new(seed: u64, random: Random, climate: Climate, kind: Kind) -> World {
+        let family = (kind == Kind::Family).then(|| Family::new(Random::seeded(!seed)));
         let store = Arc::new(MemoryStore::default());
         let (seals, encrypted) = (Seals::default(), seed % 4 < 2);
         let mut volumes = Vec::new();
@@ -242,7 +266,8 @@ impl World {
             let disks = [climate.disk(&random), climate.disk(&random)];
             let record = Record::new(places.clone());
             let (floors, snapshots) = (Floors::default(), Snapshots::default());
-            volumes.push(Vol { name, places, disks, record, floors, snapshots });
+            let (origin, going_back) = (None, None);
+            volumes.push(Vol { name, places, disks, record, floors, snapshots, origin, going_back });
         }
         let caches = climate.has_disk_cache.then(|| [climate.disk(&random), climate.disk(&random)]);
         World {
@@ -250,6 +275,9 @@ impl World {
             store,
             climate,
             volumes,
+            family,
+            departed: Vec::new(),
+            events: Events::default(),
             caches,
             collected: 0,
             done: Arc::default(),
@@ -261,7 +289,7 @@ impl World {
     }
 
     /// Whatever a server that is there is asked to do comes to an end.
-    async fn within_a_day<T>(&self, doing: &str, what: impl Future<Output = T>) -> T {
+    pub async fn within_a_day<T>(&self, doing: &str, what: impl Future<Output = T>) -> T {
         let done = timeout(STUCK, what).await;
         done.unwrap_or_else(|_| panic!("{doing} has made no progress for a day"))
     }
@@ -278,7 +306,7 @@ impl World {
     }
 
     /// A server in a new life, without volumes.
-    fn server(&mut self, number: usize) -> Server {
+    pub fn server(&mut self, number: usize) -> Server {
         let cache = self.cache(number);
         let store: Arc<dyn Store> = match self.climate.way.fenced_by {
             FencedBy::CreateOnly => self.store.clone(),
@@ -310,25 +338,13 @@ impl World {
 
     /// Opens with a record of its own, still empty: a displaced server may be adding to the old one until the fence.
     async fn try_open(&mut self, of: usize, server: &Server, flags: OpenFlags) -> Result<Open, VolumeError> {
+        let record = Record::new(self.volumes[of].places.clone());
+        let (disk, outside) =
+            (self.volumes[of].disks[server.number].clone(), self.outside(of, server, record.witness()));
+        let (name, options) = (&self.volumes[of].name, self.climate.options.clone());
+        let volume = Volume::open(outside, name, options, World::journal_options(), flags).await?;
+        self.learn_base(of, &volume).await;
         let vol = &mut self.volumes[of];
-        let (disk, record) = (vol.disks[server.number].clone(), Record::new(vol.places.clone()));
-        let outside = Outside {
-            store: server.store.clone(),
-            disk: Arc::new(disk.clone()),
-            cache: server.cache.clone(),
-            budget: server.budget.clone(),
-            clock: Clock::Manual(Arc::default()),
-            random: Random::seeded(self.random.below(u64::MAX)),
-            workers: Workers::Inline,
-            server: ServerIdentity {
-                uuid: Uuid::from_u128(server.number as u128 + 1),
-                name: format!("server-{}", server.number),
-            },
-            secrets: self.secrets.clone(),
-            witness: record.witness(),
-        };
-        let journal = journal::Options { file_bytes: 64 << 10, ..journal::Options::default() };
-        let volume = Volume::open(outside, &vol.name, self.climate.options.clone(), journal, flags).await?;
         // Nobody uses the volume yet: it stands at the first k of what was accepted before.
         record.begin_with(&vol.record, ChangeNo(volume.status().accepted));
         vol.record = record.clone();
@@ -336,23 +352,62 @@ impl World {
         Ok(Open { volume, places, disk, record, floors, snapshots })
     }
 
+    /// What that volume has of a server that opens it.
+    pub fn outside(&self, of: usize, server: &Server, witness: Witness) -> Outside {
+        Outside {
+            store: server.store.clone(),
+            disk: Arc::new(self.volumes[of].disks[server.number].clone()),
+            cache: server.cache.clone(),
+            budget: server.budget.clone(),
+            clock: self.clock(),
+            random: Random::seeded(self.random.below(u64::MAX)),
+            workers: Workers::Inline,
+            server: World::identity(server.number),
+            secrets: self.secrets.clone(),
+            witness,
+        }
+    }
+
+    pub fn clock(&self) -> Clock {
+        Clock::Manual(self.family.as_ref().map_or_else(Arc::default, |family| family.clock.clone()))
+    }
+
+    pub fn identity(server: usize) -> ServerIdentity {
+        ServerIdentity { uuid: Uuid::from_u128(server as u128 + 1), name: format!("server-{server}") }
+    }
+
+    pub fn journal_options() -> journal::Options {
+        journal::Options { file_bytes: 64 << 10, ..journal::Options::default() }
+    }
+
     /// Opens all volumes on a server and judges what is there. Also returns how many changes of each were recovered.
     async fn open(&mut self, number: usize, closed: bool) -> (Life, Vec<ChangeNo>) {
         let mut life = Life::new(self.server(number), self.done.clone());
         let mut recovered = Vec::new();
-        for of in 0..self.volumes.len() {
+        self.adopt().await;
+        let mut of = 0;
+        while of < self.volumes.len() {
             let open = timeout(STUCK, self.open_one(of, &life.server, closed)).await;
-            let open = open.unwrap_or_else(|_| panic!("opening has made no progress for a day"));
+            let Some(open) = open.unwrap_or_else(|_| panic!("opening has made no progress for a day")) else {
+                self.departs(of);
+                continue;
+            };
             recovered.push(ChangeNo(open.volume.status().accepted));
             life.open.push(open);
+            of += 1;
+        }
+        for (open, vol) in life.open.iter().zip(&self.volumes) {
+            let kept: Vec<_> =
+                open.volume.snapshots().into_iter().map(|it| (it.seq, it.label.name, it.label.clones.len())).collect();
+            tracing::info!(volume = %vol.name, ?kept, "opened");
         }
         self.within_a_day("reading after opening", life.is_as_recorded("after opening")).await;
         self.judge_snapshots(&life).await;
         (life, recovered)
     }
 
-    /// With the flags that the refusals ask for.
-    async fn open_one(&mut self, of: usize, server: &Server, closed: bool) -> Open {
+    /// With the flags that the refusals ask for; nothing of a clone that never was one.
+    async fn open_one(&mut self, of: usize, server: &Server, closed: bool) -> Option<Open> {
         let mut flags = OpenFlags::default();
         for _ in 0..10_000 {
             match self.try_open(of, server, flags).await {
@@ -360,7 +415,7 @@ impl World {
                     let needed = self.volumes[of].floors.now().acknowledged;
                     self.volumes[of].judge(&open.volume, needed, "after opening");
                     open.floors = self.volumes[of].floors.clone();
-                    return open;
+                    return Some(open);
                 }
                 Err(VolumeError::Held { .. }) => {
                     assert!(!closed && !flags.takeover, "a closed volume is held by nobody");
@@ -381,6 +436,7 @@ impl World {
                 // look saw the epoch before, the second one this. Refusing is right, asking again helps.
                 Err(VolumeError::LostRace { .. }) => {}
                 Err(VolumeError::Journal(_)) => {}
+                Err(error) if self.is_stillborn(of, &error) => return None,
                 Err(other) => panic!("{other}"),
             }
             let disk = &mut self.volumes[of].disks[server.number];
@@ -422,6 +478,7 @@ impl World {
         if self.random.below(2) == 0 {
             life.start_keepers(1 + self.random.below(6), &self.random);
         }
+        self.start_nurses(life, 4);
         let patience = Duration::from_millis(self.random.below(20_000));
         tokio::select! {
             biased;
@@ -540,7 +597,10 @@ impl World {
         let (random, clock) = (&self.random, &Clock::Manual(Arc::default()));
         for vol in &self.volumes {
             let slots = Slots { store: &*self.store, name: &vol.name, secrets: &self.secrets, random, clock };
-            slots.rotate(Cost::LEAST).await.unwrap().outcome.unwrap();
+            match slots.rotate(Cost::LEAST).await {
+                Err(VolumeError::Invalid(why)) if why.contains("has clones") => {}
+                rotated => rotated.unwrap().outcome.unwrap(),
+            }
         }
     }
 
@@ -558,15 +618,16 @@ impl World {
     /// The volumes in the store hold together, whoever died in the middle of what.
     async fn check(&self) {
         let store: Arc<dyn Store> = self.store.clone();
-        for vol in &self.volumes {
+        for vol in self.volumes.iter().filter(|vol| !vol.origin.as_ref().is_some_and(Origin::goes)) {
             let report = ashlar::check::check(&store, &vol.name, true, &|_, _| {}, &self.secrets).await.unwrap();
             assert!(report.is_clean(), "{:#?}", report.problems);
         }
     }
 
     /// Volumes that are trimmed whole and left alone keep no segments but the fences that stay, and ask for nothing more.
-    async fn empty(&self, life: &mut Life) {
+    async fn empty(&mut self, life: &mut Life) {
         life.server.faults.set_options(FaultOptions::default());
+        self.disband(life).await;
         for open in &life.open {
             for kept in open.volume.snapshots() {
                 let deleted = open.volume.delete_snapshot(&kept.label.name);
