@@ -130,7 +130,7 @@ fn dense(blocks: u64, store: &mut Store) -> (Vec<Run>, Space) {
         Fold::new(Seq(segments), &space.begin_checkpoint(), std::iter::empty(), Default::default(), Bounds::default());
     let folded = table::fold(fold, &mut writer, |_| panic!("a table that is new has no pages")).0;
     let runs = store.checkpoint(Seq(segments), vec![run], folded.durable.root(), writer.finish().0);
-    space.checkpointed(folded, &none);
+    drop(space.checkpointed(folded, &none));
     store.put = 0;
     (runs, space)
 }

@@ -20,7 +20,7 @@ use crate::format::meta::Meta;
 use crate::format::root::{CheckpointInfo, Root};
 use crate::gc::Activity;
 use crate::keyring::Keyring;
-use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef, Table};
+use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef, Superseded};
 use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::space::kept;
 use crate::space::{Counted, SegmentInfo, Span};
@@ -430,9 +430,9 @@ impl Ledger {
     /// A checkpoint is durable: what nothing needs as of it is doomed. `map_memory` is what the map keeps in memory.
     /// Returns what may be let go of without a lock.
     #[must_use]
-    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) -> Option<Arc<Table>> {
+    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) -> Superseded {
         let Written { seq, map, checkpoints, has_begun_all, bytes } = written;
-        let frozen = self.log.map.checkpointed(map);
+        let superseded = self.log.map.checkpointed(map);
         // What was kept only because it had to be written may go.
         self.log.map.evict(map_memory as usize);
         let before = std::mem::take(&mut self.checkpoints).into_keys().chain([self.log.checkpointed()]);
@@ -443,7 +443,7 @@ impl Ledger {
         self.log.checkpoint_done(seq, bytes);
         self.uncheckpointed_since = None;
         self.note_commit(at);
-        frozen
+        superseded
     }
 
     /// Has a checkpoint change the versions that are kept, after those changes that were asked for before. Returns which change it is:

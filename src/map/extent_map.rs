@@ -75,6 +75,13 @@ pub struct Checkpointed {
     pub pages: Vec<(PageRef, Arc<MapPage>)>,
 }
 
+/// What was in memory until a checkpoint had it.
+#[derive(Debug)]
+pub struct Superseded {
+    _table: Option<Arc<Table>>,
+    _layer: Option<Arc<space::Layer>>,
+}
+
 /// What the layers below the newest table say.
 #[derive(Default)]
 struct Below {
@@ -671,15 +678,15 @@ impl ExtentMap {
 
     /// A checkpoint is durable. Returns what it wrote: to let go of that takes longer than a lock should be held.
     #[must_use]
-    pub fn checkpointed(&mut self, done: Checkpointed) -> Option<Arc<Table>> {
-        let frozen = self.frozen.take();
+    pub fn checkpointed(&mut self, done: Checkpointed) -> Superseded {
+        let table = self.frozen.take();
         self.runs = Arc::new(done.runs);
         done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
-        self.space.checkpointed(done.table, &self.pages);
+        let layer = self.space.checkpointed(done.table, &self.pages);
         let carriers = self.space.carriers();
         let is_places = |at: &PageRef| carriers.is_carrier(at.checkpoint) && *at == carriers::places_of(at.checkpoint);
         self.pages.retain(|at| done.objects.contains(&at.checkpoint) || is_places(at));
-        frozen
+        Superseded { _table: table, _layer: layer }
     }
 
     /// Entries of the newest table.

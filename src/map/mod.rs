@@ -26,7 +26,7 @@ pub mod difference;
 #[cfg(test)]
 mod model_tests;
 
-pub use extent_map::{Checkpointed, ExtentMap, MapSnapshot, NeedPages};
+pub use extent_map::{Checkpointed, ExtentMap, MapSnapshot, NeedPages, Superseded};
 pub use leaf::Leaf;
 pub use merge::Deaths;
 pub use page_writer::PageWriter;

@@ -252,7 +252,8 @@ impl World {
         self.log.retain(|(seq, ..)| *seq > at);
         let runs = done.runs.iter().flat_map(|run| run.objects.keys().copied());
         let objects: BTreeSet<Seq> = runs.chain(table.durable.objects().into_keys()).collect();
-        let _written = self.map.checkpointed(Checkpointed { runs: done.runs, table, objects: objects.clone(), pages });
+        let _superseded =
+            self.map.checkpointed(Checkpointed { runs: done.runs, table, objects: objects.clone(), pages });
         // Objects in which no run has pages are gone.
         self.store.retain(|at, _| objects.contains(&at.checkpoint));
     }

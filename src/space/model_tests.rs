@@ -390,7 +390,7 @@ impl World {
         assert!(root.lists.len() <= self.bounds.lists.max(1));
         assert!(root.objects.iter().all(|seq| *seq <= at));
         self.store.extend(object.bytes);
-        self.space.checkpointed(folded, &self.memory);
+        drop(self.space.checkpointed(folded, &self.memory));
         // A deletion that ended before is in no checkpoint yet: what it deleted may be deleted again.
         self.base = (at, root, loose, model);
         self.log.drain(..logged);
@@ -509,7 +509,7 @@ impl Cold {
         self.store.extend(object.bytes);
         let objects = folded.durable.objects();
         self.store.retain(|at, _| objects.contains_key(&at.checkpoint));
-        self.space.checkpointed(folded, &Memory::default());
+        drop(self.space.checkpointed(folded, &Memory::default()));
         (put, memory.0.len())
     }
 

@@ -447,8 +447,10 @@ impl Space {
     }
 
     /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.
-    pub fn checkpointed(&mut self, folded: Folded, pages: &dyn Pages) {
-        self.frozen = None;
+    /// Returns what it wrote.
+    #[must_use]
+    pub fn checkpointed(&mut self, folded: Folded, pages: &dyn Pages) -> Option<Arc<Layer>> {
+        let frozen = self.frozen.take();
         self.durable = Arc::new(folded.durable);
         self.inconsistencies += folded.contradictions;
         self.hand_on(&folded.free, pages);
@@ -473,6 +475,7 @@ impl Space {
             }
         }
         self.sum_up_held(pages);
+        frozen
     }
 
     /// Deaths that the checkpoint counted to segments which were emptied since: their carriers took the counts with these in it.

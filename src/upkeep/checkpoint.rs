@@ -269,12 +269,12 @@ pub(super) async fn write(
     let map = Checkpointed { runs, table: folded, objects, pages };
     let checkpoints = checkpoints.into_iter().collect();
     let now = shared.now();
-    let (frozen, versions) = {
+    let (superseded, versions) = {
         let mut ledger = shared.ledger();
         let written = Written { seq, map, checkpoints, has_begun_all, bytes };
         (ledger.checkpoint_written(written, now.map_memory, now.at), ledger.versions_done())
     };
-    drop(frozen);
+    drop(superseded);
     shared.waits.progress.change(|progress| progress.versions = versions);
     tracing::debug!(volume = %shared.facts.meta.name, %seq, "checkpoint");
     Ok(())
