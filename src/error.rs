@@ -55,6 +55,16 @@ pub enum VolumeError {
         /// Why.
         why: UnlockError,
     },
+    /// It has a setting of its own that this server does not know, or cannot keep.
+    #[error(
+        "volume {name} has settings of its own that this server cannot keep: {why}; change this server's configuration, set another value with `ashlar set {name} KEY=VALUE`, or leave it to the server with `ashlar set {name} --unset KEY`"
+    )]
+    Settings {
+        /// The volume.
+        name: String,
+        /// What cannot be.
+        why: String,
+    },
     /// A name, size or the like that cannot be.
     #[error("{0}")]
     Invalid(String),

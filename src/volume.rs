@@ -53,9 +53,10 @@ pub use crate::engine::budget::{self, Budget};
 pub use crate::engine::ledger::GcStatus;
 pub use crate::engine::options::Options;
 pub use crate::engine::purse::{self, Purse};
+pub use crate::engine::settings;
 pub use crate::error::{Holder, VolumeError};
 pub use crate::format::account::Account;
-pub use crate::format::meta::{BadSize, FencedBy, Meta, VolumeName};
+pub use crate::format::meta::{BadSize, FencedBy, Meta, Settings, VolumeName};
 pub use crate::opening::{
     CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, clones, create, delete,
     description, inspect, key_slots, names, past, resize,
@@ -290,11 +291,16 @@ impl Volume {
         Ok(self.closing.clone().await?)
     }
 
-    /// Takes over what is new in its description: key slots, a new data key, compression, a greater size.
+    /// Takes over what is new in its description: key slots, a new data key, compression, settings, a greater size.
     pub async fn reload(&self) -> Result<(), VolumeError> {
         let reloaded = self.shared.reload().await;
         self.ahead.lock().resize(self.shared.size());
         reloaded
+    }
+
+    /// The keys of those of its settings that take effect when it is next opened.
+    pub fn later_settings(&self) -> Vec<String> {
+        self.shared.later()
     }
 
     /// Brings everything that was accepted into the store, whatever a FLUSH waits for. It goes on serving meanwhile.
@@ -328,7 +334,7 @@ impl Volume {
             let why = format!("volume {} has a snapshot {:?} already", self.meta().name, label.name);
             return Err(VolumeError::Invalid(why));
         }
-        let most = self.shared.facts.options.max_snapshots;
+        let most = self.shared.ledger().options().max_snapshots;
         if kept::shown(&versions) >= most {
             return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
         }
@@ -341,7 +347,7 @@ impl Volume {
     /// Keeps what was copied, with the label that it has where it comes from.
     async fn keep_copied(&self, label: Label) -> Result<KeptVersion, VolumeError> {
         let _turn = self.shared.versions_turn().await?;
-        let most = self.shared.facts.options.max_snapshots;
+        let most = self.shared.ledger().options().max_snapshots;
         if kept::shown(&self.shared.versions()) >= most {
             return Err(VolumeError::Invalid(schedule::too_many(&self.meta().name, most)));
         }
@@ -473,7 +479,7 @@ impl Volume {
             newest_snapshot_held_bytes: facts.block_size.bytes_in(BlockCount(held)),
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
-                backlog_bytes: crate::gc::excess(&totals, &facts.options.gc, crate::gc::Activity::Quiet),
+                backlog_bytes: crate::gc::excess(&totals, &ledger.options().gc, crate::gc::Activity::Quiet),
                 doomed_objects: ledger.doomed().len() as u64,
                 ..ledger.gc()
             },

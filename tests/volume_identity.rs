@@ -186,6 +186,7 @@ impl World {
             parent: None,
             may_have_clones: false,
             copy: None,
+            settings: Default::default(),
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");

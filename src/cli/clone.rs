@@ -141,6 +141,7 @@ async fn clone(
         encryption: keys,
         fenced_by: FencedBy::on(&*store),
         copy: None,
+        settings: parent.meta.settings.clone(),
     };
     let wanted = Wanted { name: name.clone(), options };
     match clones::make(&parent, &random, &clock, wanted, (&clone, Seq(shown.seq))).await {

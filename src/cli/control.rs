@@ -63,6 +63,8 @@ pub enum Request {
     },
     /// Take over what is new in the description of this volume; it is opened if it is not open. A [`Reloaded`].
     Reload(String),
+    /// Which settings of this volume, if it is open, take effect when it is next opened: their keys.
+    LaterSettings(String),
     /// Bring all that was accepted into the store: of this volume, or of all that are open; they are served meanwhile. A
     /// [`Settled`].
     Settle {
@@ -230,6 +232,10 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
     let answer = match request {
         Request::Status => serde_json::to_vec(&insight.status(&insight.exports.open_volumes()))?,
         Request::Reload(name) => serde_json::to_vec(&reload(&name, &insight.exports).await)?,
+        Request::LaterSettings(name) => {
+            let open = insight.exports.open_volumes().into_iter().find(|(open, _)| *open == name);
+            serde_json::to_vec(&open.map_or_else(Vec::new, |(_, volume)| volume.later_settings()))?
+        }
         Request::Settle { export, within_millis } => {
             let within = Duration::from_millis(within_millis);
             let settled = settle_volumes(export.as_deref(), within, &insight.exports).await;
@@ -561,6 +567,12 @@ pub async fn reload_if_served(state: &Path, store: &str, name: &VolumeName) -> R
         Ok(Some(why)) => Err(why),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// The keys of the settings of a volume that take effect when it is next opened, as the server knows that has it open. One that does not
+/// answer any more has it open no more.
+pub async fn later_settings(state: &Path, name: &VolumeName) -> Vec<String> {
+    request(state, &Request::LaterSettings(name.to_string()), PATIENCE).await.unwrap_or_default()
 }
 
 async fn request<T: DeserializeOwned>(state: &Path, request: &Request, patience: Duration) -> io::Result<T> {

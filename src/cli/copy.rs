@@ -207,6 +207,7 @@ async fn make_target(
         encryption,
         fenced_by: FencedBy::on(target),
         copy: Some(CopyOf { uuid: from.meta.uuid, under_way: None }),
+        settings: from.meta.settings.clone(),
     };
     let (clock, random, _) = outside::real();
     let created = volume::create(target, &random, &clock, name, options).await?;

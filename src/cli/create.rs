@@ -4,13 +4,16 @@ use std::path::Path;
 
 use super::client_lines::Quoted;
 use super::failure::{Failure, Outcome};
+use super::settings::{self, Setting};
 use super::{output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
 use crate::config::Effective;
 use crate::human::{exact_bytes, parse_bytes};
 use crate::store::open::Access;
 use crate::units::BlockSize;
-use crate::volume::{self, BadSize, CreateOptions, Created, FencedBy, Meta, NewEncryption, VolumeError, VolumeName};
+use crate::volume::{
+    self, BadSize, CreateOptions, Created, FencedBy, Meta, NewEncryption, Settings, VolumeError, VolumeName,
+};
 
 /// Makes a new, empty volume. It takes no space until something is written to it.
 ///
@@ -27,6 +30,7 @@ Sizes: 4096, 64KiB, 10G, 1.5T; K, M, G, T count in 1024, KB, MB, GB in 1000.
 Examples:
   ashlar create db --size 100G
   ashlar create db --size 100G --passphrase-file /etc/ashlar/db.key
+  ashlar create db --size 100G --set durability=journal --set segment_size=16MiB
   ashlar create old --size 20G --block-size 512 --store s3://my-bucket/disks --json")]
 pub struct Args {
     /// The volume's name: letters, digits, '.', '_' and '-', at most 64
@@ -43,6 +47,10 @@ pub struct Args {
     /// How data is compressed: lz4, zstd:1 to zstd:19, or none; `ashlar set` changes it later
     #[arg(long, value_name = "WAY", default_value = "lz4")]
     compression: Compression,
+
+    /// A setting of the volume's own, which beats the configuration of whoever serves it; see `ashlar set`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
 
     #[command(flatten)]
     keys: NewKeys,
@@ -97,6 +105,7 @@ pub fn describe(meta: &Meta, recovery: Option<&str>, store: &str) -> serde_json:
         "size": meta.size,
         "block_size": meta.block_size,
         "compression": meta.compression,
+        "settings": meta.settings,
         "seal": meta.seal(),
         "fencing": meta.fenced_by,
         "recovery_key": recovery,
@@ -150,6 +159,7 @@ async fn create(args: &Args, config: &Effective) -> Result<(String, Created), Fa
         encryption: args.keys.ask(&args.name, config).await?,
         fenced_by: FencedBy::on(&*store),
         copy: None,
+        settings: settings::with(&Settings::new(), &args.settings, config)?,
     };
     let created = volume::create(&*store, &random, &clock, &args.name, options).await;
     let created = created.map_err(|error| match error {

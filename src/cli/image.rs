@@ -136,6 +136,7 @@ async fn bring_in(args: &ImportArgs, config: &Effective, called: &Called) -> Res
         encryption: args.keys.ask(name, config).await?,
         fenced_by: FencedBy::on(&*store),
         copy: None,
+        settings: volume::Settings::new(),
     };
     let (clock, random, _) = outside::real();
     let created = volume::create(&*store, &random, &clock, name, options).await?;

@@ -76,6 +76,7 @@ fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static s
         ("mapped", with_bytes(info.mapped_bytes)),
         ("stored", status::space(info.stored_bytes, info.live_bytes, info.dead_bytes, info.sparse_bytes)),
         ("compression", format!("{}, {}", info.compression, status::ratio(info.mapped_bytes, info.live_bytes))),
+        ("settings", settings(info)),
         ("objects", format!("{}, of them dead {}", info.objects, info.dead_objects)),
         ("snapshots", snapshots(info)),
         ("gc", format!("{} to be freed when quiet", about_bytes(info.gc_backlog_bytes))),
@@ -96,6 +97,13 @@ fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static s
         lines.push(("old versions", old_versions(kept)));
     }
     lines
+}
+
+fn settings(info: &Info) -> String {
+    match info.settings.is_empty() {
+        true => "none of its own: as the configuration of whoever serves it".to_owned(),
+        false => volume::settings::listed(&info.settings),
+    }
 }
 
 fn snapshots(info: &Info) -> String {

@@ -9,12 +9,12 @@ use super::logging::LIFE;
 use crate::human::{about_bytes, counted, exact_bytes};
 use crate::store::prices::Prices;
 use crate::tally::Tallied;
-use crate::volume::{Status, Volume};
+use crate::volume::{Settings, Status, Volume, settings};
 
 /// Says that a volume was opened, which took so long.
 pub fn opened(volume: &Volume, took: Duration) {
     let (meta, status) = (volume.meta(), volume.status());
-    let what = opening(&status, took);
+    let what = opening(&status, took) + &own(&meta.settings);
     info!(target: LIFE, volume = %meta.name, uuid = %meta.uuid, epoch = status.epoch, "opened: {what}");
 }
 
@@ -23,6 +23,11 @@ pub fn closed(volume: &Volume, open_for: Duration, prices: &Prices) {
     let (meta, status) = (volume.meta(), volume.status());
     let what = closing(&status, &volume.operations(), open_for, prices);
     info!(target: LIFE, volume = %meta.name, uuid = %meta.uuid, epoch = status.epoch, "closed: {what}");
+}
+
+/// What does not come from this server's configuration.
+fn own(set: &Settings) -> String {
+    if set.is_empty() { String::new() } else { format!(", with settings of its own: {}", settings::listed(set)) }
 }
 
 fn opening(status: &Status, took: Duration) -> String {
@@ -84,6 +89,14 @@ mod tests {
         assert_eq!(opening(&status, took), said);
         let restored = opening(&Status { dirty_bytes: 8192, ..status }, took);
         assert!(restored.contains("4 objects, 8.0 KiB brought back from the journal, with 6 requests"), "{restored}");
+    }
+
+    #[test]
+    fn an_opening_says_what_the_volume_sets_itself() {
+        assert_eq!(own(&Settings::new()), "");
+        let set = [("volume.durability", "journal"), ("volume.segment_size", "16 MiB")];
+        let set = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(own(&set), ", with settings of its own: volume.durability = journal, volume.segment_size = 16 MiB");
     }
 
     #[test]

@@ -47,6 +47,7 @@ mod handoff;
 mod warm;
 mod check;
 mod set;
+mod settings;
 mod resize;
 mod key;
 mod rollback;

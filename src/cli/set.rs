@@ -1,10 +1,12 @@
 //! `ashlar set`: what may change in the life of a volume.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::failure::{Failure, Outcome};
 use super::schedule::{MonthOfSchedule, SoFar, terms};
+use super::settings::{self, Setting, SettingKey};
 use super::{control, output, outside, runtime, secrets};
 use crate::codec::frame::Compression;
 use crate::config::Effective;
@@ -13,12 +15,17 @@ use crate::human::{self, BadDuration};
 use crate::opening::description;
 use crate::retention::{Keep, Schedule};
 use crate::store::open::Access;
-use crate::volume::{self, VolumeName};
+use crate::volume::{self, Settings, VolumeName};
 
 /// Changes a setting of a volume, also while it is served.
 ///
 /// A new compression holds for what is written from now on; what is there stays as it is until garbage collection
 /// rewrites it.
+///
+/// KEY=VALUE is a setting of the configuration that this volume has for itself, whoever serves it: durability, segment_size, segment_size_max,
+/// writeback_delay, checkpoint_bytes, checkpoint_interval, max_snapshots, gc.* but gc.batch, and budget.volume.*. It beats the server's
+/// configuration, be it stronger or weaker; --unset leaves it to the server again. Durability and the size of segments take effect when the
+/// volume is opened next, all else at once. `ashlar info` shows them.
 ///
 /// With --snapshots-every whoever serves the volume takes a snapshot that often, if anything was written since the last one, and
 /// deletes those that --snapshots-keep does not keep. "24 x 1h" keeps the newest snapshot of each of the newest 24 hours that have any; a number
@@ -30,6 +37,8 @@ use crate::volume::{self, VolumeName};
     after_help = "\
 Examples:
   ashlar set db --compression zstd:3
+  ashlar set db durability=journal writeback_delay=30s budget.volume.dollars_per_day=0.5
+  ashlar set db --unset durability
   ashlar set db --snapshots-every 1m --snapshots-keep \"60 x 1m, 24 x 1h, 30 x 1d, 12 x 30d\"
   ashlar set db --snapshots-keep-for 7d
   ashlar set db --snapshots-every off"
@@ -37,6 +46,14 @@ Examples:
 pub struct Args {
     /// The volume's name
     name: VolumeName,
+
+    /// Settings that beat the configuration of whoever serves the volume, such as durability=journal
+    #[arg(value_name = "KEY=VALUE", group = "what")]
+    settings: Vec<Setting>,
+
+    /// A setting that is left to the configuration of whoever serves the volume
+    #[arg(long, value_name = "KEY", group = "what")]
+    unset: Vec<SettingKey>,
 
     /// How data is compressed: lz4, zstd:1 to zstd:19, or none
     #[arg(long, value_name = "WAY", group = "what")]
@@ -82,7 +99,11 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
     let (clock, random, _) = outside::real();
     let found = description::load(&*store, name).await?;
     let sealer = found.unlock(&secrets::of(config)).await?;
-    let schedule = schedule(args, found.meta.schedule.as_ref(), config.volume.max_snapshots)?;
+    let settings = changed(args, &found.meta.settings, config)?;
+    // What cannot be beside this configuration is no reason not to take it back.
+    let options = volume::settings::tuned(&config.volume, &settings).map(|tuned| tuned.options);
+    let most = options.map_or(config.volume.max_snapshots, |options| options.max_snapshots);
+    let schedule = schedule(args, found.meta.schedule.as_ref(), most)?;
     let is_scheduled =
         args.snapshots_every.is_some() || args.snapshots_keep.is_some() || args.snapshots_keep_for.is_some();
     let month = match &schedule {
@@ -96,13 +117,14 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
         _ => None,
     };
     let compression = args.compression.unwrap_or(found.meta.compression);
-    let meta = Meta { compression, schedule, ..found.meta.clone() };
+    let meta = Meta { compression, schedule, settings, ..found.meta.clone() };
     found.replace(&*store, &random, &meta, sealer.keyring()).await?;
     let served = control::reload_if_served(&config.state, &store.url(), name).await.map_err(|why| {
         Failure::failed(format!("it is set in the store, for whoever opens volume {name} next; the server that runs here did not take it over: {why}"))
     })?;
     let when = if served { "now" } else { "the next time it is opened" };
-    let mut said = Vec::new();
+    let later = if served { control::later_settings(&config.state, name).await } else { Vec::new() };
+    let mut said: Vec<String> = told(args, &meta.settings, when, &later);
     if let Some(compression) = args.compression {
         said.push(format!("volume {name} compresses with {compression}, from {when} on"));
     }
@@ -119,6 +141,44 @@ async fn set(args: &Args, config: &Effective) -> Result<String, Failure> {
         _ => {}
     }
     Ok(said.join("\n"))
+}
+
+/// The settings that are asked for, in the place of those that were.
+fn changed(args: &Args, were: &Settings, config: &Effective) -> Result<Settings, Failure> {
+    let Args { name, settings: set, unset, .. } = args;
+    let mut kept = were.clone();
+    for SettingKey(key) in unset {
+        if set.iter().any(|setting| setting.key == *key) {
+            return Err(Failure::usage(format!("{key}: it is either set or unset")));
+        }
+        if kept.remove(key).is_none() {
+            let has = if were.is_empty() { "none".to_owned() } else { volume::settings::listed(were) };
+            return Err(Failure::usage(format!(
+                "--unset {key}: volume {name} has no such setting of its own; it has {has}"
+            )));
+        }
+    }
+    settings::with(&kept, set, config)
+}
+
+/// What is said of its settings; those `later` wait for the next opening.
+fn told(args: &Args, settings: &Settings, when: &str, later: &[String]) -> Vec<String> {
+    let set = args.settings.iter().map(|setting| &setting.key);
+    let keys: BTreeSet<&String> = set.chain(args.unset.iter().map(|SettingKey(key)| key)).collect();
+    let told = |key: &String| {
+        let what = match settings.get(key) {
+            Some(value) => format!("{key} = {value}"),
+            None => format!("{key} as the configuration of whoever serves it"),
+        };
+        match later.contains(key) {
+            true => format!(
+                "volume {} has {what}, from the next time it is opened on: the server that runs here has it open, and goes on as before until it is restarted, or hands the volume over",
+                args.name
+            ),
+            false => format!("volume {} has {what}, from {when} on", args.name),
+        }
+    };
+    keys.into_iter().map(told).collect()
 }
 
 /// The schedule that is asked for, in the place of the one that was.

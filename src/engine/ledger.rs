@@ -33,10 +33,10 @@ const EXACT_PART: u64 = 8;
 /// How often a journal that failed is tried again.
 const JOURNAL_RETRY: Duration = Duration::from_secs(10);
 
-/// What does not change while the volume is open.
+/// What decisions go by. Only some of the options change while the volume is open ([`settings::at_once`](super::settings::at_once)).
 #[derive(Debug)]
 pub struct Rules {
-    /// What the operator set.
+    /// What the operator set, of the server and of the volume.
     pub options: Options,
     /// The unit of mapping.
     pub block_size: BlockSize,
@@ -642,6 +642,16 @@ impl Ledger {
         self.log.map.resize(end - BlockIndex(0))?;
         self.lowered = None;
         Ok(())
+    }
+
+    /// The options that hold now.
+    pub fn options(&self) -> &Options {
+        &self.rules.options
+    }
+
+    /// Others hold from now on.
+    pub fn set_options(&mut self, options: Options) {
+        self.rules.options = options;
     }
 
     /// Nothing is accepted from there on, or again up to the end of the volume.

@@ -19,7 +19,7 @@
 //! | [`ledger`] | what a volume has and knows: log, map, what is doomed, what it cost |
 //! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
 //! | [`collection`], [`deletions`], [`sweeps`] | when space is won back, and how hard |
-//! | [`options`], [`budget`] | what an operator may tune; what volumes may hold in memory, one by one and together, and where they wait for it |
+//! | [`options`], [`settings`], [`budget`] | what an operator may tune of a server, and of one volume; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
 //! | [`write`], [`read`], [`extents`], [`prefetch`] | the requests of clients, and what they will ask for next |
@@ -46,6 +46,7 @@ mod upload;
 pub mod versions;
 pub(crate) mod backoff;
 pub mod options;
+pub mod settings;
 pub(crate) mod seen;
 pub mod unbroken;
 pub(crate) mod upper;

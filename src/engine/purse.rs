@@ -76,6 +76,24 @@ impl Options {
     }
 }
 
+/// What a volume may spend where it has a setting of its own ([`super::settings`]); else what [`Options`] say of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OwnAllowance {
+    /// Requests in a second.
+    pub requests_per_second: Option<u32>,
+    /// US dollars in a day.
+    pub dollars_per_day: Option<f64>,
+}
+
+impl OwnAllowance {
+    fn or(&self, each: Allowance) -> Allowance {
+        Allowance {
+            requests_per_second: self.requests_per_second.unwrap_or(each.requests_per_second),
+            dollars_per_day: self.dollars_per_day.unwrap_or(each.dollars_per_day),
+        }
+    }
+}
+
 /// How sparing volumes are to be. The greater one counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,19 +191,33 @@ pub struct Purse(Arc<Purses>);
 #[derive(Debug)]
 struct Purses {
     meter: Arc<Meter>,
+    whose: Whose,
+    own: Mutex<Bounds>,
+}
+
+/// Whose purse it is, and who says what may be spent.
+#[derive(Debug)]
+enum Whose {
+    /// What may be spent, and what requests cost.
+    Server(Mutex<(Options, Prices)>),
+    Volume {
+        server: Purse,
+        own: Mutex<OwnAllowance>,
+    },
+}
+
+/// Bounds, and what they were made of: whoever looks at them makes them anew when that has changed.
+#[derive(Debug)]
+struct Bounds {
+    allowance: Allowance,
     prices: Prices,
-    own: Vec<Mutex<Bound>>,
-    /// What a volume of this server may spend.
-    each: Allowance,
-    server: Option<Purse>,
+    all: Vec<Bound>,
 }
 
 impl Purse {
     /// Of a server, whose requests that meter counts.
     pub fn new(options: &Options, prices: Prices, meter: Arc<Meter>, at: Instant) -> Purse {
-        let keys = ["budget.requests_per_second", "budget.dollars_per_day"];
-        let own = bounds(options.of_server(), keys, &meter, &prices, at);
-        Purse(Arc::new(Purses { meter, prices, own, each: options.volume, server: None }))
+        Purse::of(Whose::Server(Mutex::new((*options, prices))), meter, at)
     }
 
     /// Without any bound.
@@ -194,16 +226,37 @@ impl Purse {
     }
 
     /// Of a volume of that server, whose requests that meter counts.
-    pub fn of_volume(&self, meter: Arc<Meter>, at: Instant) -> Purse {
-        let Purses { prices, each, .. } = &*self.0;
-        let keys = ["budget.volume.requests_per_second", "budget.volume.dollars_per_day"];
-        let own = bounds(*each, keys, &meter, prices, at);
-        Purse(Arc::new(Purses { meter, prices: *prices, own, each: *each, server: Some(self.clone()) }))
+    pub fn of_volume(&self, meter: Arc<Meter>, own: OwnAllowance, at: Instant) -> Purse {
+        Purse::of(Whose::Volume { server: self.clone(), own: Mutex::new(own) }, meter, at)
+    }
+
+    fn of(whose: Whose, meter: Arc<Meter>, at: Instant) -> Purse {
+        let (allowance, prices) = whose.terms();
+        let all = bounds(allowance, whose.keys(), &meter.snapshot(), &prices, at);
+        Purse(Arc::new(Purses { meter, whose, own: Mutex::new(Bounds { allowance, prices, all }) }))
+    }
+
+    /// From now on that may be spent, of a server and of its volumes, at those prices. What is left of a bound that was there stays, in proportion;
+    /// what was spent was spent at the prices before.
+    pub fn set(&self, options: &Options, prices: Prices) {
+        if let Whose::Server(terms) = &self.0.whose {
+            *terms.lock() = (*options, prices);
+        }
+    }
+
+    /// The same of a volume, where it has settings of its own.
+    pub fn set_own(&self, allowance: OwnAllowance) {
+        if let Whose::Volume { own, .. } = &self.0.whose {
+            *own.lock() = allowance;
+        }
     }
 
     /// How sparing to be.
     pub fn advice(&self, at: Instant) -> Advice {
-        let above = self.0.server.as_ref().map_or((Thrift::Free, None), |server| server.advice(at));
+        let above = match &self.0.whose {
+            Whose::Server(_) => (Thrift::Free, None),
+            Whose::Volume { server, .. } => server.advice(at),
+        };
         self.look(at).iter().map(Bound::advice).fold(above, worse)
     }
 
@@ -220,18 +273,69 @@ impl Purse {
 
     /// Its own bounds, as of now.
     fn look(&self, at: Instant) -> Vec<Bound> {
-        let Purses { meter, prices, own, .. } = &*self.0;
-        if own.is_empty() {
+        let Purses { meter, whose, own } = &*self.0;
+        let (allowance, prices) = whose.terms();
+        let mut own = own.lock();
+        let is_as_before = (allowance, prices) == (own.allowance, own.prices);
+        if is_as_before && own.all.is_empty() {
             return Vec::new();
         }
         let metered = meter.snapshot();
-        let look = |bound: &Mutex<Bound>| {
-            let mut bound = bound.lock();
-            let spent = spent(bound.unit, &metered, prices);
-            bound.look(spent, at);
-            *bound
-        };
-        own.iter().map(look).collect()
+        own.look(&metered, at);
+        if !is_as_before {
+            let mut all = bounds(allowance, whose.keys(), &metered, &prices, at);
+            for bound in &mut all {
+                let before = own.all.iter().find(|before| before.unit == bound.unit);
+                bound.left = before.map_or(bound.left, |before| before.left);
+            }
+            *own = Bounds { allowance, prices, all };
+        }
+        own.all.clone()
+    }
+}
+
+impl Whose {
+    /// What may be spent, and what requests cost.
+    fn terms(&self) -> (Allowance, Prices) {
+        match self {
+            Whose::Server(terms) => {
+                let (options, prices) = &*terms.lock();
+                (options.of_server(), *prices)
+            }
+            Whose::Volume { server, own } => {
+                let (each, prices) = server.of_each();
+                (own.lock().or(each), prices)
+            }
+        }
+    }
+
+    /// The keys of the configuration that say that.
+    fn keys(&self) -> [&'static str; 2] {
+        match self {
+            Whose::Server(_) => ["budget.requests_per_second", "budget.dollars_per_day"],
+            Whose::Volume { .. } => ["budget.volume.requests_per_second", "budget.volume.dollars_per_day"],
+        }
+    }
+}
+
+impl Purse {
+    /// What each volume of the server may spend that has no setting of its own.
+    fn of_each(&self) -> (Allowance, Prices) {
+        match &self.0.whose {
+            Whose::Server(terms) => {
+                let (options, prices) = &*terms.lock();
+                (options.volume, *prices)
+            }
+            Whose::Volume { server, .. } => server.of_each(),
+        }
+    }
+}
+
+impl Bounds {
+    fn look(&mut self, metered: &Metered, at: Instant) {
+        for bound in &mut self.all {
+            bound.look(spent(bound.unit, metered, &self.prices), at);
+        }
     }
 }
 
@@ -243,15 +347,14 @@ fn worse(one: Advice, other: Advice) -> Advice {
 fn bounds(
     allowance: Allowance,
     keys: [&'static str; 2],
-    meter: &Meter,
+    metered: &Metered,
     prices: &Prices,
     at: Instant,
-) -> Vec<Mutex<Bound>> {
+) -> Vec<Bound> {
     let Allowance { requests_per_second, dollars_per_day } = allowance;
-    let metered = meter.snapshot();
     let [requests, dollars] = keys;
     let all = [(requests, Unit::Requests, f64::from(requests_per_second)), (dollars, Unit::Dollars, dollars_per_day)];
-    let bound = |(key, unit, allowed)| Mutex::new(Bound::new(key, unit, allowed, spent(unit, &metered, prices), at));
+    let bound = |(key, unit, allowed)| Bound::new(key, unit, allowed, spent(unit, metered, prices), at);
     all.into_iter().filter(|(_, _, allowed)| *allowed > 0.0).map(bound).collect()
 }
 
@@ -333,9 +436,10 @@ mod tests {
             volume: Allowance { dollars_per_day: 0.01, ..Allowance::default() },
             ..Options::default()
         };
+        let free = OwnAllowance::default();
         let [of_server, of_one, of_other] = [(); 3].map(|()| Arc::new(Meter::default()));
         let server = Purse::new(&options, Prices::default(), of_server.clone(), at);
-        let (one, other) = (server.of_volume(of_one.clone(), at), server.of_volume(of_other, at));
+        let (one, other) = (server.of_volume(of_one.clone(), free, at), server.of_volume(of_other, free, at));
         let below: Arc<dyn Store> = Arc::new(MeterStore::new(Arc::new(MemoryStore::new()), of_server));
         let store = MeterStore::new(below.clone(), of_one);
         // An hour's worth of a cent a day are 80 PUTs.
@@ -365,9 +469,63 @@ mod tests {
         assert_eq!(other.advice(at).0, Thrift::Spent, "what is no volume's counts for the server");
     }
 
+    fn left(purse: &Purse, at: Instant) -> Vec<(String, f64, Thrift)> {
+        purse.left(at).into_iter().map(|left| (left.key, left.allowed, left.thrift)).collect()
+    }
+
+    #[test]
+    fn what_a_volume_sets_itself_beats_what_the_server_says_of_each() {
+        let at = Instant::now();
+        let each = Allowance { requests_per_second: 10, dollars_per_day: 1.0 };
+        let server = Purse::new(&Options { volume: each, ..Options::default() }, Prices::default(), Arc::default(), at);
+        let own = OwnAllowance { requests_per_second: Some(3), dollars_per_day: None };
+        let volume = server.of_volume(Arc::default(), own, at);
+        let [requests, dollars] =
+            ["budget.volume.requests_per_second", "budget.volume.dollars_per_day"].map(str::to_owned);
+        let free = Thrift::Free;
+        assert_eq!(left(&volume, at), [(requests.clone(), 3.0, free), (dollars.clone(), 1.0, free)]);
+        volume.set_own(OwnAllowance { requests_per_second: Some(0), dollars_per_day: Some(2.0) });
+        assert_eq!(left(&volume, at), [(dollars.clone(), 2.0, free)], "0 is any amount");
+        volume.set_own(OwnAllowance::default());
+        assert_eq!(left(&volume, at), [(requests, 10.0, free), (dollars, 1.0, free)]);
+    }
+
+    #[tokio::test]
+    async fn other_bounds_and_prices_hold_at_once_and_what_is_left_stays() {
+        let at = Instant::now();
+        let options = |server, each| Options {
+            requests_per_second: server,
+            volume: Allowance { dollars_per_day: each, ..Allowance::default() },
+            ..Options::default()
+        };
+        let meter = Arc::new(Meter::default());
+        let server = Purse::new(&options(0, 0.01), Prices::default(), Arc::default(), at);
+        let volume = server.of_volume(meter.clone(), OwnAllowance::default(), at);
+        let store = MeterStore::new(Arc::new(MemoryStore::new()), meter);
+        // An hour's worth of a cent a day are 80 PUTs.
+        for n in 0..60 {
+            store.put(&Key::new(format!("v/{n}")).unwrap(), vec![]).await.unwrap();
+        }
+        let ratio = |purse: &Purse| purse.left(at)[0].left_ratio;
+        assert!((ratio(&volume) - 0.25).abs() < 1e-9);
+        server.set(&options(5, 0.02), Prices::default());
+        assert!((ratio(&volume) - 0.25).abs() < 1e-9, "whoever sets it anew is given nothing");
+        assert_eq!(left(&volume, at)[0].1, 0.02);
+        assert_eq!(left(&server, at), [("budget.requests_per_second".to_owned(), 5.0, Thrift::Free)]);
+        // What was spent was spent at the old prices.
+        let dear = Prices { put_thousand: 0.1, ..Prices::default() };
+        server.set(&options(5, 0.02), dear);
+        assert!((ratio(&volume) - 0.25).abs() < 1e-9);
+        store.put(&Key::new("v/60").unwrap(), vec![]).await.unwrap();
+        // A 25th of two cents is an hour's worth; a PUT costs an eighth of that now.
+        assert!((ratio(&volume) - 0.125).abs() < 1e-9, "{}", ratio(&volume));
+        server.set(&options(0, 0.0), dear);
+        assert_eq!((volume.left(at), server.left(at), volume.advice(at)), (vec![], vec![], (Thrift::Free, None)));
+    }
+
     #[test]
     fn without_a_bound_all_is_free() {
-        let purse = Purse::boundless().of_volume(Arc::default(), Instant::now());
+        let purse = Purse::boundless().of_volume(Arc::default(), OwnAllowance::default(), Instant::now());
         assert_eq!((purse.advice(Instant::now()), purse.left(Instant::now())), ((Thrift::Free, None), vec![]));
         let bad = Options { dollars_per_day: -1.0, ..Options::default() };
         assert_eq!(bad.check().unwrap_err().0, "dollars_per_day");

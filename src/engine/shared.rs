@@ -18,8 +18,9 @@ use crate::engine::core::{Core, End, Now};
 use crate::engine::ledger::{Doomed, Ledger, Rules};
 use crate::engine::log::Log;
 use crate::engine::options::Options;
-use crate::engine::purse::Purse;
+use crate::engine::purse::{OwnAllowance, Purse};
 use crate::engine::seen::{self, Seen};
+use crate::engine::settings;
 use crate::engine::unbroken::Line;
 use crate::engine::versions::VersionMap;
 use crate::engine::watched::Watched;
@@ -56,6 +57,8 @@ pub struct Shared {
     /// What the newest description that we know says of it ([`Meta::keep_until_unix_millis`]).
     protected_until: AtomicU64,
     is_closing: AtomicBool,
+    /// Settings of the volume that take effect when it is next opened.
+    later: parking_lot::Mutex<Vec<String>>,
     /// Maps of versions that are kept, as far as they were read.
     pub version_maps: parking_lot::Mutex<BTreeMap<Seq, Arc<VersionMap>>>,
 }
@@ -67,8 +70,10 @@ pub struct Facts {
     pub meta: Meta,
     /// The unit of mapping.
     pub block_size: BlockSize,
-    /// What the operator set.
+    /// What the operator set, of the server and of the volume, when it was opened; [`Ledger::options`] knows what holds now.
     pub options: Options,
+    /// The server's alone.
+    pub configured: Options,
     /// Our fence, and where it stands in the log.
     pub fence: (Seq, Fence),
     /// Our epoch.
@@ -183,6 +188,8 @@ pub struct Parts {
     pub meta: Meta,
     pub description: u64,
     pub options: Options,
+    pub configured: Options,
+    pub allowance: OwnAllowance,
     pub fence: (Seq, Fence),
     pub fences_since: u32,
     pub line: Line,
@@ -213,7 +220,7 @@ impl Shared {
         let seat = parts.budget.seat(&options, log.dirty_bytes());
         let covers = log.covers();
         let now = Instant::now();
-        let purse = parts.budget.purse().of_volume(parts.meter.clone(), now);
+        let purse = parts.budget.purse().of_volume(parts.meter.clone(), parts.allowance, now);
         let rules = Rules {
             options: options.clone(),
             block_size: meta.block_size,
@@ -222,6 +229,9 @@ impl Shared {
             fences_since: parts.fences_since,
             sealer: parts.sealer.clone(),
         };
+        let tuned = settings::tuned(&parts.configured, &meta.settings);
+        let later =
+            tuned.map_or_else(|_| Vec::new(), |tuned| settings::later(&options, &tuned.options.for_volume(meta.size)));
         let described = (parts.description, meta.compression);
         let schedule = Watched::new(meta.schedule.clone());
         let ledger = Ledger::new(rules, log, described, parts.checkpoints, parts.doomed, now);
@@ -229,12 +239,14 @@ impl Shared {
             size: AtomicU64::new(meta.size),
             protected_until: AtomicU64::new(meta.keep_until_unix_millis),
             is_closing: AtomicBool::new(false),
+            later: parking_lot::Mutex::new(later),
             version_maps: parking_lot::Mutex::default(),
             core: Lock::new(Core::new(ledger, now)),
             facts: Facts {
                 block_size: meta.block_size,
                 meta,
                 options,
+                configured: parts.configured,
                 epoch: parts.fence.1.epoch,
                 server: parts.fence.1.server,
                 fence: parts.fence,
@@ -347,8 +359,30 @@ impl Shared {
         }
         self.protected_until.store(meta.keep_until_unix_millis, Ordering::Release);
         self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
+        let tuned = self.tune(meta);
         self.waits.wake.notify_one();
+        tuned
+    }
+
+    /// Takes over what its description sets, as far as an open volume can.
+    fn tune(&self, meta: &Meta) -> Result<(), VolumeError> {
+        let Facts { configured, options: open, .. } = &self.facts;
+        let tuned = settings::tuned(configured, &meta.settings).map_err(|bad| {
+            let name = &self.facts.meta.name;
+            VolumeError::Invalid(format!(
+                "this server goes on with the settings that volume {name} had, and cannot open it anew: {bad}; set another value, or remove it with ashlar set {name} --unset KEY"
+            ))
+        })?;
+        self.doors.purse.set_own(tuned.allowance);
+        let options = tuned.options.for_volume(self.facts.meta.size);
+        *self.later.lock() = settings::later(open, &options);
+        self.ledger().set_options(settings::at_once(open, &options));
         Ok(())
+    }
+
+    /// The keys of those settings of its description that take effect when it is next opened.
+    pub fn later(&self) -> Vec<String> {
+        self.later.lock().clone()
     }
 
     /// Fails if the volume is closing or has ended.

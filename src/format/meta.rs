@@ -7,6 +7,7 @@
 //! A later format may add members or values; it has a higher `format`, and this ashlar then refuses the volume instead
 //! of misreading it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,11 +26,15 @@ use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
 /// volumes in verified mode have the fourth, only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth, and only clones,
-/// those that have some, and copies, the sixth.
-pub const FORMAT: u32 = 6;
+/// those that have some, and copies, the sixth, and only those with settings of their own the seventh.
+pub const FORMAT: u32 = 7;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
+
+/// Settings that beat those of whoever serves the volume: keys as in the configuration, and values as people write them. What they mean is no
+/// matter of the format, but whoever does not know a key must not serve the volume.
+pub type Settings = BTreeMap<String, String>;
 
 /// A description of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +70,8 @@ pub struct Meta {
     pub may_have_clones: bool,
     /// Whose copy it is, if it is one.
     pub copy: Option<CopyOf>,
+    /// What beats the configuration of whoever serves it.
+    pub settings: Settings,
 }
 
 /// The volume, in another store, whose snapshots this one gets.
@@ -170,7 +177,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of formats 2 to 6.
+/// The JSON of formats 2 to 7.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -195,15 +202,18 @@ struct Written2 {
     /// From format 5 on; not 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keep_until_unix_millis: Option<u64>,
-    /// Of format 6 only.
+    /// From format 6 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parent: Option<Parent>,
-    /// Of format 6 only; not false.
+    /// From format 6 on; not false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     may_have_clones: bool,
-    /// Of format 6 only.
+    /// From format 6 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copy: Option<CopyOf>,
+    /// Of format 7 only; not empty.
+    #[serde(default, skip_serializing_if = "Settings::is_empty")]
+    settings: Settings,
     deleted: bool,
 }
 
@@ -242,6 +252,7 @@ impl Meta {
             parent: None,
             may_have_clones: false,
             copy: None,
+            settings: Settings::new(),
             ..self.clone()
         }
     }
@@ -263,6 +274,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
+            _ if !self.settings.is_empty() => json(&self.written2(7)),
             _ if self.parent.is_some() || self.may_have_clones || self.copy.is_some() => json(&self.written2(6)),
             _ if self.schedule.is_some() || self.keep_until_unix_millis > 0 => json(&self.written2(5)),
             _ if self.fenced_by == FencedBy::Verified => json(&self.written2(4)),
@@ -344,6 +356,7 @@ impl Meta {
             parent: self.parent.clone(),
             may_have_clones: self.may_have_clones,
             copy: self.copy.clone(),
+            settings: self.settings.clone(),
             deleted: self.deleted,
         }
     }
@@ -355,7 +368,7 @@ impl Meta {
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
-            2..=6 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
+            2..=7 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -388,6 +401,7 @@ impl Written1 {
             parent: None,
             may_have_clones: false,
             copy: None,
+            settings: Settings::new(),
         })
     }
 }
@@ -411,6 +425,7 @@ impl Written2 {
             parent,
             may_have_clones,
             copy,
+            settings,
             deleted,
         } = self;
         let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
@@ -424,8 +439,11 @@ impl Written2 {
         if has_snapshots != (format >= 5) && format < 6 {
             return Err(contradicts("snapshots"));
         }
-        if (parent.is_some() || may_have_clones || copy.is_some()) != (format >= 6) {
+        if (parent.is_some() || may_have_clones || copy.is_some()) != (format >= 6) && format < 7 {
             return Err(contradicts("clones and copies"));
+        }
+        if settings.is_empty() == (format >= 7) {
+            return Err(contradicts("settings"));
         }
         if keep_until_unix_millis == Some(0) {
             return Err(contradicts("time until which snapshots are kept"));
@@ -448,6 +466,7 @@ impl Written2 {
             parent,
             may_have_clones,
             copy,
+            settings,
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -680,6 +699,7 @@ mod tests {
             parent: None,
             may_have_clones: false,
             copy: None,
+            settings: Settings::new(),
         }
     }
 
@@ -744,9 +764,34 @@ mod tests {
         );
         assert!(error("\"7\"", "\"0\"").contains("\"0\" keeps nothing"));
         assert_eq!(error("\"format\": 5", "\"format\": 6"), contradict("clones and copies"));
+        assert_eq!(error("\"format\": 5", "\"format\": 7"), contradict("settings"));
+        let with_settings = "\"settings\": {\n    \"a\": \"b\"\n  },\n  \"deleted\"";
+        assert_eq!(error("\"deleted\"", with_settings), contradict("settings"));
         assert!(
-            error("\"format\": 5", "\"format\": 7").contains("its format 7 is unknown (this ashlar reads up to 6)")
+            error("\"format\": 5", "\"format\": 8").contains("its format 8 is unknown (this ashlar reads up to 7)")
         );
+    }
+
+    /// Whatever else the volume is; without them again, and given up, it is readable by older programs.
+    #[test]
+    fn settings_come_back_and_are_refused_by_older_programs() {
+        let schedule: Schedule = serde_json::from_str(r#"{"every":"1m","keep":"7"}"#).unwrap();
+        let by_uuid = Meta { layout: Layout::ByUuid, ..sample() };
+        let parent = Parent { volume: name("golden"), uuid: sample().uuid, version: 7, keys: None };
+        let scheduled = Meta { schedule: Some(schedule), ..by_uuid.clone() };
+        let clone = Meta { parent: Some(parent), ..by_uuid.clone() };
+        for (without, before) in [(sample(), 1), (by_uuid, 3), (scheduled, 5), (clone, 6)] {
+            let format = |bytes: &[u8]| serde_json::from_slice::<AnyFormat>(check_hash(bytes).unwrap()).unwrap().format;
+            // One that this ashlar does not know is kept, too.
+            let settings =
+                Settings::from([("volume.durability".into(), "journal".into()), ("news".into(), "1".into())]);
+            let meta = Meta { settings, ..without.clone() };
+            let bytes = meta.encode(None);
+            assert_eq!(format(&bytes), 7);
+            assert_eq!(Meta::decode(&name("disk0"), &bytes).as_ref(), Ok(&meta));
+            assert_eq!(meta.tombstone(), without.tombstone());
+            assert_eq!(format(&without.encode(None)), before);
+        }
     }
 
     #[test]
@@ -861,8 +906,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 7, \"news\": true"),
-            "its format 7 is unknown (this ashlar reads up to 6): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 8, \"news\": true"),
+            "its format 8 is unknown (this ashlar reads up to 7): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
 use crate::engine::options::Options;
+use crate::engine::settings;
 use crate::error::{Result, VolumeError};
 use crate::format::account::Account;
 use crate::format::keys::Keys;
-use crate::format::meta::{CopyOf, FencedBy, Layout, Meta, VolumeName};
+use crate::format::meta::{CopyOf, FencedBy, Layout, Meta, Settings, VolumeName};
 use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
@@ -40,6 +41,8 @@ pub struct CreateOptions {
     pub fenced_by: FencedBy,
     /// Whose copy it is to be, if it is to be one.
     pub copy: Option<CopyOf>,
+    /// What beats the configuration of whoever serves it.
+    pub settings: Settings,
 }
 
 /// How a new volume is to be unlocked.
@@ -124,6 +127,7 @@ pub(super) fn describe_new(
         parent: None,
         may_have_clones: false,
         copy: options.copy.clone(),
+        settings: options.settings.clone(),
     };
     Ok((meta, keyring, recovery))
 }
@@ -190,6 +194,8 @@ pub struct Info {
     pub compression: Compression,
     /// When it was created: milliseconds since 1970.
     pub created_unix_millis: u64,
+    /// Settings of its own, which beat the configuration of whoever serves it.
+    pub settings: Settings,
     /// Bytes that hold data, by the map: what the client wrote and did not give up, all-zero blocks aside.
     pub mapped_bytes: u64,
     /// Bytes of its objects in the store.
@@ -200,7 +206,7 @@ pub struct Info {
     pub dead_bytes: u64,
     /// Of those, dead bytes in segments that are partly live.
     pub sparse_bytes: u64,
-    /// What garbage collection will free when the volume is quiet, by default settings.
+    /// What garbage collection will free when the volume is quiet, by its own settings, and else the default ones.
     pub gc_backlog_bytes: u64,
     /// Its objects in the store.
     pub objects: u64,
@@ -288,6 +294,8 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         }
     };
     let totals = scan.map.space().totals();
+    let options = settings::tuned(&Options::default(), &source.meta.settings).map(|tuned| tuned.options);
+    let options = options.unwrap_or_default();
     let holder = scan.fence.as_ref().filter(|_| !scan.closed).map(|(_, fence)| HolderInfo {
         server: fence.server,
         server_name: fence.server_name.clone(),
@@ -301,6 +309,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         seal: source.meta.seal(),
         compression: source.meta.compression,
         created_unix_millis: source.meta.created_unix_millis,
+        settings: source.meta.settings.clone(),
         mapped_bytes: totals.live_blocks * u64::from(source.meta.block_size.bytes()),
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
@@ -311,7 +320,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         live_bytes: totals.live_bytes,
         dead_bytes: dead.iter().map(|(_, counter)| counter.stored_bytes).sum(),
         sparse_bytes: totals.sparse_bytes(),
-        gc_backlog_bytes: gc::excess(&totals, &gc::Options::default(), gc::Activity::Quiet),
+        gc_backlog_bytes: gc::excess(&totals, &options.gc, gc::Activity::Quiet),
         fencing: source.meta.fenced_by,
         epoch: scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch).0,
         holder,

@@ -31,14 +31,16 @@ use crate::engine::budget::Budget;
 use crate::engine::ledger::Doomed;
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
+use crate::engine::purse::OwnAllowance;
 use crate::engine::seen::{self, Seen};
+use crate::engine::settings::{self, Tuned};
 use crate::engine::shared::{Parts, Shared, Witness};
 use crate::engine::slot::{self, Put};
 use crate::engine::unbroken::{self, Line, Start};
 use crate::error::{Flag, Holder, Result, VolumeError};
 use crate::format::keys::Keys;
 use crate::format::marks::Claim;
-use crate::format::meta::{FencedBy, VolumeName};
+use crate::format::meta::{FencedBy, Meta, VolumeName};
 use crate::format::segment::{Durability, Fence};
 use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
@@ -104,19 +106,27 @@ pub(crate) async fn open(
     let source = Source::described(store.clone(), described, &options, Some(cache), &outside.secrets).await?;
     source.meta.check_store(&*store)?;
     let keys = source.keys.clone();
+    let configured = options;
+    let Tuned { options, allowance } = tuned(&configured, &source.meta)?;
     let options = options.for_volume(source.meta.size);
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
     let near = (outside.cache.clone(), outside.workers);
     let below = clones::below(&source, &options, &outside.budget, near).await?;
-    let opening = Opening { outside, meter, source, below, options, journal_options, flags };
+    let opening = Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags };
     let mut claim = None;
     let taken = opening.take(name, &mut claim).await;
     if let (Err(_), Some(claim)) = (&taken, claim) {
         verified::withdraw(&*store, &keys, claim).await;
     }
     taken
+}
+
+/// The server's options, and what the volume sets itself.
+fn tuned(configured: &Options, meta: &Meta) -> Result<Tuned> {
+    let tuned = settings::tuned(configured, &meta.settings);
+    tuned.map_err(|bad| VolumeError::Settings { name: meta.name.to_string(), why: bad.to_string() })
 }
 
 /// Our fence, in the log.
@@ -175,6 +185,9 @@ struct Opening {
     /// Of a clone.
     below: Option<Below>,
     options: Options,
+    /// Those of the server alone.
+    configured: Options,
+    allowance: OwnAllowance,
     journal_options: journal::Options,
     flags: OpenFlags,
 }
@@ -425,6 +438,9 @@ impl Opening {
             key: Keys::meta(&newer.meta.name, newer.number),
             why: format!("it makes the volume smaller, but block {block} was not given up"),
         })?;
+        let tuned = tuned(&self.configured, &newer.meta)?;
+        self.options = settings::at_once(&self.options, &tuned.options);
+        self.allowance = tuned.allowance;
         self.source.description = newer.number;
         self.source.meta = newer.meta;
         Ok(())
@@ -535,6 +551,8 @@ impl Opening {
             meta,
             description: self.source.description,
             options: self.options,
+            configured: self.configured,
+            allowance: self.allowance,
             fence: (seq, fence),
             fences_since: scan.fences_since + 1,
             line,

@@ -54,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
             return Event::Deleted(Outcome::Postponed(error));
         }
         shared.ledger().segments_deleted(batch);
-        let least = Duration::from_secs(batch.len() as u64) / shared.facts.options.gc.delete_rate.max(1);
+        let least = Duration::from_secs(batch.len() as u64) / shared.ledger().options().gc.delete_rate.max(1);
         if batch.len() == BATCH {
             tokio::time::sleep_until(began + least).await;
         }

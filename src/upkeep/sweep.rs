@@ -266,6 +266,7 @@ mod tests {
             parent: None,
             may_have_clones: false,
             copy: None,
+            settings: Default::default(),
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

@@ -123,7 +123,7 @@ impl Run {
         let last = shared.ledger().log().last();
         let kept = shared.versions();
         let has_changed = self.covered(&kept).await? < last;
-        let most = shared.facts.options.max_snapshots;
+        let most = shared.ledger().options().max_snapshots;
         let plan = plan(&kept, schedule, has_changed, shared.doors.clock.unix_millis(), most);
         let is_full = plan.is_full;
         match plan {

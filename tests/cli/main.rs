@@ -8,6 +8,7 @@ mod program;
 mod refusals;
 mod encryption;
 mod schedule;
+mod settings;
 mod serving;
 mod looking_on;
 mod log;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
-use ashlar::format::meta::{CopiedSnapshot, CopyOf, FencedBy, Layout, Meta, Parent, VolumeName};
+use ashlar::format::meta::{CopiedSnapshot, CopyOf, FencedBy, Layout, Meta, Parent, Settings, VolumeName};
 use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -508,6 +508,7 @@ fn meta() {
         parent: None,
         may_have_clones: false,
         copy: None,
+        settings: Settings::new(),
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -538,6 +539,14 @@ fn meta() {
     let copy = CopyOf { uuid: SERVER, under_way: Some(under_way) };
     let copy = Meta { parent: None, may_have_clones: false, copy: Some(copy), keep_until_unix_millis: 0, ..clone };
     let bytes = golden("v6/meta-copy", copy.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&copy));
+    let set = [("volume.durability", "journal"), ("volume.gc.busy_percent", "150"), ("volume.segment_size", "16 MiB")];
+    let settings: Settings = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let alone = Meta { copy: None, settings: settings.clone(), ..copy.clone() };
+    let bytes = golden("v7/meta", alone.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&alone));
+    let copy = Meta { settings, ..copy };
+    let bytes = golden("v7/meta-copy", copy.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&copy));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
@@ -662,6 +671,7 @@ fn encrypted_fence_checkpoint_and_description() {
         parent: None,
         may_have_clones: false,
         copy: None,
+        settings: Settings::new(),
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();
