@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dialoguer::Input;
 
 use super::failure::{Failure, Outcome};
-use super::{output, outside, runtime, secrets};
+use super::{control, output, outside, runtime, secrets};
 use crate::config::Effective;
 use crate::human::{about_bytes, counted, few};
 use crate::keyring::Secrets;
@@ -21,7 +21,8 @@ use crate::volume::{self, VolumeError, VolumeName, description};
 /// A volume with snapshots is refused unless --with-snapshots: they go with it. One with a snapshot that is to be kept until a date (`ashlar
 /// snapshot keep`) is refused before that date, whatever flags are given.
 ///
-/// A volume that a server has open, or did not close, is refused unless --takeover: that server can then write no more. If the
+/// A volume that the server of this host has open and no client uses is closed there first. One that has clients is refused. One
+/// that another server has, or that was not closed, is refused unless --takeover: that server can then write no more. If the
 /// volume is damaged or its key is not here, --takeover deletes it too, but then a server that has it must be stopped first.
 /// If deleting is interrupted, give the same command again.
 #[derive(Debug, clap::Args)]
@@ -54,10 +55,15 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if !args.yes {
         ask(&args.name, &runtime.block_on(describe(&store, &args.name, &secrets))?)?;
     }
+    let was_open = runtime.block_on(close_here(args, &store.url(), config))?;
     let server = outside::passing_identity(&random);
     let parent = runtime.block_on(parent_of(&store, &args.name));
     let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
-    let objects = runtime.block_on(deleted).map_err(|error| match error {
+    let deleted = runtime.block_on(deleted);
+    if was_open && let Err(why) = runtime.block_on(control::take_back(&config.state, &args.name)) {
+        tracing::warn!("the server that runs here opens no volume named {} until it is restarted: {why}", args.name);
+    }
+    let objects = deleted.map_err(|error| match error {
         VolumeError::Held { name, holder } => Failure::failed(format!(
             "volume {name:?} was opened by {holder} and not closed; if it is to go all the same, delete it with --takeover: that \
              server can then write no more"
@@ -68,6 +74,29 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         runtime.block_on(super::clone::forget(&parent, uuid, config));
     }
     output::text(format!("deleted volume {} with {} from {}", args.name, counted(objects, "object"), store.url()))
+}
+
+/// Has the server of this host close the volume, if it has it open and nobody uses it; whether it did.
+async fn close_here(args: &Args, store: &str, config: &Effective) -> Result<bool, Failure> {
+    let name = &args.name;
+    let Ok(running) = control::ask(&config.state).await else { return Ok(false) };
+    if running.store != store || !running.volumes.iter().any(|volume| volume.name == name.as_str()) {
+        return Ok(false);
+    }
+    let is_of_it = |export: &str| export.split('@').next() == Some(name.as_str());
+    let clients = running.clients.iter().filter(|client| is_of_it(&client.export)).count() as u64;
+    if clients > 0 && args.takeover {
+        return Ok(false);
+    }
+    if clients > 0 {
+        return Err(Failure::failed(format!(
+            "volume {name} is served here and has {}: detach them, or end their connections with ashlar evict {name}",
+            counted(clients, "client")
+        )));
+    }
+    let within = config.serve.handoff_timeout;
+    control::hand_over(&config.state, name, "nobody: it is being deleted", within).await.map_err(Failure::failed)?;
+    Ok(true)
 }
 
 /// Whose clone a volume is, and its uuid, if it is one.

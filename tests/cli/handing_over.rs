@@ -98,3 +98,28 @@ fn a_volume_that_the_store_does_not_take_in_time_stays() {
     assert!(disk.holds(0, 2, MIB) && disk.holds(MIB as u64, 3, MIB));
     serving.stop();
 }
+
+/// A volume that the server here has open, and that nobody uses, can be deleted beside it.
+#[test]
+fn a_volume_that_is_open_here_and_unused_can_be_deleted() {
+    let place = Place::new();
+    place.ok(&["create", "a", "--size", "1G"]);
+    let mut here = place.serve(&[]);
+    let mut client = here.attach("a").unwrap();
+    client.write(0, 1, MIB).unwrap();
+    refused(
+        &place,
+        &["delete", "a", "--yes"],
+        "volume a is served here and has 1 client: detach them, or end their connections",
+    );
+    client.write(0, 2, MIB).unwrap();
+    drop(client);
+    here.wait_for_log("client left");
+    assert!(place.ok(&["delete", "a", "--yes"]).starts_with("deleted volume a with "));
+    assert_eq!(moved(&place), serde_json::json!([]));
+    assert!(here.attach("a").is_err());
+    // Clients of the old one might come back to a new one of that name.
+    place.ok(&["create", "a", "--size", "2G"]);
+    assert!(here.attach("a").is_err());
+    here.wait_for_log("restart the server to serve it");
+}
