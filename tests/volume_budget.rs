@@ -14,7 +14,7 @@ use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::Store;
 use ashlar::store::memory::MemoryStore;
-use ashlar::store::prices::Prices;
+use ashlar::store::prices::PriceOptions;
 use ashlar::volume::purse::{self, Allowance, Purse, Thrift};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
@@ -32,7 +32,7 @@ async fn open(allowance: Allowance) -> Arc<Volume> {
     volume::create(&*store, &random, &Clock::System, &name, create).await.unwrap();
     let options = Options { segment_size: 256 << 10, ..Options::default() };
     let each = purse::Options { volume: allowance, ..purse::Options::default() };
-    let purse = Purse::new(&each, Prices::default(), Arc::default(), Instant::now());
+    let purse = Purse::new(&each, PriceOptions::default(), Arc::default(), Instant::now());
     let outside = Outside {
         store,
         disk: Arc::new(CrashDisk::new(7)) as Arc<dyn Disk>,

@@ -29,7 +29,6 @@ use crate::outside::Clock;
 use crate::store::buffers::Buffers;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
-use crate::store::prices::PriceOptions;
 use crate::volume::clones::Detaching;
 use crate::volume::{Budget, Volume, VolumeName};
 
@@ -157,8 +156,6 @@ pub struct Insight {
     pub health: Health,
     /// What was asked of it.
     pub meter: Arc<Meter>,
-    /// What it bills.
-    pub prices: PriceOptions,
     /// Memory that waits for the next reads and writes of the store.
     pub buffers: Buffers,
     /// What the volumes may hold in memory together.

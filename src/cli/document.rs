@@ -234,8 +234,8 @@ impl Insight {
             store_trouble,
             store_requests: store_requests(&self.meter),
             cost: ServerCost {
-                prices: self.prices.told(),
-                requests_since_start_dollars: self.prices.prices().of_requests(&self.meter.snapshot()),
+                prices: self.budget.purse().prices().told(),
+                requests_since_start_dollars: self.budget.purse().prices().prices().of_requests(&self.meter.snapshot()),
                 storage_month_dollars: volumes.iter().map(|volume| volume.cost.storage_month_dollars).sum(),
             },
             budget: self.budget.purse().left(Instant::now()),
@@ -291,7 +291,7 @@ impl Insight {
     }
 
     fn volume(&self, name: &str, volume: &Volume, clients: &[ClientStatus]) -> VolumeStatus {
-        let (status, prices) = (volume.status(), self.prices.prices());
+        let (status, prices) = (volume.status(), self.budget.purse().prices().prices());
         let theirs = clients.iter().filter(|client| client.export == name);
         let in_flight = theirs.map(|client| client.requests_in_flight).sum();
         VolumeStatus {

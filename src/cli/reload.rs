@@ -7,12 +7,12 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
+use super::start::Running;
 use super::{effective, logging};
 use crate::config::{Change, Effective, Flag};
-use crate::nbd::Server;
 
-/// The keys that take effect at once. Whoever adds one has [`Reloading::apply`] see to it.
-const AT_ONCE: [&str; 3] = ["log.level", "nbd.access", "serve.handoff_timeout"];
+/// The keys, and sections, that take effect at once. Whoever adds one has [`Reloading::apply`] see to it.
+const AT_ONCE: [&str; 5] = ["log.level", "nbd.access", "serve.handoff_timeout", "budget", "prices"];
 
 /// Where the configuration is read from again, and what is in effect of it.
 #[derive(Debug)]
@@ -36,13 +36,13 @@ impl<'a> Reloading<'a> {
     }
 
     /// Reads it again, and says in the log what came of it. If anything is wrong, nothing changes.
-    pub fn reload(&mut self, server: &Server) {
+    pub fn reload(&mut self, running: &Running) {
         let newer = match effective(self.file.clone(), self.flags.clone()) {
             Ok(newer) => newer,
             Err(failure) => return warn!("the configuration is as before: {failure}"),
         };
         let (at_once, later) = sorted(self.started.changes_to(&newer), self.latest().changes_to(&newer));
-        if let Err(why) = self.apply(&newer, server, &at_once) {
+        if let Err(why) = self.apply(&newer, running, &at_once) {
             return warn!("the configuration is as before: {why}");
         }
         for Change { key, from, to } in &at_once {
@@ -57,13 +57,14 @@ impl<'a> Reloading<'a> {
         self.latest = Some(newer);
     }
 
-    fn apply(&self, newer: &Effective, server: &Server, changes: &[Change]) -> Result<(), String> {
+    fn apply(&self, newer: &Effective, running: &Running, changes: &[Change]) -> Result<(), String> {
         let has_changed = |key: &str| changes.iter().any(|change| change.key == key);
         let filter = logging::filter(newer).map_err(|failure| failure.to_string())?;
         if has_changed("nbd.access") {
-            server.set_access(newer.nbd.access.clone())?;
+            running.server.set_access(newer.nbd.access.clone())?;
         }
-        // Last, as it cannot fail any more.
+        // Last, as they cannot fail any more.
+        running.purse.set(&newer.budget, newer.prices);
         if has_changed("log.level") {
             logging::set_filter(filter);
         }
@@ -73,7 +74,10 @@ impl<'a> Reloading<'a> {
 
 /// What takes effect at once, of what differs from what is in effect, and what does not, of what differs from what the server began with.
 fn sorted(since_start: Vec<Change>, since_last: Vec<Change>) -> (Vec<Change>, Vec<Change>) {
-    let is_at_once = |change: &Change| AT_ONCE.contains(&change.key.as_str());
+    let is_in = |key: &str, section: &str| {
+        key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let is_at_once = |change: &Change| AT_ONCE.iter().any(|section| is_in(&change.key, section));
     let at_once = since_last.into_iter().filter(is_at_once).collect();
     (at_once, since_start.into_iter().filter(|change| !is_at_once(change)).collect())
 }
@@ -90,6 +94,10 @@ mod tests {
         assert_eq!((at_once, later), (vec![change("log.level")], vec![change("serve.listen")]));
         let (at_once, later) = sorted(since_start, Vec::new());
         assert_eq!((at_once, later), (Vec::new(), vec![change("serve.listen")]));
+        let of_sections = vec![change("budget.volume.dollars_per_day"), change("prices.preset"), change("nbd.access2")];
+        let (at_once, later) = sorted(of_sections.clone(), of_sections);
+        assert_eq!(at_once, [change("budget.volume.dollars_per_day"), change("prices.preset")]);
+        assert_eq!(later, [change("nbd.access2")]);
     }
 
     #[test]
@@ -98,7 +106,8 @@ mod tests {
         let known: Vec<String> = before.to_toml().lines().map(str::to_owned).collect();
         for key in AT_ONCE {
             let last = key.rsplit('.').next().unwrap();
-            assert!(known.iter().any(|line| line.starts_with(&format!("{last} = "))), "{key}");
+            let is_known = |line: &String| line.starts_with(&format!("{last} = ")) || *line == format!("[{key}]");
+            assert!(known.iter().any(is_known), "{key}");
         }
     }
 }

@@ -38,8 +38,8 @@ use crate::volume::OpenFlags;
 /// ends; a second one, a second or more later, ends it at once, and the journal in the state directory keeps what is not in the
 /// store. Under nohup SIGHUP is ignored.
 ///
-/// A server without a terminal, such as one of systemd's, reads its configuration again at SIGHUP: log.level, nbd.access and
-/// serve.handoff_timeout take effect at once, and the log says what else has changed and waits for the next start. Volumes that
+/// A server without a terminal, such as one of systemd's, reads its configuration again at SIGHUP: log.level, nbd.access,
+/// serve.handoff_timeout, budget and prices take effect at once, and the log says what else has changed and waits for the next start. Volumes that
 /// are created later, renewed certificates and `ashlar set` need no signal.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -168,7 +168,7 @@ async fn serve(args: &Args, config: &Effective, mut reloading: Reloading<'_>, ba
         }
         notify(&[NotifyState::Reloading]);
         // A file of some KiB, and then locks that nobody holds for long.
-        tokio::task::block_in_place(|| reloading.reload(&running.server));
+        tokio::task::block_in_place(|| reloading.reload(&running));
         notify(&[NotifyState::Ready]);
     };
     let stopping_since = Instant::now();

@@ -46,6 +46,8 @@ pub struct Running {
     pub welcome: String,
     /// Told when another process is to take this one's place.
     pub leave: Arc<Notify>,
+    /// What it may spend, which may change.
+    pub purse: Purse,
 }
 
 /// How a server begins, beyond its configuration.
@@ -90,8 +92,9 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let host_name = state.server.name.clone();
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
-    let purse = Purse::new(&config.budget, config.prices.prices(), Arc::clone(&meter), Instant::now());
-    let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random).with_purse(purse);
+    let purse = Purse::new(&config.budget, config.prices, Arc::clone(&meter), Instant::now());
+    let volumes =
+        StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random).with_purse(purse.clone());
     let budget = volumes.budget();
     let described = describe(&volumes, &served).await?;
     let mut at_once = Vec::new();
@@ -132,7 +135,6 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         store: store.url(),
         health,
         meter,
-        prices: config.prices,
         buffers,
         budget,
         store_patience: config.metrics.store_patience,
@@ -166,7 +168,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let listening = listening(&server, tls, host_name);
     let places = Places { store: &store.url(), listening: &listening, metrics };
     let welcome = welcome(config, &places, &shown);
-    Ok(Running { server, exports, welcome, leave })
+    Ok(Running { server, exports, welcome, leave, purse })
 }
 
 /// The listener for those who watch, if there is to be one.

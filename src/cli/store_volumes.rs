@@ -25,7 +25,6 @@ use crate::opening::{Follower, Glass, past};
 use crate::outside::{Clock, Random, Workers};
 use crate::space::{KeptVersion, Label};
 use crate::store::Store;
-use crate::store::prices::Prices;
 use crate::units::Seq;
 use crate::volume::{self, Budget, OpenFlags, Outside, Past, Purse, Volume, VolumeError, VolumeName, Witness};
 
@@ -36,7 +35,6 @@ pub struct StoreVolumes {
     _cache: Cache,
     options: volume::Options,
     journal: journal::Options,
-    prices: Prices,
     flags: OpenFlags,
     follow: Duration,
     /// The volumes that were opened once. What an operator allowed with a flag holds for the first time only, or else
@@ -74,7 +72,6 @@ impl StoreVolumes {
             _cache: cache,
             options: config.volume.clone(),
             journal: config.journal.clone(),
-            prices: config.prices.prices(),
             flags,
             follow: config.serve.follow,
             opened: Mutex::default(),
@@ -221,7 +218,7 @@ impl Volumes for StoreVolumes {
     async fn close(&self, volume: &Volume) -> Result<(), String> {
         volume.close().await.map_err(|error| error.to_string())?;
         if let Some(open_for) = volume.was_open_for() {
-            life::closed(volume, open_for, &self.prices);
+            life::closed(volume, open_for, &self.outside.budget.purse().prices().prices());
         }
         Ok(())
     }

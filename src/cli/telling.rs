@@ -72,7 +72,11 @@ impl Insight {
         Readings {
             status: self.status(open),
             operations: open.iter().map(|(name, volume)| (name.clone(), volume.operations())).collect(),
-            store: StoreReadings::of(&self.meter, &self.prices.prices(), self.health.failed_attempts()),
+            store: StoreReadings::of(
+                &self.meter,
+                &self.budget.purse().prices().prices(),
+                self.health.failed_attempts(),
+            ),
         }
     }
 

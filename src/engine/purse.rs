@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::store::meter::{Meter, Metered};
-use crate::store::prices::Prices;
+use crate::store::prices::{PriceOptions, Prices};
 
 /// So many times as long a change waits for its upload, when volumes are sparing.
 pub const PATIENCE: u32 = 12;
@@ -199,7 +199,7 @@ struct Purses {
 #[derive(Debug)]
 enum Whose {
     /// What may be spent, and what requests cost.
-    Server(Mutex<(Options, Prices)>),
+    Server(Mutex<(Options, PriceOptions)>),
     Volume {
         server: Purse,
         own: Mutex<OwnAllowance>,
@@ -216,13 +216,13 @@ struct Bounds {
 
 impl Purse {
     /// Of a server, whose requests that meter counts.
-    pub fn new(options: &Options, prices: Prices, meter: Arc<Meter>, at: Instant) -> Purse {
+    pub fn new(options: &Options, prices: PriceOptions, meter: Arc<Meter>, at: Instant) -> Purse {
         Purse::of(Whose::Server(Mutex::new((*options, prices))), meter, at)
     }
 
     /// Without any bound.
     pub fn boundless() -> Purse {
-        Purse::new(&Options::default(), Prices::default(), Arc::default(), Instant::now())
+        Purse::new(&Options::default(), PriceOptions::default(), Arc::default(), Instant::now())
     }
 
     /// Of a volume of that server, whose requests that meter counts.
@@ -236,11 +236,19 @@ impl Purse {
         Purse(Arc::new(Purses { meter, whose, own: Mutex::new(Bounds { allowance, prices, all }) }))
     }
 
-    /// From now on that may be spent, of a server and of its volumes, at those prices. What is left of a bound that was there stays, in proportion;
+    /// From now on that may be spent, by a server and by its volumes, at those prices. What is left of a bound that was there stays, in proportion;
     /// what was spent was spent at the prices before.
-    pub fn set(&self, options: &Options, prices: Prices) {
+    pub fn set(&self, options: &Options, prices: PriceOptions) {
         if let Whose::Server(terms) = &self.0.whose {
             *terms.lock() = (*options, prices);
+        }
+    }
+
+    /// What requests cost, for whoever reckons.
+    pub fn prices(&self) -> PriceOptions {
+        match &self.0.whose {
+            Whose::Server(terms) => terms.lock().1,
+            Whose::Volume { server, .. } => server.prices(),
         }
     }
 
@@ -300,7 +308,7 @@ impl Whose {
         match self {
             Whose::Server(terms) => {
                 let (options, prices) = &*terms.lock();
-                (options.of_server(), *prices)
+                (options.of_server(), prices.prices())
             }
             Whose::Volume { server, own } => {
                 let (each, prices) = server.of_each();
@@ -324,7 +332,7 @@ impl Purse {
         match &self.0.whose {
             Whose::Server(terms) => {
                 let (options, prices) = &*terms.lock();
-                (options.volume, *prices)
+                (options.volume, prices.prices())
             }
             Whose::Volume { server, .. } => server.of_each(),
         }
@@ -438,7 +446,7 @@ mod tests {
         };
         let free = OwnAllowance::default();
         let [of_server, of_one, of_other] = [(); 3].map(|()| Arc::new(Meter::default()));
-        let server = Purse::new(&options, Prices::default(), of_server.clone(), at);
+        let server = Purse::new(&options, PriceOptions::default(), of_server.clone(), at);
         let (one, other) = (server.of_volume(of_one.clone(), free, at), server.of_volume(of_other, free, at));
         let below: Arc<dyn Store> = Arc::new(MeterStore::new(Arc::new(MemoryStore::new()), of_server));
         let store = MeterStore::new(below.clone(), of_one);
@@ -477,7 +485,8 @@ mod tests {
     fn what_a_volume_sets_itself_beats_what_the_server_says_of_each() {
         let at = Instant::now();
         let each = Allowance { requests_per_second: 10, dollars_per_day: 1.0 };
-        let server = Purse::new(&Options { volume: each, ..Options::default() }, Prices::default(), Arc::default(), at);
+        let server =
+            Purse::new(&Options { volume: each, ..Options::default() }, PriceOptions::default(), Arc::default(), at);
         let own = OwnAllowance { requests_per_second: Some(3), dollars_per_day: None };
         let volume = server.of_volume(Arc::default(), own, at);
         let [requests, dollars] =
@@ -499,7 +508,7 @@ mod tests {
             ..Options::default()
         };
         let meter = Arc::new(Meter::default());
-        let server = Purse::new(&options(0, 0.01), Prices::default(), Arc::default(), at);
+        let server = Purse::new(&options(0, 0.01), PriceOptions::default(), Arc::default(), at);
         let volume = server.of_volume(meter.clone(), OwnAllowance::default(), at);
         let store = MeterStore::new(Arc::new(MemoryStore::new()), meter);
         // An hour's worth of a cent a day are 80 PUTs.
@@ -508,12 +517,12 @@ mod tests {
         }
         let ratio = |purse: &Purse| purse.left(at)[0].left_ratio;
         assert!((ratio(&volume) - 0.25).abs() < 1e-9);
-        server.set(&options(5, 0.02), Prices::default());
+        server.set(&options(5, 0.02), PriceOptions::default());
         assert!((ratio(&volume) - 0.25).abs() < 1e-9, "whoever sets it anew is given nothing");
         assert_eq!(left(&volume, at)[0].1, 0.02);
         assert_eq!(left(&server, at), [("budget.requests_per_second".to_owned(), 5.0, Thrift::Free)]);
         // What was spent was spent at the old prices.
-        let dear = Prices { put_thousand: 0.1, ..Prices::default() };
+        let dear = PriceOptions { put_thousand: Some(0.1), ..PriceOptions::default() };
         server.set(&options(5, 0.02), dear);
         assert!((ratio(&volume) - 0.25).abs() < 1e-9);
         store.put(&Key::new("v/60").unwrap(), vec![]).await.unwrap();

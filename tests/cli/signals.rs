@@ -80,6 +80,44 @@ fn under_nohup_a_closed_terminal_changes_nothing() {
     serving.stop();
 }
 
+#[test]
+fn sighup_changes_budget_and_prices_of_open_volumes() {
+    let place = Place::new();
+    let mut serving = without_a_terminal(&place);
+    let disk = serving.attach("disk0").unwrap();
+    let configure = |text: &str| std::fs::write(place.path("ashlar.toml"), format!("{FIRST}{text}")).unwrap();
+    let status = || serde_json::from_str::<Value>(&place.ok(&["status", "--json"])).unwrap();
+    let budgets = |status: &Value| {
+        let allowed =
+            |budget: &Value| (budget["key"].as_str().unwrap().to_owned(), budget["allowed"].as_f64().unwrap());
+        let of = |list: &Value| list.as_array().unwrap().iter().map(allowed).collect::<Vec<_>>();
+        (of(&status["budget"]), of(&status["volumes"][0]["budget"]))
+    };
+    assert_eq!(budgets(&status()), (vec![], vec![]));
+    configure(
+        "[budget]\ndollars_per_day = 1.5\n[budget.volume]\nrequests_per_second = 40\n[prices]\nput_thousand = 5.0\n",
+    );
+    serving.signal(Signal::HUP);
+    serving.wait_for_log("reloaded: budget.dollars_per_day = 1.5, and no longer 0.0");
+    serving.wait_for_log("reloaded: budget.volume.requests_per_second = 40, and no longer 0");
+    serving.wait_for_log("reloaded: prices.put_thousand = 5.0");
+    let now = status();
+    let of_each = ("budget.volume.requests_per_second".to_owned(), 40.0);
+    assert_eq!(budgets(&now), (vec![("budget.dollars_per_day".to_owned(), 1.5)], vec![of_each.clone()]));
+    assert!(now["cost"]["prices"].as_str().unwrap().ends_with("but for what [prices] says otherwise"));
+    let puts = now["volumes"][0]["since_open"]["puts"].as_f64().unwrap();
+    assert!(now["cost"]["requests_since_start_dollars"].as_f64().unwrap() >= puts * 0.005, "{now}");
+    // What the volume sets itself stays.
+    place.ok(&["set", "disk0", "budget.volume.dollars_per_day=0.25"]);
+    configure("[budget.volume]\nrequests_per_second = 40\ndollars_per_day = 9.0\n");
+    serving.signal(Signal::HUP);
+    serving.wait_for_log("reloaded: budget.volume.dollars_per_day = 9.0, and no longer 0.0");
+    let own = ("budget.volume.dollars_per_day".to_owned(), 0.25);
+    assert_eq!(budgets(&status()), (vec![], vec![of_each, own]));
+    drop(disk);
+    serving.stop();
+}
+
 const FIRST: &str = "[volume]\ndirty_bytes = \"64MiB\"\n";
 
 /// As a service manager starts it.
