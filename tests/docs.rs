@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)] // reads the repository
 
+use std::fs;
 use std::path::Path;
 
 fn sources(dir: &Path, text: &mut String) {
@@ -380,4 +381,37 @@ fn shipped(dir: &Path, each: &mut dyn FnMut(&Path, &str)) {
 
 fn quoted_words(line: &str) -> Vec<String> {
     line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Each block of commands of the guide says where it is run, and those of the package are run there.
+#[test]
+fn every_command_of_the_guide_is_run_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (inside, guest) = ("scripts/package.d/inside", "scripts/vm.d/scenarios/guide");
+    let [inside, guest] = [inside, guest].map(|file| fs::read_to_string(root.join(file)).unwrap());
+    let (mut pages, mut blocks) = (0, 0);
+    for entry in fs::read_dir(root.join("docs/guide")).unwrap() {
+        let path = entry.unwrap().path();
+        let (page, name) =
+            (fs::read_to_string(&path).unwrap(), path.file_stem().unwrap().to_string_lossy().into_owned());
+        pages += 1;
+        for (at, block) in page.match_indices("```sh\n") {
+            blocks += 1;
+            let before = page[..at].trim_end().lines().last().unwrap_or_default();
+            let place = before.strip_prefix("<!-- run: ").and_then(|said| said.split([',', ';', ' ']).next());
+            let commands = page[at + block.len()..].split("```").next().unwrap();
+            match place {
+                Some("guest") => assert!(guest.contains(&name), "{name} is not followed in the guest"),
+                Some("s3") => assert_eq!(name, "bucket", "scripts/guide follows that page only"),
+                Some("package") => {
+                    for line in commands.lines() {
+                        assert!(inside.contains(line), "{name}: {line:?} is not in scripts/package.d/inside");
+                    }
+                }
+                Some("not") => {}
+                _ => panic!("{name}: no comment says where this is run: {commands}"),
+            }
+        }
+    }
+    assert!(pages >= 9 && blocks > 30, "{pages} pages with {blocks} blocks");
 }

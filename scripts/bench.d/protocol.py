@@ -2,7 +2,6 @@
 large as what it holds. See scripts/bench; prints a table, and writes nothing."""
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -10,8 +9,7 @@ import subprocess
 import tempfile
 import time
 
-import servers
-from servers import Process
+from nbd_server import Ashlar, fio
 
 MIB, GIB = 1 << 20, 1 << 30
 # What is compared: fio's words, and what of its result.
@@ -20,47 +18,6 @@ JOBS = {
     "sequential read": (["--rw=read", "--bs=1M", "--iodepth=8"], "read", "bw_bytes"),
     "4 KiB random read QD32": (["--rw=randread", "--bs=4k", "--iodepth=32"], "read", "iops"),
 }
-
-
-class Ashlar:
-    """A server of some volumes in a directory; on TCP if TLS is asked for or refused, else on a Unix socket."""
-
-    def __init__(self, program, folder, tls=None):
-        self.program, self.folder, self.tls = program, folder, tls
-        self.port = servers.free_port()
-        os.makedirs(folder)
-        with open(os.path.join(folder, "ashlar.toml"), "w") as settings:
-            if tls:
-                settings.write(f'[nbd.tls]\nmode = "required"\ncertificate = "{tls}/server-cert.pem"\nkey = "{tls}/server-key.pem"\n')
-
-    def ashlar(self, *words):
-        where = ["--store", f"file://{self.folder}/store", "--state", f"{self.folder}/state"]
-        subprocess.run([self.program, *words, *where], cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
-
-    def start(self):
-        command = [self.program, "serve", "--store", f"file://{self.folder}/store", "--state", f"{self.folder}/state",
-                   "--listen", f"127.0.0.1:{self.port}", "--socket", f"{self.folder}/socket"]
-        self.process = Process(command, os.path.join(self.folder, "log"), cwd=self.folder)
-        servers.wait_until("ashlar", lambda: servers.answers(f"{self.folder}/socket"), self.process)
-
-    def stop(self):
-        self.process.stop()
-
-    def uri(self, volume):
-        if self.tls:
-            # fio lets no URI name files with certificates.
-            return f"nbds://localhost:{self.port}/{volume}?tls-verify-peer=false"
-        return f"nbd://localhost:{self.port}/{volume}"
-
-    def unix(self, volume):
-        return f"nbd+unix:///{volume}?socket={self.folder}/socket"
-
-
-def fio(server, words, size):
-    command = ["fio", "--name=job", "--ioengine=nbd", f"--uri={server.uri('disk')}", f"--size={size}", "--output-format=json",
-               "--refill_buffers", "--randrepeat=0", *words]
-    done = subprocess.run(command, cwd=server.folder, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
 
 
 def tls(program, work, options):
