@@ -93,12 +93,19 @@ pub struct Origin {
     is_known: bool,
     /// Somebody wants it gone.
     goes: bool,
+    /// Somebody tried to delete it, and may have taken it for that.
+    was_taken: bool,
 }
 
 impl Origin {
     /// Somebody wants it gone.
     pub fn goes(&self) -> bool {
         self.goes
+    }
+
+    /// Somebody tried to delete it, and may have taken it for that.
+    pub fn was_taken(&self) -> bool {
+        self.was_taken
     }
 }
 
@@ -315,7 +322,7 @@ impl World {
             let disks = [self.climate.disk(&random), self.climate.disk(&random)];
             let record = Record::new(places.clone());
             let (name, floors, snapshots) = (birth.name.clone(), Floors::default(), Snapshots::default());
-            let origin = Some(Origin { birth, seq, is_known: false, goes: false });
+            let origin = Some(Origin { birth, seq, is_known: false, goes: false, was_taken: false });
             self.volumes.push(Vol { name, places, disks, record, floors, snapshots, origin, going_back: None });
         }
     }
@@ -449,7 +456,8 @@ impl World {
         if let Some(k) = trap {
             server.faults.set_trap(Counted::Mutations, k, Trap::CutBefore);
         }
-        self.volumes[at].origin.as_mut().unwrap().goes = true;
+        let origin = self.volumes[at].origin.as_mut().unwrap();
+        (origin.goes, origin.was_taken) = (true, true);
         let faults = server.faults.clone();
         let deleting = self.delete(at, &server, &server.store);
         let done = tokio::select! {

@@ -418,7 +418,8 @@ impl World {
                     return Some(open);
                 }
                 Err(VolumeError::Held { .. }) => {
-                    assert!(!closed && !flags.takeover, "a closed volume is held by nobody");
+                    let was_taken = self.volumes[of].origin.as_ref().is_some_and(Origin::was_taken);
+                    assert!((!closed || was_taken) && !flags.takeover, "a closed volume is held by nobody");
                     flags.takeover = true;
                 }
                 Err(VolumeError::Owed { .. }) => {
