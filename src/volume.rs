@@ -44,8 +44,10 @@ use crate::units::{BlockCount, ChangeNo, Epoch};
 use crate::upkeep::{self, sweep};
 
 mod copies;
+mod locking;
 mod schedule;
 
+use locking::Locker;
 use schedule::Scheduler;
 
 pub use crate::engine::Witness;
@@ -63,6 +65,7 @@ pub use crate::opening::{
 };
 pub use crate::upkeep::sweep::Swept;
 pub use copies::Copied;
+pub use locking::Locked;
 pub use schedule::Scheduled;
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
@@ -78,6 +81,7 @@ pub struct Volume {
     /// When it was opened, until that was told.
     opened: Mutex<Option<Instant>>,
     schedule: Scheduler,
+    locker: Locker,
 }
 
 /// Refuses what cannot be the name of a snapshot that somebody takes by hand.
@@ -270,7 +274,7 @@ impl Volume {
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
-        let schedule = Scheduler::start(shared.clone());
+        let (schedule, locker) = (Scheduler::start(shared.clone()), Locker::start(shared.clone()));
         Arc::new(Volume {
             shared,
             log: abort,
@@ -281,6 +285,7 @@ impl Volume {
             operations,
             opened: Mutex::new(Some(Instant::now())),
             schedule,
+            locker,
         })
     }
 
@@ -424,6 +429,16 @@ impl Volume {
     /// What its schedule does, if it has one.
     pub fn scheduled(&self) -> Option<Scheduled> {
         self.schedule.scheduled()
+    }
+
+    /// How far what snapshots need that are kept until a date is locked in the store, if it is to be and the store can.
+    pub fn locked(&self) -> Option<Locked> {
+        self.locker.locked()
+    }
+
+    /// Waits until all of that is locked. Fails if that does not go on: it is tried again all the same, as long as the volume is open.
+    pub async fn settle_locks(&self) -> Result<(), VolumeError> {
+        self.locker.settled().await
     }
 
     /// The snapshots that are kept, oldest first.

@@ -18,7 +18,7 @@ use crate::store::health::Trouble;
 use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
 use crate::volume::purse::Left;
-use crate::volume::{Status, Volume};
+use crate::volume::{Locked, Status, Volume};
 
 /// What a server tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,6 +168,9 @@ pub struct VolumeStatus {
     /// Its schedule of snapshots, if it has one.
     #[serde(default)]
     pub schedule: Option<ScheduleStatus>,
+    /// How far the store has locked what snapshots need that are kept until a date, if it is to.
+    #[serde(default)]
+    pub snapshot_lock: Option<Locked>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -308,6 +311,7 @@ impl Insight {
             schedule: volume
                 .scheduled()
                 .map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status), &prices)),
+            snapshot_lock: volume.locked(),
             status,
         }
     }
@@ -431,6 +435,7 @@ pub mod example {
                 trouble: Some(word()),
                 cost: MonthOfSchedule::default(),
             }),
+            snapshot_lock: Some(Locked { trouble: Some(word()), ..Locked::default() }),
             status,
         };
         let client = ClientStatus {
@@ -528,7 +533,7 @@ mod tests {
             names.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name).unwrap()));
         };
         removed(&mut older, &newer);
-        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "budget", "schedule"]);
+        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock"]);
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));
     }

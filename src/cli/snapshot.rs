@@ -169,11 +169,17 @@ impl Wish {
                 let name = name.unwrap_or_default();
                 let label = Label { name, taken_unix_millis: now, keep_until_unix_millis, clones: Vec::new() };
                 let kept = volume.take_snapshot(label).await?;
+                if keep_until_unix_millis > 0 {
+                    volume.settle_locks().await?;
+                }
                 // Nothing has died since.
                 return Ok(Some(Snapshot::of(&kept, volume.meta().block_size, BlockCount(0))));
             }
             Wish::Rename { name, to } => volume.rename_snapshot(&name, &to).await?,
-            Wish::Keep { name, until_unix_millis } => volume.keep_snapshot_until(&name, until_unix_millis).await?,
+            Wish::Keep { name, until_unix_millis } => {
+                volume.keep_snapshot_until(&name, until_unix_millis).await?;
+                volume.settle_locks().await?;
+            }
             Wish::Delete { name } => {
                 let needed_by = volume.delete_snapshot(&name).await?;
                 if !needed_by.is_empty() {

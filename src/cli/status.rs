@@ -12,7 +12,7 @@ use crate::config::Effective;
 use crate::human::date;
 use crate::human::{about_bytes, counted};
 use crate::volume::purse::{Left, Thrift};
-use crate::volume::{Account, Status, VolumeName};
+use crate::volume::{Account, Locked, Status, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
@@ -130,7 +130,7 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, doing, store_trouble, operations: _, cost, budget, schedule, status } = volume;
+    let VolumeStatus { name, doing, store_trouble, cost, budget, schedule, snapshot_lock, status, .. } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("doing", doing.clone()),
@@ -156,6 +156,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     ];
     lines.extend(budget.iter().map(|left| ("budget", told(left))));
     lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
+    lines.extend(snapshot_lock.as_ref().map(|lock| ("object lock", lock_told(lock))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -183,6 +184,19 @@ fn snapshots(status: &Status) -> String {
             date(taken),
             about_bytes(status.newest_snapshot_held_bytes)
         ),
+    }
+}
+
+/// How far the store has locked what snapshots need.
+fn lock_told(lock: &Locked) -> String {
+    let Locked { until_unix_millis, is_behind, objects, trouble } = lock;
+    match (trouble, until_unix_millis) {
+        (Some(trouble), _) => format!("what snapshots need is not locked in the store: {trouble}"),
+        (None, _) if *is_behind => {
+            format!("what snapshots need is being locked in the store: {}", counted(*objects, "object"))
+        }
+        (None, 0) => "no snapshot is kept until a date".to_owned(),
+        (None, until) => format!("what snapshots need is locked in the store until {}", date(*until)),
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) mod read;
 mod write;
 pub(crate) mod detach;
 pub(crate) mod extents;
-mod watched;
+pub(crate) mod watched;
 
 #[cfg(test)]
 mod model_tests;

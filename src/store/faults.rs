@@ -253,6 +253,17 @@ impl Store for FaultyStore {
         };
         self.leave(&op, passage, result).await
     }
+
+    fn retains(&self) -> bool {
+        self.inner.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        let op = Op { verb: "lock", what: key.as_str(), mutates: true };
+        let passage = self.enter(&op).await?;
+        let result = self.inner.retain(key, until_unix_millis).await;
+        self.leave(&op, passage, result).await
+    }
 }
 
 fn lost(op: &Op<'_>, cause: &str) -> StoreError {

@@ -197,6 +197,14 @@ impl Store for HedgeStore {
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         self.inner.delete(keys).await
     }
+
+    fn retains(&self) -> bool {
+        self.inner.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        self.inner.retain(key, until_unix_millis).await
+    }
 }
 
 /// The first answer of two, or the failure of the first if there is none.

@@ -24,7 +24,7 @@ pub struct LimitOptions {
     pub reads: usize,
     /// PUTs.
     pub writes: usize,
-    /// Batches of DELETEs.
+    /// Batches of DELETEs, and locks of objects.
     pub deletes: usize,
     /// GETs and listings of garbage collection and sweeps, beside the others.
     pub background: usize,
@@ -114,6 +114,16 @@ impl Store for LimitStore {
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         let _turn = turn(&self.shares.deletes).await?;
         self.inner.delete(keys).await
+    }
+
+    fn retains(&self) -> bool {
+        self.inner.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        // Nobody's FLUSH waits for it.
+        let _turn = turn(&self.shares.deletes).await?;
+        self.inner.retain(key, until_unix_millis).await
     }
 }
 

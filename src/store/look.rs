@@ -49,4 +49,12 @@ impl Store for LookStore {
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         self.0.delete(keys).await
     }
+
+    fn retains(&self) -> bool {
+        self.0.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        self.0.retain(key, until_unix_millis).await
+    }
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
-use super::{Key, ListPage, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Key, ListPage, ObjectEntry, Result, Store, StoreError};
 
 /// A listing returns at most this many objects at once, as S3 does.
 pub const PAGE_OBJECTS: usize = 1000;
@@ -21,6 +21,14 @@ pub const PAGE_OBJECTS: usize = 1000;
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     objects: Arc<Mutex<BTreeMap<Key, Bytes>>>,
+    /// What is locked until when, deleted or not; nothing of a store without object lock.
+    locked: Option<Arc<Mutex<BTreeMap<Key, Locked>>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Locked {
+    until_unix_millis: u64,
+    body: Bytes,
 }
 
 impl MemoryStore {
@@ -29,9 +37,22 @@ impl MemoryStore {
         MemoryStore::default()
     }
 
+    /// An empty store with object lock.
+    pub fn with_object_lock() -> MemoryStore {
+        MemoryStore { locked: Some(Arc::default()), ..MemoryStore::default() }
+    }
+
     /// An independent copy as of now: what a crash at this moment leaves to the next server.
     pub fn fork(&self) -> MemoryStore {
-        MemoryStore { objects: Arc::new(Mutex::new(self.objects.lock().clone())) }
+        MemoryStore { objects: Arc::new(Mutex::new(self.objects.lock().clone())), locked: None }
+    }
+
+    /// What somebody leaves who deletes all that he can at that time, with what only was hidden brought back.
+    pub fn wreck(&self, unix_millis: u64) -> MemoryStore {
+        let locked = self.locked.iter().flat_map(|locked| locked.lock().clone());
+        let rest = locked.filter(|(_, locked)| locked.until_unix_millis > unix_millis);
+        let objects = rest.map(|(key, Locked { body, .. })| (key, body)).collect();
+        MemoryStore { objects: Arc::new(Mutex::new(objects)), locked: None }
     }
 
     /// Overwrites or creates an object: damage, which the [`Store`] trait cannot do.
@@ -115,6 +136,24 @@ impl Store for MemoryStore {
         for key in keys {
             objects.remove(key);
         }
+        Ok(())
+    }
+
+    fn retains(&self) -> bool {
+        self.locked.is_some()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        let Some(locked) = &self.locked else {
+            return Err(StoreError::invalid(format!("{key} cannot be locked: a store without object lock")));
+        };
+        let body = self.get(key).await?;
+        let mut locked = locked.lock();
+        let before = locked.get(key).map_or(0, |locked| locked.until_unix_millis);
+        if before > until_unix_millis {
+            return Err(StoreError::new(ErrorKind::Denied, format!("{key} is locked for longer")));
+        }
+        locked.insert(key.clone(), Locked { until_unix_millis, body });
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::tally::{Distribution, Durations};
 /// What was asked of a store since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Metered {
-    /// PUTs.
+    /// PUTs, those that lock objects among them.
     pub put: Requests,
     /// GETs, whole and of ranges.
     pub get: Requests,
@@ -245,6 +245,15 @@ impl Store for MeterStore {
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         self.meter.objects_deleted.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.meter.delete.record(keys.len().div_ceil(1000) as u64, self.inner.delete(keys)).await
+    }
+
+    fn retains(&self) -> bool {
+        self.inner.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        // It is one, and is billed as one.
+        self.meter.put.record(1, self.inner.retain(key, until_unix_millis)).await
     }
 }
 

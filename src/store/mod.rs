@@ -171,6 +171,17 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Deletes the objects, in batches where the store has them; one that does not exist counts as deleted.
     async fn delete(&self, keys: &[Key]) -> Result<()>;
+
+    /// Whether [`Store::retain`] is there to be used.
+    fn retains(&self) -> bool {
+        false
+    }
+
+    /// Has the store keep what the object holds until then, in milliseconds since 1970, whoever deletes it: a DELETE hides it, and succeeds. `NotFound` if
+    /// there is no such object. That is never made earlier.
+    async fn retain(&self, key: &Key, _until_unix_millis: u64) -> Result<()> {
+        Err(StoreError::invalid(format!("{key} cannot be locked: {} has no object lock", self.url())))
+    }
 }
 
 /// A page of a listing: objects in byte order of their keys.

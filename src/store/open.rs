@@ -199,6 +199,9 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
         },
         (Access::Write, _) => open_probed(opened, backend, options, outside).await,
     }?;
+    if let Some(s3) = opened.s3.as_ref().filter(|_| access != Access::Read) {
+        s3.check_object_lock(options.s3.delete_versions).await?;
+    }
     warn_of_versions(&opened, options);
     Ok(opened)
 }
@@ -377,7 +380,8 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
 
 /// What was asked of the bucket has told, if it keeps old versions.
 fn warn_of_versions(opened: &Opened, options: &StoreOptions) {
-    if !options.s3.delete_versions && opened.s3.as_ref().is_some_and(|s3| s3.keeps_versions()) {
+    let wants_versions = options.s3.delete_versions || opened.store.retains();
+    if !wants_versions && opened.s3.as_ref().is_some_and(|s3| s3.keeps_versions()) {
         warn!("{}", kept_versions(&opened.store.url()));
     }
 }

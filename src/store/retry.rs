@@ -176,6 +176,14 @@ impl Store for RetryStore {
         }
         self.repeat(self.options.write_limit, || self.inner.delete(keys)).await
     }
+
+    fn retains(&self) -> bool {
+        self.inner.retains()
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        self.repeat(self.options.write_limit, || self.inner.retain(key, until_unix_millis)).await
+    }
 }
 
 #[cfg(test)]

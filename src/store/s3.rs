@@ -5,7 +5,7 @@
 //! addresses, signs and sends; [`http`] owns connections and the watch over stalls; [`credentials`] finds the keys;
 //! [`errors`] is the table of what answers mean; [`options`] is what can be set, and [`address`] completes it. [`tls`] says
 //! whom we trust, [`proxy`] which way a connection takes, [`versions`] what becomes of old versions of objects, [`lifecycle`] which
-//! rules of a bucket harm us, [`skew`] how far our clock is from the store's.
+//! rules of a bucket harm us, [`lock`] how what is there is kept from being deleted, [`skew`] how far our clock is from the store's.
 //!
 //! One call is one attempt: [`super::retry`] repeats them, and every attempt is signed anew.
 
@@ -42,6 +42,7 @@ pub mod credentials;
 pub mod dispatcher;
 pub mod versions;
 pub mod lifecycle;
+mod lock;
 mod skew;
 
 use address::Address;
@@ -49,7 +50,7 @@ use answers::{Refused, Typed, answer_of, strange};
 use credentials::{Credentials, Environment};
 use dispatcher::{Dispatcher, MISSING, Settings, from_text};
 use errors::{Answer, Asked, Place, failure};
-use options::S3Options;
+use options::{ObjectLock, S3Options};
 use ranges::{collect, cut, header_of, start_of};
 use skew::Skew;
 
@@ -77,6 +78,7 @@ pub struct S3Store {
     /// Whether all versions of what is deleted are deleted.
     delete_versions: bool,
     versions: Mutex<VersionsSeen>,
+    object_lock: ObjectLock,
     skew: Arc<Skew>,
 }
 
@@ -138,6 +140,7 @@ impl S3Store {
             batches: AtomicBool::new(true),
             delete_versions: options.delete_versions,
             versions: Mutex::default(),
+            object_lock: options.object_lock,
             skew,
         })
     }
@@ -408,6 +411,14 @@ impl Store for S3Store {
             }
         }
         Ok(())
+    }
+
+    fn retains(&self) -> bool {
+        self.object_lock != ObjectLock::Off
+    }
+
+    async fn retain(&self, key: &Key, until_unix_millis: u64) -> Result<()> {
+        self.put_retention(key, until_unix_millis).await
     }
 }
 

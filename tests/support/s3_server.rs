@@ -65,6 +65,8 @@ pub struct Behaviour {
     pub foreign_keys: Vec<String>,
     /// Requests so far: method and path with query.
     pub requests: Vec<(String, String)>,
+    /// The bucket has object lock: what was locked, with the mode and until when.
+    pub locks: Option<BTreeMap<String, (String, String)>>,
     /// The last PUT's headers that this project sets.
     pub put_headers: Vec<(String, String)>,
 }
@@ -451,6 +453,38 @@ impl S3 for Bucket {
             }
         }
         Ok(S3Response::new(DeleteObjectsOutput::default()))
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> S3Result<S3Response<GetObjectLockConfigurationOutput>> {
+        self.check(&request.input.bucket)?;
+        let enabled = Some(ObjectLockEnabled::from_static(ObjectLockEnabled::ENABLED));
+        let configuration = ObjectLockConfiguration { object_lock_enabled: enabled, rule: None };
+        match self.behaviour.lock().locks {
+            None => Err(S3Error::new(S3ErrorCode::ObjectLockConfigurationNotFoundError)),
+            Some(_) => {
+                Ok(S3Response::new(GetObjectLockConfigurationOutput { object_lock_configuration: Some(configuration) }))
+            }
+        }
+    }
+
+    async fn put_object_retention(
+        &self,
+        request: S3Request<PutObjectRetentionInput>,
+    ) -> S3Result<S3Response<PutObjectRetentionOutput>> {
+        let input = request.input;
+        let key = self.key(&input.bucket, &input.key)?;
+        self.store.get(&key).await.map_err(failed)?;
+        let retention = input.retention.unwrap();
+        let mut until = Vec::new();
+        retention.retain_until_date.unwrap().format(TimestampFormat::DateTime, &mut until).unwrap();
+        let lock = (retention.mode.unwrap().as_str().to_owned(), String::from_utf8(until).unwrap());
+        let mut behaviour = self.behaviour.lock();
+        let locks = behaviour.locks.as_mut().ok_or_else(|| s3_error!(InvalidRequest))?;
+        locks.insert(key.to_string(), lock);
+        Ok(S3Response::new(PutObjectRetentionOutput::default()))
     }
 
     async fn get_bucket_versioning(

@@ -21,6 +21,7 @@ use crate::store::probe::{Finding as Found, refusal};
 use crate::store::retry::RetryOptions;
 use crate::store::s3::S3Store;
 use crate::store::s3::lifecycle::Harm;
+use crate::store::s3::options::{ObjectLock, S3Options};
 use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
 
 /// How long one operation is tried.
@@ -85,13 +86,14 @@ pub async fn look(config: &Effective) -> (Vec<Finding>, Option<String>) {
         findings.push(judge_probe(&url, options.fencing(), examined));
         let keeps_versions = s3.as_ref().is_some_and(|s3| s3.keeps_versions());
         match keeps_versions && !options.s3.delete_versions {
+            true if options.s3.object_lock != ObjectLock::Off => {}
             true => findings.push(About::Store.doubtful(not_measured(&url))),
             false => findings.extend(speed(store, &url).await),
         }
     }
     if let Some(s3) = s3 {
         if answers(&permissions) {
-            findings.extend(bucket(&s3, &url, works, options.s3.delete_versions).await);
+            findings.extend(bucket(&s3, &url, works, &options.s3).await);
         }
         findings.extend(s3.clock_ahead().map(judge_clock));
     }
@@ -208,9 +210,12 @@ fn judge_probe(url: &str, fencing: Fencing, found: Result<Found, StoreError>) ->
 }
 
 /// What only buckets have. Whether it keeps versions shows only where something could be put.
-async fn bucket(s3: &S3Store, url: &str, has_put: bool, deletes_versions: bool) -> Vec<Finding> {
+async fn bucket(s3: &S3Store, url: &str, has_put: bool, options: &S3Options) -> Vec<Finding> {
     let mut findings = vec![judge_rules(url, s3.harmful_rules().await)];
-    if has_put && !s3.keeps_versions() {
+    let deletes_versions = options.delete_versions;
+    if options.object_lock != ObjectLock::Off {
+        findings.push(judge_lock(url, options.object_lock, s3.check_object_lock(deletes_versions).await));
+    } else if has_put && !s3.keeps_versions() {
         findings.push(About::Store.good(format!("the bucket of {url} keeps no old versions of objects")));
     } else if has_put {
         let listed = if deletes_versions { Some(s3.kept(".ashlar-probe/").await.map(drop)) } else { None };
@@ -236,6 +241,17 @@ fn judge_rules(url: &str, rules: Result<Vec<Harm>, StoreError>) -> Finding {
         "lifecycle rules of the bucket destroy volumes in {url}: {}; take the store's prefix out of them",
         said.join(", ")
     ))
+}
+
+/// Of a bucket that is to have object lock.
+fn judge_lock(url: &str, lock: ObjectLock, found: Result<(), StoreError>) -> Finding {
+    match found {
+        Ok(()) => About::Store.good(format!(
+            "the bucket of {url} has object lock ({}); what is deleted there stays until a lifecycle rule expires noncurrent versions",
+            lock.name()
+        )),
+        Err(error) => About::Store.wrong(error.to_string()),
+    }
 }
 
 /// Of a bucket that keeps old versions; `listed` is what came of listing them, if they are to be deleted.
@@ -441,6 +457,9 @@ mod tests {
         );
         is(&judge_rules(URL, Ok(vec![])), Weight::Good, "no lifecycle rule");
         is(&judge_rules(URL, Err(StoreError::invalid("no"))), Weight::Doubtful, "cannot be found out: no");
+        let locked = judge_lock(URL, ObjectLock::Governance, Ok(()));
+        is(&locked, Weight::Good, "has object lock (governance); what is deleted there stays until");
+        is(&judge_lock(URL, ObjectLock::Compliance, Err(StoreError::invalid("no"))), Weight::Wrong, "no");
         is(&judge_versions(URL, None), Weight::Doubtful, "Set store.s3.delete_versions = true");
         is(&judge_versions(URL, Some(Ok(()))), Weight::Good, "are deleted, too");
         is(&judge_versions(URL, Some(Err(StoreError::invalid("no")))), Weight::Wrong, "are to be deleted: no");

@@ -63,7 +63,9 @@ untyped!(
     DeleteObjectsError,
     ListObjectVersionsError,
     GetBucketVersioningError,
-    GetBucketLifecycleConfigurationError
+    GetBucketLifecycleConfigurationError,
+    GetObjectLockConfigurationError,
+    PutObjectRetentionError
 );
 
 /// The server's answer, or the text of a failure on this side of it.

@@ -3,7 +3,7 @@
 //!
 //! rusoto builds a request and reads the response; its client is made with `Client::new_not_signing`, so that it
 //! neither signs nor opens a connection. For each attempt this file, in this order,
-//! 1. makes every PUT create-only (`If-None-Match: *`) and adds a checksum;
+//! 1. makes every PUT of an object create-only (`If-None-Match: *`) and adds a checksum;
 //! 2. puts the bucket's name into the host, if the store wants it there;
 //! 3. signs (so that a retry is signed anew, with credentials and a date of then);
 //! 4. sends, watched by [`super::http`], and hands the response back.
@@ -74,14 +74,15 @@ impl DispatchSignedRequest for Dispatcher {
 impl Settings {
     async fn attempt(&self, mut request: SignedRequest) -> Result<HttpResponse> {
         let body = take_body(&mut request).await?;
-        if request.method == "PUT" {
+        let puts_object = request.method == "PUT" && !request.params.contains_key(RETENTION);
+        if puts_object {
             self.make_create_only(&mut request, &body);
         }
         if let Some(bucket) = &self.bucket_in_host {
             move_bucket_to_host(&mut request, bucket);
         }
         let missing = take_missing(&mut request);
-        request.payload = self.payload_to_sign(&request.method, &body, missing);
+        request.payload = self.payload_to_sign(puts_object, &body, missing);
         request.sign(&self.credentials.get().await?);
         let reads_object =
             request.method == "GET" && !DOCUMENTS.iter().any(|param| request.params.contains_key(*param));
@@ -117,7 +118,7 @@ impl Settings {
         Ok(response)
     }
 
-    /// The PUTs of this client are PUTs of objects, and objects are never overwritten.
+    /// Objects are never overwritten.
     fn make_create_only(&self, request: &mut SignedRequest, body: &[Bytes]) {
         if !self.unconditional {
             request.add_header("if-none-match", "*");
@@ -128,16 +129,16 @@ impl Settings {
         }
     }
 
-    /// What the signature covers. Small bodies (lists of keys) always; those of PUTs, which are large, on request.
-    fn payload_to_sign(&self, method: &str, body: &[Bytes], missing: u64) -> Option<SignedRequestPayload> {
-        match method {
-            "PUT" if !self.sign_payload => {
+    /// What the signature covers. Small bodies (lists of keys, dates) always; those of objects, which are large, on request.
+    fn payload_to_sign(&self, is_object: bool, body: &[Bytes], missing: u64) -> Option<SignedRequestPayload> {
+        match is_object && !self.sign_payload {
+            true => {
                 let len = body.iter().map(Bytes::len).sum::<usize>() + missing as usize;
                 // An unread stream of that size makes rusoto sign "UNSIGNED-PAYLOAD" and the length.
                 Some(SignedRequestPayload::Stream(ByteStream::new_with_size(stream::empty(), len)))
             }
-            "PUT" | "POST" => Some(SignedRequestPayload::Buffer(Bytes::from(body.concat()))),
-            _ => None,
+            false if is_object || !body.is_empty() => Some(SignedRequestPayload::Buffer(Bytes::from(body.concat()))),
+            false => None,
         }
     }
 }
@@ -210,7 +211,10 @@ fn is_of_xml(response: &Response<Incoming>) -> bool {
 }
 
 /// The parameters of GETs that are answered with a document and not with an object.
-const DOCUMENTS: [&str; 4] = ["list-type", "versions", "versioning", "lifecycle"];
+const DOCUMENTS: [&str; 5] = ["list-type", "versions", "versioning", "lifecycle", "object-lock"];
+
+/// The parameter of PUTs that lock an object.
+const RETENTION: &str = "retention";
 
 const USER_AGENT: &str = concat!("ashlar/", env!("CARGO_PKG_VERSION"));
 

@@ -39,6 +39,10 @@ pub enum Asked<'a> {
     Versioning,
     /// Which lifecycle rules the bucket has.
     Lifecycle,
+    /// Whether the bucket has object lock.
+    ObjectLock,
+    /// Lock of an object.
+    Retain(&'a Key),
 }
 
 impl Asked<'_> {
@@ -54,6 +58,8 @@ impl Asked<'_> {
             Asked::DeleteVersions(count) => format!("DELETE of {} of objects", counted(count as u64, "version")),
             Asked::Versioning => "asking for the versioning".to_owned(),
             Asked::Lifecycle => "asking for the lifecycle rules".to_owned(),
+            Asked::ObjectLock => "asking for the object lock".to_owned(),
+            Asked::Retain(key) => format!("lock of {key}"),
         }
     }
 }
@@ -105,7 +111,7 @@ pub fn failure(place: &Place, asked: Asked<'_>, answer: &Answer) -> StoreError {
     StoreError::new(
         kind,
         match (kind, asked) {
-            (ErrorKind::NotFound, Asked::Get(key)) => return StoreError::not_found(key),
+            (ErrorKind::NotFound, Asked::Get(key) | Asked::Retain(key)) => return StoreError::not_found(key),
             (ErrorKind::AlreadyExists, Asked::Put(key)) => return StoreError::already_exists(key),
             _ if answer.code == "NoSuchBucket" => format!(
                 "there is no bucket {} at {} ({said}); create it, or check the store URL and store.s3.endpoint",
@@ -141,7 +147,9 @@ fn kind(asked: Asked<'_>, answer: &Answer) -> ErrorKind {
         (_, "NoSuchBucket") => ErrorKind::Invalid,
         _ if is_wrong_region(answer) => ErrorKind::Invalid,
         (_, code) if is_expired(code) || is_transient(code) => ErrorKind::Retryable,
-        (404, "NoSuchKey") if matches!(asked, Asked::Get(_)) => ErrorKind::NotFound,
+        (404, "NoSuchKey") if matches!(asked, Asked::Get(_) | Asked::Retain(_)) => ErrorKind::NotFound,
+        // A marker that hides what was deleted.
+        (405, "MethodNotAllowed") if matches!(asked, Asked::Retain(_)) => ErrorKind::NotFound,
         (404, _) => ErrorKind::Retryable,
         (412, _) if matches!(asked, Asked::Put(_)) => ErrorKind::AlreadyExists,
         (_, code) if is_full(code) => ErrorKind::Denied,
@@ -208,6 +216,12 @@ fn advice(answer: &Answer, asked: Asked<'_>, bucket: &str) -> String {
         "AccessDenied" if matches!(asked, Asked::Lifecycle) => {
             "let the credentials ask for the rules (GetLifecycleConfiguration), or look at the rules yourself".into()
         }
+        "AccessDenied" if matches!(asked, Asked::ObjectLock) => format!(
+            "check that the credentials may ask whether bucket {bucket} has object lock (GetBucketObjectLockConfiguration)"
+        ),
+        "AccessDenied" if matches!(asked, Asked::Retain(_)) => format!(
+            "check that the credentials may lock objects in bucket {bucket} (PutObjectRetention); one that is locked in compliance mode stays so"
+        ),
         "AccessDenied" => {
             format!("check that the credentials may put, get, list and delete objects in bucket {bucket}")
         }
@@ -225,7 +239,8 @@ fn request(asked: Asked<'_>, bucket: &str) -> String {
         Asked::List(prefix) => format!("listing of {prefix} in bucket {bucket}"),
         Asked::Delete(key) => format!("DELETE of {key} from bucket {bucket}"),
         Asked::Versions(prefix) => format!("listing of versions of {prefix:?} in bucket {bucket}"),
-        Asked::Versioning | Asked::Lifecycle => format!("{} of bucket {bucket}", asked.text()),
+        Asked::Retain(key) => format!("lock of {key} in bucket {bucket}"),
+        Asked::Versioning | Asked::Lifecycle | Asked::ObjectLock => format!("{} of bucket {bucket}", asked.text()),
         Asked::DeleteBatch(_) | Asked::DeleteVersions(_) => format!("{} from bucket {bucket}", asked.text()),
     }
 }
@@ -277,6 +292,10 @@ mod tests {
             (put, 404, "NoSuchBucket", Invalid),
             (get, 404, "NoSuchKey", NotFound),
             (get, 404, "NoSuchBucket", Invalid),
+            (Asked::Retain(&key), 404, "NoSuchKey", NotFound),
+            (Asked::Retain(&key), 405, "MethodNotAllowed", NotFound),
+            (Asked::Retain(&key), 403, "AccessDenied", Denied),
+            (Asked::ObjectLock, 404, "NoSuchBucket", Invalid),
             (get, 404, "", Retryable),
             (list, 404, "NoSuchBucket", Invalid),
             (list, 404, "", Retryable),
@@ -357,6 +376,8 @@ mod tests {
             (get, 403, "", "no S3 error code; is a proxy in between?"),
             (get, 407, "", "HTTP_PROXY"),
             (Asked::Versions("v/"), 403, "AccessDenied", "store.s3.delete_versions = false"),
+            (Asked::Retain(&key), 403, "AccessDenied", "may lock objects in bucket disks (PutObjectRetention)"),
+            (Asked::ObjectLock, 403, "AccessDenied", "(GetBucketObjectLockConfiguration)"),
         ] {
             let said = say(asked, status, code);
             assert!(said.contains(words), "{said}");

@@ -35,6 +35,8 @@ pub struct S3Options {
     /// In a bucket that keeps old versions of objects, deletes all versions of what is deleted, at the cost of a listing
     /// for up to 1000 objects. Otherwise they stay in the bucket, and are paid for.
     pub delete_versions: bool,
+    /// Has the bucket keep what snapshots need that are kept until a date, until then. The bucket must have object lock.
+    pub object_lock: ObjectLock,
     /// A connection that is not established by then has failed.
     #[serde(with = "human")]
     pub connect_timeout: Duration,
@@ -64,6 +66,7 @@ impl Default for S3Options {
             checksum: true,
             sign_payload: false,
             delete_versions: false,
+            object_lock: ObjectLock::Off,
             connect_timeout: Duration::from_secs(5),
             unconditional: false,
             stall_timeout: Duration::from_secs(20),
@@ -84,6 +87,39 @@ pub enum Addressing {
     Path,
     /// In the host: `https://bucket.host/key`.
     VirtualHost,
+}
+
+/// How objects are locked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectLock {
+    /// They are not.
+    #[default]
+    Off,
+    /// Whoever has the permission to go round it may delete them all the same.
+    Governance,
+    /// Nobody deletes them before, whatever he may do.
+    Compliance,
+}
+
+impl ObjectLock {
+    /// As it is written in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            ObjectLock::Off => "off",
+            ObjectLock::Governance => "governance",
+            ObjectLock::Compliance => "compliance",
+        }
+    }
+
+    /// What S3 calls it.
+    pub fn mode(self) -> Option<&'static str> {
+        match self {
+            ObjectLock::Off => None,
+            ObjectLock::Governance => Some("GOVERNANCE"),
+            ObjectLock::Compliance => Some("COMPLIANCE"),
+        }
+    }
 }
 
 /// Where credentials come from.
