@@ -270,7 +270,7 @@ impl Volume {
             ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
         let prefetcher = Prefetcher::start(shared.clone());
-        let upper = Upper::start(shared.clone());
+        let upper = Upper::of_volume(shared.clone());
         let abort = log.abort_handle();
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();

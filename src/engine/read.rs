@@ -8,6 +8,7 @@ use crate::device::{DeviceError, Pieces};
 use crate::engine::below::Below;
 use crate::engine::log::{Lacking, Piece};
 use crate::engine::shared::Shared;
+use crate::engine::upper;
 use crate::format::keys::Keys;
 use crate::format::places;
 use crate::format::segment::Payload;
@@ -72,7 +73,9 @@ impl Shared {
                 Ok(pieces) => return Ok(Planned { _reading: reading, pieces, sealed }),
                 Err(lacking) => lacking,
             };
-            self.note_lacking(&lacking);
+            if upper::is_lacking(&lacking) {
+                self.waits.upper_lacks.notify_one();
+            }
             let frames = worth_fetching(&mut lacking, purpose, &sealed);
             let pages = self.fetch_pages(lacking.into());
             let (pages, fetched) = tokio::join!(pages, self.doors.objects.sealed(frames));

@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 
 use crate::engine::log::Lacking;
 use crate::engine::shared::Shared;
-use crate::map::NeedPages;
+use crate::map::{NeedPages, PageAt};
+use crate::reading::objects::{LoadedPages, ReadError};
 
 /// It may take this part of what the map may have in memory.
 const UPPER_PART: u64 = 2;
@@ -16,17 +17,31 @@ const UPPER_PART: u64 = 2;
 /// Pages that are asked for at once.
 const AT_ONCE: usize = 16;
 
-/// The task of one volume.
+/// A task that brings it in; it ends when this is dropped, or when everything is there.
 #[derive(Debug)]
 pub(crate) struct Upper(JoinHandle<()>);
 
 impl Upper {
-    /// Starts the task; it ends when this is dropped, or when everything is there.
-    pub fn start(shared: Arc<Shared>) -> Upper {
-        Upper(tokio::spawn(async move {
+    /// Starts the task.
+    pub fn start(work: impl Future<Output = ()> + Send + 'static) -> Upper {
+        Upper(tokio::spawn(work))
+    }
+
+    /// That of an open volume, once a read lacks a part of it.
+    pub fn of_volume(shared: Arc<Shared>) -> Upper {
+        Upper::start(async move {
             shared.waits.upper_lacks.notified().await;
-            shared.bring_upper().await;
-        }))
+            let (pages, memory) = (shared.ledger().log().map.upper(), shared.doors.seat.map_memory());
+            let fetch = |pages| {
+                let shared = shared.clone();
+                async move {
+                    let _reading = shared.begin_reading();
+                    shared.fetch_pages(pages).await
+                }
+            };
+            let keep = |pages| shared.ledger().bring(pages, shared.doors.seat.map_memory());
+            bring(pages, memory, fetch, keep).await;
+        })
     }
 }
 
@@ -36,29 +51,32 @@ impl Drop for Upper {
     }
 }
 
-impl Shared {
-    /// A read waits for these pages.
-    pub(crate) fn note_lacking(&self, lacking: &Lacking) {
-        if lacking.pages.iter().any(|page| page.kind.is_upper()) {
-            self.waits.upper_lacks.notify_one();
-        }
-    }
+/// Whether a read that waits for these pages lacks a part of it.
+pub(crate) fn is_lacking(lacking: &Lacking) -> bool {
+    lacking.pages.iter().any(|page| page.kind.is_upper())
+}
 
-    async fn bring_upper(&self) {
-        let upper = self.ledger().log().map.upper();
-        let mut room = self.doors.seat.map_memory() / UPPER_PART;
-        for pages in upper.chunks(AT_ONCE) {
-            let _reading = self.begin_reading();
-            match self.fetch_pages(NeedPages(pages.to_vec())).await {
-                Ok(loaded) => {
-                    let takes: u64 = loaded.iter().map(|(_, page)| page.memory() as u64).sum();
-                    let Some(left) = room.checked_sub(takes) else { return };
-                    room = left;
-                    self.ledger().bring(loaded, self.doors.seat.map_memory());
-                }
-                // Whoever reads there will see the error.
-                Err(error) => return tracing::debug!("the upper part of the map is not brought into memory: {error}"),
+/// Fetches these pages and hands them to `keep`, as long as they take no more than their share of `memory`.
+pub(crate) async fn bring<F>(
+    mut pages: Vec<PageAt>,
+    memory: u64,
+    fetch: impl Fn(NeedPages) -> F,
+    keep: impl Fn(LoadedPages),
+) where
+    F: Future<Output = Result<LoadedPages, ReadError>>,
+{
+    let mut room = memory / UPPER_PART;
+    while !pages.is_empty() {
+        let some = pages.drain(..pages.len().min(AT_ONCE)).collect();
+        match fetch(NeedPages(some)).await {
+            Ok(loaded) => {
+                let takes: u64 = loaded.iter().map(|(_, page)| page.memory() as u64).sum();
+                let Some(left) = room.checked_sub(takes) else { return };
+                room = left;
+                keep(loaded);
             }
+            // Whoever reads there will see the error.
+            Err(error) => return tracing::debug!("the upper part of the map is not brought into memory: {error}"),
         }
     }
 }

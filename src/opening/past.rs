@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::iter;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::engine::extents::{LOADS_MAX, Stopped, Walk};
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
 use crate::engine::read::{Frames, io_error, worth_fetching};
+use crate::engine::upper::{self, Upper};
 use crate::error::{Result, VolumeError};
 use crate::format::meta::{Meta, VolumeName};
 use crate::format::root::CheckpointInfo;
@@ -32,7 +33,7 @@ use crate::opening::choice::{Choice, choose};
 use crate::opening::clones;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
-use crate::reading::objects::{LoadedPages, Sealed};
+use crate::reading::objects::{LoadedPages, ReadError, Sealed};
 use crate::space::{KeptVersion, kept};
 use crate::store::Store;
 use crate::units::{BlockCount, BlockSize, ChangeNo, Seq};
@@ -42,14 +43,26 @@ use crate::units::{BlockCount, BlockSize, ChangeNo, Seq};
 pub struct Past {
     source: Source,
     version: KeptVersion,
-    checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
     /// Nothing is ever in it but the map.
-    log: Mutex<Log>,
+    log: Arc<Mutex<Log>>,
     /// The checkpoint that says who carries what it needs.
     followed: Mutex<Seq>,
     seat: Seat,
     /// Of a clone.
     below: Option<Below>,
+    /// What brings the upper part of the map into memory, once a read lacked some of it.
+    upper: OnceLock<Upper>,
+}
+
+/// Pages, as they lie in these checkpoints.
+async fn fetch(
+    source: &Source,
+    checkpoints: &BTreeMap<Seq, CheckpointInfo>,
+    need: NeedPages,
+) -> std::result::Result<LoadedPages, ReadError> {
+    let info = |seq: &Seq| checkpoints.get(seq).copied().unwrap_or_default();
+    source.objects.pages(need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect()).await
 }
 
 /// The versions of a volume that are kept, oldest first. Changes nothing.
@@ -218,9 +231,9 @@ impl Past {
         let Scan { map, checkpoints, covers, committed, next, .. } = scan;
         let origin =
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
-        let log = Mutex::new(Log::new(source.meta.block_size, origin));
-        let followed = Mutex::new(version.seq);
-        Past { source, version, checkpoints, log, followed, seat, below }
+        let log = Arc::new(Mutex::new(Log::new(source.meta.block_size, origin)));
+        let (followed, checkpoints) = (Mutex::new(version.seq), Arc::new(checkpoints));
+        Past { source, version, checkpoints, log, followed, seat, below, upper: OnceLock::new() }
     }
 
     /// Whether a newer checkpoint than it has begun to be there: one LIST.
@@ -255,10 +268,28 @@ impl Past {
     }
 
     async fn load(&self, need: NeedPages, loaded: &mut LoadedPages) -> std::result::Result<(), DeviceError> {
-        let info = |seq: &Seq| self.checkpoints.get(seq).copied().unwrap_or_default();
-        let wanted = need.0.into_iter().map(|page| (page, info(&page.at.checkpoint))).collect();
-        loaded.extend(self.source.objects.pages(wanted).await.map_err(io_error)?);
+        loaded.extend(fetch(&self.source, &self.checkpoints, need).await.map_err(io_error)?);
         Ok(())
+    }
+
+    /// Has the upper part of the map brought into memory, unless that was begun.
+    fn bring_upper(&self) {
+        self.upper.get_or_init(|| {
+            let (source, checkpoints, log) = (self.source.clone(), self.checkpoints.clone(), self.log.clone());
+            let (pages, memory) = (log.lock().map.upper(), self.seat.map_memory());
+            Upper::start(async move {
+                let keep = |pages: LoadedPages| {
+                    let mut log = log.lock();
+                    pages.into_iter().for_each(|(at, page)| log.map.page_loaded(at, page));
+                    log.map.evict(memory as usize);
+                };
+                let fetch = |need| {
+                    let (source, checkpoints) = (source.clone(), checkpoints.clone());
+                    async move { fetch(&source, &checkpoints, need).await }
+                };
+                upper::bring(pages, memory, fetch, keep).await;
+            })
+        });
     }
 
     /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere since that checkpoint, which is known then, be it by
@@ -302,6 +333,9 @@ impl Past {
                 Ok(pieces) => break pieces,
                 Err(lacking) => lacking,
             };
+            if upper::is_lacking(&lacking) {
+                self.bring_upper();
+            }
             let frames = worth_fetching(&mut lacking, purpose, &sealed);
             let pages = self.load(lacking.into(), &mut loaded);
             let (pages, fetched) = tokio::join!(pages, self.source.objects.sealed(frames));
