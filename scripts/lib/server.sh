@@ -125,6 +125,14 @@ server_snapshot() {
     esac
 }
 
+# server_rollback FOLDER VOLUME@NAME: the snapshot becomes the newest state of its volume.
+server_rollback() {
+    case $server_kind in
+        ashlar) ashlar "$1" rollback "$2" --state "$1/state" ;;
+        nbdkit) echo "nbdkit has no snapshots"; return 1 ;;
+    esac
+}
+
 # server_clone FOLDER VOLUME@NAME NEW, or --detach NEW: make a clone, or make it independent.
 server_clone() {
     case $server_kind in
