@@ -190,6 +190,9 @@ pub struct Status {
     /// Bytes, before compression, that the volume needs no more and that one does.
     #[serde(default)]
     pub newest_snapshot_held_bytes: u64,
+    /// Bytes, before compression, that the volume needs no more and that snapshots, or what is kept for clones, do; absent until all of that was read once.
+    #[serde(default)]
+    pub snapshots_held_bytes: Option<u64>,
     /// How its objects are sealed.
     pub seal: Seal,
     /// How new frames are compressed.
@@ -476,6 +479,7 @@ impl Volume {
         let ended = waits.progress.now().end.clone();
         let log = ledger.log();
         let totals = log.map.space().totals();
+        let held_by_all = log.map.space().held_by_versions();
         let newest = log.map.space().durable().kept.iter().rfind(|version| !version.label.is_hidden());
         let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
@@ -492,6 +496,7 @@ impl Volume {
             snapshots: kept::shown(&log.map.space().durable().kept),
             newest_snapshot_unix_millis: newest.map_or(0, |version| version.label.taken_unix_millis),
             newest_snapshot_held_bytes: facts.block_size.bytes_in(BlockCount(held)),
+            snapshots_held_bytes: held_by_all.map(|blocks| facts.block_size.bytes_in(BlockCount(blocks))),
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &ledger.options().gc, crate::gc::Activity::Quiet),

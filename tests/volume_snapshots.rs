@@ -299,6 +299,83 @@ async fn snapshots_are_changed_at_once_whatever_waits_to_be_stored() {
     volume.close().await.unwrap();
 }
 
+/// What every block was, in the head and in each snapshot: the number of a write, 0 where there is nothing.
+#[derive(Default)]
+struct Record {
+    head: Vec<u64>,
+    snapshots: BTreeMap<String, Vec<u64>>,
+    writes: u64,
+}
+
+impl Record {
+    /// Bytes that a snapshot has, each once, and the head has not.
+    fn held(&self) -> u64 {
+        let all = self.snapshots.values().flat_map(|blocks| blocks.iter().enumerate());
+        let held: BTreeSet<_> = all.filter(|(block, write)| **write > 0 && self.head[*block] != **write).collect();
+        held.len() as u64 * BLOCK
+    }
+}
+
+/// As a record of all writes says it, by the server, and by whoever looks at the store. What an opening does not know is not told before it was read.
+#[tokio::test(start_paused = true)]
+async fn what_snapshots_hold_is_what_the_volume_had_and_has_no_more() {
+    // Of maps that are counted exactly.
+    for seed in [1, 3] {
+        let world = World::new(seed).await;
+        let mut record = Record { head: vec![0; BLOCKS as usize], ..Record::default() };
+        let mut volume = world.open(0).await;
+        let (mut most, mut absent) = (0, 0);
+        for step in 0..400 {
+            let (first, count) = (world.random.below(BLOCKS - 8), 1 + world.random.below(8));
+            let blocks = first as usize..(first + count) as usize;
+            match world.random.below(40) {
+                0 => {
+                    volume.close().await.unwrap();
+                    let store: Arc<dyn Store> = world.store.clone();
+                    let info = volume::inspect(&store, &name(), &Secrets::default()).await.unwrap();
+                    assert_eq!(info.snapshots_held_bytes, record.held(), "seed {seed}, step {step}");
+                    volume = world.open(0).await;
+                }
+                1 | 2 => {
+                    volume.take_snapshot(label(&format!("s{step}"))).await.unwrap();
+                    record.snapshots.insert(format!("s{step}"), record.head.clone());
+                }
+                3 if !record.snapshots.is_empty() => {
+                    let gone = world.random.below(record.snapshots.len() as u64) as usize;
+                    let gone = record.snapshots.keys().nth(gone).unwrap().clone();
+                    volume.delete_snapshot(&gone).await.unwrap();
+                    record.snapshots.remove(&gone);
+                }
+                4 => tokio::time::sleep(Duration::from_secs(60)).await,
+                5 => {
+                    volume.trim(first * BLOCK, count * BLOCK, true).await.unwrap();
+                    record.head[blocks].fill(0);
+                }
+                _ => {
+                    volume.write(first * BLOCK, noise(&world.random, count).into(), true).await.unwrap();
+                    record.writes += 1;
+                    record.head[blocks].fill(record.writes);
+                }
+            }
+            match volume.status().snapshots_held_bytes {
+                Some(held) => assert_eq!(held, record.held(), "seed {seed}, step {step}"),
+                None => absent += 1,
+            }
+            most = most.max(record.held());
+        }
+        assert!(most > SIZE / 4 && absent > 0, "{most} bytes at most, not known {absent} times");
+        // A checkpoint or two later all is known.
+        for _ in 0..2 {
+            volume.write(0, noise(&world.random, 1).into(), true).await.unwrap();
+            record.writes += 1;
+            record.head[0] = record.writes;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        assert_eq!(volume.status().snapshots_held_bytes, Some(record.held()));
+        volume.close().await.unwrap();
+    }
+}
+
 /// For whoever only looks on, without a request: how many snapshots there are, when the newest was taken, and what it keeps.
 #[tokio::test(start_paused = true)]
 async fn the_status_says_how_old_the_newest_snapshot_is_and_what_it_keeps() {

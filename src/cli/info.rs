@@ -109,7 +109,11 @@ fn settings(info: &Info) -> String {
 fn snapshots(info: &Info) -> String {
     match info.snapshots {
         0 => "none".to_owned(),
-        kept => format!("{kept}; see `ashlar snapshot list {}`", info.name),
+        kept => format!(
+            "{kept}, which keep {} that the volume needs no more; see `ashlar snapshot list {}`",
+            about_bytes(info.snapshots_held_bytes),
+            info.name
+        ),
     }
 }
 

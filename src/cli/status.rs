@@ -179,11 +179,12 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
 fn snapshots(status: &Status) -> String {
     match (status.snapshots, status.newest_snapshot_unix_millis) {
         (0, _) | (_, 0) => status.snapshots.to_string(),
-        (kept, taken) => format!(
-            "{kept}, the newest of {}, which keeps {} that the volume needs no more",
-            date(taken),
-            about_bytes(status.newest_snapshot_held_bytes)
-        ),
+        (kept, taken) => {
+            let all = status.snapshots_held_bytes.filter(|_| kept > 1);
+            let all = all.map_or_else(String::new, |held| format!("; all keep {}", about_bytes(held)));
+            let newest = about_bytes(status.newest_snapshot_held_bytes);
+            format!("{kept}, the newest of {}, which keeps {newest} that the volume needs no more{all}", date(taken))
+        }
     }
 }
 

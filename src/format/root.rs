@@ -523,7 +523,7 @@ mod tests {
 
     /// A version that holds some deaths in a page, and one in the root.
     fn version(seq: u64, page: PageRef) -> KeptVersion {
-        let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
+        let list = |pages, entries| Arc::new(List { pages, entries, ..List::default() });
         KeptVersion {
             seq: Seq(seq),
             label: Label {

@@ -22,9 +22,10 @@ use crate::opening::description;
 use crate::opening::removal;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::{Clock, Random};
+use crate::space::kept::Deaths;
 use crate::space::{Counted, KeptVersion, Span, kept};
 use crate::store::{Key, ObjectEntry, Store, list_all};
-use crate::units::{BlockSize, Epoch};
+use crate::units::{BlockCount, BlockSize, Epoch};
 
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]
@@ -212,6 +213,8 @@ pub struct Info {
     pub objects: u64,
     /// Snapshots that are kept.
     pub snapshots: u64,
+    /// Bytes, before compression, that the volume needs no more and that snapshots, or what is kept for clones, do.
+    pub snapshots_held_bytes: u64,
     /// The clones of it that it knows.
     pub clones: Vec<String>,
     /// The volume whose clone it is, if it is one.
@@ -253,7 +256,7 @@ fn clones_of(kept: &[KeptVersion]) -> Vec<String> {
 const LOOKS: usize = 4;
 
 /// The volume, its objects, and those that are dead and not deleted yet.
-async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted)> {
+async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted, BlockCount)> {
     let mut scan = source.scan().await?;
     let counted = source.count_few(&mut scan).await;
     pass_over_damage(counted)?;
@@ -271,7 +274,12 @@ async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted)> {
             counters.into_iter().filter(|(seq, counter)| counter.is_dead() && *seq <= scan.committed && is_there(*seq)),
         );
     }
-    Ok((scan, listed, dead))
+    let kept = &scan.map.space().durable().kept;
+    let lists = kept.iter().map(|version| source.held(&scan.checkpoints, version));
+    let lists = stream::iter(lists).buffered(PARALLEL).map(pass_over_damage).try_collect::<Vec<_>>().await?;
+    let held: u64 = lists.iter().flatten().flat_map(Deaths::values).sum();
+    let held = BlockCount(held + scan.map.space().newly_held().1);
+    Ok((scan, listed, dead, held))
 }
 
 /// What is damaged is for `check` to say.
@@ -286,7 +294,7 @@ fn pass_over_damage<T>(read: Result<T>) -> Result<Option<T>> {
 pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Info> {
     let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
     let mut tries = 0;
-    let (scan, listed, dead) = loop {
+    let (scan, listed, dead, held) = loop {
         match look(&source).await {
             // A server that serves it may have deleted what was being read, after a newer checkpoint.
             Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
@@ -314,6 +322,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         stored_bytes: listed.iter().map(|entry| entry.size).sum(),
         objects: listed.len() as u64,
         snapshots: kept::shown(&scan.map.space().durable().kept),
+        snapshots_held_bytes: source.meta.block_size.bytes_in(held),
         clones: clones_of(&scan.map.space().durable().kept),
         parent: source.meta.parent.as_ref().map(|parent| parent.volume.to_string()),
         dead_objects: dead.len() as u64,

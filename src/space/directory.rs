@@ -1,7 +1,7 @@
 //! What a durable checkpoint says of the table: an entry for each span, and lists of deltas.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Carrier, Carriers, Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
 use crate::units::{PageRef, Seq};
@@ -56,12 +56,52 @@ pub struct List {
     pub pages: Vec<PageRef>,
     /// In order.
     pub entries: Vec<(Seq, Delta)>,
+    /// What is known of it without them.
+    pub known: Known,
 }
+
+/// How many blocks died by a list whose deltas are not in memory, if that is known. It is no part of what the list is: two are equal whatever is known.
+#[derive(Clone, Debug, Default)]
+pub struct Known(OnceLock<u64>);
+
+impl PartialEq for Known {
+    fn eq(&self, _: &Known) -> bool {
+        true
+    }
+}
+
+impl Eq for Known {}
 
 impl List {
     /// Blocks that died by those of its deltas that are in memory.
     pub fn blocks(&self) -> u64 {
         self.entries.iter().map(|(_, delta)| delta.blocks()).sum()
+    }
+
+    /// Blocks that died by it, if that is known.
+    pub fn known_blocks(&self) -> Option<u64> {
+        match self.pages.is_empty() || !self.entries.is_empty() {
+            true => Some(self.blocks()),
+            false => self.known.0.get().copied(),
+        }
+    }
+
+    /// So many blocks died by it, as its pages say.
+    pub fn know(&self, blocks: u64) {
+        // Whoever said it before had read the same pages.
+        let _ = self.known.0.set(blocks);
+    }
+
+    /// Its pages.
+    pub fn need(&self) -> Need {
+        Need(self.pages.iter().map(|at| PageAt { kind: PageKind::Deltas, number: 0, at: *at }).collect())
+    }
+
+    /// Without its deltas in memory, which its pages have.
+    pub fn out_of_memory(mut self) -> List {
+        self.know(self.blocks());
+        self.entries = Vec::new();
+        self
     }
 
     /// Its deltas for a span.
@@ -124,7 +164,7 @@ impl Durable {
         }
         for listed in &root.lists {
             let at = listed.pages.first().map_or(seq, |page| page.checkpoint);
-            let mut list = List { at, pages: listed.pages.clone(), entries: Vec::new() };
+            let mut list = List { at, pages: listed.pages.clone(), ..List::default() };
             for at in &listed.pages {
                 match pages.page(at) {
                     Some(Page::Deltas(deltas)) => list.entries.extend(deltas),
@@ -134,7 +174,7 @@ impl Durable {
             durable.lists.push(Arc::new(list));
         }
         if !root.recent.is_empty() {
-            durable.lists.push(Arc::new(List { at: seq, pages: Vec::new(), entries: root.recent.clone() }));
+            durable.lists.push(Arc::new(List { at: seq, entries: root.recent.clone(), ..List::default() }));
         }
         durable.kept.clone_from(&root.kept);
         durable.carriers = Arc::new(Carriers::new(root.carriers.iter().cloned()));
@@ -194,7 +234,7 @@ impl Durable {
         root.carriers = self.carriers.iter().map(|(seq, carrier)| (*seq, carrier.clone())).collect();
         for list in root.kept.iter_mut().flat_map(|version| &mut version.held) {
             if !list.pages.is_empty() && !list.entries.is_empty() {
-                *list = Arc::new(List { entries: Vec::new(), ..List::clone(list) });
+                *list = Arc::new(List::clone(list).out_of_memory());
             }
         }
         root

@@ -441,7 +441,7 @@ struct Pending {
 
 /// A list as of a checkpoint, in pages if it has more entries than that.
 fn write_list(at: Seq, entries: Vec<(Seq, Delta)>, in_root: usize, sink: &mut dyn Sink) -> Result<List, EncodeError> {
-    let mut list = List { at, pages: Vec::new(), entries };
+    let mut list = List { at, entries, ..List::default() };
     if list.entries.len() > in_root {
         for part in list.entries.chunks(PAGE_DELTAS_MAX) {
             list.pages.push(put(sink, 0, Page::Deltas(part.to_vec()))?);

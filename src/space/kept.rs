@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::Need;
 use super::deltas::Delta;
 use super::directory::List;
-use super::{Need, PageAt, PageKind};
 use crate::human::date;
 use crate::units::{BlockCount, PageRef, Seq};
 
@@ -204,10 +204,8 @@ impl Versions {
             if is_newest_no_more || !more.is_empty() || version.held.iter().any(|list| list.entries.len() > IN_ROOT) {
                 let fresh = join(&mut version.held, more, |last, _| !last.entries.is_empty());
                 if !fresh.is_empty() {
-                    let mut list = List { at: Seq(0), ..put(entries(fresh), IN_ROOT)? };
-                    if !list.pages.is_empty() {
-                        list.entries = Vec::new();
-                    }
+                    let list = List { at: Seq(0), ..put(entries(fresh), IN_ROOT)? };
+                    let list = if list.pages.is_empty() { list } else { list.out_of_memory() };
                     version.held.push(Arc::new(list));
                 }
             }
@@ -239,8 +237,8 @@ fn entries(deaths: Deaths) -> Vec<(Seq, Delta)> {
 impl KeptVersion {
     /// Pages of what it holds that are not in memory.
     pub fn unread(&self) -> Need {
-        let pages = self.held.iter().filter(|list| list.entries.is_empty()).flat_map(|list| &list.pages);
-        Need(pages.map(|at| PageAt { kind: PageKind::Deltas, number: 0, at: *at }).collect())
+        let unread = self.held.iter().filter(|list| list.entries.is_empty());
+        Need(unread.flat_map(|list| list.need().0).collect())
     }
 
     /// All pages of what it holds.
@@ -279,7 +277,7 @@ mod tests {
 
     fn write(entries: Vec<(Seq, Delta)>, in_root: usize) -> Result<List, ()> {
         let pages = if entries.len() > in_root { vec![PageRef::default()] } else { Vec::new() };
-        Ok(List { at: Seq(0), pages, entries })
+        Ok(List { at: Seq(0), pages, entries, ..List::default() })
     }
 
     /// Where a checkpoint is, what died before it, and what it does to the versions.
@@ -370,6 +368,7 @@ mod tests {
         assert!(versions.change(Seq(60), &take("b")).is_empty());
         let kept = versions.finish(usize::MAX, write).unwrap();
         assert_eq!((kept[0].deaths(), kept[0].unread().0.len()), (Deaths::new(), 1));
+        assert_eq!(kept[0].held[0].known_blocks(), Some((1..=40).sum()), "who wrote it knows");
         let mut versions = Versions::new(&kept, &Deaths::new());
         let lists = BTreeMap::from([(Seq(50), deaths(&[(7, 7), (9, 9)]))]);
         let change = Change { lists, ..drop_of(&[50]) };

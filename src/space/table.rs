@@ -348,6 +348,13 @@ impl Space {
         (lists, layers.into_iter().flatten().flat_map(|layer| layer.held.values()).sum())
     }
 
+    /// Blocks that only versions hold which are kept, as far as deaths were found; none if a list of theirs has not been read.
+    pub fn held_by_versions(&self) -> Option<u64> {
+        let lists = self.durable.kept.iter().flat_map(|version| &version.held);
+        let known: Option<u64> = lists.map(|list| list.known_blocks()).sum();
+        Some(known? + self.newly_held().1)
+    }
+
     /// Sums up what is at or before the newest version that is kept. A span that it shares with newer segments counts only if its page is in
     /// memory: mostly it was just written.
     fn sum_up_held(&mut self, pages: &dyn Pages) {

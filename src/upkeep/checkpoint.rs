@@ -106,6 +106,7 @@ pub(super) async fn fold(
         ..Bounds::default()
     };
     table.change.lists = held(shared, &table).await?;
+    super::held::learn(shared, &table).await;
     let deaths = std::mem::take(&mut laid_out.deaths);
     // What is sealed with a rotated key is written anew.
     let leave = shared.ledger().retired_checkpoints();

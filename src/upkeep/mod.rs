@@ -7,6 +7,7 @@ mod carry;
 mod checkpoint;
 mod deletion;
 mod gather;
+mod held;
 pub mod rollback;
 pub mod sweep;
 

@@ -62,11 +62,17 @@ fn a_served_volume_has_its_snapshots_taken_shown_renamed_and_deleted() {
         text.starts_with("snapshot       disk0@first\n") && text.contains("1.0 MiB (1048576 bytes), before"),
         "{text}"
     );
-    assert_eq!(json(&place, &["info", "disk0", "--json"])["snapshots"], 2);
-    assert!(place.ok(&["info", "disk0"]).contains("2; see `ashlar snapshot list disk0`"));
+    let info = json(&place, &["info", "disk0", "--json"]);
+    // Of the first MiB each has its own, and that of the second both.
+    assert_eq!((&info["snapshots"], &info["snapshots_held_bytes"]), (&2.into(), &(3 * MIB).into()));
+    let line = "2, which keep 3.0 MiB that the volume needs no more; see `ashlar snapshot list disk0`";
+    assert!(place.ok(&["info", "disk0"]).contains(line));
     assert_eq!(json(&place, &["list", "--json"])[0]["snapshots"], 2);
     let serving = place.serve(&["disk0"]);
-    assert_eq!(json(&place, &["status", "--json"])["volumes"][0]["snapshots"], 2);
+    let status = json(&place, &["status", "--json"])["volumes"][0].take();
+    assert_eq!((&status["snapshots"], &status["snapshots_held_bytes"]), (&2.into(), &(3 * MIB).into()));
+    let told = place.ok(&["status", "disk0"]);
+    assert!(told.contains("that the volume needs no more; all keep 3.0 MiB"), "{told}");
     assert_eq!(names(&place), ["first", by_time]);
 
     refused(&place, &["snapshot", "create", "disk0@first"], 1, "volume disk0 has a snapshot \"first\" already");

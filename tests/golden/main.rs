@@ -234,7 +234,7 @@ fn directory(own: Seq, counters: PageRef, salts: PageRef) -> Vec<SpanEntry> {
 
 /// A version that holds something in a page, and something in the root.
 fn version(page: PageRef) -> KeptVersion {
-    let list = |pages, entries| Arc::new(List { at: Seq(0), pages, entries });
+    let list = |pages, entries| Arc::new(List { pages, entries, ..List::default() });
     KeptVersion {
         seq: Seq(0x1000),
         label: Label {

@@ -320,9 +320,17 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "When the newest snapshot was taken, in seconds since 1970; of a volume that has one.",
     );
+    let mut held = Family::new(
+        "ashlar_volume_snapshots_held_bytes",
+        Gauge,
+        "Bytes, before compression, that the volume needs no more and its snapshots, or its clones, do; absent until that is known.",
+    );
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
         if status.newest_snapshot_unix_millis > 0 {
             newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
+        }
+        if let Some(bytes) = status.snapshots_held_bytes {
+            held = held.number([("volume", name)], bytes as f64);
         }
         for Left { key, left_ratio, .. } in budget {
             left = left.number([("volume", name), ("bound", key)], *left_ratio);
@@ -338,7 +346,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest]).collect()
+    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest, held]).collect()
 }
 
 /// Which volumes there are, and which ended.

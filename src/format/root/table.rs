@@ -119,7 +119,7 @@ fn read_version(r: &mut Reader<'_>, last: u64) -> Result<KeptVersion, Malformed>
     let held = read_list(r, 1, |r| {
         let pages = read_list(r, 3, |r| read_ref(r, &mut object))?;
         let entries = if pages.is_empty() { read_deltas(r, PAGE_DELTAS_MAX)? } else { Vec::new() };
-        Ok(Arc::new(List { at: Seq(0), pages, entries }))
+        Ok(Arc::new(List { pages, entries, ..List::default() }))
     })?;
     Ok(KeptVersion { seq, label, blocks, objects, held })
 }
