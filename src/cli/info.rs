@@ -88,7 +88,9 @@ fn describe(info: &Info, kept: Option<Kept>, prices: &Prices) -> Vec<(&'static s
         ("checkpoint", format!("covers segment {}", info.checkpoint_seq)),
     ];
     if !info.clones.is_empty() {
-        lines.push(("clones", few(info.clones.iter().map(String::as_str))));
+        let clones = few(info.clones.iter().map(String::as_str));
+        let kept = about_bytes(info.clones_held_bytes);
+        lines.push(("clones", format!("{clones}; {kept} are kept for clones alone")));
     }
     if let Some(parent) = &info.parent {
         lines.push(("clone of", parent.clone()));

@@ -215,6 +215,8 @@ pub struct Info {
     pub snapshots: u64,
     /// Bytes, before compression, that the volume needs no more and that snapshots, or what is kept for clones, do.
     pub snapshots_held_bytes: u64,
+    /// Of these, bytes that only clones of snapshots need which were deleted, or of what was newest when they were made.
+    pub clones_held_bytes: u64,
     /// The clones of it that it knows.
     pub clones: Vec<String>,
     /// The volume whose clone it is, if it is one.
@@ -256,7 +258,7 @@ fn clones_of(kept: &[KeptVersion]) -> Vec<String> {
 const LOOKS: usize = 4;
 
 /// The volume, its objects, and those that are dead and not deleted yet.
-async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted, BlockCount)> {
+async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted, (BlockCount, BlockCount))> {
     let mut scan = source.scan().await?;
     let counted = source.count_few(&mut scan).await;
     pass_over_damage(counted)?;
@@ -278,8 +280,10 @@ async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted, Block
     let lists = kept.iter().map(|version| source.held(&scan.checkpoints, version));
     let lists = stream::iter(lists).buffered(PARALLEL).map(pass_over_damage).try_collect::<Vec<_>>().await?;
     let held: u64 = lists.iter().flatten().flat_map(Deaths::values).sum();
+    let for_clones =
+        kept::for_clones(kept.iter().zip(&lists).filter_map(|(version, held)| Some((version, held.as_ref()?))));
     let held = BlockCount(held + scan.map.space().newly_held().1);
-    Ok((scan, listed, dead, held))
+    Ok((scan, listed, dead, (held, for_clones)))
 }
 
 /// What is damaged is for `check` to say.
@@ -294,7 +298,7 @@ fn pass_over_damage<T>(read: Result<T>) -> Result<Option<T>> {
 pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secrets) -> Result<Info> {
     let source = Source::of(store.clone(), name, &Options::default(), None, secrets).await?;
     let mut tries = 0;
-    let (scan, listed, dead, held) = loop {
+    let (scan, listed, dead, (held, for_clones)) = loop {
         match look(&source).await {
             // A server that serves it may have deleted what was being read, after a newer checkpoint.
             Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
@@ -323,6 +327,7 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         objects: listed.len() as u64,
         snapshots: kept::shown(&scan.map.space().durable().kept),
         snapshots_held_bytes: source.meta.block_size.bytes_in(held),
+        clones_held_bytes: source.meta.block_size.bytes_in(for_clones),
         clones: clones_of(&scan.map.space().durable().kept),
         parent: source.meta.parent.as_ref().map(|parent| parent.volume.to_string()),
         dead_objects: dead.len() as u64,

@@ -113,6 +113,18 @@ pub fn only_its_own(before: Seq, held: &Deaths) -> BlockCount {
     BlockCount(held.range(before.next()..).map(|(_, blocks)| blocks).sum())
 }
 
+/// Of what versions hold, oldest first, the blocks that none needs which anybody can name: they are there for clones only.
+pub fn for_clones<'a>(versions: impl Iterator<Item = (&'a KeptVersion, &'a Deaths)>) -> BlockCount {
+    let (mut shown, mut blocks) = (Seq(0), 0);
+    for (version, held) in versions {
+        match version.label.is_hidden() {
+            true => blocks += only_its_own(shown, held).0,
+            false => shown = version.seq,
+        }
+    }
+    BlockCount(blocks)
+}
+
 /// A name for a version of that time: UTC, so that names sort by time. One that is taken gets a number behind it.
 pub fn name_by_time(unix_millis: u64, is_taken: impl Fn(&str) -> bool) -> String {
     let second = date(unix_millis).replace(['-', ':'], "");
@@ -273,6 +285,26 @@ mod tests {
 
     fn deaths(of: &[(u64, u64)]) -> Deaths {
         of.iter().map(|(seq, blocks)| (Seq(*seq), *blocks)).collect()
+    }
+
+    /// A block is there for clones only if it was born after the last version that is shown before its death.
+    #[test]
+    fn what_only_clones_need_is_what_no_shown_version_needs() {
+        let version = |seq, name: &str| KeptVersion {
+            seq: Seq(seq),
+            label: Label { name: name.into(), ..Label::default() },
+            ..KeptVersion::default()
+        };
+        let versions = [version(10, "a"), version(20, "~1"), version(30, "~2"), version(40, "b"), version(50, "~3")];
+        let held = [
+            deaths(&[(5, 1)]),
+            deaths(&[(9, 2), (15, 4)]),
+            deaths(&[(10, 8), (11, 16), (25, 32)]),
+            deaths(&[(35, 64)]),
+            deaths(&[(39, 128), (45, 256)]),
+        ];
+        assert_eq!(for_clones(versions.iter().zip(&held)), BlockCount(4 + 16 + 32 + 256));
+        assert_eq!(for_clones(versions[3..4].iter().zip(&held[3..4])), BlockCount(0));
     }
 
     fn write(entries: Vec<(Seq, Delta)>, in_root: usize) -> Result<List, ()> {
