@@ -14,12 +14,14 @@ use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::scan::Source;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::retention::Schedule;
-use ashlar::space::Label;
+use ashlar::space::{CloneRef, Label};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, Faults, FaultyStore};
 use ashlar::store::memory::MemoryStore;
+use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
     self, Budget, CreateOptions, Meta, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
 };
@@ -109,6 +111,26 @@ impl World {
         past.unwrap().read(0, 8).await.unwrap().concat()
     }
 
+    /// Makes a clone of a snapshot.
+    async fn clone_of(&self, parent: &Volume, snapshot: &str, to: &str) -> CloneRef {
+        let (clock, store) = (Clock::Manual(self.clock.clone()), self.store.clone() as Arc<dyn Store>);
+        let to = VolumeName::new(to).unwrap();
+        let clone = clones::plan(&*store, &self.random, &to).await.unwrap();
+        let shown = parent.register_clone(Some(snapshot), clock.unix_millis(), clone.clone()).await.unwrap();
+        let source = Source::of(store, &name(), &self.options, None, &Secrets::default()).await.unwrap();
+        let (size, block_size) = (source.meta.size, source.meta.block_size);
+        let wanted = Wanted { name: to, options: CreateOptions { size, block_size, ..CreateOptions::default() } };
+        clones::make(&source, &self.random, &clock, wanted, (&clone, shown.seq)).await.unwrap();
+        clone
+    }
+
+    async fn delete(&self, clone: &str) {
+        let (clock, store) = (Clock::Manual(self.clock.clone()), self.store.clone() as Arc<dyn Store>);
+        let server = ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "1".into() };
+        let (clone, secrets) = (VolumeName::new(clone).unwrap(), Secrets::default());
+        volume::delete(&store, &self.random, &clock, &server, &clone, false, &secrets).await.unwrap();
+    }
+
     async fn is_clean(&self) {
         let store: Arc<dyn Store> = self.store.clone();
         let report = ashlar::check::check(&store, &name(), true, &|_, _| {}, &Secrets::default()).await.unwrap();
@@ -134,6 +156,45 @@ fn trouble(volume: &Volume) -> Option<String> {
 
 fn by_hand(name: &str) -> Label {
     Label { name: name.into(), taken_unix_millis: 1, keep_until_unix_millis: 0, ..Label::default() }
+}
+
+/// What clones show stays, beside what the policy wants. Once they are gone, it is the policy's again, or goes, if somebody deleted it.
+#[tokio::test(start_paused = true)]
+async fn clones_keep_automatic_snapshots() {
+    let world = World::scheduled(MINUTE, "2 x 1m").await;
+    let volume = world.open().await;
+    let mut names = Vec::new();
+    for number in 0..2 {
+        write(&volume, number).await;
+        world.pass(MINUTE).await;
+        names.push(snapshots(&volume).pop().unwrap().0);
+    }
+    let (named, deleted) =
+        (world.clone_of(&volume, &names[0], "a").await, world.clone_of(&volume, &names[1], "b").await);
+    let automatic = |volume: &Volume| volume.scheduled().unwrap().automatic;
+    for number in 2..9 {
+        write(&volume, number).await;
+        world.pass(MINUTE).await;
+    }
+    let there = snapshots(&volume).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!((there.len(), &there[..2]), (4, &names[..]), "two that clones show, and the two newest");
+    assert_eq!(volume.delete_snapshot(&names[1]).await.unwrap(), ["b"]);
+    write(&volume, 9).await;
+    world.pass(MINUTE).await;
+    assert_eq!((volume.snapshots().len(), automatic(&volume)), (4, 3), "one has no name any more");
+    assert_eq!((world.first_bytes_of(&names[0]).await, trouble(&volume)), (0_u64.to_le_bytes().to_vec(), None));
+
+    for clone in [named, deleted] {
+        world.delete(&clone.name).await;
+        volume.forget_gone_clone(clone.uuid).await.unwrap();
+    }
+    assert!(!volume.snapshots().iter().any(|kept| kept.label.is_hidden()), "what was deleted has gone");
+    write(&volume, 10).await;
+    world.pass(MINUTE).await;
+    let there = snapshots(&volume).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert!(there.len() == 2 && !there.contains(&names[0]), "the policy lets the other one go: {there:?}");
+    volume.close().await.unwrap();
+    world.is_clean().await;
 }
 
 /// Somebody writes once a minute; the server stops, or dies, now and then. Each minute gets its snapshot, and those stay that the policy
