@@ -3,6 +3,7 @@
 //! its share of what the map may have in memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
@@ -16,6 +17,9 @@ const UPPER_PART: u64 = 2;
 
 /// Pages that are asked for at once.
 const AT_ONCE: usize = 16;
+
+/// What the read brings that lacked a part of it is not asked for twice.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A task that brings it in; it ends when this is dropped, or when everything is there.
 #[derive(Debug)]
@@ -31,7 +35,6 @@ impl Upper {
     pub fn of_volume(shared: Arc<Shared>) -> Upper {
         Upper::start(async move {
             shared.waits.upper_lacks.notified().await;
-            let (pages, memory) = (shared.ledger().log().map.upper(), shared.doors.seat.map_memory());
             let fetch = |pages| {
                 let shared = shared.clone();
                 async move {
@@ -40,7 +43,8 @@ impl Upper {
                 }
             };
             let keep = |pages| shared.ledger().bring(pages, shared.doors.seat.map_memory());
-            bring(pages, memory, fetch, keep).await;
+            let lacks = || shared.ledger().log().map.upper();
+            bring(lacks, shared.doors.seat.map_memory(), fetch, keep).await;
         })
     }
 }
@@ -56,16 +60,17 @@ pub(crate) fn is_lacking(lacking: &Lacking) -> bool {
     lacking.pages.iter().any(|page| page.kind.is_upper())
 }
 
-/// Fetches these pages and hands them to `keep`, as long as they take no more than their share of `memory`.
+/// Fetches, after a pause, the pages that `lacks` says, and hands them to `keep`, as long as they take no more than their share of `memory`.
 pub(crate) async fn bring<F>(
-    mut pages: Vec<PageAt>,
+    lacks: impl Fn() -> Vec<PageAt>,
     memory: u64,
     fetch: impl Fn(NeedPages) -> F,
     keep: impl Fn(LoadedPages),
 ) where
     F: Future<Output = Result<LoadedPages, ReadError>>,
 {
-    let mut room = memory / UPPER_PART;
+    tokio::time::sleep(PAUSE).await;
+    let (mut pages, mut room) = (lacks(), memory / UPPER_PART);
     while !pages.is_empty() {
         let some = pages.drain(..pages.len().min(AT_ONCE)).collect();
         match fetch(NeedPages(some)).await {

@@ -276,7 +276,7 @@ impl Past {
     fn bring_upper(&self) {
         self.upper.get_or_init(|| {
             let (source, checkpoints, log) = (self.source.clone(), self.checkpoints.clone(), self.log.clone());
-            let (pages, memory) = (log.lock().map.upper(), self.seat.map_memory());
+            let memory = self.seat.map_memory();
             Upper::start(async move {
                 let keep = |pages: LoadedPages| {
                     let mut log = log.lock();
@@ -287,7 +287,7 @@ impl Past {
                     let (source, checkpoints) = (source.clone(), checkpoints.clone());
                     async move { fetch(&source, &checkpoints, need).await }
                 };
-                upper::bring(pages, memory, fetch, keep).await;
+                upper::bring(|| log.lock().map.upper(), memory, fetch, keep).await;
             })
         });
     }
