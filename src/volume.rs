@@ -82,6 +82,8 @@ pub struct Volume {
     opened: Mutex<Option<Instant>>,
     schedule: Scheduler,
     locker: Locker,
+    /// How far it was when it was last asked to become independent, if that is not done.
+    detaching: Mutex<Option<clones::Detaching>>,
 }
 
 /// Refuses what cannot be the name of a snapshot that somebody takes by hand.
@@ -289,6 +291,7 @@ impl Volume {
             opened: Mutex::new(Some(Instant::now())),
             schedule,
             locker,
+            detaching: Mutex::default(),
         })
     }
 
@@ -391,7 +394,14 @@ impl Volume {
     /// Makes a clone independent of its parent, while it is served: from that byte on, and for that time at most. Returns how far it is, if it is
     /// not done: it is to be asked for again then. What breaks off goes on where it was. Fails if it has snapshots: they show the parent.
     pub async fn detach(&self, from: u64, within: Duration) -> Result<Option<clones::Detaching>, VolumeError> {
-        self.shared.detach(from, within).await
+        let far = self.shared.detach(from, within).await?;
+        *self.detaching.lock() = far;
+        Ok(far)
+    }
+
+    /// How far it was when it was last asked to become independent, since it was opened here; nothing if that is done.
+    pub fn detaching(&self) -> Option<clones::Detaching> {
+        *self.detaching.lock()
     }
 
     /// Lets go what is kept for this clone only, if that is gone, or independent.

@@ -558,7 +558,9 @@ async fn becoming_independent_breaks_off_and_goes_on() {
     let mut from = 0;
     for turn in 0..40 {
         let a = world.open("a").await;
+        assert_eq!(a.detaching(), None, "nobody asked since it was opened");
         let done = a.detach(from, Duration::ZERO).await.unwrap();
+        assert_eq!(a.detaching(), done);
         // Whoever asks may know nothing of what was done before, or say something that is not so.
         from = [LARGE, done.map_or(0, |far| far.at), 0][turn % 3];
         assert!(all_of(&*a).await == shown);

@@ -17,6 +17,7 @@ use crate::nbd::ClientInfo;
 use crate::store::health::Trouble;
 use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
+use crate::volume::clones::Detaching;
 use crate::volume::purse::Left;
 use crate::volume::{Locked, Status, Volume};
 
@@ -171,6 +172,9 @@ pub struct VolumeStatus {
     /// How far the store has locked what snapshots need that are kept until a date, if it is to.
     #[serde(default)]
     pub snapshot_lock: Option<Locked>,
+    /// Of a clone that becomes independent, how far it is.
+    #[serde(default)]
+    pub detaching: Option<Detaching>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -312,6 +316,7 @@ impl Insight {
                 .scheduled()
                 .map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status), &prices)),
             snapshot_lock: volume.locked(),
+            detaching: volume.detaching(),
             status,
         }
     }
@@ -437,6 +442,7 @@ pub mod example {
                 cost: MonthOfSchedule::default(),
             }),
             snapshot_lock: Some(Locked { trouble: Some(word()), ..Locked::default() }),
+            detaching: Some(Detaching { at: 1, of: 2 }),
             status,
         };
         let client = ClientStatus {
@@ -534,7 +540,10 @@ mod tests {
             names.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name).unwrap()));
         };
         removed(&mut older, &newer);
-        removed(&mut older["volumes"][0], &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock"]);
+        removed(
+            &mut older["volumes"][0],
+            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching"],
+        );
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));
     }

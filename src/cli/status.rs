@@ -11,6 +11,7 @@ use crate::cache;
 use crate::config::Effective;
 use crate::human::date;
 use crate::human::{about_bytes, counted};
+use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
 use crate::volume::{Account, Locked, Status, VolumeName};
 
@@ -130,7 +131,8 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, doing, store_trouble, cost, budget, schedule, snapshot_lock, status, .. } = volume;
+    let VolumeStatus { name, doing, store_trouble, cost, budget, schedule, snapshot_lock, detaching, status, .. } =
+        volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("doing", doing.clone()),
@@ -157,6 +159,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     lines.extend(budget.iter().map(|left| ("budget", told(left))));
     lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
     lines.extend(snapshot_lock.as_ref().map(|lock| ("object lock", lock_told(lock))));
+    lines.extend(detaching.map(|far| ("independent", detaching_told(name, far))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -186,6 +189,11 @@ fn snapshots(status: &Status) -> String {
             format!("{kept}, the newest of {}, which keeps {newest} that the volume needs no more{all}", date(taken))
         }
     }
+}
+
+/// How far a clone is that becomes independent.
+fn detaching_told(name: &str, Detaching { at, of }: Detaching) -> String {
+    format!("{} of {}; ashlar clone --detach {name} goes on with it", about_bytes(at), about_bytes(of))
 }
 
 /// How far the store has locked what snapshots need.
