@@ -197,6 +197,8 @@ impl Run {
                 });
                 tracing::debug!(volume = %self.shared.facts.meta.name, until = date(until), "what snapshots need is locked in the store");
             }
+            // There may be nothing to lock any more, because its time is over.
+            self.state.change(|_| {});
             let changed = self.shared.waits.progress.wait_for(|progress| progress.versions != versions);
             let _ = tokio::time::timeout(LOOK, changed).await;
         }
