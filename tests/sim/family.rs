@@ -472,7 +472,8 @@ impl World {
                 assert!(why.contains("has clones"), "{why}");
                 self.volumes[at].origin.as_mut().unwrap().goes = false;
             }
-            Some(Err(_)) | None => {}
+            // It may have been taken for that, and then its journal is not gone on with.
+            Some(Err(_)) | None => self.volumes[at].floors = Floors::default(),
         }
     }
 
