@@ -34,6 +34,8 @@ use crate::volume::{self, Settings, VolumeName};
 #[derive(Debug, clap::Args)]
 #[command(
     group(clap::ArgGroup::new("what").required(true).multiple(true)),
+    // What is generated has the name behind its settings.
+    override_usage = "ashlar set [OPTIONS] <NAME> [KEY=VALUE]...",
     after_help = "\
 Examples:
   ashlar set db --compression zstd:3
