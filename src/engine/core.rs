@@ -381,13 +381,16 @@ impl Core {
     }
 
     fn start_checkpoint(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        // A part of a segment must not be in it.
-        let may_begin = !self.is_checkpointing && !self.is_committing;
-        if may_begin && self.ledger.log.needs_checkpoint() && self.is_checkpoint_due(now) {
+        if self.may_checkpoint() && self.ledger.log.needs_checkpoint() && self.is_checkpoint_due(now) {
             self.collection.checkpoint_begins();
             self.is_checkpointing = true;
             effects.push(Effect::Chore(Chore::Checkpoint(Box::new(self.ledger.begin_checkpoint()))));
         }
+    }
+
+    /// Whether a checkpoint may begin: a part of a segment must not be in it.
+    fn may_checkpoint(&self) -> bool {
+        !self.is_checkpointing && !self.is_committing
     }
 
     fn is_checkpoint_due(&self, now: Now) -> bool {
@@ -426,7 +429,7 @@ impl Core {
         // Past it, the slot is denied because it is the other's turn: the next commit changes that, not time.
         let trickle = Some(self.trickle_at()).filter(|at| share == 0 && ledger.log.has_changes() && *at > now.at);
         let seal = ledger.active_since.filter(|_| slot_free).map(|since| since + self.writeback_delay(now));
-        let checkpoint = ledger.uncheckpointed_since.filter(|_| !self.is_checkpointing);
+        let checkpoint = ledger.uncheckpointed_since.filter(|_| self.may_checkpoint());
         let checkpoint = checkpoint.map(|since| since + options.checkpoint_interval);
         let journal = ledger.journal_retry.filter(|_| !ledger.is_paused);
         // What it has to do waits until there is more to spend.

@@ -492,6 +492,11 @@ impl World {
     /// A read of everything brings what the client wrote last; and no batch waits that nothing holds up.
     fn check(&mut self) {
         assert!(!self.core.has_idle_slot(self.now), "a batch waits beside a slot that it may have");
+        let due = self.core.deadline(self.now);
+        assert!(
+            due.is_none_or(|due| due > self.now.at),
+            "what is due is done, or waits for an event: else the shell never rests"
+        );
         let log = self.core.ledger.log();
         assert!(log.uploading() <= self.window as usize);
         assert!(self.flushed <= log.covers());
