@@ -478,9 +478,18 @@ impl World {
     }
 
     async fn delete(&self, at: usize, server: &Server, store: &Arc<dyn Store>) -> Result<u64, VolumeError> {
+        self.delete_named(&self.volumes[at].name, server, store).await
+    }
+
+    async fn delete_named(
+        &self,
+        name: &VolumeName,
+        server: &Server,
+        store: &Arc<dyn Store>,
+    ) -> Result<u64, VolumeError> {
         let (clock, random) = (self.clock(), Random::seeded(self.random_of_family().below(u64::MAX)));
         let identity = World::identity(server.number);
-        volume::delete(store, &random, &clock, &identity, &self.volumes[at].name, true, &self.secrets).await
+        volume::delete(store, &random, &clock, &identity, name, true, &self.secrets).await
     }
 
     fn random_of_family(&self) -> &Random {
@@ -489,8 +498,14 @@ impl World {
 
     /// Ends all clones and the schedules of a life that is the last one, and with them the versions that nobody can name.
     pub async fn disband(&mut self, life: &mut Life) {
-        if self.family.is_none() {
-            return;
+        let Some(Family { births, .. }) = &self.family else { return };
+        // One of which the description arrived after this life had begun is nobody's.
+        for birth in births.all().into_iter().rev() {
+            let is_ours = self.volumes.iter().any(|vol| vol.name == birth.name);
+            if !is_ours && description::load(&*self.store, &birth.name).await.is_ok() {
+                let store: Arc<dyn Store> = self.store.clone();
+                self.delete_named(&birth.name, &life.server, &store).await.unwrap();
+            }
         }
         // Clones of clones come after what they are clones of.
         while self.volumes.last().is_some_and(|vol| vol.origin.is_some()) {
