@@ -21,8 +21,8 @@ use crate::volume::{self, VolumeError, VolumeName, description};
 /// A volume with snapshots is refused unless --with-snapshots: they go with it. One with a snapshot that is to be kept until a date (`ashlar
 /// snapshot keep`) is refused before that date, whatever flags are given.
 ///
-/// A volume that the server of this host has open and no client uses is closed there first. One that has clients is refused. One
-/// that another server has, or that was not closed, is refused unless --takeover: that server can then write no more. If the
+/// A volume that the server of this host has open and no client uses is closed there first. One that has clients, one
+/// that another server has, or that was not closed, is refused unless --takeover: whoever has it can then write no more. If the
 /// volume is damaged or its key is not here, --takeover deletes it too, but then a server that has it must be stopped first.
 /// If deleting is interrupted, give the same command again.
 #[derive(Debug, clap::Args)]
@@ -55,14 +55,12 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if !args.yes {
         ask(&args.name, &runtime.block_on(describe(&store, &args.name, &secrets))?)?;
     }
-    let was_open = runtime.block_on(close_here(args, &store.url(), config))?;
+    runtime.block_on(close_here(args, &store.url(), config))?;
     let server = outside::passing_identity(&random);
     let parent = runtime.block_on(parent_of(&store, &args.name));
     let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
     let deleted = runtime.block_on(deleted);
-    if was_open && let Err(why) = runtime.block_on(control::take_back(&config.state, &args.name)) {
-        tracing::warn!("the server that runs here opens no volume named {} until it is restarted: {why}", args.name);
-    }
+    let was_open = runtime.block_on(take_back(&args.name, config));
     let objects = deleted.map_err(|error| match error {
         VolumeError::Held { name, holder } => Failure::failed(format!(
             "volume {name:?} was opened by {holder} and not closed; if it is to go all the same, delete it with --takeover: that \
@@ -73,20 +71,42 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     if let Some((parent, uuid)) = parent {
         runtime.block_on(super::clone::forget(&parent, uuid, config));
     }
-    output::text(format!("deleted volume {} with {} from {}", args.name, counted(objects, "object"), store.url()))
+    let again = match was_open {
+        true => "; the server that runs here serves a new volume of that name once it is restarted",
+        false => "",
+    };
+    output::text(format!(
+        "deleted volume {} with {} from {}{again}",
+        args.name,
+        counted(objects, "object"),
+        store.url()
+    ))
 }
 
-/// Has the server of this host close the volume, if it has it open and nobody uses it; whether it did.
-async fn close_here(args: &Args, store: &str, config: &Effective) -> Result<bool, Failure> {
+/// Where the server of this host says that a volume is that it closed to have it deleted. If that broke off, what one reads there helps.
+const DELETED: &str = "nobody, for it was to be deleted (if it is still there: ashlar handoff --back)";
+
+/// Has the server of this host, if it closed the volume for that, forget it; whether it did. It may have done so for an earlier try.
+async fn take_back(name: &VolumeName, config: &Effective) -> bool {
+    let Ok(running) = control::ask(&config.state).await else { return false };
+    let is_it = running.moved.iter().any(|moved| moved.volume == name.as_str() && moved.to == DELETED);
+    if is_it && let Err(why) = control::take_back(&config.state, name).await {
+        tracing::warn!("the server that runs here opens no volume named {name} until it is restarted: {why}");
+    }
+    is_it
+}
+
+/// Has the server of this host close the volume, if it has it open and nobody uses it.
+async fn close_here(args: &Args, store: &str, config: &Effective) -> Outcome {
     let name = &args.name;
-    let Ok(running) = control::ask(&config.state).await else { return Ok(false) };
+    let Ok(running) = control::ask(&config.state).await else { return Ok(()) };
     if running.store != store || !running.volumes.iter().any(|volume| volume.name == name.as_str()) {
-        return Ok(false);
+        return Ok(());
     }
     let is_of_it = |export: &str| export.split('@').next() == Some(name.as_str());
     let clients = running.clients.iter().filter(|client| is_of_it(&client.export)).count() as u64;
     if clients > 0 && args.takeover {
-        return Ok(false);
+        return Ok(());
     }
     if clients > 0 {
         return Err(Failure::failed(format!(
@@ -95,8 +115,7 @@ async fn close_here(args: &Args, store: &str, config: &Effective) -> Result<bool
         )));
     }
     let within = config.serve.handoff_timeout;
-    control::hand_over(&config.state, name, "nobody: it is being deleted", within).await.map_err(Failure::failed)?;
-    Ok(true)
+    control::hand_over(&config.state, name, DELETED, within).await.map_err(Failure::failed)
 }
 
 /// Whose clone a volume is, and its uuid, if it is one.

@@ -80,7 +80,7 @@ impl Shared {
             let pages = self.fetch_pages(lacking.into());
             let (pages, fetched) = tokio::join!(pages, self.doors.objects.sealed(frames));
             loaded.extend(pages.map_err(io_error)?);
-            sealed.extend(fetched);
+            sealed.extend(fetched.map_err(io_error)?);
         }
     }
 

@@ -20,7 +20,7 @@ use crate::engine::log::Log;
 use crate::engine::options::Options;
 use crate::engine::purse::{OwnAllowance, Purse};
 use crate::engine::seen::{self, Seen};
-use crate::engine::settings;
+use crate::engine::settings::{self, Tuned};
 use crate::engine::unbroken::Line;
 use crate::engine::versions::VersionMap;
 use crate::engine::watched::Watched;
@@ -343,6 +343,8 @@ impl Shared {
 
     /// Takes over what a proven description says, but for its keys.
     pub fn adopt(&self, number: u64, meta: &Meta) -> Result<(), VolumeError> {
+        // All of it, or nothing.
+        let tuned = self.tuned(meta)?;
         {
             let mut ledger = self.ledger();
             ledger.adopt(number, meta).map_err(|beyond| {
@@ -359,25 +361,28 @@ impl Shared {
         }
         self.protected_until.store(meta.keep_until_unix_millis, Ordering::Release);
         self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
-        let tuned = self.tune(meta);
+        self.tune(tuned);
         self.waits.wake.notify_one();
-        tuned
+        Ok(())
     }
 
-    /// Takes over what its description sets, as far as an open volume can.
-    fn tune(&self, meta: &Meta) -> Result<(), VolumeError> {
-        let Facts { configured, options: open, .. } = &self.facts;
-        let tuned = settings::tuned(configured, &meta.settings).map_err(|bad| {
+    /// What holds for it by what its description sets.
+    fn tuned(&self, meta: &Meta) -> Result<Tuned, VolumeError> {
+        settings::tuned(&self.facts.configured, &meta.settings).map_err(|bad| {
             let name = &self.facts.meta.name;
             VolumeError::Invalid(format!(
-                "this server goes on with the settings that volume {name} had, and cannot open it anew: {bad}; set another value, or remove it with ashlar set {name} --unset KEY"
+                "this server goes on with what volume {name} was, and cannot open it anew: {bad}; set another value, or remove it with ashlar set {name} --unset KEY"
             ))
-        })?;
+        })
+    }
+
+    /// Takes that over, as far as an open volume can.
+    fn tune(&self, tuned: Tuned) {
+        let Facts { options: open, .. } = &self.facts;
         self.doors.purse.set_own(tuned.allowance);
         let options = tuned.options.for_volume(self.facts.meta.size);
         *self.later.lock() = settings::later(open, &options);
         self.ledger().set_options(settings::at_once(open, &options));
-        Ok(())
     }
 
     /// The keys of those settings of its description that take effect when it is next opened.

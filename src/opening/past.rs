@@ -340,7 +340,7 @@ impl Past {
             let pages = self.load(lacking.into(), &mut loaded);
             let (pages, fetched) = tokio::join!(pages, self.source.objects.sealed(frames));
             pages?;
-            sealed.extend(fetched);
+            sealed.extend(fetched.map_err(io_error)?);
         };
         let below = self.below.clone();
         let frames = Frames { objects: &self.source.objects, keys: &self.source.keys, block_size, below };

@@ -61,6 +61,13 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Whether the store was asked again and again, and did not answer.
+    fn is_retryable(&self) -> bool {
+        matches!(self, ReadError::Store { source, .. } if source.kind == ErrorKind::Retryable)
+    }
+}
+
 /// The frames that one GET brought, or why not.
 type Brought = Result<Arc<HashMap<FrameAddr, Part>>, ReadError>;
 /// What a fetch needs to know beside its frames.

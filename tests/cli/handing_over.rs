@@ -115,11 +115,26 @@ fn a_volume_that_is_open_here_and_unused_can_be_deleted() {
     client.write(0, 2, MIB).unwrap();
     drop(client);
     here.wait_for_log("client left");
-    assert!(place.ok(&["delete", "a", "--yes"]).starts_with("deleted volume a with "));
+    let said = place.ok(&["delete", "a", "--yes"]);
+    assert!(said.starts_with("deleted volume a with ") && said.contains("once it is restarted"), "{said}");
     assert_eq!(moved(&place), serde_json::json!([]));
     assert!(here.attach("a").is_err());
     // Clients of the old one might come back to a new one of that name.
     place.ok(&["create", "a", "--size", "2G"]);
     assert!(here.attach("a").is_err());
     here.wait_for_log("restart the server to serve it");
+
+    // A deletion that broke off after the server had closed the volume: the same command again forgets that, too.
+    place.ok(&["create", "b", "--size", "1G"]);
+    drop(here.attach("b").unwrap());
+    here.wait_for_log("client left");
+    place.ok(&[
+        "handoff",
+        "b",
+        "--to",
+        "nobody, for it was to be deleted (if it is still there: ashlar handoff --back)",
+    ]);
+    assert!(here.attach("b").is_err());
+    place.ok(&["delete", "b", "--yes"]);
+    assert_eq!(moved(&place), serde_json::json!([]));
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::try_join_all;
 
-use super::{Brought, How, Inner, Objects};
+use super::{Brought, How, Inner, Objects, ReadError};
 use crate::cache::Purpose;
 use crate::reading::fetch::{self, Get};
 use crate::units::FrameAddr;
@@ -16,8 +16,9 @@ use crate::units::FrameAddr;
 pub type Sealed = HashMap<FrameAddr, Bytes>;
 
 impl Objects {
-    /// Those of the frames that lie in the store only, and that nobody is bringing. What cannot be read is left out.
-    pub async fn sealed(&self, mut frames: Vec<FrameAddr>) -> Sealed {
+    /// Those of the frames that lie in the store only, and that nobody is bringing. What is not there is left out. Fails if the store does not answer: it was
+    /// asked for as long as a read waits.
+    pub async fn sealed(&self, mut frames: Vec<FrameAddr>) -> Result<Sealed, ReadError> {
         let inner = &self.inner;
         {
             let board = inner.frames.board();
@@ -28,19 +29,24 @@ impl Objects {
             frames = disk.find(inner.volume, frames).1;
         }
         let gets = fetch::plan(frames, inner.read_gap, inner.read_max);
-        join_all(gets.into_iter().map(|get| inner.fetch(get))).await.into_iter().flatten().collect()
+        let fetched = try_join_all(gets.into_iter().map(|get| inner.fetch(get))).await?;
+        Ok(fetched.into_iter().flatten().collect())
     }
 }
 
 impl Inner {
-    async fn fetch(&self, Get { seq, range, frames }: Get) -> Sealed {
+    async fn fetch(&self, Get { seq, range, frames }: Get) -> Result<Sealed, ReadError> {
         let start = range.start;
-        let Ok(bytes) = self.read(&self.keys.segment(seq), range).await else { return Sealed::new() };
+        let bytes = match self.read(&self.keys.segment(seq), range).await {
+            Ok(bytes) => bytes,
+            Err(away @ ReadError::Store { .. }) if away.is_retryable() => return Err(away),
+            Err(_) => return Ok(Sealed::new()),
+        };
         let cut = |frame: FrameAddr| {
             let from = (u64::from(frame.offset) - start) as usize;
             (frame, bytes.slice(from..from + frame.len as usize))
         };
-        frames.into_iter().map(cut).collect()
+        Ok(frames.into_iter().map(cut).collect())
     }
 
     /// Opens a frame that was fetched before. If it is not what was written, it is read again.
