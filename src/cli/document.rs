@@ -1,6 +1,7 @@
 //! What a server tells of itself in one document: `ashlar status --json`, and what the page and `ashlar top` show. Its fields are
 //! stable; `docs/status.md` lists them, and a test compares.
 
+use std::ops::Add;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -243,7 +244,11 @@ impl Insight {
             cost: ServerCost {
                 prices: self.budget.purse().prices().told(),
                 requests_since_start_dollars: self.budget.purse().prices().prices().of_requests(&self.meter.snapshot()),
-                storage_month_dollars: volumes.iter().map(|volume| volume.cost.storage_month_dollars).sum(),
+                // The sum of no fractions is -0.0.
+                storage_month_dollars: volumes
+                    .iter()
+                    .map(|volume| volume.cost.storage_month_dollars)
+                    .fold(0.0, Add::add),
             },
             budget: self.budget.purse().left(Instant::now()),
             log: logging::status(),

@@ -101,3 +101,13 @@ fn a_signal_gives_the_terminal_back() {
     assert!(String::from_utf8_lossy(&rest).contains("\u{1b}[?1049l"), "the screen before is back");
     serving.stop();
 }
+
+/// A server that has no volume open costs nothing, and not minus nothing.
+#[test]
+fn nothing_costs_nothing() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let shown = place.ok(&["top", "--once"]);
+    assert!(shown.contains("a month $0.00") && !shown.contains("$-"), "{shown}");
+    serving.stop();
+}
