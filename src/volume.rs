@@ -195,6 +195,12 @@ pub struct Status {
     /// Bytes, before compression, that the volume needs no more and that snapshots, or what is kept for clones, do; absent until all of that was read once.
     #[serde(default)]
     pub snapshots_held_bytes: Option<u64>,
+    /// Its clones, those of all its versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<String>,
+    /// Bytes, before compression, that neither the volume nor a snapshot needs which anybody can name, and that clones do; absent until all of that was read once.
+    #[serde(default)]
+    pub clones_held_bytes: Option<u64>,
     /// How its objects are sealed.
     pub seal: Seal,
     /// How new frames are compressed.
@@ -490,7 +496,10 @@ impl Volume {
         let log = ledger.log();
         let totals = log.map.space().totals();
         let held_by_all = log.map.space().held_by_versions();
-        let newest = log.map.space().durable().kept.iter().rfind(|version| !version.label.is_hidden());
+        let held_for_clones = log.map.space().held_for_clones();
+        let kept = &log.map.space().durable().kept;
+        let clones = kept.iter().flat_map(|version| &version.label.clones).map(|clone| clone.name.clone()).collect();
+        let newest = kept.iter().rfind(|version| !version.label.is_hidden());
         let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
@@ -503,10 +512,12 @@ impl Volume {
             live_bytes: totals.live_bytes,
             dead_bytes: totals.dead_bytes,
             sparse_bytes: totals.sparse_bytes(),
-            snapshots: kept::shown(&log.map.space().durable().kept),
+            snapshots: kept::shown(kept),
             newest_snapshot_unix_millis: newest.map_or(0, |version| version.label.taken_unix_millis),
             newest_snapshot_held_bytes: facts.block_size.bytes_in(BlockCount(held)),
             snapshots_held_bytes: held_by_all.map(|blocks| facts.block_size.bytes_in(BlockCount(blocks))),
+            clones,
+            clones_held_bytes: held_for_clones.map(|blocks| facts.block_size.bytes_in(BlockCount(blocks))),
             objects: totals.objects + ledger.checkpoint_objects() as u64,
             gc: GcStatus {
                 backlog_bytes: crate::gc::excess(&totals, &ledger.options().gc, crate::gc::Activity::Quiet),

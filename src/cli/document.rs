@@ -398,6 +398,8 @@ pub mod example {
             newest_snapshot_unix_millis: 0,
             newest_snapshot_held_bytes: 0,
             snapshots_held_bytes: Some(0),
+            clones: vec!["word".to_owned()],
+            clones_held_bytes: Some(0),
             seal: Seal::Blake3,
             compression: Compression::None,
             retired_bytes: 0,

@@ -9,8 +9,7 @@ use super::failure::{Failure, Outcome};
 use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
-use crate::human::date;
-use crate::human::{about_bytes, counted};
+use crate::human::{about_bytes, counted, date, few};
 use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
 use crate::volume::{Account, Locked, Status, VolumeName};
@@ -159,6 +158,9 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     lines.extend(budget.iter().map(|left| ("budget", told(left))));
     lines.extend(schedule.as_ref().map(|schedule| ("snapshots", schedule.told())));
     lines.extend(snapshot_lock.as_ref().map(|lock| ("object lock", lock_told(lock))));
+    if !status.clones.is_empty() {
+        lines.push(("clones", clones(status)));
+    }
     lines.extend(detaching.map(|far| ("independent", detaching_told(name, far))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
@@ -189,6 +191,12 @@ fn snapshots(status: &Status) -> String {
             format!("{kept}, the newest of {}, which keeps {newest} that the volume needs no more{all}", date(taken))
         }
     }
+}
+
+/// What clones it has, and what is kept for nobody else.
+fn clones(status: &Status) -> String {
+    let kept = status.clones_held_bytes.map(|held| format!("; {} are kept for clones alone", about_bytes(held)));
+    few(status.clones.iter().map(String::as_str)) + &kept.unwrap_or_default()
 }
 
 /// How far a clone is that becomes independent.

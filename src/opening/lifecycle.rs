@@ -278,11 +278,14 @@ async fn look(source: &Source) -> Result<(Scan, Vec<ObjectEntry>, Counted, (Bloc
     }
     let kept = &scan.map.space().durable().kept;
     let lists = kept.iter().map(|version| source.held(&scan.checkpoints, version));
-    let lists = stream::iter(lists).buffered(PARALLEL).map(pass_over_damage).try_collect::<Vec<_>>().await?;
-    let held: u64 = lists.iter().flatten().flat_map(Deaths::values).sum();
+    let mut lists = stream::iter(lists).buffered(PARALLEL).map(pass_over_damage).try_collect::<Vec<_>>().await?;
+    if let Some(newest) = lists.last_mut().and_then(Option::as_mut) {
+        let since = scan.map.space().held_since();
+        since.into_iter().for_each(|(seq, blocks)| *newest.entry(seq).or_default() += blocks);
+    }
+    let held = BlockCount(lists.iter().flatten().flat_map(Deaths::values).sum());
     let for_clones =
         kept::for_clones(kept.iter().zip(&lists).filter_map(|(version, held)| Some((version, held.as_ref()?))));
-    let held = BlockCount(held + scan.map.space().newly_held().1);
     Ok((scan, listed, dead, (held, for_clones)))
 }
 

@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
+use super::kept::Deaths;
 use super::{Carrier, Carriers, Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
 use crate::units::{PageRef, Seq};
 
@@ -61,8 +64,18 @@ pub struct List {
 }
 
 /// How many blocks died by a list whose deltas are not in memory, if that is known. It is no part of what the list is: two are equal whatever is known.
-#[derive(Clone, Debug, Default)]
-pub struct Known(OnceLock<u64>);
+#[derive(Debug, Default)]
+pub struct Known {
+    all: OnceLock<u64>,
+    /// Those of segments after a place of the log.
+    after: Mutex<Option<(Seq, u64)>>,
+}
+
+impl Clone for Known {
+    fn clone(&self) -> Known {
+        Known { all: self.all.clone(), after: Mutex::new(*self.after.lock()) }
+    }
+}
 
 impl PartialEq for Known {
     fn eq(&self, _: &Known) -> bool {
@@ -82,14 +95,29 @@ impl List {
     pub fn known_blocks(&self) -> Option<u64> {
         match self.pages.is_empty() || !self.entries.is_empty() {
             true => Some(self.blocks()),
-            false => self.known.0.get().copied(),
+            false => self.known.all.get().copied(),
         }
     }
 
-    /// So many blocks died by it, as its pages say.
-    pub fn know(&self, blocks: u64) {
+    /// The same of segments after `place`.
+    pub fn known_blocks_after(&self, place: Seq) -> Option<u64> {
+        if place == Seq(0) {
+            return self.known_blocks();
+        }
+        match self.pages.is_empty() || !self.entries.is_empty() {
+            true => {
+                let from = self.entries.partition_point(|(seq, _)| *seq <= place);
+                Some(self.entries[from..].iter().map(|(_, delta)| delta.blocks()).sum())
+            }
+            false => self.known.after.lock().filter(|(known, _)| *known == place).map(|(_, blocks)| blocks),
+        }
+    }
+
+    /// These died by it, as its pages say; it is remembered how many, and how many of segments after `place`.
+    pub fn know(&self, deaths: &Deaths, place: Seq) {
         // Whoever said it before had read the same pages.
-        let _ = self.known.0.set(blocks);
+        let _ = self.known.all.set(deaths.values().sum());
+        *self.known.after.lock() = Some((place, deaths.range(place.next()..).map(|(_, blocks)| blocks).sum()));
     }
 
     /// Its pages.
@@ -99,7 +127,7 @@ impl List {
 
     /// Without its deltas in memory, which its pages have.
     pub fn out_of_memory(mut self) -> List {
-        self.know(self.blocks());
+        let _ = self.known.all.set(self.blocks());
         self.entries = Vec::new();
         self
     }

@@ -40,7 +40,7 @@ pub use candidates::{Order, Want};
 pub use carriers::{Cargo, Carrier, Carriers};
 pub use counter::{Counted, Counter, SegmentInfo, Totals};
 pub use deltas::{Delta, Layer};
-pub use directory::{Durable, Listed, SpanEntry, TableRoot};
+pub use directory::{Durable, List, Listed, SpanEntry, TableRoot};
 pub use fold::{Bounds, Fold, Folded, Progress};
 pub use kept::{CloneRef, KeptVersion, Label};
 pub use summary::Summary;

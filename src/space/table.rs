@@ -335,9 +335,15 @@ impl Space {
     /// Deaths that the newest version holds which is kept.
     pub fn held(&self) -> kept::Deaths {
         let mut held = self.durable.kept.last().map(kept::KeptVersion::deaths).unwrap_or_default();
-        let layers = [Some(&self.newest), self.frozen.as_deref()];
-        let since = layers.into_iter().flatten().flat_map(|layer| &layer.held);
-        since.for_each(|(seq, blocks)| *held.entry(*seq).or_default() += blocks);
+        self.held_since().into_iter().for_each(|(seq, blocks)| *held.entry(seq).or_default() += blocks);
+        held
+    }
+
+    /// Of those, the ones that were found since the last durable checkpoint.
+    pub fn held_since(&self) -> kept::Deaths {
+        let mut held = self.newest.held.clone();
+        let frozen = self.frozen.iter().flat_map(|layer| &layer.held);
+        frozen.for_each(|(seq, blocks)| *held.entry(*seq).or_default() += blocks);
         held
     }
 
@@ -353,6 +359,22 @@ impl Space {
         let lists = self.durable.kept.iter().flat_map(|version| &version.held);
         let known: Option<u64> = lists.map(|list| list.known_blocks()).sum();
         Some(known? + self.newly_held().1)
+    }
+
+    /// Of those, the blocks that no version needs which anybody can name: they are there for clones only.
+    pub fn held_for_clones(&self) -> Option<u64> {
+        let (mut shown, mut blocks) = (Seq(0), 0);
+        for version in &self.durable.kept {
+            if !version.label.is_hidden() {
+                shown = version.seq;
+                continue;
+            }
+            let known: Option<u64> = version.held.iter().map(|list| list.known_blocks_after(shown)).sum();
+            blocks += known?;
+        }
+        let is_hidden = self.durable.kept.last().is_some_and(|version| version.label.is_hidden());
+        let since = if is_hidden { self.held_since() } else { kept::Deaths::new() };
+        Some(blocks + since.range(shown.next()..).map(|(_, blocks)| blocks).sum::<u64>())
     }
 
     /// Sums up what is at or before the newest version that is kept. A span that it shares with newer segments counts only if its page is in

@@ -64,6 +64,11 @@ fn a_clone_of_a_served_volume_is_served_beside_it_and_becomes_independent() {
     let info: Value = serde_json::from_str(&place.ok(&["info", "disk0", "--json"])).unwrap();
     assert_eq!((&info["snapshots"], &info["clones"]), (&0.into(), &serde_json::json!(["try", "now"])));
     assert!(place.ok(&["info", "try"]).lines().any(|line| line.starts_with("clone of") && line.ends_with(" disk0")));
+    let told = place.ok(&["status", "disk0"]);
+    // The first MiB is only what "try" shows.
+    let line =
+        |line: &str| line.starts_with("clones ") && line.ends_with(" try, now; 1.0 MiB are kept for clones alone");
+    assert!(told.lines().any(line), "{told}");
     assert_eq!(place.ok(&["clone", "--detach", "try"]), "volume try is independent of disk0\n");
     assert!(tried.holds(0, 3, MIB / 2) && tried.holds((MIB / 2) as u64, 1, MIB));
     drop((disk, tried, nowed));

@@ -325,12 +325,20 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "Bytes, before compression, that the volume needs no more and its snapshots, or its clones, do; absent until that is known.",
     );
+    let mut for_clones = Family::new(
+        "ashlar_volume_clones_held_bytes",
+        Gauge,
+        "Of those, bytes that only clones need: neither the volume nor a snapshot that anybody can name does; absent until that is known.",
+    );
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
         if status.newest_snapshot_unix_millis > 0 {
             newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
         }
         if let Some(bytes) = status.snapshots_held_bytes {
             held = held.number([("volume", name)], bytes as f64);
+        }
+        if let Some(bytes) = status.clones_held_bytes {
+            for_clones = for_clones.number([("volume", name)], bytes as f64);
         }
         for Left { key, left_ratio, .. } in budget {
             left = left.number([("volume", name), ("bound", key)], *left_ratio);
@@ -346,7 +354,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest, held]).collect()
+    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest, held, for_clones]).collect()
 }
 
 /// Which volumes there are, and which ended.
