@@ -167,6 +167,12 @@ impl Collection {
         }
         let is_pressed = self.pace(ledger, now.at).time_percent >= 100;
         self.waits_for_deletion = is_pressed && is_littered(ledger);
+        if self.began.is_some() {
+            // What it waited for last, deletions or pages, is there. Or the next work, a day later, would seem to have taken a day, and the rest after it
+            // were days.
+            self.note_if_done(now.at);
+        }
+        debug_assert!(self.began.is_none() || self.is_working(), "whoever does nothing has begun nothing");
         if self.waits_for_deletion
             || self.is_working() && !is_pressed
             || self.pause(ledger, now.at).is_some_and(|end| end > now.at)
