@@ -227,7 +227,7 @@ async fn check_once(
 /// What a clone shows must be there, and be kept. What it holds is for a check of its parent to say.
 async fn check_parent(source: &Source, report: &mut Report) -> Result<()> {
     let near = (Arc::new(BlockCache::in_memory(0)), Workers::Inline);
-    match clones::below(source, &Options::default(), &Budget::default(), near).await {
+    match clones::below(source, &Options::default(), &Budget::default(), near, None).await {
         Ok(_) => Ok(()),
         Err(VolumeError::Corrupt { key, why }) => {
             report.problem(key, why);

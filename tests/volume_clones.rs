@@ -12,20 +12,26 @@ use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::meta::{Meta, Parent};
 use ashlar::journal;
-use ashlar::keyring::Secrets;
+use ashlar::keyring::slot::Cost;
+use ashlar::keyring::unlock::SecretSource;
+use ashlar::keyring::{Secret, Secrets};
+use ashlar::opening::key_slots::{Rotation, Slots};
+use ashlar::opening::lifecycle::NewEncryption;
 use ashlar::opening::scan::Source;
 use ashlar::opening::{Follower, Glass};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::space::Label;
 use ashlar::store::Store;
-use ashlar::store::faults::{FaultOptions, FaultyStore};
+use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness, description,
 };
+use async_trait::async_trait;
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 256;
@@ -40,6 +46,31 @@ struct World {
     options: Options,
     /// Each request to the store takes some milliseconds.
     is_far: bool,
+    secrets: Secrets,
+}
+
+/// Each volume has a key file of its own; but for those that are not at hand.
+struct KeyFiles {
+    missing: Vec<&'static str>,
+}
+
+fn key_of(volume: &str) -> Secret {
+    Secret::KeyFile(Zeroizing::new([&[7; 32], volume.as_bytes()].concat()))
+}
+
+#[async_trait]
+impl SecretSource for KeyFiles {
+    async fn secrets(&self, volume: &str) -> Result<Vec<Secret>, String> {
+        Ok(if self.missing.contains(&volume) { Vec::new() } else { vec![key_of(volume)] })
+    }
+}
+
+fn secrets_but(missing: &[&'static str]) -> Secrets {
+    Secrets::new(Arc::new(KeyFiles { missing: missing.to_vec() }), Workers::Inline)
+}
+
+fn encrypted(volume: &str) -> Option<NewEncryption> {
+    Some(NewEncryption { secret: key_of(volume), cost: Cost::LEAST, recovery: false })
 }
 
 fn name(text: &str) -> VolumeName {
@@ -64,7 +95,14 @@ impl World {
             ..Options::default()
         };
         options.gc.garbage_min = 0;
-        World { store, disks: parking_lot::Mutex::default(), random, options, is_far: false }
+        World {
+            store,
+            disks: parking_lot::Mutex::default(),
+            random,
+            options,
+            is_far: false,
+            secrets: Secrets::default(),
+        }
     }
 
     fn outside(&self, of: &str) -> Outside {
@@ -86,7 +124,7 @@ impl World {
             workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
             witness: Witness::default(),
-            secrets: Secrets::default(),
+            secrets: self.secrets.clone(),
         }
     }
 
@@ -133,9 +171,9 @@ impl World {
     ) -> Result<(), VolumeError> {
         let store: Arc<dyn Store> = self.store.clone();
         let near = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
-        let parent =
-            Source::of(store, &name(parent), &Options::default(), Some(near.clone()), &Secrets::default()).await?;
+        let parent = Source::of(store, &name(parent), &Options::default(), Some(near.clone()), &self.secrets).await?;
         let options = CreateOptions {
+            encryption: parent.meta.encryption.as_ref().and_then(|_| encrypted(&clone.name)),
             size: size.unwrap_or(parent.meta.size),
             block_size: parent.meta.block_size,
             ..CreateOptions::default()
@@ -177,7 +215,7 @@ impl World {
 
     async fn is_clean(&self, of: &str) {
         let store: Arc<dyn Store> = self.store.clone();
-        let report = ashlar::check::check(&store, &name(of), true, &|_, _| {}, &Secrets::default()).await.unwrap();
+        let report = ashlar::check::check(&store, &name(of), true, &|_, _| {}, &self.secrets).await.unwrap();
         assert!(report.is_clean(), "{report:#?}");
     }
 
@@ -840,5 +878,99 @@ async fn what_only_clones_hold_is_what_nothing_has_that_can_be_named() {
         assert_eq!(volume.status().clones_held_bytes, Some(held_for_clones(&head, &versions)));
         volume.close().await.unwrap();
         world.is_clean("parent").await;
+    }
+}
+
+impl World {
+    async fn rotate(&self, of: &str, secrets: &Secrets) -> Result<Rotation, VolumeError> {
+        let (name, clock) = (name(of), Clock::System);
+        let slots = Slots { store: &*self.store, name: &name, secrets, random: &self.random, clock: &clock };
+        slots.rotate(Cost::LEAST).await
+    }
+
+    /// Writes a volume full, with snapshots s0 to s3 in between: one that is deleted leaves holes in what the others need.
+    async fn fill(&self, volume: &Volume) -> Vec<u8> {
+        volume.write(0, noise(&self.random, BLOCKS), true).await.unwrap();
+        for kept in 0..4 {
+            volume.take_snapshot(label(&format!("s{kept}"))).await.unwrap();
+            for _ in 0..BLOCKS {
+                let block = self.random.below(BLOCKS);
+                volume.write(block * BLOCK, noise(&self.random, 1), false).await.unwrap();
+            }
+        }
+        all_of(volume).await
+    }
+
+    /// Rotates the data key of a volume that is open, and has collection move what its snapshots and clones need. Returns which of its clones were told.
+    async fn rotate_served(&self, volume: &Volume, snapshot: &str) -> Vec<String> {
+        let rotation = self.rotate(volume.meta().name.as_str(), &self.secrets).await.unwrap();
+        rotation.outcome.unwrap();
+        volume.reload().await.unwrap();
+        volume.delete_snapshot(snapshot).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        assert_eq!(volume.status().retired_bytes, 0);
+        rotation.clones
+    }
+}
+
+/// A parent and its clones are open at servers of their own, of which none is told of a rotation but the one whose volume it is.
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_is_read_has_the_new_data_key_of_its_parent() {
+    let mut world = World::new(1).await;
+    world.secrets = secrets_but(&[]);
+    // Without a cache.
+    world.is_far = true;
+    world.delete("parent").await.unwrap();
+    let options = CreateOptions { size: SIZE, encryption: encrypted("parent"), ..CreateOptions::default() };
+    volume::create(&*world.store, &world.random, &Clock::System, &name("parent"), options).await.unwrap();
+    let parent = world.open("parent").await;
+    let shown = world.fill(&parent).await;
+    world.clone_of(&parent, None, "child").await.unwrap();
+    let child = world.open("child").await;
+    child.write(0, noise(&world.random, 1), true).await.unwrap();
+    world.clone_of(&child, None, "grandchild").await.unwrap();
+    let grandchild = world.open("grandchild").await;
+    let shown = [&*child.read(0, BLOCK as u32).await.unwrap().concat(), &shown[BLOCK as usize..]].concat();
+
+    // A clone whose key is not at hand could not read what its parent seals: nothing is changed.
+    let error = world.rotate("parent", &secrets_but(&["child"])).await.unwrap_err().to_string();
+    assert!(
+        error.contains("has a clone child, which must be given the new data key, and child stays locked"),
+        "{error}"
+    );
+    assert_eq!(description::load(&*world.store, &name("parent")).await.unwrap().meta.encryption.unwrap().generation, 1);
+
+    assert_eq!(world.rotate_served(&parent, "s0").await, ["child"]);
+    assert!(all_of(&*child).await == shown && all_of(&*grandchild).await == shown);
+    // Twice, before anybody reads, and on two levels.
+    assert_eq!(world.rotate_served(&parent, "s1").await, ["child"]);
+    world.rotate("child", &world.secrets).await.unwrap().outcome.unwrap();
+    child.reload().await.unwrap();
+    assert_eq!(world.rotate_served(&parent, "s2").await, ["child"]);
+    assert!(all_of(&*grandchild).await == shown && all_of(&*child).await == shown);
+    for volume in [parent, child, grandchild] {
+        volume.close().await.unwrap();
+    }
+    for who in ["parent", "child", "grandchild"] {
+        world.is_clean(who).await;
+    }
+
+    // One that breaks off anywhere leaves all of them readable, and the next one goes through.
+    for mutation in 1.. {
+        let faulty = FaultyStore::new(world.store.clone(), FaultOptions::default(), world.random.clone());
+        faulty.faults().set_trap(Counted::Mutations, mutation, Trap::FailBefore);
+        let (name, clock) = (name("child"), Clock::System);
+        let slots =
+            Slots { store: &faulty, name: &name, secrets: &world.secrets, random: &world.random, clock: &clock };
+        let is_done = slots.rotate(Cost::LEAST).await.is_ok_and(|rotation| rotation.outcome.is_ok());
+        for who in ["child", "grandchild"] {
+            let volume = world.open(who).await;
+            assert!(all_of(&*volume).await == shown, "{who} after mutation {mutation}");
+            volume.close().await.unwrap();
+        }
+        if is_done {
+            assert!(mutation > 2, "a description of the clone, and one of its parent");
+            break;
+        }
     }
 }

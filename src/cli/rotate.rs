@@ -14,7 +14,7 @@ use super::outside::{Cache, State};
 use super::secrets;
 use super::store_volumes::StoreVolumes;
 use crate::config::Effective;
-use crate::human::about_bytes;
+use crate::human::{about_bytes, few};
 use crate::keyring::SlotKind;
 use crate::opening::key_slots::{self, Rotation};
 use crate::outside::Random;
@@ -34,7 +34,7 @@ pub async fn run(name: &VolumeName, drop_other_slots: bool, config: &Effective, 
              --drop-other-slots to lose them, and add them again afterwards"
         )));
     }
-    let Rotation { generation, recovery, outcome } = place.slots(name).rotate(secrets::cost()).await?;
+    let Rotation { generation, clones, recovery, outcome } = place.slots(name).rotate(secrets::cost()).await?;
     if let (Err(_), Some(key)) = (&outcome, &recovery) {
         let text = recovery_text(&key.to_text());
         output::text(format!(
@@ -46,7 +46,11 @@ pub async fn run(name: &VolumeName, drop_other_slots: bool, config: &Effective, 
         recovery_text(&key.to_text())
             + "  It takes the place of all earlier recovery keys, which open the volume no longer.\n"
     });
-    output::text(format!("volume {name} seals with data key {generation} from now on{recovery}"))?;
+    let given = match clones.is_empty() {
+        true => String::new(),
+        false => format!("; its clones have it, too: {}", few(clones.iter().map(String::as_str))),
+    };
+    output::text(format!("volume {name} seals with data key {generation} from now on{given}{recovery}"))?;
     let bar = bars.add(bar());
     let served = control::reload_if_served(&config.state, &place.store.url(), name).await;
     let outcome = match served {

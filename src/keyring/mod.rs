@@ -83,6 +83,22 @@ impl Keyring {
         }
     }
 
+    /// The same data keys, of which that one seals; nothing if it is not there. For whoever only reads.
+    pub fn sealing_with(&self, generation: Generation) -> Option<Keyring> {
+        let mut keys = self.0.keys.read().clone();
+        if keys.current.0 != generation {
+            let (number, key) = std::mem::replace(&mut keys.current, (generation, keys.retired.remove(&generation)?));
+            keys.retired.insert(number, key);
+        }
+        Some(Keyring(Arc::new(Ring { keys: RwLock::new(keys), witness: self.0.witness.clone() })))
+    }
+
+    /// The highest generation of a data key that is there.
+    pub fn newest(&self) -> Generation {
+        let keys = self.0.keys.read();
+        keys.retired.keys().copied().chain([keys.current.0]).max().unwrap_or(keys.current.0)
+    }
+
     /// The data keys before the current one.
     pub fn retired(&self) -> Vec<(Generation, Arc<Locked>)> {
         self.0.keys.read().retired.iter().map(|(generation, key)| (*generation, key.clone())).collect()

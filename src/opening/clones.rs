@@ -16,7 +16,7 @@
 //! volumes of the store say whose clones they are ([`children`]).
 //!
 //! An encrypted clone has its parent's data keys, sealed with its own ([`HandedKeys`]); the parent's secrets do not open it, and its own do not open the
-//! parent. A parent that has clones keeps its data key: what it wrote with another one, its clones could not read.
+//! parent. When the parent's data key is rotated its clones are given the new one ([`handed`](super::handed)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use crate::format::meta::{Meta, Parent, VolumeName};
 use crate::human::few;
 use crate::keyring::HandedKeys;
 use crate::opening::description::{self, Description};
+use crate::opening::handed::Handed;
 use crate::opening::lifecycle::{self, CreateOptions, Created};
 use crate::opening::past::{Past, named};
 use crate::opening::scan::Source;
@@ -52,12 +53,13 @@ use crate::units::Seq;
 /// Descriptions that are read at once.
 const PARALLEL: usize = 16;
 
-/// What is below that volume; nothing if it is no clone.
+/// What is below that volume; nothing if it is no clone. Its own data keys come from `above`, if it is below a clone, too.
 pub(crate) fn below<'a>(
     clone: &'a Source,
     options: &'a Options,
     budget: &'a Budget,
     near: (Arc<BlockCache>, Workers),
+    above: Option<Arc<Handed>>,
 ) -> BoxFuture<'a, Result<Option<Below>>> {
     Box::pin(async move {
         let Some(parent) = &clone.meta.parent else { return Ok(None) };
@@ -70,16 +72,10 @@ pub(crate) fn below<'a>(
         if described.meta.uuid != parent.uuid {
             return Err(lost("which is not in the store any more: another volume has that name now"));
         }
-        let keys = parent.keys.as_ref().zip(clone.sealer.keyring());
-        let keyring = keys.map(|(keys, own)| {
-            let opened = keys.open(parent.uuid, (clone.meta.uuid, own));
-            opened.ok_or_else(|| lost("whose data keys it has, but they do not open with its own"))
-        });
-        let keyring = keyring.transpose()?;
+        let handed = Handed::open(clone, parent, &described.meta, above).map_err(lost)?;
+        let keyring = handed.as_ref().map(|handed| handed.keyring().clone());
         if let Some(keyring) = &keyring {
             described.prove(keyring)?;
-        } else if described.meta.encryption.is_some() {
-            return Err(lost("which is encrypted, and it has no keys of it"));
         }
         let sealer = Sealer::new(parent.uuid, keyring);
         let source = Source::unlocked(clone.store.clone(), described, sealer, options, Some(near.clone()));
@@ -88,7 +84,7 @@ pub(crate) fn below<'a>(
             let knows = |version: &&KeptVersion| version.label.clones.iter().any(|known| known.uuid == clone.meta.uuid);
             found.filter(knows).cloned().ok_or_else(|| lost(NOT_KEPT))
         };
-        let past = Past::of_source(source, is_it, options, budget, near).await?;
+        let past = Past::of_source(source, is_it, options, budget, near, handed).await?;
         Ok(Some(Below::new(Arc::new(past))))
     })
 }

@@ -6,8 +6,8 @@ use crate::format::meta::{Meta, VolumeName};
 use crate::keyring::slot::{Cost, NewSlot, SLOTS_MAX};
 use crate::keyring::unlock::Opened;
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets, SlotKind};
-use crate::opening::clones;
 use crate::opening::description::{self, Description};
+use crate::opening::handed::Heirs;
 use crate::outside::{Clock, Random};
 use crate::store::Store;
 
@@ -52,6 +52,8 @@ struct Unlocked {
 pub struct Rotation {
     /// The new generation.
     pub generation: u8,
+    /// Its clones, which were given the new data key.
+    pub clones: Vec<String>,
     /// The new recovery key. It may be all that opens the volume also where the outcome is an error: nobody knows what became
     /// of a PUT that got no answer.
     pub recovery: Option<RecoveryKey>,
@@ -113,17 +115,11 @@ impl Slots<'_> {
     }
 
     /// Draws a new data key. Only the slot that was opened gets it, and a recovery key if there was one: the secrets of
-    /// the other slots are not here, and a key that leaked must not lead to the new one.
+    /// the other slots are not here, and a key that leaked must not lead to the new one. Clones are given it, too: their secrets must be here.
     pub async fn rotate(&self, cost: Cost) -> Result<Rotation> {
         let mut unlocked = self.unlock().await?;
         let meta = unlocked.description.meta.clone();
-        if meta.may_have_clones {
-            let clones = clones::children(self.store, meta.uuid).await?;
-            if !clones.is_empty() {
-                let names = clones.iter().map(|clone| clone.name.as_str());
-                return Err(clones::has_clones(&meta.name, "its data key cannot be rotated", names));
-            }
-        }
+        let heirs = Heirs::of(self.store, &meta, self.secrets, &Heirs::default()).await?;
         let new_key = Locked::take(&mut self.random.bytes());
         let keyring = unlocked.keyring.rotated(new_key).ok_or_else(|| {
             VolumeError::Invalid(format!("volume {} has had 255 data keys, the most there may be", self.name))
@@ -142,8 +138,15 @@ impl Slots<'_> {
         let slots = (1..).zip(from.into_iter().flatten()).map(|(id, from)| self.slot(&rotated, id, &from));
         rotated.encryption.slots = slots.collect::<Result<_>>()?;
         let generation = rotated.encryption.generation;
-        let outcome = self.replace(rotated).await;
-        Ok(Rotation { generation, recovery, outcome })
+        heirs.hand(self.store, self.random, meta.uuid, &rotated.keyring).await?;
+        let keyring = rotated.keyring.clone();
+        let outcome = async {
+            self.replace(rotated).await?;
+            let late = Heirs::of(self.store, &meta, self.secrets, &heirs).await?;
+            late.hand(self.store, self.random, meta.uuid, &keyring).await
+        };
+        let outcome = outcome.await;
+        Ok(Rotation { generation, clones: heirs.names(), recovery, outcome })
     }
 
     async fn unlock(&self) -> Result<Unlocked> {

@@ -8,7 +8,7 @@
 //! | [`protection`] | what nobody deletes before a date |
 //! | [`follow`] | a volume that another server writes: reading its newest checkpoint |
 //! | [`choice`] | which snapshot is meant, by name or by time |
-//! | [`past`], [`clones`], [`difference`], [`copying`] | versions that are kept: reading one; volumes that begin as one; in what two differ; copying one into another store |
+//! | [`past`], [`clones`], [`handed`], [`difference`], [`copying`] | versions that are kept: reading one; volumes that begin as one, and how they have their parent's data keys; in what two differ; copying one into another store |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
 pub mod scan;
@@ -25,6 +25,7 @@ pub mod key_slots;
 pub mod resize;
 pub mod past;
 pub mod clones;
+mod handed;
 pub mod difference;
 pub mod copying;
 

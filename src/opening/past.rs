@@ -31,6 +31,7 @@ use crate::keyring::Secrets;
 use crate::map::NeedPages;
 use crate::opening::choice::{Choice, choose};
 use crate::opening::clones;
+use crate::opening::handed::Handed;
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
 use crate::reading::objects::{LoadedPages, ReadError, Sealed};
@@ -51,6 +52,8 @@ pub struct Past {
     seat: Seat,
     /// Of a clone.
     below: Option<Below>,
+    /// Below an encrypted clone.
+    handed: Option<Arc<Handed>>,
     /// What brings the upper part of the map into memory, once a read lacked some of it.
     upper: OnceLock<Upper>,
 }
@@ -184,7 +187,7 @@ impl Past {
         let near = (cache, workers);
         let source = Source::of(store, volume, options, Some(near.clone()), secrets).await?;
         let is_it = |versions: &[KeptVersion]| choose(versions, volume, snapshot).cloned();
-        Past::of_source(source, is_it, options, budget, near).await
+        Past::of_source(source, is_it, options, budget, near, None).await
     }
 
     /// Opens the version that is chosen among those that are kept.
@@ -194,14 +197,15 @@ impl Past {
         options: &Options,
         budget: &Budget,
         near: (Arc<BlockCache>, Workers),
+        handed: Option<Arc<Handed>>,
     ) -> Result<Past> {
         let (newest, versions, carriers) = source.past().await?;
         let version = choose(&versions)?;
         let mut scan = source.version(&version).await?;
         scan.map.follow_carriers(carriers);
-        let below = clones::below(&source, options, budget, near).await?;
+        let below = clones::below(&source, options, budget, near, handed.clone()).await?;
         let past = Past::of(source, version, scan, budget.seat(options, 0), below);
-        Ok(Past { followed: Mutex::new(newest), ..past })
+        Ok(Past { followed: Mutex::new(newest), handed, ..past })
     }
 
     /// Opens the newest checkpoint, which nobody keeps: what its owner deletes after the next one fails to be read from then on.
@@ -220,7 +224,7 @@ impl Past {
                 Err(error) if error.is_not_found() && tries < LOOKS => tries += 1,
                 found => {
                     let (version, scan) = found?;
-                    let below = clones::below(&source, options, budget, near).await?;
+                    let below = clones::below(&source, options, budget, near, None).await?;
                     return Ok(Past::of(source, version, scan, budget.seat(options, 0), below));
                 }
             }
@@ -233,7 +237,7 @@ impl Past {
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
         let log = Arc::new(Mutex::new(Log::new(source.meta.block_size, origin)));
         let (followed, checkpoints) = (Mutex::new(version.seq), Arc::new(checkpoints));
-        Past { source, version, checkpoints, log, followed, seat, below, upper: OnceLock::new() }
+        Past { source, version, checkpoints, log, followed, seat, below, handed: None, upper: OnceLock::new() }
     }
 
     /// Whether a newer checkpoint than it has begun to be there: one LIST.
@@ -293,10 +297,13 @@ impl Past {
     }
 
     /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere since that checkpoint, which is known then, be it by
-    /// another read. Of a checkpoint that nobody keeps a newer one is no help.
+    /// another read, or has sealed it with a data key that is here only now. Of a checkpoint that nobody keeps a newer one is no help.
     async fn has_moved_since(&self, before: Seq) -> bool {
         if self.version.label.name.is_empty() {
             return false;
+        }
+        if let Some(handed) = &self.handed {
+            handed.renew().await;
         }
         let Ok((newest, _, carriers)) = self.source.past().await else { return false };
         let mut followed = self.followed.lock();

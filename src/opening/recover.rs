@@ -113,7 +113,7 @@ pub(crate) async fn open(
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
     let near = (outside.cache.clone(), outside.workers);
-    let below = clones::below(&source, &options, &outside.budget, near).await?;
+    let below = clones::below(&source, &options, &outside.budget, near, None).await?;
     let opening = Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags };
     let mut claim = None;
     let taken = opening.take(name, &mut claim).await;
