@@ -1,6 +1,6 @@
 //! The upper part of the map in memory: the pages that find its leaves, and the salts of segments. A cold read then asks for a leaf and for its
 //! frame, and for nothing else. It comes in once a read lacked a part of it, so a volume that nobody reads costs no request, and takes no more than
-//! its share of what the map may have in memory.
+//! its share of what the map may have in memory. What is below a clone brings its index when the clone is opened: a disk that is cloned is read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const UPPER_PART: u64 = 2;
 const AT_ONCE: usize = 16;
 
 /// What the read brings that lacked a part of it is not asked for twice.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 
 /// A task that brings it in; it ends when this is dropped, or when everything is there.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ impl Upper {
     pub fn of_volume(shared: Arc<Shared>) -> Upper {
         Upper::start(async move {
             shared.waits.upper_lacks.notified().await;
+            tokio::time::sleep(PAUSE).await;
             let fetch = |pages| {
                 let shared = shared.clone();
                 async move {
@@ -60,7 +61,7 @@ pub(crate) fn is_lacking(lacking: &Lacking) -> bool {
     lacking.pages.iter().any(|page| page.kind.is_upper())
 }
 
-/// Fetches, after a pause, the pages that `lacks` says, and hands them to `keep`, as long as they take no more than their share of `memory`.
+/// Fetches the pages that `lacks` says, and hands them to `keep`, as long as they take no more than their share of `memory`.
 pub(crate) async fn bring<F>(
     lacks: impl Fn() -> Vec<PageAt>,
     memory: u64,
@@ -69,7 +70,6 @@ pub(crate) async fn bring<F>(
 ) where
     F: Future<Output = Result<LoadedPages, ReadError>>,
 {
-    tokio::time::sleep(PAUSE).await;
     let (mut pages, mut room) = (lacks(), memory / UPPER_PART);
     while !pages.is_empty() {
         let some = pages.drain(..pages.len().min(AT_ONCE)).collect();

@@ -85,6 +85,7 @@ pub(crate) fn below<'a>(
             found.filter(knows).cloned().ok_or_else(|| lost(NOT_KEPT))
         };
         let past = Past::of_source(source, is_it, options, budget, near, handed).await?;
+        past.bring_index();
         Ok(Some(Below::new(Arc::new(past))))
     })
 }

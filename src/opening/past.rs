@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::iter;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,7 +29,7 @@ use crate::format::meta::{Meta, VolumeName};
 use crate::format::root::CheckpointInfo;
 use crate::human::few;
 use crate::keyring::Secrets;
-use crate::map::NeedPages;
+use crate::map::{NeedPages, PageAt, PageKind};
 use crate::opening::choice::{Choice, choose};
 use crate::opening::clones;
 use crate::opening::handed::Handed;
@@ -56,6 +57,8 @@ pub struct Past {
     handed: Option<Arc<Handed>>,
     /// What brings the upper part of the map into memory, once a read lacked some of it.
     upper: OnceLock<Upper>,
+    /// What brings the pages that find its leaves, without waiting for a read.
+    index: OnceLock<Upper>,
 }
 
 /// Pages, as they lie in these checkpoints.
@@ -237,7 +240,18 @@ impl Past {
             Origin { map, covers, committed, next_seq: next, checkpointed: committed, bytes_since_checkpoint: 0 };
         let log = Arc::new(Mutex::new(Log::new(source.meta.block_size, origin)));
         let (followed, checkpoints) = (Mutex::new(version.seq), Arc::new(checkpoints));
-        Past { source, version, checkpoints, log, followed, seat, below, handed: None, upper: OnceLock::new() }
+        Past {
+            source,
+            version,
+            checkpoints,
+            log,
+            followed,
+            seat,
+            below,
+            handed: None,
+            upper: OnceLock::new(),
+            index: OnceLock::new(),
+        }
     }
 
     /// Whether a newer checkpoint than it has begun to be there: one LIST.
@@ -278,22 +292,32 @@ impl Past {
 
     /// Has the upper part of the map brought into memory, unless that was begun.
     fn bring_upper(&self) {
-        self.upper.get_or_init(|| {
-            let (source, checkpoints, log) = (self.source.clone(), self.checkpoints.clone(), self.log.clone());
-            let memory = self.seat.map_memory();
-            Upper::start(async move {
-                let keep = |pages: LoadedPages| {
-                    let mut log = log.lock();
-                    pages.into_iter().for_each(|(at, page)| log.map.page_loaded(at, page));
-                    log.map.evict(memory as usize);
-                };
-                let fetch = |need| {
-                    let (source, checkpoints) = (source.clone(), checkpoints.clone());
-                    async move { fetch(&source, &checkpoints, need).await }
-                };
-                upper::bring(|| log.lock().map.upper(), memory, fetch, keep).await;
-            })
-        });
+        self.upper.get_or_init(|| self.bring(upper::PAUSE, |_| true));
+    }
+
+    /// Has the pages brought into memory that find the leaves of the map: for whoever will surely be read.
+    pub(super) fn bring_index(&self) {
+        self.index.get_or_init(|| self.bring(Duration::ZERO, |page| page.kind == PageKind::Index));
+    }
+
+    /// Brings those pages of the upper part into memory, after a pause.
+    fn bring(&self, pause: Duration, is_wanted: impl Fn(&PageAt) -> bool + Send + Sync + 'static) -> Upper {
+        let (source, checkpoints, log) = (self.source.clone(), self.checkpoints.clone(), self.log.clone());
+        let memory = self.seat.map_memory();
+        Upper::start(async move {
+            tokio::time::sleep(pause).await;
+            let keep = |pages: LoadedPages| {
+                let mut log = log.lock();
+                pages.into_iter().for_each(|(at, page)| log.map.page_loaded(at, page));
+                log.map.evict(memory as usize);
+            };
+            let fetch = |need| {
+                let (source, checkpoints) = (source.clone(), checkpoints.clone());
+                async move { fetch(&source, &checkpoints, need).await }
+            };
+            let lacks = || log.lock().map.upper().into_iter().filter(&is_wanted).collect();
+            upper::bring(lacks, memory, fetch, keep).await;
+        })
     }
 
     /// Something that a snapshot needs could not be read: whether the owner has put it elsewhere since that checkpoint, which is known then, be it by
