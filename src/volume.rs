@@ -44,9 +44,11 @@ use crate::units::{BlockCount, ChangeNo, Epoch};
 use crate::upkeep::{self, sweep};
 
 mod copies;
+mod gone_clones;
 mod locking;
 mod schedule;
 
+use gone_clones::CloneWatch;
 use locking::Locker;
 use schedule::Scheduler;
 
@@ -82,6 +84,7 @@ pub struct Volume {
     opened: Mutex<Option<Instant>>,
     schedule: Scheduler,
     locker: Locker,
+    _clones: CloneWatch,
     /// How far it was when it was last asked to become independent, if that is not done.
     detaching: Mutex<Option<clones::Detaching>>,
 }
@@ -286,6 +289,7 @@ impl Volume {
         let closing = until_closed(log, shared.clone()).boxed().shared();
         let operations = Operations::default();
         let (schedule, locker) = (Scheduler::start(shared.clone()), Locker::start(shared.clone()));
+        let clones = CloneWatch::start(shared.clone());
         Arc::new(Volume {
             shared,
             log: abort,
@@ -297,6 +301,7 @@ impl Volume {
             opened: Mutex::new(Some(Instant::now())),
             schedule,
             locker,
+            _clones: clones,
             detaching: Mutex::default(),
         })
     }

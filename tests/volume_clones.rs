@@ -37,6 +37,7 @@ const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 256;
 const SIZE: u64 = BLOCKS * BLOCK;
 const FOREVER: Duration = Duration::from_secs(1000);
+const DAY: Duration = Duration::from_secs(25 * 60 * 60);
 
 /// A store with volumes of small segments, and the disks of their server.
 struct World {
@@ -771,6 +772,35 @@ async fn family(seed: u64) {
     for who in family.keys() {
         world.is_clean(who).await;
     }
+}
+
+/// Whoever deletes a clone may not reach the server of its parent: that finds out by itself, and asks nothing of a volume without clones.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_clones_that_are_gone_goes_within_a_day() {
+    let world = World::new(1).await;
+    let parent = world.open("parent").await;
+    parent.write(0, noise(&world.random, BLOCKS), true).await.unwrap();
+    let stored = world.store.total_bytes();
+    for clone in ["first", "second"] {
+        world.clone_of(&parent, None, clone).await.unwrap();
+    }
+    parent.trim(0, SIZE, true).await.unwrap();
+    tokio::time::sleep(DAY).await;
+    assert!(parent.snapshots().len() == 2 && world.store.total_bytes() >= stored, "both clones are there");
+    world.delete("second").await.unwrap();
+    let other = world.open("first").await;
+    other.detach(0, FOREVER).await.unwrap();
+    other.close().await.unwrap();
+    tokio::time::sleep(DAY).await;
+    assert_eq!(parent.snapshots().len(), 0);
+    world.delete("first").await.unwrap();
+    tokio::time::sleep(DAY).await;
+    assert!(world.store.total_bytes() < stored / 8, "{} of {stored} bytes", world.store.total_bytes());
+    let asked = parent.status().since_open;
+    tokio::time::sleep(3 * DAY).await;
+    assert_eq!(parent.status().since_open, asked);
+    parent.close().await.unwrap();
+    world.is_clean("parent").await;
 }
 
 /// A version that is kept: its name, unless nobody can name it, its clones, and the write that each block is of.
