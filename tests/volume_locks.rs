@@ -12,6 +12,7 @@ use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
+use ashlar::opening::scan::Source;
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::retention::Schedule;
 use ashlar::space::Label;
@@ -21,6 +22,7 @@ use ashlar::store::look::LookStore;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::{self, ErrorKind, Key, ListPage, Store, StoreError};
+use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
     self, Budget, CreateOptions, Locked, Meta, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeError,
     VolumeName, Witness, description,
@@ -126,7 +128,12 @@ impl World {
         disk: CrashDisk,
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
-        let outside = Outside {
+        let outside = self.outside(store, disk);
+        self.open_with(outside, &name(), flags).await
+    }
+
+    fn outside(&self, store: Arc<dyn Store>, disk: CrashDisk) -> Outside {
+        Outside {
             store,
             disk: Arc::new(disk),
             cache: Arc::new(BlockCache::in_memory(1 << 20)),
@@ -137,8 +144,30 @@ impl World {
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
             witness: Witness::default(),
             secrets: Secrets::default(),
-        };
-        Volume::open(outside, &name(), options(), journal::Options::default(), flags).await
+        }
+    }
+
+    async fn open_with(
+        &self,
+        outside: Outside,
+        name: &VolumeName,
+        flags: OpenFlags,
+    ) -> Result<Arc<Volume>, VolumeError> {
+        Volume::open(outside, name, options(), journal::Options::default(), flags).await
+    }
+
+    /// A clone of an open volume as it is now, opened.
+    async fn clone_of(&self, parent: &Volume, to: &str) -> Arc<Volume> {
+        let store: Arc<dyn Store> = Arc::new(self.store.clone());
+        let to = VolumeName::new(to).unwrap();
+        let clone = clones::plan(&*store, &self.random, &to).await.unwrap();
+        let shown = parent.register_clone(None, 1, clone.clone()).await.unwrap();
+        let options = CreateOptions { size: SIZE, ..CreateOptions::default() };
+        let source = Source::of(store, &parent.meta().name, &self::options(), None, &Secrets::default()).await.unwrap();
+        let (clock, wanted) = (Clock::Manual(self.clock.clone()), Wanted { name: to.clone(), options });
+        clones::make(&source, &self.random, &clock, wanted, (&clone, shown.seq)).await.unwrap();
+        let outside = self.outside(Arc::new(self.store.clone()), CrashDisk::new(3));
+        self.open_with(outside, &to, OpenFlags::default()).await.unwrap()
     }
 
     fn now(&self) -> u64 {
@@ -169,10 +198,22 @@ impl World {
 
     /// The snapshot in what is left when somebody deleted all that he can, at that time.
     async fn in_the_wreck(&self, unix_millis: u64, snapshot: &str) -> Result<Vec<u8>, VolumeError> {
+        self.in_the_wreck_of("v", unix_millis, snapshot).await
+    }
+
+    async fn in_the_wreck_of(&self, of: &str, unix_millis: u64, snapshot: &str) -> Result<Vec<u8>, VolumeError> {
         let store: Arc<dyn Store> = Arc::new(self.store.inner.wreck(unix_millis));
         let near = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
-        let past =
-            Past::open(store, &name(), snapshot, &options(), &Budget::default(), near, &Secrets::default()).await?;
+        let past = Past::open(
+            store,
+            &VolumeName::new(of).unwrap(),
+            snapshot,
+            &options(),
+            &Budget::default(),
+            near,
+            &Secrets::default(),
+        )
+        .await?;
         Ok(all_of(&past).await)
     }
 
@@ -227,6 +268,32 @@ async fn what_a_snapshot_needs_outlives_whoever_deletes_everything() {
     opened.close().await.unwrap();
     let report = ashlar::check::check(&wreck, &name(), true, &|_, _| {}, &Secrets::default()).await.unwrap();
     assert!(report.is_clean(), "{report:#?}");
+}
+
+/// What a clone shows of its parent is locked with the snapshots of the clone, also while the server of the parent moves it; and of the parent's parent.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_a_clone_outlives_whoever_deletes_all_of_its_parents() {
+    let world = World::new(MemoryStore::with_object_lock()).await;
+    let parent = world.open().await;
+    world.fill(&parent).await;
+    let child = world.clone_of(&parent, "child").await;
+    child.write(100 * BLOCK, noise(&world.random, 64), false).await.unwrap();
+    let grandchild = world.clone_of(&child, "grandchild").await;
+    grandchild.write(160 * BLOCK, noise(&world.random, 64), false).await.unwrap();
+    let kept = all_of(&*grandchild).await;
+    for _ in 0..4 {
+        world.churn(&parent).await;
+        let until = world.now() + 30 * DAY;
+        grandchild.take_snapshot(label(&format!("kept-{until}"), until)).await.unwrap();
+        grandchild.settle_locks().await.unwrap();
+        let locked = world.store.locked.load(Ordering::Relaxed);
+        world.churn(&parent).await;
+        child.trim(0, SIZE, true).await.unwrap();
+        world.pass(300).await;
+        assert_eq!(world.store.locked.load(Ordering::Relaxed), locked, "there is nothing more to be locked");
+        let found = world.in_the_wreck_of("grandchild", until - 1, &format!("kept-{until}")).await.unwrap();
+        assert!(found == kept);
+    }
 }
 
 /// What the snapshot needs has moved by then, or moves after that.

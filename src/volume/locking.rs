@@ -8,6 +8,9 @@
 //! 3. segments that have come to carry what was needed of others ([`crate::space::carriers`]). What they carry is locked itself, and stays so; they are for a
 //!    date that comes to be a later one.
 //!
+//! Of a clone, everything of its parents' logs that is there at the first time and whenever the date is a later one, too: what it shows of them lies in
+//! that, wherever their servers put it later. They are listed until all was there that a listing had, since their servers go on meanwhile.
+//!
 //! All of it until the date that the description says, which is never earlier than that of a snapshot, and for a schedule generous: so an object is locked
 //! anew once in the time for which each is kept, not with each snapshot. What is collected meanwhile is hidden, and stays in the bucket.
 //!
@@ -26,14 +29,19 @@ use crate::engine::shared::Shared;
 use crate::engine::watched::Watched;
 use crate::error::VolumeError;
 use crate::format::keys::Keys;
+use crate::format::meta::VolumeName;
 use crate::format::places::{PLACES_MAX, place};
 use crate::human::date;
+use crate::opening::description::{self, Description};
 use crate::space::{Carriers, KeptVersion};
 use crate::store::{ErrorKind, Key, StoreError};
 use crate::units::Seq;
 
 /// Objects that are locked at once.
 const PARALLEL: usize = 8;
+
+/// How often a parent is listed whose server deletes what was listed; what that was is no part of a version then, or the server has put it elsewhere before.
+const PASSES: usize = 4;
 
 /// How often it is looked whether segments have come to carry others. Without a reason this asks nothing of the store.
 const LOOK: Duration = Duration::from_secs(60);
@@ -211,6 +219,7 @@ impl Run {
             for prefix in [keys.segments(), keys.checkpoints(), keys.fences()] {
                 self.lock_listed(&prefix, until).await;
             }
+            self.lock_parents(until).await;
         } else {
             for seq in done.through.0 + 1..=wanted.through.0 {
                 self.lock_places(keys.segment(Seq(seq)), until).await;
@@ -224,25 +233,53 @@ impl Run {
         }
         if until > done.until || wanted.description > done.description {
             let key = Keys::meta(&self.shared.facts.meta.name, wanted.description);
-            self.until_it_works(|| self.retain(&key, until)).await;
+            self.until_it_works(|| self.lock_if_there(&key, until)).await;
         }
     }
 
-    /// Locks everything whose key begins so.
-    async fn lock_listed(&self, prefix: &str, until: u64) {
+    /// Locks everything of the volumes that a clone shows.
+    async fn lock_parents(&self, until: u64) {
+        let mut shown = self.shared.facts.meta.parent.clone().filter(|_| self.shared.doors.below().is_some());
+        while let Some(parent) = shown {
+            let found = self.until_it_works(|| self.description(&parent.volume)).await;
+            let keys = Keys::of(&found.meta);
+            for _ in 0..PASSES {
+                let mut was_all_there = true;
+                for prefix in [keys.segments(), keys.checkpoints(), keys.fences()] {
+                    was_all_there &= self.lock_listed(&prefix, until).await;
+                }
+                if was_all_there {
+                    break;
+                }
+            }
+            let key = Keys::meta(&found.meta.name, found.number);
+            self.until_it_works(|| self.lock_if_there(&key, until)).await;
+            shown = found.meta.parent;
+        }
+    }
+
+    async fn description(&self, volume: &VolumeName) -> Result<Description, StoreError> {
+        description::load(&*self.shared.doors.background, volume).await.map_err(|error| match error {
+            VolumeError::Store { source, .. } => source,
+            error => StoreError::new(ErrorKind::Invalid, error.to_string()),
+        })
+    }
+
+    /// Locks everything whose key begins so; whether nothing of it was deleted meanwhile.
+    async fn lock_listed(&self, prefix: &str, until: u64) -> bool {
         let store = &self.shared.doors.background;
-        let mut after: Option<Key> = None;
+        let (mut after, mut was_all_there) = (None::<Key>, true);
         loop {
             let page = self.until_it_works(|| store.list(prefix, after.as_ref())).await;
-            let Some(last) = page.last() else { return };
+            let Some(last) = page.last() else { return was_all_there };
             let last = last.key.clone();
             let lock_page = || {
-                let each: Vec<_> = page.iter().map(|entry| self.retain(&entry.key, until)).collect();
-                stream::iter(each).buffer_unordered(PARALLEL).try_collect::<()>()
+                let each: Vec<_> = page.iter().map(|entry| self.lock_if_there(&entry.key, until)).collect();
+                stream::iter(each).buffer_unordered(PARALLEL).try_fold(true, async |all, one| Ok(all && one))
             };
-            self.until_it_works(lock_page).await;
+            was_all_there &= self.until_it_works(lock_page).await;
             if page.is_last() {
-                return;
+                return was_all_there;
             }
             after = Some(last);
         }
@@ -256,10 +293,6 @@ impl Run {
                 return;
             }
         }
-    }
-
-    async fn retain(&self, key: &Key, until: u64) -> Result<(), StoreError> {
-        self.lock_if_there(key, until).await.map(drop)
     }
 
     /// Whether the object is there; what was deleted meanwhile is not needed any more.
