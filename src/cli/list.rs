@@ -85,7 +85,12 @@ fn table(volumes: &[Listed]) -> String {
             info.holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.server_name.clone()),
         ],
         Err(VolumeError::Locked { .. }) => vec![name.to_string(), "locked".to_owned()],
-        Err(error) => vec![name.to_string(), format!("error: {error}")],
+        Err(_) => vec![name.to_string(), "error".to_owned()],
     };
-    output::table(&["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SNAPSHOTS", "SERVER"], volumes.iter().map(row))
+    let head = ["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SNAPSHOTS", "SERVER"];
+    let why = volumes.iter().filter_map(|(name, info)| match info {
+        Ok(_) | Err(VolumeError::Locked { .. }) => None,
+        Err(error) => Some(format!("\n\n{name}: {error}")),
+    });
+    output::table(&head, volumes.iter().map(row)) + &why.collect::<String>()
 }

@@ -96,7 +96,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let volumes =
         StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random).with_purse(purse.clone());
     let budget = volumes.budget();
-    let described = describe(&volumes, &served).await?;
+    let described = describe(&volumes, &served, wanted.is_all()).await?;
     let mut at_once = Vec::new();
     for volume in &described {
         match volumes.unlock(volume).await {
@@ -229,11 +229,18 @@ async fn all_volumes(
 /// Descriptions that are fetched at one time.
 const PARALLEL: usize = 16;
 
-/// Their volumes, each once.
-async fn describe(volumes: &StoreVolumes, served: &[ExportName]) -> Result<Vec<Description>, Failure> {
+/// Their volumes, each once. One that cannot be understood is served to nobody; if it was not asked for by name, the others are.
+async fn describe(volumes: &StoreVolumes, served: &[ExportName], are_all: bool) -> Result<Vec<Description>, Failure> {
     let names: BTreeSet<&VolumeName> = served.iter().map(|name| &name.volume).collect();
-    let described: Vec<_> = stream::iter(names).map(|name| volumes.describe(name)).buffered(PARALLEL).collect().await;
-    described.into_iter().collect::<Result<_, _>>().map_err(Failure::failed)
+    let described: Vec<_> = stream::iter(&names).map(|name| volumes.describe(name)).buffered(PARALLEL).collect().await;
+    let understood = names.into_iter().zip(described).filter_map(|(name, described)| match described {
+        Err(error @ VolumeError::Corrupt { .. }) if are_all => {
+            warn!("volume {name} is not served: {error}");
+            None
+        }
+        described => Some(described),
+    });
+    understood.collect::<Result<_, _>>().map_err(Failure::failed)
 }
 
 /// Opens what was named, and what this server's journal holds changes of, so that those get into the store even if no

@@ -164,12 +164,16 @@ fn encrypt(
     Ok((Some(encryption), Some(keyring), recovery))
 }
 
-/// The names of all volumes of a store, in order. Folders that are no volumes are passed over.
+/// The names of all volumes of a store, in order. Folders that are no volumes are passed over; one whose description cannot be understood is one: it is damaged, or of a
+/// newer ashlar, and must not keep anybody from the others.
 pub async fn names(store: &dyn Store) -> Result<Vec<VolumeName>> {
     let tops = store.list_top().await.map_err(VolumeError::store(format!("listing {}", store.url())))?;
     let names = tops.into_iter().filter_map(|top| VolumeName::new(top).ok()).map(|name| async {
-        let newest = description::newest(store, &name).await?;
-        Ok::<_, VolumeError>(newest.is_some_and(|found| !found.meta.deleted).then_some(name))
+        let is_there = match description::newest(store, &name).await {
+            Err(VolumeError::Corrupt { .. }) => true,
+            newest => newest?.is_some_and(|found| !found.meta.deleted),
+        };
+        Ok::<_, VolumeError>(is_there.then_some(name))
     });
     let named: Vec<Option<VolumeName>> = stream::iter(names).buffered(PARALLEL).try_collect().await?;
     Ok(named.into_iter().flatten().collect())

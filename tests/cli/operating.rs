@@ -152,3 +152,31 @@ fn the_older_key_for_a_store_without_fencing_is_understood() {
     let ended = place.run(&["create", "c", "--size", "1G"]);
     assert!(ended.code == Some(2) && ended.err.contains("there is no such key"), "{ended:?}");
 }
+
+/// A volume whose description nobody understands, because it is damaged or of a newer ashlar, keeps nobody from the others.
+#[test]
+fn a_volume_that_cannot_be_understood_keeps_nobody_from_the_others() {
+    let place = Place::new();
+    place.ok(&["create", "good", "--size", "1G"]);
+    place.ok(&["create", "odd", "--size", "1G"]);
+    let descriptions = place.path("ashlar-data/odd/meta");
+    let described = std::fs::read_dir(&descriptions).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&described, "no description").unwrap();
+
+    let listed = place.run(&["list"]);
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    let line = |name: &str, what: &str| listed.out.lines().any(|line| line.starts_with(name) && line.contains(what));
+    assert!(line("good", "1 GiB") && line("odd ", "error") && line("odd: ", "odd/meta/"), "{listed:?}");
+    assert!(listed.err.contains("1 of 2 volumes cannot be described"), "{listed:?}");
+
+    let serving = place.serve(&[]);
+    assert!(serving.attach("good").unwrap().holds(0, 0, MIB));
+    assert!(serving.attach("odd").is_err());
+    serving.signal(rustix::process::Signal::TERM);
+    let (code, log) = serving.end();
+    assert!(code == Some(0) && log.contains("volume odd is not served: "), "{log}");
+    // Who names it is told, and gets no server.
+    let refused = place.run(&["serve", "good", "odd"]);
+    assert!(refused.code == Some(1) && refused.err.contains("odd/meta/"), "{refused:?}");
+    place.ok(&["delete", "good", "--yes"]);
+}
