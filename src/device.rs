@@ -79,6 +79,24 @@ pub struct Run {
     pub allocation: Allocation,
 }
 
+/// A version of a device that is kept beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// Its name.
+    pub name: String,
+    /// What tells it from all others, also from a later one of that name.
+    pub number: u64,
+}
+
+/// Bytes in a row, all of which may differ from what a version has there, or none of which does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// How many; at least one.
+    pub len: u64,
+    /// Whether they may differ.
+    pub differs: bool,
+}
+
 /// A block device.
 #[async_trait]
 pub trait Device: Send + Sync {
@@ -109,6 +127,23 @@ pub trait Device: Send + Sync {
     /// `len` is at least one, and `most` too. A run is said to be zero or a hole only if it read as zero at some moment of the
     /// call: changes that are made meanwhile may count or not.
     async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError>;
+
+    /// The versions that it can be compared with, oldest first.
+    async fn versions(&self) -> Result<Vec<Version>, DeviceError> {
+        Ok(Vec::new())
+    }
+
+    /// Where the bytes from `offset` on may differ from what that version has there, as [`Device::extents`] says what they are. What is said not to
+    /// differ was the same at some moment of the call. Fails if the version is not there any more.
+    async fn compare(
+        &self,
+        since: &Version,
+        _offset: u64,
+        _len: u64,
+        _most: usize,
+    ) -> Result<Vec<Compared>, DeviceError> {
+        Err(DeviceError::Io(format!("it cannot be compared with {:?}", since.name)))
+    }
 }
 
 /// One line of the list of exports.

@@ -25,7 +25,7 @@ use crate::cache::readahead::ReadAhead;
 use crate::cache::{BlockCache, Purpose};
 use crate::codec::frame::Compression;
 use crate::codec::seal::Seal;
-use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::device::{Compared, Device, DeviceError, DeviceInfo, Pieces, Run, Version};
 use crate::engine::core::End;
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::shared::Shared;
@@ -33,7 +33,9 @@ use crate::engine::shell;
 use crate::engine::upper::Upper;
 use crate::human::date;
 use crate::journal;
+use crate::opening::older::{self, Older};
 use crate::opening::recover;
+use crate::opening::scan::Source;
 use crate::retention::AUTOMATIC;
 use crate::space::kept::{self, Change, name_by_time};
 use crate::space::{CloneRef, KeptVersion, Label};
@@ -87,6 +89,8 @@ pub struct Volume {
     _clones: CloneWatch,
     /// How far it was when it was last asked to become independent, if that is not done.
     detaching: Mutex<Option<clones::Detaching>>,
+    /// The versions that it was compared with.
+    older: Older,
 }
 
 /// Refuses what cannot be the name of a snapshot that somebody takes by hand.
@@ -278,6 +282,26 @@ impl Volume {
         Ok((kept, covers))
     }
 
+    /// Whether a version that somebody can name has that number.
+    fn has_version(&self, number: u64) -> bool {
+        let ledger = self.shared.ledger();
+        let mut kept = ledger.log().map.space().durable().kept.iter();
+        kept.any(|version| version.seq.0 == number && !version.label.is_hidden())
+    }
+
+    /// What reads it as it stands in the store.
+    fn source(&self) -> Source {
+        let Shared { facts, doors, .. } = &*self.shared;
+        Source {
+            store: doors.store.clone(),
+            keys: doors.keys.clone(),
+            meta: facts.meta.clone(),
+            description: self.shared.ledger().description(),
+            sealer: doors.sealer.clone(),
+            objects: doors.objects.clone(),
+        }
+    }
+
     fn start(shared: Arc<Shared>, cache: &BlockCache) -> Arc<Volume> {
         let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
         let ahead =
@@ -303,6 +327,7 @@ impl Volume {
             locker,
             _clones: clones,
             detaching: Mutex::default(),
+            older: Older::default(),
         })
     }
 
@@ -676,6 +701,23 @@ impl Device for Volume {
     async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
         self.shared.check_served()?;
         self.operations.block_status.record(len, self.shared.extents(offset, len, most)).await
+    }
+
+    async fn versions(&self) -> Result<Vec<Version>, DeviceError> {
+        Ok(older::named(&self.snapshots()))
+    }
+
+    async fn compare(&self, since: &Version, offset: u64, len: u64, most: usize) -> Result<Vec<Compared>, DeviceError> {
+        self.shared.check_served()?;
+        let compared = async {
+            if !self.has_version(since.number) {
+                return Err(older::gone(since));
+            }
+            let _reading = self.shared.begin_reading();
+            let asked = (since, (offset, len), most);
+            self.older.compare(&*self.shared, || self.source(), &self.shared.doors.seat, asked).await
+        };
+        self.operations.block_status.record(len, compared).await
     }
 }
 

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/compared.rs"]
+#[allow(dead_code)]
+mod compared;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -755,6 +759,7 @@ async fn family(seed: u64) {
         let known = &family[&who];
         if let Some(volume) = &known.volume {
             assert!(all_of(&**volume).await == known.holds, "seed {seed}, step {step}: {who}");
+            compared::knows_what_has_changed(&**volume, &known.holds, &known.snapshots).await;
         }
     }
     for (who, known) in &family {

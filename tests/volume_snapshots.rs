@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/compared.rs"]
+#[allow(dead_code)]
+mod compared;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -564,6 +568,7 @@ async fn history(seed: u64, steps: u64) {
         }
         if step % 16 == 15 || step + 1 == steps {
             assert_eq!(all_of(&*volume).await, head, "seed {seed}, step {step}");
+            compared::knows_what_has_changed(&*volume, &head, &kept).await;
             for (name, was) in &kept {
                 let past = world.past(name).await.unwrap();
                 assert_eq!(all_of(&past).await, *was, "seed {seed}, step {step}, snapshot {name}");
@@ -575,7 +580,9 @@ async fn history(seed: u64, steps: u64) {
     volume.save().await.unwrap();
     world.is_clean().await;
     for (name, was) in &kept {
-        assert_eq!(all_of(&world.past(name).await.unwrap()).await, *was, "seed {seed}, at the end, snapshot {name}");
+        let past = world.past(name).await.unwrap();
+        assert_eq!(all_of(&past).await, *was, "seed {seed}, at the end, snapshot {name}");
+        compared::knows_what_has_changed(&past, was, &kept).await;
     }
     for name in kept.keys() {
         volume.delete_snapshot(name).await.unwrap();

@@ -38,8 +38,8 @@ fn negotiate(data: &[u8]) {
             Step::Open { name, .. } if name == "secret" => negotiation.needs_tls(),
             Step::Open { name, .. } if name == "gone" => negotiation.opened(Err(ExportError::Unknown(name))),
             Step::Open { name, .. } => negotiation.opened(Ok((entry(&name), DEVICE))),
-            Step::Look { name } if name == "gone" => negotiation.looked(Err(ExportError::Unknown(name))),
-            Step::Look { .. } => negotiation.looked(Ok(())),
+            Step::Look { name, .. } if name == "gone" => negotiation.looked(Err(ExportError::Unknown(name))),
+            Step::Look { .. } => negotiation.looked(Ok(Vec::new())),
             Step::Succeed(succession) => negotiation.succeeded(succession.generation % 2 == 0),
             Step::Enter => {
                 assert!(

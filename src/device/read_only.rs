@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use super::{Compared, Device, DeviceError, DeviceInfo, Pieces, Run, Version};
 
 /// See the module.
 pub struct ReadOnly(Arc<dyn Device>);
@@ -56,6 +56,14 @@ impl Device for ReadOnly {
 
     async fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Run>, DeviceError> {
         self.0.extents(offset, len, most).await
+    }
+
+    async fn versions(&self) -> Result<Vec<Version>, DeviceError> {
+        self.0.versions().await
+    }
+
+    async fn compare(&self, since: &Version, offset: u64, len: u64, most: usize) -> Result<Vec<Compared>, DeviceError> {
+        self.0.compare(since, offset, len, most).await
     }
 }
 

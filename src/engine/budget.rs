@@ -213,6 +213,18 @@ impl Drop for Kept<'_> {
 }
 
 impl Seat {
+    /// A place beside it, for what may hold pages of a map, and nothing that is dirty.
+    pub fn beside(&self) -> Seat {
+        self.budget.0.volumes.fetch_add(1, Ordering::Relaxed);
+        let held = Held { dirty: 0, beyond_own: 0, beyond_all: 0, has_ended: false };
+        Seat {
+            budget: self.budget.clone(),
+            own: Semaphore::new(0),
+            held: Mutex::new(held),
+            map_memory: self.map_memory,
+        }
+    }
+
     /// Room for so many dirty bytes, if there is some now.
     pub fn try_room(&self, bytes: u32) -> Option<Room<'_>> {
         let own = self.own.try_acquire_many(bytes).ok()?;

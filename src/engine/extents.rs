@@ -15,10 +15,10 @@ use crate::reading::objects::LoadedPages;
 use crate::units::{BlockCount, BlockSize, Extent};
 
 /// Pieces that are looked at while the lock is held.
-const STEPS_AT_ONCE: usize = 512;
+pub(super) const STEPS_AT_ONCE: usize = 512;
 
 /// Pieces that one call looks at. A page that was written in blocks has 16384.
-const STEPS_MAX: usize = 128 * STEPS_AT_ONCE;
+pub(super) const STEPS_MAX: usize = 128 * STEPS_AT_ONCE;
 
 /// Pages that are loaded together: one round trip, some MiB at most.
 const PAGES_AT_ONCE: usize = 4;
@@ -102,7 +102,7 @@ impl Walk {
             }
             let (count, allocation) = match log.first_run(self.rest) {
                 Ok(run) => run,
-                Err(NeedPages(first)) => return Stopped::Needs(self.with_more(log, first)),
+                Err(NeedPages(first)) => return Stopped::Needs(with_more(log, self.rest, first)),
             };
             self.steps_left -= 1;
             let is_full = self.found.len() == self.most;
@@ -114,19 +114,6 @@ impl Walk {
             self.rest = Extent::between(self.rest.start + count, self.rest.end());
         }
         Stopped::Resting
-    }
-
-    /// The pages that are missing now, and some that will be.
-    fn with_more(&self, log: &Log, first: Vec<PageAt>) -> NeedPages {
-        let near = Extent { start: self.rest.start, count: BlockCount(self.rest.count.0.min(BLOCKS_AHEAD)) };
-        let most = first.len().max(PAGES_AT_ONCE);
-        let mut need = first;
-        for page in log.map.missing(near) {
-            if need.len() < most && !need.contains(&page) {
-                need.push(page);
-            }
-        }
-        NeedPages(need)
     }
 
     /// Whether anything is known yet.
@@ -142,6 +129,19 @@ impl Walk {
         };
         self.found.into_iter().map(|(extent, allocation)| Run { len: bytes(extent), allocation }).collect()
     }
+}
+
+/// The pages that are missing now to look at the beginning of `rest`, and some that will be.
+pub(super) fn with_more(log: &Log, rest: Extent, first: Vec<PageAt>) -> NeedPages {
+    let near = Extent { start: rest.start, count: BlockCount(rest.count.0.min(BLOCKS_AHEAD)) };
+    let most = first.len().max(PAGES_AT_ONCE);
+    let mut need = first;
+    for page in log.map.missing(near) {
+        if need.len() < most && !need.contains(&page) {
+            need.push(page);
+        }
+    }
+    NeedPages(need)
 }
 
 #[cfg(test)]

@@ -44,6 +44,24 @@ pub enum Piece {
     Frame(Location, [u8; 16]),
 }
 
+/// What the first block of an extent is, and the next ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// A change that is not in the map yet.
+    Held(Allocation),
+    /// What the map says; of what is carried, the place where it was before.
+    Placed(Placement),
+}
+
+impl First {
+    fn allocation(self) -> Allocation {
+        match self {
+            First::Held(allocation) => allocation,
+            First::Placed(placement) => placement.allocation(),
+        }
+    }
+}
+
 /// What is not known yet of a read.
 #[derive(Debug, Default)]
 pub struct Lacking {
@@ -359,22 +377,23 @@ impl Log {
     /// What is known of the first block of `extent`, and for how many blocks of it from there on, one at least, without looking
     /// further. The extent is not empty. It looks as [`Log::plan_read`] does: what is zero here reads as zero.
     pub fn first_run(&mut self, extent: Extent) -> Result<(BlockCount, Allocation), NeedPages> {
+        let (count, first) = self.first(extent)?;
+        Ok((count, first.allocation()))
+    }
+
+    /// As [`Log::first_run`], and where it lies.
+    pub fn first(&mut self, extent: Extent) -> Result<(BlockCount, First), NeedPages> {
         let mut part = extent;
         let sealed = self.frozen.iter().rev().chain(self.under_way.iter().rev().flatten());
         for layer in std::iter::once(&self.active).chain(sealed.map(|batch| &batch.buffer)) {
             let (count, held) = layer.first(part);
             if let Some(payload) = held {
-                return Ok((count, allocation_of(payload)));
+                return Ok((count, First::Held(allocation_of(payload))));
             }
             part.count = count;
         }
         let (count, placement) = self.map.first(part)?;
-        let allocation = match placement {
-            Placement::Data(_) => Allocation::Data,
-            Placement::Zero => Allocation::Zero,
-            Placement::Hole => Allocation::Hole,
-        };
-        Ok((count, allocation))
+        Ok((count, First::Placed(placement)))
     }
 
     /// Begins to complete partial blocks of `extent`, unless somebody else does in it.

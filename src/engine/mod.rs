@@ -22,7 +22,7 @@
 //! | [`options`], [`settings`], [`budget`] | what an operator may tune of a server, and of one volume; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
-//! | [`write`], [`read`], [`extents`], [`prefetch`] | the requests of clients, and what they will ask for next |
+//! | [`write`], [`read`], [`extents`], [`compare`], [`prefetch`] | the requests of clients, and what they will ask for next |
 //! | [`below`], [`detach`] | what a clone shows of its parent; how it becomes independent |
 //! | [`seen`], [`unbroken`] | what this server knows of the volume from before |
 //! | [`shared`], [`watched`] | what all of these share, and how they wait for each other |
@@ -56,6 +56,7 @@ pub(crate) mod read;
 mod write;
 pub(crate) mod detach;
 pub(crate) mod extents;
+pub(crate) mod compare;
 pub(crate) mod watched;
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub fn between(extent: Extent, one: &mut Known, other: &mut Known, mut differs: 
                 if before.skip(part_of.start - part.start) == after {
                     return;
                 }
-                let has = allocation(after);
+                let has = after.allocation();
                 match &mut last {
                     Some((last, had)) if last.end() == part_of.start && *had == has => last.count += part_of.count,
                     last => last.replace((part_of, has)).into_iter().for_each(|(extent, has)| differs(extent, has)),
@@ -62,14 +62,6 @@ pub fn between(extent: Extent, one: &mut Known, other: &mut Known, mut differs: 
         );
     });
     last.into_iter().for_each(|(extent, has)| differs(extent, has));
-}
-
-fn allocation(placement: Placement) -> Allocation {
-    match placement {
-        Placement::Data(_) => Allocation::Data,
-        Placement::Zero => Allocation::Zero,
-        Placement::Hole => Allocation::Hole,
-    }
 }
 
 #[cfg(test)]
@@ -127,7 +119,7 @@ mod tests {
             for step in steps.into_iter().chain([BLOCKS]) {
                 let upto = (at + step).min(BLOCKS);
                 between(Extent::between(BlockIndex(at), BlockIndex(upto)), &mut first, &mut second, |extent, has| {
-                    let are = |placement: &Placement| allocation(*placement) == has;
+                    let are = |placement: &Placement| placement.allocation() == has;
                     assert!(of_blocks(&other)[extent.start.0 as usize..extent.end().0 as usize].iter().all(are));
                     (extent.start.0..extent.end().0).for_each(|block| found[block as usize] = true);
                 });

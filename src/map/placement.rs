@@ -1,5 +1,6 @@
 //! What the map says of an extent, and an entry of one of its layers.
 
+use crate::device::Allocation;
 use crate::units::{BlockCount, Extent, Location};
 
 /// Where the blocks of an extent are.
@@ -19,6 +20,15 @@ impl Placement {
         match self {
             Placement::Data(location) => Placement::Data(location.skip(count)),
             other => other,
+        }
+    }
+
+    /// What it says without a place.
+    pub fn allocation(self) -> Allocation {
+        match self {
+            Placement::Data(_) => Allocation::Data,
+            Placement::Zero => Allocation::Zero,
+            Placement::Hole => Allocation::Hole,
         }
     }
 

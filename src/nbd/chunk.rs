@@ -57,8 +57,8 @@ pub enum Done {
     Nothing,
     /// The data of a READ.
     Data(Pieces),
-    /// The descriptors of a BLOCK_STATUS; one at least.
-    Status(Vec<Descriptor>),
+    /// Of each context of a BLOCK_STATUS, one at least, its number and its descriptors, one at least.
+    Status(Vec<(u32, Vec<Descriptor>)>),
 }
 
 impl Done {
@@ -91,7 +91,7 @@ pub fn put(batch: &mut Batch, asked: &Asked, result: Result<Done, Failure>) {
         (Style::Simple, Err(failure)) => reply.simple(Some(failure.errno)),
         (_, Err(failure)) => reply.error(&failure),
         (_, Ok(Done::Data(pieces))) => reply.content(contents(pieces, asked.in_one_piece)),
-        (_, Ok(Done::Status(descriptors))) => reply.status(&descriptors),
+        (_, Ok(Done::Status(contexts))) => reply.statuses(&contexts),
         (Style::Structured, Ok(Done::Nothing)) if !asked.is_read => reply.simple(None),
         (_, Ok(Done::Nothing)) => reply.chunk(chunk_type::NONE, true, &[], 0),
     }
@@ -175,22 +175,30 @@ impl Reply<'_> {
         }
     }
 
-    fn status(&mut self, descriptors: &[Descriptor]) {
+    fn statuses(&mut self, contexts: &[(u32, Vec<Descriptor>)]) {
+        let last = contexts.len().saturating_sub(1);
+        contexts
+            .iter()
+            .enumerate()
+            .for_each(|(no, (context, descriptors))| self.status(*context, descriptors, no == last));
+    }
+
+    fn status(&mut self, context: u32, descriptors: &[Descriptor], is_last: bool) {
         let mut begin = BytesMut::with_capacity(8 + 16 * descriptors.len());
-        begin.put_u32(wire::allocation::ID);
+        begin.put_u32(context);
         if self.asked.style == Style::Extended {
             begin.put_u32(descriptors.len() as u32); // RUNS_MAX at most
             for &(len, flags) in descriptors {
                 begin.put_u64(len);
                 begin.put_u64(u64::from(flags));
             }
-            return self.chunk(chunk_type::BLOCK_STATUS_EXT, true, &begin, 0);
+            return self.chunk(chunk_type::BLOCK_STATUS_EXT, is_last, &begin, 0);
         }
         for &(len, flags) in descriptors {
             begin.put_u32(len as u32); // a part of what was asked for with 32 bits
             begin.put_u32(flags);
         }
-        self.chunk(chunk_type::BLOCK_STATUS, true, &begin, 0);
+        self.chunk(chunk_type::BLOCK_STATUS, is_last, &begin, 0);
     }
 
     /// A partial block that could not be completed may lie outside of what the client asked for: then it is told no offset.

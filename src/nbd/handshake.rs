@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::access::{self, Access, Caller, Reach, Refusals, Rule};
 use super::clients::{Clients, Coming, Member, Party};
 use super::hosts::{Host, Hosts, Visit};
-use super::negotiate::{Agreed, CloseReason, Limits, Negotiation, READ_BYTES, Step, Tls};
+use super::negotiate::{Agreed, CloseReason, Contexts, Limits, Negotiation, READ_BYTES, Step, Tls};
 use super::options::Options;
 use super::phase::Phases;
-use crate::device::{Device, DeviceInfo, ExportEntry, ExportError, Exports};
+use crate::device::{AT, Device, DeviceInfo, ExportEntry, ExportError, Exports, Version};
 
 /// How long it may take until nothing is left of the connections whose place a new one takes: a little longer than what they left
 /// behind is carried out.
@@ -196,14 +196,14 @@ where
                 time.give_back(asked, false);
             }
             // What a client may not use it may not look at either. Whether another host has it is asked when it wants to have it.
-            Step::Look { name } => {
+            Step::Look { name, contexts } => {
                 let found = match visitor.find(name, exports).await {
                     Found::NeedsTls => {
                         negotiation.needs_tls();
                         continue;
                     }
                     Found::Refused(error) => Err(error),
-                    Found::Export { name, .. } => visitor.open(&name, exports).await.map(drop),
+                    Found::Export { name, .. } => visitor.look(&name, &contexts, exports).await,
                 };
                 time.give_back(asked, found.is_ok());
                 negotiation.looked(match found {
@@ -353,6 +353,21 @@ impl Visitor<'_> {
             );
         }
         Found::Refused(ExportError::Unavailable(format!("you have no access to {asked:?} on this server")))
+    }
+
+    /// The versions of an export that the client asks about, of those that it may read.
+    async fn look(&self, name: &str, contexts: &Contexts, exports: &dyn Exports) -> Result<Vec<Version>, ExportError> {
+        let (_, device) = self.open(name, exports).await?;
+        if !contexts.wants_versions() {
+            return Ok(Vec::new());
+        }
+        let volume = name.split_once(AT).map_or(name, |(volume, _)| volume);
+        let may_read = |version: &Version| {
+            let access = access::decide(self.rules, &format!("{volume}{AT}{}", version.name), &self.caller);
+            self.rules.is_empty() || matches!(access, Access::Read | Access::Write)
+        };
+        let versions = device.versions().await.map_err(|error| ExportError::Unavailable(error.to_string()))?;
+        Ok(versions.into_iter().filter(|version| contexts.wants(version) && may_read(version)).collect())
     }
 
     /// Opens an export, and says in the log if a client is refused it.

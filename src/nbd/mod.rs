@@ -1,6 +1,6 @@
 //! The NBD server: what a client sees of a [`crate::device::Device`].
 //!
-//! It speaks fixed newstyle with simple and structured replies, extended headers and the metadata context `base:allocation`
+//! It speaks fixed newstyle with simple and structured replies, extended headers and the metadata contexts `base:allocation` and `ashlar:changed`
 //! (proto.md of the NetworkBlockDevice project; the rules that the code and its tests cite by id, such as R12, are those of
 //! the project's conformance list). It knows devices and exports
 //! by their traits only: nothing of volumes, stores or configuration files.

@@ -28,10 +28,10 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::options::Options;
 use super::wire::{
-    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, Style, Succession, allocation, client_flag, fit_string,
-    info, is_string, option, reply_type, transmission_flag,
+    self, EXPORT_NAME_PAD, OptionHeader, STRING_BYTES_MAX, Style, Succession, allocation, changed, client_flag,
+    fit_string, info, is_string, option, reply_type, transmission_flag,
 };
-use crate::device::{DeviceInfo, ExportEntry, ExportError};
+use crate::device::{DeviceInfo, ExportEntry, ExportError, Version};
 
 /// Bytes that are best read at a time: room for so many is there beside an option.
 pub const READ_BYTES: usize = 8 << 10;
@@ -51,10 +51,12 @@ pub enum Step {
         /// Whether the client only wants to know (NBD_OPT_INFO).
         only_info: bool,
     },
-    /// Ask whether there is an export of that name, then call [`Negotiation::looked`].
+    /// Ask whether there is an export of that name, and which of its versions are wanted, then call [`Negotiation::looked`].
     Look {
         /// The export's name.
         name: String,
+        /// The contexts that the client asks about.
+        contexts: Contexts,
     },
     /// End the connections whose place this one takes, wait until nothing of them is left, then call
     /// [`Negotiation::succeeded`].
@@ -120,12 +122,64 @@ impl From<&Options> for Limits {
 }
 
 /// What a client agreed on with the server, beside the export.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {
     /// How requests and replies are laid out.
     pub style: Style,
     /// Whether `base:allocation` was selected for the export.
     pub allocation: bool,
+    /// The versions of the export for which `ashlar:changed` was selected; [`CHANGED_MAX`] at most.
+    pub changed: Vec<Version>,
+}
+
+/// So many contexts of `ashlar:changed` a client may select.
+pub const CHANGED_MAX: usize = 4;
+
+/// So many it may ask for, whether they are there or not.
+const CHANGED_ASKED_MAX: usize = 64;
+
+/// Contexts that LIST or SET_META_CONTEXT asks about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contexts {
+    /// `base:allocation`.
+    pub allocation: bool,
+    /// `ashlar:changed` of each version that there is.
+    pub all_changed: bool,
+    /// And of these, by name.
+    pub changed: Vec<String>,
+}
+
+impl Contexts {
+    /// Whether the answer depends on the versions that there are.
+    pub fn wants_versions(&self) -> bool {
+        self.all_changed || !self.changed.is_empty()
+    }
+
+    /// Whether it asks about that version.
+    pub fn wants(&self, version: &Version) -> bool {
+        self.all_changed || self.changed.contains(&version.name)
+    }
+
+    fn add(&mut self, query: &str, is_list: bool) -> Result<(), BadContexts> {
+        self.allocation |= query == allocation::NAME || is_list && query == "base:";
+        self.all_changed |= is_list && (query == "ashlar:" || query == changed::PREFIX);
+        let name = query.strip_prefix(changed::PREFIX).filter(|name| !name.is_empty());
+        if let Some(name) = name.filter(|name| !self.changed.iter().any(|known| known == name)) {
+            if self.changed.len() == CHANGED_ASKED_MAX {
+                return Err(BadContexts::TooMany);
+            }
+            self.changed.push(name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// What is selected, and of which export.
+#[derive(Debug)]
+struct Selected {
+    export: String,
+    allocation: bool,
+    changed: Vec<Version>,
 }
 
 /// What TLS is to a connection (rule T1: the same for its life, but that it may begin to run).
@@ -149,8 +203,8 @@ pub struct Negotiation {
     tls: Tls,
     state: State,
     style: Style,
-    /// The export for which `base:allocation` is selected.
-    selected: Option<String>,
+    /// What is selected, and for which export.
+    selected: Option<Selected>,
     /// What holds for the export that was opened last.
     agreed: Agreed,
     input: BytesMut,
@@ -175,7 +229,7 @@ enum State {
 enum Question {
     List,
     Open { option: u32, name: String, wanted: Wanted },
-    Look { option: u32, name: String, matches: bool },
+    Look { option: u32, name: String, contexts: Contexts },
     Succeed(Succession),
 }
 
@@ -246,7 +300,7 @@ impl Negotiation {
 
     /// What was agreed on when the export was opened that the client enters.
     pub fn agreed(&self) -> Agreed {
-        self.agreed
+        self.agreed.clone()
     }
 
     /// What the client sent after the option that began transmission: it belongs to the transmission phase.
@@ -267,7 +321,9 @@ impl Negotiation {
                 State::Asked(Question::Open { name, option, .. }) => {
                     return Step::Open { name: name.clone(), only_info: *option == option::INFO };
                 }
-                State::Asked(Question::Look { name, .. }) => return Step::Look { name: name.clone() },
+                State::Asked(Question::Look { name, contexts, .. }) => {
+                    return Step::Look { name: name.clone(), contexts: contexts.clone() };
+                }
                 State::Ended(step) => return step.clone(),
             };
             match ready {
@@ -295,29 +351,42 @@ impl Negotiation {
         }
     }
 
-    /// Answers [`Step::Look`].
-    pub fn looked(&mut self, export: Result<(), ExportError>) {
-        let Question::Look { option, name, matches } = (match &self.state {
+    /// Answers [`Step::Look`], with those versions that are asked about and that the client may know of.
+    pub fn looked(&mut self, versions: Result<Vec<Version>, ExportError>) {
+        let Question::Look { option, name, contexts } = (match &self.state {
             State::Asked(question) => question.clone(),
             _ => return,
         }) else {
             return;
         };
         self.state = State::Header;
-        if let Err(error) = export {
-            return self.put_export_error(option, &error);
-        }
+        let changed = match versions {
+            Ok(versions) => versions,
+            Err(error) => return self.put_export_error(option, &error),
+        };
         let is_set = option == option::SET_META_CONTEXT;
-        if matches {
-            let mut data = Vec::with_capacity(4 + allocation::NAME.len());
-            data.put_u32(if is_set { allocation::ID } else { 0 });
-            data.put_slice(allocation::NAME.as_bytes());
-            wire::put_option_reply(&mut self.output, option, reply_type::META_CONTEXT, &data);
+        if is_set && changed.len() > CHANGED_MAX {
+            const WORDS: &str = "a connection has at most 4 contexts of what has changed";
+            return wire::put_option_reply(&mut self.output, option, reply_type::ERR_TOO_BIG, WORDS.as_bytes());
         }
-        if is_set && matches {
-            self.selected = Some(name);
+        if contexts.allocation {
+            self.put_context(option, allocation::ID, allocation::NAME);
+        }
+        for (id, version) in (changed::FIRST_ID..).zip(&changed) {
+            self.put_context(option, id, &format!("{}{}", changed::PREFIX, version.name));
+        }
+        if is_set {
+            self.selected = Some(Selected { export: name, allocation: contexts.allocation, changed });
         }
         self.ack(option);
+    }
+
+    /// A context and, if it is selected, its number.
+    fn put_context(&mut self, option: u32, id: u32, name: &str) {
+        let mut data = Vec::with_capacity(4 + name.len());
+        data.put_u32(if option == option::SET_META_CONTEXT { id } else { 0 });
+        data.put_slice(name.as_bytes());
+        wire::put_option_reply(&mut self.output, option, reply_type::META_CONTEXT, &data);
     }
 
     /// Answers [`Step::Open`]. If transmission begins, the next step is [`Step::Enter`].
@@ -325,7 +394,12 @@ impl Negotiation {
         let State::Asked(Question::Open { option, wanted, ref name }) = self.state else {
             return;
         };
-        self.agreed = Agreed { style: self.style, allocation: self.selected.as_ref() == Some(name) };
+        let selected = self.selected.as_ref().filter(|selected| selected.export == *name);
+        self.agreed = Agreed {
+            style: self.style,
+            allocation: selected.is_some_and(|selected| selected.allocation),
+            changed: selected.map_or_else(Vec::new, |selected| selected.changed.clone()),
+        };
         self.state = match (option, export) {
             (option::EXPORT_NAME, Ok((_, device))) => {
                 self.put_export_name(&device);
@@ -505,8 +579,13 @@ impl Negotiation {
                 None => self.invalid(header.option, "SUCCEED carries a uuid and a number of 8 bytes"),
             },
             option => match parse_contexts(&data, option == option::LIST_META_CONTEXT) {
-                Ok((name, matches)) => State::Asked(Question::Look { option, name, matches }),
-                Err(text) => self.invalid(option, text),
+                Ok((name, contexts)) => State::Asked(Question::Look { option, name, contexts }),
+                Err(BadContexts::Invalid(text)) => self.invalid(option, text),
+                Err(BadContexts::TooMany) => {
+                    const WORDS: &str = "the option asks for more contexts than this server looks for";
+                    wire::put_option_reply(&mut self.output, option, reply_type::ERR_TOO_BIG, WORDS.as_bytes());
+                    State::Header
+                }
             },
         })
     }
@@ -639,28 +718,42 @@ fn parse_info(data: &[u8]) -> Result<(String, Wanted), &'static str> {
     Ok((name, Wanted { name: asked_for(info::NAME), description: asked_for(info::DESCRIPTION) }))
 }
 
+/// Why contexts are not looked for.
+#[derive(Debug)]
+enum BadContexts {
+    Invalid(&'static str),
+    TooMany,
+}
+
+impl From<&'static str> for BadContexts {
+    fn from(text: &'static str) -> BadContexts {
+        BadContexts::Invalid(text)
+    }
+}
+
 /// Data of LIST and SET_META_CONTEXT: u32 name length, name, u32 count, count times u32 length and query; the total must match
-/// (rule O22). Says whether `base:allocation` is among what was asked for; a list of nothing asks for all (O24).
-fn parse_contexts(data: &[u8], is_list: bool) -> Result<(String, bool), &'static str> {
+/// (rule O22). A list of nothing asks for all (O24).
+fn parse_contexts(data: &[u8], is_list: bool) -> Result<(String, Contexts), BadContexts> {
     const BAD_LENGTH: &str = "the lengths inside the option do not add up to its length";
     let (name, rest) = split_counted(data).ok_or(BAD_LENGTH)?;
     let (count, mut rest) = rest.split_first_chunk().ok_or(BAD_LENGTH)?;
     let count = u32::from_be_bytes(*count);
-    let mut matches = is_list && count == 0;
+    let asks_for_all = is_list && count == 0;
+    let mut contexts = Contexts { allocation: asks_for_all, all_changed: asks_for_all, changed: Vec::new() };
     for _ in 0..count {
         let (query, after) = split_counted(rest).ok_or(BAD_LENGTH)?;
         rest = after;
         let query = as_string(query).ok_or("a query is not UTF-8, has a NUL, or is longer than 4096 bytes")?;
         if !query.contains(':') {
-            return Err("a query is not NAMESPACE:LEAF");
+            return Err(BadContexts::Invalid("a query is not NAMESPACE:LEAF"));
         }
-        matches |= query == allocation::NAME || is_list && query == "base:";
+        contexts.add(query, is_list)?;
     }
     if !rest.is_empty() {
-        return Err(BAD_LENGTH);
+        return Err(BadContexts::Invalid(BAD_LENGTH));
     }
     let name = parse_string(name).ok_or("the name is not UTF-8, has a NUL, or is longer than 4096 bytes")?;
-    Ok((name, matches))
+    Ok((name, contexts))
 }
 
 /// A u32 and so many bytes, and the rest.

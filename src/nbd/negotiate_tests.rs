@@ -35,10 +35,20 @@ struct Scene {
     device: DeviceInfo,
     shutting_down: bool,
     tls: Tls,
+    versions: Vec<Version>,
 }
 
 fn scene() -> Scene {
-    Scene { options: Options::default(), exports: vec!["disk0"], device: DEVICE, shutting_down: false, tls: Tls::Off }
+    let (exports, versions) = (vec!["disk0"], Vec::new());
+    Scene { options: Options::default(), exports, device: DEVICE, shutting_down: false, tls: Tls::Off, versions }
+}
+
+fn version(number: u64) -> Version {
+    Version { name: format!("day{number}"), number }
+}
+
+fn base() -> Contexts {
+    Contexts { allocation: true, ..Contexts::default() }
 }
 
 impl Scene {
@@ -54,6 +64,11 @@ impl Scene {
             None if name == "busy" => Err(ExportError::Unavailable("busy is being repaired".to_owned())),
             None => Err(ExportError::Unknown(name.to_owned())),
         }
+    }
+
+    fn look(&self, name: &str, contexts: &Contexts) -> Result<Vec<Version>, ExportError> {
+        self.open(name)?;
+        Ok(self.versions.iter().filter(|version| contexts.wants(version)).cloned().collect())
     }
 
     /// Feeds the client's bytes in pieces of `piece` bytes.
@@ -74,7 +89,7 @@ impl Scene {
                 Step::List => negotiation.listed(self.list()),
                 Step::Open { name, .. } if name == "secret" && self.tls != Tls::Running => negotiation.needs_tls(),
                 Step::Open { name, .. } => negotiation.opened(self.open(&name)),
-                Step::Look { name } => negotiation.looked(self.open(&name).map(drop)),
+                Step::Look { name, contexts } => negotiation.looked(self.look(&name, &contexts)),
                 step => break step,
             }
             let bound = self.options.max_option_bytes as usize + OptionHeader::BYTES + piece;
@@ -401,8 +416,8 @@ fn f1_to_f13_flags_say_what_the_export_can_do_and_what_was_agreed() {
     }
 }
 
-const STRUCTURED: Agreed = Agreed { style: Style::Structured, allocation: false };
-const SELECTED: Agreed = Agreed { allocation: true, ..STRUCTURED };
+const STRUCTURED: Agreed = Agreed { style: Style::Structured, allocation: false, changed: Vec::new() };
+const SELECTED: Agreed = Agreed { style: Style::Structured, allocation: true, changed: Vec::new() };
 
 fn structured() -> Vec<u8> {
     opt(option::STRUCTURED_REPLY, &[])
@@ -438,7 +453,7 @@ fn o20_h9_structured_replies_are_agreed_and_data_is_invalid() {
     let heard = scene().hear(&[opt(option::STRUCTURED_REPLY, b"x"), go("disk0")]);
     assert_eq!((heard.types()[0], heard.agreed), (reply_type::ERR_INVALID, Agreed::default()));
     let heard = scene().hear(&[structured(), structured(), go("disk0")]);
-    assert_eq!((heard.types()[..2].to_vec(), heard.agreed), (vec![reply_type::ACK; 2], STRUCTURED));
+    assert_eq!((heard.types()[..2].to_vec(), heard.agreed.clone()), (vec![reply_type::ACK; 2], STRUCTURED));
     let flags = |heard: &Heard| heard.replies[heard.replies.len() - 3].2[10..12].to_vec();
     assert_eq!(flags(&heard), [0x0d, 0xed], "DF is offered");
     assert_eq!(flags(&scene().hear(&[go("disk0")])), [0x0d, 0x6d], "and not to others (rule F7)");
@@ -522,6 +537,68 @@ fn o25_o27_set_selects_what_is_named_in_full() {
     }
 }
 
+/// Contexts of our own: one for each version that there is, by its name in full.
+#[test]
+fn o24_o25_what_has_changed_is_a_context_of_each_version() {
+    let scene = Scene { versions: (1..6).map(version).collect(), ..scene() };
+    let context =
+        |option, id: u32, name: &str| (option, reply_type::META_CONTEXT, [&id.to_be_bytes(), name.as_bytes()].concat());
+    let listed = |queries: &[&[u8]]| {
+        let heard = scene.hear(&[structured(), list("disk0", queries)]);
+        assert_eq!(heard.types().last(), Some(&reply_type::ACK));
+        let replies = &heard.replies[1..heard.replies.len() - 1];
+        replies.iter().map(|reply| String::from_utf8(reply.2[4..].to_vec()).unwrap()).collect::<Vec<_>>()
+    };
+    let days = (1..6).map(|n| format!("ashlar:changed:day{n}")).collect::<Vec<_>>();
+    assert_eq!(listed(&[]), [&["base:allocation".to_owned()], &days[..]].concat());
+    assert_eq!((listed(&[b"ashlar:"]), listed(&[b"ashlar:changed:"])), (days.clone(), days.clone()));
+    assert_eq!(listed(&[b"ashlar:changed:day4", b"ashlar:changed:day9", b"ashlar:other:day1"]), days[3..4]);
+
+    let set_both = set("disk0", &[b"ashlar:changed:day4", b"base:allocation", b"ashlar:changed:day2"]);
+    let heard = scene.hear(&[structured(), set_both.clone(), go("disk0")]);
+    let option = option::SET_META_CONTEXT;
+    let (base, two, four) = (
+        context(option, 1, "base:allocation"),
+        context(option, 2, "ashlar:changed:day2"),
+        context(option, 3, "ashlar:changed:day4"),
+    );
+    assert_eq!(heard.replies[1..5], [base, two, four, (option, reply_type::ACK, vec![])]);
+    assert_eq!(heard.agreed, Agreed { changed: vec![version(2), version(4)], ..SELECTED });
+
+    for (queries, changed) in [
+        (&[b"ashlar:changed:day4".as_slice(), b"ashlar:changed:day4"][..], vec![version(4)]),
+        (&[b"ashlar:changed:"], vec![]),
+        (&[b"ashlar:", b"ashlar:changed:DAY4", b"ashlar:changed:day", b"ashlar:changed:day4 "], vec![]),
+    ] {
+        let heard = scene.hear(&[structured(), set_both.clone(), set("disk0", queries), go("disk0")]);
+        assert_eq!(heard.agreed, Agreed { changed, ..STRUCTURED }, "{queries:?}");
+    }
+}
+
+#[test]
+fn o27_so_many_contexts_of_what_has_changed_and_no_more() {
+    let scene = Scene { versions: (1..99).map(version).collect(), ..scene() };
+    let asked = |count: u64| {
+        let queries: Vec<Vec<u8>> = (1..=count).map(|n| format!("ashlar:changed:day{n}").into_bytes()).collect();
+        queries
+    };
+    for (count, list_is, set_is) in [
+        (4, reply_type::ACK, reply_type::ACK),
+        (5, reply_type::ACK, reply_type::ERR_TOO_BIG),
+        (64, reply_type::ACK, reply_type::ERR_TOO_BIG),
+        (65, reply_type::ERR_TOO_BIG, reply_type::ERR_TOO_BIG),
+    ] {
+        let queries = asked(count);
+        let queries: Vec<&[u8]> = queries.iter().map(|query| &query[..]).collect();
+        let heard = scene.hear(&[structured(), list("disk0", &queries)]);
+        assert_eq!(heard.types().last(), Some(&list_is), "{count}");
+        let heard = scene.hear(&[structured(), select("disk0"), set("disk0", &queries), go("disk0")]);
+        assert!(heard.types().contains(&set_is), "{count}");
+        let changed = if count == 4 { (1..5).map(version).collect() } else { vec![] };
+        assert_eq!(heard.agreed, Agreed { changed, ..STRUCTURED }, "{count}");
+    }
+}
+
 #[test]
 fn o27_a_set_that_fails_clears_the_selection_too() {
     let too_long = contexts_data(b"disk0", &vec![b"base:allocation".as_slice(); 10_000]);
@@ -577,7 +654,7 @@ fn o29_extended_headers_take_the_place_of_structured_replies_and_need_go() {
             |option| heard.replies.iter().filter(|reply| reply.0 == option).map(|reply| reply.1).collect::<Vec<_>>();
         assert_eq!(asked(option::EXTENDED_HEADERS), [reply_type::ACK; 2]);
         assert_eq!(asked(option::STRUCTURED_REPLY).last(), Some(&reply_type::ERR_EXT_HEADER_REQD));
-        assert_eq!(heard.agreed, Agreed { style: Style::Extended, allocation: true });
+        assert_eq!(heard.agreed, Agreed { style: Style::Extended, ..SELECTED });
     }
     let heard = scene().hear(&[extended, opt(option::EXPORT_NAME, b"disk0")]);
     assert_eq!((heard.step, heard.tail.len()), (Step::Close(CloseReason::OnlyGo), 0));
@@ -748,8 +825,8 @@ fn o11_structured_replies_extended_headers_and_contexts_of_before_tls_are_forgot
             ]
             .concat(),
         );
-        assert_eq!(negotiation.step(), Step::Look { name: "disk0".to_owned() });
-        negotiation.looked(Ok(()));
+        assert_eq!(negotiation.step(), Step::Look { name: "disk0".to_owned(), contexts: base() });
+        negotiation.looked(Ok(Vec::new()));
         negotiation.receive(&starttls());
         assert_eq!(negotiation.step(), Step::StartTls);
         let mut negotiation = negotiation.over_tls();
@@ -771,7 +848,7 @@ fn t4_contexts_of_an_export_that_is_served_over_tls_only_are_told_over_tls_only(
         ]
         .concat(),
     );
-    assert_eq!(negotiation.step(), Step::Look { name: "secret".to_owned() });
+    assert_eq!(negotiation.step(), Step::Look { name: "secret".to_owned(), contexts: base() });
     negotiation.needs_tls();
     assert_eq!(negotiation.step(), Step::Read, "the next option");
     let said = negotiation.take_output();

@@ -21,8 +21,8 @@ pub struct Terms {
     pub max_payload: u32,
     /// How requests and replies are laid out.
     pub style: Style,
-    /// Whether `base:allocation` was selected for this export.
-    pub allocation: bool,
+    /// So many metadata contexts were selected for this export.
+    pub contexts: u32,
 }
 
 /// A request that may be carried out: it is known, allowed, and lies inside the export.
@@ -83,12 +83,14 @@ pub enum Request {
         len: u64,
         /// With one descriptor.
         one: bool,
+        /// In so many contexts.
+        contexts: u32,
     },
     /// A request of no bytes: it succeeds and has no effect.
     Nothing,
 }
 
-/// Bytes that the reply to a BLOCK_STATUS is counted as: its descriptors in their larger form.
+/// Bytes that the reply to a BLOCK_STATUS is counted as for each context: its descriptors in their larger form.
 const STATUS_BYTES: u32 = RUNS_MAX as u32 * 16;
 
 /// The most bytes of a CACHE that are thought about: it is a hint, and with extended headers it may name the whole export.
@@ -104,7 +106,7 @@ impl Request {
     pub fn payload(&self) -> u32 {
         match *self {
             Request::Read { len, .. } | Request::Write { len, .. } => len,
-            Request::BlockStatus { .. } => STATUS_BYTES,
+            Request::BlockStatus { contexts, .. } => contexts * STATUS_BYTES,
             _ => 0,
         }
     }
@@ -161,7 +163,7 @@ fn check(header: &RequestHeader, terms: &Terms) -> Result<Request, Fault> {
         // No reply is possible, so whatever else it carries does not matter (rule K9).
         command::DISC => return Ok(Request::Disconnect),
         command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE | command::WRITE_ZEROES => {}
-        command::BLOCK_STATUS if terms.allocation => {}
+        command::BLOCK_STATUS if terms.contexts > 0 => {}
         command::BLOCK_STATUS => return Err((Errno::Invalid, "no metadata context was selected for this export")),
         _ => return Err((Errno::Invalid, "the command is not known")),
     }
@@ -184,7 +186,9 @@ fn check(header: &RequestHeader, terms: &Terms) -> Result<Request, Fault> {
         command::WRITE => Request::Write { offset, len: len as u32, fua },
         command::TRIM => Request::Trim { offset, len, fua },
         command::CACHE => Request::Cache { offset, len: len.min(CACHE_MAX) },
-        command::BLOCK_STATUS => Request::BlockStatus { offset, len, one: has(command_flag::REQ_ONE) },
+        command::BLOCK_STATUS => {
+            Request::BlockStatus { offset, len, one: has(command_flag::REQ_ONE), contexts: terms.contexts }
+        }
         _ => Request::WriteZeroes { offset, len, no_hole: has(command_flag::NO_HOLE), fua },
     })
 }
@@ -243,9 +247,9 @@ mod tests {
     use proptest::prelude::*;
 
     const TERMS: Terms =
-        Terms { size: 1 << 20, read_only: false, max_payload: 64 << 10, style: Style::Simple, allocation: false };
+        Terms { size: 1 << 20, read_only: false, max_payload: 64 << 10, style: Style::Simple, contexts: 0 };
     /// All that can be negotiated.
-    const EXTENDED: Terms = Terms { style: Style::Extended, allocation: true, ..TERMS };
+    const EXTENDED: Terms = Terms { style: Style::Extended, contexts: 1, ..TERMS };
     const SERVED: [u16; 6] =
         [command::READ, command::WRITE, command::FLUSH, command::TRIM, command::CACHE, command::WRITE_ZEROES];
 
@@ -283,7 +287,7 @@ mod tests {
 
     #[test]
     fn r5_flags_that_were_negotiated_belong_to_their_command_only() {
-        let structured = Terms { style: Style::Structured, allocation: true, ..TERMS };
+        let structured = Terms { style: Style::Structured, contexts: 1, ..TERMS };
         for (terms, payload) in [(structured, 0), (EXTENDED, command_flag::PAYLOAD_LEN)] {
             for command in SERVED.into_iter().chain([command::BLOCK_STATUS]) {
                 let always = if command == command::WRITE { payload } else { 0 };
@@ -307,14 +311,17 @@ mod tests {
     #[test]
     fn k18_k21_r10_block_status_needs_a_context_a_length_and_a_range_inside() {
         let status = |offset, len| long(command::BLOCK_STATUS, 0, offset, len);
-        assert_eq!(errno(status(0, 512), &Terms { allocation: false, ..EXTENDED }), Some(Errno::Invalid));
+        assert_eq!(errno(status(0, 512), &Terms { contexts: 0, ..EXTENDED }), Some(Errno::Invalid));
         for (offset, len) in
             [(0, 0), (1 << 20, 1), (1, 1 << 20), (u64::MAX, 1), (1, u64::MAX), (0, u64::from(u32::MAX))]
         {
             assert_eq!(errno(status(offset, len), &EXTENDED), Some(Errno::Invalid), "{offset} {len}");
         }
         let one = RequestHeader { flags: command_flag::REQ_ONE, ..status(5, (1 << 20) - 5) };
-        assert_eq!(parse(&one, &EXTENDED), Ok(Request::BlockStatus { offset: 5, len: (1 << 20) - 5, one: true }));
+        assert_eq!(
+            parse(&one, &EXTENDED),
+            Ok(Request::BlockStatus { offset: 5, len: (1 << 20) - 5, one: true, contexts: 1 })
+        );
     }
 
     /// Section 13: the flag says whether there is a payload, whatever the command.
@@ -421,9 +428,9 @@ mod tests {
             offset in prop_oneof![0u64..1 << 21, any::<u64>()],
             len in prop_oneof![0u64..1 << 21, (0u64..9).prop_map(|less| (1 << 32) - less), any::<u64>()],
             style in prop_oneof![Just(Style::Simple), Just(Style::Structured), Just(Style::Extended)],
-            read_only: bool, allocation: bool,
+            read_only: bool, contexts in 0..3_u32,
         ) {
-            let terms = Terms { read_only, style, allocation, ..TERMS };
+            let terms = Terms { read_only, style, contexts, ..TERMS };
             let len = if style == Style::Extended { len } else { len & 0xffff_ffff };
             let header = RequestHeader { flags, command, cookie: 0, offset, len };
             let carries = match style {

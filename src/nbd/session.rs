@@ -46,9 +46,9 @@ use super::options::Options;
 use super::phase::Phases;
 use super::reply::{Answer, Batch, Replies, errno};
 use super::request::{self, Payload, Refused, Request, Terms};
-use super::status::{self, descriptors};
-use super::wire::{BadMagic, RequestHeader};
-use crate::device::{Device, DeviceError, Pieces, RUNS_MAX};
+use super::status::{self, Descriptor};
+use super::wire::{BadMagic, RequestHeader, allocation, changed};
+use crate::device::{Device, DeviceError, Pieces, RUNS_MAX, Version};
 use crate::human;
 
 /// How long a session that the server ended waits for the client to close, so that a reset does not overtake the
@@ -227,6 +227,10 @@ struct Client {
     device: Arc<dyn Device>,
     /// The minimum block size that it was told.
     unit: u32,
+    /// Whether `base:allocation` is among its contexts.
+    allocation: bool,
+    /// The versions since which it wants to know what has changed, by the order of their contexts.
+    changed: Vec<Version>,
     failures: AtomicU64,
     unflushed: AtomicBool,
     attached: Arc<clients::Client>,
@@ -252,23 +256,26 @@ struct Session<R> {
 impl<R: AsyncRead + Unpin> Session<R> {
     fn new(setup: Setup<'_>, read: R, replies: Arc<Replies>) -> Session<R> {
         let info = setup.device.info();
+        let Agreed { style, allocation, changed } = setup.agreed;
+        let contexts = u32::from(allocation) + changed.len() as u32; // few: see `negotiate`
         let client = Client {
             export: setup.export,
             connection: setup.connection,
             device: setup.device,
             unit: minimum_block_size(setup.options.minimum_block_size, &info),
+            allocation,
+            changed,
             failures: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
             attached: setup.client,
             comes_back: setup.comes_back,
         };
-        let Agreed { style, allocation } = setup.agreed;
         let terms = Terms {
             size: info.size,
             read_only: info.read_only || setup.read_only,
             max_payload: setup.options.max_payload,
             style,
-            allocation,
+            contexts,
         };
         Session {
             incoming: Incoming::new(read, style, setup.rest, setup.options.stall_timeout, setup.room.clone()),
@@ -411,7 +418,7 @@ async fn perform(client: &Client, request: Request, payload: Bytes) -> Result<Do
     let device = &client.device;
     match request {
         Request::Read { offset, len } => return whole(device.read(offset, len).await?, len),
-        Request::BlockStatus { offset, len, one } => return client.status(offset, len, one).await,
+        Request::BlockStatus { offset, len, one, .. } => return client.status(offset, len, one).await,
         Request::Write { offset, fua, .. } => device.write(offset, payload, fua).await?,
         Request::Flush => device.flush().await?,
         Request::Trim { offset, len, fua } => device.trim(offset, len, fua).await?,
@@ -430,15 +437,26 @@ fn whole(pieces: Pieces, len: u32) -> Result<Done, DeviceError> {
     }
 }
 
+fn known(descriptors: Option<Vec<Descriptor>>, runs: usize, len: u64) -> Result<Vec<Descriptor>, DeviceError> {
+    descriptors.ok_or_else(|| DeviceError::Io(format!("the device knows of {runs} runs, not of the {len} bytes")))
+}
+
 impl Client {
     async fn status(&self, offset: u64, len: u64, one: bool) -> Result<Done, DeviceError> {
         let is_fine = self.unit <= self.device.info().block_size;
         // Several runs may be one descriptor if they are finer than what the client reckons with.
-        let runs = self.device.extents(offset, len, if one && is_fine { 1 } else { RUNS_MAX }).await?;
-        match descriptors(&runs, &status::Asked { offset, len, one, unit: self.unit }) {
-            Some(descriptors) => Ok(Done::Status(descriptors)),
-            None => Err(DeviceError::Io(format!("the device knows of {} runs, not of the {len} bytes", runs.len()))),
+        let most = if one && is_fine { 1 } else { RUNS_MAX };
+        let asked = status::Asked { offset, len, one, unit: self.unit };
+        let mut contexts = Vec::new();
+        if self.allocation {
+            let runs = self.device.extents(offset, len, most).await?;
+            contexts.push((allocation::ID, known(status::descriptors(&runs, &asked), runs.len(), len)?));
         }
+        for (id, version) in (changed::FIRST_ID..).zip(&self.changed) {
+            let compared = self.device.compare(version, offset, len, most).await?;
+            contexts.push((id, known(status::changes(&compared, &asked), compared.len(), len)?));
+        }
+        Ok(Done::Status(contexts))
     }
 
     /// Says what failed and how the client is told. In a long outage every request may fail: the 1st, 2nd, 4th, 8th …

@@ -1,13 +1,14 @@
-//! What a BLOCK_STATUS is answered with: the runs of a device as descriptors of `base:allocation`. Pure.
+//! What a BLOCK_STATUS is answered with: the runs of a device as descriptors of `base:allocation`, and what was compared as those of
+//! `ashlar:changed`. Pure.
 //!
 //! A client that keeps to a minimum block size reckons with descriptors that do so too (rule K20; QEMU's client calls others
 //! a fault of the server). So what a smaller unit of mapping leaves finer than that is made coarse, on the safe side: a block
-//! of which a part is data is data, and one that is not all hole is allocated.
+//! of which a part is data is data, one that is not all hole is allocated, and one of which a part has changed has changed.
 
-use super::wire::allocation;
-use crate::device::{Allocation, Run};
+use super::wire::{allocation, changed};
+use crate::device::{Allocation, Compared, Run};
 
-/// A descriptor: bytes, and flags of [`allocation`].
+/// A descriptor: bytes, and flags of [`allocation`] or of [`changed`].
 pub type Descriptor = (u64, u32);
 
 /// What a client asked for.
@@ -23,15 +24,31 @@ pub struct Asked {
     pub unit: u32,
 }
 
-/// The descriptors; `None` if the runs are not what a device may say.
+/// The descriptors of `base:allocation`; `None` if the runs are not what a device may say.
 pub fn descriptors(runs: &[Run], asked: &Asked) -> Option<Vec<Descriptor>> {
-    let sum = runs.iter().try_fold(0_u64, |sum, run| if run.len == 0 { None } else { sum.checked_add(run.len) })?;
+    coarse(runs.iter().map(|run| (run.len, flags(run.allocation))), asked, |one, other| one & other)
+}
+
+/// The descriptors of `ashlar:changed`; `None` if that is not what a device may say.
+pub fn changes(compared: &[Compared], asked: &Asked) -> Option<Vec<Descriptor>> {
+    let flags = |differs| if differs { changed::CHANGED } else { 0 };
+    coarse(compared.iter().map(|part| (part.len, flags(part.differs))), asked, |one, other| one | other)
+}
+
+/// Whole units of that; `both` says what is true of a unit of which parts are different.
+fn coarse(
+    parts: impl ExactSizeIterator<Item = Descriptor> + Clone,
+    asked: &Asked,
+    both: fn(u32, u32) -> u32,
+) -> Option<Vec<Descriptor>> {
+    let add = |sum: u64, (len, _)| if len == 0 { None } else { sum.checked_add(len) };
+    let sum = parts.clone().try_fold(0_u64, add)?;
     if sum == 0 || sum > asked.len {
         return None;
     }
-    let mut units =
-        Units { at: asked.offset, unit: u64::from(asked.unit), cut: None, done: Vec::with_capacity(runs.len()) };
-    runs.iter().for_each(|run| units.take(run.len, flags(run.allocation)));
+    let (at, unit) = (asked.offset, u64::from(asked.unit));
+    let mut units = Units { at, unit, both, cut: None, done: Vec::with_capacity(parts.len()) };
+    parts.for_each(|(len, flags)| units.take(len, flags));
     // A block whose end was not looked at is left for the next request, unless it is all there is, or the client cut it.
     if let Some((len, flags)) = units.cut.take()
         && (units.done.is_empty() || sum == asked.len)
@@ -55,6 +72,7 @@ fn flags(allocation: Allocation) -> u32 {
 struct Units {
     at: u64,
     unit: u64,
+    both: fn(u32, u32) -> u32,
     /// The part of a block that was seen, and what is true of all of it.
     cut: Option<Descriptor>,
     done: Vec<Descriptor>,
@@ -74,8 +92,8 @@ impl Units {
             self.at += here;
             left -= here;
             match self.at % self.unit {
-                0 => self.push(before + here, so_far & flags),
-                _ => self.cut = Some((before + here, so_far & flags)),
+                0 => self.push(before + here, (self.both)(so_far, flags)),
+                _ => self.cut = Some((before + here, (self.both)(so_far, flags))),
             }
         }
     }
@@ -104,6 +122,18 @@ mod tests {
         let asked = Asked { offset: 0, len: 4096, one: false, unit: 1 };
         assert_eq!(descriptors(&runs, &asked), Some(vec![(512, 0), (512, 2), (512, 3)]));
         assert_eq!(descriptors(&runs, &Asked { one: true, ..asked }), Some(vec![(512, 0)]));
+    }
+
+    #[test]
+    fn a_unit_of_which_a_part_has_changed_has_changed() {
+        let part = |len, differs| Compared { len, differs };
+        let parts = [part(512, false), part(512, true), part(7168, false), part(8192, true)];
+        let asked = |unit| Asked { offset: 0, len: 16384, one: false, unit };
+        assert_eq!(changes(&parts, &asked(512)), Some(vec![(512, 0), (512, 1), (7168, 0), (8192, 1)]));
+        assert_eq!(changes(&parts, &asked(4096)), Some(vec![(4096, 1), (4096, 0), (8192, 1)]));
+        assert_eq!(changes(&parts, &asked(16384)), Some(vec![(16384, 1)]));
+        assert_eq!(changes(&parts, &Asked { one: true, ..asked(4096) }), Some(vec![(4096, 1)]));
+        assert_eq!(changes(&[part(0, true)], &asked(512)), None);
     }
 
     #[test]

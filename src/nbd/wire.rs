@@ -222,7 +222,7 @@ pub mod chunk_type {
     pub const ERROR_OFFSET: u16 = 1 << 15 | 2;
 }
 
-/// The only metadata context there is. § The base: metadata namespace.
+/// The metadata context that is always there. § The base: metadata namespace.
 pub mod allocation {
     /// Its name.
     pub const NAME: &str = "base:allocation";
@@ -232,6 +232,16 @@ pub mod allocation {
     pub const HOLE: u32 = 1 << 0;
     /// It reads as zero.
     pub const ZERO: u32 = 1 << 1;
+}
+
+/// Metadata contexts of our own: what has changed since a version (docs/protocol.md, "Beyond the document").
+pub mod changed {
+    /// What their names begin with; the name of the version follows.
+    pub const PREFIX: &str = "ashlar:changed:";
+    /// The number of the first that is selected on a connection; the others follow.
+    pub const FIRST_ID: u32 = 2;
+    /// It may have changed.
+    pub const CHANGED: u32 = 1 << 0;
 }
 
 /// How requests and replies are laid out on a connection.

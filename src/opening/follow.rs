@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::cache::BlockCache;
-use crate::device::{Allocation, Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::device::{Allocation, Compared, Device, DeviceError, DeviceInfo, Pieces, Run, Version};
 use crate::engine::budget::Budget;
 use crate::engine::options::Options;
 use crate::error::{Result, VolumeError};
@@ -241,5 +241,25 @@ impl Device for Follower {
             }
         };
         self.answer(look).await
+    }
+
+    async fn versions(&self) -> std::result::Result<Vec<Version>, DeviceError> {
+        self.answer(|past: Arc<Past>| async move { past.versions().await }).await
+    }
+
+    async fn compare(
+        &self,
+        since: &Version,
+        offset: u64,
+        len: u64,
+        most: usize,
+    ) -> std::result::Result<Vec<Compared>, DeviceError> {
+        let compare = |past: Arc<Past>| async move {
+            match inside(&past, offset, len) {
+                0 => Ok(vec![Compared { len, differs: true }]),
+                inside => past.compare(since, offset, inside, most).await,
+            }
+        };
+        self.answer(compare).await
     }
 }

@@ -24,6 +24,7 @@ pub mod description;
 pub mod key_slots;
 pub mod resize;
 pub mod past;
+pub(crate) mod older;
 pub mod clones;
 mod handed;
 pub mod difference;

@@ -16,9 +16,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{BlockCache, Purpose};
-use crate::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
+use crate::device::{Compared, Device, DeviceError, DeviceInfo, Pieces, Run, Version};
 use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
+use crate::engine::compare::Side;
 use crate::engine::extents::{LOADS_MAX, Stopped, Walk};
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
@@ -33,6 +34,7 @@ use crate::map::{NeedPages, PageAt, PageKind};
 use crate::opening::choice::{Choice, choose};
 use crate::opening::clones;
 use crate::opening::handed::Handed;
+use crate::opening::older::{self, Older};
 use crate::opening::scan::{Scan, Source};
 use crate::outside::Workers;
 use crate::reading::objects::{LoadedPages, ReadError, Sealed};
@@ -59,6 +61,18 @@ pub struct Past {
     upper: OnceLock<Upper>,
     /// What brings the pages that find its leaves, without waiting for a read.
     index: OnceLock<Upper>,
+    /// What it was compared with.
+    older: Older,
+}
+
+impl Side for Past {
+    fn look<T>(&self, loaded: &LoadedPages, look: impl FnOnce(&mut Log) -> T) -> T {
+        self.with_pages(loaded, look)
+    }
+
+    async fn load(&self, need: NeedPages) -> std::result::Result<LoadedPages, DeviceError> {
+        fetch(&self.source, &self.checkpoints, need).await.map_err(io_error)
+    }
 }
 
 /// Pages, as they lie in these checkpoints.
@@ -234,6 +248,12 @@ impl Past {
         }
     }
 
+    /// That version, for its map alone: of a clone it does not show what is below.
+    pub(super) async fn map_of(source: Source, version: KeptVersion, seat: Seat) -> Result<Past> {
+        let scan = source.version(&version).await?;
+        Ok(Past::of(source, version, scan, seat, None))
+    }
+
     fn of(source: Source, version: KeptVersion, scan: Scan, seat: Seat, below: Option<Below>) -> Past {
         let Scan { map, checkpoints, covers, committed, next, .. } = scan;
         let origin =
@@ -251,6 +271,7 @@ impl Past {
             handed: None,
             upper: OnceLock::new(),
             index: OnceLock::new(),
+            older: Older::default(),
         }
     }
 
@@ -446,6 +467,21 @@ impl Device for Past {
             None => Ok(runs),
             Some(below) => below.extents(runs, offset, most).await,
         }
+    }
+
+    async fn versions(&self) -> std::result::Result<Vec<Version>, DeviceError> {
+        older::found(&self.source).await
+    }
+
+    async fn compare(
+        &self,
+        since: &Version,
+        offset: u64,
+        len: u64,
+        most: usize,
+    ) -> std::result::Result<Vec<Compared>, DeviceError> {
+        let asked = (since, (offset, len), most);
+        self.older.compare(self, || self.source.clone(), &self.seat, asked).await
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ashlar::device::memory::{MemoryDevice, MemoryExports};
-use ashlar::device::{Device, ExportEntry, ExportError, Exports};
+use ashlar::device::{Allocation, Device, DeviceInfo, ExportEntry, ExportError, Exports, Run};
 use ashlar::nbd::access::{Rule, Who};
 use ashlar::nbd::listen::At;
 use ashlar::nbd::{Door, ListenAddr, Options, Server, SocketMode, TlsMode};
@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::client::{Client, OptionReply, contexts_data, info_data, opt, rep, within};
 use crate::tls::Authority;
-use crate::world::{SIZE, World};
+use crate::world::{SIZE, Scripted, World};
 
 fn list(texts: &[&str]) -> Vec<Who> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -240,4 +240,28 @@ async fn sockets_that_are_open_already_are_served() {
     }
     within(server.shutdown()).await;
     assert!(path.exists());
+}
+
+/// O8: which snapshots there are is told only of those that a client may read.
+#[tokio::test]
+async fn o8_what_has_changed_since_a_hidden_snapshot_is_not_offered() {
+    let info = DeviceInfo { size: 4096, block_size: 4096, read_only: false };
+    let device = Scripted { info, runs: vec![Run { len: 4096, allocation: Allocation::Data }], bad: None };
+    let access = vec![rule("disk0@monday", &["10.0.0.5"]), rule("disk0", &["anyone"])];
+    let world = World::of(Options { access, ..Options::default() }, device).await;
+    let mut client = world.connect();
+    client.greet().await;
+    assert_eq!(client.ask(opt::STRUCTURED_REPLY, b"").await, rep::ACK);
+    let named = contexts_data("disk0", &["ashlar:changed:monday", "ashlar:changed:tuesday"]);
+    for (option, data) in
+        [(opt::LIST_META_CONTEXT, contexts_data("disk0", &["ashlar:"])), (opt::SET_META_CONTEXT, named)]
+    {
+        client.send(&crate::client::option(option, &data)).await;
+        let reply = client.option_reply().await;
+        assert_eq!((reply.reply_type, &reply.data[4..]), (rep::META_CONTEXT, &b"ashlar:changed:tuesday"[..]));
+        assert_eq!(client.option_reply().await.reply_type, rep::ACK);
+    }
+    client.only_go("disk0").await;
+    client.disconnect().await;
+    world.all_gone().await;
 }

@@ -1,4 +1,4 @@
-//! BLOCK_STATUS with `base:allocation`.
+//! BLOCK_STATUS with `base:allocation` and `ashlar:changed`.
 
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use ashlar::device::{Allocation, DeviceInfo, RUNS_MAX, Run};
 use ashlar::nbd::Options;
 
 use crate::client::{
-    Client, EINVAL, EIO, FUA, REQ_ONE, all_options, cmd, contexts_data, kind, opt, option, rep, request,
+    Chunk, Client, EINVAL, EIO, FUA, REQ_ONE, all_options, cmd, contexts_data, extended, kind, opt, option, rep,
+    request,
 };
 use crate::world::{Gate, SIZE, Scripted, World, read_only};
 
@@ -178,6 +179,111 @@ async fn a_device_that_knows_nothing_or_too_much_costs_one_error() {
         let world = World::of(Options::default(), device).await;
         let mut client = world.attach_with(opt::STRUCTURED_REPLY).await;
         assert_eq!(status(&mut client, 0, 0, 512).await, Err(EIO));
+        client.disconnect().await;
+    }
+}
+
+/// A client with these contexts, and the numbers that it was told.
+async fn with_contexts(world: &World, style: u32, queries: &[&str]) -> (Client, Vec<(u64, String)>) {
+    let mut client = world.connect();
+    client.greet().await;
+    client.send(&[option(style, &[]), option(opt::SET_META_CONTEXT, &contexts_data("disk0", queries))].concat()).await;
+    assert_eq!(client.option_reply().await.reply_type, rep::ACK);
+    let mut told = Vec::new();
+    loop {
+        let reply = client.option_reply().await;
+        if reply.reply_type == rep::ACK {
+            break;
+        }
+        assert_eq!(reply.reply_type, rep::META_CONTEXT);
+        let (number, name) = reply.data.split_at(4);
+        told.push((u32::from_be_bytes(number.try_into().unwrap()).into(), String::from_utf8(name.to_vec()).unwrap()));
+    }
+    client.only_go("disk0").await;
+    (client, told)
+}
+
+const MONDAY: &str = "ashlar:changed:monday";
+
+/// K18: a chunk for each context that was selected, with its number, and the last says that it is the last.
+#[tokio::test(start_paused = true)]
+async fn k18_what_has_changed_is_a_chunk_of_its_own() {
+    let runs = [(8192, Allocation::Data), (4096, Allocation::Zero), (8192, Allocation::Hole), (4096, Allocation::Data)];
+    let world = World::of(Options::default(), scripted(4096, &runs)).await;
+    for (style, bytes, begin) in [(opt::STRUCTURED_REPLY, 4, 4), (opt::EXTENDED_HEADERS, 8, 8)] {
+        let is_extended = style == opt::EXTENDED_HEADERS;
+        let ask = |flags, offset, len| match is_extended {
+            true => extended(flags, cmd::BLOCK_STATUS, 4, offset, u64::from(len)),
+            false => request(flags, cmd::BLOCK_STATUS, 4, offset, len),
+        };
+        let (mut client, told) = with_contexts(&world, style, &[MONDAY, "base:allocation"]).await;
+        assert_eq!(told, [(1, "base:allocation".to_owned()), (2, MONDAY.to_owned())]);
+        let descriptors = |chunk: &Chunk| -> Vec<(u64, u64)> {
+            let pairs = (begin..chunk.payload.len()).step_by(2 * bytes);
+            pairs.map(|at| (chunk.number(at, bytes), chunk.number(at + bytes, bytes))).collect()
+        };
+        for (flags, offset, len, allocation, changed) in [
+            (0, 0, 24576, 4, vec![(8192, 1), (12288, 0), (4096, 1)]),
+            (REQ_ONE, 0, 24576, 1, vec![(8192, 1)]),
+            (0, 8191, 4098, 3, vec![(1, 1), (4097, 0)]),
+        ] {
+            client.send(&ask(flags, offset, len)).await;
+            let chunks = client.chunks().await;
+            let found: Vec<_> = chunks.iter().map(|chunk| (chunk.number(0, 4), chunk.is_last)).collect();
+            assert_eq!(found, [(1, false), (2, true)]);
+            assert_eq!((descriptors(&chunks[0]).len(), descriptors(&chunks[1])), (allocation, changed));
+        }
+        drop(client);
+        // Alone it is what the request is about, and `base:allocation` is not.
+        let (mut client, told) = with_contexts(&world, style, &[MONDAY]).await;
+        assert_eq!(told, [(2, MONDAY.to_owned())]);
+        client.send(&ask(0, 0, 512)).await;
+        let chunk = client.chunk().await;
+        assert_eq!((chunk.is_last, chunk.number(0, 4), descriptors(&chunk)), (true, 2, vec![(512, 1)]));
+        for (offset, len) in [(0, 0), (24576, 1), (1, 24576), (0, u32::MAX), (u64::MAX, 1)] {
+            client.send(&ask(0, offset, len)).await;
+            assert_eq!(client.chunk().await.failure().0, EINVAL, "{offset} {len}");
+        }
+    }
+    world.all_gone().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn k18_a_version_that_is_gone_is_an_error_in_words_and_one_that_never_was_is_not_offered() {
+    let world = World::of(Options::default(), scripted(4096, &[(8192, Allocation::Data)])).await;
+    let (mut client, told) =
+        with_contexts(&world, opt::STRUCTURED_REPLY, &["base:allocation", "ashlar:changed:tuesday"]).await;
+    assert_eq!(told.len(), 2);
+    client.send(&request(0, cmd::BLOCK_STATUS, 4, 0, 512)).await;
+    let (errno, text, _) = client.chunk().await.failure();
+    assert_eq!((errno, text.as_str()), (EIO, "snapshot tuesday was deleted"));
+    client.send(&request(0, cmd::READ, 5, 0, 512)).await;
+    assert_eq!(client.chunk().await.payload.len(), 8 + 512, "the connection goes on");
+    client.disconnect().await;
+    let unknown = ["ashlar:changed:sunday", "ashlar:changed:", "ashlar:changed", "ashlar:", "ashlar:changed:Monday"];
+    let mut asked = world.connect();
+    asked.greet().await;
+    assert_eq!(asked.ask(opt::STRUCTURED_REPLY, &[]).await, rep::ACK);
+    assert_eq!(asked.ask(opt::SET_META_CONTEXT, &contexts_data("disk0", &unknown)).await, rep::ACK);
+    asked.only_go("disk0").await;
+    assert_eq!(status(&mut asked, 0, 0, 512).await, Err(EINVAL));
+    asked.disconnect().await;
+    world.all_gone().await;
+}
+
+/// Rule K20, the other way round than for data: a unit of which a part has changed has changed.
+#[tokio::test(start_paused = true)]
+async fn k20_a_unit_of_which_a_part_has_changed_has_changed() {
+    let fine = [(512, Allocation::Hole), (512, Allocation::Data), (7168, Allocation::Hole), (8192, Allocation::Zero)];
+    for (minimum, expected) in [(512, vec![(512, 0), (512, 1), (15360, 0)]), (4096, vec![(4096, 1), (12288, 0)])] {
+        let world =
+            World::of(Options { minimum_block_size: minimum, ..Options::default() }, scripted(512, &fine)).await;
+        let (mut client, _) = with_contexts(&world, opt::STRUCTURED_REPLY, &[MONDAY]).await;
+        client.send(&request(0, cmd::BLOCK_STATUS, 4, 0, 16384)).await;
+        let chunk = client.chunk().await;
+        let found: Vec<_> =
+            (4..chunk.payload.len()).step_by(8).map(|at| (chunk.number(at, 4), chunk.number(at + 4, 4))).collect();
+        assert_eq!(found, expected);
         client.disconnect().await;
     }
 }

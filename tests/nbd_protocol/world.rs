@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ashlar::device::memory::{Call, Hook, MemoryDevice, MemoryExports};
-use ashlar::device::{Allocation, Device, DeviceError, DeviceInfo, Exports, Pieces, Run};
+use ashlar::device::{Allocation, Compared, Device, DeviceError, DeviceInfo, Exports, Pieces, Run, Version};
 use ashlar::nbd::{Host, Options, Server};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -150,6 +150,29 @@ impl Device for Scripted {
         let mut runs = self.within(offset, len);
         runs.truncate(most);
         Ok(runs)
+    }
+
+    /// Two, of which only the first can still be compared with.
+    async fn versions(&self) -> Result<Vec<Version>, DeviceError> {
+        let version = |name: &str, number| Version { name: name.to_owned(), number };
+        Ok(vec![version("monday", 4), version("tuesday", 9)])
+    }
+
+    /// Since the first all that is data differs.
+    async fn compare(&self, since: &Version, offset: u64, len: u64, most: usize) -> Result<Vec<Compared>, DeviceError> {
+        if since.number != 4 {
+            return Err(DeviceError::Io(format!("snapshot {} was deleted", since.name)));
+        }
+        let mut parts: Vec<Compared> = Vec::new();
+        for run in self.within(offset, len) {
+            let differs = run.allocation == Allocation::Data;
+            match parts.last_mut() {
+                Some(last) if last.differs == differs => last.len += run.len,
+                _ => parts.push(Compared { len: run.len, differs }),
+            }
+        }
+        parts.truncate(most);
+        Ok(parts)
     }
 }
 
