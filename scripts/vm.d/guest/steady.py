@@ -68,7 +68,7 @@ class Thread:
                     self.write(version, direct=False)
                 self.timed(os.fsync, self.buffered)
                 self.write(version, direct=True)
-                os.write(synced, b"fsync\n")
+                os.write(synced, f"{self.number}\n".encode())
                 self.verify(self.choose.choice(list(self.versions)))
             self.timed(os.fsync, self.buffered)
             for block in self.versions:
