@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -68,12 +69,11 @@ pub async fn dial(
 ) -> Result<(Offer, Sockets), DialError> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server does not answer");
     let all = async {
-        let (mut offers, mut sockets) = (Vec::new(), Sockets::new());
-        for _ in 0..connections {
-            let (offer, socket) = connect(place, Handshake::new(volume, succession)).await?;
-            offers.push(offer);
-            sockets.push(Arc::new(socket));
-        }
+        // All at once: they are of one generation, and none ends another.
+        let dialed = (0..connections).map(|_| connect(place, Handshake::new(volume, succession)));
+        let dialed = try_join_all(dialed).await?;
+        let (offers, sockets): (Vec<_>, Sockets) =
+            dialed.into_iter().map(|(offer, socket)| (offer, Arc::new(socket))).unzip();
         match &offers[..] {
             [first, rest @ ..] if rest.iter().all(|offer| offer == first) => Ok((first.clone(), sockets)),
             _ => Err(DialError::Unsteady),
@@ -152,5 +152,23 @@ mod tests {
         far.write_all(&greeting).await.unwrap();
         let asked = timeout(5 * SILENCE, shake_hands(&mut near, Handshake::asking("db"))).await;
         assert!(asked.is_err());
+    }
+
+    /// The way to a server may be long: it is gone once, and not once for each connection.
+    #[tokio::test]
+    async fn all_connections_are_made_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = Place::Tcp(listener.local_addr().unwrap().to_string());
+        // It greets nobody before all are there, and then ends.
+        let server = async {
+            let mut connections = Vec::new();
+            for _ in 0..3 {
+                connections.push(listener.accept().await.unwrap().0);
+            }
+        };
+        let succession = Succession { client: uuid::Uuid::from_u128(7), generation: 2 };
+        let dialed = dial(&place, "db", 3, succession);
+        let ((), dialed) = tokio::join!(server, timeout(SILENCE, dialed));
+        assert!(matches!(dialed, Ok(Err(DialError::Unreachable(_)))), "{dialed:?}");
     }
 }

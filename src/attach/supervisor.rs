@@ -61,7 +61,7 @@ pub const FAREWELL: Duration = Duration::from_secs(10);
 /// How long the kernel may take to answer what it is told.
 pub const KERNEL: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it lives, and how large its volume is.
-pub const ASK: Duration = Duration::from_secs(1);
+pub const ASK: Duration = Duration::from_millis(500);
 /// How often the kernel looks at a request that has no answer, where there is one connection and no time limit: if the connection that
 /// it was sent on is not there any more, it is sent again. So programs may wait for so much longer than a server is away. (The
 /// kernel logs a line for each request each time, so not more often.)

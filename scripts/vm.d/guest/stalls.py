@@ -4,6 +4,7 @@ Usage: stalls.py run DEVICE LOG STOP     a load on a device, past the page cache
                                          request that takes longer than 10 ms is noted in LOG. An error ends it
        stalls.py table LOG MARKS         for each kind of event in MARKS, how often it was, and how long the longest request took that was
                                          under way in the time of each: the median and the longest
+       stalls.py times ROUNDS WHAT COMMAND…  how long the command took to end, so often
        stalls.py attach ROUNDS COMMAND…  how long the command took to print a line, so often, and how long to end after SIGTERM
 """
 
@@ -79,13 +80,28 @@ def attach(rounds, command):
         if process.wait():
             sys.exit("it did not end well")
         left.append(time.monotonic() - begun)
-    for what, found in ("attach", came), ("detach", left):
-        print(f"== {what}: {rounds} times; {1000 * statistics.median(found):.0f} ms (median), {1000 * max(found):.0f} ms (at most)")
+    say("attach", came)
+    say("detach", left)
+
+
+def times(rounds, what, command):
+    took = []
+    for _ in range(rounds):
+        begun = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        took.append(time.monotonic() - begun)
+    say(what, took)
+
+
+def say(what, took):
+    print(f"== {what}: {len(took)} times; {1000 * statistics.median(took):.0f} ms (median), {1000 * max(took):.0f} ms (at most)")
 
 
 def main(what, *arguments):
     if what == "attach":
         attach(int(arguments[0]), arguments[1:])
+    elif what == "times":
+        times(int(arguments[0]), arguments[1], arguments[2:])
     else:
         {"run": load, "table": table}[what](*arguments)
 
