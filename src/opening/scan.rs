@@ -37,6 +37,10 @@ use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
 /// Slots that are probed at once: few at first, because most volumes were closed or checkpointed just before.
 const PROBE_FIRST: u64 = 4;
+/// Then twice as many each time, up to so many,
+const PROBE_MANY: u64 = 16;
+/// and beyond, this part of what was found so far: the last probes find nothing, and the others wait for each other.
+const PROBE_PART: u64 = 4;
 /// The most slots that are probed at once.
 const PROBE_MAX: u64 = 128;
 
@@ -340,7 +344,7 @@ impl Source {
         let space = self.table(&root).await?;
         let mut scan = restore(&self.meta, root, listed, space);
         let mut fences = self.fences_after(&mut scan).await?.into_iter().peekable();
-        let mut width = PROBE_FIRST;
+        let (mut width, mut found) = (PROBE_FIRST, 0);
         loop {
             while let Some((slot, read)) = fences.next_if(|(slot, _)| *slot == scan.next) {
                 self.apply(&mut scan, slot, read).await?;
@@ -358,7 +362,8 @@ impl Source {
                 slots.map(|seq| async move { (seq, read_slot(&*self.store, &self.keys, &self.sealer, seq).await) });
             let probed = join_all(probes).await;
             self.load_pages_for(&mut scan, &probed).await?;
-            width = (width * 2).min(PROBE_MAX);
+            found += width.min(most);
+            width = wider(width, found);
             for (seq, probe) in probed {
                 if seq != scan.next {
                     // A fence sent us further on. What was read behind it was for nothing, and mostly the next fence is near.
@@ -615,6 +620,11 @@ impl Source {
     }
 }
 
+/// How many slots to probe next, after so many were, and found something.
+fn wider(width: u64, found: u64) -> u64 {
+    (width * 2).min(PROBE_MANY.max(found / PROBE_PART)).clamp(PROBE_FIRST, PROBE_MAX)
+}
+
 /// Accounts for a fence and the slots that it voids: entries without data, deleted after the next checkpoint. Not so a
 /// fence that displaced a server which may still be alive: that server finds out by failing to put its next segment
 /// into this very slot, however late it wakes up, so this fence stays for as long as the volume.
@@ -670,4 +680,26 @@ fn epoch_of(root: &Root) -> Epoch {
 /// The checkpoints among these objects, by their own keys.
 fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
     sizes.keys().filter_map(Keys::number).map(Seq).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many segments there are, few probes find nothing, and few wait for those before them.
+    #[test]
+    fn probes_are_as_many_as_what_was_found_suggests() {
+        for segments in [0, 3, 66, 128, 1000, 50_000] {
+            let (mut probed, mut rounds, mut width) = (0, 0, PROBE_FIRST);
+            while probed <= segments {
+                (probed, rounds) = (probed + width, rounds + 1);
+                width = wider(width, probed);
+            }
+            assert!(
+                probed - segments <= PROBE_MANY.max(segments / PROBE_PART).clamp(PROBE_FIRST, PROBE_MAX),
+                "{segments}: {probed}"
+            );
+            assert!(rounds <= 12 + segments / 100, "{segments}: {rounds} rounds");
+        }
+    }
 }

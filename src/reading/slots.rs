@@ -10,7 +10,7 @@ use crate::format::keys::Keys;
 use crate::format::places::{FENCE_PLACES_MAX, place};
 use crate::format::segment::{self, LogRead};
 use crate::reading::again;
-use crate::store::{Key, Store, StoreError};
+use crate::store::{Front, Key, Store, StoreError};
 use crate::units::Seq;
 
 /// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
@@ -82,8 +82,10 @@ async fn read_log_object_once(store: &dyn Store, key: Key, sealer: &Sealer, seq:
     let is_whole = match have {
         Have::All(len) => len >= total,
         Have::AtLeast(len) if len >= total => true,
+        // The store said so with the same answer.
+        Have::Exactly(len) if len == total => true,
         // What is behind the head was not read: the last byte says whether it is there.
-        Have::AtLeast(_) => {
+        Have::AtLeast(_) | Have::Exactly(_) => {
             let last = store.get_range(&key, total - 1..total).await;
             !last.map_err(VolumeError::store(format!("reading {key}")))?.is_empty()
         }
@@ -103,18 +105,23 @@ pub(crate) enum Head<T> {
 }
 
 /// What is known of the length of an object, in bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Have {
+    /// All of it came.
     All(u64),
+    /// So many came.
     AtLeast(u64),
+    /// So long is it, by what the store says; not all of it came.
+    Exactly(u64),
 }
 
 impl Have {
-    /// After `got` bytes came of `asked`.
-    pub fn of(got: &Bytes, asked: u64) -> Have {
-        match got.len() as u64 {
-            len if len < asked => Have::All(len),
-            len => Have::AtLeast(len),
+    /// After this came of `asked` bytes.
+    pub fn of(front: &Front, asked: u64) -> Have {
+        match (front.bytes.len() as u64, front.total) {
+            (len, _) if len < asked => Have::All(len),
+            (len, Some(total)) if total >= len => Have::Exactly(total),
+            (len, _) => Have::AtLeast(len),
         }
     }
 }
@@ -128,12 +135,96 @@ pub(crate) async fn read_head<T>(
     let failed = |error: StoreError| VolumeError::Store { doing: format!("reading {key}"), source: error };
     let mut asked = HEAD_GUESS;
     loop {
-        let begin = store.get_range(key, 0..asked).await.map_err(failed)?;
-        let have = Have::of(&begin, asked);
-        match decode(&begin).map_err(VolumeError::corrupt(key))? {
+        let front = store.get_front(key, asked).await.map_err(failed)?;
+        let have = Have::of(&front, asked);
+        match decode(&front.bytes).map_err(VolumeError::corrupt(key))? {
             Found::Whole(it) => return Ok(Head::There(it, have)),
-            Found::NeedMore { total } if total > asked && matches!(have, Have::AtLeast(_)) => asked = total,
+            Found::NeedMore { total } if total > asked && !matches!(have, Have::All(_)) => asked = total,
             Found::NeedMore { .. } => return Ok(Head::Torn),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::codec::frame::Compression;
+    use crate::format::segment::{Payload, Stamp, encode_segment};
+    use crate::outside::Random;
+    use crate::store::memory::MemoryStore;
+    use crate::store::meter::{Meter, MeterStore};
+    use crate::store::{ListPage, Result as Answer};
+    use crate::units::{BlockSize, ChangeNo, Epoch, Extent};
+
+    /// A store that says so of the length of every object.
+    #[derive(Debug)]
+    struct Says(MemoryStore, Option<u64>);
+
+    #[async_trait]
+    impl Store for Says {
+        fn url(&self) -> String {
+            self.0.url()
+        }
+        async fn put(&self, key: &Key, body: Vec<Bytes>) -> Answer<()> {
+            self.0.put(key, body).await
+        }
+        async fn get_range(&self, key: &Key, range: Range<u64>) -> Answer<Bytes> {
+            self.0.get_range(key, range).await
+        }
+        async fn get_front(&self, key: &Key, len: u64) -> Answer<Front> {
+            Ok(Front { total: self.1, ..self.0.get_front(key, len).await? })
+        }
+        async fn get(&self, key: &Key) -> Answer<Bytes> {
+            self.0.get(key).await
+        }
+        async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Answer<ListPage> {
+            self.0.list(prefix, start_after).await
+        }
+        async fn list_top(&self) -> Answer<Vec<String>> {
+            self.0.list_top().await
+        }
+        async fn delete(&self, keys: &[Key]) -> Answer<()> {
+            self.0.delete(keys).await
+        }
+    }
+
+    /// A long segment is asked for once if the store says along with its head that it is as long as its head says. Whatever else the store says, or
+    /// if it says nothing, the last byte decides.
+    #[tokio::test]
+    async fn a_segment_is_whole_by_what_the_store_says_or_by_its_last_byte() {
+        let (sealer, seq) = (Sealer::new(Uuid::from_u128(1), None), Seq(7));
+        let stamp =
+            Stamp { epoch: Epoch(1), server: Uuid::from_u128(2), covers: ChangeNo(3), compression: Compression::None };
+        let random = Random::seeded(1);
+        let data: Vec<u8> = (0..20 * 4096 / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect();
+        let changes = [(Extent::new(0, 20), Payload::Data(data.into()))];
+        let object = encode_segment(&sealer, seq, [3; 16], BlockSize::default(), &stamp, &changes).unwrap().object;
+        let (whole, key) = (object.parts.concat(), Key::new("v/segment").unwrap());
+        let total = whole.len() as u64;
+        assert!(total > HEAD_GUESS);
+        for is_whole in [true, false] {
+            for (says, gets) in [(Some(total), 1), (None, 2), (Some(total + 1), 2), (Some(total - 1), 2), (Some(1), 2)]
+            {
+                // What lies about a part is not to be helped.
+                if !is_whole && says == Some(total) {
+                    continue;
+                }
+                let (memory, meter) = (MemoryStore::new(), Arc::new(Meter::default()));
+                let there = if is_whole { &whole[..] } else { &whole[..whole.len() - 1] };
+                memory.put(&key, vec![Bytes::copy_from_slice(there)]).await.unwrap();
+                let store = MeterStore::new(Arc::new(Says(memory, says)), meter.clone());
+                let slot = read_log_object(&store, key.clone(), &sealer, seq).await.unwrap();
+                assert_eq!(matches!(slot, Slot::Holds(..)), is_whole, "{says:?} of {total}");
+                if is_whole {
+                    assert_eq!(meter.snapshot().get.count, gets, "{says:?} of {total}");
+                }
+            }
         }
     }
 }

@@ -26,8 +26,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use super::s3::credentials::Environment;
 use super::s3::http::{Http, PartsBody, connect, next_piece, send, whole};
 use super::s3::options::S3Options;
-use super::s3::ranges::{cut, header_of, start_of};
-use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
+use super::s3::ranges::{cut, header_of, start_of, total_of};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store, StoreError};
 use crate::outside::Random;
 
 pub mod options;
@@ -257,7 +257,7 @@ impl AzureStore {
     }
 
     /// The bytes of `range`, or all; `None` if it lies beyond the end.
-    async fn fetch(&self, key: &Key, range: Option<Range<u64>>) -> Result<Option<Bytes>> {
+    async fn fetch(&self, key: &Key, range: Option<Range<u64>>) -> Result<Option<Front>> {
         let asked = Asked::Get(key);
         let range_header = range.as_ref().map(header_of);
         let headers: Vec<(&str, &str)> = range_header.iter().map(|range| ("range", range.as_str())).collect();
@@ -281,7 +281,9 @@ impl AzureStore {
             let message = format!("{} bytes came instead of {expected}", came.len());
             return Err(self.unanswered(asked, StoreError::new(ErrorKind::Retryable, message)));
         }
-        cut(key, came.freeze(), text(header::CONTENT_RANGE).and_then(start_of), range).map(Some)
+        let content_range = text(header::CONTENT_RANGE);
+        let bytes = cut(key, came.freeze(), content_range.and_then(start_of), range)?;
+        Ok(Some(Front { bytes, total: content_range.and_then(total_of) }))
     }
 
     async fn page(&self, prefix: &str, delimiter: &str, marker: Option<&str>) -> Result<Page> {
@@ -403,11 +405,16 @@ impl Store for AzureStore {
             self.within(asked, self.fetch(key, Some(0..1))).await?;
             return Ok(Bytes::new());
         }
-        Ok(self.within(asked, self.fetch(key, Some(range))).await?.unwrap_or_default())
+        Ok(self.within(asked, self.fetch(key, Some(range))).await?.map(|front| front.bytes).unwrap_or_default())
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let front = self.within(Asked::Get(key), self.fetch(key, Some(0..len.max(1)))).await?;
+        Ok(front.unwrap_or(Front { bytes: Bytes::new(), total: None }))
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {
-        Ok(self.within(Asked::Get(key), self.fetch(key, None)).await?.unwrap_or_default())
+        Ok(self.within(Asked::Get(key), self.fetch(key, None)).await?.map(|front| front.bytes).unwrap_or_default())
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::options::human;
-use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store, StoreError};
 use crate::outside::Random;
 
 mod control;
@@ -179,19 +179,16 @@ impl FaultyStore {
         (delay, drawn, Passage { fate: drawn, reply_delay, place, time_out_after: options.time_out_after })
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>, whole: bool) -> Result<Bytes> {
+    async fn read(&self, key: &Key, work: impl Future<Output = Result<Front>> + Send) -> Result<Front> {
         let op = Op { verb: "get", what: key.as_str(), mutates: false };
         let passage = self.enter(&op).await?;
-        let mut result = match whole {
-            true => self.inner.get(key).await,
-            false => self.inner.get_range(key, range).await,
-        };
-        if let (Fate::Short, Ok(body)) = (passage.fate, &result) {
-            result = Err(lost(&op, &format!("connection closed within {} bytes, by a fault", body.len())));
+        let mut result = work.await;
+        if let (Fate::Short, Ok(front)) = (passage.fate, &result) {
+            result = Err(lost(&op, &format!("connection closed within {} bytes, by a fault", front.bytes.len())));
         }
-        if let (Fate::Corrupt | Fate::CorruptAt(_), Ok(body)) = (passage.fate, &mut result) {
+        if let (Fate::Corrupt | Fate::CorruptAt(_), Ok(front)) = (passage.fate, &mut result) {
             let bit = if let Fate::CorruptAt(bit) = passage.fate { bit } else { passage.place };
-            *body = flipped(body, bit);
+            front.bytes = flipped(&front.bytes, bit);
         }
         self.leave(&op, passage, result).await
     }
@@ -218,11 +215,17 @@ impl Store for FaultyStore {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
-        self.read(key, range, false).await
+        let work = async { Ok(Front { bytes: self.inner.get_range(key, range).await?, total: None }) };
+        Ok(self.read(key, work).await?.bytes)
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        self.read(key, self.inner.get_front(key, len)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {
-        self.read(key, 0..0, true).await
+        let work = async { Ok(Front { bytes: self.inner.get(key).await?, total: None }) };
+        Ok(self.read(key, work).await?.bytes)
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {

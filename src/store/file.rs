@@ -41,7 +41,7 @@ use bytes::Bytes;
 use super::buffers::Buffers;
 use super::memory::PAGE_OBJECTS;
 use super::tree::TEMPORARY;
-use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store, StoreError};
 use crate::outside::{Random, Workers};
 
 mod create;
@@ -127,7 +127,12 @@ impl Store for FileStore {
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
         let key = key.clone();
-        self.blocking(move |root| root.read(&key, range)).await
+        self.blocking(move |root| root.read(&key, range)).await.map(|front| front.bytes)
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let key = key.clone();
+        self.blocking(move |root| root.read(&key, 0..len)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {
@@ -175,10 +180,10 @@ impl Root {
         Ok(self.path.join(key.as_str()))
     }
 
-    fn read(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+    fn read(&self, key: &Key, range: Range<u64>) -> Result<Front> {
         let path = self.path_of(key)?;
         match self.read_path(&path, range) {
-            Ok(Some(body)) => Ok(body),
+            Ok(Some(front)) => Ok(front),
             Ok(None) => Err(StoreError::not_found(key)),
             Err(error) if is_absent(&error) => Err(StoreError::not_found(key)),
             Err(error) => Err(failure("read", &path, &error)),
@@ -186,7 +191,7 @@ impl Root {
     }
 
     /// `None` if what is there is no plain file.
-    fn read_path(&self, path: &Path, range: Range<u64>) -> io::Result<Option<Bytes>> {
+    fn read_path(&self, path: &Path, range: Range<u64>) -> io::Result<Option<Front>> {
         let file = File::open(path)?;
         let found = file.metadata()?;
         if !found.is_file() {
@@ -199,11 +204,11 @@ impl Root {
         if direct.suits_range(end - start)
             && let Some(body) = direct.read(path, start..end)?
         {
-            return Ok(Some(body));
+            return Ok(Some(Front { bytes: body, total: Some(found.len()) }));
         }
         let mut body = vec![0; (end - start) as usize];
         file.read_exact_at(&mut body, start)?;
-        Ok(Some(body.into()))
+        Ok(Some(Front { bytes: body.into(), total: Some(found.len()) }))
     }
 
     fn delete(&self, keys: &[Key]) -> Result<()> {

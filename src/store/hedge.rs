@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 
 use super::meter::Meter;
 use super::options::human;
-use super::{ErrorKind, Key, ListPage, Result, Store};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store};
 
 /// When a GET is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,37 @@ impl HedgeStore {
         rest.is_some()
     }
 
+    /// Asks, and once more if that takes too long.
+    async fn hedged<T, F>(&self, key: &Key, range: &Range<u64>, ask: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Unpin,
+    {
+        let (begun, class) = (Instant::now(), class_of(range));
+        let delay = self.begin(class);
+        let mut first = ask();
+        let result = match delay {
+            None => first.await,
+            Some(delay) => {
+                tokio::select! {
+                    biased;
+                    result = &mut first => result,
+                    () = sleep(delay) => match self.spend() {
+                        false => first.await,
+                        true => {
+                            self.meter.hedged();
+                            tracing::debug!("{key} at {} takes more than {delay:?}: asked again", range.start);
+                            better(first, ask()).await
+                        }
+                    }
+                }
+            }
+        };
+        if result.is_ok() {
+            self.note(class, begun.elapsed());
+        }
+        result
+    }
+
     fn note(&self, class: usize, took: Duration) {
         self.state.lock().classes[class].note(took);
     }
@@ -156,30 +187,11 @@ impl Store for HedgeStore {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
-        let (begun, class) = (Instant::now(), class_of(&range));
-        let delay = self.begin(class);
-        let mut first = self.inner.get_range(key, range.clone());
-        let result = match delay {
-            None => first.await,
-            Some(delay) => {
-                tokio::select! {
-                    biased;
-                    result = &mut first => result,
-                    () = sleep(delay) => match self.spend() {
-                        false => first.await,
-                        true => {
-                            self.meter.hedged();
-                            tracing::debug!("{key} at {} takes more than {delay:?}: asked again", range.start);
-                            better(first, self.inner.get_range(key, range)).await
-                        }
-                    }
-                }
-            }
-        };
-        if result.is_ok() {
-            self.note(class, begun.elapsed());
-        }
-        result
+        self.hedged(key, &range, || self.inner.get_range(key, range.clone())).await
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        self.hedged(key, &(0..len), || self.inner.get_front(key, len)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {

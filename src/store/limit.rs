@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Key, ListPage, Result, Store, StoreError};
+use super::{Front, Key, ListPage, Result, Store, StoreError};
 
 /// How many requests of each kind are under way at once. At least 1 each; 0 counts as 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,11 @@ impl Store for LimitStore {
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
         let _turn = turn(self.reads()).await?;
         self.inner.get_range(key, range).await
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let _turn = turn(self.reads()).await?;
+        self.inner.get_front(key, len).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {

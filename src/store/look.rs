@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Key, ListPage, Result, Store};
+use super::{Front, Key, ListPage, Result, Store};
 
 /// The store inside, and a word of warning.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ impl Store for LookStore {
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
         self.0.get_range(key, range).await
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        self.0.get_front(key, len).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {

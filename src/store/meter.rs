@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{ErrorKind, Key, ListPage, Result, Store};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store};
 use crate::tally::{Distribution, Durations};
 
 /// What was asked of a store since it was opened.
@@ -220,6 +220,12 @@ impl Store for MeterStore {
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
         self.got(self.inner.get_range(key, range)).await
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let front = self.meter.get.record(1, self.inner.get_front(key, len)).await?;
+        self.meter.bytes_got.fetch_add(front.bytes.len() as u64, Ordering::Relaxed);
+        Ok(front)
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {

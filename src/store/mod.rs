@@ -140,6 +140,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// not keep much more memory than their length.
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes>;
 
+    /// The first `len` bytes of the object, as [`Store::get_range`] brings them, and how long all of it is, if the store says so with
+    /// the same answer.
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        Ok(Front { bytes: self.get_range(key, 0..len).await?, total: None })
+    }
+
     /// The whole object.
     async fn get(&self, key: &Key) -> Result<Bytes>;
 
@@ -182,6 +188,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn retain(&self, key: &Key, _until_unix_millis: u64) -> Result<()> {
         Err(StoreError::invalid(format!("{key} cannot be locked: {} has no object lock", self.url())))
     }
+}
+
+/// The first bytes of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// They.
+    pub bytes: Bytes,
+    /// Bytes of all of it, if the store said so.
+    pub total: Option<u64>,
 }
 
 /// A page of a listing: objects in byte order of their keys.

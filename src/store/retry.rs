@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::health::Health;
 use super::options::human;
-use super::{ErrorKind, Key, ListPage, Result, Store, StoreError};
+use super::{ErrorKind, Front, Key, ListPage, Result, Store, StoreError};
 use crate::human::counted;
 use crate::outside::Random;
 
@@ -150,6 +150,10 @@ impl Store for RetryStore {
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
         self.repeat(self.options.read_limit, || self.inner.get_range(key, range.clone())).await
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        self.repeat(self.options.read_limit, || self.inner.get_front(key, len)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {

@@ -27,7 +27,7 @@ use tracing::info;
 
 use super::buffers::Buffers;
 use super::memory::PAGE_OBJECTS;
-use super::{ErrorKind, Key, ListPage, ObjectEntry, Result, Store, StoreError};
+use super::{ErrorKind, Front, Key, ListPage, ObjectEntry, Result, Store, StoreError};
 use crate::outside::{Clock, panics};
 
 pub mod options;
@@ -51,7 +51,7 @@ use credentials::{Credentials, Environment};
 use dispatcher::{Dispatcher, MISSING, Settings, from_text};
 use errors::{Answer, Asked, Place, failure};
 use options::{ObjectLock, S3Options};
-use ranges::{collect, cut, header_of, start_of};
+use ranges::{collect, cut, header_of, start_of, total_of};
 use skew::Skew;
 
 /// A batch delete names at most this many keys.
@@ -205,7 +205,7 @@ impl S3Store {
     }
 
     /// The bytes of `range`; `None` if it lies beyond the end.
-    async fn fetch(&self, key: &Key, range: Option<Range<u64>>) -> Result<Option<Bytes>> {
+    async fn fetch(&self, key: &Key, range: Option<Range<u64>>) -> Result<Option<Front>> {
         let asked = Asked::Get(key);
         let request = GetObjectRequest {
             bucket: self.place.bucket.clone(),
@@ -216,13 +216,14 @@ impl S3Store {
         let work = async {
             let answer = self.client.get_object(request).await?;
             let expected = answer.content_length.map(|len| len.max(0) as u64);
-            let start = answer.content_range.as_deref().and_then(start_of);
+            let range = answer.content_range.as_deref();
+            let (start, total) = (range.and_then(start_of), range.and_then(total_of));
             let body =
                 collect(answer.body, expected, &self.buffers).await.map_err(RusotoError::<GetObjectError>::from)?;
-            Ok((body, start))
+            Ok((body, start, total))
         };
         match self.request(asked, work).await {
-            Ok((body, start)) => cut(key, body, start, range).map(Some),
+            Ok((body, start, total)) => Ok(Some(Front { bytes: cut(key, body, start, range)?, total })),
             Err(Refused { answer: Some(answer), .. }) if answer.status == 416 => Ok(None),
             Err(refused) => Err(refused.error),
         }
@@ -355,11 +356,16 @@ impl Store for S3Store {
             self.fetch(key, Some(0..1)).await?;
             return Ok(Bytes::new());
         }
-        Ok(self.fetch(key, Some(range)).await?.unwrap_or_default())
+        Ok(self.fetch(key, Some(range)).await?.map(|front| front.bytes).unwrap_or_default())
+    }
+
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let nothing = Front { bytes: Bytes::new(), total: None };
+        Ok(self.fetch(key, Some(0..len.max(1))).await?.unwrap_or(nothing))
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes> {
-        Ok(self.fetch(key, None).await?.unwrap_or_default())
+        Ok(self.fetch(key, None).await?.map(|front| front.bytes).unwrap_or_default())
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&Key>) -> Result<ListPage> {

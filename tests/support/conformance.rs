@@ -128,6 +128,11 @@ pub async fn ranges(subject: &Subject) {
     ] {
         assert_eq!(subject.store.get_range(&path, range.clone()).await.unwrap(), expected, "{range:?}");
     }
+    for len in [1, 4, 10, 100] {
+        let front = subject.store.get_front(&path, len).await.unwrap();
+        assert_eq!(front.bytes, "0123456789"[..10.min(len as usize)], "{len}");
+        assert!(front.total.is_none_or(|total| total == 10), "{len}: {:?}", front.total);
+    }
     clear(subject, &base).await;
 }
 
@@ -140,6 +145,8 @@ pub async fn empty_objects(subject: &Subject) {
         assert_eq!(subject.store.get(path).await.unwrap(), "");
         assert_eq!(subject.store.get_range(path, 0..10).await.unwrap(), "");
         assert_eq!(subject.store.get_range(path, 0..0).await.unwrap(), "");
+        let front = subject.store.get_front(path, 10).await.unwrap();
+        assert!(front.bytes.is_empty() && front.total.is_none_or(|total| total == 0), "{front:?}");
         assert_eq!(subject.store.put(path, vec![]).await.unwrap_err().kind, ErrorKind::AlreadyExists);
     }
     let sizes: Vec<u64> =
@@ -294,6 +301,7 @@ pub async fn absent_objects(subject: &Subject) {
         for range in [0..1, 5..5, 10..u64::MAX] {
             assert_eq!(subject.store.get_range(&path, range).await.unwrap_err().kind, ErrorKind::NotFound, "{name}");
         }
+        assert_eq!(subject.store.get_front(&path, 10).await.unwrap_err().kind, ErrorKind::NotFound, "{name}");
     }
     assert!(subject.store.list(&format!("{base}/c"), None).await.unwrap().is_empty());
     clear(subject, &base).await;

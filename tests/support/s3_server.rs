@@ -369,7 +369,8 @@ impl S3 for Bucket {
                     return Err(s3_error!(InvalidRange));
                 }
                 let last = first + body.len() as u64 - 1;
-                (body, Some(format!("bytes {first}-{last}/*")))
+                let total = self.store.get(&key).await.map_err(failed)?.len();
+                (body, Some(format!("bytes {first}-{last}/{total}")))
             }
             Some(Range::Suffix { .. }) => return Err(s3_error!(NotImplemented)),
         };

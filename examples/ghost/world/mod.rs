@@ -24,7 +24,7 @@ use ashlar::codec::seal::Sealer;
 use ashlar::format::keys::Keys;
 use ashlar::outside::{Clock, Random};
 use ashlar::store::memory::PAGE_OBJECTS;
-use ashlar::store::{Key, ListPage, ObjectEntry, Result, Store, StoreError};
+use ashlar::store::{Front, Key, ListPage, ObjectEntry, Result, Store, StoreError};
 use ashlar::units::Seq;
 use ashlar::volume::{self, CreateOptions, Meta, VolumeName};
 use async_trait::async_trait;
@@ -316,6 +316,7 @@ impl Store for Ghost {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes> {
+        tracing::trace!(%key, ?range, "get");
         self.count(&self.counts.gets);
         self.travel().await;
         let bytes = match self.what(key) {
@@ -326,7 +327,16 @@ impl Store for Ghost {
         Ok(bytes)
     }
 
+    async fn get_front(&self, key: &Key, len: u64) -> Result<Front> {
+        let total = match self.what(key) {
+            What::Real => self.behind.get_front(key, 0).await.ok().and_then(|front| front.total),
+            what => Some(self.length(&what)),
+        };
+        Ok(Front { bytes: self.get_range(key, 0..len).await?, total })
+    }
+
     async fn get(&self, key: &Key) -> Result<Bytes> {
+        tracing::trace!(%key, "get all");
         self.count(&self.counts.gets);
         self.travel().await;
         let bytes = match self.what(key) {

@@ -62,6 +62,11 @@ pub fn header_of(range: &Range<u64>) -> String {
     }
 }
 
+/// `len` of the answer's `bytes a-b/len`: of all of the object.
+pub fn total_of(content_range: &str) -> Option<u64> {
+    content_range.strip_prefix("bytes ")?.split_once('/')?.1.parse().ok()
+}
+
 /// `a` of the answer's `bytes a-b/len`.
 pub fn start_of(content_range: &str) -> Option<u64> {
     content_range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
@@ -86,6 +91,15 @@ pub fn cut(key: &Key, body: Bytes, start: Option<u64>, range: Option<Range<u64>>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_says_where_it_begins_and_how_long_all_of_it_is() {
+        let said = |header| (start_of(header), total_of(header));
+        assert_eq!(said("bytes 100-163/5000"), (Some(100), Some(5000)));
+        assert_eq!(said("bytes 100-163/*"), (Some(100), None));
+        assert_eq!(said("bytes */5000"), (None, Some(5000)));
+        assert_eq!(said("100-163/5000"), (None, None));
+    }
 
     #[test]
     fn what_was_asked_for_is_cut_out_of_what_came() {
