@@ -341,16 +341,10 @@ impl Collection {
     }
 
     /// Takes in pages of the table that were needed to choose.
-    pub fn take_pages(
-        &mut self,
-        ledger: &mut Ledger,
-        loaded: Result<LoadedPages, String>,
-        at: Instant,
-    ) -> Option<Effect> {
+    pub fn take_pages(&mut self, loaded: Result<LoadedPages, String>, at: Instant) -> Option<Effect> {
         self.is_looking = false;
         match loaded {
             Ok(loaded) => {
-                ledger.keep_pages(loaded.clone());
                 self.pages.extend(loaded);
                 None
             }

@@ -267,7 +267,7 @@ impl Core {
                 }
             }
             Event::Checkpointed => self.is_checkpointing = false,
-            Event::Looked(loaded) => effects.extend(self.collection.take_pages(&mut self.ledger, loaded, now.at)),
+            Event::Looked(loaded) => effects.extend(self.collection.take_pages(loaded, now.at)),
             Event::Gathered(gathered) => effects.extend(self.collection.take(&mut self.ledger, gathered, now.at)),
             Event::Deleted(outcome) => effects.extend(self.deletions.take(&mut self.ledger, outcome, now.at)),
             Event::Swept(found) => {

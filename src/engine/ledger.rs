@@ -126,6 +126,9 @@ const DOOMED_MAX: usize = 32 << 10;
 /// Spans of the table of segments that are looked at under one lock.
 const SPANS_AT_ONCE: usize = 16;
 
+/// Of those, what is looked at under one lock: a thousand segments each.
+const SPANS_OF_A_HOLD: usize = 4;
+
 /// Objects that nothing needs any more, as of the newest durable checkpoint.
 #[derive(Debug, Default)]
 pub struct Doomed {
@@ -493,12 +496,16 @@ impl Ledger {
         if spans.is_empty() || self.doomed.is_full() {
             return None;
         }
-        let (mut next, mut need) = (from, NeedPages(Vec::new()));
+        let (mut next, mut need, mut done) = (from, NeedPages(Vec::new()), 0);
         for span in spans {
+            if done == SPANS_OF_A_HOLD {
+                break;
+            }
             match self.log.map.dead(span, pages) {
                 Ok(dead) if need.0.is_empty() => {
                     self.doomed.add(dead);
                     next = Span(span.0 + 1);
+                    done += 1;
                 }
                 Ok(_) => {}
                 Err(NeedPages(missing)) => need.0.extend(missing),

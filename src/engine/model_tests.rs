@@ -309,7 +309,9 @@ impl World {
             Effect::Chore(Chore::Look(NeedPages(need))) => {
                 // Of what a checkpoint has superseded meanwhile there is nothing.
                 let there = need.into_iter().filter(|page| self.pages.contains_key(&page.at)).collect();
-                Event::Looked(Ok(self.load(NeedPages(there))))
+                let loaded = self.load(NeedPages(there));
+                self.core.ledger.keep_pages(loaded.clone());
+                Event::Looked(Ok(loaded))
             }
             Effect::Chore(Chore::Gather(victims, as_of)) => {
                 let mut gathered = self.gather(victims, as_of);

@@ -63,6 +63,14 @@ impl Shared {
         self.doors.objects.pages(wanted).await
     }
 
+    /// Pages of the table come into memory, one after the other: all segments that it is about are counted for each.
+    pub(crate) async fn keep_pages(&self, pages: &LoadedPages) {
+        for page in pages {
+            self.ledger().keep_pages(vec![page.clone()]);
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// A plan, and the promise that the segments it names stay until it is dropped.
     async fn plan(&self, extent: Extent, purpose: Purpose) -> Result<Planned<'_>, DeviceError> {
         let reading = self.begin_reading();

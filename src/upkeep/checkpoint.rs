@@ -175,13 +175,14 @@ pub(super) async fn doom(shared: &Shared) {
     loop {
         let Some((next, need)) = shared.ledger().doom(from, &pages) else { return };
         from = next;
-        pages.clear();
         if need.0.is_empty() {
+            tokio::task::yield_now().await;
             continue;
         }
+        pages.clear();
         match load(shared, need).await {
             Ok(loaded) => {
-                shared.ledger().keep_pages(loaded.clone());
+                shared.keep_pages(&loaded).await;
                 pages.extend(loaded);
             }
             Err(error) => {

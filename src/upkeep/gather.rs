@@ -85,10 +85,14 @@ pub(super) struct Victim {
 /// The live parts of each victim, in the order of blocks.
 pub(super) type Live = HashMap<Seq, Vec<(Extent, Location)>>;
 
-/// Brings in pages of the table of segments.
+/// Brings in pages of the table of segments; they are also in memory then.
 pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
     let _reading = shared.begin_reading();
-    Event::Looked(shared.fetch_pages(need).await.map_err(|error| error.to_string()))
+    let loaded = shared.fetch_pages(need).await.map_err(|error| error.to_string());
+    if let Ok(loaded) = &loaded {
+        shared.keep_pages(loaded).await;
+    }
+    Event::Looked(loaded)
 }
 
 /// Reads what is live in the victims. The map is as of `as_of` or later.
