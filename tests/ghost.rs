@@ -222,6 +222,72 @@ async fn a_ghost_is_collected() {
     }
 }
 
+/// What is live is found in few requests, although no page of the map stays in memory: there are 128 pages of it.
+#[tokio::test(start_paused = true)]
+async fn collection_on_a_cold_map_takes_few_requests() {
+    let model = make(GIB, 8 << 20, 10).await;
+    let ghost = model.ghost.clone();
+    let mut options = Options { map_memory: 64 << 10, ..Options::default() };
+    options.gc.quiet_percent = 105;
+    options.gc.quiet_after = Duration::from_millis(10);
+    let hollow: Vec<u64> = (0..ghost.shape.segments).filter(|segment| segment % 10 == 5).collect();
+    let live: u64 = hollow.iter().map(|segment| ghost.shape.live_blocks(*segment)).sum();
+    let volume = open(&ghost, options).await;
+    let before = ghost.counts.gets.load(Ordering::Relaxed);
+    let moved = || volume.status().since_open.bytes_moved;
+    while moved() < live * BLOCK / 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let gets = ghost.counts.gets.load(Ordering::Relaxed) - before;
+    assert!(gets <= 2 * (moved() >> 20), "{gets} GETs for {} MiB", moved() >> 20);
+}
+
+/// Blocks that a client overwrites or gives up after a survey of the map found them, and before it was their turn to be moved, are not
+/// moved.
+#[tokio::test(start_paused = true)]
+async fn what_changes_after_a_survey_is_not_moved() {
+    let mut model = make(GIB / 4, 512 << 10, 8).await;
+    let ghost = model.ghost.clone();
+    let mut options = Options { segment_size: 512 << 10, map_memory: 64 << 10, ..Options::default() };
+    options.gc.quiet_percent = 105;
+    options.gc.quiet_after = Duration::from_millis(10);
+    options.gc.batch = 512 << 10;
+    let volume = open(&ghost, options.clone()).await;
+    let hollow: Vec<u64> = (0..ghost.shape.segments).filter(|segment| segment % 8 == 4).collect();
+    let live_blocks = ghost.shape.live_blocks(4);
+    let block = |segment: u64, n: u64| ghost.shape.block(Place { segment, rank: n * 4 });
+    let random = Random::seeded(7);
+    let moved = || volume.status().since_open.bytes_moved;
+    let all = hollow.len() as u64 * live_blocks * BLOCK;
+    let mut before = 0;
+    // Until nearly all was moved, and what is left was overwritten.
+    while moved() < all / 2 {
+        while moved() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        before = moved();
+        for _ in 0..20 {
+            let at = block(hollow[random.below(hollow.len() as u64) as usize], random.below(live_blocks));
+            model.write(&volume, at).await;
+        }
+        let at = block(hollow[random.below(hollow.len() as u64) as usize], random.below(live_blocks));
+        model.trim(&volume, at, 1).await;
+        volume.flush().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(volume.status().gc.damaged_segments, 0);
+    let changed: Vec<u64> = model.written.keys().chain(model.trimmed.keys()).copied().collect();
+    let others: Vec<u64> = hollow.iter().flat_map(|segment| [block(*segment, 0), block(*segment, 17)]).collect();
+    for at in changed.iter().chain(&others) {
+        model.check(&volume, *at, 1).await;
+    }
+    volume.close().await.unwrap();
+    let volume = open(&ghost, options).await;
+    for at in changed.iter().chain(&others) {
+        model.check(&volume, *at, 1).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn all_of_a_ghost_can_be_given_up() {
     let mut model = make(4 * GIB, 8 << 20, 0).await;

@@ -37,6 +37,9 @@ pub struct Arguments {
     /// How long it is to be quiet before what it then holds is measured.
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     quiet: Duration,
+    /// How long collection may take to move all that it looked for at once.
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    patience: Duration,
     /// The measurements to be made.
     #[arg(long, value_delimiter = ',', default_value = "open,idle,write,kill,gc")]
     only: Vec<String>,

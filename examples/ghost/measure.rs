@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ashlar::device::Device;
+use ashlar::gc;
 use ashlar::outside::lock;
 use ashlar::volume::{Options, Volume};
 use rustix::time::{ClockId, clock_gettime};
@@ -18,9 +19,6 @@ const READS: usize = 101;
 
 /// Checkpoints of a volume that is all but idle.
 const CHECKPOINTS: u64 = 8;
-
-/// How long collection may take to move something.
-const COLLECTION: Duration = Duration::from_secs(150);
 
 /// How long is waited for deletions.
 const DELETIONS: Duration = Duration::from_secs(20);
@@ -148,7 +146,7 @@ fn longest_holds() -> Value {
 /// What memory is bounded by (`docs/memory.md`): dirty bytes, uploads, collection, the map and its merges, the cache.
 fn bounds(options: &Options) -> u64 {
     let uploads = u64::from(options.upload_window) * 2 * options.segment_size;
-    let collection = 3 * options.gc.batch + 4 * options.segment_size;
+    let collection = 3 * options.gc.batch + options.gc.batch / 2 + 4 * options.segment_size;
     let merges = (18 << 20) + (16 << 20);
     options.dirty_bytes + uploads + collection + options.map_memory + merges + CACHE
 }
@@ -267,17 +265,20 @@ pub async fn collection(arguments: &Arguments) -> Map<String, Value> {
     let volume = setting.open(&options, setting.disk()).await;
     let (before, began) = (setting.counted(None), Instant::now());
     let moved = |volume: &Volume| volume.status().since_open.bytes_moved as f64 / MIB;
-    // One round, whole, or all that there is.
+    // What one survey of the map finds work for, whole, or all that there is.
     let hollow = setting.ghost.shape.segments / 10 * setting.ghost.shape.segment_blocks / 4 * BLOCK;
-    let enough = 0.9 * options.gc.batch.min(hollow) as f64 / MIB;
-    while began.elapsed() < COLLECTION && moved(&volume) < enough {
+    let sizes = gc::Sizes { segment: options.segment_size, block: BLOCK };
+    let surveyed = gc::to_survey(&options.gc, setting.ghost.map_bytes(), sizes).batch;
+    let enough = 0.9 * surveyed.min(hollow) as f64 / MIB;
+    while began.elapsed() < arguments.patience && moved(&volume) < enough {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let (all, took) = (setting.counted(Some(before)), began.elapsed());
     let longest = longest_holds();
     object(json!({
         "gc": {
-            "moved_mib": moved(&volume), "gets": all.gets, "seconds": took.as_secs_f64(),
+            "moved_mib": moved(&volume), "enough_mib": enough, "gets": all.gets, "seconds": took.as_secs_f64(),
+            "mib_got": setting.ghost.counts.bytes_got.load(std::sync::atomic::Ordering::Relaxed) as f64 / MIB,
             "lock": longest,
         },
     }))

@@ -13,8 +13,6 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 MEASUREMENTS = ["open", "idle", "write", "kill", "gc"]
 # Processor seconds for a GiB of random writes to a volume of 1 GiB before the map was layered.
 CPU_BEFORE = 8.6
-# What collection moves in one round, at most (`gc.batch`).
-ROUND_MIB = 36
 
 
 def size(text):
@@ -59,11 +57,17 @@ def made_up(what):
     return figure
 
 
+def gets_per_mib(gc):
+    """A survey of the map is for all that it finds: before that was moved there is no figure."""
+    if gc["moved_mib"] < gc.get("enough_mib", 0):
+        raise KeyError("it was not all moved")
+    return gc["gets"] / gc["moved_mib"]
+
+
 def lines(results):
     smallest = min(results, key=lambda result: result["size"])
     rate = lambda r: r["write"]["iops"] / smallest["write"]["iops"]
-    # What has moved nothing yet has asked for so much at least.
-    per_mib = lambda r: r["gc"]["gets"] / max(r["gc"]["moved_mib"], ROUND_MIB if r["gc"]["moved_mib"] == 0 else 0)
+    per_mib = lambda r: gets_per_mib(r["gc"])
     number = lambda places: lambda n: f"{n:,.{places}f}"
     return [
         Line("root of a checkpoint", "some KiB", made_up("root_bytes"), named, lambda n: n <= 64 << 10),

@@ -12,6 +12,9 @@
 //! - While victims are read, a reader's ticket keeps them in the store.
 //! - What cannot be proven is not copied: a damaged victim is left as it is, with all its evidence.
 //!
+//! What is live in victims is asked of the map block by block; where that would read much of it, a *survey* walks over all of it once for
+//! many of them ([`crate::map::survey`]), and rounds live on what it found until that is used up or has aged.
+//!
 //! Victims are read in *rounds* of up to `gc.batch` live bytes. While space is not short one round follows the other, with
 //! rests between them; when it is, the next one is read while the last one is uploaded.
 
@@ -28,10 +31,10 @@ use crate::engine::ledger::Ledger;
 use crate::engine::log::LARGE;
 use crate::engine::purse::Thrift;
 use crate::gc::{self, Activity};
-use crate::map::{MapPage, NeedPages, PageRef};
+use crate::map::{MapPage, NeedPages, PageRef, Parts};
 use crate::reading::objects::LoadedPages;
 use crate::space::carriers::CARRIED_MAX;
-use crate::space::{Cargo, SegmentInfo, Span};
+use crate::space::{Cargo, Counter, SegmentInfo, Span, Totals};
 use crate::store::StoreError;
 use crate::units::{Extent, Seq};
 
@@ -99,6 +102,32 @@ impl Gathered {
     }
 }
 
+/// What is live in some segments, as a survey found it.
+#[derive(Clone, Debug, Default)]
+pub struct Surveyed {
+    /// The map was as of this slot, or later.
+    pub as_of: Seq,
+    /// What of each was.
+    pub live: BTreeMap<Seq, Arc<Parts>>,
+}
+
+impl Surveyed {
+    /// Those of some segments.
+    fn of(&self, victims: &[Seq]) -> Surveyed {
+        let live = victims.iter().filter_map(|seq| Some((*seq, self.live.get(seq)?.clone()))).collect();
+        Surveyed { as_of: self.as_of, live }
+    }
+}
+
+/// Why a survey came to nothing.
+#[derive(Clone, Debug)]
+pub enum SurveyFailed {
+    /// The store failed; worth trying again.
+    Store(String),
+    /// A page of the map cannot be proven: who does not need that one does better without surveys.
+    Damaged(String),
+}
+
 /// The collection of one volume.
 #[derive(Debug, Default)]
 pub(super) struct Collection {
@@ -115,6 +144,12 @@ pub(super) struct Collection {
     uploading: VecDeque<u64>,
     /// The rounds of which not everything is committed, oldest first.
     rounds: VecDeque<Round>,
+    /// What was surveyed, and not moved yet.
+    survey: Surveyed,
+    /// Counters of what was to be surveyed.
+    surveyed: BTreeMap<Seq, Counter>,
+    /// A page of the map is damaged.
+    no_surveys: bool,
     /// Victims that cannot be read.
     damaged: BTreeSet<Seq>,
     /// Victims in which nothing was live although the table says so, and what it says: merging the map's layers will count that.
@@ -160,6 +195,7 @@ impl Collection {
             (self.worked, self.retry_at) = (None, None);
             self.waits_for_deletion = false;
             self.pages.clear();
+            self.end_survey();
             return std::mem::take(&mut self.is_gathering).then_some(Effect::StopGathering);
         }
         if self.is_gathering || self.is_looking || self.has_moves() {
@@ -197,6 +233,9 @@ impl Collection {
         self.pages.clear();
         let Some(chore) = chore else {
             self.settled = Some(here);
+            if activity == Activity::Quiet {
+                self.end_survey();
+            }
             if !self.is_working() {
                 self.reseal_tables(ledger);
             }
@@ -220,18 +259,123 @@ impl Collection {
         self.uncounted.retain(|seq, live| counter(*seq).is_none_or(|counter| counter.live_blocks == *live));
         let spared = self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
         let (head, activity) = (here.committed, here.activity);
+        if let Some(victims) = self.choose_surveyed(ledger, &totals, sizes, activity, &spared) {
+            let surveyed = self.survey.of(&victims);
+            return Ok(Some(Chore::Gather(victims, head, Some(surveyed))));
+        }
         for want in gc::look(&totals, head, sizes, &options.gc, activity) {
             let candidates = map.candidates(&want, &spared, &self.pages)?.into_iter();
             let victims = gc::choose(candidates, &totals, head, sizes, &options.gc, activity, &spared);
             if !victims.is_empty() {
-                return Ok(Some(Chore::Gather(victims, head)));
+                let survey = self.choose_to_survey(ledger, &totals, here, sizes, &spared)?;
+                return Ok(Some(survey.unwrap_or(Chore::Gather(victims, head, None))));
             }
         }
         if let Some(victims) = self.choose_held(ledger, here, sizes, &spared)? {
             return Ok(Some(Chore::Carry(victims)));
         }
         let retired = if ledger.may_reseal { self.choose_retired(ledger, sizes, &spared)? } else { Vec::new() };
-        Ok((!retired.is_empty()).then_some(Chore::Gather(retired, head)))
+        Ok((!retired.is_empty()).then_some(Chore::Gather(retired, head, None)))
+    }
+
+    /// What to survey, if that is better than to ask for the blocks of what is to be moved next: all candidates that there is room for.
+    fn choose_to_survey(
+        &mut self,
+        ledger: &Ledger,
+        totals: &Totals,
+        here: Settled,
+        sizes: gc::Sizes,
+        spared: &BTreeSet<Seq>,
+    ) -> Result<Option<Chore>, NeedPages> {
+        let (map, head) = (&ledger.log.map, here.committed);
+        if self.no_surveys || map.is_exact() || !gc::is_due(totals, &ledger.rules.options.gc, here.activity) {
+            return Ok(None);
+        }
+        let options = gc::to_survey(&ledger.rules.options.gc, map.stored_bytes(), sizes);
+        let looked = gc::look(totals, head, sizes, &options, here.activity);
+        let Some(want) = looked.first() else { return Ok(None) };
+        let candidates = map.candidates(want, spared, &self.pages)?;
+        let victims = gc::choose(candidates.iter().copied(), totals, head, sizes, &options, here.activity, spared);
+        let chosen = |(seq, _): &(Seq, Counter)| victims.binary_search(seq).is_ok();
+        let chosen: BTreeMap<Seq, Counter> = candidates.into_iter().filter(chosen).collect();
+        let blocks = chosen.values().map(|counter| u64::from(counter.blocks)).sum();
+        if !gc::is_survey_worth_it(blocks, map.entries()) {
+            return Ok(None);
+        }
+        self.end_survey();
+        self.surveyed = chosen;
+        Ok(Some(Chore::Survey(victims, head)))
+    }
+
+    /// What to move next of what was surveyed, if anything.
+    fn choose_surveyed(
+        &mut self,
+        ledger: &Ledger,
+        totals: &Totals,
+        sizes: gc::Sizes,
+        activity: Activity,
+        spared: &BTreeSet<Seq>,
+    ) -> Option<Vec<Seq>> {
+        let map = &ledger.log.map;
+        if map.entries_since(self.survey.as_of) > gc::SURVEY_AGES {
+            self.end_survey();
+        }
+        let is_free = |seq: Seq| !map.space().is_held(seq) && map.space().carriers().holder(seq) == seq;
+        let surveyed = &self.surveyed;
+        self.survey.live.retain(|seq, _| surveyed.contains_key(seq) && is_free(*seq));
+        let counted = |(seq, parts): (&Seq, &Arc<Parts>)| {
+            let live_blocks = u32::try_from(parts.blocks()).unwrap_or(u32::MAX);
+            Some((*seq, Counter { live_blocks, ..*surveyed.get(seq)? }))
+        };
+        let candidates = self.survey.live.iter().filter_map(counted).filter(|(seq, _)| !spared.contains(seq));
+        let victims = gc::choose_in_order(candidates, totals, sizes, &ledger.rules.options.gc, activity);
+        (!victims.is_empty()).then_some(victims)
+    }
+
+    fn end_survey(&mut self) {
+        (self.survey, self.surveyed) = Default::default();
+    }
+
+    /// Takes in what a survey found.
+    pub fn take_survey(
+        &mut self,
+        ledger: &Ledger,
+        surveyed: Result<Surveyed, SurveyFailed>,
+        at: Instant,
+    ) -> Option<Effect> {
+        if !std::mem::take(&mut self.is_gathering) {
+            return None;
+        }
+        let why = match surveyed {
+            Ok(mut surveyed) => {
+                self.failures = 0;
+                let empty: Vec<Seq> =
+                    surveyed.live.iter().filter(|(_, parts)| parts.blocks() == 0).map(|(seq, _)| *seq).collect();
+                surveyed.live.retain(|_, parts| parts.blocks() > 0);
+                self.note_empty(ledger, &empty);
+                self.survey = surveyed;
+                self.note_if_done(at);
+                return None;
+            }
+            Err(SurveyFailed::Damaged(why)) => {
+                self.no_surveys = true;
+                why
+            }
+            Err(SurveyFailed::Store(why)) => why,
+        };
+        self.end_survey();
+        self.pause_after(why, at)
+    }
+
+    /// In these nothing was found to be live.
+    fn note_empty(&mut self, ledger: &Ledger, empty: &[Seq]) {
+        let live = |seq: &Seq| {
+            let counter = ledger.log.map.counter(*seq).ok().flatten().or_else(|| self.surveyed.get(seq).copied());
+            let live = counter.map_or(0, |counter| counter.live_blocks);
+            (live > 0).then_some((*seq, live))
+        };
+        let live: Vec<(Seq, u32)> = empty.iter().filter_map(live).collect();
+        self.uncounted.extend(live);
     }
 
     /// What one segment is to carry next of those that kept versions need as they are. Nothing, once nothing was found, before the next checkpoint: its sums
@@ -310,15 +454,15 @@ impl Collection {
         }
         self.damaged.extend(&gathered.damaged);
         ledger.gc.damaged_segments = self.damaged.len() as u64;
-        let map = &ledger.log.map;
-        let live = |seq: &Seq| {
-            let live = map.counter(*seq).ok().flatten().map_or(0, |counter| counter.live_blocks);
-            (live > 0).then_some((*seq, live))
-        };
-        let uncounted: Vec<_> = gathered.empty.iter().filter_map(live).collect();
-        ledger.merge_all |= !uncounted.is_empty() && ledger.log.map.entries() <= MERGE_FOR_COUNTS;
-        self.uncounted.extend(uncounted);
+        let before = self.uncounted.len();
+        self.note_empty(ledger, &gathered.empty);
+        ledger.merge_all |= self.uncounted.len() > before && ledger.log.map.entries() <= MERGE_FOR_COUNTS;
         let Some(error) = gathered.failed else {
+            // What was surveyed of them is used up.
+            gathered.victims.iter().for_each(|seq| {
+                self.survey.live.remove(seq);
+                self.surveyed.remove(seq);
+            });
             self.failures = 0;
             self.moves = match gathered.cargo {
                 None => {

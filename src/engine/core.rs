@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::device::DeviceError;
-use crate::engine::collection::{Collection, Gathered, Move};
+use crate::engine::collection::{Collection, Gathered, Move, SurveyFailed, Surveyed};
 use crate::engine::commit::Uploaded;
 use crate::engine::deletions::{self, Deletions, Outcome};
 use crate::engine::ledger::{CheckpointPlan, Ledger};
@@ -68,6 +68,8 @@ pub enum Event {
     Checkpointed,
     /// Pages of the table of segments are there that were needed to choose victims; nothing, if they cannot be had.
     Looked(Result<LoadedPages, String>),
+    /// It was found what is live in victims.
+    Surveyed(Result<Surveyed, SurveyFailed>),
     /// Victims were read.
     Gathered(Gathered),
     /// The deletions under way ended.
@@ -112,8 +114,10 @@ pub enum Chore {
     Checkpoint(Box<CheckpointPlan>),
     /// Bring in pages of the table of segments, to choose victims.
     Look(NeedPages),
-    /// Read what is live in the victims; the map is as of the slot, or later.
-    Gather(Vec<Seq>, Seq),
+    /// Find what is live in the victims, by a walk over the whole map; it is as of the slot, or later.
+    Survey(Vec<Seq>, Seq),
+    /// Read what is live in the victims; the map is as of the slot, or later. What was found in them, if it was.
+    Gather(Vec<Seq>, Seq, Option<Surveyed>),
     /// Read what the head and the versions that are kept need of these segments, which one segment is to carry from then on.
     Carry(Vec<Seq>),
     /// Delete what is doomed.
@@ -268,6 +272,7 @@ impl Core {
             }
             Event::Checkpointed => self.is_checkpointing = false,
             Event::Looked(loaded) => effects.extend(self.collection.take_pages(loaded, now.at)),
+            Event::Surveyed(surveyed) => effects.extend(self.collection.take_survey(&self.ledger, surveyed, now.at)),
             Event::Gathered(gathered) => effects.extend(self.collection.take(&mut self.ledger, gathered, now.at)),
             Event::Deleted(outcome) => effects.extend(self.deletions.take(&mut self.ledger, outcome, now.at)),
             Event::Swept(found) => {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::collection::{Gathered, Move};
+use super::collection::{Gathered, Move, SurveyFailed, Surveyed};
 use super::commit::Uploaded;
 use super::core::{Chore, Core, Effect, End, Event, Now, Report};
 use super::deletions::Outcome;
@@ -25,7 +25,8 @@ use crate::format::root::CheckpointInfo;
 use crate::format::segment::{Moved, Payload};
 use crate::map::compaction::Sizes;
 use crate::map::layout::{Layout, Progress};
-use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Table};
+use crate::map::survey::Taken;
+use crate::map::{Checkpointed, ExtentMap, MapPage, NeedPages, PageRef, Placement, Run, SegmentInfo, Survey, Table};
 use crate::space::{self, Bounds, Durable, Fold, Space, Span};
 use crate::store::{ErrorKind, StoreError};
 use crate::units::{BlockCount, BlockSize, ChangeNo, Extent, FrameAddr, Location, Seq};
@@ -70,7 +71,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Flush),
         20 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(which, fails)| Step::Finish { which, fails }),
         4 => prop_oneof![Just(10), Just(1_500), Just(6_000), Just(40_000)].prop_map(Step::Wait),
-        1 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
+        2 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
         1 => Just(Step::JournalFails),
         1 => any::<bool>().prop_map(Step::WriterWaits),
         1 => prop_oneof![Just(Thrift::Free), Just(Thrift::Sparing), Just(Thrift::Spent)].prop_map(Step::Thrift),
@@ -115,6 +116,7 @@ struct World {
     ended: Option<End>,
     writer_waits: bool,
     gathers: usize,
+    surveys: usize,
     /// A task has entered its result into the ledger, and its end is not an event yet.
     is_ending: bool,
 }
@@ -172,6 +174,7 @@ impl World {
             ended: None,
             writer_waits: false,
             gathers: 0,
+            surveys: 0,
             is_ending: false,
         }
     }
@@ -264,7 +267,8 @@ impl World {
                     self.handle(Event::JournalBegun);
                 }
                 Effect::StopGathering => {
-                    self.running.retain(|effect| !matches!(effect, Effect::Chore(Chore::Gather(..))))
+                    let ends = |effect: &Effect| matches!(effect, Effect::Chore(Chore::Survey(..) | Chore::Gather(..)));
+                    self.running.retain(|effect| !ends(effect));
                 }
                 Effect::WakeWriters | Effect::Report(_) => {}
                 effect => self.begin(effect),
@@ -285,7 +289,7 @@ impl World {
             _ => false,
         };
         assert!(!self.is_running(twin), "two of a kind: {effect:?}");
-        if let Effect::Chore(Chore::Gather(..)) = &effect {
+        if let Effect::Chore(Chore::Survey(..) | Chore::Gather(..)) = &effect {
             self.gathers += 1;
         }
         self.running.push(effect);
@@ -313,8 +317,10 @@ impl World {
                 self.core.ledger.keep_pages(loaded.clone());
                 Event::Looked(Ok(loaded))
             }
-            Effect::Chore(Chore::Gather(victims, as_of)) => {
-                let mut gathered = self.gather(victims, as_of);
+            Effect::Chore(Chore::Survey(..)) if fails => Event::Surveyed(Err(SurveyFailed::Store("away".into()))),
+            Effect::Chore(Chore::Survey(victims, as_of)) => Event::Surveyed(Ok(self.survey(victims, as_of))),
+            Effect::Chore(Chore::Gather(victims, as_of, surveyed)) => {
+                let mut gathered = self.gather(victims, as_of, surveyed);
                 gathered.failed = fails.then(refusal);
                 Event::Gathered(gathered)
             }
@@ -443,7 +449,46 @@ impl World {
         }
     }
 
-    fn gather(&mut self, victims: Vec<Seq>, as_of: Seq) -> Gathered {
+    fn survey(&mut self, victims: Vec<Seq>, as_of: Seq) -> Surveyed {
+        self.surveys += 1;
+        let mut survey = Survey::of(victims);
+        while survey.position().is_some() {
+            let map = &self.core.ledger.log().map;
+            let pages = |at: &PageRef| self.pages.get(at);
+            let mut strip = survey.read(map.shared_runs(), map.space().carriers(), &pages).unwrap();
+            assert_eq!(survey.take(&mut strip, map, usize::MAX), Taken::All);
+        }
+        Surveyed { as_of, live: survey.into_live().map(|(seq, parts)| (seq, Arc::new(parts))).collect() }
+    }
+
+    /// What a survey found, as far as it is unchanged, as one who has no map reads it.
+    fn gather_surveyed(&mut self, victims: Vec<Seq>, as_of: Seq, surveyed: &Surveyed) -> Gathered {
+        let (mut data, mut loaded) = (Vec::new(), HashMap::new());
+        for victim in &victims {
+            for part in surveyed.live[victim].iter() {
+                let unchanged = loop {
+                    match self.core.ledger.log().map.unchanged_with(part, surveyed.as_of, &loaded) {
+                        Ok(unchanged) => break unchanged,
+                        Err(need) => loaded.extend(self.load(need)),
+                    }
+                };
+                for part in unchanged {
+                    for (extent, placement) in &self.objects[victim].uploaded.placements {
+                        if let (Some(within), Placement::Data(location)) = (extent.intersect(&part), placement) {
+                            data.push((within, self.bytes_at(location.skip(within.start - extent.start), within)));
+                        }
+                    }
+                }
+            }
+        }
+        data.sort_by_key(|(extent, _): &(Extent, Bytes)| extent.start);
+        Gathered { data, ..Gathered::new(None, victims, as_of) }
+    }
+
+    fn gather(&mut self, victims: Vec<Seq>, as_of: Seq, surveyed: Option<Surveyed>) -> Gathered {
+        if let Some(surveyed) = surveyed {
+            return self.gather_surveyed(victims, as_of, &surveyed);
+        }
         let all = self.placed();
         let (mut data, mut empty) = (Vec::new(), Vec::new());
         for victim in &victims {
@@ -637,7 +682,7 @@ proptest! {
         let mut world = World::new(window);
         world.hangs = [
             |chore: &Chore| matches!(chore, Chore::Checkpoint(_)),
-            |chore: &Chore| matches!(chore, Chore::Gather(..)),
+            |chore: &Chore| matches!(chore, Chore::Survey(..) | Chore::Gather(..)),
             |chore: &Chore| matches!(chore, Chore::Delete(_)),
             |chore: &Chore| matches!(chore, Chore::Sweep(_)),
         ][which];
@@ -652,6 +697,21 @@ proptest! {
         let log = world.core.ledger.log();
         prop_assert_eq!(log.covers(), log.last());
     }
+}
+
+/// Where the map is not in memory, one survey finds what is live for several rounds.
+#[test]
+fn rounds_live_on_one_survey() {
+    let mut world = World::new(4);
+    world.core.ledger.rules.options.gc.batch = 4 * BLOCK as u64;
+    world.step(Step::Memory(0));
+    write_some(&mut world, BLOCKS / 8);
+    world.settle();
+    (0..BLOCKS).step_by(2).for_each(|block| world.step(Step::Write(block, 1)));
+    world.settle();
+    world.check_crash();
+    let rounds = world.gathers - world.surveys;
+    assert!(world.surveys > 0 && rounds > 2 * world.surveys, "{} surveys, {rounds} rounds", world.surveys);
 }
 
 fn write_some(world: &mut World, count: u64) {

@@ -110,7 +110,7 @@ impl Shell {
             Effect::Upload(seq, batch) => self.run(upload::batch(shared, seq, batch)),
             Effect::UploadMove(seq, covers, data) => self.run(upload::moved(shared, seq, covers, data)),
             Effect::Commit(uploaded, batch) => self.run(commit::run(shared, uploaded, batch)),
-            Effect::Chore(gather @ (Chore::Gather(..) | Chore::Carry(_))) => {
+            Effect::Chore(gather @ (Chore::Survey(..) | Chore::Gather(..) | Chore::Carry(_))) => {
                 self.gathering = Some(Work::start((self.upkeep)(shared, gather)));
             }
             Effect::Chore(chore) => self.run((self.upkeep)(shared, chore)),

@@ -238,6 +238,59 @@ pub fn choose(
     chosen
 }
 
+/// A survey is given up, and what it found of segments that were not moved yet, when the runs of the map that are younger have so many entries: each
+/// block is asked of those before it is moved.
+pub const SURVEY_AGES: u64 = 4 << 20;
+
+/// What one request brings of the map in a survey, about.
+const SURVEY_SPAN: u64 = 16 << 20;
+
+/// A survey finds work for so many bytes of live data for each of its requests, if there is so much to do,
+const PER_SPAN: u64 = 2 << 20;
+
+/// and for so many rounds at least.
+const SURVEY_ROUNDS: u64 = 4;
+
+/// What a survey found takes this part of `batch` in memory at most, if a block takes so many bytes.
+const LIST_PART: u64 = 2;
+const LIST_BYTES: u64 = 5;
+
+/// A survey may read so many pages for each block that would otherwise be asked for, and need one of its own: hundreds come with one request.
+const PAGES_PER_BLOCK: u64 = 4;
+
+/// Entries of a page of the map, about.
+const PAGE_ENTRIES: u64 = 2048;
+
+/// With these options [`look`] and [`choose`] find what a survey is to find for, of a map whose pages take so many bytes: more than is moved at once, and
+/// more than must be now.
+pub fn to_survey(options: &Options, map_bytes: u64, sizes: Sizes) -> Options {
+    let room = (options.batch / LIST_PART / LIST_BYTES).saturating_mul(sizes.block);
+    let worth = (map_bytes / SURVEY_SPAN + 1).saturating_mul(PER_SPAN).max(SURVEY_ROUNDS * options.batch);
+    Options { batch: worth.min(room), busy_percent: 100, ..options.clone() }
+}
+
+/// Whether a survey for segments of so many blocks is better than to ask a map of so many entries for each of them.
+pub fn is_survey_worth_it(blocks: u64, entries: u64) -> bool {
+    blocks.saturating_mul(PAGES_PER_BLOCK) >= entries / PAGE_ENTRIES
+}
+
+/// Of segments that were surveyed, those to rewrite next, in log order: until enough is freed, or there is a round. They were the best when they were chosen,
+/// and neighbours are found in the same pages.
+pub fn choose_in_order(
+    segments: impl Iterator<Item = (Seq, Counter)>,
+    totals: &Totals,
+    sizes: Sizes,
+    options: &Options,
+    activity: Activity,
+) -> Vec<Seq> {
+    let excess = excess(totals, options, activity);
+    if excess == 0 {
+        return Vec::new();
+    }
+    let sparse = segments.map(|(seq, counter)| Candidate::new(seq, &counter, sizes));
+    take_until_enough(sparse, worth_writing(sizes.segment, totals.live_bytes, activity), options, excess)
+}
+
 /// Of segments that kept versions need as they are, those that one segment is to carry next, in log order: of one interval between two versions, with at most
 /// `bytes` of data that is needed, `most` of them. Each comes with its interval. The interval is chosen in which that frees most; the emptiest are
 /// chosen in it.
@@ -351,7 +404,16 @@ fn take_sparse(
             sparse.sort_unstable_by_key(|c| ((u128::from(c.live) << 32) / u128::from(c.stored.max(1)), c.seq))
         }
     }
-    let worth_writing = worth_writing(segment_size, live_bytes, activity);
+    take_until_enough(sparse.into_iter(), worth_writing(segment_size, live_bytes, activity), options, excess)
+}
+
+/// Until `excess` is freed and so much written, or there is a round.
+fn take_until_enough(
+    sparse: impl Iterator<Item = Candidate>,
+    worth_writing: u64,
+    options: &Options,
+    excess: u64,
+) -> Vec<Seq> {
     let (mut freed, mut live, mut data) = (0, 0, 0);
     let mut chosen = Vec::new();
     for candidate in sparse {
@@ -443,6 +505,35 @@ mod tests {
         assert_eq!(victims.len(), 2);
         let options = Options { batch: 1 << 19, ..options };
         assert_eq!(chosen(&[compressed(128, 128); 200], &options, Activity::Quiet).0, []);
+    }
+
+    #[test]
+    fn a_survey_finds_work_in_proportion_to_what_it_reads_and_to_what_its_list_may_take() {
+        let options = Options::default();
+        let work = |map_bytes| to_survey(&options, map_bytes, sizes()).batch;
+        assert_eq!(work(0), SURVEY_ROUNDS * options.batch);
+        assert_eq!(work(2 << 30), 129 * PER_SPAN);
+        assert!(work(1 << 50) / 4096 * LIST_BYTES <= options.batch / LIST_PART);
+        assert_eq!(work(1 << 50), work(1 << 60));
+    }
+
+    #[test]
+    fn a_survey_reads_not_much_more_than_asking_for_each_block_would() {
+        let dense = |tib: u64| (tib << 40) / 4096;
+        assert!(is_survey_worth_it(64 * 2048, dense(1)) && !is_survey_worth_it(8 * 2048, dense(1)));
+        assert!(!is_survey_worth_it(1000 * 2048, dense(100)));
+    }
+
+    #[test]
+    fn what_was_surveyed_is_moved_a_round_at_a_time_as_long_as_something_must() {
+        let options = Options::default();
+        let counter = compressed(2048, 512);
+        let segments = || (1..).map(Seq).zip([counter; 100]);
+        let chosen = |totals: &Totals| choose_in_order(segments(), totals, sizes(), &options, Activity::Quiet);
+        let mut totals = Totals::default();
+        (0..100).for_each(|_| totals.count(&counter));
+        assert_eq!(chosen(&totals), (1..=options.batch / (512 * 4096)).map(Seq).collect::<Vec<_>>());
+        assert_eq!(chosen(&Totals { live_bytes: totals.stored_bytes, ..totals }), []);
     }
 
     /// Live bytes of the volume, and a window of uploads.

@@ -137,6 +137,21 @@ impl ExtentMap {
         &self.runs
     }
 
+    /// The runs, as one can keep them: they never change, the map gets others.
+    pub fn shared_runs(&self) -> &Arc<Vec<Run>> {
+        &self.runs
+    }
+
+    /// Sealed bytes of the pages of its runs, about.
+    pub fn stored_bytes(&self) -> u64 {
+        self.runs.iter().flat_map(|run| run.objects.values()).sum()
+    }
+
+    /// Entries of the runs of which something may have been committed after `as_of`.
+    pub fn entries_since(&self, as_of: Seq) -> u64 {
+        self.runs.iter().take_while(|run| run.through > as_of).map(|run| run.entries).sum()
+    }
+
     /// The pages of its upper part that are not in memory: see [`PageKind::is_upper`].
     pub fn upper(&self) -> Vec<PageAt> {
         let salts = self.space.durable().entries().map(|entry| PageAt {
@@ -412,7 +427,8 @@ impl ExtentMap {
     fn look_below(&self, changes: &[(Extent, Placement)], as_of: Option<Seq>) -> Below {
         let mut unchanged = BTreeSet::new();
         if let Some(as_of) = as_of {
-            changes.iter().for_each(|(extent, _)| drop(self.unchanged(*extent, as_of, &mut unchanged)));
+            let more = HashMap::new();
+            changes.iter().for_each(|(extent, _)| drop(self.unchanged(*extent, as_of, &more, &mut unchanged)));
         }
         let mut gaps = Vec::new();
         if self.is_exact() {
@@ -438,7 +454,7 @@ impl ExtentMap {
         deaths: &mut Deaths,
     ) {
         let Placement::Data(to) = placement else { return };
-        let unmoved = self.unchanged(extent, as_of, &mut BTreeSet::new());
+        let unmoved = self.unchanged(extent, as_of, &HashMap::new(), &mut BTreeSet::new());
         let moved: u64 = unmoved.iter().map(|part| part.count.0).sum();
         self.space.died(to.frame.seq, extent.count.0 - moved, &self.pages);
         for part in unmoved {
@@ -446,12 +462,32 @@ impl ExtentMap {
         }
     }
 
+    /// The parts of `extent`, which was mapped to data at `as_of`, for which nothing was committed after it, in order. Pages that are not in
+    /// memory are taken from `more`.
+    pub fn unchanged_with(
+        &self,
+        extent: Extent,
+        as_of: Seq,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+    ) -> Result<Vec<Extent>, NeedPages> {
+        let mut missing = BTreeSet::new();
+        let unchanged = self.unchanged(extent, as_of, more, &mut missing);
+        need(missing)?;
+        Ok(unchanged)
+    }
+
     /// The parts of `extent`, which was mapped at `as_of`, for which nothing was committed after it; pages without which that is not
     /// known go to `missing`. Only layers that reach beyond `as_of` are asked. Where they say nothing, nothing changed, but that a last
     /// run has no holes; else what is on top decides: data that was there at `as_of` is the same as then, and all else is newer. So every server that replays
     /// this decides the same, however the layers were merged meanwhile.
-    fn unchanged(&self, extent: Extent, as_of: Seq, missing: &mut BTreeSet<PageAt>) -> Vec<Extent> {
-        let page = |at: &PageRef| self.pages.get(at);
+    fn unchanged(
+        &self,
+        extent: Extent,
+        as_of: Seq,
+        more: &HashMap<PageRef, Arc<MapPage>>,
+        missing: &mut BTreeSet<PageAt>,
+    ) -> Vec<Extent> {
+        let page = |at: &PageRef| self.pages.get(at).or_else(|| more.get(at).map(|page| &**page));
         let (mut unchanged, mut rest) = (Vec::new(), vec![extent]);
         for table in self.tables() {
             let mut deeper = Vec::new();

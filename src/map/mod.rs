@@ -21,6 +21,7 @@ pub mod ranges;
 pub mod run;
 pub mod table;
 pub mod walk;
+pub mod survey;
 pub mod difference;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use page_writer::PageWriter;
 pub use placement::{Entry, Placement};
 pub use ranges::Ranges;
 pub use run::{Found, MapPage, PageAt, PageKind, Part, Run};
+pub use survey::{Parts, Survey};
 pub use table::Table;
 
 pub use crate::space::SegmentInfo;

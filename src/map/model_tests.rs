@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::compaction::Sizes;
 use super::layout::{Layout, Progress};
 use super::leaf_format::{decode_index, decode_leaf, encode_index, encode_leaf};
+use super::survey::Taken;
 use super::*;
 use crate::space::{self, Bounds, Durable, Fold, Space};
 use crate::units::{BlockCount, FrameAddr, Location, Seq};
@@ -258,6 +259,34 @@ impl World {
         self.store.retain(|at, _| objects.contains(&at.checkpoint));
     }
 
+    /// One more look of a survey, and what happens before it is taken in.
+    fn survey(&mut self, survey: &mut Survey, between: Vec<Step>) {
+        if survey.position().is_none() {
+            return between.into_iter().for_each(|step| self.step(step));
+        }
+        let runs = self.map.shared_runs().clone();
+        let mut loaded: HashMap<PageRef, MapPage> = HashMap::new();
+        let mut strip = loop {
+            match survey.read(&runs, self.map.space().carriers(), &|at| loaded.get(at)) {
+                Ok(strip) => break strip,
+                Err(NeedPages(need)) => {
+                    let page = |page: PageAt| (page.at, read_back(page.first, &self.store[&page.at]));
+                    loaded.extend(need.into_iter().map(page));
+                }
+            }
+        };
+        between.into_iter().for_each(|step| self.step(step));
+        // Nothing of it counts once the map has other runs.
+        let end = if Arc::ptr_eq(&runs, self.map.shared_runs()) { Taken::All } else { Taken::Stale };
+        let taken = loop {
+            match survey.take(&mut strip, &self.map, 3) {
+                Taken::Some => {}
+                taken => break taken,
+            }
+        };
+        assert_eq!(taken, end);
+    }
+
     fn check(&mut self) -> Result<(), TestCaseError> {
         let all = Extent::new(0, BLOCKS);
         let placed = loop {
@@ -411,6 +440,50 @@ proptest! {
         }
         prop_assert!(world.is_counted());
         prop_assert!(world.map.runs().len() <= 1, "{:?}", world.map.runs());
+    }
+
+    /// Whatever happens while a survey goes on and after it: of what it found in a segment, exactly that is still there which did not change since it began.
+    #[test]
+    fn a_survey_finds_what_is_live(
+        before in steps(),
+        during in prop::collection::vec((0..3_u8, steps()), 1..4),
+        sizes in sizes(),
+        (of, which) in (1..4_u64, 0..4_u64),
+    ) {
+        let mut world = World::new(sizes);
+        before.into_iter().for_each(|step| world.step(step));
+        let as_of = Seq(world.seq);
+        let victims: Vec<Seq> = (1..=as_of.0).filter(|seq| seq % of == which % of).map(Seq).collect();
+        let mut survey = Survey::of(victims.iter().copied());
+        for (reads, steps) in during {
+            for n in 0..=reads {
+                // What happens between reading and taking, and what happens between two of these.
+                let steps = if n == reads { steps.clone() } else { Vec::new() };
+                world.survey(&mut survey, steps);
+            }
+        }
+        while survey.position().is_some() {
+            world.survey(&mut survey, Vec::new());
+        }
+        let mut found = BTreeMap::new();
+        for (victim, parts) in survey.into_live() {
+            for part in parts.iter() {
+                let unchanged = loop {
+                    match world.map.unchanged_with(part, as_of, &HashMap::new()) {
+                        Ok(unchanged) => break unchanged,
+                        Err(need) => World::load(&world.store, &mut world.map, need),
+                    }
+                };
+                let blocks = unchanged.iter().flat_map(|part| part.start.0..part.end().0);
+                found.extend(blocks.map(|block| (block, victim)));
+            }
+        }
+        let is_in_a_victim = |(block, placement): (usize, &Option<Placement>)| match placement {
+            Some(Placement::Data(location)) if victims.contains(&location.frame.seq) => Some((block as u64, location.frame.seq)),
+            _ => None,
+        };
+        let live: BTreeMap<u64, Seq> = world.model.iter().enumerate().filter_map(is_in_a_victim).collect();
+        prop_assert_eq!(found, live);
     }
 
     /// While all of the map may be in memory, every count is exact at once.

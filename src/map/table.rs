@@ -98,6 +98,11 @@ impl Table {
         fill(extent, self.entries.range(first..extent.end().max(first)).map(entry), found);
     }
 
+    /// Where the entry begins that so many others precede from `block` on; nothing if there are not as many.
+    pub fn start_after(&self, block: BlockIndex, others: usize) -> Option<BlockIndex> {
+        self.entries.range(block..).nth(others).map(|(start, _)| *start)
+    }
+
     /// What it says of the first block of `extent`, clipped to it, or how far it says nothing.
     pub fn first(&self, extent: Extent) -> Found {
         let before = self.entries.range(..=extent.start).next_back().map(entry);

@@ -15,12 +15,11 @@ use crate::engine::shared::Shared;
 use crate::engine::versions::VersionMap;
 use crate::error::VolumeError;
 use crate::format::root::{CheckpointInfo, Root};
-use crate::format::segment::LogObject;
 use crate::map::{ExtentMap, NeedPages, PageAt, PageRef, Placement, Table};
 use crate::reading::roots::read_root;
 use crate::space::{Cargo, Carriers, KeptVersion, Space};
 use crate::store::StoreError;
-use crate::units::{BlockIndex, Extent, Location, Seq};
+use crate::units::{BlockIndex, Extent, Seq};
 use crate::upkeep::gather::{self, Live, Pages, Unread, Victim};
 
 /// Maps of versions that stay in memory for the next time.
@@ -78,8 +77,10 @@ async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError
         gathered.empty.extend(carried);
         return Ok(());
     }
-    let live: Live =
-        victims.iter().filter_map(|victim| Some((victim.seq, located(victim, needed.get(&victim.seq)?)))).collect();
+    let live: Live = victims
+        .iter()
+        .filter_map(|victim| Some((victim.seq, gather::located(victim, needed.get(&victim.seq)?))))
+        .collect();
     gather::read_all(shared, gathered, victims, live).await?;
     carried.retain(|seq| !gathered.damaged.contains(seq));
     carried.sort_unstable();
@@ -168,25 +169,6 @@ impl Sought {
         }
         self.rest = rest;
     }
-}
-
-/// Where the parts lie in a victim, in the order of blocks.
-fn located(victim: &Victim, needed: &[Extent]) -> Vec<(Extent, Location)> {
-    let LogObject::Segment(head) = &victim.read.object else { return Vec::new() };
-    let mut needed = needed.to_vec();
-    needed.sort_unstable_by_key(|part| part.start);
-    let frames = head.frames(victim.seq, victim.read.frames_at);
-    let mut located = Vec::with_capacity(needed.len());
-    for part in needed {
-        let from = frames.partition_point(|(extent, _)| extent.end() <= part.start);
-        for (extent, frame) in frames[from..].iter().take_while(|(extent, _)| extent.start < part.end()) {
-            if let Some(within) = extent.intersect(&part) {
-                let location = Location { frame: *frame, block: 0 }.skip(within.start - extent.start);
-                located.push((within, location));
-            }
-        }
-    }
-    located
 }
 
 /// The map of a version.

@@ -4,6 +4,7 @@
 //! 2. The map is asked which of them are live, in the order of blocks over all victims together: so each page of the map is
 //!    needed once in a round, however many victims have blocks in it. Pages that are not in memory are read in groups, used
 //!    and let go: they take no place from those that clients need, and nobody can throw them out before they were used.
+//!    What a survey found in them ([`super::survey`]) is asked for instead, if there was one, and only of what changed since it began.
 //! 3. The frames with live blocks are read, proven, and what is live is copied out.
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use futures::stream::{self, StreamExt};
 
 use crate::codec::CorruptError;
 use crate::engine::Event;
-use crate::engine::collection::Gathered;
+use crate::engine::collection::{Gathered, Surveyed};
 use crate::engine::shared::Shared;
 use crate::error::VolumeError;
 use crate::format::segment::{self, LogObject, LogRead};
@@ -38,6 +39,9 @@ const WHOLE_BYTES: u64 = 512 << 10;
 
 /// Of one round, so many times `gc.batch` may be objects that are read whole: they are in memory until all is looked up.
 const WHOLE_BATCHES: u64 = 2;
+
+/// Whoever knows what is live in an object reads it whole up to this length, if what is live is all over it.
+const WHOLE_MAX: u64 = 16 << 20;
 
 /// Dead bytes between live frames that are read along with them: collection is not in a hurry, requests cost money.
 const READ_GAP: u64 = 256 << 10;
@@ -96,14 +100,65 @@ pub(super) async fn look(shared: Arc<Shared>, need: NeedPages) -> Event {
 }
 
 /// Reads what is live in the victims. The map is as of `as_of` or later.
-pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq) -> Event {
+pub(super) async fn run(shared: Arc<Shared>, victims: Vec<Seq>, as_of: Seq, surveyed: Option<Surveyed>) -> Event {
     let held = shared.doors.seat.round().await.map(Arc::new);
     let _reading = shared.begin_reading();
     let mut gathered = Gathered::new(held, victims, as_of);
-    if let Err(error) = fill(&shared, &mut gathered).await {
-        gathered.failed = Some(error);
-    }
+    let filled = match surveyed {
+        Some(surveyed) => fill_surveyed(&shared, &mut gathered, &surveyed).await,
+        None => fill(&shared, &mut gathered).await,
+    };
+    gathered.failed = filled.err();
     Event::Gathered(gathered)
+}
+
+/// What a survey found in the victims is asked for only whether it changed since; then one victim after the other is read.
+async fn fill_surveyed(shared: &Shared, gathered: &mut Gathered, surveyed: &Surveyed) -> Result<(), StoreError> {
+    let mut live = match still_live(shared, &gathered.victims, surveyed).await {
+        Ok(live) => live,
+        Err(Unread::Store(error)) => return Err(error),
+        Err(Unread::Damaged(why)) => {
+            let victims = gathered.victims.clone();
+            victims.iter().for_each(|seq| note_damage(gathered, shared, *seq, &why));
+            return Ok(());
+        }
+    };
+    let mut parts = Vec::new();
+    for seq in gathered.victims.clone() {
+        match live.remove(&seq) {
+            Some(live) => parts.push((seq, is_read_whole(shared, seq, &live), live)),
+            None => gathered.empty.push(seq),
+        }
+    }
+    let reads = parts.into_iter().map(|(seq, whole, parts)| async move {
+        let read = async {
+            let Some(victim) = read_head(shared, seq, whole).await? else { return Ok(None) };
+            Ok(Some(read_live(shared, &victim, &located(&victim, &parts)).await?))
+        };
+        (seq, read.await)
+    });
+    for (seq, read) in stream::iter(reads).buffered(PARALLEL).collect::<Vec<_>>().await {
+        match read {
+            Ok(Some(data)) => gathered.data.extend(data),
+            Ok(None) => gathered.empty.push(seq), // it died meanwhile
+            Err(Unread::Store(error)) => return Err(error),
+            Err(Unread::Damaged(why)) => note_damage(gathered, shared, seq, &why),
+        }
+    }
+    gathered.data.sort_unstable_by_key(|(extent, _)| extent.start);
+    Ok(())
+}
+
+/// Whether a victim is read whole of which these parts are live: if they are in so many places that what lies between would be read along with
+/// them.
+fn is_read_whole(shared: &Shared, seq: Seq, parts: &[Extent]) -> bool {
+    let counter = shared.ledger().log().map.counter(seq).ok().flatten();
+    let blocks: u64 = parts.iter().map(|part| part.count.0).sum();
+    counter.is_some_and(|info| {
+        let is_most = blocks * 2 > u64::from(info.blocks);
+        let is_scattered = parts.len() as u64 * READ_GAP > info.stored_bytes;
+        info.stored_bytes <= WHOLE_BYTES || info.stored_bytes <= WHOLE_MAX && (is_most || is_scattered)
+    })
 }
 
 async fn fill(shared: &Shared, gathered: &mut Gathered) -> Result<(), StoreError> {
@@ -265,6 +320,64 @@ async fn live_parts(shared: &Shared, victims: &[Victim]) -> Result<Live, Unread>
     Ok(live)
 }
 
+/// The parts that a survey found, as far as they did not change since.
+async fn still_live(
+    shared: &Shared,
+    victims: &[Seq],
+    surveyed: &Surveyed,
+) -> Result<HashMap<Seq, Vec<Extent>>, Unread> {
+    let found = |seq: &Seq| {
+        let (seq, parts) = (*seq, surveyed.live.get(seq));
+        parts.into_iter().flat_map(|parts| parts.iter()).map(move |part| (part, seq))
+    };
+    let mut found: Vec<(Extent, Seq)> = victims.iter().flat_map(found).collect();
+    found.sort_unstable_by_key(|(part, _)| part.start);
+    let (mut parts, mut pages) = (HashMap::<Seq, Vec<Extent>>::new(), Pages::default());
+    let mut rest = &found[..];
+    while !rest.is_empty() {
+        let (done, need) = {
+            let ledger = shared.ledger();
+            let map = &ledger.log().map;
+            look_up(
+                rest,
+                |extent| map.unchanged_with(extent, surveyed.as_of, &pages.0),
+                // What another segment carries by now is in that one.
+                |_, seq, unchanged| {
+                    if map.space().carriers().holder(seq) == seq {
+                        parts.entry(seq).or_default().extend(unchanged);
+                    }
+                },
+            )
+        };
+        rest = &rest[done..];
+        pages.make_room(done);
+        if !need.0.is_empty() {
+            pages.0.extend(shared.fetch_pages(need).await?);
+        }
+    }
+    parts.retain(|_, parts| !parts.is_empty());
+    Ok(parts)
+}
+
+/// Where the parts lie in a victim, in the order of blocks.
+pub(super) fn located(victim: &Victim, parts: &[Extent]) -> Vec<(Extent, Location)> {
+    let LogObject::Segment(head) = &victim.read.object else { return Vec::new() };
+    let mut parts = parts.to_vec();
+    parts.sort_unstable_by_key(|part| part.start);
+    let frames = head.frames(victim.seq, victim.read.frames_at);
+    let mut located = Vec::with_capacity(parts.len());
+    for part in parts {
+        let from = frames.partition_point(|(extent, _)| extent.end() <= part.start);
+        for (extent, frame) in frames[from..].iter().take_while(|(extent, _)| extent.start < part.end()) {
+            if let Some(within) = extent.intersect(&part) {
+                let location = Location { frame: *frame, block: 0 }.skip(within.start - extent.start);
+                located.push((within, location));
+            }
+        }
+    }
+    located
+}
+
 /// What the victims brought, in the order of blocks over all of them.
 pub(super) fn extents_of(victims: &[Victim]) -> Vec<(Extent, Seq)> {
     let of = |victim: &Victim| victim.extents.iter().map(|extent| (*extent, victim.seq)).collect::<Vec<_>>();
@@ -288,10 +401,10 @@ impl Pages {
 
 /// Looks the first of these extents up, as far as pages are there; returns how many, and the pages that the next ones
 /// lack: of [`GROUP_BYTES`] together, or one extent's.
-pub(super) fn look_up(
+pub(super) fn look_up<T>(
     extents: &[(Extent, Seq)],
-    lookup: impl Fn(Extent) -> Result<Vec<(Extent, Placement)>, NeedPages>,
-    mut found: impl FnMut(Extent, Seq, Vec<(Extent, Placement)>),
+    lookup: impl Fn(Extent) -> Result<T, NeedPages>,
+    mut found: impl FnMut(Extent, Seq, T),
 ) -> (usize, NeedPages) {
     let (mut need, mut bytes, mut done) = (HashMap::new(), 0, 0);
     for (extent, seq) in &extents[..extents.len().min(LOOKUPS)] {

@@ -8,6 +8,7 @@ mod checkpoint;
 mod deletion;
 mod gather;
 mod held;
+mod survey;
 pub mod rollback;
 pub mod sweep;
 
@@ -24,7 +25,8 @@ pub(crate) fn perform(shared: Arc<Shared>, chore: Chore) -> BoxFuture<'static, E
     match chore {
         Chore::Checkpoint(plan) => checkpoint::run(shared, *plan).boxed(),
         Chore::Look(need) => gather::look(shared, need).boxed(),
-        Chore::Gather(victims, as_of) => gather::run(shared, victims, as_of).boxed(),
+        Chore::Survey(victims, as_of) => survey::run(shared, victims, as_of).boxed(),
+        Chore::Gather(victims, as_of, surveyed) => gather::run(shared, victims, as_of, surveyed).boxed(),
         Chore::Carry(victims) => carry::run(shared, victims).boxed(),
         Chore::Delete(plan) => deletion::run(shared, plan).boxed(),
         Chore::Sweep(suspects) => sweep::run(shared, suspects).boxed(),
