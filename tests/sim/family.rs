@@ -315,6 +315,8 @@ impl World {
                     assert!(!birth.is_made, "clone {} was acknowledged and is not there", birth.name);
                     continue;
                 }
+                // Its creation broke off, and the store kept a part of the description.
+                Err(VolumeError::Corrupt { .. }) if !birth.is_made => continue,
                 Err(other) => panic!("{other}"),
             };
             let parent = self.volumes.iter().find(|vol| vol.name == birth.parent).unwrap();
