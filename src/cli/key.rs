@@ -72,6 +72,7 @@ enum Command {
     ///
     /// Only the key that unlocks the volume now keeps its slot, and a new recovery key takes the place of the old one: the
     /// other secrets are not here, and a key that leaked must not lead to the new one. Add the others again afterwards.
+    /// Clones of the volume are given the new data key, so their keys must be configured, too.
     ///
     /// Data is sealed anew by garbage collection, while the volume is served or, if no server has it, by this command.
     /// It may be interrupted at any time, and goes on by itself whenever the volume is open.
