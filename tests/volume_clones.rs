@@ -983,6 +983,23 @@ async fn a_clone_that_is_read_has_the_new_data_key_of_its_parent() {
     child.reload().await.unwrap();
     assert_eq!(world.rotate_served(&parent, "s2").await, ["child"]);
     assert!(all_of(&*grandchild).await == shown && all_of(&*child).await == shown);
+    // A clone that is made while the key is rotated has the old one: it is not made, whoever read the parent before, and nothing is damaged.
+    let near = (Arc::new(BlockCache::in_memory(1 << 20)), Workers::Inline);
+    let store: Arc<dyn Store> = world.store.clone();
+    let source = Source::of(store, &name("parent"), &Options::default(), Some(near), &world.secrets).await.unwrap();
+    let late = clones::plan(&*world.store, &world.random, &name("late")).await.unwrap();
+    let version = parent.register_clone(None, 1, late.clone()).await.unwrap().seq;
+    world.rotate("parent", &world.secrets).await.unwrap().outcome.unwrap();
+    parent.reload().await.unwrap();
+    parent.write(0, noise(&world.random, 1), true).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let options = CreateOptions { size: SIZE, encryption: encrypted("late"), ..CreateOptions::default() };
+    let wanted = Wanted { name: name("late"), options };
+    let made = clones::make(&source, &world.random, &Clock::System, wanted, (&late, version)).await;
+    let error = made.unwrap_err().to_string();
+    assert!(error.contains("the data key of volume parent was rotated at the same time"), "{error}");
+    assert!(matches!(description::load(&*world.store, &name("late")).await, Err(VolumeError::NotFound { .. })));
+    world.clone_of(&parent, None, "late").await.unwrap();
     for volume in [parent, child, grandchild] {
         volume.close().await.unwrap();
     }

@@ -18,7 +18,7 @@ use crate::human::{about_bytes, few};
 use crate::keyring::SlotKind;
 use crate::opening::key_slots::{self, Rotation};
 use crate::outside::Random;
-use crate::volume::{OpenFlags, VolumeError, VolumeName};
+use crate::volume::{OpenFlags, Status, VolumeError, VolumeName};
 
 /// How often the progress is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -82,9 +82,9 @@ async fn watch_server(name: &VolumeName, config: &Effective, bar: &ProgressBar) 
             Failure::failed(format!("the server went away ({error}); what is left is sealed anew when it is back"))
         })?;
         let volume = status.volumes.into_iter().find(|volume| volume.name == name.as_str());
-        let left = volume.map_or(0, |volume| volume.status.retired_bytes);
+        let (left, keeps) = volume.map_or((0, false), |volume| (volume.status.retired_bytes, keeps(&volume.status)));
         if show(bar, left) {
-            return Ok(Some(format!("all of volume {name} is sealed with the new data key")));
+            return Ok(Some(done(name, keeps)));
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -108,6 +108,7 @@ async fn seal_here(place: Place, name: &VolumeName, config: &Effective, bar: &Pr
         }
         Err(error) => return Err(error.into()),
     };
+    let keeps = keeps(&volume.status());
     let interrupted = loop {
         let status = volume.status();
         if let Some(why) = status.ended {
@@ -124,8 +125,23 @@ async fn seal_here(place: Place, name: &VolumeName, config: &Effective, bar: &Pr
     volume.close().await?;
     Ok(Some(match interrupted {
         true => GOES_ON.to_owned(),
-        false => format!("all of volume {name} is sealed with the new data key"),
+        false => done(name, keeps),
     }))
+}
+
+/// Whether older versions of it are kept.
+fn keeps(status: &Status) -> bool {
+    status.snapshots > 0 || !status.clones.is_empty()
+}
+
+fn done(name: &VolumeName, keeps: bool) -> String {
+    let rest = match keeps {
+        true => {
+            " but for what its snapshots and clones need of what was written before: that stays as it is until they are gone, or collection moves it"
+        }
+        false => "",
+    };
+    format!("all of volume {name} is sealed with the new data key{rest}")
 }
 
 /// Shows how much is left; whether that is nothing.

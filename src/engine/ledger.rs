@@ -590,7 +590,7 @@ impl Ledger {
         !self.retired_checkpoints().is_empty()
     }
 
-    /// Bytes of objects that are still needed and sealed with a rotated data key.
+    /// Bytes of objects that are still needed and sealed with a rotated data key, and are to be sealed anew: what kept versions need stays as it is.
     pub fn retired_bytes(&self) -> u64 {
         if !self.may_reseal {
             return 0;
@@ -599,14 +599,18 @@ impl Ledger {
         let is_retired = |info: &SegmentInfo| self.rules.sealer.is_retired(&info.salt);
         let of_span = |span| match map.infos(span, &none) {
             Ok(infos) => {
-                infos.iter().map(|(_, info)| info).filter(|info| is_retired(info)).map(SegmentInfo::live_bytes).sum()
+                let free = infos.iter().filter(|(seq, info)| is_retired(info) && !map.space().is_held(*seq));
+                free.map(|(_, info)| info.live_bytes()).sum()
             }
             // Its salts are not in memory: all of it may be.
             Err(_) => map.space().summary(span).map_or(0, |summary| summary.totals.live_bytes),
         };
-        let segments: u64 = map.space().spans().map(of_span).sum();
+        let first = Span::of(map.space().kept());
+        let segments: u64 = map.space().spans().filter(|span| *span >= first).map(of_span).sum();
         let bytes = |seq: &Seq| self.log.map.runs().iter().filter_map(|run| run.objects.get(seq)).sum::<u64>();
-        let tables = self.checkpoints.iter().map(|(seq, info)| (info.salt, bytes(seq)));
+        let is_kept = |seq: &Seq| map.space().durable().kept.iter().any(|version| version.objects.contains(seq));
+        let tables = self.checkpoints.iter().filter(|(seq, _)| !is_kept(seq));
+        let tables = tables.map(|(seq, info)| (info.salt, bytes(seq)));
         let tables = tables.filter(|(salt, _)| self.rules.sealer.is_retired(salt)).map(|(_, bytes)| bytes);
         segments + tables.sum::<u64>()
     }

@@ -147,7 +147,14 @@ pub async fn make(
         });
     };
     if let Err(error) = is_shown(parent, clone, version, meta.size).await {
-        description::put(&*parent.store, random, number, &meta.tombstone(), None).await?;
+        let mut after = number;
+        // A rotation of its parent's data key may have found it, and put another description.
+        while description::put(&*parent.store, random, after, &meta.tombstone(), None).await?.is_none() {
+            match description::newest(&*parent.store, &name).await? {
+                Some(newest) if newest.meta.uuid == clone.uuid && !newest.meta.deleted => after = newest.number,
+                _ => break,
+            }
+        }
         return Err(error);
     }
     Ok(Created { meta, recovery })
@@ -157,7 +164,14 @@ pub async fn make(
 async fn is_shown(parent: &Source, clone: &CloneRef, version: Seq, size: u64) -> Result<()> {
     let Meta { name, uuid, block_size, .. } = &parent.meta;
     let knows = |kept: &KeptVersion| kept.seq == version && kept.label.clones.iter().any(|known| known == clone);
-    let kept = parent.versions().await?;
+    let kept = match parent.versions().await {
+        // If the data key was rotated, that says so.
+        Err(error) => {
+            prove_again(parent).await?;
+            return Err(error);
+        }
+        kept => kept?,
+    };
     let kept = kept.iter().find(|kept| knows(kept)).ok_or_else(|| lost(&clone.name, (name, *uuid), NOT_KEPT))?;
     let shown = block_size.bytes_in(kept.blocks);
     if size < shown {
@@ -166,8 +180,13 @@ async fn is_shown(parent: &Source, clone: &CloneRef, version: Seq, size: u64) ->
             clone.name
         )));
     }
+    prove_again(parent).await
+}
+
+/// Fails unless the parent still has the keys that were handed on.
+async fn prove_again(parent: &Source) -> Result<()> {
     match parent.sealer.keyring() {
-        Some(keys) => description::load(&*parent.store, name).await?.prove(keys),
+        Some(keys) => description::load(&*parent.store, &parent.meta.name).await?.prove(keys),
         None => Ok(()),
     }
 }

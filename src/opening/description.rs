@@ -201,9 +201,15 @@ impl Description {
 
     /// That somebody with the key wrote it.
     pub fn prove(&self, keyring: &Keyring) -> Result<()> {
-        let forged =
-            |error: crate::format::meta::MetaError| VolumeError::Corrupt { key: self.key(), why: error.to_string() };
-        self.meta.prove(&self.bytes, keyring).map_err(forged)
+        let generation = self.meta.encryption.as_ref().map(|encryption| encryption.generation);
+        self.meta.prove(&self.bytes, keyring).map_err(|error| match generation {
+            // Whoever has the keys from before cannot prove it, and has nothing to believe either.
+            Some(generation) if generation > keyring.current().0 => VolumeError::Invalid(format!(
+                "the data key of volume {} was rotated at the same time ({generation} is the newest); try again",
+                self.meta.name
+            )),
+            _ => VolumeError::Corrupt { key: self.key(), why: error.to_string() },
+        })
     }
 
     /// Puts the description that follows this one, and deletes those before it: they may hold key slots that are
