@@ -86,8 +86,15 @@ pub async fn create(
 
 /// The description after which that of a new volume of this name comes, and its uuid. What is left of a deleted one goes first.
 pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<(u64, Uuid)> {
-    let (newest, uuid) = tokio::try_join!(description::newest(store, name), unused_uuid(store, random, name))?;
+    let described =
+        async { tokio::try_join!(description::newest(store, name), description::newest_number(store, name)) };
+    let ((newest, number), uuid) = tokio::try_join!(described, unused_uuid(store, random, name))?;
     let before = match newest {
+        // Only parts of descriptions: of a creation that broke off, unless there is more than that.
+        None if number > 0 => {
+            refuse_data_without_description(store, name, number).await?;
+            0
+        }
         None => 0,
         Some(newest) if newest.meta.deleted => {
             removal::clear(store, &newest).await?;
@@ -96,6 +103,23 @@ pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &Volume
         Some(_) => return Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),
     };
     Ok((before, uuid))
+}
+
+/// Fails if there is anything of that name but descriptions: a volume of that name had written, and the description that is a part was whole.
+async fn refuse_data_without_description(store: &dyn Store, name: &VolumeName, number: u64) -> Result<()> {
+    let (prefix, descriptions) = (format!("{name}/"), Keys::metas(name));
+    let page = store.list(&prefix, None).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
+    match page.iter().find(|entry| !entry.key.as_str().starts_with(&descriptions)) {
+        None => Ok(()),
+        Some(entry) => Err(VolumeError::Corrupt {
+            key: Keys::meta(name, number),
+            why: format!(
+                "only the first part of the description is there, and {} is of a volume of that name: bring the description back from a copy of the bucket, or take \
+                 another name",
+                entry.key
+            ),
+        }),
+    }
 }
 
 /// The description of a new volume, with its keys.

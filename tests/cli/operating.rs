@@ -180,3 +180,26 @@ fn a_volume_that_cannot_be_understood_keeps_nobody_from_the_others() {
     assert!(refused.code == Some(1) && refused.err.contains("odd/meta/"), "{refused:?}");
     place.ok(&["delete", "good", "--yes"]);
 }
+
+/// A description that lost its end does not give the name away as long as there is something of the volume.
+#[test]
+fn a_volume_whose_description_lost_its_end_is_not_made_anew() {
+    let place = Place::new();
+    place.ok(&["create", "db", "--size", "1G"]);
+    let descriptions = place.path("ashlar-data/db/meta");
+    let described = std::fs::read_dir(&descriptions).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&described).unwrap();
+    // Nothing was written yet: so it looks where a creation broke off.
+    std::fs::write(&described, &whole[..20]).unwrap();
+    place.ok(&["create", "db", "--size", "1G"]);
+    let serving = place.serve(&["db"]);
+    serving.attach("db").unwrap().write(0, 1, MIB).unwrap();
+    serving.stop();
+    for described in std::fs::read_dir(&descriptions).unwrap() {
+        let described = described.unwrap().path();
+        let whole = std::fs::read(&described).unwrap();
+        std::fs::write(&described, &whole[..whole.len().min(20)]).unwrap();
+    }
+    let refused = place.run(&["create", "db", "--size", "1G"]);
+    assert!(refused.code == Some(1) && refused.err.contains("is of a volume of that name"), "{refused:?}");
+}
