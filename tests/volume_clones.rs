@@ -1026,3 +1026,26 @@ async fn a_clone_that_is_read_has_the_new_data_key_of_its_parent() {
         }
     }
 }
+
+/// Of two rotations at once one counts, and the clone has its key, whichever gave it one last.
+#[tokio::test(start_paused = true)]
+async fn of_two_rotations_at_once_the_clone_has_the_key_that_counts() {
+    for seed in 0..24 {
+        let mut world = World::new(seed).await;
+        world.secrets = secrets_but(&[]);
+        world.delete("parent").await.unwrap();
+        let options = CreateOptions { size: SIZE, encryption: encrypted("parent"), ..CreateOptions::default() };
+        volume::create(&*world.store, &world.random, &Clock::System, &name("parent"), options).await.unwrap();
+        let parent = world.open("parent").await;
+        world.clone_of(&parent, None, "child").await.unwrap();
+        parent.close().await.unwrap();
+        let millis = Duration::from_millis;
+        let slow = FaultOptions { delay_min: millis(1), delay_spread: millis(20), ..FaultOptions::default() };
+        let far = FaultyStore::new(world.store.clone(), slow, world.random.clone());
+        let (name, clock) = (name("parent"), Clock::System);
+        let slots = Slots { store: &far, name: &name, secrets: &world.secrets, random: &world.random, clock: &clock };
+        // Both may give up where they meet.
+        let (_first, _second) = tokio::join!(slots.rotate(Cost::LEAST), slots.rotate(Cost::LEAST));
+        world.open("child").await.close().await.unwrap();
+    }
+}

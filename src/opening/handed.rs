@@ -86,16 +86,13 @@ impl Handed {
 pub(super) struct Heirs(Vec<(Description, Keyring)>);
 
 impl Heirs {
-    /// All that there are but those.
-    pub async fn of(store: &dyn Store, parent: &Meta, secrets: &Secrets, known: &Heirs) -> Result<Heirs> {
+    /// All that there are.
+    pub async fn of(store: &dyn Store, parent: &Meta, secrets: &Secrets) -> Result<Heirs> {
         let mut heirs = Heirs::default();
         if !parent.may_have_clones {
             return Ok(heirs);
         }
         for Child { name, uuid, .. } in clones::children(store, parent.uuid).await? {
-            if known.0.iter().any(|(known, _)| known.meta.uuid == uuid) {
-                continue;
-            }
             let description = description::load(store, &name).await?;
             let Some(encryption) = &description.meta.encryption else { continue };
             let unlocked = secrets.unlock(name.as_str(), uuid, encryption).await;
@@ -112,11 +109,16 @@ impl Heirs {
         Ok(heirs)
     }
 
-    /// Gives them these data keys of their parent.
+    /// Gives them these data keys of their parent, unless they have them.
     pub async fn hand(&self, store: &dyn Store, random: &Random, parent: Uuid, keys: &Keyring) -> Result<()> {
         for (description, own) in &self.0 {
             let mut meta = description.meta.clone();
             let Some(of) = meta.parent.as_mut().filter(|of| of.uuid == parent) else { continue };
+            let has = of.keys.as_ref().and_then(|has| has.open(parent, (meta.uuid, own)));
+            let (generation, key) = keys.current();
+            if has.is_some_and(|has| has.key(generation).is_some_and(|has| has.bytes() == key.bytes())) {
+                continue;
+            }
             of.keys = Some(HandedKeys::of((parent, keys), (meta.uuid, own)));
             description.replace(store, random, &meta, Some(own)).await?;
         }

@@ -119,7 +119,7 @@ impl Slots<'_> {
     pub async fn rotate(&self, cost: Cost) -> Result<Rotation> {
         let mut unlocked = self.unlock().await?;
         let meta = unlocked.description.meta.clone();
-        let heirs = Heirs::of(self.store, &meta, self.secrets, &Heirs::default()).await?;
+        let heirs = Heirs::of(self.store, &meta, self.secrets).await?;
         let new_key = Locked::take(&mut self.random.bytes());
         let keyring = unlocked.keyring.rotated(new_key).ok_or_else(|| {
             VolumeError::Invalid(format!("volume {} has had 255 data keys, the most there may be", self.name))
@@ -138,15 +138,26 @@ impl Slots<'_> {
         let slots = (1..).zip(from.into_iter().flatten()).map(|(id, from)| self.slot(&rotated, id, &from));
         rotated.encryption.slots = slots.collect::<Result<_>>()?;
         let generation = rotated.encryption.generation;
-        heirs.hand(self.store, self.random, meta.uuid, &rotated.keyring).await?;
+        let handed = heirs.hand(self.store, self.random, meta.uuid, &rotated.keyring).await;
         let keyring = rotated.keyring.clone();
-        let outcome = async {
-            self.replace(rotated).await?;
-            let late = Heirs::of(self.store, &meta, self.secrets, &heirs).await?;
-            late.hand(self.store, self.random, meta.uuid, &keyring).await
+        let replaced = match handed {
+            Ok(()) => self.replace(rotated).await,
+            Err(error) => Err(error),
         };
-        let outcome = outcome.await;
+        let outcome = match replaced {
+            Ok(()) => self.hand_again(&meta, &keyring).await,
+            // Whoever was faster may have given the clones his key before us.
+            Err(error) => match self.unlock().await {
+                Ok(now) => self.hand_again(&meta, &now.keyring).await.and(Err(error)),
+                Err(_) => Err(error),
+            },
+        };
         Ok(Rotation { generation, clones: heirs.names(), recovery, outcome })
+    }
+
+    /// Gives these data keys to all clones that have others: of those that were made meanwhile, and of another rotation at the same time.
+    async fn hand_again(&self, meta: &Meta, keyring: &Keyring) -> Result<()> {
+        Heirs::of(self.store, meta, self.secrets).await?.hand(self.store, self.random, meta.uuid, keyring).await
     }
 
     async fn unlock(&self) -> Result<Unlocked> {
