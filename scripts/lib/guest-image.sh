@@ -14,7 +14,7 @@ vm_cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ashlar}/vm
 
 # Modules that scenarios use, by name; what these depend on comes along.
 guest_modules=(
-    virtio_pci virtio_blk virtio_net 9pnet_virtio 9p overlay ext4 xfs btrfs nbd vsock_loopback
+    virtio_pci virtio_blk virtio_net 9pnet_virtio 9p hostfs overlay ext2 ext4 xfs btrfs autofs4 nbd vsock_loopback
     dm-mod dm-crypt dm-snapshot dm-raid dm-thin-pool raid0 raid1 raid456 linear
     crc32c_generic crc32c-intel xxhash_generic blake2b_generic sha256_generic
     aesni-intel aes_generic xts cbc ecb essiv algif_skcipher algif_hash
@@ -23,6 +23,7 @@ guest_modules=(
 # Programs that scenarios use, by package.
 guest_packages=(
     nbd-client e2fsprogs xfsprogs btrfs-progs lvm2 thin-provisioning-tools mdadm cryptsetup-bin util-linux mount kmod iproute2 python3
+    systemd udev
 )
 
 # once LOCK-NAME COMMAND…: run the command while no other run of our scripts builds the same thing.
@@ -99,7 +100,7 @@ digest() { sha256sum | cut -c 1-16; }
 
 # build_kernel PACKAGE FOLDER
 build_kernel() {
-    local package=$1 folder=$2 work release
+    local package=$1 folder=$2 work release modules
     [[ -e $folder/done ]] && return
     say "guest: unpacking the kernel $package (once)"
     need_packages kmod binutils xz-utils zstd
@@ -108,9 +109,14 @@ build_kernel() {
     mkdir -p "$work"
     download_package "$package" "$work/package"
     apt_options=()   # only the kernel comes from another suite
-    [[ -d $work/package/usr/lib/modules && ! -e $work/package/lib ]] && ln -s usr/lib "$work/package/lib"
+    modules=$(find "$work/package" -type d -name modules -path '*lib/*' -print -quit)   # where they lie depends on package and release
+    [[ $modules == "$work/package/lib/modules" ]] || { mkdir -p "$work/package/lib" && mv "$modules" "$work/package/lib/"; }
     release=$(basename "$(ls -d "$work"/package/lib/modules/*)")
-    unpack_vmlinux "$work/package/boot/vmlinuz-$release" "$folder/vmlinux"
+    if [[ $package == user-mode-linux ]]; then
+        cp "$work/package/usr/bin/linux.uml" "$folder/vmlinux"
+    else
+        unpack_vmlinux "$work/package/boot/vmlinuz-$release" "$folder/vmlinux"
+    fi
     pick_modules "$work/package" "$work/tree" "$release"
     make_initramfs "$work/tree" "$folder/initramfs"
     rm -rf "$work"

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 #
-# The machine a guest runs on: QEMU with KVM where that really works, with emulation elsewhere.
+# The machine a guest runs on: QEMU with KVM where that really works, with emulation elsewhere; or, if asked for, user-mode Linux: the
+# kernel as a process of this host, with one processor, much quicker than emulation.
 # Sourced, never run. Needs say.sh, packages.sh and guest-image.sh.
 # shellcheck disable=SC2154 # kernel_folder, root_image, vm_cache and vm_scripts are set by guest-image.sh or before it
 
@@ -22,17 +23,17 @@ need_qemu() {
 # accelerator_arguments NAME: sets `accelerator` to QEMU's arguments.
 accelerator_arguments() {
     case $1 in
+        uml) accelerator=(-accel uml) ;;   # for boot alone: no QEMU is there to read it
         kvm) accelerator=(-accel kvm -cpu host) ;;
         # Under emulation a plain old model is fastest; this one still has AES.
         tcg) accelerator=(-accel tcg -cpu Westmere) ;;
-        *) die "the accelerator $1 is not known; known are kvm and tcg" ;;
+        *) die "the accelerator $1 is not known; known are kvm, tcg and uml" ;;
     esac
 }
 
 # boot_words: the kernel command line. What hardens a real machine only slows an emulated one that lives for a minute.
 boot_words() {
-    echo "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 hardened_usercopy=off apparmor=0"
-    echo "ashlar.image=/dev/vda ashlar.share=host"
+    echo "quiet panic=-1 mitigations=off init_on_alloc=0 hardened_usercopy=off apparmor=0"
     # On a busy host an emulated guest mis-measures its clock, which then runs many times too fast: tell it. And it waits in vain
     # for the timer that it tries out, and panics: have it trust that one.
     [[ ${accelerator[1]} == tcg ]] && awk '/^cpu MHz/ { printf "no_timer_check tsc_early_khz=%d\n", $4 * 1000; exit }' /proc/cpuinfo
@@ -42,9 +43,14 @@ boot_words() {
 # boot SHARE CONSOLE: start a guest in the background; its pid is then in `guest_pid`. SHARE is the shared folder, which
 # holds the guest's scripts in guest/. What the kernel says goes to the file CONSOLE, what QEMU says to CONSOLE.qemu.
 boot() {
+    if [[ ${accelerator[1]} == uml ]]; then boot_uml "$@"; else boot_qemu "$@"; fi
+}
+
+boot_qemu() {
     local share=$1 console=$2
     qemu-system-x86_64 -nodefaults -display none -no-reboot -m "${VM_MEMORY:-1024}" "${accelerator[@]}" \
-        -kernel "$kernel_folder/vmlinux" -initrd "$kernel_folder/initramfs" -append "$(boot_words | paste -sd ' ')" \
+        -kernel "$kernel_folder/vmlinux" -initrd "$kernel_folder/initramfs" \
+        -append "console=ttyS0 ashlar.image=/dev/vda ashlar.share=host $(boot_words | paste -sd ' ')" \
         -serial "file:$console" \
         -drive "file=$root_image,format=raw,if=none,id=root,readonly=on" -device virtio-blk-pci,drive=root \
         -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= \
@@ -53,8 +59,27 @@ boot() {
     guest_pid=$!
 }
 
+# boot_uml SHARE CONSOLE: in a network of its own, where slirp4netns gives it the address that QEMU's user network would, by a tap device
+# from which the guest takes raw frames.
+boot_uml() {
+    local share=$1 console=$2
+    # shellcheck disable=SC2016,SC2046 # the script is expanded by the inner shell; each of the boot words is one
+    TMPDIR=/dev/shm unshare --net --pid --fork --kill-child bash -c 'until ip link set tap0 up mtu 65520 2>/dev/null; do sleep 0.05; done
+        exec "$@"' uml "$kernel_folder/vmlinux" "mem=${VM_MEMORY:-1024}M" "initrd=$kernel_folder/initramfs" "ubd0r=$root_image" \
+        vec0:transport=raw,ifname=tap0,mtu=65520 con=null con0=null,fd:1 ashlar.image=/dev/ubda "ashlar.share=$(realpath "$share")" $(boot_words) \
+        >"$console" 2>"$console.uml" </dev/null &
+    guest_pid=$!
+    until [[ $(readlink "/proc/$guest_pid/ns/net") != "$(readlink /proc/self/ns/net)" ]]; do sleep 0.01; done
+    slirp4netns --mtu 65520 "$guest_pid" tap0 >"$console.network" 2>&1 </dev/null &
+    network_pid=$!
+}
+
 # halt: end the guest that boot started.
 halt() {
+    if [[ -n ${network_pid:-} ]]; then
+        kill -KILL "$network_pid" 2>/dev/null || true
+        wait "$network_pid" 2>/dev/null || true
+    fi
     kill -KILL "$guest_pid" 2>/dev/null || true
     wait "$guest_pid" 2>/dev/null || true
 }
@@ -63,6 +88,14 @@ halt() {
 # that does nothing is booted once, and the answer remembered for this machine.
 choose_accelerator() {
     local memory name
+    if [[ ${VM_ACCELERATOR:-} == uml ]]; then
+        [[ $(id -u) == 0 ]] || die "user-mode Linux gets a network of its own, which only root can make; be root, or unset VM_ACCELERATOR"
+        need_packages slirp4netns iproute2 util-linux
+        accelerator_arguments uml
+        say "guest: running as user-mode Linux"
+        return
+    fi
+    need_qemu
     memory=$vm_cache/accelerator-$( (uname -srv; qemu-system-x86_64 --version; hostname) | digest)
     name=${VM_ACCELERATOR:-$(cat "$memory" 2>/dev/null || true)}
     if [[ -z $name ]]; then
