@@ -338,6 +338,11 @@ impl Volume {
         Ok(self.closing.clone().await?)
     }
 
+    /// From now on [`Volume::close`] does not wait until dead objects are deleted; whoever opens the volume next deletes them.
+    pub fn leave_deletions(&self) {
+        self.shared.leave_deletions();
+    }
+
     /// Takes over what is new in its description: key slots, a new data key, compression, settings, a greater size.
     pub async fn reload(&self) -> Result<(), VolumeError> {
         let reloaded = self.shared.reload().await;

@@ -299,6 +299,25 @@ async fn a_store_that_forbids_deletion_is_asked_again_and_the_volume_goes_on_eve
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_in_haste_leaves_dead_objects_to_the_next_opening() {
+    let world = World::new(64 << 20).await;
+    for in_haste in [false, true] {
+        let volume = world.open(1, OpenFlags::default()).await;
+        volume.write(0, noise(&world.random, 2048), true).await.unwrap();
+        volume.trim(0, 2048 * BLOCK, true).await.unwrap();
+        if in_haste {
+            volume.leave_deletions();
+        }
+        volume.close().await.unwrap();
+        assert_eq!(world.stored() > 8 << 20, in_haste, "{} bytes are left", world.stored());
+        world.check().await;
+    }
+    let _volume = world.open(2, OpenFlags::default()).await;
+    minute().await;
+    assert!(world.stored() < 100 << 10, "{} bytes are left", world.stored());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_segment_is_left_alone_and_the_others_are_collected() {
     let world = World::new(64 << 20).await;
     let volume = world.open(1, OpenFlags::default()).await;

@@ -217,6 +217,11 @@ impl Core {
         self.is_closing = true;
     }
 
+    /// Closing the volume waits for no deletion: somebody waits for whoever opens it next, and that one deletes.
+    pub fn leave_deletions(&mut self) {
+        self.deletions.leave();
+    }
+
     /// Takes in what happened, and decides what is to be done.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -241,7 +246,8 @@ impl Core {
         self.start_moves(now, effects);
         self.start_checkpoint(now, effects);
         self.start_commit(now, effects);
-        effects.extend(self.deletions.start(&mut self.ledger, now.at).map(|plan| Effect::Chore(Chore::Delete(plan))));
+        let doomed = self.deletions.start(&mut self.ledger, closing, now.at);
+        effects.extend(doomed.map(|plan| Effect::Chore(Chore::Delete(plan))));
         let suspects = self.sweeps.start(closing, now.at);
         effects.extend(suspects.map(|suspects| Effect::Chore(Chore::Sweep(suspects))));
         if self.is_drained() {
@@ -439,7 +445,7 @@ impl Core {
         let journal = ledger.journal_retry.filter(|_| !ledger.is_paused);
         // What it has to do waits until there is more to spend.
         let collect = self.collection.deadline(ledger, now.at).filter(|_| !self.collection.is_spared(ledger, now));
-        [seal, trickle, checkpoint, journal, collect, now.thrift.1, self.deletions.deadline()]
+        [seal, trickle, checkpoint, journal, collect, now.thrift.1, self.deletions.deadline(self.is_closing)]
             .into_iter()
             .flatten()
             .min()

@@ -50,13 +50,20 @@ pub(super) struct Deletions {
     is_running: bool,
     retry_at: Option<Instant>,
     failures: u32,
+    /// A stop waits for none of them, and begins none.
+    are_left: bool,
 }
 
 impl Deletions {
+    /// What is doomed when the volume is closed is left to the next opening.
+    pub fn leave(&mut self) {
+        self.are_left = true;
+    }
+
     /// Starts if something is doomed and the time has come.
-    pub fn start(&mut self, ledger: &mut Ledger, at: Instant) -> Option<Plan> {
+    pub fn start(&mut self, ledger: &mut Ledger, is_closing: bool, at: Instant) -> Option<Plan> {
         let is_time = self.retry_at.is_none_or(|retry| retry <= at);
-        if self.is_running || !is_time || ledger.deletable() == 0 {
+        if self.is_running || !is_time || (is_closing && self.are_left) || ledger.deletable() == 0 {
             return None;
         }
         self.retry_at = None;
@@ -86,13 +93,13 @@ impl Deletions {
     }
 
     /// When to try again.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| !self.is_running)
+    pub fn deadline(&self, is_closing: bool) -> Option<Instant> {
+        self.retry_at.filter(|_| !self.is_running && !(is_closing && self.are_left))
     }
 
     /// Whether a clean stop need not wait.
     pub fn lets_close(&self, ledger: &Ledger) -> bool {
         let doomed = ledger.deletable();
-        doomed == 0 || self.failures > 0 || doomed > CLOSE_WAITS_FOR
+        doomed == 0 || self.are_left || self.failures > 0 || doomed > CLOSE_WAITS_FOR
     }
 }

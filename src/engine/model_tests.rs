@@ -57,6 +57,8 @@ enum Step {
     WriterWaits(bool),
     /// What may be spent on requests becomes more or less.
     Thrift(Thrift),
+    /// A stop is to wait for no deletion.
+    LeaveDeletions,
     Close,
 }
 
@@ -73,6 +75,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => prop_oneof![Just(10), Just(1_500), Just(6_000), Just(40_000)].prop_map(Step::Wait),
         2 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
         1 => Just(Step::JournalFails),
+        1 => Just(Step::LeaveDeletions),
         1 => any::<bool>().prop_map(Step::WriterWaits),
         1 => prop_oneof![Just(Thrift::Free), Just(Thrift::Sparing), Just(Thrift::Spent)].prop_map(Step::Thrift),
     ];
@@ -218,6 +221,10 @@ impl World {
                     _ => {}
                 }
                 self.writer_waits = waits;
+                self.handle(Event::Look);
+            }
+            Step::LeaveDeletions => {
+                self.core.leave_deletions();
                 self.handle(Event::Look);
             }
             Step::Close => {
@@ -664,11 +671,12 @@ proptest! {
         let log = world.core.ledger.log();
         prop_assert_eq!((log.covers(), log.checkpointed()), (log.last(), log.committed()));
         prop_assert!(world.core.ledger.doomed().is_empty());
-        let gathers = world.gathers;
-        // Woken in the quiet for the first time, it may look into its table of segments.
+        // Woken in the quiet for the first time, it may look into its table of segments, and gather what it surveyed before.
         world.step(Step::Wait(10_000));
-        prop_assert!(!world.is_running(|effect| !matches!(effect, Effect::Chore(Chore::Look(_)))));
+        let may_begin = |effect: &Effect| matches!(effect, Effect::Chore(Chore::Look(_) | Chore::Gather(_, _, Some(_))));
+        prop_assert!(!world.is_running(|effect| !may_begin(effect)), "{:?}", world.running);
         world.settle();
+        let gathers = world.gathers;
         world.step(Step::Wait(100 * 3_600_000));
         prop_assert!(world.running.is_empty() && world.gathers == gathers, "an idle volume begins {:?}", world.running);
         world.step(Step::Close);

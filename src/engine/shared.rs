@@ -410,6 +410,12 @@ impl Shared {
         self.waits.wake.notify_one();
     }
 
+    /// See [`Core::leave_deletions`].
+    pub fn leave_deletions(&self) {
+        self.core().leave_deletions();
+        self.waits.wake.notify_one();
+    }
+
     /// Whether the volume is being closed.
     pub fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)

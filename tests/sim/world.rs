@@ -508,6 +508,11 @@ impl World {
                 // Nothing is under way: the volumes are what was accepted, all of it.
                 life.is_as_recorded("before closing").await;
             }
+            for open in &life.open {
+                if open.record.len().0.is_multiple_of(2) {
+                    open.volume.leave_deletions();
+                }
+            }
             let closes = life.open.iter().map(|open| open.volume.close());
             futures::future::join_all(closes).await.into_iter().for_each(|closed| closed.unwrap());
             life.clients_end().await;
