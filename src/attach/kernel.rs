@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,6 +67,9 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Reads the first bytes of a device, past every cache.
     async fn read(&self, device: u32, sector_size: u32) -> io::Result<()>;
+
+    /// Reads the first bytes of a device again and again, past every cache, as long as that is wanted and works.
+    async fn keep_busy(&self, device: u32, sector_size: u32, is_wanted: Arc<AtomicBool>);
 
     /// Has everything that was written to a device flushed.
     async fn flush(&self, device: u32) -> io::Result<()>;

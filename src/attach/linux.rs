@@ -5,7 +5,8 @@
 //! second thread hears of dead connections. Neither is ever waited for by anything on the way of data.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -131,6 +132,13 @@ impl Kernel for Linux {
 
     async fn read(&self, device: u32, sector_size: u32) -> io::Result<()> {
         Workers::Threads.run(move || sysfs::read_direct(device, sector_size)).await
+    }
+
+    async fn keep_busy(&self, device: u32, sector_size: u32, is_wanted: Arc<AtomicBool>) {
+        let read = move || sysfs::read_while(device, sector_size, || is_wanted.load(Ordering::Relaxed));
+        if let Err(error) = Workers::Threads.run(read).await {
+            tracing::debug!(device, "it is not kept busy: {error}");
+        }
     }
 
     async fn flush(&self, device: u32) -> io::Result<()> {

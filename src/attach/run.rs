@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
@@ -36,6 +36,9 @@ pub enum Notice {
     Said(Weight, String),
 }
 
+/// So many read when a device is to be kept busy: with one, requests are under way most of the time; with more, nearly always.
+const READERS: usize = 4;
+
 /// Events that wait to be heard.
 const EVENTS_MAX: usize = 256;
 
@@ -58,6 +61,7 @@ pub async fn run(
     tasks.spawn(hands.clone().hear_of_links());
     let (mut dialed, mut held) = (Sockets::new(), Sockets::new());
     let mut is_alone = false;
+    let is_busy = Arc::new(AtomicBool::new(false));
     loop {
         for effect in effects {
             match effect {
@@ -65,6 +69,14 @@ pub async fn run(
                 Effect::Ready(device) => tell(Notice::Ready(device)),
                 Effect::EndSockets => end(std::mem::take(&mut held)),
                 Effect::End(outcome) => return outcome,
+                Effect::KeepBusy { busy: false, .. } => is_busy.store(false, Ordering::Relaxed),
+                Effect::KeepBusy { device, sector_size, .. } => {
+                    is_busy.store(true, Ordering::Relaxed);
+                    for _ in 0..READERS {
+                        let (kernel, is_busy) = (Arc::clone(&hands.kernel), Arc::clone(&is_busy));
+                        tasks.spawn(async move { kernel.keep_busy(device, sector_size, is_busy).await });
+                    }
+                }
                 Effect::Connect(_) | Effect::HandOver { .. } => {
                     held = std::mem::take(&mut dialed);
                     tasks.spawn(hands.clone().watch(held.clone(), supervisor.generation()));
@@ -138,6 +150,11 @@ impl Hands {
             Effect::Read { device, sector_size } => {
                 Event::Read(self.kernel.read(device, sector_size).await.map_err(|error| error.to_string()))
             }
+            Effect::WaitInKernel { device, sector_size } => {
+                // It may fail with the device; what becomes of it is nobody's business.
+                let _ = self.kernel.read(device, sector_size).await;
+                Event::Waited
+            }
             Effect::Flush(device) => Event::Flushed(self.kernel.flush(device).await.map_err(|error| error.to_string())),
             Effect::Tick(device, tick) => return self.kernel.set_tick(device, tick).await,
             Effect::Ask { server, number } => match self.servers.get(server) {
@@ -147,7 +164,7 @@ impl Hands {
             Effect::LookInUse(device) => Event::InUse(self.kernel.in_use(device).await),
             Effect::Disconnect(device) => Event::Disconnected(self.kernel.disconnect(device).await),
             // Done by the loop, without waiting.
-            Effect::Connect(_) | Effect::HandOver { .. } | Effect::EndSockets => return,
+            Effect::Connect(_) | Effect::HandOver { .. } | Effect::EndSockets | Effect::KeepBusy { .. } => return,
             Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return,
         };
         self.tell(event).await;

@@ -29,13 +29,17 @@
 //! - A kernel that is told *another* size lets no request begin until those that are under way are answered (since 6.10), and takes
 //!   no sockets until then. So it is told only once a flush has come back: whatever the server has just then, it gets it into the store.
 //! - A request that was under way when its connection ended is sent again when the kernel looks at it, every [`TICK`]. A server that
-//!   will leave says so before: then the kernel is told to look more often, until there is another.
+//!   will leave says so before: then the kernel is told to look more often, until there is another. Its timer is punctual only while
+//!   requests are under way whenever it goes off (a second late, else): so some are then. A look that finds no other connection
+//!   is in vain, and the next comes a second later; but before a look decides, it waits until no request is on its way to a connection (Linux
+//!   since 6.2, and 6.1.x: `blk_mq_timeout_work`). So in an outage one read is always on its way, and the look ends when there is a connection.
 //! - A server that hangs (stopped, swapped out) keeps its connections. It is asked for the size of its volume on a connection of its
 //!   own: that also says whether it lives. One that is silent may only be short of files; so a read decides (*Doubting*). A server that
 //!   greets, and whose store is away, is waited for.
 //! - A server that lost something acknowledged, or has another volume, ends the device: see [`super::identity`].
 //! - An answer that is late (a dial, a read) is recognised by the phase it finds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::dial::DialError;
@@ -52,8 +56,10 @@ pub const GRACE: Duration = Duration::from_secs(3);
 pub const PROOF: Duration = Duration::from_secs(60);
 /// The most it grows to.
 pub const PROOF_MAX: Duration = Duration::from_secs(3600);
-/// The pause before all servers are tried again; it doubles each time.
-pub const PAUSE: Duration = Duration::from_millis(100);
+/// The pause before all servers are tried again, at first; then it doubles each time.
+pub const PAUSE: Duration = Duration::from_millis(50);
+/// How often it does not: a volume that is handed over is mostly there within a second.
+pub const EAGER: u32 = 20;
 /// The most it grows to.
 pub const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end connections in good order, and then once more when they have been cut here.
@@ -61,13 +67,13 @@ pub const FAREWELL: Duration = Duration::from_secs(10);
 /// How long the kernel may take to answer what it is told.
 pub const KERNEL: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it lives, and how large its volume is.
-pub const ASK: Duration = Duration::from_millis(500);
+pub const ASK: Duration = Duration::from_millis(250);
 /// How often the kernel looks at a request that has no answer, where there is one connection and no time limit: if the connection that
 /// it was sent on is not there any more, it is sent again. So programs may wait for so much longer than a server is away. (The
 /// kernel logs a line for each request each time, so not more often.)
 pub const TICK: Duration = Duration::from_secs(5);
 /// The same when the server has said that it will leave.
-pub const QUICK_TICK: Duration = Duration::from_millis(250);
+pub const QUICK_TICK: Duration = Duration::from_millis(100);
 /// How long a read may take when the server was silent.
 pub const DOUBT: Duration = Duration::from_secs(10);
 /// How often a device that is in use is looked at, when it is to be left.
@@ -125,6 +131,8 @@ pub enum Event {
     StillAttached(Result<(), KernelError>),
     /// A read came back.
     Read(Result<(), String>),
+    /// The read that waited for a connection is over.
+    Waited,
     /// A flush came back.
     Flushed(Result<(), String>),
     /// What a server says that was asked so (see [`Effect::Ask`]).
@@ -154,7 +162,7 @@ pub enum Weight {
     Warning,
 }
 
-/// What is to be done. Each answers with an event, but for the last three and [`Effect::Tick`].
+/// What is to be done. Each answers with an event, but for the last three, [`Effect::Tick`] and [`Effect::KeepBusy`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Connect to that server, as often as planned.
@@ -193,6 +201,13 @@ pub enum Effect {
         /// Bytes.
         sector_size: u32,
     },
+    /// Read from it while it has no connection: the read is on its way until there is one.
+    WaitInKernel {
+        /// The device.
+        device: u32,
+        /// Bytes.
+        sector_size: u32,
+    },
     /// Have everything that was written to it flushed.
     Flush(u32),
     /// Ask a server what it offers, on a connection of its own that takes nobody's place.
@@ -204,6 +219,15 @@ pub enum Effect {
     },
     /// Have the kernel look so often at a request of it that has no answer.
     Tick(u32, Duration),
+    /// Keep requests to it under way, or do so no more.
+    KeepBusy {
+        /// The device.
+        device: u32,
+        /// Bytes.
+        sector_size: u32,
+        /// Whether.
+        busy: bool,
+    },
     /// Look whether it is in use.
     LookInUse(u32),
     /// Have the kernel end it.
@@ -258,9 +282,9 @@ pub struct Supervisor {
     /// What the server offers whose connections are not in the kernel yet.
     offer: Option<(Offer, Identity)>,
     server: usize,
-    /// Dials in a row that failed, and the last reason that was said.
+    /// Dials in a row that failed, and for each server the last reason that was said.
     failed_dials: u32,
-    said: String,
+    said: BTreeMap<usize, String>,
     /// How often the kernel was given sockets.
     generation: u64,
     /// Connections of which the kernel has not said that they are dead.
@@ -273,6 +297,8 @@ pub struct Supervisor {
     /// The size that the kernel is being told.
     telling: Option<u64>,
     reading: bool,
+    /// A read is on its way to a connection.
+    waiting: bool,
     flushing: bool,
     /// The server has said that it will leave.
     is_leaving: bool,
@@ -299,7 +325,7 @@ impl Supervisor {
             offer: None,
             server: 0,
             failed_dials: 0,
-            said: String::new(),
+            said: BTreeMap::new(),
             generation: 0,
             live_links: 0,
             lost: false,
@@ -307,6 +333,7 @@ impl Supervisor {
             offered_size: 0,
             telling: None,
             reading: false,
+            waiting: false,
             flushing: false,
             is_leaving: false,
             is_quick: false,
@@ -352,6 +379,7 @@ impl Supervisor {
                     _ => {}
                 }
             }
+            Event::Waited => self.waiting = false,
             Event::Flushed(result) => {
                 self.flushing = false;
                 if result.is_ok() && self.phase == Phase::Attached {
@@ -365,6 +393,7 @@ impl Supervisor {
                 self.live_links = self.live_links.saturating_sub(1);
                 match self.phase {
                     Phase::Draining if self.live_links == 0 => self.hand_over(),
+                    Phase::Dialing | Phase::Waiting if self.live_links == 0 => self.wait_in_kernel(),
                     _ => self.connection_ended("the kernel gave up a connection"),
                 }
             }
@@ -477,9 +506,9 @@ impl Supervisor {
         if self.device.is_none() && self.failed_dials as usize >= self.plan.servers {
             return self.end(Err(why));
         }
-        if self.said != why {
+        if self.said.get(&self.server) != Some(&why) {
             self.say(Weight::Warning, format!("no connection to server {}: {why}; trying on", self.server + 1));
-            self.said = why;
+            self.said.insert(self.server, why);
         }
         self.server = (self.server + 1) % self.plan.servers;
         let servers = (self.plan.servers as u32).max(1); // a handful that somebody wrote down
@@ -488,7 +517,7 @@ impl Supervisor {
         }
         let rounds = self.failed_dials / servers;
         self.enter(Phase::Waiting);
-        let factor = 1_u32 << rounds.saturating_sub(1).min(16);
+        let factor = 1_u32 << rounds.saturating_sub(EAGER).min(16);
         self.wake((PAUSE * factor).min(PAUSE_MAX));
         self.look_attached();
     }
@@ -596,6 +625,14 @@ impl Supervisor {
         self.read(number, sector_size);
     }
 
+    /// One is enough, and it has its own time.
+    fn wait_in_kernel(&mut self) {
+        if let (Some(&Device { number, sector_size, .. }), false) = (self.device.as_ref(), self.waiting) {
+            self.waiting = true;
+            self.effects.push(Effect::WaitInKernel { device: number, sector_size });
+        }
+    }
+
     /// One read at a time: one that is under way waits for the same.
     fn read(&mut self, device: u32, sector_size: u32) {
         if !self.reading {
@@ -698,11 +735,12 @@ impl Supervisor {
 
     /// Requests are answered.
     fn flushed(&mut self) {
-        let Some(device) = self.device.as_ref().map(|device| device.number) else { return };
+        let Some(&Device { number: device, sector_size, .. }) = self.device.as_ref() else { return };
         if self.must_change_tick() {
             self.is_quick = self.is_leaving;
             let tick = if self.is_quick { QUICK_TICK } else { TICK };
             self.effects.push(Effect::Tick(device, tick));
+            self.effects.push(Effect::KeepBusy { device, sector_size, busy: self.is_quick });
         }
         if self.must_grow() {
             self.tell_size(self.offered_size);
@@ -761,6 +799,9 @@ impl Supervisor {
         self.effects.push(Effect::EndSockets);
         self.look_attached();
         self.dial();
+        if self.live_links == 0 {
+            self.wait_in_kernel();
+        }
     }
 
     fn phase_is_late(&mut self) {

@@ -57,6 +57,11 @@ fn look_attached() -> Effect {
 }
 
 const READ: Effect = Effect::Read { device: 3, sector_size: 4096 };
+const WAIT: Effect = Effect::WaitInKernel { device: 3, sector_size: 4096 };
+
+fn busy(busy: bool) -> Effect {
+    Effect::KeepBusy { device: 3, sector_size: 4096, busy }
+}
 
 fn resize(size: u64) -> Effect {
     Effect::Resize { device: 3, backend: backend(), size, sector_size: 4096 }
@@ -126,7 +131,7 @@ fn a_read_that_is_late_means_that_the_sockets_were_not_taken() {
     assert!(proving.contains(&Effect::Wake(Timer::Phase(supervisor.phase_number), PROOF)));
     let late = deeds(supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number))));
     assert_eq!(late, [Effect::EndSockets, look_attached(), Effect::Dial(0)]);
-    supervisor.handle(Event::LinkDead(3));
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3))), [WAIT]);
     assert_eq!(deeds(supervisor.handle(Event::Dialed(Ok(offer(6, 5))))), [hand_over()]);
     // The read is still under way: there is not a second one, and it gets more time.
     let proving = supervisor.handle(Event::HandedOver(Ok(())));
@@ -173,7 +178,7 @@ fn servers_are_tried_in_turn_and_for_ever() {
     let mut supervisor = attached(plan(2, 1));
     assert!(supervisor.handle(Event::LinkDead(3)).contains(&Effect::Dial(0)));
     let mut pauses = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..30 {
         assert_eq!(deeds(supervisor.handle(unreachable())), [Effect::Dial(1)]);
         let waits = supervisor.handle(unreachable());
         let pause =
@@ -182,8 +187,40 @@ fn servers_are_tried_in_turn_and_for_ever() {
         assert_eq!(deeds(waits), [look_attached()]);
         assert_eq!(supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number))), [Effect::Dial(0)]);
     }
-    assert_eq!(pauses[..3], [PAUSE, 2 * PAUSE, 4 * PAUSE]);
-    assert_eq!(pauses[9], PAUSE_MAX);
+    assert!(pauses[..20].iter().all(|pause| *pause == PAUSE), "{pauses:?}");
+    assert_eq!(pauses[20..22], [2 * PAUSE, 4 * PAUSE]);
+    assert_eq!(pauses[29], PAUSE_MAX);
+}
+
+#[test]
+fn why_a_server_cannot_be_had_is_said_once() {
+    let mut supervisor = attached(plan(2, 1));
+    supervisor.handle(Event::LinkDead(3));
+    let mut said = Vec::new();
+    for _ in 0..5 {
+        let refused = || Event::Dialed(Err(DialError::Unsteady));
+        said.extend([supervisor.handle(unreachable()), supervisor.handle(refused())].into_iter().flatten());
+        supervisor.handle(Event::Woke(Timer::Phase(supervisor.phase_number)));
+    }
+    said.retain(|effect| matches!(effect, Effect::Say(..)));
+    assert_eq!(said.len(), 2, "{said:?}");
+}
+
+#[test]
+fn a_read_is_on_its_way_while_there_is_no_connection() {
+    // The kernel says first that it is over, or the socket does.
+    let mut supervisor = attached(plan(1, 1));
+    let lost = deeds(supervisor.handle(Event::LinkDead(3)));
+    assert_eq!(lost, [Effect::EndSockets, look_attached(), Effect::Dial(0), WAIT]);
+    supervisor.handle(Event::Dialed(Ok(offer(6, 5))));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::SocketEnded(2));
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3))), [], "it is still on its way");
+    supervisor.handle(Event::Dialed(Ok(offer(6, 5))));
+    supervisor.handle(Event::HandedOver(Ok(())));
+    supervisor.handle(Event::Waited);
+    supervisor.handle(Event::SocketEnded(3));
+    assert_eq!(deeds(supervisor.handle(Event::LinkDead(3))), [WAIT]);
 }
 
 #[test]
@@ -260,11 +297,11 @@ fn the_kernel_looks_often_at_requests_while_their_server_is_about_to_leave() {
     let leaving = || Ok(Offer { is_leaving: true, ..sized(1 << 20) });
     let mut supervisor = attached(plan(2, 1));
     assert_eq!(deeds(tell(&mut supervisor, leaving())), [FLUSH], "it may hold requests back for that, too");
-    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, QUICK_TICK)]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, QUICK_TICK), busy(true)]);
     assert_eq!(deeds(tell(&mut supervisor, leaving())), []);
     // It stays after all.
     assert_eq!(deeds(tell(&mut supervisor, Ok(sized(1 << 20)))), [FLUSH]);
-    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK)]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK), busy(false)]);
     // Or it leaves, and there is another; and what has grown meanwhile grows.
     tell(&mut supervisor, leaving());
     supervisor.handle(Event::Flushed(Ok(())));
@@ -273,7 +310,7 @@ fn the_kernel_looks_often_at_requests_while_their_server_is_about_to_leave() {
     supervisor.handle(Event::HandedOver(Ok(())));
     supervisor.handle(Event::Read(Ok(())));
     assert_eq!(deeds(supervisor.handle(Event::Resized(Ok(())))), [FLUSH]);
-    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK), resize(2 << 20)]);
+    assert_eq!(deeds(supervisor.handle(Event::Flushed(Ok(())))), [Effect::Tick(3, TICK), busy(false), resize(2 << 20)]);
     // With a time limit it is that which counts.
     let mut supervisor = attached(Plan { timeout: Duration::from_secs(30), ..plan(1, 1) });
     assert_eq!(deeds(tell(&mut supervisor, leaving())), []);
@@ -496,13 +533,15 @@ fn answer(effect: &Effect, luck: u8) -> Option<Event> {
         Effect::Resize { .. } => Event::Resized(kernel(luck)),
         Effect::LookAttached { .. } => Event::StillAttached(kernel(luck)),
         Effect::Read { .. } => Event::Read(if luck.is_multiple_of(8) { Err("EIO".into()) } else { Ok(()) }),
+        Effect::WaitInKernel { .. } => Event::Waited,
         Effect::Flush(_) => Event::Flushed(if luck.is_multiple_of(8) { Err("EIO".into()) } else { Ok(()) }),
         Effect::Ask { number, .. } if luck.is_multiple_of(8) => Event::Told(*number, Err(DialError::Silent)),
         Effect::Ask { number, .. } => Event::Told(*number, Ok(sized(u64::from(luck % 4) << 20))),
         Effect::LookInUse(_) => Event::InUse(luck.is_multiple_of(2)),
         Effect::Disconnect(_) => Event::Disconnected(kernel(luck)),
         Effect::Wake(timer, _) => Event::Woke(*timer),
-        Effect::EndSockets | Effect::Tick(..) | Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return None,
+        Effect::EndSockets | Effect::Tick(..) | Effect::KeepBusy { .. } => return None,
+        Effect::Say(..) | Effect::Ready(_) | Effect::End(_) => return None,
     })
 }
 
@@ -548,8 +587,11 @@ proptest! {
             prop_assert!(sizes.count() <= 1);
             let reads = pending.iter().filter(|effect| matches!(effect, Effect::Read { .. }));
             prop_assert!(reads.count() <= 1);
+            let waits = pending.iter().filter(|effect| matches!(effect, Effect::WaitInKernel { .. }));
+            prop_assert!(waits.count() <= 1);
             if supervisor.phase != Phase::Ended {
-                prop_assert!(pending.iter().any(|effect| answer(effect, 1).is_some()), "{:?} waits for nothing", supervisor.phase);
+                let ends = |effect: &&Effect| !matches!(effect, Effect::WaitInKernel { .. }) && answer(effect, 1).is_some();
+                prop_assert!(pending.iter().any(|effect| ends(&effect)), "{:?} waits for nothing", supervisor.phase);
             }
         }
         prop_assert!(ready <= 1 && over <= 1);

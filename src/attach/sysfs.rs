@@ -84,6 +84,12 @@ pub fn set_request_tick(device: u32, millis: u128) -> io::Result<()> {
 
 /// Reads the first bytes of a device, past the page cache.
 pub fn read_direct(device: u32, len: u32) -> io::Result<()> {
+    let mut left = 1;
+    read_while(device, len, || std::mem::replace(&mut left, 0) > 0)
+}
+
+/// The same again and again, as long as it is wanted.
+pub fn read_while(device: u32, len: u32, mut is_wanted: impl FnMut() -> bool) -> io::Result<()> {
     const ALIGN: usize = 4096;
     let len = len as usize;
     let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
@@ -91,11 +97,13 @@ pub fn read_direct(device: u32, len: u32) -> io::Result<()> {
     let mut buffer = vec![0_u8; len + ALIGN];
     let start = buffer.as_ptr().align_offset(ALIGN);
     let into = buffer.get_mut(start..start + len).ok_or(io::ErrorKind::OutOfMemory)?;
-    let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut *into, 0))?;
-    match read == len {
-        true => Ok(()),
-        false => Err(io::Error::other(format!("{read} of {len} bytes came back"))),
+    while is_wanted() {
+        let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut *into, 0))?;
+        if read != len {
+            return Err(io::Error::other(format!("{read} of {len} bytes came back")));
+        }
     }
+    Ok(())
 }
 
 /// Has everything that was written to a device flushed.

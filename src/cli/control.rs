@@ -38,8 +38,11 @@ const SOCKET: &str = "control.sock";
 /// How long a status may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long it takes until clients that ask every second know that a volume will leave, and what they had asked for before is answered.
+/// How long it takes until clients that come back know that a volume will leave, and what they had asked for before is answered.
 const LEAVING_KNOWN: Duration = Duration::from_millis(2500);
+
+/// How long what they write meanwhile may take into the store, before the rest is brought there while they wait.
+const LEAVING_SAVED: Duration = Duration::from_secs(1);
 
 /// How long they believe it, if it does not.
 const LEAVING_BELIEVED: Duration = Duration::from_secs(30);
@@ -294,14 +297,19 @@ async fn settle_volumes(export: Option<&str>, within: Duration, exports: &Volume
     }
 }
 
-/// Has the clients that come back told that one volume, or all that are open, will soon be gone, and waits until they know.
-/// `ashlar attach` asks every second, and has the kernel prepared then.
+/// Has the clients that come back told that one volume, or all that are open, will soon be gone, and waits until they know:
+/// `ashlar attach` asks several times a second, and has the kernel prepared then. What they have written by then is brought into the store, and what
+/// can be done by the next server is left to it, so that they wait for little.
 pub async fn announce(export: Option<&str>, server: &Server, exports: &VolumeExports<StoreVolumes>) {
     if server.has_clients_that_come_back() {
-        for (name, _) in exports.open_volumes().iter().filter(|(name, _)| export.is_none_or(|export| name == export)) {
+        let open = exports.open_volumes();
+        for (name, volume) in open.iter().filter(|(name, _)| export.is_none_or(|export| name == export)) {
             exports.announce(name, LEAVING_BELIEVED);
+            volume.leave_deletions();
         }
         tokio::time::sleep(LEAVING_KNOWN).await;
+        // What does not get there in time gets there when the volume is closed.
+        let _ = settle_volumes(export, LEAVING_SAVED, exports).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ashlar::attach::dial::Place as Server;
@@ -182,6 +182,12 @@ impl Kernel for Fake {
 
     async fn read(&self, _: u32, sector_size: u32) -> io::Result<()> {
         self.request(command::READ, 0, sector_size as usize, &[]).await.map(drop)
+    }
+
+    async fn keep_busy(&self, _: u32, sector_size: u32, is_wanted: Arc<AtomicBool>) {
+        while is_wanted.load(Ordering::Relaxed) && self.read(DEVICE, sector_size).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn flush(&self, _: u32) -> io::Result<()> {

@@ -5,6 +5,7 @@ Usage: stalls.py run DEVICE LOG STOP     a load on a device, past the page cache
        stalls.py table LOG MARKS         for each kind of event in MARKS, how often it was, and how long the longest request took that was
                                          under way in the time of each: the median and the longest
        stalls.py times ROUNDS WHAT COMMAND…  how long the command took to end, so often
+       stalls.py grown DEVICE BYTES      waits until the device is so large, and prints the time of the day
        stalls.py attach ROUNDS COMMAND…  how long the command took to print a line, so often, and how long to end after SIGTERM
 """
 
@@ -84,6 +85,14 @@ def attach(rounds, command):
     say("detach", left)
 
 
+def grown(device, size):
+    with open(f"/sys/block/{os.path.basename(device)}/size") as sectors:
+        while int(sectors.read()) * 512 != size:
+            time.sleep(0.01)
+            sectors.seek(0)
+    print(time.time())
+
+
 def times(rounds, what, command):
     took = []
     for _ in range(rounds):
@@ -100,6 +109,8 @@ def say(what, took):
 def main(what, *arguments):
     if what == "attach":
         attach(int(arguments[0]), arguments[1:])
+    elif what == "grown":
+        grown(arguments[0], int(arguments[1]))
     elif what == "times":
         times(int(arguments[0]), arguments[1], arguments[2:])
     else:
