@@ -8,13 +8,43 @@ import servers
 from servers import Process
 
 
-class Ashlar:
-    """A server of some volumes in a directory; on TCP if TLS is asked for or refused, else on a Unix socket."""
+class OverTcp:
+    """A server on a port of the loopback, over TLS if there are certificates."""
 
-    def __init__(self, program, folder, tls=None):
-        self.program, self.folder, self.tls = program, folder, tls
+    def __init__(self, folder, tls):
+        self.folder, self.tls = folder, tls
         self.port = servers.free_port()
         os.makedirs(folder)
+
+    def stop(self):
+        self.process.stop()
+
+    def uri(self, volume):
+        if self.tls:
+            # fio lets no URI name files with certificates.
+            return f"nbds://localhost:{self.port}/{volume}?tls-verify-peer=false"
+        return f"nbd://localhost:{self.port}/{volume}"
+
+
+class NbdkitMemory(OverTcp):
+    """nbdkit with a disk in memory, which does as little as a server can."""
+
+    def __init__(self, folder, tls=None):
+        super().__init__(folder, tls)
+
+    def start(self):
+        tls = ["--tls=require", f"--tls-certificates={self.tls}"] if self.tls else []
+        command = ["nbdkit", "--foreground", "--ipaddr", "127.0.0.1", "--port", str(self.port), *tls, "memory", "4G"]
+        self.process = Process(command, os.path.join(self.folder, "log"), cwd=self.folder)
+        servers.wait_until("nbdkit", lambda: servers.listens(self.port), self.process)
+
+
+class Ashlar(OverTcp):
+    """A server of some volumes in a directory, on a Unix socket, too."""
+
+    def __init__(self, program, folder, tls=None):
+        super().__init__(folder, tls)
+        self.program = program
         with open(os.path.join(folder, "ashlar.toml"), "w") as settings:
             if tls:
                 settings.write(f'[nbd.tls]\nmode = "required"\ncertificate = "{tls}/server-cert.pem"\nkey = "{tls}/server-key.pem"\n')
@@ -28,15 +58,6 @@ class Ashlar:
                    "--listen", f"127.0.0.1:{self.port}", "--socket", f"{self.folder}/socket"]
         self.process = Process(command, os.path.join(self.folder, "log"), cwd=self.folder)
         servers.wait_until("ashlar", lambda: servers.answers(f"{self.folder}/socket"), self.process)
-
-    def stop(self):
-        self.process.stop()
-
-    def uri(self, volume):
-        if self.tls:
-            # fio lets no URI name files with certificates.
-            return f"nbds://localhost:{self.port}/{volume}?tls-verify-peer=false"
-        return f"nbd://localhost:{self.port}/{volume}"
 
     def unix(self, volume):
         return f"nbd+unix:///{volume}?socket={self.folder}/socket"

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from nbd_server import Ashlar, fio
+from nbd_server import Ashlar, NbdkitMemory, fio
 
 MIB, GIB = 1 << 20, 1 << 30
 # What is compared: fio's words, and what of its result.
@@ -21,13 +21,16 @@ JOBS = {
 
 
 def tls(program, work, options):
-    """Plain TCP and TLS in turns, on volumes of their own; what is read is in the cache."""
+    """Plain TCP and TLS in turns, on volumes of their own; what is read is in the cache. nbdkit's memory beside it is what the client can."""
     certificates = os.path.join(work, "tls")
     subprocess.run([program, "tls", "init", certificates, "localhost"], cwd=work, check=True, stdout=subprocess.DEVNULL)
-    sides = {"plain": Ashlar(program, f"{work}/plain"), "TLS": Ashlar(program, f"{work}/over-tls", certificates)}
+    ours = {"plain": Ashlar(program, f"{work}/plain"), "TLS": Ashlar(program, f"{work}/over-tls", certificates)}
+    theirs = {"nbdkit plain": NbdkitMemory(f"{work}/nbdkit"), "nbdkit TLS": NbdkitMemory(f"{work}/nbdkit-tls", certificates)}
+    sides = ours | theirs
     found = {(side, job): [] for side in sides for job in JOBS}
-    for server in sides.values():
+    for server in ours.values():
         server.ashlar("create", "disk", "--size", "4G")
+    for server in sides.values():
         server.start()
     try:
         for _ in range(options.rounds):
@@ -38,9 +41,10 @@ def tls(program, work, options):
         for server in sides.values():
             server.stop()
     for job, (_, _, figure) in JOBS.items():
-        plain, over = (statistics.median(found[side, job]) for side in ("plain", "TLS"))
         unit, scale = ("MiB/s", MIB) if figure == "bw_bytes" else ("/s", 1)
-        print(f"| TLS: {job} | {plain / scale:.0f} {unit} plain, {over / scale:.0f} over TLS | {over / plain:.2f} × |")
+        for who in ("", "nbdkit "):
+            plain, over = (statistics.median(found[who + side, job]) for side in ("plain", "TLS"))
+            print(f"| TLS: {who}{job} | {plain / scale:.0f} {unit} plain, {over / scale:.0f} over TLS | {over / plain:.2f} × |")
 
 
 def copies(program, work, options):
