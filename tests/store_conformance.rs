@@ -3,13 +3,15 @@
 //! With `ASHLAR_TEST_S3_ENDPOINT`, `…_BUCKET`, `…_ACCESS` and `…_SECRET` set, the cases of `external_s3` run against
 //! that server (`scripts/s3/conformance` starts one); without, they run against the server in this process. With `ASHLAR_TEST_SFTP_URL`
 //! and `…_CONFIG` (a file for `ssh -F`) set, those of `external_sftp` run against that server (`scripts/stores sftp`), else against
-//! OpenSSH's `sftp-server` without a network.
+//! OpenSSH's `sftp-server` without a network. With `ASHLAR_TEST_WEBDAV_URL` (and `WEBDAV_PASSWORD`) set, those of `external_webdav` run against that server
+//! (`scripts/stores webdav`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 mod support;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +27,10 @@ use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::store::s3::S3Store;
 use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::S3Options;
+use ashlar::store::webdav::options::WebdavOptions;
+use ashlar::store::webdav::{self, WebdavStore};
 use support::conformance::Subject;
+use support::dav_server::DavServer;
 use support::s3_server::S3Server;
 use support::sftp_server::SftpServer;
 
@@ -259,6 +264,41 @@ mod external_sftp {
         let options = SftpOptions { config_file: Some(config.into()), ..SftpOptions::default() };
         // A server takes only so many logins at once, and refuses the rest.
         let store = SftpStore::new(address, &options, Random::system());
+        subject(RetryStore::new(Arc::new(store), RetryOptions::default(), Random::system()), (), 20)
+    }
+    conformance!(make);
+}
+
+fn dav_store(url: &str, environment: &Environment, ca_bundle: Option<PathBuf>) -> WebdavStore {
+    let options = WebdavOptions { allow_http: true, allow_unsynced: true, ca_bundle, ..WebdavOptions::default() };
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let address = webdav::Address::parse(webdav::Address::scheme(scheme).unwrap(), rest).unwrap();
+    WebdavStore::new(address, &options, environment, Random::system()).unwrap()
+}
+
+mod webdav_in_process {
+    use super::*;
+
+    async fn make() -> Subject {
+        let server = DavServer::start().await;
+        let store = dav_store(&server.url("conformance"), &Environment::Fixed(HashMap::new()), None);
+        subject(store, server, 20)
+    }
+    conformance!(make);
+}
+
+mod external_webdav {
+    use super::*;
+
+    async fn make() -> Subject {
+        let Ok(url) = std::env::var("ASHLAR_TEST_WEBDAV_URL") else {
+            let server = DavServer::start().await;
+            let store = dav_store(&server.url("external"), &Environment::Fixed(HashMap::new()), None);
+            return subject(store, server, 5);
+        };
+        // Where user and certificates stand is the program's own business.
+        let certificates = std::env::var_os("ASHLAR_STORE__WEBDAV__CA_BUNDLE").map(PathBuf::from);
+        let store = dav_store(&url, &Environment::Process, certificates);
         subject(RetryStore::new(Arc::new(store), RetryOptions::default(), Random::system()), (), 20)
     }
     conformance!(make);

@@ -1,6 +1,6 @@
 //! Objects: created once, read in ranges, listed in order, deleted (rule R1). The one door to the object store.
 //!
-//! Backends (`file`, `memory`, `s3`, `sftp`, `azure`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
+//! Backends (`file`, `memory`, `s3`, `sftp`, `webdav`, `azure`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
 //! implement it around another store. [`open`] assembles the tower, bottom to top, on one page.
 //! Nothing here knows a format of ours.
 
@@ -29,6 +29,8 @@ pub mod look;
 pub mod progress;
 pub mod tree;
 pub mod sftp;
+pub mod web;
+pub mod webdav;
 pub mod azure;
 pub mod buffers;
 pub mod options;

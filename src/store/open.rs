@@ -7,7 +7,7 @@
 //! hedge     asks a second time for what takes too long
 //! meter     counts every attempt
 //! faults    misbehaves, if asked to
-//! file | memory | s3 | sftp | azure
+//! file | memory | s3 | sftp | webdav | azure
 //! ```
 
 use std::sync::Arc;
@@ -33,6 +33,8 @@ use super::s3::credentials::Environment;
 use super::s3::options::S3Options;
 use super::sftp::options::SftpOptions;
 use super::sftp::{self, SftpStore};
+use super::webdav::options::WebdavOptions;
+use super::webdav::{self, WebdavStore};
 use super::{ErrorKind, Result, Store, StoreError};
 use crate::outside::{Clock, Random, Workers};
 
@@ -41,7 +43,7 @@ use crate::outside::{Clock, Random, Workers};
 #[serde(default, deny_unknown_fields)]
 pub struct StoreOptions {
     /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`,
-    /// `az://CONTAINER` or `az://CONTAINER/PREFIX`, or `memory://`.
+    /// `webdavs://[USER@]HOST[:PORT]/PATH`, `az://CONTAINER` or `az://CONTAINER/PREFIX`, or `memory://`.
     pub url: String,
     /// What keeps two servers from writing to one volume.
     pub fencing: Fencing,
@@ -55,6 +57,8 @@ pub struct StoreOptions {
     pub s3: S3Options,
     /// How to reach an SFTP store.
     pub sftp: SftpOptions,
+    /// How to reach a WebDAV store.
+    pub webdav: WebdavOptions,
     /// How to reach a store in Azure Blob Storage.
     pub azure: AzureOptions,
     /// How failed requests are repeated.
@@ -91,6 +95,7 @@ impl Default for StoreOptions {
             idle_buffers: IDLE_BYTES,
             s3: S3Options::default(),
             sftp: SftpOptions::default(),
+            webdav: WebdavOptions::default(),
             azure: AzureOptions::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
@@ -371,6 +376,11 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
             let store = SftpStore::new(address, &options.sftp, outside.random.clone());
             Ok((Arc::new(store), None, Buffers::default()))
         }
+        Address::Webdav(address) => {
+            let random = outside.random.clone();
+            let store = WebdavStore::new(address, &options.webdav, &outside.environment, random)?;
+            Ok((Arc::new(store), None, Buffers::default()))
+        }
         Address::Azure(rest) => {
             let store = AzureStore::new(rest, &options.azure, &outside.environment, outside.random.clone())?;
             Ok((Arc::new(store), None, Buffers::default()))
@@ -419,13 +429,14 @@ enum Address<'a> {
     File(&'a str),
     S3 { bucket: &'a str, prefix: &'a str },
     Sftp(sftp::Address),
+    Webdav(webdav::Address),
     Azure(&'a str),
 }
 
 impl Address<'_> {
     fn parse(url: &str) -> Result<Address<'_>> {
         const ACCEPTED: &str = "accepted are file://PATH, s3://BUCKET[/PREFIX], sftp://[USER@]HOST[:PORT]/PATH, \
-             az://CONTAINER[/PREFIX] and memory://";
+             webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://";
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(StoreError::invalid(format!("the store URL {url:?} has no scheme; {ACCEPTED}")));
         };
@@ -447,6 +458,9 @@ impl Address<'_> {
             }
             "az" => Ok(Address::Azure(rest)),
             "sftp" => sftp::Address::parse(rest).map(Address::Sftp),
+            scheme if let Some(tls) = webdav::Address::scheme(scheme) => {
+                webdav::Address::parse(tls, rest).map(Address::Webdav)
+            }
             _ => Err(StoreError::invalid(format!("store URLs of scheme {scheme:?} are unknown; {ACCEPTED}"))),
         }
     }
@@ -472,12 +486,12 @@ mod tests {
         assert_eq!(
             say("ftp://host/x"),
             "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
         );
         assert_eq!(
             say("./data"),
             "the store URL \"./data\" has no scheme; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
         );
         assert!(say("file://").contains("has no path"));
         assert!(say("memory://x").contains("has a path"));

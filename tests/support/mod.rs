@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 pub mod conformance;
+pub mod dav_server;
 pub mod far;
 pub mod rotate;
 pub mod s3_server;
