@@ -126,7 +126,8 @@ fn changes<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> Changes {
 
 /// What of the log is written, as the configuration says.
 pub fn filter(config: &Effective) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(&config.log.level).map_err(|_| {
+    // The library for tokens says at "info" whom it asks. Who wants to know that says so.
+    EnvFilter::try_new(format!("object_store=warn,{}", config.log.level)).map_err(|_| {
         Failure::from(config.refuse(
             "log.level",
             "accepted is error, warn, info, debug, trace or off, or a list such as info,ashlar::store=debug",

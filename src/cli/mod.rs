@@ -106,7 +106,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Where the volumes live: file://PATH, s3://BUCKET/PREFIX, sftp://HOST/PATH, webdavs://HOST/PATH, az://CONTAINER/PREFIX or memory:// [key: store.url]
+    /// Where the volumes live: file://PATH, s3://BUCKET/PREFIX, sftp://HOST/PATH, webdavs://HOST/PATH, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX or memory:// [key: store.url]
     #[arg(long, global = true, value_name = "URL")]
     store: Option<String>,
 

@@ -1,6 +1,6 @@
 //! Objects: created once, read in ranges, listed in order, deleted (rule R1). The one door to the object store.
 //!
-//! Backends (`file`, `memory`, `s3`, `sftp`, `webdav`, `azure`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
+//! Backends (`file`, `memory`, `s3`, `sftp`, `webdav`, `azure`, `gcs`) implement [`Store`]; wrappers (`retry`, `limit`, `hedge`, `meter`, `faults`)
 //! implement it around another store. [`open`] assembles the tower, bottom to top, on one page.
 //! Nothing here knows a format of ours.
 
@@ -31,7 +31,9 @@ pub mod tree;
 pub mod sftp;
 pub mod web;
 pub mod webdav;
+pub mod tokens;
 pub mod azure;
+pub mod gcs;
 pub mod buffers;
 pub mod options;
 

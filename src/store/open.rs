@@ -7,7 +7,7 @@
 //! hedge     asks a second time for what takes too long
 //! meter     counts every attempt
 //! faults    misbehaves, if asked to
-//! file | memory | s3 | sftp | webdav | azure
+//! file | memory | s3 | sftp | webdav | azure | gcs
 //! ```
 
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use super::azure::options::AzureOptions;
 use super::buffers::{Buffers, IDLE_BYTES};
 use super::faults::{FaultOptions, FaultyStore};
 use super::file::FileStore;
+use super::gcs::GcsStore;
+use super::gcs::options::GcsOptions;
 use super::health::Health;
 use super::hedge::{HedgeOptions, HedgeStore};
 use super::limit::{LimitOptions, LimitStore};
@@ -43,7 +45,7 @@ use crate::outside::{Clock, Random, Workers};
 #[serde(default, deny_unknown_fields)]
 pub struct StoreOptions {
     /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`,
-    /// `webdavs://[USER@]HOST[:PORT]/PATH`, `az://CONTAINER` or `az://CONTAINER/PREFIX`, or `memory://`.
+    /// `webdavs://[USER@]HOST[:PORT]/PATH`, `az://CONTAINER[/PREFIX]`, `gs://BUCKET[/PREFIX]`, or `memory://`.
     pub url: String,
     /// What keeps two servers from writing to one volume.
     pub fencing: Fencing,
@@ -61,6 +63,8 @@ pub struct StoreOptions {
     pub webdav: WebdavOptions,
     /// How to reach a store in Azure Blob Storage.
     pub azure: AzureOptions,
+    /// How to reach a store in Google Cloud Storage.
+    pub gcs: GcsOptions,
     /// How failed requests are repeated.
     pub retry: RetryOptions,
     /// How many requests are under way at once.
@@ -97,6 +101,7 @@ impl Default for StoreOptions {
             sftp: SftpOptions::default(),
             webdav: WebdavOptions::default(),
             azure: AzureOptions::default(),
+            gcs: GcsOptions::default(),
             retry: RetryOptions::default(),
             limit: LimitOptions::default(),
             hedge: HedgeOptions::default(),
@@ -114,6 +119,9 @@ impl StoreOptions {
     /// What the configuration says of where the store is beside its URL: an endpoint, and in Azure the account.
     pub fn endpoint(&self) -> Option<String> {
         let AzureOptions { account, endpoint, .. } = &self.azure;
+        if self.url.starts_with("gs://") {
+            return self.gcs.endpoint.clone();
+        }
         match self.url.starts_with("az://") {
             true if account.is_none() => endpoint.clone(),
             true => Some([account.as_deref(), endpoint.as_deref()].map(Option::unwrap_or_default).join(" ")),
@@ -385,6 +393,10 @@ async fn backend(options: &StoreOptions, outside: &Outside) -> Result<Backend> {
             let store = AzureStore::new(rest, &options.azure, &outside.environment, outside.random.clone())?;
             Ok((Arc::new(store), None, Buffers::default()))
         }
+        Address::Google(rest) => {
+            let store = GcsStore::new(rest, &options.gcs, &outside.environment)?;
+            Ok((Arc::new(store), None, Buffers::default()))
+        }
     }
 }
 
@@ -431,12 +443,13 @@ enum Address<'a> {
     Sftp(sftp::Address),
     Webdav(webdav::Address),
     Azure(&'a str),
+    Google(&'a str),
 }
 
 impl Address<'_> {
     fn parse(url: &str) -> Result<Address<'_>> {
         const ACCEPTED: &str = "accepted are file://PATH, s3://BUCKET[/PREFIX], sftp://[USER@]HOST[:PORT]/PATH, \
-             webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://";
+             webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX], gs://BUCKET[/PREFIX] and memory://";
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(StoreError::invalid(format!("the store URL {url:?} has no scheme; {ACCEPTED}")));
         };
@@ -457,6 +470,7 @@ impl Address<'_> {
                 Ok(Address::S3 { bucket, prefix })
             }
             "az" => Ok(Address::Azure(rest)),
+            "gs" => Ok(Address::Google(rest)),
             "sftp" => sftp::Address::parse(rest).map(Address::Sftp),
             scheme if let Some(tls) = webdav::Address::scheme(scheme) => {
                 webdav::Address::parse(tls, rest).map(Address::Webdav)
@@ -486,12 +500,12 @@ mod tests {
         assert_eq!(
             say("ftp://host/x"),
             "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX], gs://BUCKET[/PREFIX] and memory://"
         );
         assert_eq!(
             say("./data"),
             "the store URL \"./data\" has no scheme; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://"
+             sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX], gs://BUCKET[/PREFIX] and memory://"
         );
         assert!(say("file://").contains("has no path"));
         assert!(say("memory://x").contains("has a path"));

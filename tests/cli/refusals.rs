@@ -79,7 +79,7 @@ fn a_name_that_is_taken() {
 fn a_store_of_an_unknown_scheme() {
     let place = Place::new();
     let why = "store URLs of scheme \"ftp\" are unknown; accepted are file://PATH, s3://BUCKET[/PREFIX], \
-               sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX] and memory://";
+               sftp://[USER@]HOST[:PORT]/PATH, webdavs://[USER@]HOST[:PORT]/PATH, az://CONTAINER[/PREFIX], gs://BUCKET[/PREFIX] and memory://";
     refused(&place, &["list", "--store", "ftp://x/y"], 2, &format!("ashlar: flag --store \"ftp://x/y\": {why}"));
     std::fs::write(place.path("ashlar.toml"), "[store]\nurl = \"ftp://x/y\"\n").unwrap();
     refused(&place, &["list"], 2, &format!("ashlar: ashlar.toml: store.url = \"ftp://x/y\": {why}"));

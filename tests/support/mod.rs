@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod dav_server;
 pub mod far;
+pub mod gcs_server;
 pub mod rotate;
 pub mod s3_server;
 pub mod sftp_server;

@@ -3,24 +3,16 @@
 //! Credentials and signatures are `object_store`'s: keys and SAS tokens, and Entra's tokens for client secrets, workload identities and managed identities. What
 //! these ask over HTTP goes through our own connections, as every request does.
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use http::{Request, Uri};
-use http_body_util::BodyExt;
-use object_store::ClientOptions;
 use object_store::azure::{AzureAuthorizer, AzureConfigKey, AzureCredentialProvider, MicrosoftAzureBuilder};
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpService,
-};
+use object_store::client::{HttpRequest, HttpRequestBody};
 use reqsign_core::Env;
 
 use super::super::s3::credentials::Environment;
-use super::super::s3::http::{Http, PartsBody, send, whole};
+use super::super::s3::http::Http;
+use super::super::tokens::Connector;
 use super::super::{ErrorKind, Key, Result, StoreError};
 use super::options::AzureOptions;
-
-/// Bytes of an answer of a service that gives tokens, at most.
-const TOKEN_BYTES_MAX: usize = 1 << 20;
 
 /// Where the blobs are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,14 +119,13 @@ pub struct Signer {
 impl Signer {
     /// With what the environment says. Without anything there it is the managed identity of the machine.
     pub fn new(place: &Place, options: &AzureOptions, environment: &Environment, http: &Http) -> Result<Signer> {
-        let service = Service { http: http.clone(), stall: options.stall_timeout };
         let mut builder = MicrosoftAzureBuilder::new()
             .with_account(&place.account)
             .with_container_name(&place.container)
             .with_endpoint(place.endpoint.clone())
             .with_allow_http(options.allow_http)
             .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
-            .with_http_connector(Connector(service));
+            .with_http_connector(Connector::new(http.clone(), options.stall_timeout));
         for (name, key) in VARIABLES {
             if let Some(value) = environment.var(name).filter(|value| !value.is_empty()) {
                 builder = builder.with_config(*key, value);
@@ -160,42 +151,6 @@ impl Signer {
         let mut request: HttpRequest = Request::from_parts(head, HttpRequestBody::empty());
         AzureAuthorizer::new(&credential, &self.account).try_authorize(&mut request).map_err(unsigned)?;
         Ok(Request::from_parts(request.into_parts().0, ()))
-    }
-}
-
-/// Our connections, for what the library asks.
-#[derive(Clone)]
-struct Service {
-    http: Http,
-    stall: std::time::Duration,
-}
-
-impl std::fmt::Debug for Service {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Service")
-    }
-}
-
-#[derive(Debug)]
-struct Connector(Service);
-
-impl HttpConnector for Connector {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
-}
-
-#[async_trait]
-impl HttpService for Service {
-    async fn call(&self, request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
-        let failed = |error: StoreError| HttpError::new(HttpErrorKind::Unknown, error);
-        let (head, body) = request.into_parts();
-        let body: Bytes = body.collect().await?.to_bytes();
-        let request = Request::from_parts(head, PartsBody::new(vec![body]));
-        let (response, _) = send(&self.http, request, self.stall).await.map_err(failed)?;
-        let (head, body) = response.into_parts();
-        let body = whole(body, self.stall, TOKEN_BYTES_MAX).await.map_err(failed)?;
-        Ok(HttpResponse::from_parts(head, body.freeze().into()))
     }
 }
 

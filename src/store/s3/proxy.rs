@@ -33,7 +33,7 @@ use super::http::Names;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Where metadata services live, which are always reached directly.
-const LINK_LOCAL: &str = "169.254.0.0/16,fe80::/10,fd00:ec2::/32";
+const LINK_LOCAL: &str = "169.254.0.0/16,fe80::/10,fd00:ec2::/32,metadata.google.internal";
 
 /// Which hosts are reached through which proxy.
 #[derive(Debug)]
@@ -238,6 +238,7 @@ mod tests {
             (&[("HTTPS_PROXY", p), ("NO_PROXY", "ample.com")], S3, true),
             (&[("HTTP_PROXY", p)], "http://169.254.169.254", false),
             (&[("HTTP_PROXY", p)], "http://[fd00:ec2::254]", false),
+            (&[("HTTP_PROXY", p)], "http://metadata.google.internal", false),
         ] {
             let found = proxies(variables, endpoint).unwrap();
             assert_eq!(found.are_used_for(&Uri::from_static(endpoint)), is_used, "{variables:?} {endpoint}");
