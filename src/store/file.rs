@@ -46,6 +46,7 @@ use crate::outside::{Random, Workers};
 
 mod create;
 mod direct;
+mod durability;
 mod identity;
 mod naming;
 mod walk;
@@ -102,6 +103,12 @@ impl FileStore {
         let root = self.root.clone();
         self.workers.run(move || root.inside(work)).await
     }
+}
+
+/// What who writes to a store at `path` should know of the filesystem, if that forgets, or answers fsync without doing it.
+pub async fn caution(path: &str, workers: Workers) -> Option<String> {
+    let path = std::path::absolute(path).ok()?;
+    workers.run(move || durability::caution(&path)).await
 }
 
 #[async_trait]

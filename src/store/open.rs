@@ -19,7 +19,7 @@ use super::azure::AzureStore;
 use super::azure::options::AzureOptions;
 use super::buffers::{Buffers, IDLE_BYTES};
 use super::faults::{FaultOptions, FaultyStore};
-use super::file::FileStore;
+use super::file::{self, FileStore};
 use super::gcs::GcsStore;
 use super::gcs::options::GcsOptions;
 use super::health::Health;
@@ -216,6 +216,12 @@ pub async fn open(options: &StoreOptions, access: Access, outside: &Outside) -> 
         s3.check_object_lock(options.s3.delete_versions).await?;
     }
     warn_of_versions(&opened, options);
+    if let Address::File(path) = Address::parse(&options.url)?
+        && access != Access::Read
+        && let Some(caution) = file::caution(path, outside.workers).await
+    {
+        warn!("{caution}");
+    }
     Ok(opened)
 }
 
