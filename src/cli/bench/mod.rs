@@ -1,8 +1,9 @@
 //! `ashlar bench`: how fast is a store, seen from here, and which settings suit it?
 //!
 //! [`plan`] says what will be asked of the store, and at most how often; [`measure`] asks it, and cleans up;
-//! [`recommend`] makes settings out of what was measured. The first and the last are pure.
+//! [`recommend`] makes settings out of what was measured. The first and the last are pure. [`dedup`] is about data, not about stores.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -18,6 +19,7 @@ use crate::store::hedge::HedgeOptions;
 use crate::store::limit::LimitOptions;
 use crate::store::open::{Access, StoreOptions};
 
+mod dedup;
 pub mod measure;
 pub mod plan;
 mod recommend;
@@ -33,7 +35,8 @@ mod recommend;
 Examples:
   ashlar bench
   ashlar bench s3://my-bucket/disks
-  ashlar bench s3://my-bucket/disks --sizes 8MiB --parallel 1,16 --time 10s --json")]
+  ashlar bench s3://my-bucket/disks --sizes 8MiB --parallel 1,16 --time 10s --json
+  ashlar bench --dedup web.img db.img /dev/nbd0")]
 pub struct Args {
     /// The store; the configured one if not named [key: store.url]
     #[arg(value_name = "STORE-URL")]
@@ -59,6 +62,10 @@ pub struct Args {
     #[arg(long, default_value = "256MiB", value_parser = parse_bytes)]
     bytes: u64,
 
+    /// Say instead what de-duplication would save of what is in these disk images (raw), or devices, one after the other
+    #[arg(long, value_name = "IMAGE", num_args = 1.., conflicts_with_all = ["url", "sizes", "parallel", "time", "requests", "bytes"])]
+    dedup: Vec<PathBuf>,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -74,6 +81,9 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
+    if !args.dedup.is_empty() {
+        return dedup::run(&args.dedup, args.json);
+    }
     let plan = Plan::new(&args.sizes, &args.parallel, args.time, args.requests, args.bytes).map_err(Failure::usage)?;
     if !args.json {
         output::text(format!("store {}\n{}\n", config.store.url, plan.cost()))?;
