@@ -118,6 +118,7 @@ fn checkpoint(space: &mut Space, store: &mut Store, seq: Seq, times: &mut Times)
     let began = Instant::now();
     drop(space.checkpointed(folded, &HashMap::<PageRef, Arc<MapPage>>::new()));
     times.durable = times.durable.max(began.elapsed());
+    while space.sum_up_more(&HashMap::<PageRef, Arc<MapPage>>::new()) {}
 }
 
 /// Also tells the longest step.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::engine::core::{Effect, Report};
+use crate::engine::doomed::Planned;
 use crate::engine::ledger::Ledger;
 use crate::store::StoreError;
 use crate::units::Seq;
@@ -25,10 +26,8 @@ const CLOSE_WAITS_FOR: usize = 10 * BATCH;
 /// What is deleted together.
 #[derive(Debug)]
 pub struct Plan {
-    /// Dead segments.
-    pub segments: Vec<Seq>,
-    /// Checkpoint objects that hold no page of the map or the table of segments.
-    pub checkpoints: Vec<Seq>,
+    /// Dead segments, and checkpoint objects without a page that is needed.
+    pub objects: Planned,
     /// The first slot that may hold a fence of somebody else.
     pub from: Seq,
     /// Reads before this line may use what is deleted.
@@ -68,10 +67,9 @@ impl Deletions {
         }
         self.retry_at = None;
         self.is_running = true;
-        let checkpoints = ledger.doomed.checkpoints.iter().copied().filter(|_| ledger.may_delete_checkpoints());
+        let may_delete_checkpoints = ledger.may_delete_checkpoints();
         Some(Plan {
-            segments: ledger.doomed.segments.keys().copied().collect(),
-            checkpoints: checkpoints.collect(),
+            objects: ledger.doomed.plan(may_delete_checkpoints),
             from: ledger.first_foreign_slot(),
             line: ledger.log.readers().line(),
         })

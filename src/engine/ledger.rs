@@ -13,6 +13,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
+use crate::engine::doomed::Doomed;
 use crate::engine::log::{Lacking, Log, Piece};
 use crate::engine::options::Options;
 use crate::format::account::Account;
@@ -23,7 +24,7 @@ use crate::keyring::Keyring;
 use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef, Superseded};
 use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::space::kept;
-use crate::space::{Counted, SegmentInfo, Span};
+use crate::space::{SegmentInfo, Span};
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
 
 /// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
@@ -66,8 +67,8 @@ pub struct Ledger {
     description: u64,
     /// Nothing is accepted at this block or later, although the volume may still be larger ([`crate::opening::resize`]).
     lowered: Option<BlockIndex>,
-    /// The checkpoint objects that hold pages of the newest root.
-    checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// The checkpoint objects that hold pages of the newest root. Of a large volume there are many: they are shared, never copied under the lock.
+    checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
     /// What is still to be deleted.
     pub(super) doomed: Doomed,
     /// Bytes written and moved since the volume was opened; the meter has the requests.
@@ -120,61 +121,21 @@ pub struct GcStatus {
     pub damaged_segments: u64,
 }
 
-/// So many dead segments are known by name at most.
-const DOOMED_MAX: usize = 32 << 10;
-
 /// Spans of the table of segments that are looked at under one lock.
 const SPANS_AT_ONCE: usize = 16;
 
 /// Of those, what is looked at under one lock: a thousand segments each.
-const SPANS_OF_A_HOLD: usize = 4;
-
-/// Objects that nothing needs any more, as of the newest durable checkpoint.
-#[derive(Debug, Default)]
-pub struct Doomed {
-    /// Dead segments, each with its bytes; not all of them, if there are very many.
-    pub segments: BTreeMap<Seq, u64>,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Checkpoint objects that hold no page of the map.
-    pub checkpoints: BTreeSet<Seq>,
-    /// The store did not delete them when it was asked last: nobody knows when they will go.
-    pub is_stuck: bool,
-}
-
-impl Doomed {
-    /// These, too.
-    fn add(&mut self, dead: Counted) {
-        for (seq, counter) in dead {
-            if self.segments.insert(seq, counter.stored_bytes).is_none() {
-                self.bytes += counter.stored_bytes;
-            }
-        }
-    }
-
-    /// Whether nothing is to be deleted.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether no more dead segments are looked for until some of these are gone.
-    pub fn is_full(&self) -> bool {
-        self.segments.len() >= DOOMED_MAX
-    }
-
-    /// How many objects.
-    pub fn len(&self) -> usize {
-        self.segments.len() + self.checkpoints.len()
-    }
-}
+const SPANS_OF_A_HOLD: usize = 2;
 
 /// The volume at one instant, for a checkpoint.
 #[derive(Debug)]
 pub struct CheckpointPlan {
     /// The map.
     pub map: MapSnapshot,
-    /// But for its runs and segments, and for the requests of its account.
+    /// But for its checkpoints, runs and segments, and for the requests of its account.
     pub root: Root,
+    /// The objects that hold pages of the checkpoint before.
+    pub checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
     /// Everything is to be merged into one run.
     pub merge_all: bool,
     /// Bytes of segments that it will cover, of those that no checkpoint covered before.
@@ -190,10 +151,27 @@ pub struct Written {
     pub map: Checkpointed,
     /// The objects that hold its pages.
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
+    /// Those of the checkpoints before that hold none any more ([`superseded`]).
+    pub superseded: BTreeSet<Seq>,
     /// It began the merge of all runs.
     pub has_begun_all: bool,
     /// See [`CheckpointPlan::bytes`].
     pub bytes: u64,
+}
+
+/// Of the objects that held pages before, those that hold none of a new checkpoint's.
+pub fn superseded(
+    before: &BTreeMap<Seq, CheckpointInfo>,
+    checkpoints: &BTreeMap<Seq, CheckpointInfo>,
+) -> BTreeSet<Seq> {
+    before.keys().copied().filter(|seq| !checkpoints.contains_key(seq)).collect()
+}
+
+/// What took memory until a checkpoint was durable.
+#[derive(Debug)]
+pub struct LetGo {
+    _map: Superseded,
+    _checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
 }
 
 /// Why a change is not accepted just now.
@@ -232,7 +210,7 @@ impl Ledger {
             log,
             description,
             lowered: None,
-            checkpoints,
+            checkpoints: Arc::new(checkpoints),
             doomed,
             account: Account::default(),
             compression,
@@ -417,7 +395,6 @@ impl Ledger {
             seq,
             covers: self.log.covers(),
             next_slot: self.rules.slot_after(seq),
-            checkpoints: self.checkpoints.iter().map(|(&seq, &info)| (seq, info)).collect(),
             account: self.account,
             ..Root::default()
         };
@@ -427,26 +404,33 @@ impl Ledger {
             self.versions_begun += 1;
             self.log.map.change_versions(seq, change);
         }
-        CheckpointPlan { map: self.log.map.begin_checkpoint(), root, merge_all: self.merge_all, bytes }
+        let (map, checkpoints) = (self.log.map.begin_checkpoint(), self.checkpoints.clone());
+        CheckpointPlan { map, root, checkpoints, merge_all: self.merge_all, bytes }
     }
 
     /// A checkpoint is durable: what nothing needs as of it is doomed. `map_memory` is what the map keeps in memory.
-    /// Returns what may be let go of without a lock.
+    /// Returns what may be let go of without a lock. What can wait is left to [`Ledger::tidy`].
     #[must_use]
-    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) -> Superseded {
-        let Written { seq, map, checkpoints, has_begun_all, bytes } = written;
-        let superseded = self.log.map.checkpointed(map);
+    pub fn checkpoint_written(&mut self, written: Written, map_memory: u64, at: Instant) -> LetGo {
+        let Written { seq, map, checkpoints, mut superseded, has_begun_all, bytes } = written;
+        let newest = self.log.checkpointed();
+        superseded.extend((newest.0 > 0 && !checkpoints.contains_key(&newest)).then_some(newest));
+        let map = self.log.map.checkpointed(map);
         // What was kept only because it had to be written may go.
         self.log.map.evict(map_memory as usize);
-        let before = std::mem::take(&mut self.checkpoints).into_keys().chain([self.log.checkpointed()]);
-        self.doomed.checkpoints.extend(before.filter(|old| old.0 > 0 && !checkpoints.contains_key(old)));
-        self.checkpoints = checkpoints;
+        let before = std::mem::replace(&mut self.checkpoints, Arc::new(checkpoints));
+        self.doomed.add_checkpoints(superseded);
         self.merge_all &= !has_begun_all;
         self.versions_done += u64::from(std::mem::take(&mut self.is_changing_versions));
         self.log.checkpoint_done(seq, bytes);
         self.uncheckpointed_since = None;
         self.note_commit(at);
-        superseded
+        LetGo { _map: map, _checkpoints: before }
+    }
+
+    /// Does some of what a checkpoint left that can wait; nothing if all is done, else pages that are to be let go of without a lock.
+    pub fn tidy(&mut self) -> Option<Vec<Arc<MapPage>>> {
+        self.log.map.tidy(|checkpoint| self.checkpoints.contains_key(&checkpoint))
     }
 
     /// Has a checkpoint change the versions that are kept, after those changes that were asked for before. Returns which change it is:
@@ -526,7 +510,10 @@ impl Ledger {
 
     /// Checkpoint objects that are sealed with a rotated data key, if what is in them is to be sealed anew.
     pub fn retired_checkpoints(&self) -> BTreeSet<Seq> {
-        let is_retired = |info: &CheckpointInfo| self.may_reseal && self.rules.sealer.is_retired(&info.salt);
+        if !self.may_reseal {
+            return BTreeSet::new();
+        }
+        let is_retired = |info: &CheckpointInfo| self.rules.sealer.is_retired(&info.salt);
         let retired = self.checkpoints.iter().filter(|(_, info)| is_retired(info)).map(|(seq, _)| *seq);
         let table = self.log.map.space().durable().objects();
         let is_head =
@@ -548,35 +535,36 @@ impl Ledger {
 
     /// How many doomed objects may go now.
     pub(super) fn deletable(&self) -> usize {
-        let checkpoints = if self.may_delete_checkpoints() { self.doomed.checkpoints.len() } else { 0 };
-        self.doomed.segments.len() + checkpoints
+        self.doomed.deletable(self.may_delete_checkpoints())
     }
 
-    /// These checkpoint objects are gone.
-    pub fn checkpoints_deleted(&mut self, deleted: &[Seq]) {
-        for seq in deleted {
-            self.doomed.checkpoints.remove(seq);
-        }
+    /// So many more of the checkpoint objects that were planned to go are gone.
+    pub fn checkpoints_deleted(&mut self, count: usize) {
+        self.doomed.checkpoints_gone(count);
     }
 
-    /// These segments are gone.
+    /// The next of the segments that were planned to go are gone, these.
     pub fn segments_deleted(&mut self, deleted: &[Seq]) {
         for seq in deleted {
-            if let Some(bytes) = self.doomed.segments.remove(seq) {
-                self.doomed.bytes -= bytes;
+            if let Some(bytes) = self.doomed.segment_gone(*seq) {
                 self.log.map.forget(*seq, bytes);
             }
         }
     }
 
+    /// All of these are gone.
+    pub fn planned_is_gone(&mut self) {
+        self.doomed.planned_is_gone();
+    }
+
     /// The checkpoint objects that a listing may show: those with pages that are needed, the doomed ones, and the newest.
     pub fn known_checkpoints(&self) -> BTreeSet<Seq> {
-        let known = self.checkpoints.keys().chain(&self.doomed.checkpoints).copied();
+        let known = self.checkpoints.keys().copied().chain(self.doomed.checkpoints());
         known.chain([self.log.checkpointed()]).collect()
     }
 
     /// The checkpoint objects that hold pages of the newest root.
-    pub fn checkpoints(&self) -> &BTreeMap<Seq, CheckpointInfo> {
+    pub fn checkpoints(&self) -> &Arc<BTreeMap<Seq, CheckpointInfo>> {
         &self.checkpoints
     }
 

@@ -18,7 +18,7 @@
 //! | [`core`] | which part's turn it is: uploads, commits, checkpoints, closing; the time at which something is due |
 //! | [`ledger`] | what a volume has and knows: log, map, what is doomed, what it cost |
 //! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
-//! | [`collection`], [`deletions`], [`sweeps`] | when space is won back, and how hard |
+//! | [`collection`], [`deletions`], [`doomed`], [`sweeps`] | when space is won back, and how hard; what is to be deleted |
 //! | [`options`], [`settings`], [`budget`] | what an operator may tune of a server, and of one volume; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
@@ -34,6 +34,7 @@ pub mod buffer;
 mod ages;
 pub mod collection;
 pub mod deletions;
+pub mod doomed;
 pub mod sweeps;
 pub mod budget;
 pub mod purse;

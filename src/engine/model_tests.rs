@@ -14,7 +14,8 @@ use super::collection::{Gathered, Move, SurveyFailed, Surveyed};
 use super::commit::Uploaded;
 use super::core::{Chore, Core, Effect, End, Event, Now, Report};
 use super::deletions::Outcome;
-use super::ledger::{By, CheckpointPlan, Doomed, Ledger, Rules, Written};
+use super::doomed::Doomed;
+use super::ledger::{self, By, CheckpointPlan, Ledger, Rules, Written};
 use super::log::{Batch, Log, Origin, Piece};
 use crate::change::Change;
 use crate::codec::frame::Compression;
@@ -334,11 +335,13 @@ impl World {
             Effect::Chore(Chore::Delete(_)) if fails => Event::Deleted(Outcome::Postponed(refusal())),
             Effect::Chore(Chore::Delete(plan)) => {
                 assert!(self.core.ledger.has_passed(plan.line), "no read is under way");
-                plan.segments.iter().for_each(|seq| drop(self.objects.remove(seq)));
-                let dead = |at: &PageRef| plan.checkpoints.contains(&at.checkpoint);
-                self.pages.retain(|at, _| !dead(at));
-                self.core.ledger.checkpoints_deleted(&plan.checkpoints);
-                self.core.ledger.segments_deleted(&plan.segments);
+                let segments: Vec<Seq> = plan.objects.segments().collect();
+                let checkpoints: BTreeSet<Seq> = plan.objects.checkpoints().collect();
+                segments.iter().for_each(|seq| drop(self.objects.remove(seq)));
+                self.pages.retain(|at, _| !checkpoints.contains(&at.checkpoint));
+                self.core.ledger.checkpoints_deleted(checkpoints.len());
+                self.core.ledger.segments_deleted(&segments);
+                self.core.ledger.planned_is_gone();
                 Event::Deleted(Outcome::Done)
             }
             Effect::Chore(Chore::Sweep(_)) if fails => Event::Swept(Err(refusal())),
@@ -411,7 +414,7 @@ impl World {
     }
 
     fn checkpoint(&mut self, plan: CheckpointPlan) -> Event {
-        let CheckpointPlan { map, root, merge_all, bytes } = plan;
+        let CheckpointPlan { map, root, checkpoints: before, merge_all, bytes } = plan;
         let mut layout = Layout::new(root.seq, &map, merge_all, 0, Sizes::default()).unwrap();
         loop {
             match layout.go_on().unwrap() {
@@ -437,12 +440,14 @@ impl World {
         let named = done.runs.iter().flat_map(|run| run.objects.keys().copied());
         let objects: BTreeSet<Seq> = named.chain(table.durable.objects().into_keys()).collect();
         let checkpoints = objects.iter().map(|seq| (*seq, CheckpointInfo::default())).collect();
+        let superseded = ledger::superseded(&before, &checkpoints);
         let durable = table.durable.clone();
         self.base = Base { seq: root.seq, covers: root.covers, runs: done.runs.clone(), table: durable };
-        let map = Checkpointed { runs: done.runs, table, objects, pages };
+        let map = Checkpointed { runs: done.runs, table, pages };
         let has_begun_all = done.has_begun_all;
-        let written = Written { seq: root.seq, map, checkpoints, has_begun_all, bytes };
+        let written = Written { seq: root.seq, map, checkpoints, superseded, has_begun_all, bytes };
         drop(self.core.ledger.checkpoint_written(written, self.now.map_memory, self.now.at));
+        while self.core.ledger.tidy().is_some() {}
         self.doom();
         Event::Checkpointed
     }

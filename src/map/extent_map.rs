@@ -60,6 +60,8 @@ pub struct MapSnapshot {
     pub table: space::Snapshot,
     /// Blocks that are live, about.
     pub live_blocks: u64,
+    /// Runs below it of which nothing is left, if that is so: nobody needs them, but to let go of them takes longer than a lock should be held.
+    pub forgotten: Option<Arc<Vec<Run>>>,
 }
 
 /// What a durable checkpoint made of a [`MapSnapshot`].
@@ -69,17 +71,16 @@ pub struct Checkpointed {
     pub runs: Vec<Run>,
     /// The table of segments, those deaths counted.
     pub table: Folded,
-    /// Checkpoint objects in which a run or the table has pages.
-    pub objects: BTreeSet<Seq>,
     /// Pages that it wrote.
     pub pages: Vec<(PageRef, Arc<MapPage>)>,
 }
 
-/// What was in memory until a checkpoint had it.
+/// What was in memory until a checkpoint had it, and what it took the place of.
 #[derive(Debug)]
 pub struct Superseded {
     _table: Option<Arc<Table>>,
-    _layer: Option<Arc<space::Layer>>,
+    _runs: Arc<Vec<Run>>,
+    _space: space::Superseded,
 }
 
 /// What the layers below the newest table say.
@@ -687,17 +688,17 @@ impl ExtentMap {
     /// If the checkpoint before is not done: what it writes would be hidden by what this one writes, and lost.
     pub fn begin_checkpoint(&mut self) -> MapSnapshot {
         assert!(self.frozen.is_none(), "a checkpoint of the map begins while another one is under way");
-        if !self.runs.is_empty() && self.newest.covers(self.volume) {
-            self.forget_runs();
-        }
+        let is_covered = !self.runs.is_empty() && self.newest.covers(self.volume);
+        let forgotten = if is_covered { self.forget_runs() } else { None };
         let newest = Arc::new(std::mem::take(&mut self.newest));
         self.frozen = Some(newest.clone());
         let live_blocks = self.space.totals().live_blocks;
-        MapSnapshot { newest, runs: self.runs.clone(), table: self.space.begin_checkpoint(), live_blocks }
+        let table = self.space.begin_checkpoint();
+        MapSnapshot { newest, runs: self.runs.clone(), table, live_blocks, forgotten }
     }
 
     /// Every block was changed since: whatever the runs say, only what the newest table points to is live.
-    fn forget_runs(&mut self) {
+    fn forget_runs(&mut self) -> Option<Arc<Vec<Run>>> {
         let mut live = HashMap::new();
         for entry in self.newest.iter() {
             if let Placement::Data(location) = entry.placement {
@@ -705,24 +706,34 @@ impl ExtentMap {
             }
         }
         if !self.space.all_died_but(&live) {
-            return;
+            return None;
         }
         // Its holes stay: they say what changed.
         self.newest.owe_nothing();
-        self.runs = Arc::default();
+        Some(std::mem::take(&mut self.runs))
     }
 
-    /// A checkpoint is durable. Returns what it wrote: to let go of that takes longer than a lock should be held.
+    /// A checkpoint is durable. Returns what it wrote and what it takes the place of: to let go of that takes longer than a lock should be
+    /// held. What can wait is left to [`ExtentMap::tidy`].
     #[must_use]
     pub fn checkpointed(&mut self, done: Checkpointed) -> Superseded {
         let table = self.frozen.take();
-        self.runs = Arc::new(done.runs);
+        let runs = std::mem::replace(&mut self.runs, Arc::new(done.runs));
         done.pages.into_iter().for_each(|(at, page)| self.pages.insert(at, page));
-        let layer = self.space.checkpointed(done.table, &self.pages);
+        let space = self.space.checkpointed(done.table, &self.pages);
+        self.pages.has_stale();
+        Superseded { _table: table, _runs: runs, _space: space }
+    }
+
+    /// Does some of what is left to do since a checkpoint became durable, which is needed by nobody soon: of more spans the sums are made anew, and pages
+    /// that are in no checkpoint object which is still needed are taken out, for the caller to let go of. Nothing if all is done.
+    pub fn tidy(&mut self, is_needed: impl Fn(Seq) -> bool) -> Option<Vec<Arc<MapPage>>> {
+        if self.space.sum_up_more(&self.pages) {
+            return Some(Vec::new());
+        }
         let carriers = self.space.carriers();
         let is_places = |at: &PageRef| carriers.is_carrier(at.checkpoint) && *at == carriers::places_of(at.checkpoint);
-        self.pages.retain(|at| done.objects.contains(&at.checkpoint) || is_places(at));
-        Superseded { _table: table, _layer: layer }
+        self.pages.let_go(|at| is_needed(at.checkpoint) || is_places(at))
     }
 
     /// Entries of the newest table.

@@ -253,8 +253,8 @@ impl World {
         self.log.retain(|(seq, ..)| *seq > at);
         let runs = done.runs.iter().flat_map(|run| run.objects.keys().copied());
         let objects: BTreeSet<Seq> = runs.chain(table.durable.objects().into_keys()).collect();
-        let _superseded =
-            self.map.checkpointed(Checkpointed { runs: done.runs, table, objects: objects.clone(), pages });
+        drop(self.map.checkpointed(Checkpointed { runs: done.runs, table, pages }));
+        while self.map.tidy(|checkpoint| objects.contains(&checkpoint)).is_some() {}
         // Objects in which no run has pages are gone.
         self.store.retain(|at, _| objects.contains(&at.checkpoint));
     }

@@ -28,7 +28,7 @@ use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::engine::below::Below;
 use crate::engine::budget::Budget;
-use crate::engine::ledger::Doomed;
+use crate::engine::doomed::Doomed;
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
 use crate::engine::purse::OwnAllowance;
@@ -522,12 +522,7 @@ impl Opening {
     fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>, line: Line) -> Shared {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
-        let doomed = Doomed {
-            bytes: scan.doomed.values().sum(),
-            segments: scan.doomed,
-            checkpoints: scan.listed.difference(&needed).copied().collect(),
-            is_stuck: false,
-        };
+        let doomed = Doomed::new(scan.doomed, scan.listed.difference(&needed).copied().collect());
         let origin = Origin {
             map: scan.map,
             covers: scan.covers,

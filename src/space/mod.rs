@@ -44,7 +44,7 @@ pub use directory::{Durable, List, Listed, SpanEntry, TableRoot};
 pub use fold::{Bounds, Fold, Folded, Progress};
 pub use kept::{CloneRef, KeptVersion, Label};
 pub use summary::Summary;
-pub use table::{Snapshot, Space};
+pub use table::{Snapshot, Space, Superseded};
 pub use view::View;
 
 use std::collections::BTreeSet;

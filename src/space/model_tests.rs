@@ -210,6 +210,14 @@ impl World {
     }
 
     fn step(&mut self, step: Step) {
+        let is_checkpoint = matches!(step, Step::Checkpoint { .. });
+        self.take_step(step);
+        if !is_checkpoint {
+            while self.space.sum_up_more(&self.memory) {}
+        }
+    }
+
+    fn take_step(&mut self, step: Step) {
         match step {
             Step::Born { blocks, gap } => {
                 let seq = Seq(self.next + gap);
@@ -390,6 +398,7 @@ impl World {
         assert!(root.lists.len() <= self.bounds.lists.max(1));
         assert!(root.objects.iter().all(|seq| *seq <= at));
         self.store.extend(object.bytes);
+        // Its sums are made anew only after the next step, or with more that come.
         drop(self.space.checkpointed(folded, &self.memory));
         // A deletion that ended before is in no checkpoint yet: what it deleted may be deleted again.
         self.base = (at, root, loose, model);
@@ -426,6 +435,7 @@ impl World {
 
     /// All pages are in memory: sums are exact, and every segment that is worth something is found.
     fn check_sums(&mut self) {
+        while self.space.sum_up_more(&self.memory) {}
         let spans: Vec<Span> = self.space.spans().collect();
         for span in spans {
             while let Err(need) = self.space.span(span, &self.memory) {
@@ -510,6 +520,7 @@ impl Cold {
         let objects = folded.durable.objects();
         self.store.retain(|at, _| objects.contains_key(&at.checkpoint));
         drop(self.space.checkpointed(folded, &Memory::default()));
+        while self.space.sum_up_more(&Memory::default()) {}
         (put, memory.0.len())
     }
 

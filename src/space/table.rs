@@ -10,9 +10,10 @@ use super::summary::{SHARES, SMALL};
 use super::{Cargo, Carriers, Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
 use crate::units::Seq;
 
-/// Of a checkpoint that became durable, the summaries of so many spans that changed meanwhile are made anew at once: each takes some
-/// microseconds. Those of others are estimates until their pages are looked at.
-const RECOUNT_AT_ONCE: usize = 64;
+/// Of a checkpoint that became durable, the summaries of so many spans are made anew at once,
+const SPANS_AT_ONCE: usize = 64;
+/// and of these so many by a look at their pages, which takes some ten microseconds each.
+const RECOUNT_AT_ONCE: usize = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -31,6 +32,8 @@ pub struct Space {
     kept: Seq,
     /// Segments that carry others.
     carriers: Arc<Carriers>,
+    /// Spans of which the last checkpoint says something else than their summaries ([`Space::sum_up_more`]).
+    unsummed: BTreeSet<Span>,
     /// What the next checkpoint does to the versions that are kept, and where it is.
     next_change: (Seq, kept::Change),
     /// Sums of segments up to there, and of those that carry such, that are not dead.
@@ -60,6 +63,13 @@ pub struct Snapshot {
     pub carriers: Arc<Carriers>,
     /// If the head becomes a version that is kept: what that needs, by the places at which maps have the blocks. All of it is counted once more.
     pub revived: kept::Deaths,
+}
+
+/// What was in memory until a checkpoint had it, and what it took the place of.
+#[derive(Debug)]
+pub struct Superseded {
+    _layer: Option<Arc<Layer>>,
+    _durable: Arc<Durable>,
 }
 
 impl Space {
@@ -212,17 +222,22 @@ impl Space {
         self.newest.all_died = true;
         self.newest.deltas.retain(|_, delta| delta.is_gone());
         self.newest.deltas.values_mut().for_each(|delta| *delta = Delta::Gone(0));
-        let spans: BTreeSet<Span> = self.view().spans();
-        for span in spans {
-            // What is gone of it has a size that is not known.
-            let mut now = self.durable_now(span);
+        // All of them at once, and not one after the other as everywhere else: there may be thousands.
+        self.totals = Totals::default();
+        // Whatever the last checkpoint says of others, nothing of it is live.
+        self.unsummed.clear();
+        for now in self.spans.values_mut() {
             now.summary.kill();
-            self.set(span, Some(now));
+            self.totals.add(&now.summary.totals);
         }
-        let gone: Vec<(Span, Delta)> = self.newest.deltas.iter().map(|(seq, delta)| (Span::of(*seq), *delta)).collect();
-        gone.into_iter().for_each(|(span, delta)| self.note_blindly(span, delta));
-        let births: Vec<(Seq, Counter)> = self.newest.births.iter().map(|(seq, info)| (*seq, info.counter())).collect();
-        births.into_iter().for_each(|(seq, counter)| self.change(Span::of(seq), None, Some(counter)));
+        self.by_share = Default::default();
+        self.by_size = Default::default();
+        self.with_dead = self.spans.iter().filter(|(_, now)| now.summary.dead > 0).map(|(span, _)| *span).collect();
+        let live = self.newest.births.iter().filter(|(_, info)| info.live_blocks > 0);
+        let live: Vec<(Seq, Counter)> = live.map(|(seq, info)| (*seq, info.counter())).collect();
+        for (seq, counter) in live {
+            self.change(Span::of(seq), Some(Counter { live_blocks: 0, ..counter }), Some(counter));
+        }
         true
     }
 
@@ -475,36 +490,62 @@ impl Space {
         }
     }
 
-    /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory.
-    /// Returns what it wrote.
+    /// A checkpoint is durable. `pages` has the pages that it wrote, as far as they are to stay in memory. The summaries are as they were:
+    /// see [`Space::sum_up_more`].
+    /// Returns what it wrote, and what it takes the place of.
     #[must_use]
-    pub fn checkpointed(&mut self, folded: Folded, pages: &dyn Pages) -> Option<Arc<Layer>> {
+    pub fn checkpointed(&mut self, folded: Folded, pages: &dyn Pages) -> Superseded {
         let frozen = self.frozen.take();
-        self.durable = Arc::new(folded.durable);
+        let durable = std::mem::replace(&mut self.durable, Arc::new(folded.durable));
         self.inconsistencies += folded.contradictions;
         self.hand_on(&folded.free, pages);
         folded.loose.into_iter().for_each(|(seq, info)| self.stay_loose(seq, info));
-        let since = self.newest.births.keys().chain(self.newest.deltas.keys());
-        let since: BTreeSet<Span> = since.map(|seq| Span::of(*seq)).collect();
-        let mut at_once = RECOUNT_AT_ONCE;
-        for span in folded.changed {
-            let durable = self.durable_now(span);
-            if !since.contains(&span) {
-                self.set(span, (durable.summary.segments > 0).then_some(durable));
-                if durable.is_exact {
-                    continue;
-                }
-            }
-            let counters = self.durable.entry(span).map(|entry| entry.counters);
-            if at_once > 0 && counters.is_none_or(|at| pages.page(&at).is_some()) {
-                at_once -= 1;
-                self.recount(span, pages);
-            } else if since.contains(&span) {
-                self.estimate(span, durable);
+        self.unsummed.extend(folded.changed);
+        self.sum_up_held(pages);
+        Superseded { _layer: frozen, _durable: durable }
+    }
+
+    /// Makes the summaries of some more spans anew of which the last checkpoint says something else; whether there were any. Those of spans whose pages are not
+    /// in memory are estimates until somebody looks at these.
+    pub fn sum_up_more(&mut self, pages: &dyn Pages) -> bool {
+        let (mut left, mut recounts) = (SPANS_AT_ONCE, RECOUNT_AT_ONCE);
+        let any = !self.unsummed.is_empty();
+        while left > 0
+            && recounts > 0
+            && let Some(span) = self.unsummed.pop_first()
+        {
+            left -= 1;
+            recounts -= usize::from(self.sum_up(span, pages));
+        }
+        if any && self.unsummed.is_empty() {
+            self.sum_up_held(pages);
+        }
+        any
+    }
+
+    /// Makes the summary of a span anew; whether that took a look at its page.
+    fn sum_up(&mut self, span: Span, pages: &dyn Pages) -> bool {
+        let durable = self.durable_now(span);
+        let range = span.first()..=span.last();
+        let is_in = |layer: &Layer| {
+            layer.births.range(range.clone()).next().is_some() || layer.deltas.range(range.clone()).next().is_some()
+        };
+        let is_changed = self.layers().any(is_in);
+        if !is_changed {
+            self.set(span, (durable.summary.segments > 0).then_some(durable));
+            if durable.is_exact {
+                return false;
             }
         }
-        self.sum_up_held(pages);
-        frozen
+        let counters = self.durable.entry(span).map(|entry| entry.counters);
+        if counters.is_none_or(|at| pages.page(&at).is_some()) {
+            self.recount(span, pages);
+            return true;
+        }
+        if is_changed {
+            self.estimate(span, durable);
+        }
+        false
     }
 
     /// Deaths that the checkpoint counted to segments which were emptied since: their carriers took the counts with these in it.
@@ -534,10 +575,18 @@ impl Space {
     fn estimate(&mut self, span: Span, durable: Now) {
         self.set(span, Some(durable));
         let range = span.first()..=span.last();
-        let deltas: Vec<Delta> = self.newest.deltas.range(range.clone()).map(|(_, delta)| *delta).collect();
+        let (mut deltas, mut births) = (Vec::new(), Vec::new());
+        for layer in self.layers() {
+            deltas.extend(layer.deltas.range(range.clone()).map(|(_, delta)| *delta));
+            births.extend(layer.births.range(range.clone()).map(|(_, info)| info.counter()));
+        }
         deltas.into_iter().for_each(|delta| self.note_blindly(span, delta));
-        let births: Vec<Counter> = self.newest.births.range(range).map(|(_, info)| info.counter()).collect();
         births.into_iter().for_each(|counter| self.change(span, None, Some(counter)));
+    }
+
+    /// What happened since the last durable checkpoint, oldest first.
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.frozen.as_deref().into_iter().chain([&self.newest])
     }
 
     fn change(&mut self, span: Span, before: Option<Counter>, now: Option<Counter>) {

@@ -20,10 +20,10 @@ use crate::codec::EncodeError;
 use crate::engine::Event;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::End;
-use crate::engine::ledger::{CheckpointPlan, Written};
+use crate::engine::ledger::{self, CheckpointPlan, Written};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, Put};
-use crate::format::root::{self, EncodedCheckpoint, Root};
+use crate::format::root::{self, CheckpointInfo, EncodedCheckpoint, Root};
 use crate::map::compaction::Sizes;
 use crate::map::layout::{self, LaidOut, Layout};
 use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageRef};
@@ -52,10 +52,11 @@ pub(super) async fn run(shared: Arc<Shared>, plan: CheckpointPlan) -> Event {
     let written = async {
         let laid_out = lay_out(&shared, seq, &plan.map, plan.merge_all).await?;
         let (folded, laid_out) = fold(&shared, plan.map.table, laid_out).await?;
-        write(&shared, plan.root, plan.bytes, folded, laid_out).await
+        write(&shared, plan.root, plan.checkpoints, plan.bytes, folded, laid_out).await
     };
     match written.await {
         Ok(()) => {
+            tidy(&shared).await;
             doom(&shared).await;
             shared.remember(seq).await;
             Event::Checkpointed
@@ -169,6 +170,18 @@ async fn held(shared: &Shared, table: &space::Snapshot) -> Result<BTreeMap<Seq, 
     Ok(lists)
 }
 
+/// The rest of step 4 that can wait, a little under each lock.
+pub(super) async fn tidy(shared: &Shared) {
+    loop {
+        // Not under the lock: `gone` is let go of after it.
+        let gone = shared.ledger().tidy();
+        if gone.is_none() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Takes note of dead segments that are to be deleted, as far as they are known by name. What cannot be read is left for later.
 pub(super) async fn doom(shared: &Shared) {
     let (mut pages, mut from) = (HashMap::new(), Span(0));
@@ -237,6 +250,7 @@ async fn load(shared: &Shared, need: NeedPages) -> Result<LoadedPages, ReadError
 pub(super) async fn write(
     shared: &Shared,
     root: Root,
+    before: Arc<BTreeMap<Seq, CheckpointInfo>>,
     bytes: u64,
     mut folded: Folded,
     laid_out: LaidOut,
@@ -247,7 +261,9 @@ pub(super) async fn write(
     folded.durable.needs_as_a_version(runs.iter().flat_map(|run| run.objects.keys().copied()));
     let (table, segments) = (folded.durable.root(), folded.loose.clone());
     let account = shared.facts.account_before.plus(&root.account.with_requests(&shared.doors.meter.snapshot()));
-    let root = Root { table, segments, runs, account, fence: Some(shared.facts.fence.clone()), ..root };
+    let listed = before.iter().map(|(seq, info)| (*seq, *info)).collect();
+    let root =
+        Root { table, segments, checkpoints: listed, runs, account, fence: Some(shared.facts.fence.clone()), ..root };
     let (sealer, salt) = (shared.doors.sealer.clone(), shared.salt());
     let encoded = shared.doors.workers.run(move || root::encode_checkpoint(&sealer, salt, root, frames)).await;
     let EncodedCheckpoint { object, root } = encoded.map_err(|error| End::Failed(error.to_string()))?;
@@ -267,16 +283,16 @@ pub(super) async fn write(
     }
 
     let Root { runs, checkpoints, .. } = root;
-    let objects = checkpoints.iter().map(|(seq, _)| *seq).collect();
-    let map = Checkpointed { runs, table: folded, objects, pages };
+    let map = Checkpointed { runs, table: folded, pages };
     let checkpoints = checkpoints.into_iter().collect();
+    let superseded = ledger::superseded(&before, &checkpoints);
+    let written = Written { seq, map, checkpoints, superseded, has_begun_all, bytes };
     let now = shared.now();
-    let (superseded, versions) = {
+    let (let_go, versions) = {
         let mut ledger = shared.ledger();
-        let written = Written { seq, map, checkpoints, has_begun_all, bytes };
         (ledger.checkpoint_written(written, now.map_memory, now.at), ledger.versions_done())
     };
-    drop(superseded);
+    drop(let_go);
     shared.waits.progress.change(|progress| progress.versions = versions);
     tracing::debug!(volume = %shared.facts.meta.name, %seq, "checkpoint");
     Ok(())

@@ -22,11 +22,15 @@ use crate::engine::deletions::{BATCH, Outcome, Plan};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
 use crate::store::Key;
+use crate::units::Seq;
 use crate::upkeep::checkpoint;
+
+/// So many deleted segments leave the tables under one lock: each takes a microsecond or two.
+const FORGET_AT_ONCE: usize = 128;
 
 /// Steps 5 to 7.
 pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
-    let Plan { segments, checkpoints, from, line } = plan;
+    let Plan { objects, from, line } = plan;
     match slot::prove_unfenced(&shared, from).await {
         Ok(()) => {}
         Err(ProofError::Fenced(end)) => return Event::Ended(end),
@@ -40,12 +44,13 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
         ended.await;
     }
     let (store, keys) = (&shared.doors.store, &shared.doors.keys);
+    let (segments, checkpoints): (Vec<Seq>, Vec<Seq>) = (objects.segments().collect(), objects.checkpoints().collect());
     for batch in checkpoints.chunks(BATCH) {
         let named: Vec<Key> = batch.iter().map(|&seq| keys.checkpoint(seq)).collect();
         if let Err(error) = store.delete(&named).await {
             return Event::Deleted(Outcome::Postponed(error));
         }
-        shared.ledger().checkpoints_deleted(batch);
+        shared.ledger().checkpoints_deleted(batch.len());
     }
     for batch in segments.chunks(BATCH) {
         let began = Instant::now();
@@ -53,12 +58,16 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
         if let Err(error) = store.delete(&named).await {
             return Event::Deleted(Outcome::Postponed(error));
         }
-        shared.ledger().segments_deleted(batch);
+        for part in batch.chunks(FORGET_AT_ONCE) {
+            shared.ledger().segments_deleted(part);
+        }
         let least = Duration::from_secs(batch.len() as u64) / shared.ledger().options().gc.delete_rate.max(1);
         if batch.len() == BATCH {
             tokio::time::sleep_until(began + least).await;
         }
     }
+    shared.ledger().planned_is_gone();
+    drop(objects);
     // There may have been more than were known by name.
     checkpoint::doom(&shared).await;
     Event::Deleted(Outcome::Done)

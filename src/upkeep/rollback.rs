@@ -44,9 +44,10 @@ pub(crate) async fn roll_back(shared: &Shared, version: &KeptVersion) -> Result<
     let laid_out = LaidOut { runs, deaths, writer: PageWriter::new(seq, keep), has_begun_all: false };
     let written = async {
         let (folded, laid_out) = checkpoint::fold(shared, plan.map.table, laid_out).await?;
-        checkpoint::write(shared, plan.root, plan.bytes, folded, laid_out).await
+        checkpoint::write(shared, plan.root, plan.checkpoints, plan.bytes, folded, laid_out).await
     };
     written.await.map_err(|end: End| DeviceError::from(end))?;
+    checkpoint::tidy(shared).await;
     checkpoint::doom(shared).await;
     shared.remember(seq).await;
     Ok(())
