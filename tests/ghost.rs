@@ -306,6 +306,19 @@ async fn all_of_a_ghost_can_be_given_up() {
     assert_eq!(volume.status().mapped_bytes, 0);
 }
 
+/// The checkpoint objects of an old volume are thousands, and a page of a listing has a thousand: they are listed once to find the newest, and from
+/// there on to see that there is no newer one.
+#[tokio::test(start_paused = true)]
+async fn an_old_volume_is_listed_once() {
+    let model = make(100 * TIB, 64 << 20, 0).await;
+    let volume = open(&model.ghost, Options::default()).await;
+    let pages = model.ghost.map_objects().div_ceil(1000);
+    assert!(pages > 10, "{pages}");
+    // Its description, and whether it was described anew or has a newer checkpoint meanwhile.
+    assert_eq!(model.ghost.counts.lists.load(Ordering::Relaxed), pages + 3);
+    volume.close().await.unwrap();
+}
+
 /// A clone of a dense volume of 1 TiB at 20 ms for each request is there within half a second, and its first reads take as long as those of its parent. Virtual
 /// time counts round trips, and nothing else.
 #[tokio::test(start_paused = true)]

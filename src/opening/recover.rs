@@ -7,9 +7,9 @@
 //!    fence does. What is dropped with changes in it is set aside, never removed.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again. A slot with
 //!    nothing but torn objects in it is free (see [`slot`]).
-//! 5. List the checkpoints again. One at or beyond the fence means that the slot was free only because the volume's
-//!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is newer than the
-//!    scan's, but before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
+//! 5. List the checkpoints after that of the scan. One at or beyond the fence means that the slot was free only because the volume's
+//!    owner had deleted it after that checkpoint: the fence is void, remove it, scan again. One that is
+//!    before the fence: the fence holds, but the scan may refer to what was deleted since: scan once more.
 //!    And look for a newer description: a volume that is deleted meanwhile is refused ([`removal`](super::removal), step 4); one
 //!    that was changed is as it is now, and nobody makes it smaller any more who had it before ([`resize`](super::resize)).
 //! 6. Accept the journal's changes after the last committed one. They take their old numbers.
@@ -463,14 +463,14 @@ impl Opening {
             Put::Taken(_) => return Ok(None),
             Put::Torn => return Err(VolumeError::Invalid(slot::torn_for_fences(&key))),
         };
-        let (listed, newer) = tokio::try_join!(self.source.list_checkpoints(), self.described_anew())?;
-        let newest = listed.last().copied().unwrap_or_default();
-        if newest >= seq {
+        let since = self.source.newest_checkpoint_after(scan.checkpointed);
+        let (newest, newer) = tokio::try_join!(since, self.described_anew())?;
+        if newest.is_some_and(|newest| newest >= seq) {
             let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
             deleted.map_err(VolumeError::store(format!("removing the void fence {key}")))?;
             return Ok(None);
         }
-        let is_based_on_less = newest > scan.checkpointed;
+        let is_based_on_less = newest.is_some();
         Ok(Some(PlacedFence { seq, fence, stored_bytes, is_based_on_less, newer }))
     }
 

@@ -221,7 +221,7 @@ impl Removal<'_> {
         }
         // The slot may have been free only because its owner deleted it after a checkpoint: then the log ends further on.
         // That fence stays where it is, and is deleted or kept with the others.
-        Ok(source.list_checkpoints().await?.last().is_none_or(|&newest| newest < scan.next))
+        Ok(source.newest_checkpoint_after(scan.checkpointed).await?.is_none_or(|newest| newest < scan.next))
     }
 
     /// The same in verified mode. The caller looked at the volume before the claim was there: what it decided must still hold.

@@ -32,7 +32,7 @@ use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
 use crate::space::kept::Deaths;
 use crate::space::{Carriers, Durable, KeptVersion, Space, Span};
-use crate::store::{Key, Store, StoreError, list_all};
+use crate::store::{Key, Store, StoreError, list_after, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
 /// Slots that are probed at once: few at first, because most volumes were closed or checkpointed just before.
@@ -266,6 +266,15 @@ impl Source {
         Ok(held)
     }
 
+    /// The newest checkpoint after that one, whole or not. Those before it are not listed again: of an old volume there are thousands.
+    pub async fn newest_checkpoint_after(&self, seq: Seq) -> Result<Option<Seq>> {
+        let folder = self.keys.checkpoints();
+        let listed = list_after(&*self.store, &folder, Some(&self.keys.checkpoint(seq))).await;
+        let listed = listed.map_err(VolumeError::store(format!("listing {folder}")))?;
+        // Its own further places lie behind it.
+        Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).map(Seq).filter(|newer| *newer > seq).max())
+    }
+
     /// The seqs of all checkpoints.
     pub async fn list_checkpoints(&self) -> Result<BTreeSet<Seq>> {
         Ok(seqs(&self.checkpoint_sizes().await?))
@@ -295,7 +304,7 @@ impl Source {
     }
 
     async fn has_moved(&self, before: Seq) -> Result<bool> {
-        Ok(self.list_checkpoints().await?.last().is_some_and(|&newest| newest > before))
+        Ok(self.newest_checkpoint_after(before).await?.is_some())
     }
 
     /// The root of the newest checkpoint that is whole, or that of an empty volume.

@@ -243,9 +243,14 @@ impl IntoIterator for ListPage {
 
 /// All pages of a listing.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectEntry>> {
+    list_after(store, prefix, None).await
+}
+
+/// All pages of a listing after that key.
+pub async fn list_after(store: &dyn Store, prefix: &str, start_after: Option<&Key>) -> Result<Vec<ObjectEntry>> {
     let mut all: Vec<ObjectEntry> = Vec::new();
     loop {
-        let page = store.list(prefix, all.last().map(|entry| &entry.key)).await?;
+        let page = store.list(prefix, all.last().map(|entry| &entry.key).or(start_after)).await?;
         let is_last = page.is_last();
         all.extend(page);
         if is_last {
