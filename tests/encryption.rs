@@ -461,7 +461,7 @@ async fn a_locked_volume_with_a_snapshot_that_is_to_be_kept_is_not_deleted() {
         let (store, name): (Arc<dyn Store>, _) = (Arc::new(world.store.clone()), VolumeName::new("v").unwrap());
         let clock = Clock::Manual(Arc::new(now.into()));
         let server = ServerIdentity { uuid: uuid::Uuid::from_u128(9), name: "nine".into() };
-        volume::delete(&store, &world.random, &clock, &server, &name, true, &Secrets::default()).await
+        volume::delete(&store, &world.random, &clock, &server, &name, true, &Secrets::default(), &|_| ()).await
     };
     const FAR: u64 = 4_102_444_800_000;
     let volume = world.open().await;

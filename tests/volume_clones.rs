@@ -215,7 +215,7 @@ impl World {
         let store: Arc<dyn Store> = self.store.clone();
         let server = ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() };
         let (clock, secrets) = (Clock::System, Secrets::default());
-        volume::delete(&store, &self.random, &clock, &server, &name(of), takeover, &secrets).await
+        volume::delete(&store, &self.random, &clock, &server, &name(of), takeover, &secrets, &|_| ()).await
     }
 
     async fn is_clean(&self, of: &str) {

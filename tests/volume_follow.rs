@@ -142,7 +142,7 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(self.store.clone());
         let server = ServerIdentity { uuid: uuid::Uuid::from_u128(9), name: "nine".into() };
         let secrets = Secrets::default();
-        volume::delete(&store, &self.random, &Clock::System, &server, &name(), false, &secrets).await.unwrap();
+        volume::delete(&store, &self.random, &Clock::System, &server, &name(), false, &secrets, &|_| ()).await.unwrap();
     }
 
     /// A writer that checkpoints often, and deletes at once.

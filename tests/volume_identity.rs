@@ -76,7 +76,7 @@ impl World {
 
     async fn delete_through(&self, store: &Arc<dyn Store>, takeover: bool) -> Result<u64, VolumeError> {
         let (clock, secrets) = (Clock::System, Secrets::default());
-        volume::delete(store, &self.random, &clock, &identity(99), &name(), takeover, &secrets).await
+        volume::delete(store, &self.random, &clock, &identity(99), &name(), takeover, &secrets, &|_| ()).await
     }
 
     async fn open(&self, server: u128, flags: OpenFlags) -> Result<Arc<Volume>, VolumeError> {
@@ -837,6 +837,47 @@ async fn a_fence_beyond_any_window_is_damage() {
         let refused = world.open(1, TAKEOVER).await.unwrap_err();
         assert!(matches!(refused, VolumeError::Corrupt { .. }) && refused.to_string().contains(says), "{refused}");
     }
+}
+
+/// However many objects a volume has, a page of its listing is deleted at a time, and the places of one object are judged together: what stands before a fence
+/// keeps that from being free again, also if the fence comes with the next page.
+#[tokio::test]
+async fn a_large_volume_is_deleted_a_page_at_a_time() {
+    let world = World::new();
+    let uuid = world.create().await.unwrap();
+    let keys = Keys::of(&description::load(&world.memory, &name()).await.unwrap().meta);
+    for seq in 1..=2500 {
+        world.memory.put(&keys.segment(Seq(seq)), vec![Bytes::from_static(b"a part")]).await.unwrap();
+    }
+    let listed = world.memory.list("v/", None).await.unwrap();
+    let last = listed.iter().last().unwrap().key.clone();
+    let seq = Keys::number(&last).map(Seq).unwrap();
+    let fence = Fence {
+        epoch: Epoch(1),
+        server: Uuid::nil(),
+        server_name: "other".into(),
+        time_unix_millis: 0,
+        journal: Uuid::from_u128(1),
+        window: 8,
+        continues_at: Seq(seq.0 + 1),
+        durability: Durability::Store,
+        covers: ChangeNo(0),
+        displaces: true,
+    };
+    let object = fence.encode(&Sealer::new(uuid, None), seq, [7; 16]).unwrap();
+    world.memory.put(&Key::new(format!("{last}.1")).unwrap(), object.parts).await.unwrap();
+    let told = std::sync::Mutex::new(Vec::new());
+    let (store, clock, secrets) = (world.store(), Clock::System, Secrets::default());
+    let progress = |gone| told.lock().unwrap().push(gone);
+    let delete =
+        volume::delete(&store, &world.random, &clock, &identity(99), &name(), true, &secrets, &progress).await.unwrap();
+    // The description goes last, without a word.
+    assert_eq!((delete, *told.lock().unwrap().last().unwrap()), (2500, 2499));
+    let steps: Vec<u64> = told.lock().unwrap().windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(steps.len() == 2 && steps.iter().all(|step| *step <= 1000), "{steps:?}");
+    let left = world.keys("v/").await;
+    let stays = [last.to_string(), format!("{last}.1")];
+    assert!(left.len() == 3 && stays.iter().all(|key| left.contains(key)), "{left:?}");
 }
 
 impl World {

@@ -128,7 +128,7 @@ impl World {
         let (clock, store) = (Clock::Manual(self.clock.clone()), self.store.clone() as Arc<dyn Store>);
         let server = ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "1".into() };
         let (clone, secrets) = (VolumeName::new(clone).unwrap(), Secrets::default());
-        volume::delete(&store, &self.random, &clock, &server, &clone, false, &secrets).await.unwrap();
+        volume::delete(&store, &self.random, &clock, &server, &clone, false, &secrets, &|_| ()).await.unwrap();
     }
 
     async fn is_clean(&self) {

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use dialoguer::Input;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::failure::{Failure, Outcome};
 use super::{control, output, outside, runtime, secrets};
@@ -45,7 +46,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, config: &Effective) -> Outcome {
+pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     let runtime = runtime()?;
     let store = runtime.block_on(outside::open_store(config, Access::Write))?.store;
     let secrets = secrets::of(config);
@@ -58,8 +59,11 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
     runtime.block_on(close_here(args, &store.url(), config))?;
     let server = outside::passing_identity(&random);
     let parent = runtime.block_on(parent_of(&store, &args.name));
-    let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets);
+    let bar = bars.add(bar(&args.name));
+    let gone = |objects| bar.set_position(objects);
+    let deleted = volume::delete(&store, &random, &clock, &server, &args.name, args.takeover, &secrets, &gone);
     let deleted = runtime.block_on(deleted);
+    bar.finish_and_clear();
     let was_open = runtime.block_on(take_back(&args.name, config));
     let objects = deleted.map_err(|error| match error {
         VolumeError::Held { name, holder } => Failure::failed(format!(
@@ -81,6 +85,14 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
         counted(objects, "object"),
         store.url()
     ))
+}
+
+/// How many there are is not known before all are listed.
+fn bar(name: &VolumeName) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} deleting {msg}: {human_pos} objects are gone, {per_sec}");
+    ProgressBar::no_length()
+        .with_message(name.to_string())
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
 /// Where the server of this host says that a volume is that it closed to have it deleted. If that broke off, what one reads there helps.

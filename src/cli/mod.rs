@@ -228,7 +228,7 @@ impl Cli {
             Command::Upgrade(args) => upgrade::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
-            Command::Delete(args) => delete::run(&args, &config),
+            Command::Delete(args) => delete::run(&args, &config, &bars),
             Command::Bench(args) => bench::run(&args, &config, &bars),
             // It is without a configuration, too, and has run already.
             Command::Doctor(args) => doctor::run(&args, Ok(config), &bars),

@@ -97,7 +97,7 @@ pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &Volume
         }
         None => 0,
         Some(newest) if newest.meta.deleted => {
-            removal::clear(store, &newest).await?;
+            removal::clear(store, &newest, &|_| ()).await?;
             newest.number
         }
         Some(_) => return Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),

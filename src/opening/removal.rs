@@ -7,8 +7,8 @@
 //! 3. A tombstone becomes the newest description. From here on the name is free, and nobody finds the volume any more.
 //! 4. Look again: whoever took the volume between 2 and 3 is fenced, too. Whoever takes it later looks for a tombstone after
 //!    its fence ([`super::recover`], step 5) and finds this one.
-//! 5. List everything under the name, look once more that nobody has made a new volume, delete all but the tombstone and the
-//!    fences. The descriptions go last: without them an encrypted volume could not be fenced in step 4.
+//! 5. List everything under the name, a page at a time; look once more that nobody has made a new volume, delete all of the page but the tombstone and
+//!    the fences. The descriptions go last: without them an encrypted volume could not be fenced in step 4.
 //!
 //! The tombstone and the fences stay for ever; together they take less than a KiB for each server that was displaced. A
 //! displaced server finds its fence in the slot that it needs next, however late it wakes up, and tells its clients. A
@@ -49,7 +49,7 @@ use crate::opening::scan::{Scan, Source};
 use crate::opening::verified;
 use crate::outside::{Clock, Random};
 use crate::space::KeptVersion;
-use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
+use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
 use crate::units::{Epoch, Seq};
 
 /// How often a step begins again because others wrote to the volume meanwhile.
@@ -58,6 +58,9 @@ const TRIES: usize = 16;
 /// Objects that are looked into at once.
 const PARALLEL: usize = 16;
 
+/// Told how many objects are gone.
+pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
+
 /// Deletes a volume and returns how many objects went. A volume that a server did not close is refused unless
 /// `takeover`: that server then finds out with its next commit. Deleting again finishes what was interrupted.
 ///
@@ -65,6 +68,9 @@ const PARALLEL: usize = 16;
 /// still has it is not stopped: where its log ends is not known.
 ///
 /// One with a snapshot that is to be kept until later is refused, whatever is asked for ([`super::protection`]).
+///
+/// `progress` is told how many objects are gone, each time that more are.
+#[allow(clippy::too_many_arguments)]
 pub async fn delete(
     store: &Arc<dyn Store>,
     random: &Random,
@@ -73,6 +79,7 @@ pub async fn delete(
     name: &VolumeName,
     takeover: bool,
     secrets: &Secrets,
+    progress: Progress<'_>,
 ) -> Result<u64> {
     let absent = || VolumeError::NotFound { name: name.to_string(), store: store.url() };
     let removal = Removal { store, random, clock, server };
@@ -83,7 +90,7 @@ pub async fn delete(
             if let Some(source) = removal.source(before, true, secrets).await? {
                 removal.displace(&source, true).await?;
             }
-            return match clear(&**store, &newest).await? {
+            return match clear(&**store, &newest, progress).await? {
                 0 => Err(absent()),
                 objects => Ok(objects),
             };
@@ -102,7 +109,7 @@ pub async fn delete(
         if let Some(source) = &source {
             removal.displace(source, true).await?;
         }
-        return clear(&**store, &Description::new(number, meta)).await;
+        return clear(&**store, &Description::new(number, meta), progress).await;
     }
     Err(VolumeError::Invalid(format!("the description of volume {name} changes too fast to be deleted; try again")))
 }
@@ -273,24 +280,59 @@ fn is_of_deletion(fence: &Fence) -> bool {
 }
 
 /// Step 5: deletes what is left of all volumes that had the name, and returns how many objects that were. If somebody has
-/// made a new one meanwhile, only what is surely not of that one.
-pub(crate) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<u64> {
+/// made a new one meanwhile, only what is surely not of that one. A page of the listing at a time, however many there are: what is
+/// deleted stays so if it breaks off.
+pub(crate) async fn clear(store: &dyn Store, tombstone: &Description, progress: Progress<'_>) -> Result<u64> {
     let name = &tombstone.meta.name;
     let failed = || VolumeError::store(format!("deleting what is left of volume {name}"));
-    let listed = list_all(store, &Keys::everything(name)).await.map_err(failed())?;
-    // What a volume has comes after its description: if there is none after the tombstone now, all that was listed is old.
-    let is_free = description::newest(store, name).await?.is_some_and(|newest| newest.number == tombstone.number);
-    let dead = Keys::of(&tombstone.meta);
+    let (prefix, dead) = (Keys::everything(name), Keys::of(&tombstone.meta));
     let folders = [dead.segments(), dead.checkpoints()];
-    let is_old = |key: &Key| match Keys::claimed_meta(key) {
-        // Somebody may be about to create the volume that follows.
-        Some(number) => number < tombstone.number,
-        None => !Keys::is_fence(key) && (is_free || folders.iter().any(|folder| key.as_str().starts_with(folder))),
-    };
-    let listed = listed.into_iter().filter(|entry| is_old(&entry.key));
-    let (metas, objects): (Vec<_>, Vec<_>) = listed.partition(|entry| dead.is_meta(&entry.key));
+    let (mut metas, mut listed, mut after, mut gone) = (Vec::new(), Vec::<ObjectEntry>::new(), None, 0);
+    loop {
+        let page = store.list(&prefix, after.as_ref()).await.map_err(failed())?;
+        let is_last = page.is_last();
+        listed.extend(page);
+        after = listed.last().map(|entry| entry.key.clone()).or(after);
+        // The places of one object are judged together, and the next page may have more of the last one.
+        let begun = if is_last { Vec::new() } else { split_off_last(&mut listed) };
+        // What a volume has comes after its description: if there is none after the tombstone now, all that was listed is old.
+        let is_free = description::newest(store, name).await?.is_some_and(|newest| newest.number == tombstone.number);
+        let is_old = |key: &Key| match Keys::claimed_meta(key) {
+            // Somebody may be about to create the volume that follows.
+            Some(number) => number < tombstone.number,
+            None => !Keys::is_fence(key) && (is_free || folders.iter().any(|folder| key.as_str().starts_with(folder))),
+        };
+        let old = std::mem::replace(&mut listed, begun).into_iter().filter(|entry| is_old(&entry.key));
+        let (descriptions, objects): (Vec<_>, Vec<_>) = old.partition(|entry| dead.is_meta(&entry.key));
+        metas.extend(descriptions.into_iter().map(|entry| entry.key));
+        let rest = without_fences(store, objects).await.map_err(failed())?;
+        if !rest.is_empty() {
+            store.delete(&rest).await.map_err(failed())?;
+            gone += rest.len() as u64;
+            progress(gone);
+        }
+        if is_last {
+            break;
+        }
+    }
+    metas.retain(|key| Keys::number(key) < Some(tombstone.number));
+    if !metas.is_empty() {
+        store.delete(&metas).await.map_err(failed())?;
+    }
+    Ok(gone + metas.len() as u64)
+}
+
+/// Takes the last object out, whatever stands at its places.
+fn split_off_last(listed: &mut Vec<ObjectEntry>) -> Vec<ObjectEntry> {
+    let Some(last) = listed.last().map(|entry| place_of(&entry.key).0) else { return Vec::new() };
+    let before = listed.iter().rposition(|entry| place_of(&entry.key).0 != last);
+    listed.split_off(before.map_or(0, |before| before + 1))
+}
+
+/// The keys of those that may go: no fence, and nothing at a place before a fence's own.
+async fn without_fences(store: &dyn Store, objects: Vec<ObjectEntry>) -> std::result::Result<Vec<Key>, StoreError> {
     let fences = stream::iter(&objects).map(|entry| is_fence(store, entry)).buffered(PARALLEL);
-    let fences: Vec<bool> = fences.try_collect().await.map_err(failed())?;
+    let fences: Vec<bool> = fences.try_collect().await?;
     let found = objects.iter().zip(fences).filter(|(_, is_fence)| *is_fence).map(|(entry, _)| place_of(&entry.key));
     let mut fences: BTreeMap<Key, u8> = BTreeMap::new();
     for (own, place) in found {
@@ -302,13 +344,7 @@ pub(crate) async fn clear(store: &dyn Store, tombstone: &Description) -> Result<
         let (own, place) = place_of(key);
         fences.get(&own).is_some_and(|last| place <= *last)
     };
-    let rest: Vec<Key> = objects.into_iter().map(|entry| entry.key).filter(|key| !stays(key)).collect();
-    let metas = metas.into_iter().map(|entry| entry.key);
-    let metas: Vec<Key> = metas.filter(|key| Keys::number(key) < Some(tombstone.number)).collect();
-    for keys in [&rest, &metas].into_iter().filter(|keys| !keys.is_empty()) {
-        store.delete(keys).await.map_err(failed())?;
-    }
-    Ok((rest.len() + metas.len()) as u64)
+    Ok(objects.into_iter().map(|entry| entry.key).filter(|key| !stays(key)).collect())
 }
 
 /// An object's own key, and which of its places that is.

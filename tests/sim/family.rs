@@ -491,7 +491,7 @@ impl World {
     ) -> Result<u64, VolumeError> {
         let (clock, random) = (self.clock(), Random::seeded(self.random_of_family().below(u64::MAX)));
         let identity = World::identity(server.number);
-        volume::delete(store, &random, &clock, &identity, name, true, &self.secrets).await
+        volume::delete(store, &random, &clock, &identity, name, true, &self.secrets, &|_| ()).await
     }
 
     fn random_of_family(&self) -> &Random {
