@@ -36,7 +36,7 @@ pub enum Notice {
     Said(Weight, String),
 }
 
-/// So many read when a device is to be kept busy: with one, requests are under way most of the time; with more, nearly always.
+/// So many read when a device is to be kept busy: the server takes its time for each, so a few are always under way.
 const READERS: usize = 4;
 
 /// Events that wait to be heard.

@@ -305,6 +305,7 @@ pub async fn announce(export: Option<&str>, server: &Server, exports: &VolumeExp
         let open = exports.open_volumes();
         for (name, volume) in open.iter().filter(|(name, _)| export.is_none_or(|export| name == export)) {
             exports.announce(name, LEAVING_BELIEVED);
+            server.announce(name, LEAVING_BELIEVED);
             volume.leave_deletions();
         }
         tokio::time::sleep(LEAVING_KNOWN).await;

@@ -55,6 +55,8 @@ pub struct Client {
     gauge: Gauge,
     /// Its TCP connection.
     line: Option<Line>,
+    /// Until when it believes that its volume will soon leave this server.
+    believes_until: Mutex<Option<Instant>>,
 }
 
 /// What there is to tell of a client.
@@ -77,7 +79,8 @@ pub struct ClientInfo {
 impl Clients {
     /// Counts a client as attached until the guard is dropped.
     pub fn attach(self: &Arc<Clients>, party: Party, gauge: Gauge, line: Option<Line>) -> Attached {
-        let client = Arc::new(Client { party, since: Instant::now(), requests: AtomicU64::new(0), gauge, line });
+        let (since, requests, believes_until) = (Instant::now(), AtomicU64::new(0), Mutex::default());
+        let client = Arc::new(Client { party, since, requests, gauge, line, believes_until });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.attached.lock().insert(id, Arc::clone(&client));
         Attached { clients: Arc::clone(self), id, client }
@@ -118,6 +121,13 @@ impl Clients {
         }
         meant.iter().for_each(|party| party.evicted.notify_one());
         meant.iter().map(Party::name).collect()
+    }
+
+    /// The clients of an export will be told that it leaves this server, and believe it for so long.
+    pub fn announce(&self, export: &str, within: Duration) {
+        for client in self.attached.lock().values().filter(|client| client.party.export == export) {
+            *client.believes_until.lock() = Some(Instant::now() + within);
+        }
     }
 
     /// Counts a connection among those of its client until the guard is dropped. `evicted` is told when a later one takes its place.
@@ -193,6 +203,11 @@ impl Client {
     /// Requests that were taken.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether it believes that its volume will soon leave this server.
+    pub fn is_about_to_part(&self) -> bool {
+        self.believes_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
     /// Has its connection end.

@@ -144,6 +144,11 @@ impl Server {
         self.core.clients.has_members()
     }
 
+    /// The clients of an export that come back will be told that it leaves this server, and believe it for so long.
+    pub fn announce(&self, export: &str, within: Duration) {
+        self.core.clients.announce(export, within);
+    }
+
     /// Bytes of payload and read data that are in flight for all clients, and how many may be.
     pub fn bytes_in_flight(&self) -> (u64, u64) {
         self.core.room.bytes_in_flight()

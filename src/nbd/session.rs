@@ -220,6 +220,10 @@ where
     end
 }
 
+/// How long a read is held, and how many bytes it has at most: see [`Client::hold`].
+const HELD: Duration = Duration::from_millis(50);
+const HELD_LEN: u32 = 4096;
+
 /// What the requests of one connection share.
 struct Client {
     export: String,
@@ -417,7 +421,10 @@ async fn carry_out(client: Arc<Client>, request: Request, payload: Bytes, answer
 async fn perform(client: &Client, request: Request, payload: Bytes) -> Result<Done, DeviceError> {
     let device = &client.device;
     match request {
-        Request::Read { offset, len } => return whole(device.read(offset, len).await?, len),
+        Request::Read { offset, len } => {
+            client.hold(offset, len).await;
+            return whole(device.read(offset, len).await?, len);
+        }
         Request::BlockStatus { offset, len, one, .. } => return client.status(offset, len, one).await,
         Request::Write { offset, fua, .. } => device.write(offset, payload, fua).await?,
         Request::Flush => device.flush().await?,
@@ -442,6 +449,14 @@ fn known(descriptors: Option<Vec<Descriptor>>, runs: usize, len: u64) -> Result<
 }
 
 impl Client {
+    /// A client that comes back reads the first block again and again when its volume is about to leave, so that something is under way whenever its kernel's
+    /// timer goes off (see `attach/supervisor`). The answer takes a while: a few reads are enough then.
+    async fn hold(&self, offset: u64, len: u32) {
+        if self.comes_back && offset == 0 && len <= HELD_LEN && self.attached.is_about_to_part() {
+            tokio::time::sleep(HELD).await;
+        }
+    }
+
     async fn status(&self, offset: u64, len: u64, one: bool) -> Result<Done, DeviceError> {
         let is_fine = self.unit <= self.device.info().block_size;
         // Several runs may be one descriptor if they are finer than what the client reckons with.
@@ -567,6 +582,7 @@ mod tests {
     use std::task::{Wake, Waker};
 
     use tokio::io::ReadBuf;
+    use tokio::time::Instant;
 
     use super::super::admission::Gauge;
     use super::super::hosts::Host;
@@ -631,38 +647,70 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn requests_that_are_answered_at_once_are_replied_to_together_without_a_task_switch() {
-        let read = |no: u64| {
-            let (flags, command, cookie) = (0, command::READ, no);
-            RequestHeader { flags, command, cookie, offset: no * 4096, len: 4096 }.encode()
-        };
-        let arrived = Arrived((0..32).flat_map(read).collect());
-        let (calls, wakes, options) = (Calls::default(), Arc::new(Wakes::default()), Options::default());
-        let life = Life::new();
-        let (clients, room) = (Arc::new(clients::Clients::default()), Arc::new(Room::new(&options)));
+    fn read(no: u64) -> [u8; RequestHeader::BYTES] {
+        let (flags, command, cookie) = (0, command::READ, no);
+        RequestHeader { flags, command, cookie, offset: no * 4096, len: 4096 }.encode()
+    }
+
+    fn setup<'a>(options: &'a Options, clients: &Arc<clients::Clients>, life: &Life, comes_back: bool) -> Setup<'a> {
+        let room = Arc::new(Room::new(options));
         let (peer, export) = ("a test".to_owned(), "disk".to_owned());
         let party = clients::Party { peer, host: Host::Local, export, evicted: Arc::default() };
-        let setup = Setup {
+        let attached = clients.attach(party, Gauge::default(), None);
+        let client = attached.client.clone();
+        // For as long as the test.
+        std::mem::forget(attached);
+        Setup {
             export: "disk".into(),
             connection: 1,
             device: Arc::new(MemoryDevice::new(1 << 20)),
             agreed: Agreed::default(),
             read_only: false,
             visit: None,
-            client: clients.attach(party, Gauge::default(), None).client.clone(),
-            comes_back: false,
-            options: &options,
-            admission: Admission::new(&options, room.clone()),
+            client,
+            comes_back,
+            options,
+            admission: Admission::new(options, room.clone()),
             room,
             phases: life.phases(),
             rest: BytesMut::new(),
-        };
-        let mut session = pin!(run(setup, arrived, calls.clone()));
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_answered_at_once_are_replied_to_together_without_a_task_switch() {
+        let arrived = Arrived((0..32).flat_map(read).collect());
+        let (calls, wakes, options) = (Calls::default(), Arc::new(Wakes::default()), Options::default());
+        let (clients, life) = (Arc::default(), Life::new());
+        let mut session = pin!(run(setup(&options, &clients, &life, false), arrived, calls.clone()));
         let waker = Waker::from(wakes.clone());
         let polled = poll_fn(|_| Poll::Ready(session.as_mut().poll(&mut Context::from_waker(&waker)))).await;
         assert!(polled.is_pending());
         assert_eq!(*calls.0.lock(), [32 * (SIMPLE_REPLY_BYTES + 4096)], "one system call for all replies");
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_of_the_first_block_take_a_while_when_their_volume_is_about_to_leave() {
+        let options = Options::default();
+        for (block, comes_back, is_told) in [(0, true, true), (0, true, false), (0, false, true), (1, true, true)] {
+            let (calls, clients, life, begun) = (Calls::default(), Arc::default(), Life::new(), Instant::now());
+            let setup = setup(&options, &clients, &life, comes_back);
+            if is_told {
+                clients.announce("disk", Duration::from_secs(9));
+            }
+            let session = run(setup, Arrived(read(block).to_vec().into()), calls.clone());
+            let answered = async {
+                while calls.0.lock().is_empty() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                leftover = session => panic!("{}", leftover.end),
+                () = answered => {}
+            }
+            let is_held = begun.elapsed() >= HELD;
+            assert_eq!(is_held, block == 0 && comes_back && is_told, "{block} {comes_back} {is_told}");
+        }
     }
 }
