@@ -92,7 +92,7 @@ impl Deletions {
 
     /// When to try again.
     pub fn deadline(&self, is_closing: bool) -> Option<Instant> {
-        self.retry_at.filter(|_| !self.is_running && !(is_closing && self.are_left))
+        self.retry_at.filter(|_| !(self.is_running || (is_closing && self.are_left)))
     }
 
     /// Whether a clean stop need not wait.
