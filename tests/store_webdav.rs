@@ -116,6 +116,25 @@ async fn half_a_put_gets_no_name() {
     assert_eq!(store.get(&key("v/1")).await.unwrap(), "whole");
 }
 
+/// What was refused may still arrive, if a gateway refused it: never where the body of another key is.
+#[tokio::test]
+async fn no_folder_is_filled_twice() {
+    let server = DavServer::start().await;
+    let store = store(&server);
+    for number in 0..12 {
+        // With a folder made before, and without.
+        server.tree.lock().cut_puts = number % 4;
+        let put = store.put(&key(&format!("v/{number}")), body("whole")).await;
+        assert_eq!(put.is_ok(), number % 4 < 2, "{number}");
+    }
+    let mut filled: Vec<String> =
+        server.tree.lock().requests.iter().filter(|(verb, _)| verb == "PUT").map(|(_, path)| path.clone()).collect();
+    let count = filled.len();
+    filled.sort();
+    filled.dedup();
+    assert_eq!(filled.len(), count);
+}
+
 #[tokio::test]
 async fn a_folder_without_an_object_is_none_and_blocks_nothing_silently() {
     let server = DavServer::start().await;

@@ -25,7 +25,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -159,11 +159,8 @@ impl WebdavStore {
         };
         match answer.status.as_u16() {
             200 | 201 | 204 => Ok(folder),
-            _ => {
-                // Whatever came of it, the next PUT into it replaces it; this one is over.
-                self.spares.lock().push(folder);
-                Err(self.requests.failure(Asked { words, verb: "PUT" }, &answer))
-            }
+            // Nobody uses the folder again: a gateway may have answered, and behind it the body may still arrive, over that of another key.
+            _ => Err(self.requests.failure(Asked { words, verb: "PUT" }, &answer)),
         }
     }
 
@@ -338,7 +335,9 @@ impl WebdavStore {
         self.folders.check(&self.requests, words).await?;
         let paths: Vec<String> = keys.iter().map(|key| Ok(format!("{}/", self.folder(key)))).collect::<Result<_>>()?;
         let removals = paths.into_iter().map(|path| async move { self.requests.delete(words, &path).await });
-        stream::iter(removals).buffer_unordered(DELETES).try_collect().await
+        // One that fails keeps none of the others from going: what is asked for again is less.
+        let removed: Vec<Result<()>> = stream::iter(removals).buffer_unordered(DELETES).collect().await;
+        removed.into_iter().collect()
     }
 }
 
