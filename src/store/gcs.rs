@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use http::{Method, Request, Response, header};
 use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -311,7 +311,11 @@ impl Store for GcsStore {
     async fn delete(&self, keys: &[Key]) -> Result<()> {
         let asked = &format!("DELETE of {}", crate::human::counted(keys.len() as u64, "object"));
         let removals = keys.iter().map(|key| self.remove(asked, key)).collect::<Vec<_>>();
-        let all = async { stream::iter(removals).buffer_unordered(DELETES).try_collect::<Vec<()>>().await };
-        self.web.within(asked, all).await.map(drop)
+        // One that fails keeps none of the others from going: what is asked for again is less.
+        let all = async {
+            let removed: Vec<Result<()>> = stream::iter(removals).buffer_unordered(DELETES).collect().await;
+            removed.into_iter().collect()
+        };
+        self.web.within(asked, all).await
     }
 }
