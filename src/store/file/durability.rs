@@ -47,7 +47,8 @@ fn of(mount: &Mount<'_>) -> Option<&'static str> {
         "tmpfs" | "ramfs" => {
             Some("is in memory (tmpfs): all volumes are gone when this host stops, whatever FLUSH said")
         }
-        "overlay" if has("volatile") => Some(
+        // Linux 6.18 writes it in the second way.
+        "overlay" if has("volatile") || has("fsync=volatile") => Some(
             "is on an overlay that is mounted volatile: nothing there is made durable, and it may not mount again after a crash",
         ),
         "fuse.sshfs" => Some(
@@ -74,6 +75,7 @@ mod tests {
 31 27 0:31 / /srv rw - ext4 /dev/vdb rw,nobarrier
 32 31 0:32 / /srv/box rw,nosuid shared:1 - fuse.sshfs me@box:/ rw,user_id=0
 33 27 0:33 / /over rw - overlay overlay rw,lowerdir=/a,volatile
+36 27 0:36 / /newer rw - overlay overlay rw,uuid=on,fsync=volatile
 34 27 0:34 / /over rw - nfs4 server:/x rw,hard
 35 27 0:35 / /share rw,nostrictsync - cifs //server/x rw";
 
@@ -88,6 +90,7 @@ mod tests {
             ("/srv/boxes", Some("without barriers")),
             ("/srv/box/disks", Some("sftp://")),
             ("/over/x", None),
+            ("/newer/x", Some("mounted volatile")),
             ("/share", Some("nostrictsync")),
         ] {
             match (said(path), expected) {
