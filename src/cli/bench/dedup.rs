@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use fastcdc::v2020::StreamCDC;
@@ -197,6 +198,9 @@ pub fn run(images: &[PathBuf], json: bool) -> Outcome {
     let header = ["IMAGE", "DATA", "COMPRESSED", "BLOCKS", "FRAMES", "BY CONTENT"];
     let row = |name: String, of: Counts| {
         let part = |bytes: u64| {
+            if of.compressed == 0 {
+                return "-".to_owned();
+            }
             let saved = 100.0 * (1.0 - bytes as f64 / of.compressed.max(1) as f64);
             format!("{} (-{saved:.1} %)", about_bytes(bytes))
         };
@@ -219,8 +223,16 @@ impl Counts {
     }
 }
 
+/// An image is read twice, and to its end: so it is a file or a disk, no pipe and no terminal.
 fn open(image: &Path) -> io::Result<File> {
-    Ok(File::from(rustix::fs::open(image, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    // Without waiting for whoever writes into a pipe.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(image, flags, Mode::empty())?);
+    let kind = file.metadata()?.file_type();
+    match kind.is_file() || kind.is_dir() || kind.is_block_device() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is neither a file nor a disk; give an image, or a device such as /dev/nbd0")),
+    }
 }
 
 #[cfg(test)]
