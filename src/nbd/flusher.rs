@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::phase::Life;
-use crate::device::Device;
+use crate::device::{Device, DeviceError};
 
 /// The background flushes of a server.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +48,8 @@ async fn flush(busy: &Mutex<HashMap<usize, bool>>, key: usize, export: &str, dev
     loop {
         match device.flush().await {
             Ok(()) => tracing::debug!(export, "flushed after a client left"),
+            // Closing it brings everything into the store.
+            Err(DeviceError::ShuttingDown) => {}
             Err(error) => tracing::warn!(export, "the flush after a client left failed: {error}"),
         }
         let mut busy = busy.lock();
