@@ -61,7 +61,7 @@ pub async fn run(
     tasks.spawn(hands.clone().hear_of_links());
     let (mut dialed, mut held) = (Sockets::new(), Sockets::new());
     let mut is_alone = false;
-    let is_busy = Arc::new(AtomicBool::new(false));
+    let mut readers = Readers::default();
     loop {
         for effect in effects {
             match effect {
@@ -69,12 +69,10 @@ pub async fn run(
                 Effect::Ready(device) => tell(Notice::Ready(device)),
                 Effect::EndSockets => end(std::mem::take(&mut held)),
                 Effect::End(outcome) => return outcome,
-                Effect::KeepBusy { busy: false, .. } => is_busy.store(false, Ordering::Relaxed),
-                Effect::KeepBusy { device, sector_size, .. } => {
-                    is_busy.store(true, Ordering::Relaxed);
-                    for _ in 0..READERS {
-                        let (kernel, is_busy) = (Arc::clone(&hands.kernel), Arc::clone(&is_busy));
-                        tasks.spawn(async move { kernel.keep_busy(device, sector_size, is_busy).await });
+                Effect::KeepBusy { device, sector_size, busy } => {
+                    readers.stop();
+                    if busy {
+                        readers.start(&mut tasks, &hands.kernel, device, sector_size);
                     }
                 }
                 Effect::Connect(_) | Effect::HandOver { .. } => {
@@ -107,6 +105,31 @@ pub async fn run(
             },
         };
         effects = supervisor.handle(event);
+    }
+}
+
+/// Those that keep a device busy. They end when they are told to, and soon after this.
+#[derive(Default)]
+struct Readers(Arc<AtomicBool>);
+
+impl Readers {
+    /// Begins with a flag of their own: those before may not have seen yet that they are to end.
+    fn start(&mut self, tasks: &mut JoinSet<()>, kernel: &Arc<dyn Kernel>, device: u32, sector_size: u32) {
+        self.0 = Arc::new(AtomicBool::new(true));
+        for _ in 0..READERS {
+            let (kernel, is_wanted) = (Arc::clone(kernel), Arc::clone(&self.0));
+            tasks.spawn(async move { kernel.keep_busy(device, sector_size, is_wanted).await });
+        }
+    }
+
+    fn stop(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

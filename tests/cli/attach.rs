@@ -50,6 +50,8 @@ struct Fake {
     sizes: parking_lot::Mutex<Vec<u64>>,
     ticks: parking_lot::Mutex<Vec<Duration>>,
     ignored: AtomicUsize,
+    /// Those that keep it busy.
+    readers: watch::Sender<usize>,
     cookies: AtomicU64,
     died: mpsc::UnboundedSender<u32>,
     deaths: Mutex<mpsc::UnboundedReceiver<u32>>,
@@ -64,6 +66,7 @@ impl Fake {
             sizes: parking_lot::Mutex::default(),
             ticks: parking_lot::Mutex::default(),
             ignored: AtomicUsize::new(0),
+            readers: watch::Sender::default(),
             cookies: AtomicU64::new(1),
             died,
             deaths: Mutex::new(deaths),
@@ -120,6 +123,10 @@ impl Fake {
 
     async fn holds(&self, block: u64, byte: u8) -> bool {
         self.request(command::READ, block * BLOCK as u64, BLOCK, &[]).await.unwrap() == [byte; BLOCK]
+    }
+
+    async fn is_read_by(&self, readers: usize) {
+        within(self.readers.subscribe().wait_for(|count| *count == readers)).await.unwrap();
     }
 
     fn free(&self) -> KernelError {
@@ -185,6 +192,15 @@ impl Kernel for Fake {
     }
 
     async fn keep_busy(&self, _: u32, sector_size: u32, is_wanted: Arc<AtomicBool>) {
+        // The kernel's reader has a thread of its own: it goes on also if nobody waits for it.
+        let (readers, is_still) = (self.readers.clone(), Arc::clone(&is_wanted));
+        readers.send_modify(|count| *count += 1);
+        tokio::spawn(async move {
+            while is_still.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            readers.send_modify(|count| *count -= 1);
+        });
         while is_wanted.load(Ordering::Relaxed) && self.read(DEVICE, sector_size).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -256,6 +272,7 @@ impl Attached {
         self.orders.send(Order::Stop).await.unwrap();
         assert_eq!(within(self.end).await.unwrap(), Ok(()));
         assert!(self.kernel.write(0, 1).await.is_err());
+        self.kernel.is_read_by(0).await;
     }
 
     /// The device was given up: why, and programs know.
@@ -358,6 +375,7 @@ async fn a_device_hears_beforehand_that_its_volume_will_be_handed_over() {
     attached.kernel.write(3, 5).await.unwrap();
     place.ok(&["handoff", "disk0", "--to", "host2"]);
     assert_eq!(*attached.kernel.ticks.lock(), [QUICK_TICK]);
+    attached.kernel.is_read_by(4).await;
     attached.hears("volume disk0 moved to host2").await;
     place.ok(&["handoff", "disk0", "--back"]);
     attached.hears("connected again").await;
@@ -368,7 +386,21 @@ async fn a_device_hears_beforehand_that_its_volume_will_be_handed_over() {
         }
     })
     .await;
+    attached.kernel.is_read_by(0).await;
     attached.leaves().await;
+    serving.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_left_while_its_server_leaves_is_not_kept_busy() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let attached = attach(&[&serving]).await;
+    place.ok(&["handoff", "disk0", "--to", "host2"]);
+    attached.kernel.is_read_by(4).await;
+    attached.orders.send(Order::Force).await.unwrap();
+    within(attached.end).await.unwrap().unwrap();
+    attached.kernel.is_read_by(0).await;
     serving.stop();
 }
 
