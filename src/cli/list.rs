@@ -16,7 +16,8 @@ use crate::volume::{self, Info, VolumeError, VolumeName};
 /// Lists the volumes of the store. Changes nothing, and may be used while they are served.
 ///
 /// SIZE is what the disk shows; MAPPED is how much of it holds data; STORED is what its objects in the store take;
-/// SERVER is who has it open, or did not close it. An encrypted volume whose key is not given is shown as locked.
+/// SERVER is the host that has it open, or did not close it, and WHERE says whether that is this host, by its name. At which
+/// addresses a server listens is not in the store: ask `ashlar status` on its host. An encrypted volume whose key is not given is shown as locked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ashlar list\n  ashlar list --store s3://my-bucket/disks --json")]
 pub struct Args {
@@ -68,9 +69,22 @@ async fn inspect_all(config: &Effective) -> Result<(String, Vec<Listed>), Failur
 
 fn to_json((name, info): &Listed) -> serde_json::Value {
     match info {
-        Ok(info) => serde_json::json!(info),
+        Ok(info) => {
+            let mut described = serde_json::json!(info);
+            if let Some(holder) = &info.holder {
+                described["holder"]["this_host"] = (place(&holder.server_name, &outside::host_name()) == HERE).into();
+            }
+            described
+        }
         Err(error) => serde_json::json!({ "name": name, "error": error.to_string() }),
     }
+}
+
+const HERE: &str = "this host";
+
+/// Where a server is, seen from the host `own`.
+fn place(server: &str, own: &str) -> &'static str {
+    if server == own { HERE } else { "elsewhere" }
 }
 
 fn table(volumes: &[Listed]) -> String {
@@ -82,15 +96,27 @@ fn table(volumes: &[Listed]) -> String {
             about_bytes(info.stored_bytes),
             info.objects.to_string(),
             info.snapshots.to_string(),
-            info.holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.server_name.clone()),
+            info.holder.as_ref().map_or("-", |holder| &holder.server_name).to_owned(),
+            info.holder.as_ref().map_or("-", |holder| place(&holder.server_name, &outside::host_name())).to_owned(),
         ],
         Err(VolumeError::Locked { .. }) => vec![name.to_string(), "locked".to_owned()],
         Err(_) => vec![name.to_string(), "error".to_owned()],
     };
-    let head = ["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SNAPSHOTS", "SERVER"];
+    let head = ["NAME", "SIZE", "MAPPED", "STORED", "OBJECTS", "SNAPSHOTS", "SERVER", "WHERE"];
     let why = volumes.iter().filter_map(|(name, info)| match info {
         Ok(_) | Err(VolumeError::Locked { .. }) => None,
         Err(error) => Some(format!("\n\n{name}: {error}")),
     });
     output::table(&head, volumes.iter().map(row)) + &why.collect::<String>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_another_host_is_elsewhere() {
+        assert_eq!(place("alpha", "alpha"), "this host");
+        assert_eq!(place("beta", "alpha"), "elsewhere");
+    }
 }

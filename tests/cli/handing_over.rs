@@ -138,3 +138,17 @@ fn a_volume_that_is_open_here_and_unused_can_be_deleted() {
     place.ok(&["delete", "b", "--yes"]);
     assert_eq!(moved(&place), serde_json::json!([]));
 }
+
+#[test]
+fn the_list_says_whether_the_server_of_a_volume_is_on_this_host() {
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "64M"]);
+    let holder = || serde_json::from_str::<Value>(&place.ok(&["list", "--json"])).unwrap()[0]["holder"].clone();
+    assert!(holder().is_null(), "{}", holder());
+    let server = place.serve(&["disk0"]);
+    assert_eq!(holder()["this_host"], true, "{}", holder());
+    let table = place.ok(&["list"]);
+    assert!(table.lines().nth(1).unwrap().trim_end().ends_with("this host"), "{table}");
+    server.stop();
+    assert!(holder().is_null(), "{}", holder());
+}
