@@ -17,7 +17,7 @@ use crate::volume::{self, Info, VolumeError, VolumeName};
 ///
 /// SIZE is what the disk shows; MAPPED is how much of it holds data; STORED is what its objects in the store take;
 /// SERVER is the host that has it open, or did not close it, and WHERE says whether that is this host, by its name. At which
-/// addresses a server listens is not in the store: ask `ashlar status` on its host. An encrypted volume whose key is not given is shown as locked.
+/// addresses a server listens is not in the store: its configuration says so, on its host. An encrypted volume whose key is not given is shown as locked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ashlar list\n  ashlar list --store s3://my-bucket/disks --json")]
 pub struct Args {
