@@ -64,8 +64,8 @@ pub use crate::error::{Holder, VolumeError};
 pub use crate::format::account::Account;
 pub use crate::format::meta::{BadSize, FencedBy, Meta, Settings, VolumeName};
 pub use crate::opening::{
-    CreateOptions, Created, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, clones, create, delete,
-    description, inspect, key_slots, names, past, resize,
+    CreateOptions, Created, HolderInfo, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, clones, create,
+    delete, description, inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
 pub use copies::Copied;

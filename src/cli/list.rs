@@ -11,7 +11,7 @@ use crate::config::Effective;
 use crate::human::{about_bytes, exact_bytes};
 use crate::store::Store;
 use crate::store::open::Access;
-use crate::volume::{self, Info, VolumeError, VolumeName};
+use crate::volume::{self, HolderInfo, Info, VolumeError, VolumeName};
 
 /// Lists the volumes of the store. Changes nothing, and may be used while they are served.
 ///
@@ -72,7 +72,7 @@ fn to_json((name, info): &Listed) -> serde_json::Value {
         Ok(info) => {
             let mut described = serde_json::json!(info);
             if let Some(holder) = &info.holder {
-                described["holder"]["this_host"] = (place(&holder.server_name, &outside::host_name()) == HERE).into();
+                described["holder"]["this_host"] = is_here(holder).into();
             }
             described
         }
@@ -80,11 +80,8 @@ fn to_json((name, info): &Listed) -> serde_json::Value {
     }
 }
 
-const HERE: &str = "this host";
-
-/// Where a server is, seen from the host `own`.
-fn place(server: &str, own: &str) -> &'static str {
-    if server == own { HERE } else { "elsewhere" }
+fn is_here(holder: &HolderInfo) -> bool {
+    holder.is_on(&outside::host_name())
 }
 
 fn table(volumes: &[Listed]) -> String {
@@ -97,7 +94,10 @@ fn table(volumes: &[Listed]) -> String {
             info.objects.to_string(),
             info.snapshots.to_string(),
             info.holder.as_ref().map_or("-", |holder| &holder.server_name).to_owned(),
-            info.holder.as_ref().map_or("-", |holder| place(&holder.server_name, &outside::host_name())).to_owned(),
+            info.holder
+                .as_ref()
+                .map_or("-", |holder| if is_here(holder) { "this host" } else { "elsewhere" })
+                .to_owned(),
         ],
         Err(VolumeError::Locked { .. }) => vec![name.to_string(), "locked".to_owned()],
         Err(_) => vec![name.to_string(), "error".to_owned()],
@@ -108,15 +108,4 @@ fn table(volumes: &[Listed]) -> String {
         Err(error) => Some(format!("\n\n{name}: {error}")),
     });
     output::table(&head, volumes.iter().map(row)) + &why.collect::<String>()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_of_another_host_is_elsewhere() {
-        assert_eq!(place("alpha", "alpha"), "this host");
-        assert_eq!(place("beta", "alpha"), "elsewhere");
-    }
 }

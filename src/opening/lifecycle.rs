@@ -19,7 +19,7 @@ use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
 use crate::opening::description;
-use crate::opening::removal;
+use crate::opening::removal::{self, DELETING_IT};
 use crate::opening::scan::{Scan, Source};
 use crate::outside::{Clock, Random};
 use crate::space::kept::Deaths;
@@ -278,6 +278,13 @@ pub struct HolderInfo {
     pub since_unix_millis: u64,
 }
 
+impl HolderInfo {
+    /// Whether it is on the host of that name.
+    pub fn is_on(&self, host: &str) -> bool {
+        self.server_name.strip_suffix(DELETING_IT).unwrap_or(&self.server_name) == host
+    }
+}
+
 fn clones_of(kept: &[KeptVersion]) -> Vec<String> {
     kept.iter().flat_map(|version| &version.label.clones).map(|clone| clone.name.clone()).collect()
 }
@@ -374,4 +381,20 @@ pub async fn inspect(store: &Arc<dyn Store>, name: &VolumeName, secrets: &Secret
         checkpoint_seq: scan.checkpointed.0,
         since_creation: scan.account,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_on_the_host_of_its_name_also_while_it_deletes_the_volume() {
+        let on_alpha = |server_name: &str| {
+            HolderInfo { server: Uuid::nil(), server_name: server_name.into(), since_unix_millis: 0 }.is_on("alpha")
+        };
+        assert!(on_alpha("alpha"));
+        assert!(on_alpha("alpha (deleting it)"));
+        assert!(!on_alpha("beta"));
+        assert!(!on_alpha("alpha2"));
+    }
 }

@@ -31,7 +31,7 @@ pub mod difference;
 pub mod copying;
 
 pub use follow::{Follower, Glass};
-pub use lifecycle::{CreateOptions, Created, Info, NewEncryption, create, inspect, names};
+pub use lifecycle::{CreateOptions, Created, HolderInfo, Info, NewEncryption, create, inspect, names};
 pub use past::Past;
 pub use recover::{Outside, ServerIdentity};
 pub use removal::delete;

@@ -55,6 +55,9 @@ use crate::units::{Epoch, Seq};
 /// How often a step begins again because others wrote to the volume meanwhile.
 const TRIES: usize = 16;
 
+/// What the fence of whoever deletes a volume has behind the name of its host.
+pub const DELETING_IT: &str = " (deleting it)";
+
 /// Objects that are looked into at once.
 const PARALLEL: usize = 16;
 
@@ -259,7 +262,7 @@ impl Removal<'_> {
         Fence {
             epoch,
             server: self.server.uuid,
-            server_name: format!("{} (deleting it)", self.server.name),
+            server_name: format!("{}{DELETING_IT}", self.server.name),
             time_unix_millis: self.clock.unix_millis(),
             journal: OF_DELETION,
             window: 1,
