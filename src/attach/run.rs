@@ -70,9 +70,13 @@ pub async fn run(
                 Effect::EndSockets => end(std::mem::take(&mut held)),
                 Effect::End(outcome) => return outcome,
                 Effect::KeepBusy { device, sector_size, busy } => {
-                    readers.stop();
                     if busy {
-                        readers.start(&mut tasks, &hands.kernel, device, sector_size);
+                        let is_wanted = readers.renew();
+                        for _ in 0..READERS {
+                            tasks.spawn(hands.clone().keep_busy(device, sector_size, Arc::clone(&is_wanted)));
+                        }
+                    } else {
+                        readers.stop();
                     }
                 }
                 Effect::Connect(_) | Effect::HandOver { .. } => {
@@ -113,13 +117,11 @@ pub async fn run(
 struct Readers(Arc<AtomicBool>);
 
 impl Readers {
-    /// Begins with a flag of their own: those before may not have seen yet that they are to end.
-    fn start(&mut self, tasks: &mut JoinSet<()>, kernel: &Arc<dyn Kernel>, device: u32, sector_size: u32) {
+    /// The flag of the next ones, which is theirs alone: those before may not have seen yet that they are to end.
+    fn renew(&mut self) -> Arc<AtomicBool> {
+        self.stop();
         self.0 = Arc::new(AtomicBool::new(true));
-        for _ in 0..READERS {
-            let (kernel, is_wanted) = (Arc::clone(kernel), Arc::clone(&self.0));
-            tasks.spawn(async move { kernel.keep_busy(device, sector_size, is_wanted).await });
-        }
+        Arc::clone(&self.0)
     }
 
     fn stop(&self) {
@@ -214,6 +216,10 @@ impl Hands {
         self.tell(event).await;
     }
 
+    async fn keep_busy(self, device: u32, sector_size: u32, is_wanted: Arc<AtomicBool>) {
+        self.kernel.keep_busy(device, sector_size, is_wanted).await;
+    }
+
     /// Waits until one of the sockets ends, at either end. What is read from them wakes nobody here.
     async fn watch(self, sockets: Sockets, generation: u64) {
         Workers::Threads.run(move || wait_for_end(&sockets)).await;
@@ -238,5 +244,24 @@ fn end(sockets: Sockets) {
     for socket in sockets {
         // One that has ended by itself is what is wanted.
         let _ = shutdown(socket.as_fd(), Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_that_have_not_seen_their_end_yet_are_not_called_back_by_the_next() {
+        let mut readers = Readers::default();
+        let first = readers.renew();
+        readers.stop();
+        let second = readers.renew();
+        assert!(!first.load(Ordering::Relaxed));
+        assert!(second.load(Ordering::Relaxed));
+        let third = readers.renew();
+        assert!(!second.load(Ordering::Relaxed));
+        drop(readers);
+        assert!(!third.load(Ordering::Relaxed));
     }
 }
