@@ -60,12 +60,14 @@ boot_qemu() {
 }
 
 # boot_uml SHARE CONSOLE: in a network of its own, where slirp4netns gives it the address that QEMU's user network would, by a tap device
-# from which the guest takes raw frames.
+# from which the guest takes raw frames. On one processor: with each page fault it changes between processes of the host, which takes
+# three times as long if they lie on two processors, one of them asleep.
 boot_uml() {
-    local share=$1 console=$2
+    local share=$1 console=$2 pin=(taskset -c $((${guest_number:-0} % $(nproc))))
+    "${pin[@]}" true 2>/dev/null || pin=()
     # shellcheck disable=SC2016,SC2046 # the script is expanded by the inner shell; each of the boot words is one
     TMPDIR=/dev/shm unshare --net --pid --fork --kill-child bash -c 'until ip link set tap0 up mtu 65520 2>/dev/null; do sleep 0.05; done
-        exec "$@"' uml "$kernel_folder/vmlinux" "mem=${VM_MEMORY:-1024}M" "initrd=$kernel_folder/initramfs" "ubd0rc=$root_image" \
+        exec "$@"' uml "${pin[@]}" "$kernel_folder/vmlinux" "mem=${VM_MEMORY:-1024}M" "initrd=$kernel_folder/initramfs" "ubd0rc=$root_image" \
         vec0:transport=raw,ifname=tap0,mtu=65520 con=null con0=null,fd:1 ashlar.image=/dev/ubda "ashlar.share=$(realpath "$share")" $(boot_words) \
         >"$console" 2>"$console.uml" </dev/null &
     guest_pid=$!
