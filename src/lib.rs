@@ -32,6 +32,7 @@ pub mod disk;
 pub mod outside;
 pub mod metrics;
 pub mod check;
+pub mod pool;
 pub mod attach;
 pub mod config;
 pub mod cli;

@@ -52,6 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("nbd", &[]),
     ("attach", &["nbd"]),
+    ("pool", &["store"]),
     ("metrics", &["nbd"]),
 ];
 

@@ -97,6 +97,8 @@ struct Shared<V: Volumes> {
     /// The only volumes that are served, and the only snapshots of other volumes; `None` is all.
     only: Option<BTreeSet<String>>,
     read_only: ReadOnlyVolumes,
+    /// The volumes of a pool that are this server's; `None` if it is in no pool, and may open every one.
+    claimed: Option<Mutex<BTreeSet<String>>>,
     slots: Mutex<HashMap<String, Slot<V::Volume>>>,
     pasts: Shelf<V::Past>,
     followed: Shelf<V::Followed>,
@@ -177,11 +179,26 @@ impl<V: Volumes> Clone for VolumeExports<V> {
 impl<V: Volumes> VolumeExports<V> {
     /// Serves the volumes named, or all if none is.
     pub fn new(volumes: V, only: &[String], read_only: ReadOnlyVolumes) -> VolumeExports<V> {
+        Self::with_claims(volumes, only, read_only, None)
+    }
+
+    /// As [`VolumeExports::new`], but only those that were claimed: the others are those of other servers of the pool.
+    pub fn of_pool(volumes: V, only: &[String], read_only: ReadOnlyVolumes) -> VolumeExports<V> {
+        Self::with_claims(volumes, only, read_only, Some(Mutex::default()))
+    }
+
+    fn with_claims(
+        volumes: V,
+        only: &[String],
+        read_only: ReadOnlyVolumes,
+        claimed: Option<Mutex<BTreeSet<String>>>,
+    ) -> VolumeExports<V> {
         let only = (!only.is_empty()).then(|| only.iter().cloned().collect());
         VolumeExports(Arc::new(Shared {
             volumes,
             only,
             read_only,
+            claimed,
             slots: Mutex::default(),
             pasts: Shelf::default(),
             followed: Shelf::default(),
@@ -215,6 +232,14 @@ impl<V: Volumes> VolumeExports<V> {
                 "volume {name} is only read by this server (serve.read_only): whoever writes it, or opens it for the moment, is asked for that"
             )));
         }
+        if self.0.claimed.as_ref().is_some_and(|claimed| !claimed.lock().contains(name)) {
+            return Err(match self.0.moved.lock().get(name) {
+                Some(Moved { to, .. }) => moved(name, to),
+                None => ExportError::Elsewhere(format!(
+                    "volume {name} is not served by this server of its pool now; `ashlar list` says which one has it"
+                )),
+            });
+        }
         let (exports, name) = (self.clone(), name.to_owned());
         match tokio::spawn(async move { exports.open_in_slot(&name).await }).await {
             Ok(result) => result,
@@ -224,6 +249,30 @@ impl<V: Volumes> VolumeExports<V> {
         }
     }
 
+    /// Opens a volume of the pool, which is this server's from now on, if it opens.
+    pub async fn claim(&self, name: &str) -> Result<(), ExportError> {
+        if let Some(claimed) = &self.0.claimed {
+            claimed.lock().insert(name.to_owned());
+        }
+        let opened = self.volume(name).await;
+        if opened.is_err() {
+            self.unclaim(name);
+        }
+        opened.map(drop)
+    }
+
+    /// A volume of the pool is not this server's any more.
+    pub fn unclaim(&self, name: &str) {
+        if let Some(claimed) = &self.0.claimed {
+            claimed.lock().remove(name);
+        }
+    }
+
+    /// The volumes of the pool that are this server's, or will be once they have opened.
+    pub fn claimed(&self) -> BTreeSet<String> {
+        self.0.claimed.as_ref().map(|claimed| claimed.lock().clone()).unwrap_or_default()
+    }
+
     async fn open_in_slot(&self, name: &str) -> Result<Arc<V::Volume>, ExportError> {
         let slot = Arc::clone(self.0.slots.lock().entry(name.to_owned()).or_default());
         let mut place = slot.lock().await;
@@ -231,7 +280,7 @@ impl<V: Volumes> VolumeExports<V> {
             return Err(ExportError::ShuttingDown);
         }
         if let Some(Moved { to, .. }) = self.0.moved.lock().get(name) {
-            return Err(ExportError::Elsewhere(format!("volume {name} moved to {to}; attach it there")));
+            return Err(moved(name, to));
         }
         if let Some(lost) = place.take_if(|volume| V::lost(volume)) {
             // It can bring nothing home any more; closing lets go of its journal. Its error has been logged when it was lost.
@@ -420,6 +469,10 @@ impl<V: Volumes> VolumeExports<V> {
 fn not_closed(problem: (String, String)) -> (String, String) {
     error!("volume {} did not close: {}", problem.0, problem.1);
     problem
+}
+
+fn moved(name: &str, to: &str) -> ExportError {
+    ExportError::Elsewhere(format!("volume {name} moved to {to}; attach it there"))
 }
 
 fn export_error(name: &str, failure: OpenFailure) -> ExportError {

@@ -26,6 +26,7 @@ mod drain;
 mod snapshot;
 mod export_name;
 mod wanted;
+mod claim;
 mod signals;
 mod create;
 mod clone;

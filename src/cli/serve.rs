@@ -54,6 +54,7 @@ Examples:
   ashlar serve db@monday           that snapshot, and nothing else
   ashlar serve db@2026-11-27T04:00 the newest that was not taken later, in UTC
   ashlar serve --replace           in place of the server that runs here, such as after an upgrade
+  ashlar serve --claim rack1       one of several servers that share the volumes of the store
   ashlar serve db --takeover       after the server that had it died with its disk")]
 pub struct Args {
     /// The volumes to serve, and snapshots of others; none means all volumes of the store [key: serve.volumes]
@@ -95,6 +96,13 @@ pub struct Args {
     #[arg(long, requires = "volumes", conflicts_with = "takeover")]
     wait: bool,
 
+    /// Share the volumes with the other servers of this pool, and take those of one that is gone [key: serve.claim]
+    ///
+    /// Each volume is served by one of the servers that run with the same POOL on the same store; clients name all of them
+    /// (`ashlar attach --server A,B`). A server that cannot write any more loses its volumes by fences, so clocks do not matter.
+    #[arg(long, value_name = "POOL", conflicts_with_all = ["takeover", "accept_loss", "drop_journal", "accept_rollback", "wait"])]
+    claim: Option<String>,
+
     /// Take the place of the server that runs on this state directory, such as one of an older version
     ///
     /// It brings everything into the store and ends; its clients' connections end, too. If it cannot within
@@ -113,6 +121,7 @@ impl Args {
             ("--listen", "serve.listen", self.listen.clone()),
             ("--socket", "serve.socket", self.socket.clone()),
             ("--read-only", "serve.read_only", self.read_only.clone()),
+            ("--claim", "serve.claim", self.claim.clone()),
         ];
         flags.into_iter().filter_map(|(name, key, value)| Some(Flag { name, key, value: value? })).collect()
     }
@@ -200,6 +209,10 @@ async fn stop(running: &Running, is_announced: bool, config: &Effective, bars: &
     running.server.shutdown().await;
     let problems = drain::close_all(&running.exports, bars).await;
     if problems.is_empty() {
+        // Who takes this one's place is the same server.
+        if let Some(claiming) = running.claiming.as_ref().filter(|_| !is_announced) {
+            claiming.leave().await;
+        }
         info!("everything is in the store");
         return Ok(());
     }

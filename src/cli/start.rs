@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::claim::{self, Claiming};
 use super::client_lines::Listening;
 use super::control::{self, Insight};
 use super::doors;
@@ -48,6 +49,8 @@ pub struct Running {
     pub leave: Arc<Notify>,
     /// What it may spend, which may change.
     pub purse: Purse,
+    /// Its part in a pool, if it is in one.
+    pub claiming: Option<Arc<Claiming>>,
 }
 
 /// How a server begins, beyond its configuration.
@@ -67,6 +70,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let wanted = Wanted::of(config)?;
     let read_only = ReadOnlyVolumes::new(&config.serve.read_only);
     wanted.check_flags(&read_only, flags, wait)?;
+    let pool = claim::pool_of(config, &wanted, &read_only)?;
     // Who only reads writes nothing: credentials that can read are enough, and nothing is tried out.
     let access = if wanted.is_only_read(&read_only) { Access::Read } else { Access::Write };
     let doors = doors::of(config).await?;
@@ -118,12 +122,17 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
             }
             continue;
         }
-        if wanted.has(&volume.meta.name) || wanted.is_all() && volumes.has_journal(volume).await {
+        if pool.is_none() && wanted.has(&volume.meta.name)
+            || (pool.is_some() || wanted.is_all()) && volumes.has_journal(volume).await
+        {
             at_once.push(volume.meta.name.to_string());
         }
     }
     let only: Vec<String> = wanted.names().iter().map(ExportName::to_string).collect();
-    let exports = VolumeExports::new(volumes, &only, read_only.clone());
+    let exports = match &pool {
+        None => VolumeExports::new(volumes, &only, read_only.clone()),
+        Some(_) => VolumeExports::of_pool(volumes, &only, read_only.clone()),
+    };
     files::make_room(config.nbd.max_connections);
     // First the addresses: a server that cannot listen must not take a volume.
     let bound = Server::open(config.nbd.clone(), doors, Arc::new(exports.clone())).await;
@@ -152,7 +161,9 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
             tokio::join!(listener.run(Arc::clone(&telling) as Arc<dyn metrics::Teller>), telling.keep_samples())
         }));
     }
-    open_at_once(&exports, &at_once, !only.is_empty(), wait).await?;
+    open_at_once(&exports, &at_once, pool.is_none() && !only.is_empty(), wait).await?;
+    let claiming =
+        pool.map(|pool| Claiming::begin(pool, Arc::clone(&store), exports.clone(), Arc::clone(&server), config));
     let shown = match show(&served, &described, &exports, &read_only).await {
         Ok(shown) => shown,
         Err(why) => {
@@ -168,7 +179,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let listening = listening(&server, tls, host_name);
     let places = Places { store: &store.url(), listening: &listening, metrics };
     let welcome = welcome(config, &places, &shown);
-    Ok(Running { server, exports, welcome, leave, purse })
+    Ok(Running { server, exports, welcome, leave, purse, claiming })
 }
 
 /// The listener for those who watch, if there is to be one.
@@ -246,7 +257,7 @@ async fn describe(volumes: &StoreVolumes, served: &[ExportName], are_all: bool) 
 /// Opens what was named, and what this server's journal holds changes of, so that those get into the store even if no
 /// client comes. `all` says that none may fail, but for one that another server has if that is waited for.
 async fn open_at_once(exports: &VolumeExports<StoreVolumes>, names: &[String], all: bool, wait: bool) -> Outcome {
-    let opened = futures::future::join_all(names.iter().map(|name| exports.volume(name))).await;
+    let opened = futures::future::join_all(names.iter().map(|name| exports.claim(name))).await;
     let refused = opened.into_iter().filter_map(Result::err);
     let (held, refused): (Vec<_>, Vec<_>) =
         refused.partition(|error| wait && matches!(error, ExportError::Elsewhere(_)));

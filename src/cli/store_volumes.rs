@@ -26,7 +26,9 @@ use crate::outside::{Clock, Random, Workers};
 use crate::space::{KeptVersion, Label};
 use crate::store::Store;
 use crate::units::Seq;
-use crate::volume::{self, Budget, OpenFlags, Outside, Past, Purse, Volume, VolumeError, VolumeName, Witness};
+use crate::volume::{
+    self, Budget, OpenFlags, Outside, Past, Purse, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+};
 
 /// Opens volumes of one store for this server.
 pub struct StoreVolumes {
@@ -41,6 +43,19 @@ pub struct StoreVolumes {
     /// two servers that were both told to take a volume would take it from each other for ever. And a client that comes
     /// back to a name comes back to the same volume, or to none: a new one of that name is not what it has mounted.
     opened: Mutex<BTreeMap<VolumeName, Uuid>>,
+    /// What the next opening of a volume may do.
+    allowed: Mutex<BTreeMap<VolumeName, OpenFlags>>,
+    /// What was in the way of volumes that did not open.
+    obstacles: Mutex<BTreeMap<VolumeName, Obstacle>>,
+}
+
+/// What is in the way of a volume, as far as a pool knows a way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Another server has it.
+    Holder(Uuid),
+    /// The journal here holds changes without which another server has moved on.
+    LeftBehind,
 }
 
 impl StoreVolumes {
@@ -75,6 +90,8 @@ impl StoreVolumes {
             flags,
             follow: config.serve.follow,
             opened: Mutex::default(),
+            allowed: Mutex::default(),
+            obstacles: Mutex::default(),
         }
     }
 
@@ -124,6 +141,21 @@ impl StoreVolumes {
         Volume::roll_back(outside, name, options, journal, self.flags, (snapshot, before)).await
     }
 
+    /// Says what the next opening of a volume may do.
+    pub fn allow_next(&self, name: &VolumeName, flags: OpenFlags) {
+        self.allowed.lock().insert(name.clone(), flags);
+    }
+
+    /// What was in the way of a volume that did not open; told once.
+    pub fn obstacle(&self, name: &VolumeName) -> Option<Obstacle> {
+        self.obstacles.lock().remove(name)
+    }
+
+    /// Who this server is.
+    pub fn server(&self) -> &ServerIdentity {
+        &self.state.server
+    }
+
     /// Opens a volume for this server.
     pub async fn open_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, VolumeError> {
         let uuid = self.describe(name).await?.meta.uuid;
@@ -136,8 +168,20 @@ impl StoreVolumes {
             )));
         }
         let flags = if before.is_none() { self.flags } else { OpenFlags::default() };
+        let flags = self.allowed.lock().remove(name).unwrap_or(flags);
         let begun = Instant::now();
-        let volume = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await?;
+        let opened = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await;
+        let volume = opened.inspect_err(|error| {
+            let obstacle = match error {
+                VolumeError::Held { holder, .. } => Obstacle::Holder(holder.server),
+                // One that has this server's own identity is a copy of it: nobody knows which of the two has moved on.
+                VolumeError::StaleJournal { holder, .. } if holder.server != self.state.server.uuid => {
+                    Obstacle::LeftBehind
+                }
+                _ => return,
+            };
+            self.obstacles.lock().insert(name.clone(), obstacle);
+        })?;
         life::opened(&volume, begun.elapsed());
         self.opened.lock().insert(name.clone(), volume.meta().uuid);
         Ok(volume)

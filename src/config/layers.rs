@@ -13,6 +13,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 use super::error::Place;
 use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
 use crate::metrics;
+use crate::pool::beat::{POOL_NAME_MAX, PoolName};
 
 /// What [`load`] reads. The environment comes in as a list, so that a test can hand in its own.
 #[derive(Debug, Default)]
@@ -66,6 +67,25 @@ pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
 /// The bounds of `serve.handoff_timeout`.
 const HANDOFF_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
+/// The bounds of `serve.claim_beat`, and the most of `serve.claim_patience`, which is three beats at least.
+const CLAIM_BEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+const CLAIM_PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
+fn check_claim(config: &Effective) -> Result<(), ConfigError> {
+    let serve = &config.serve;
+    if serve.claim.as_ref().is_some_and(|name| PoolName::new(name).is_none()) {
+        let why = format!("the name of a pool is 1 to {POOL_NAME_MAX} letters, digits, - and _");
+        return Err(config.refuse("serve.claim", why));
+    }
+    if !CLAIM_BEAT.contains(&serve.claim_beat) {
+        return Err(config.refuse("serve.claim_beat", "accepted is 1s to 5m".to_owned()));
+    }
+    if !(serve.claim_beat * 3..=CLAIM_PATIENCE_MAX).contains(&serve.claim_patience) {
+        return Err(config.refuse("serve.claim_patience", "accepted is three times serve.claim_beat, to 1h".to_owned()));
+    }
+    Ok(())
+}
+
 /// What a room says about its options as a whole.
 fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if let Err(error) = config.nbd.check() {
@@ -82,6 +102,7 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     if !HANDOFF_TIMEOUT.contains(&config.serve.handoff_timeout) {
         return Err(config.refuse("serve.handoff_timeout", "accepted is 1s to 10m".to_owned()));
     }
+    check_claim(config)?;
     if let Err((key, accepted)) = config.prices.check() {
         return Err(config.refuse(&format!("prices.{key}"), format!("accepted is {accepted}")));
     }

@@ -119,6 +119,14 @@ pub struct Serve {
     /// How long a server that is to leave, or to hand a volume over, may take to bring everything into the store.
     #[serde(with = "human::duration")]
     pub handoff_timeout: Duration,
+    /// The pool of servers that share its volumes with this one: letters, digits, `-` and `_`.
+    pub claim: Option<String>,
+    /// How often a server of a pool says that it lives, and looks who else does.
+    #[serde(with = "human::duration")]
+    pub claim_beat: Duration,
+    /// After how long without that it is taken to be gone.
+    #[serde(with = "human::duration")]
+    pub claim_patience: Duration,
 }
 
 impl Default for Serve {
@@ -133,6 +141,9 @@ impl Default for Serve {
             read_only: Vec::new(),
             follow: Duration::from_secs(1),
             handoff_timeout: Duration::from_secs(60),
+            claim: None,
+            claim_beat: Duration::from_secs(10),
+            claim_patience: Duration::from_secs(40),
         }
     }
 }

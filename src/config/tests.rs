@@ -78,11 +78,11 @@ fn a_variable_is_read_as_the_type_of_its_key() {
 fn an_unknown_key_is_refused_by_file_key_value_and_what_is_accepted() {
     assert_eq!(
         error_of("[serve]\nlisen = \"127.0.0.1:1\"\n", &[], &[]),
-        "test.toml: serve.lisen = \"127.0.0.1:1\": there is no such key; did you mean serve.listen? [serve] has follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
+        "test.toml: serve.lisen = \"127.0.0.1:1\": there is no such key; did you mean serve.listen? [serve] has claim, claim_beat, claim_patience, follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     assert_eq!(
         error_of("", &[("ASHLAR_SERVE__SOKET", "/a")], &[]),
-        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
+        "environment variable ASHLAR_SERVE__SOKET = \"/a\": there is no such key; did you mean ASHLAR_SERVE__SOCKET? [serve] has claim, claim_beat, claim_patience, follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     let at_top = error_of("listen = \"127.0.0.1:1\"\n", &[], &[]);
     assert!(
@@ -104,7 +104,7 @@ fn a_bad_value_is_refused_by_place_key_value_and_what_is_accepted() {
     assert_eq!(error_of("state = 5\n", &[], &[]), "test.toml: state = 5: accepted is a text in quotes");
     assert_eq!(
         error_of("serve = 5\n", &[], &[]),
-        "test.toml: serve = 5: serve is a section; its keys are follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
+        "test.toml: serve = 5: serve is a section; its keys are claim, claim_beat, claim_patience, follow, handoff_timeout, listen, listeners, read_only, socket, socket_mode, socket_owner, volumes"
     );
     assert_eq!(
         error_of("[serve]\nvolumes = [\"a\", 5]\n", &[], &[]),

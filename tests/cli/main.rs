@@ -18,6 +18,7 @@ mod operating;
 mod resizing;
 mod replacing;
 mod handing_over;
+mod pools;
 mod tls;
 mod top;
 mod rollback;
