@@ -31,6 +31,7 @@ pub mod store;
 pub mod disk;
 pub mod outside;
 pub mod metrics;
+pub mod memory;
 pub mod check;
 pub mod pool;
 pub mod attach;

@@ -34,6 +34,11 @@ impl Owner {
         used >= self.bytes - self.bytes / PART_MIN
     }
 
+    /// Bytes of it.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Of `bytes` bytes in one piece, of which this is the first slice that is used.
     pub fn of_piece(first: &Bytes, bytes: usize) -> Owner {
         Owner { at: first.as_ptr() as usize, bytes }
@@ -61,6 +66,11 @@ impl Part {
     /// The bytes.
     pub fn data(&self) -> &Bytes {
         &self.data
+    }
+
+    /// What it keeps alive.
+    pub fn owner(&self) -> Owner {
+        self.owner
     }
 
     /// A part of it, which keeps the same memory alive. The range lies within it.

@@ -36,6 +36,7 @@ use crate::journal;
 use crate::opening::older::{self, Older};
 use crate::opening::recover;
 use crate::opening::scan::Source;
+use crate::reading::objects::LoadedPages;
 use crate::retention::AUTOMATIC;
 use crate::space::kept::{self, Change, name_by_time};
 use crate::space::{CloneRef, KeptVersion, Label};
@@ -580,6 +581,17 @@ impl Volume {
         }
     }
 
+    /// Bytes that its map takes.
+    pub fn map_memory(&self) -> u64 {
+        self.shared.ledger().log().map.memory() as u64
+    }
+
+    /// Lets go of what its map keeps beyond its part, as when it is asked for something.
+    pub fn let_map_go(&self) {
+        let part = self.shared.doors.seat.map_memory();
+        self.shared.ledger().with_pages(LoadedPages::default(), part, |_| ());
+    }
+
     /// What clients asked of it since it was opened, by the names that operations have in metrics.
     pub fn operations(&self) -> [(&'static str, Tallied); 7] {
         let Operations { read, write, flush, trim, write_zeroes, cache, block_status } = &self.operations;
@@ -664,7 +676,11 @@ impl Device for Volume {
 
     async fn read(&self, offset: u64, len: u32) -> Result<Pieces, DeviceError> {
         self.shared.check_served()?;
-        let advice = self.ahead.lock().read(offset, u64::from(len));
+        let advice = {
+            let mut ahead = self.ahead.lock();
+            ahead.set_budget(self.shared.doors.objects.cache_memory() / AHEAD_PART);
+            ahead.read(offset, u64::from(len))
+        };
         if let Some(range) = advice.ahead {
             self.prefetcher.want(range);
         }

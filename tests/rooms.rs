@@ -13,7 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("disk", &[]),
     ("keyring", &[]),
     ("codec", &["keyring"]),
-    ("store", &[]),
+    ("store", &["memory"]),
     ("space", &["codec"]),
     ("map", &["space", "codec"]),
     ("gc", &["space"]),
@@ -40,6 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "keyring",
             "disk",
             "error",
+            "memory",
         ],
     ),
     ("upkeep", &["engine", "reading", "format", "map", "space", "codec", "store", "error"]),
@@ -54,6 +55,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("attach", &["nbd"]),
     ("pool", &["store"]),
     ("metrics", &["nbd"]),
+    ("memory", &[]),
 ];
 
 fn sources(at: &Path, into: &mut Vec<PathBuf>) {

@@ -42,15 +42,28 @@ def process(path):
     return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
 
 
+def whole(load, config, proc, most, kept, samples):
+    """What a process took of `memory`, at most, while it worked and at rest: a line, and the exit status."""
+    may, (peak, resident) = size(config["memory"]), process(proc)
+    taken = sorted(int(line) * 1024 for line in samples[len(samples) // 2 :])
+    figures = [f"{may / MIB:.0f}"]
+    for number in [peak, taken[len(taken) // 2], *([] if kept == "-" else [resident])]:
+        figures += [f"{number / MIB:.0f}", f"{100 * number / may:.0f}"]
+    print(f"{load:20}" + "".join(f" {figure:>9}" for figure in figures), flush=True)
+    sys.exit(0 if 100 * peak / may <= int(most) else 1)
+
+
 def main():
-    load, folder, proc, most, kept = sys.argv[1:]
+    load, folder, proc, most, kept, *samples = sys.argv[1:]
     read = lambda name: json.loads((pathlib.Path(folder) / name).read_text())
+    if samples:
+        whole(load, read("config"), proc, most, kept, pathlib.Path(samples[0]).read_text().split())
     may, on_purpose, (peak, resident) = sum(bounds(read("config")).values()), held(read("status")), process(proc)
     shares = [100 * peak / may, 100 * resident / on_purpose]
     figures = [f"{may / MIB:.0f}", f"{peak / MIB:.0f}", f"{shares[0]:.0f}"]
     # "-": it is not at rest.
     figures += ["-"] * 3 if kept == "-" else [f"{on_purpose / MIB:.0f}", f"{resident / MIB:.0f}", f"{shares[1]:.0f}"]
-    print("{:14} {:>9} {:>9} {:>8} {:>9} {:>9} {:>8}".format(load, *figures), flush=True)
+    print(f"{load:20}" + "".join(f" {figure:>9}" for figure in figures), flush=True)
     sys.exit(0 if shares[0] <= int(most) and (kept == "-" or shares[1] <= int(kept)) else 1)
 
 

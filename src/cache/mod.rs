@@ -24,10 +24,12 @@ use crate::part::Part;
 use crate::units::FrameAddr;
 
 use disk::DiskTier;
+use sharing::Sharing;
 
 pub mod disk;
 pub mod flight;
 pub mod readahead;
+mod sharing;
 
 /// Options of the block cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,9 @@ impl Options {
 #[derive(Debug)]
 pub struct BlockCache {
     memory: Cache<(Uuid, FrameAddr), Arc<Frame>, ByLength, Hashing>,
+    /// What `memory` may take.
+    size: AtomicU64,
+    sharing: Arc<Sharing>,
     hits: AtomicU64,
     misses: AtomicU64,
     disk: Option<DiskTier>,
@@ -86,6 +91,9 @@ pub struct Status {
 /// fetched ahead have until they are read: see `docs/decisions/0002-block-cache.md` for what it costs.
 const AGAIN_SHARE: f64 = 0.7;
 
+/// Bytes of each of the parts of the memory that have a lock of their own, at least.
+const SHARD_LEAST: u64 = 512 << 10;
+
 /// Without a random key, so that one seed replays one run (rule R14); no client chooses what is hashed.
 type Hashing = BuildHasherDefault<DefaultHasher>;
 
@@ -108,7 +116,15 @@ struct Frame {
     /// It was fetched ahead, and nobody has read it yet.
     unread: AtomicBool,
     /// It keeps the memory of those that came with it.
-    shares: bool,
+    shares: Option<Arc<Sharing>>,
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if let Some(sharing) = &self.shares {
+            sharing.went(&self.part);
+        }
+    }
 }
 
 /// What is to be kept in memory of a frame.
@@ -149,17 +165,35 @@ impl BlockCache {
 
     /// A cache of so many bytes of memory, with a tier below it or without.
     pub fn new(memory: u64, disk: Option<DiskTier>) -> BlockCache {
+        BlockCache::elastic(memory, memory, disk)
+    }
+
+    /// The same, of which it will have `least` at least if that changes ([`BlockCache::resize`]).
+    pub fn elastic(memory: u64, least: u64, disk: Option<DiskTier>) -> BlockCache {
+        let size = AtomicU64::new(memory);
         let typical_entry = 16 << 10;
         let entries = (memory / typical_entry).max(16) as usize;
         let mut options = OptionsBuilder::new();
         options.estimated_items_capacity(entries).weight_capacity(memory).hot_allocation(AGAIN_SHARE);
+        if least < memory {
+            // A frame must fit into its shard, also when there is little.
+            let most = 4 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            options.shards((least / SHARD_LEAST).clamp(1, most as u64) as usize);
+        }
         let (hashing, lifecycle) = (Hashing::default(), DefaultLifecycle::default());
         let memory = match options.build() {
             Ok(options) => Cache::with_options(options, ByLength, hashing, lifecycle),
             // Only for want of a capacity.
             Err(_) => Cache::with(entries, memory, ByLength, hashing, lifecycle),
         };
-        BlockCache { memory, hits: AtomicU64::new(0), misses: AtomicU64::new(0), disk }
+        BlockCache { memory, size, sharing: Arc::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0), disk }
+    }
+
+    /// From now on it may take so many bytes; what is beyond that leaves at once.
+    pub fn resize(&self, memory: u64) {
+        if self.size.swap(memory, Ordering::Relaxed) != memory {
+            self.memory.set_capacity(memory);
+        }
     }
 
     /// The opened frame, if it is in memory.
@@ -177,7 +211,7 @@ impl BlockCache {
                 (found, again)
             }
         };
-        if again && found.shares {
+        if again && found.shares.is_some() {
             // In the place of the other one.
             let data = Bytes::copy_from_slice(found.part.data());
             self.insert(volume, frame, Content::Own(data.clone()), purpose);
@@ -189,8 +223,12 @@ impl BlockCache {
     /// Keeps an opened frame in memory, and lets others go for it.
     pub fn insert(&self, volume: Uuid, frame: FrameAddr, content: Content, purpose: Purpose) {
         let unread = AtomicBool::new(purpose == Purpose::Ahead);
-        let shares = matches!(content, Content::Shared(_));
-        self.memory.insert((volume, frame), Arc::new(Frame { part: content.into_part(), unread, shares }));
+        let shares = matches!(content, Content::Shared(_)).then(|| Arc::clone(&self.sharing));
+        let part = content.into_part();
+        if let Some(sharing) = &shares {
+            sharing.came(&part);
+        }
+        self.memory.insert((volume, frame), Arc::new(Frame { part, unread, shares }));
     }
 
     /// Counts what somebody read, and was in memory or was not. What is looked for ahead counts for nothing.
@@ -213,14 +251,24 @@ impl BlockCache {
 
     /// Bytes that it may take in memory.
     pub fn memory_size(&self) -> u64 {
-        self.memory.capacity()
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that it takes in memory.
+    pub fn memory_used(&self) -> u64 {
+        self.memory.weight()
+    }
+
+    /// Bytes that it keeps alive beside that: of memory that frames share of which some have gone.
+    pub fn memory_beside(&self) -> u64 {
+        self.sharing.beside()
     }
 
     /// What it is doing.
     pub fn status(&self) -> Status {
         Status {
             memory_size: self.memory_size(),
-            memory_used: self.memory.weight(),
+            memory_used: self.memory_used(),
             memory_hits: self.hits.load(Ordering::Relaxed),
             memory_misses: self.misses.load(Ordering::Relaxed),
             disk: self.disk.as_ref().map(DiskTier::status),
@@ -271,6 +319,7 @@ mod tests {
                 cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
                 cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
             }
+            assert_eq!(cache.memory_beside(), 0);
             whole = whole.try_into_mut().map(|whole| whole.freeze()).expect("nobody else keeps it");
             assert_eq!(whole.as_ptr(), place);
         }
@@ -285,12 +334,38 @@ mod tests {
         }
     }
 
+    /// Frames `range` of [`FRAME_BYTES`], each read twice so that it stays as long as it can.
+    fn fill(cache: &BlockCache, range: std::ops::Range<usize>) {
+        for no in range {
+            cache.insert(VOLUME, frame(no), Content::Own(Bytes::from(vec![0; FRAME_BYTES])), Purpose::Read);
+            cache.get(VOLUME, frame(no), Purpose::Read).unwrap();
+        }
+    }
+
+    #[test]
+    fn it_shrinks_at_once_keeps_what_is_read_again_and_grows_again() {
+        const LEAST: u64 = 2 << 20;
+        let cache = BlockCache::elastic(32 << 20, LEAST, None);
+        fill(&cache, 0..2000);
+        assert!(cache.status().memory_used > 30 << 20);
+        for (size, more) in [(16 << 20, 2000..2100), (LEAST, 2100..2200), (24 << 20, 2200..4000)] {
+            cache.resize(size);
+            let status = cache.status();
+            assert!(status.memory_size == size && status.memory_used <= size, "{status:?}");
+            let last = more.end - 1;
+            fill(&cache, more);
+            let used = cache.status().memory_used;
+            assert!(used <= size && used > size / 2, "{used} of {size}");
+            assert!(cache.get(VOLUME, frame(last), Purpose::Read).is_some());
+        }
+    }
+
     #[test]
     fn shared_memory_goes_with_the_frames_that_came_in_it() {
         const MEMORY: u64 = 64 << 20;
         let cache = BlockCache::in_memory(MEMORY);
         let alive = Arc::new(());
-        let mut most = 0;
+        let (mut most, mut beside) = (0, 0);
         for group in 0..1000u32 {
             // The count of this is that of the groups in memory.
             struct Group {
@@ -309,8 +384,13 @@ mod tests {
                 cache.insert(VOLUME, frame, Content::Shared(part), Purpose::Ahead);
             }
             drop(whole);
-            most = most.max(Arc::strong_count(&alive) - 1);
+            let held = Arc::strong_count(&alive) - 1;
+            most = most.max(held);
+            let frames = cache.status().memory_used - ENTRY_OVERHEAD * cache.memory.len() as u64;
+            assert_eq!(cache.memory_beside(), (held * 16 * 4096) as u64 - frames);
+            beside = beside.max(cache.memory_beside());
         }
+        assert!(beside > 0);
         let held = (most * 16 * 4096) as u64;
         assert!(held <= MEMORY + MEMORY / 4, "{held} bytes are held for {MEMORY}");
     }

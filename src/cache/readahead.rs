@@ -69,6 +69,11 @@ impl ReadAhead {
         self.size = size;
     }
 
+    /// All streams together may be ahead by so many bytes from now on.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.budget = bytes;
+    }
+
     /// Takes note of a read.
     pub fn read(&mut self, offset: u64, len: u64) -> Advice {
         if self.window_max == 0 || self.budget == 0 || len == 0 {

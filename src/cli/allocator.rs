@@ -63,7 +63,8 @@ fn processor_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-fn give_back() {
+/// Gives back to the system what was freed, now. It walks through all that is free, and nobody can allocate meanwhile in the part where it is.
+pub fn give_back() {
     #[cfg(target_env = "gnu")]
     {
         // It takes a number and touches only what is free.

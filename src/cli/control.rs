@@ -153,6 +153,8 @@ pub type Evicted = Vec<String>;
 
 /// What a server knows of itself, to answer from.
 pub struct Insight {
+    /// Bytes that the process may take.
+    pub memory: u64,
     /// Its store.
     pub store: String,
     /// What fails there.

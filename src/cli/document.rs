@@ -14,6 +14,7 @@ use super::logging::{self, LogStatus};
 use super::schedule::{ScheduleStatus, SoFar};
 use super::trouble::StoreTrouble;
 use crate::cache;
+use crate::memory::machine;
 use crate::nbd::ClientInfo;
 use crate::store::health::Trouble;
 use crate::store::meter::{Meter, Outcomes};
@@ -59,6 +60,9 @@ pub struct ServerStatus {
     /// What it holds in memory of what it may, by bound.
     #[serde(default)]
     pub memory: Vec<MemoryBound>,
+    /// What all of it takes.
+    #[serde(default)]
+    pub memory_total: MemoryTotal,
     /// The clients that are attached, by volume.
     pub clients: Vec<ClientStatus>,
     /// The volumes that are to be served, by name; none, if that is whatever the store has.
@@ -116,6 +120,15 @@ pub struct MemoryBound {
     /// Bytes that are held.
     pub used: u64,
     /// Bytes that may be.
+    pub bound: u64,
+}
+
+/// The memory of the whole process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryTotal {
+    /// Bytes that it takes: what is resident, with what nobody counts.
+    pub resident: u64,
+    /// Bytes that it may take: `memory` of the configuration.
     pub bound: u64,
 }
 
@@ -253,6 +266,7 @@ impl Insight {
             budget: self.budget.purse().left(Instant::now()),
             log: logging::status(),
             memory: self.memory(&volumes),
+            memory_total: MemoryTotal { resident: machine::resident().unwrap_or_default(), bound: self.memory },
             cache: self.cache.status(),
             moved: self.exports.moved().into_iter().map(|(volume, to)| Moved { volume, to }).collect(),
             clients,
@@ -474,6 +488,7 @@ pub mod example {
             log: LogStatus { lines_dropped: 0, lines_held_back: 0 },
             cache: cache::Status { memory_size: 1, memory_used: 0, memory_hits: 0, memory_misses: 0, disk: Some(disk) },
             memory: vec![MemoryBound { key: word(), used: 0, bound: 1 }],
+            memory_total: MemoryTotal { resident: 1, bound: 2 },
             clients: vec![client],
             named: vec![word()],
             volumes: vec![volume],

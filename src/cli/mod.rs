@@ -12,12 +12,14 @@ use indicatif::MultiProgress;
 use tokio::runtime::{self, Runtime};
 
 use crate::config::{self, Effective, Flag, Inputs};
+use crate::memory::Machine;
 
 mod serve;
 mod start;
 mod replace;
 mod exports;
 mod store_volumes;
+mod keeping;
 mod life;
 mod client_lines;
 mod attach;
@@ -275,5 +277,5 @@ fn runtime() -> Result<Runtime, Failure> {
 
 fn effective(file: Option<PathBuf>, flags: Vec<Flag>) -> Result<Effective, Failure> {
     let environment = std::env::vars_os().collect();
-    Ok(config::load(Inputs { file, environment, flags })?)
+    Ok(config::load(Inputs { file, environment, flags, machine: Machine::look() })?)
 }

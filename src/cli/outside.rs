@@ -165,16 +165,16 @@ pub fn cache_directory(config: &Config) -> PathBuf {
 /// The cache that the configuration describes. A directory that cannot be had is no reason not to serve: then the tier
 /// is off, and says so.
 pub async fn open_cache(config: &Effective) -> Cache {
-    let options = &config.cache;
+    let (options, least) = (&config.cache, config.division().cache_least());
     if options.disk.size == 0 {
-        return Cache::in_memory(config);
+        return Cache { blocks: Arc::new(BlockCache::elastic(options.memory, least, None)), _lock: None };
     }
     let disk = cache_disk(config);
     let (tier, lock) = match disk.lock().await {
         Ok(lock) => (DiskTier::start(Arc::new(disk), options.disk.size), Some(lock)),
         Err(error) => (DiskTier::unusable(&disk.path(), options.disk.size, &error.to_string()), None),
     };
-    Cache { blocks: Arc::new(BlockCache::new(options.memory, Some(tier))), _lock: lock }
+    Cache { blocks: Arc::new(BlockCache::elastic(options.memory, least, Some(tier))), _lock: lock }
 }
 
 /// The directory of the disk cache in the state directory.

@@ -69,6 +69,10 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<String>,
 
+    /// Memory that the server may take in all, such as 1GiB, or "auto" [key: memory]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+
     /// Only read these volumes, or all if none is named: they are not taken, and what the newest checkpoint of their writer holds is served
     /// [key: serve.read_only]
     #[arg(long, value_name = "VOLUME,…", num_args = 0..=1, require_equals = true, default_missing_value = ALL)]
@@ -120,6 +124,7 @@ impl Args {
             ("VOLUME", "serve.volumes", volumes),
             ("--listen", "serve.listen", self.listen.clone()),
             ("--socket", "serve.socket", self.socket.clone()),
+            ("--memory", "memory", self.memory.clone()),
             ("--read-only", "serve.read_only", self.read_only.clone()),
             ("--claim", "serve.claim", self.claim.clone()),
         ];

@@ -23,7 +23,7 @@ use crate::volume::{self, Settings, VolumeName};
 /// rewrites it.
 ///
 /// KEY=VALUE is a setting of the configuration that this volume has for itself, whoever serves it: durability, segment_size, segment_size_max,
-/// writeback_delay, checkpoint_bytes, checkpoint_interval, max_snapshots, gc.* but gc.batch, and budget.volume.*. It beats the server's
+/// writeback_delay, checkpoint_bytes, checkpoint_interval, max_snapshots, gc.* but gc.batch and gc.rounds, and budget.volume.*. It beats the server's
 /// configuration, be it stronger or weaker; --unset leaves it to the server again. Durability and the size of segments take effect when the
 /// volume is opened next, all else at once. `ashlar info` shows them.
 ///

@@ -20,6 +20,7 @@ use super::export_name::ExportName;
 use super::exports::{ReadOnlyVolumes, VolumeExports};
 use super::failure::{Failure, Outcome};
 use super::files;
+use super::keeping;
 use super::outside::{self, State};
 use super::replace;
 use super::secrets;
@@ -29,6 +30,8 @@ use super::wanted::{self, Wanted};
 use crate::config::Effective;
 use crate::device::{Device, ExportError};
 use crate::human::exact_bytes;
+use crate::memory::Balance;
+use crate::memory::keeper::keep;
 use crate::metrics;
 use crate::nbd::{ListenAddr, Server, TlsMode};
 use crate::opening::description::Description;
@@ -140,7 +143,9 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let watched = listen_for_metrics(config).await?;
     let metrics = watched.as_ref().map(metrics::Listener::url).transpose().map_err(Failure::failed)?;
     let (leave, clock) = (Arc::new(Notify::new()), outside::real().0);
+    let division = config.division();
     let insight = Arc::new(Insight {
+        memory: division.memory,
         store: store.url(),
         health,
         meter,
@@ -154,6 +159,9 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         clock,
         leave: Arc::clone(&leave),
     });
+    insight.buffers.tell(insight.budget.pressure());
+    let keeper = keeping::Server(Arc::clone(&insight));
+    drop(tokio::spawn(keep(keeper, Balance::new(division.bounds()), insight.budget.pressure().clone())));
     if let Some(listener) = watched {
         // Also while volumes are opened, which may take long.
         let telling = Arc::new(Telling::new(Arc::clone(&insight), config.metrics.history));
@@ -171,6 +179,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
             return Err(why);
         }
     };
+    info!("{}", division.line());
     match control::listen(&config.state) {
         Ok(listener) => drop(tokio::spawn(control::serve(listener, insight))),
         Err(error) => warn!("`ashlar status` will not work: {}: {error}", control::path(&config.state).display()),

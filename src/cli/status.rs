@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::control;
-use super::document::{ClientStatus, EndedVolume, ServerStatus, UnopenedVolume, VolumeStatus};
+use super::document::{ClientStatus, EndedVolume, MemoryTotal, ServerStatus, UnopenedVolume, VolumeStatus};
 use super::failure::{Failure, Outcome};
 use super::{output, runtime};
 use crate::cache;
@@ -91,6 +91,7 @@ fn head(status: &ServerStatus) -> String {
     let mut lines = vec![format!("server {} on {}", status.pid, status.store)];
     lines.extend(status.store_trouble.as_ref().map(|trouble| trouble.sentence.clone()));
     lines.extend(status.budget.iter().map(told));
+    lines.extend(describe_memory(&status.memory_total));
     lines.push(describe_cache(&status.cache));
     lines.extend(status.moved.iter().map(|moved| format!("volume {} moved to {}", moved.volume, moved.to)));
     if status.log.lines_dropped > 0 {
@@ -111,6 +112,11 @@ fn describe_clients(clients: &[ClientStatus]) -> String {
         ]
     };
     output::table(&["CLIENT", "VOLUME", "SINCE", "REQUESTS", "IN FLIGHT"], clients.iter().map(row))
+}
+
+/// None of a server that does not say it.
+fn describe_memory(MemoryTotal { resident, bound }: &MemoryTotal) -> Option<String> {
+    (*bound > 0).then(|| format!("memory {} of {}", about_bytes(*resident), about_bytes(*bound)))
 }
 
 fn describe_cache(cache: &cache::Status) -> String {

@@ -11,7 +11,9 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::error::Place;
-use super::{Config, ConfigError, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
+use super::show::Origin;
+use super::{Config, ConfigError, Division, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
+use crate::memory::Machine;
 use crate::metrics;
 use crate::pool::beat::{POOL_NAME_MAX, PoolName};
 
@@ -24,6 +26,8 @@ pub struct Inputs {
     pub environment: Vec<(OsString, OsString)>,
     /// The flags that were given.
     pub flags: Vec<Flag>,
+    /// How much memory there is.
+    pub machine: Machine,
 }
 
 /// The figment source of a value that a variable set; the layer's name is the variable's.
@@ -58,9 +62,14 @@ pub fn load(inputs: Inputs) -> Result<Effective, ConfigError> {
         let path: Vec<&str> = flag.key.split('.').collect();
         figment = figment.merge(Layer::of_text(FLAG, flag.name, &path, &flag.value, &known));
     }
-    let config = figment.extract().map_err(|error| ConfigError::of_value(&figment, &error))?;
-    let effective = Effective::new(config, figment);
+    let mut config: Config = figment.extract().map_err(|error| ConfigError::of_value(&figment, &error))?;
+    let is_set = |key: &str| Origin::of(&figment, key) != Origin::Default;
+    let division = Division::of(&mut config, is_set, inputs.machine);
+    let effective = Effective::new(config, figment, division);
     check_bounds(&effective)?;
+    if let Some(why) = effective.division().fault(&effective) {
+        return Err(effective.refuse("memory", why));
+    }
     Ok(effective)
 }
 

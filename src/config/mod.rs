@@ -8,6 +8,7 @@
 //!   separated by commas.
 //! - An unknown key, or a value that is not accepted, is an error that names where it was written, the key, the value
 //!   and what is accepted ([`ConfigError`]).
+//! - What holds of the server's memory follows from `memory`, unless it is set by itself ([`Division`]).
 //! - Sizes and durations are in human units in every layer ([`crate::human`]).
 //!
 //! `config/default.toml` is this module's reference for users; a test holds it equal to [`Config::default`], key by key.
@@ -29,12 +30,14 @@ mod layers;
 mod listener;
 mod show;
 mod change;
+mod memory;
 
 pub use change::Change;
 pub use endpoint::{Listen, Socket};
 pub use error::ConfigError;
 pub use layers::{Flag, Inputs, load};
 pub use listener::{Listener, Mode, Owner, Place};
+pub use memory::{Division, Memory};
 pub use show::{Effective, Origin};
 
 /// The configuration file that is read if it exists and `--config` names no other.
@@ -52,6 +55,8 @@ pub const TEST_PREFIX: &str = "ASHLAR_TEST_";
 pub struct Config {
     /// The directory for what this server keeps on its own disk: its identity and the journals.
     pub state: PathBuf,
+    /// How much memory the server may take. Bounds that are not set by themselves follow from it.
+    pub memory: Memory,
     /// Where the volumes live, and how the store is used.
     pub store: StoreOptions,
     /// What the store bills.
@@ -80,6 +85,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             state: "./ashlar-state".into(),
+            memory: Memory::Auto,
             store: StoreOptions::default(),
             prices: PriceOptions::default(),
             budget: purse::Options::default(),

@@ -8,23 +8,29 @@ use figment::{Figment, Source};
 
 use super::error::Place;
 use super::layers::{FLAG, VARIABLE};
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Division};
 
 /// The configuration, and where each value came from.
 #[derive(Debug)]
 pub struct Effective {
     config: Config,
     layers: Figment,
+    division: Division,
 }
 
 impl Effective {
-    pub(super) fn new(config: Config, layers: Figment) -> Effective {
-        Effective { config, layers }
+    pub(super) fn new(config: Config, layers: Figment, division: Division) -> Effective {
+        Effective { config, layers, division }
     }
 
     /// An error that says that the value of `key` cannot be, and where it was written.
     pub fn refuse(&self, key: &str, reason: impl Into<String>) -> ConfigError {
         ConfigError::refused(&self.layers, key, reason)
+    }
+
+    /// How memory is divided.
+    pub fn division(&self) -> &Division {
+        &self.division
     }
 
     /// Where the value of a key was written.
@@ -47,7 +53,8 @@ impl Effective {
         leaves(&self.tree())
     }
 
-    /// As a TOML document; each line says in a comment where its value came from, unless it is the default.
+    /// As a TOML document; each line says in a comment where its value came from, unless it is the default, or of
+    /// what it follows.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         self.write_section(&mut text, &self.tree(), "");
@@ -79,7 +86,7 @@ impl Effective {
         for (key, value) in dict.iter().filter(|(_, value)| value.as_dict().is_none()) {
             let path = join(section, key);
             let origin = match Origin::of(&self.layers, &path) {
-                Origin::Default => String::new(),
+                Origin::Default => self.division.note(&path).map_or_else(String::new, |note| format!("  # {note}")),
                 origin => format!("  # {origin}"),
             };
             // Writing to a String does not fail.

@@ -5,6 +5,10 @@ use figment::value::Value;
 use super::layers::known_keys;
 use super::show::leaves;
 use super::*;
+use crate::memory::Machine;
+
+/// What the machine of these tests has.
+const MACHINE: u64 = 24 << 30;
 
 const REFERENCE: &str = include_str!("../../config/default.toml");
 
@@ -21,6 +25,7 @@ fn load_from(
         file: Some(file.clone()),
         environment: variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect(),
         flags: flags.iter().map(|(name, key, value)| Flag { name, key, value: (*value).to_owned() }).collect(),
+        machine: Machine { host: Some(MACHINE), group: None },
     };
     load(inputs).map_err(|error| error.to_string().replace(&file.display().to_string(), "test.toml"))
 }
@@ -32,17 +37,32 @@ fn error_of(toml: &str, variables: &[(&str, &str)], flags: &[(&'static str, &'st
 #[test]
 fn the_reference_file_equals_the_defaults() {
     let effective = load_from(REFERENCE, &[], &[]).unwrap();
-    assert_eq!(*effective, Config::default());
+    assert_eq!(*effective, *load_from("", &[], &[]).unwrap());
+    let set = effective.leaves().into_iter().filter(|(key, _)| effective.origin(key) != Origin::Default);
+    let (written, default) = (set.map(|(key, _)| key), Config::default());
+    let default = Value::serialize(default).unwrap().into_dict().unwrap();
+    for key in written.filter(|key| key != "memory") {
+        let value = |dict: &figment::value::Dict| leaves(dict).into_iter().find(|(at, _)| *at == key);
+        let now = Value::serialize(&*effective).unwrap().into_dict().unwrap();
+        assert_eq!(value(&now), value(&default), "what is written is the default");
+    }
 }
 
 #[test]
 fn the_reference_file_has_every_key() {
     let written: toml::Table = REFERENCE.parse().unwrap();
+    let nothing = load_from("", &[], &[]).unwrap();
+    let follows = nothing.division();
     for (key, value) in leaves(&known_keys().unwrap()) {
         let found = key.split('.').try_fold(toml::Value::Table(written.clone()), |at, part| at.get(part).cloned());
         let last = key.rsplit('.').next().unwrap();
         match value {
             Value::Empty(..) => {
+                assert!(REFERENCE.contains(&format!("\n# {last} = ")), "{key} is not in config/default.toml")
+            }
+            // What follows from `memory` is not set by default.
+            _ if follows.note(&key).is_some() && key != "memory" => {
+                assert!(found.is_none(), "{key} is set in config/default.toml");
                 assert!(REFERENCE.contains(&format!("\n# {last} = ")), "{key} is not in config/default.toml")
             }
             _ => assert!(found.is_some(), "{key} is not in config/default.toml"),
@@ -226,4 +246,169 @@ fn a_bad_listener_or_rule_is_refused_by_its_number_and_with_what_is_accepted() {
         let said = error_of(toml, &[], &[]);
         assert!(said.starts_with("test.toml: ") && said.contains(why), "{said}\nwithout\n{why}");
     }
+}
+
+/// What `toml` says on a machine with so many MiB.
+fn on(mib: u64, toml: &str) -> Result<Effective, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("test.toml");
+    std::fs::write(&file, toml).unwrap();
+    let machine = Machine { host: (mib > 0).then_some(mib << 20), group: None };
+    let loaded = load(Inputs { file: Some(file.clone()), machine, ..Inputs::default() });
+    loaded.map_err(|error| error.to_string().replace(&file.display().to_string(), "test.toml"))
+}
+
+/// The line at the start, without its first word.
+fn line(mib: u64, toml: &str) -> String {
+    on(mib, toml).unwrap().division().line().strip_prefix("memory: ").unwrap().to_owned()
+}
+
+#[test]
+fn memory_that_is_not_set_is_a_part_of_what_there_is() {
+    assert_eq!(
+        line(24 << 10, ""),
+        "4 GiB, a quarter of the 24.0 GiB of the machine, but no more: requests 512 MiB, dirty bytes 1 GiB, uploads 512 MiB, collection 280 MiB, \
+         map 640 MiB or more, buffers 64 MiB, cache 296 MiB or more"
+    );
+    assert_eq!(
+        line(4 << 10, ""),
+        "1 GiB, a quarter of the 4.0 GiB of the machine: requests 128 MiB, dirty bytes 256 MiB, uploads 128 MiB, collection 80 MiB, \
+         map 160 MiB or more, buffers 16 MiB, cache 64 MiB or more"
+    );
+    assert!(line(1 << 10, "").starts_with("256 MiB, a quarter of the 1.0 GiB of the machine: requests 32 MiB,"));
+    assert!(
+        line(512, "").contains(
+            " MiB, the least that a server works with, as a quarter of the 512.0 MiB of the machine is less: "
+        )
+    );
+    assert!(line(0, "").starts_with("1 GiB, as it cannot be found out how much there is: "));
+    let group = Machine { host: Some(24 << 30), group: Some(2 << 30) };
+    let grouped = load(Inputs { machine: group, ..Inputs::default() }).unwrap();
+    assert!(grouped.division().line().starts_with("memory: 512 MiB, a quarter of the 2.0 GiB of the control group: "));
+}
+
+#[test]
+fn memory_is_set_as_any_other_key() {
+    assert!(line(24 << 10, "memory = \"1GiB\"\n").starts_with("1 GiB: requests 128 MiB,"));
+    for written in ["memory = 1073741824\n", "memory = \" 1 GiB \"\n"] {
+        assert_eq!(on(8, written).unwrap().memory, Memory::Bytes(1 << 30));
+    }
+    let by_variable = load_from("", &[("ASHLAR_MEMORY", "512M")], &[("--memory", "memory", "2G")]).unwrap();
+    assert_eq!((by_variable.memory, by_variable.volume.total_dirty_bytes), (Memory::Bytes(2 << 30), 512 << 20));
+    assert_eq!(load_from("", &[("ASHLAR_MEMORY", "auto")], &[]).unwrap().memory, Memory::Bytes(4 << 30));
+    for (written, why) in [
+        (
+            "\"much\"",
+            "\"much\" is not a size; accepted is a number with a unit, such as 4096, 64KiB, 8MiB, 10G or 1.5T (K, M, G, T count in 1024), or auto",
+        ),
+        ("true", "accepted is auto, or a size such as 512MiB or 4GiB"),
+        ("-5", "accepted is auto, or a size such as 512MiB or 4GiB"),
+    ] {
+        assert_eq!(
+            on(8, &format!("memory = {written}\n")).unwrap_err(),
+            format!("test.toml: memory = {written}: {why}")
+        );
+    }
+}
+
+#[test]
+fn what_is_set_by_itself_stays_and_is_taken_off_what_is_divided() {
+    let set = on(24 << 10, "memory = \"1GiB\"\n[cache]\nmemory = \"512MiB\"\n[volume]\ntotal_map_memory = \"64MiB\"\n")
+        .unwrap();
+    assert_eq!((set.cache.memory, set.volume.total_map_memory), (512 << 20, 64 << 20));
+    let bounds = set.division().bounds();
+    assert_eq!((bounds.cache, bounds.map), (512 << 20..=512 << 20, 64 << 20..=64 << 20));
+    // 448 MiB are left for 50 of 64 parts.
+    assert_eq!((set.nbd.total_bytes_in_flight, set.volume.total_dirty_bytes), (69 << 20, 139 << 20));
+    // More of one part is less of each other one, where it is known how much there is.
+    let more = |toml: &str| on(24 << 10, toml).unwrap().volume.total_upload_bytes >> 20;
+    assert_eq!(more("memory = \"1GiB\"\n[cache]\nmemory = \"512MiB\"\n"), 66);
+    // And comes on top where it is not.
+    assert_eq!(more("[cache]\nmemory = \"8GiB\"\n"), 512);
+    assert_eq!(
+        line(24 << 10, "[cache]\nmemory = \"8GiB\"\n"),
+        "11.75 GiB, 4 GiB (a quarter of the 24.0 GiB of the machine, but no more) and what is set by itself: requests 512 MiB, dirty bytes 1 GiB, \
+         uploads 512 MiB, collection 280 MiB, map 640 MiB or more, buffers 64 MiB, cache 8 GiB as set"
+            .replace("11.75 GiB", "12032 MiB")
+    );
+}
+
+#[test]
+fn what_one_volume_may_have_follows_unless_it_is_set() {
+    let of = |toml: &str| {
+        let volume = on(24 << 10, toml).unwrap().volume.clone();
+        (volume.dirty_bytes >> 20, volume.total_dirty_bytes >> 20)
+    };
+    assert_eq!(of(""), (256, 1024));
+    assert_eq!(of("memory = \"1GiB\"\n"), (192, 256));
+    assert_eq!(of("memory = \"256MiB\"\n"), (36, 49));
+    assert_eq!(of("[volume]\ntotal_dirty_bytes = \"128MiB\"\n"), (96, 128));
+    assert_eq!(of("memory = \"1GiB\"\n[volume]\ndirty_bytes = \"400MiB\"\n"), (400, 400));
+    assert_eq!(of("[volume]\ndirty_bytes = \"3GiB\"\n"), (3072, 3072));
+    let rounds = |toml: &str| {
+        let gc = on(24 << 10, toml).unwrap().volume.gc.clone();
+        (gc.rounds, gc.batch >> 20)
+    };
+    assert_eq!(rounds(""), (2, 36));
+    assert_eq!(rounds("memory = \"1GiB\"\n"), (1, 16));
+    assert_eq!(rounds("memory = \"256MiB\"\n"), (1, 8));
+    assert_eq!(rounds("memory = \"1GiB\"\n[volume.gc]\nbatch = \"4MiB\"\n"), (2, 4));
+    assert_eq!(rounds("memory = \"1GiB\"\n[volume.gc]\nrounds = 3\n"), (3, 8));
+}
+
+#[test]
+fn what_cannot_be_together_is_refused_with_names_values_and_the_least_that_works() {
+    let least = "a server works with 217 MiB at least: set memory to 217 MiB or more, leave it out, or lower";
+    assert_eq!(
+        on(8, "memory = \"100MiB\"\n").unwrap_err(),
+        format!("test.toml: memory = \"100MiB\": {least} nbd.max_payload, volume.segment_size or cache.disk.size")
+    );
+    assert!(on(8, "memory = \"217MiB\"\n").is_ok());
+    assert!(on(8, "memory = \"64MiB\"\n[volume]\nsegment_size = \"64KiB\"\n[nbd]\nmax_payload = \"1MiB\"\n").is_err());
+    assert!(on(8, "memory = \"68MiB\"\n[volume]\nsegment_size = \"64KiB\"\n[nbd]\nmax_payload = \"1MiB\"\n").is_ok());
+    assert_eq!(
+        on(24 << 10, "memory = \"1GiB\"\n[cache]\nmemory = \"512MiB\"\n[volume]\ntotal_dirty_bytes = \"512MiB\"\n")
+            .unwrap_err(),
+        "test.toml: memory = \"1GiB\": with volume.total_dirty_bytes = 512 MiB, cache.memory = 512 MiB, a server works with 1201 MiB at least: set memory to \
+         1201 MiB or more, leave it out, or lower those"
+    );
+    // What is wrong by itself is told first.
+    assert!(
+        on(8, "memory = \"1GiB\"\n[volume]\nsegment_size = \"5GiB\"\n")
+            .unwrap_err()
+            .starts_with("test.toml: volume.segment_size = \"5GiB\": accepted is")
+    );
+}
+
+#[test]
+fn whatever_the_machine_has_a_server_that_is_told_nothing_starts() {
+    for mib in [1, 64, 300, 512, 1 << 10, 2 << 10, 16 << 10, 1 << 20, 1 << 30] {
+        let config = on(mib, "").unwrap();
+        let Memory::Bytes(memory) = config.memory else { panic!("it is known") };
+        assert!((217 << 20..=4 << 30).contains(&memory), "{memory}");
+        let parts: u64 = config.division().parts.iter().sum();
+        assert!(parts <= memory, "{parts} of {memory}");
+    }
+}
+
+#[test]
+fn what_follows_from_memory_is_shown_as_that_and_reads_back() {
+    let effective = load_from("", &[("ASHLAR_MEMORY", "1GiB"), ("ASHLAR_STORE__IDLE_BUFFERS", "0")], &[]).unwrap();
+    let shown = effective.to_toml();
+    for line in [
+        "memory = \"1 GiB\"  # ASHLAR_MEMORY",
+        "idle_buffers = \"0 B\"  # ASHLAR_STORE__IDLE_BUFFERS",
+        "total_dirty_bytes = \"260 MiB\"  # of memory",
+        "total_map_memory = \"162 MiB\"  # of memory, and more if there is room",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "no line {line:?} in:\n{shown}");
+    }
+    assert!(shown.contains("  # of memory, and what else of it nobody uses\n"), "{shown}");
+    assert_eq!(*load_from(&shown, &[], &[]).unwrap(), *effective);
+    let nothing = load_from("", &[], &[]).unwrap().to_toml();
+    assert!(
+        nothing.contains("memory = \"4 GiB\"  # a quarter of the 24.0 GiB of the machine, but no more\n"),
+        "{nothing}"
+    );
+    assert_eq!(*load_from(&nothing, &[], &[]).unwrap(), *load_from("", &[], &[]).unwrap());
 }

@@ -4,24 +4,21 @@
 //! | --- | --- | --- | --- |
 //! | acknowledged changes that are not in the store | `dirty_bytes` | `total_dirty_bytes` | writes |
 //! | encoded segments on their way to the store | `upload_window` segments | `total_upload_bytes` | uploads, before they are encoded |
-//! | what garbage collection read | one round | [`ROUNDS`] rounds | collection |
+//! | what garbage collection read | one round | `gc.rounds` | collection |
 //! | pages of the map | `map_memory` | `total_map_memory`, in equal parts | nobody: clean pages leave |
 //!
 //! Nobody waits in a circle: an upload needs nothing more once it has its bytes, and gives them back when the store has the
 //! segment; whoever waits for room or for a round waits for uploads alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::engine::options::Options;
 use crate::engine::purse::Purse;
-
-/// Rounds of garbage collection that all volumes together have in memory: each is up to `gc.batch` of live bytes, and the
-/// segments that are being read for it.
-pub const ROUNDS: usize = 2;
+use crate::memory::Pressure;
 
 /// What all volumes of a server share.
 #[derive(Clone, Debug)]
@@ -36,8 +33,11 @@ struct Shares {
     /// What `uploads` began with.
     upload_bytes: u64,
     rounds: Arc<Semaphore>,
-    map_bytes: u64,
+    /// What `rounds` began with, and what one of them holds at most.
+    round: (usize, u64),
+    map_bytes: AtomicU64,
     volumes: AtomicUsize,
+    pressure: Pressure,
 }
 
 impl Budget {
@@ -48,9 +48,11 @@ impl Budget {
             dirty_bytes: options.total_dirty_bytes,
             uploads: semaphore(options.total_upload_bytes),
             upload_bytes: options.total_upload_bytes,
-            rounds: Arc::new(Semaphore::new(ROUNDS)),
-            map_bytes: options.total_map_memory,
+            rounds: Arc::new(Semaphore::new(options.gc.rounds as usize)),
+            round: (options.gc.rounds as usize, 3 * options.gc.batch + 4 * options.segment_size),
+            map_bytes: AtomicU64::new(options.total_map_memory),
             volumes: AtomicUsize::new(0),
+            pressure: Pressure::default(),
         });
         Budget(shares, Purse::boundless())
     }
@@ -65,17 +67,29 @@ impl Budget {
         &self.1
     }
 
+    /// Told of what is taken.
+    pub fn pressure(&self) -> &Pressure {
+        &self.0.pressure
+    }
+
     /// What all volumes together hold of what they may, but for what was replayed beyond the bounds.
     pub fn used(&self) -> Used {
         let held = |bound: u64, rest: &Semaphore| permits(bound).saturating_sub(rest.available_permits()) as u64;
-        let Shares { dirty, dirty_bytes, uploads, upload_bytes, map_bytes, .. } = &*self.0;
+        let Shares { dirty, dirty_bytes, uploads, upload_bytes, rounds, round, map_bytes, .. } = &*self.0;
         Used {
             dirty: held(*dirty_bytes, dirty),
             dirty_bound: *dirty_bytes,
             uploads: held(*upload_bytes, uploads),
             uploads_bound: *upload_bytes,
-            map_bound: *map_bytes,
+            collection: round.0.saturating_sub(rounds.available_permits()) as u64 * round.1,
+            map_bound: map_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// From now on their maps may keep so many bytes together. A volume whose map keeps more lets it go when it is next asked for something, or told
+    /// to.
+    pub fn set_map_memory(&self, bytes: u64) {
+        self.0.map_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// A place for one more volume, whose buffer holds `replayed` bytes already: these may exceed the bounds, were the bounds
@@ -118,7 +132,9 @@ pub struct Used {
     pub uploads: u64,
     /// `total_upload_bytes`.
     pub uploads_bound: u64,
-    /// `total_map_memory`.
+    /// Rounds of garbage collection, each as if it held all that it may.
+    pub collection: u64,
+    /// What their maps may keep: `total_map_memory`, unless it was changed.
     pub map_bound: u64,
 }
 
@@ -187,6 +203,7 @@ impl<'a> Room<'a> {
             self.all.forget();
         }
         drop(held);
+        self.seat.budget.0.pressure.took(bytes);
         Kept { seat: self.seat, bytes }
     }
 }
@@ -269,12 +286,16 @@ impl Seat {
     /// Waits until a segment of so many bytes may be encoded; to be held until the store has it.
     pub async fn upload(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let bytes = bytes.min(self.budget.0.upload_bytes).min(u64::from(u32::MAX)) as u32;
-        self.budget.0.uploads.clone().acquire_many_owned(bytes).await.ok()
+        let permit = self.budget.0.uploads.clone().acquire_many_owned(bytes).await.ok()?;
+        self.budget.0.pressure.took(bytes.into());
+        Some(permit)
     }
 
     /// Waits until a round of garbage collection may be read; to be held until the last of it is encoded.
     pub async fn round(&self) -> Option<OwnedSemaphorePermit> {
-        self.budget.0.rounds.clone().acquire_owned().await.ok()
+        let permit = self.budget.0.rounds.clone().acquire_owned().await.ok()?;
+        self.budget.0.pressure.took(self.budget.0.round.1);
+        Some(permit)
     }
 
     /// Bytes of map pages that the volume may keep now.
@@ -284,7 +305,7 @@ impl Seat {
 
     fn map_part(&self) -> u64 {
         let volumes = self.budget.0.volumes.load(Ordering::Relaxed).max(1) as u64;
-        self.budget.0.map_bytes / volumes
+        self.budget.0.map_bytes.load(Ordering::Relaxed) / volumes
     }
 }
 

@@ -166,6 +166,9 @@ impl Options {
         if gc.batch < u64::from(BlockSize::MAX) {
             return refuse("gc.batch", "64 KiB or more");
         }
+        if !(1..=ROUNDS_MAX).contains(&gc.rounds) {
+            return refuse("gc.rounds", &format!("1 to {ROUNDS_MAX}"));
+        }
         if gc.merge_count < 2 {
             return refuse("gc.merge_count", "2 or more");
         }
@@ -194,6 +197,9 @@ impl From<BadOption> for VolumeError {
 
 /// The lowest bound on stored bytes in percent of live ones.
 const GC_PERCENT_MIN: u32 = 105;
+
+/// Each round of collection is a task that has memory of its own.
+const ROUNDS_MAX: u32 = 64;
 
 /// About as many segments as a full volume has at most, as long as they can be made larger.
 const SEGMENTS_OF_A_VOLUME: u64 = 1 << 20;

@@ -252,6 +252,7 @@ mod tests {
             "read_max",
             "read_ahead",
             "gc.batch",
+            "gc.rounds",
             "retry_pause_max",
         ]);
         let json = serde_json::to_value(Options::default()).unwrap();

@@ -51,6 +51,8 @@ pub struct Options {
     /// Bytes of live data, as the client wrote them, that are read and held in memory at once, to be sorted and written again.
     #[serde(with = "human::bytes")]
     pub batch: u64,
+    /// So many times that is held for all volumes of a server together.
+    pub rounds: u32,
     /// So many small segments (with a sixteenth of `segment_size` of live data or less) are merged.
     pub merge_count: u32,
     /// Objects deleted per second, at most: a trim of terabytes must not crowd out the rest.
@@ -74,6 +76,7 @@ impl Default for Options {
             share_percent: 25,
             garbage_min: 64 << 10,
             batch: 36 << 20,
+            rounds: 2,
             merge_count: 64,
             delete_rate: 1000,
             sweep_interval: Duration::from_secs(24 * 3600),

@@ -125,6 +125,11 @@ struct Inner {
 }
 
 impl Objects {
+    /// Bytes that the cache may take in memory.
+    pub fn cache_memory(&self) -> u64 {
+        self.inner.cache.memory_size()
+    }
+
     /// A reader of the volume's objects.
     pub fn new(
         store: Arc<dyn Store>,

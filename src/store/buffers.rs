@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::memory::Pressure;
+
 /// A multiple of what any disk asks of the place in memory, the offset and the length, in bytes.
 pub const ALIGN: usize = 4096;
 
@@ -26,16 +28,20 @@ pub struct Buffers(Arc<Mutex<Kept>>);
 
 #[derive(Debug)]
 struct Kept {
+    /// Told of what is lent.
+    pressure: Pressure,
     /// Bytes that may be kept.
     most: usize,
     /// The one that came back last is last: it is most likely still in the processor's cache.
     idle: Vec<Vec<u8>>,
     bytes: usize,
+    /// Bytes of those that are in use, but for what was read into them.
+    spare: usize,
 }
 
 impl Default for Kept {
     fn default() -> Kept {
-        Kept { most: IDLE_BYTES as usize, idle: Vec::new(), bytes: 0 }
+        Kept { pressure: Pressure::default(), most: IDLE_BYTES as usize, idle: Vec::new(), bytes: 0, spare: 0 }
     }
 }
 
@@ -47,19 +53,32 @@ impl Buffers {
         kept.let_go();
     }
 
+    /// From now on tells this one of what is lent.
+    pub fn tell(&self, pressure: &Pressure) {
+        self.0.lock().pressure = pressure.clone();
+    }
+
     /// A buffer of at least `len` bytes that begins at a multiple of [`ALIGN`]. What is in it is left from its last use.
     pub fn lend(&self, len: usize) -> Lent {
         let need = len + ALIGN;
         let len = need.saturating_sub(MARGIN).next_multiple_of(GRAIN) + MARGIN;
-        let memory = self.0.lock().take(need).unwrap_or_else(|| vec![0; len]);
+        let taken = self.0.lock().take(need);
+        let memory = taken.unwrap_or_else(|| vec![0; len]);
+        self.0.lock().lend(memory.len());
+        let read = 0;
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Lent { memory, start, buffers: self.clone() }
+        Lent { memory, start, read, buffers: self.clone() }
     }
 
     /// Bytes that are kept for later, and how many at most.
     pub fn kept_bytes(&self) -> (u64, u64) {
         let kept = self.0.lock();
         (kept.bytes as u64, kept.most as u64)
+    }
+
+    /// Bytes of the buffers that are in use, but for what was read into them: that is somebody's, such as the block cache's.
+    pub fn spare_bytes(&self) -> u64 {
+        self.0.lock().spare as u64
     }
 
     /// How many are kept for later.
@@ -78,7 +97,13 @@ impl Kept {
         Some(memory)
     }
 
-    fn put(&mut self, memory: Vec<u8>) {
+    fn lend(&mut self, bytes: usize) {
+        self.spare += bytes;
+        self.pressure.took(bytes as u64);
+    }
+
+    fn put(&mut self, memory: Vec<u8>, read: usize) {
+        self.spare -= memory.len() - read;
         self.bytes += memory.len();
         self.idle.push(memory);
         self.let_go();
@@ -97,6 +122,8 @@ impl Kept {
 pub struct Lent {
     memory: Vec<u8>,
     start: usize,
+    /// Bytes that were read into it.
+    read: usize,
     buffers: Buffers,
 }
 
@@ -107,7 +134,9 @@ impl Lent {
     }
 
     /// The bytes `range` of its aligned part, which goes back when the last slice of them is dropped.
-    pub fn into_bytes(self, range: Range<usize>) -> Bytes {
+    pub fn into_bytes(mut self, range: Range<usize>) -> Bytes {
+        self.read = range.len();
+        self.buffers.0.lock().spare -= self.read;
         let range = self.start + range.start..self.start + range.end;
         Bytes::from_owner(self).slice(range)
     }
@@ -121,7 +150,7 @@ impl AsRef<[u8]> for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.buffers.0.lock().put(std::mem::take(&mut self.memory));
+        self.buffers.0.lock().put(std::mem::take(&mut self.memory), self.read);
     }
 }
 
@@ -137,12 +166,17 @@ mod tests {
         assert!(aligned.len() >= GRAIN && aligned.as_ptr().align_offset(ALIGN) == 0);
         aligned[100..103].copy_from_slice(b"abc");
         let place = aligned.as_ptr();
+        assert_eq!(buffers.spare_bytes(), (GRAIN + MARGIN) as u64);
         let bytes = lent.into_bytes(100..103);
+        assert_eq!(buffers.spare_bytes(), (GRAIN + MARGIN - 3) as u64);
         let slice = bytes.slice(1..);
         drop(bytes);
         assert_eq!((&slice[..], buffers.kept_bytes()), (&b"bc"[..], (0, IDLE_BYTES)));
         drop(slice);
-        assert_eq!((buffers.idle(), buffers.kept_bytes()), (1, ((GRAIN + MARGIN) as u64, IDLE_BYTES)));
+        assert_eq!(
+            (buffers.spare_bytes(), buffers.idle(), buffers.kept_bytes()),
+            (0, 1, ((GRAIN + MARGIN) as u64, IDLE_BYTES))
+        );
         assert_eq!(buffers.lend(GRAIN - ALIGN).aligned().as_ptr(), place);
     }
 

@@ -422,6 +422,32 @@ fn status_shows_what_of_each_bound_on_memory_is_used() {
     serving.stop();
 }
 
+/// The least that a server works with by default, and a volume in it.
+#[test]
+fn a_server_keeps_to_the_memory_that_it_is_given_and_says_how_it_divides_it() {
+    let place = Place::new();
+    let refused = place.run(&["serve", "--memory", "200MiB"]);
+    let words =
+        "ashlar: flag --memory \"200MiB\": a server works with 217 MiB at least: set memory to 217 MiB or more, ";
+    assert!(refused.code == Some(2) && refused.err.starts_with(words), "{refused:?}");
+    let mut serving = place.serve(&["--memory", "217MiB"]);
+    let line = serving.wait_for_log("memory: ");
+    assert!(line.contains("memory: 217 MiB: requests 32 MiB, dirty bytes 32 MiB, "), "{line}");
+    let mut disk = serving.attach("disk0").unwrap();
+    let place_of = |at: u8| u64::from(at) * 16 * MIB as u64;
+    for at in 0..8 {
+        disk.write(place_of(at), at + 1, 16 * MIB).unwrap();
+    }
+    disk.flush().unwrap();
+    assert!((0..8).all(|at| disk.holds(place_of(at), at + 1, 16 * MIB)));
+    let status: Value = serde_json::from_str(&place.ok(&["status", "--json"])).unwrap();
+    let (resident, bound) = (&status["memory_total"]["resident"], &status["memory_total"]["bound"]);
+    assert!(*bound == 217 * MIB && resident.as_u64().unwrap() > 0, "{status}");
+    let said = place.ok(&["status"]);
+    assert!(said.lines().any(|line| line.starts_with("memory ") && line.ends_with(" of 217.0 MiB")), "{said}");
+    serving.stop();
+}
+
 #[test]
 fn warm_fills_the_cache_and_the_disk_keeps_it() {
     let place = Place::new();
@@ -431,7 +457,10 @@ fn warm_fills_the_cache_and_the_disk_keeps_it() {
     place.serve(&[]).stop();
     let start = || {
         let mut command = place.command(&["serve", "--listen", "none"]);
-        command.env("ASHLAR_CACHE__DISK__SIZE", "64MiB").env("ASHLAR_CACHE__DISK__DIRECTORY", place.path("near"));
+        command
+            .env("ASHLAR_CACHE__MEMORY", "256MiB")
+            .env("ASHLAR_CACHE__DISK__SIZE", "64MiB")
+            .env("ASHLAR_CACHE__DISK__DIRECTORY", place.path("near"));
         Serving::start(command)
     };
     let serving = start();

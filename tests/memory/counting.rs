@@ -37,6 +37,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Bytes that are given out.
+pub fn now() -> u64 {
+    NOW.load(Ordering::Relaxed) as u64
+}
+
 /// Bytes beyond those of the moment at which counting began. While it lives, no other test counts.
 pub struct Count {
     before: usize,

@@ -9,7 +9,6 @@ use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::local::LocalDisk;
-use ashlar::engine::budget::ROUNDS;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::outside::{Clock, Random, Workers};
@@ -64,6 +63,11 @@ impl InFlight {
         self.most.fetch_max(self.now.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 
+    /// Those that there are now.
+    pub fn now(&self) -> u64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
     fn end(&self, bytes: u64) {
         self.now.fetch_sub(bytes, Ordering::SeqCst);
     }
@@ -82,7 +86,8 @@ fn budget_hanging(options: &Options, requests: u64) -> u64 {
 /// What `docs/memory.md` allows for these options.
 pub fn budget(options: &Options, requests: u64) -> u64 {
     // Of a round: the live data; objects that are read whole, into buffers that may be a quarter longer; and four others.
-    let rounds = ROUNDS as u64 * (options.gc.batch + 2 * options.gc.batch * 5 / 4 + 4 * options.segment_size);
+    let rounds =
+        u64::from(options.gc.rounds) * (options.gc.batch + 2 * options.gc.batch * 5 / 4 + 4 * options.segment_size);
     // The directory's own buffers, in which a body is laid out for the disk, and those that wait for their next use.
     let bodies = options.total_upload_bytes + IDLE_BUFFERS;
     requests
@@ -114,9 +119,24 @@ pub async fn open_on(
     budget: &Budget,
     n: usize,
 ) -> Arc<Volume> {
+    open_sized(disk, Place { store, cache, budget, options: &options() }, n, SIZE).await
+}
+
+/// What volumes have in common.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub store: &'a Arc<Hanging>,
+    pub cache: &'a Arc<BlockCache>,
+    pub budget: &'a Budget,
+    pub options: &'a Options,
+}
+
+/// The same with a volume of so many bytes.
+pub async fn open_sized(disk: Arc<dyn Disk>, place: Place<'_>, n: usize, size: u64) -> Arc<Volume> {
+    let Place { store, cache, budget, options } = place;
     let random = Random::seeded(n as u64);
     let name = VolumeName::new(format!("v{n}")).unwrap();
-    let created = CreateOptions { size: SIZE, ..CreateOptions::default() };
+    let created = CreateOptions { size, ..CreateOptions::default() };
     volume::create(&**store, &random, &Clock::System, &name, created).await.unwrap();
     let outside = Outside {
         store: store.clone(),
@@ -130,7 +150,7 @@ pub async fn open_on(
         secrets: Secrets::default(),
         witness: Witness::default(),
     };
-    Volume::open(outside, &name, options(), journal::Options::default(), OpenFlags::default()).await.unwrap()
+    Volume::open(outside, &name, options.clone(), journal::Options::default(), OpenFlags::default()).await.unwrap()
 }
 
 /// What is written.
@@ -143,6 +163,18 @@ pub enum Data {
 
 /// Requests of all sizes, at random places, until so many bytes are written.
 pub async fn write_much(volume: Arc<Volume>, random: Random, bytes: u64, data: Data, in_flight: Arc<InFlight>) {
+    write_much_of(SIZE, volume, random, bytes, data, in_flight).await;
+}
+
+/// The same into the first `size` bytes.
+pub async fn write_much_of(
+    size: u64,
+    volume: Arc<Volume>,
+    random: Random,
+    bytes: u64,
+    data: Data,
+    in_flight: Arc<InFlight>,
+) {
     let mut written = 0;
     while written < bytes {
         let len = BLOCK << random.below(8); // up to REQUEST
@@ -151,7 +183,7 @@ pub async fn write_much(volume: Arc<Volume>, random: Random, bytes: u64, data: D
         if let Data::Noise = data {
             blake3::Hasher::new_keyed(&random.bytes()).finalize_xof().fill(&mut payload);
         }
-        let at = random.below((SIZE - len) / BLOCK) * BLOCK;
+        let at = random.below((size - len) / BLOCK) * BLOCK;
         volume.write(at, payload.into(), false).await.unwrap();
         in_flight.end(len);
         written += len;

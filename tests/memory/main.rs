@@ -15,3 +15,4 @@ mod replies;
 mod unread;
 mod handshakes;
 mod map;
+mod whole;

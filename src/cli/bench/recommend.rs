@@ -169,7 +169,7 @@ mod tests {
             let settings = settings(&measured);
             #[allow(clippy::disallowed_methods)] // a test's own file
             std::fs::write(&path, settings.to_toml()).unwrap();
-            let config = load(Inputs { file: Some(path), environment: vec![], flags: vec![] }).unwrap();
+            let config = load(Inputs { file: Some(path), ..Inputs::default() }).unwrap();
             assert_eq!(config.volume.segment_size, settings.segment_size);
             assert_eq!(config.store.limit.reads, settings.limit_reads as usize);
             config.volume.check().unwrap();

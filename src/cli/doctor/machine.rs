@@ -2,9 +2,10 @@
 
 use super::finding::{About, Finding};
 use crate::cli::{files, outside};
-use crate::config::Config;
+use crate::config::{Config, Memory};
 use crate::human::about_bytes;
 use crate::human::date;
+use crate::memory;
 
 /// 2026-01-01: a clock before it was not set, as there was no ashlar then.
 const FIRST_MILLIS: u64 = 1_767_225_600_000;
@@ -44,12 +45,10 @@ pub fn look(config: &Config, server: Option<u32>) -> Vec<Finding> {
         false if names_client(&listed) => Client::Module,
         false => Client::Absent,
     };
-    let group = read("/proc/self/cgroup").lines().find_map(|line| Some(line.strip_prefix("0::")?.to_owned()));
-    let group = group.and_then(|group| read(&format!("/sys/fs/cgroup{group}/memory.max")).trim().parse().ok());
     judge(
         &Machine {
             unix_millis: outside::real().0.unix_millis(),
-            memory: total(&read("/proc/meminfo")).into_iter().chain(group).min(),
+            memory: memory::Machine::look().bytes(),
             files: server.map_or_else(files::most, |pid| files::of(&read(&format!("/proc/{pid}/limits")))),
             kernel,
             client,
@@ -63,12 +62,6 @@ fn names_client(modules: &str) -> bool {
     modules.lines().any(|line| line.split([':', ' ']).next().is_some_and(|path| path.contains("/nbd.ko")))
 }
 
-/// The memory of the host, of what the kernel says of it.
-fn total(meminfo: &str) -> Option<u64> {
-    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))?;
-    Some(kib.trim().parse::<u64>().ok()? << 10)
-}
-
 fn judge(machine: &Machine, config: &Config) -> Vec<Finding> {
     let clock = match machine.unix_millis {
         millis if millis < FIRST_MILLIS => About::Machine.wrong(format!(
@@ -77,41 +70,27 @@ fn judge(machine: &Machine, config: &Config) -> Vec<Finding> {
         )),
         millis => About::Machine.good(format!("the clock says {}", date(millis))),
     };
-    vec![clock, memory(machine.memory, config), open_files(machine.files, config), kernel(machine)]
+    vec![clock, memory_there(machine.memory, config.memory), open_files(machine.files, config), kernel(machine)]
 }
 
-fn memory(there: Option<u64>, config: &Config) -> Finding {
-    let bounds = bounds(config);
+fn memory_there(there: Option<u64>, memory: Memory) -> Finding {
+    let taken = match memory {
+        Memory::Bytes(bytes) => about_bytes(bytes),
+        // A configuration in effect always says how much.
+        Memory::Auto => "some of it".to_owned(),
+    };
     let Some(there) = there else {
         return About::Machine.doubtful(format!(
-            "how much memory there is cannot be found out, and a server may take {}: see docs/memory.md",
-            about_bytes(bounds)
+            "how much memory there is cannot be found out, and a server may take {taken}: see memory"
         ));
     };
-    let (bounds_said, there_said) = (about_bytes(bounds), about_bytes(there));
-    match bounds > there {
-        true => About::Machine.doubtful(format!(
-            "a server may take {bounds_said} of memory and {there_said} are there: the kernel would end it; lower volume.total_dirty_bytes, \
-             volume.total_upload_bytes, volume.total_map_memory, cache.memory or nbd.total_bytes_in_flight"
+    let there_said = about_bytes(there);
+    match memory {
+        Memory::Bytes(bytes) if bytes > there => About::Machine.doubtful(format!(
+            "a server may take {taken} of memory and {there_said} are there: the kernel would end it; lower memory, or what is set beside it"
         )),
-        false => About::Machine.good(format!("a server may take {bounds_said} of memory, and {there_said} are there")),
+        _ => About::Machine.good(format!("a server may take {taken} of memory, and {there_said} are there")),
     }
-}
-
-/// What a server takes by the bounds for all volumes together, or for those that are named if that is less.
-fn bounds(config: &Config) -> u64 {
-    let volume = &config.volume;
-    let volumes = match config.serve.volumes.len() as u64 {
-        0 => u64::MAX,
-        named => named,
-    };
-    let of = |one: u64, all: u64| one.saturating_mul(volumes).min(all);
-    of(volume.dirty_bytes, volume.total_dirty_bytes)
-        + of(u64::from(volume.upload_window) * 2 * volume.segment_size, volume.total_upload_bytes)
-        + of(volume.map_memory, volume.total_map_memory)
-        + config.cache.memory
-        + config.store.idle_buffers
-        + config.nbd.total_bytes_in_flight as u64
 }
 
 fn open_files(most: Option<u64>, config: &Config) -> Finding {
@@ -173,7 +152,7 @@ mod tests {
 
     #[test]
     fn each_thing_that_is_not_has_its_sentence() {
-        let config = Config::default();
+        let config = Config { memory: Memory::Bytes(4 << 30), ..Config::default() };
         let then = Machine { unix_millis: 86_400_000, ..machine() };
         the_only_one_not_good(&then, &config, Weight::Wrong, "the clock says 1970-01-02T00:00:00Z");
         let small = Machine { memory: Some(2 << 30), ..machine() };
@@ -198,19 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_that_are_named_count_one_by_one_and_never_more_than_all() {
-        let mut config = Config::default();
-        let all = bounds(&config);
-        config.serve.volumes = vec!["db".into()];
-        assert_eq!(bounds(&config), (256 + 128 + 256 + 256 + 64 + 512) << 20);
-        config.serve.volumes = vec!["db".into(); 100];
-        assert_eq!(bounds(&config), all);
-    }
-
-    #[test]
-    fn what_the_kernel_says_is_read() {
-        assert_eq!(total("MemTotal:       16315900 kB\nMemFree: 1 kB\n"), Some(16_315_900 << 10));
-        assert_eq!((total(""), total("MemTotal: many kB")), (None, None));
+    fn the_lists_of_modules_are_read() {
         assert!(names_client("kernel/a.ko:\nkernel/drivers/block/nbd.ko.xz: kernel/b.ko\n"));
         assert!(!names_client("kernel/drivers/block/xnbd.ko:\nkernel/c.ko: kernel/drivers/block/nbd.ko\n"));
     }

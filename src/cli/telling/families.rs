@@ -37,6 +37,9 @@ fn of_server(readings: &Readings) -> Vec<Family> {
         used = used.number([("bound", &memory.key)], memory.used as f64);
         bound = bound.number([("bound", &memory.key)], memory.bound as f64);
     }
+    let total = &readings.status.memory_total;
+    let resident = Family::new("ashlar_memory_resident_bytes", Gauge, "Memory that the process takes.");
+    let limit = Family::new("ashlar_memory_limit_bytes", Gauge, "Memory that the process may take.");
     let mut left = Family::new(
         "ashlar_budget_left_ratio",
         Gauge,
@@ -51,6 +54,8 @@ fn of_server(readings: &Readings) -> Vec<Family> {
         dropped.number([], readings.status.log.lines_dropped as f64),
         used,
         bound,
+        resident.number([], total.resident as f64),
+        limit.number([], total.bound as f64),
     ]
 }
 
