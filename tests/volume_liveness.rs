@@ -42,12 +42,23 @@ async fn create(store: &dyn Store, volume: &str, size: u64, block_size: u64) {
 }
 
 async fn open(store: Arc<dyn Store>, volume: &str, disk: &CrashDisk, options: Options) -> Arc<Volume> {
+    let budget = volume::Budget::new(&options);
+    open_within(budget, store, volume, disk, options).await
+}
+
+async fn open_within(
+    budget: volume::Budget,
+    store: Arc<dyn Store>,
+    volume: &str,
+    disk: &CrashDisk,
+    options: Options,
+) -> Arc<Volume> {
     let outside = Outside {
         store,
         disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
         // None: what is read comes from the store.
         cache: Arc::new(BlockCache::in_memory(0)),
-        budget: volume::Budget::new(&options),
+        budget,
         clock: Clock::System,
         random: Random::seeded(9),
         workers: Workers::Inline,
@@ -214,6 +225,41 @@ async fn volumes_that_share_one_permit_of_the_server_do_not_wait_for_each_other(
     for volume in volumes {
         tokio::time::timeout(DAY, volume.close()).await.expect("the stop hangs").unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_lets_go_of_what_it_has_beyond_its_part_when_it_is_told_to_and_may_have_more_again() {
+    let backend = Arc::new(MemoryStore::default());
+    create(&*backend, "v", 64 * PAGE, 512).await;
+    let (disk, options) = (CrashDisk::new(7), Options::default());
+    let volume = open(backend.clone(), "v", &disk, options.clone()).await;
+    let places = || (0..8192).map(|n| n % 64 * PAGE + n / 64 * 1024);
+    for place in places() {
+        volume.write(place, noise(&Random::seeded(place), 512), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    let budget = volume::Budget::new(&options);
+    let volume = open_within(budget.clone(), backend, "v", &disk.kill(), options.clone()).await;
+    let read = async || {
+        for place in places().step_by(61) {
+            let found = volume.read(place, 512).await.unwrap().concat();
+            assert_eq!(found, noise(&Random::seeded(place), 512));
+        }
+        volume.map_memory()
+    };
+    let all = read().await;
+    let part = all / 4;
+    budget.set_map_memory(part);
+    assert_eq!(volume.map_memory(), all, "nobody asked for anything");
+    volume.let_map_go();
+    assert!(volume.map_memory() <= part, "{} of {all} bytes", volume.map_memory());
+    let fewer = read().await;
+    assert!(fewer <= part, "{fewer} of {all} bytes");
+    budget.set_map_memory(options.total_map_memory);
+    let again = read().await;
+    assert!(again > 2 * part, "{again} of {all} bytes");
+    volume.close().await.unwrap();
 }
 
 /// Random overwrites of a volume whose map is many times what may be in memory, of data of which little is left in the store:
