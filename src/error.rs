@@ -29,6 +29,16 @@ pub enum VolumeError {
         /// The store's URL.
         store: String,
     },
+    /// There is only a mirror of it.
+    #[error(
+        "volume {name} in {store} is a mirror, which nobody may open: `ashlar promote {name}` makes a volume of it, and ends the mirror"
+    )]
+    IsMirror {
+        /// The name asked for.
+        name: String,
+        /// The store's URL.
+        store: String,
+    },
     /// The volume has no such snapshot.
     #[error("volume {volume} has no snapshot {snapshot:?}; it has {has}")]
     NoSnapshot {

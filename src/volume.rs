@@ -49,10 +49,12 @@ use crate::upkeep::{self, sweep};
 mod copies;
 mod gone_clones;
 mod locking;
+mod mirror;
 mod schedule;
 
 use gone_clones::CloneWatch;
 use locking::Locker;
+use mirror::Mirroring;
 use schedule::Scheduler;
 
 pub use crate::engine::Witness;
@@ -71,6 +73,7 @@ pub use crate::opening::{
 pub use crate::upkeep::sweep::Swept;
 pub use copies::Copied;
 pub use locking::Locked;
+pub use mirror::{Mirror, Mirrored, Standing};
 pub use schedule::Scheduled;
 
 /// An open volume. Dropping it without [`Volume::close`] is what a crash is: the journal keeps the rest.
@@ -87,6 +90,7 @@ pub struct Volume {
     opened: Mutex<Option<Instant>>,
     schedule: Scheduler,
     locker: Locker,
+    mirroring: Mirroring,
     _clones: CloneWatch,
     /// How far it was when it was last asked to become independent, if that is not done.
     detaching: Mutex<Option<clones::Detaching>>,
@@ -233,10 +237,23 @@ impl Volume {
         journal_options: journal::Options,
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
+        Volume::open_with(outside, name, options, journal_options, flags, None).await
+    }
+
+    /// As [`Volume::open`], with a second store that gets what is committed, if there is one. Whether that can be reached makes no difference to
+    /// anything else.
+    pub async fn open_with(
+        outside: Outside,
+        name: &VolumeName,
+        options: Options,
+        journal_options: journal::Options,
+        flags: OpenFlags,
+        mirror: Option<Mirror>,
+    ) -> Result<Arc<Volume>, VolumeError> {
         options.check()?;
         let cache = outside.cache.clone();
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
-        Ok(Volume::start(shared, &cache))
+        Ok(Volume::start(shared, &cache, mirror))
     }
 
     /// Makes a snapshot the newest state of a volume that nobody has; what was newest is kept as a snapshot with that label, and named by its time
@@ -248,9 +265,24 @@ impl Volume {
         options: Options,
         journal_options: journal::Options,
         flags: OpenFlags,
-        (snapshot, before): (&str, Label),
+        to: (&str, Label),
     ) -> Result<KeptVersion, VolumeError> {
-        let volume = Volume::open(outside.clone(), name, options.clone(), journal_options.clone(), flags).await?;
+        Volume::roll_back_with(outside, name, options, journal_options, flags, to, None).await
+    }
+
+    /// As [`Volume::roll_back`], with a second store as in [`Volume::open_with`].
+    pub async fn roll_back_with(
+        outside: Outside,
+        name: &VolumeName,
+        options: Options,
+        journal_options: journal::Options,
+        flags: OpenFlags,
+        (snapshot, before): (&str, Label),
+        mirror: Option<Mirror>,
+    ) -> Result<KeptVersion, VolumeError> {
+        let (first, outside_first) = (mirror.clone(), outside.clone());
+        let volume =
+            Volume::open_with(outside_first, name, options.clone(), journal_options.clone(), flags, first).await?;
         let kept = volume.keep_before_rollback(snapshot, before).await;
         volume.close().await?;
         let (kept, covers) = kept?;
@@ -259,7 +291,7 @@ impl Volume {
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let done = back_to(&shared, snapshot, &kept, covers).await;
         // It is what it was, or what it is to be: closed in good order.
-        Volume::start(shared, &cache).close().await?;
+        Volume::start(shared, &cache, mirror).close().await?;
         done.map(|()| kept)
     }
 
@@ -303,7 +335,9 @@ impl Volume {
         }
     }
 
-    fn start(shared: Arc<Shared>, cache: &BlockCache) -> Arc<Volume> {
+    fn start(shared: Arc<Shared>, cache: &BlockCache, mirror: Option<Mirror>) -> Arc<Volume> {
+        // Before anything is deleted.
+        let mirroring = Mirroring::start(shared.clone(), mirror);
         let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
         let ahead =
             ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
@@ -326,6 +360,7 @@ impl Volume {
             opened: Mutex::new(Some(Instant::now())),
             schedule,
             locker,
+            mirroring,
             _clones: clones,
             detaching: Mutex::default(),
             older: Older::default(),
@@ -336,11 +371,14 @@ impl Volume {
     /// long as the store takes; giving up on it loses nothing that was acknowledged. Whoever closes it as well waits for the same end.
     pub async fn close(&self) -> Result<(), VolumeError> {
         self.shared.begin_closing();
-        Ok(self.closing.clone().await?)
+        self.closing.clone().await?;
+        self.mirroring.settled().await;
+        Ok(())
     }
 
     /// From now on [`Volume::close`] does not wait until dead objects are deleted; whoever opens the volume next deletes them.
     pub fn leave_deletions(&self) {
+        self.mirroring.leave();
         self.shared.leave_deletions();
     }
 
@@ -484,6 +522,11 @@ impl Volume {
     /// What its schedule does, if it has one.
     pub fn scheduled(&self) -> Option<Scheduled> {
         self.schedule.scheduled()
+    }
+
+    /// How far its mirror is, if it has one.
+    pub fn mirrored(&self) -> Option<Mirrored> {
+        self.mirroring.mirrored()
     }
 
     /// How far what snapshots need that are kept until a date is locked in the store, if it is to be and the store can.

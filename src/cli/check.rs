@@ -118,7 +118,8 @@ async fn repair(args: &Args, config: &Effective, name: &VolumeName, bars: &Multi
         tier.settled().await; // it finds out what it holds
     }
     let flags = OpenFlags { takeover: args.takeover, ..OpenFlags::default() };
-    let volumes = StoreVolumes::new(store, state, cache, config, secrets, flags, random);
+    let volumes =
+        StoreVolumes::new(store, state, cache, config, secrets, flags, random).with_mirror(outside::mirror(config)?);
     let volume = volumes.open_volume(name).await?;
     let written = repair::write_again(&*volume, &found.lost).await;
     let swept = volume.sweep().await;

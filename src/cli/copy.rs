@@ -156,7 +156,7 @@ async fn copy(
     let version = choose(&from.versions().await?, volume, &which)?.clone();
     *recovery = make_target(args, (name, &*target), (&from, &version), to).await?;
     copying::refuse_others(&from, &description::load(&*target, name).await?.meta, &target.url())?;
-    let volumes = StoreVolumes::of_command(target.clone(), to).await?;
+    let volumes = StoreVolumes::of_copy(target.clone(), to).await?;
     let copy = volumes.open_volume(name).await.map_err(|error| match error {
         VolumeError::Held { holder, .. } => Failure::failed(format!(
             "the copy, volume {name}, is open on {holder}: nobody may have it while it is copied into; stop that server first"

@@ -21,7 +21,7 @@ use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
 use crate::volume::clones::Detaching;
 use crate::volume::purse::Left;
-use crate::volume::{Locked, Status, Volume};
+use crate::volume::{Locked, Mirrored, Status, Volume};
 
 /// What a server tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -189,6 +189,9 @@ pub struct VolumeStatus {
     /// Of a clone that becomes independent, how far it is.
     #[serde(default)]
     pub detaching: Option<Detaching>,
+    /// How far its mirror is, if it has one.
+    #[serde(default)]
+    pub mirror: Option<Mirrored>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -336,6 +339,7 @@ impl Insight {
                 .map(|scheduled| ScheduleStatus::new(scheduled, &self.so_far(volume, &status), &prices)),
             snapshot_lock: volume.locked(),
             detaching: volume.detaching(),
+            mirror: volume.mirrored(),
             status,
         }
     }
@@ -380,7 +384,7 @@ pub mod example {
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
     use crate::volume::purse::Thrift;
-    use crate::volume::{Account, GcStatus};
+    use crate::volume::{Account, GcStatus, Standing};
 
     /// What a volume says that does nothing.
     pub fn quiet() -> Status {
@@ -464,6 +468,20 @@ pub mod example {
             }),
             snapshot_lock: Some(Locked { trouble: Some(word()), ..Locked::default() }),
             detaching: Some(Detaching { at: 1, of: 2 }),
+            mirror: Some(Mirrored {
+                url: word(),
+                state: Standing::Following,
+                lag_millis: 0,
+                lag_bytes: 0,
+                next_slot: 1,
+                checkpoint: 0,
+                objects: 0,
+                bytes: 0,
+                deleted_objects: 0,
+                damaged_objects: 0,
+                held_bytes: 0,
+                trouble: Some(word()),
+            }),
             status,
         };
         let client = ClientStatus {
@@ -564,7 +582,7 @@ mod tests {
         removed(&mut older, &newer);
         removed(
             &mut older["volumes"][0],
-            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching"],
+            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching", "mirror"],
         );
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));

@@ -34,6 +34,7 @@ mod create;
 mod clone;
 mod image;
 mod copy;
+mod promote;
 mod diff;
 mod list;
 mod info;
@@ -173,6 +174,7 @@ enum Command {
     Clone(clone::Args),
     Diff(diff::Args),
     Copy(copy::Args),
+    Promote(promote::Args),
     Import(image::ImportArgs),
     Export(image::ExportArgs),
     Upgrade(upgrade::Args),
@@ -226,6 +228,7 @@ impl Cli {
             Command::Clone(args) => clone::run(&args, &config, &bars),
             Command::Diff(args) => diff::run(&args, &config),
             Command::Copy(args) => copy::run(&args, &config, self.config, &bars),
+            Command::Promote(args) => promote::run(&args, &config),
             Command::Import(args) => image::import(&args, &config, &Called { file: self.config, flags }),
             Command::Export(args) => image::export(&args, &config, &Called { file: self.config, flags }),
             Command::Upgrade(args) => upgrade::run(&args, &config),

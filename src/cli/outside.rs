@@ -1,10 +1,11 @@
 //! What commands open of the outside: the store, the state directory, the identity of this server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -12,14 +13,14 @@ use super::failure::Failure;
 use super::probes::{self, Probed};
 use crate::cache::BlockCache;
 use crate::cache::disk::DiskTier;
-use crate::config::{Config, Effective};
+use crate::config::{self, Config, Effective, Inputs};
 use crate::disk::Disk;
 use crate::disk::local::{DirLock, LocalDisk};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::open::{Access, Fencing, Opened, StoreOptions};
 use crate::store::probe::Finding;
 use crate::store::{self, ErrorKind, Store};
-use crate::volume::{ServerIdentity, VolumeName};
+use crate::volume::{Mirror, ServerIdentity, VolumeName};
 
 /// The store that the configuration names. One that is written to is probed, unless it passed not long ago.
 pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Failure> {
@@ -33,6 +34,55 @@ pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Fa
         remember_probe(config, found).await;
     }
     Ok(opened)
+}
+
+/// The second store that the configuration names, if it names one; opened when it is needed.
+pub fn mirror(config: &Effective) -> Result<Option<Mirror>, Failure> {
+    let Some(options) = mirror_store(config)? else { return Ok(None) };
+    let opened = Arc::new(tokio::sync::OnceCell::new());
+    let (url, state) = (options.url.clone(), config.state.clone());
+    let open = move || {
+        let (opened, options, state) = (Arc::clone(&opened), options.clone(), state.clone());
+        async move { opened.get_or_try_init(|| open_mirror(&options, &state)).await.cloned() }.boxed()
+    };
+    Ok(Some(Mirror::new(url, config.mirror.clone(), Arc::new(open))))
+}
+
+/// How the mirror's store is reached: nothing if there is none.
+pub fn mirror_store(config: &Effective) -> Result<Option<StoreOptions>, Failure> {
+    let mirror = &config.mirror;
+    if mirror.url.is_empty() {
+        return match &mirror.config {
+            None => Ok(None),
+            Some(_) => {
+                Err(config.refuse("mirror.config", "mirror.url says where the mirror is, and is not set").into())
+            }
+        };
+    }
+    let mut options = match &mirror.config {
+        None => config.store.clone(),
+        Some(file) => {
+            let inputs = Inputs { file: Some(file.clone()), ..Inputs::default() };
+            config::load(inputs).map_err(|error| config.refuse("mirror.config", error.to_string()))?.store.clone()
+        }
+    };
+    options.url.clone_from(&mirror.url);
+    options.check_url().map_err(|error| config.refuse("mirror.url", error.message))?;
+    if options.url == config.store.url && options.endpoint() == config.store.endpoint() {
+        return Err(config.refuse("mirror.url", "that is the store itself: a mirror is another one").into());
+    }
+    Ok(Some(options))
+}
+
+async fn open_mirror(options: &StoreOptions, state: &Path) -> store::Result<Arc<dyn Store>> {
+    let disk = LocalDisk::new(state, Workers::Threads);
+    let probed = probes::recall(&disk, options, Clock::System.unix_millis()).await;
+    let access = probed.map_or(Access::Write, |probed| Access::WriteUnprobed(probed.found));
+    let opened = store::open::open(options, access, &store::open::Outside::real()).await?;
+    if let Some(found) = opened.finding {
+        probes::remember(&disk, options, &Probed::new(options, Clock::System.unix_millis(), found), false).await;
+    }
+    Ok(opened.store)
 }
 
 /// The store that the options name.

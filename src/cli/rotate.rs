@@ -10,7 +10,7 @@ use super::create::recovery_text;
 use super::failure::{Failure, Outcome};
 use super::key::Place;
 use super::output;
-use super::outside::{Cache, State};
+use super::outside::{self, Cache, State};
 use super::secrets;
 use super::store_volumes::StoreVolumes;
 use crate::config::Effective;
@@ -98,7 +98,8 @@ async fn seal_here(place: Place, name: &VolumeName, config: &Effective, bar: &Pr
     let random = Random::system();
     let state = State::take(config, &random).await?;
     let cache = Cache::in_memory(config);
-    let volumes = StoreVolumes::new(place.store, state, cache, config, place.secrets, OpenFlags::default(), random);
+    let volumes = StoreVolumes::new(place.store, state, cache, config, place.secrets, OpenFlags::default(), random)
+        .with_mirror(outside::mirror(config)?);
     let volume = match volumes.open_volume(name).await {
         Ok(volume) => volume,
         Err(VolumeError::Held { holder, .. }) => {

@@ -96,12 +96,13 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         false => wanted.names().to_vec(),
     };
     let read_only = wanted::read_only(config, &served)?;
-    let host_name = state.server.name.clone();
+    let (host_name, mirror) = (state.server.name.clone(), outside::mirror(config)?);
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
     let purse = Purse::new(&config.budget, config.prices, Arc::clone(&meter), Instant::now());
-    let volumes =
-        StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random).with_purse(purse.clone());
+    let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random)
+        .with_purse(purse.clone())
+        .with_mirror(mirror);
     let budget = volumes.budget();
     let described = describe(&volumes, &served, wanted.is_all()).await?;
     let mut at_once = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::control;
 use super::document::{ClientStatus, EndedVolume, MemoryTotal, ServerStatus, UnopenedVolume, VolumeStatus};
@@ -12,7 +13,7 @@ use crate::config::Effective;
 use crate::human::{about_bytes, counted, date, few};
 use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
-use crate::volume::{Account, Locked, Status, VolumeName};
+use crate::volume::{Account, Locked, Mirrored, Standing, Status, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
@@ -136,8 +137,19 @@ fn describe_cache(cache: &cache::Status) -> String {
 }
 
 fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
-    let VolumeStatus { name, doing, store_trouble, cost, budget, schedule, snapshot_lock, detaching, status, .. } =
-        volume;
+    let VolumeStatus {
+        name,
+        doing,
+        store_trouble,
+        cost,
+        budget,
+        schedule,
+        snapshot_lock,
+        detaching,
+        mirror,
+        status,
+        ..
+    } = volume;
     let mut lines = vec![
         ("volume", name.clone()),
         ("doing", doing.clone()),
@@ -168,6 +180,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         lines.push(("clones", clones(status)));
     }
     lines.extend(detaching.map(|far| ("independent", detaching_told(name, far))));
+    lines.extend(mirror.as_ref().map(|mirror| ("mirror", mirror_told(mirror))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -208,6 +221,31 @@ fn clones(status: &Status) -> String {
 /// How far a clone is that becomes independent.
 fn detaching_told(name: &str, Detaching { at, of }: Detaching) -> String {
     format!("{} of {}; ashlar clone --detach {name} goes on with it", about_bytes(at), about_bytes(of))
+}
+
+/// How far its mirror is.
+fn mirror_told(mirror: &Mirrored) -> String {
+    let Mirrored { url, state, lag_millis, lag_bytes, held_bytes, trouble, damaged_objects, .. } = mirror;
+    let far = match (state, lag_millis, lag_bytes) {
+        (Standing::Ended, ..) => "has ended".to_owned(),
+        (Standing::Beginning, ..) => "is not reached yet".to_owned(),
+        (Standing::FirstCopy, _, bytes) => format!("is being copied, {} are left", about_bytes(*bytes)),
+        (Standing::Following, 0, 0) => "has all that is committed".to_owned(),
+        (Standing::Following, millis, bytes) => {
+            let behind = Duration::from_millis(millis - millis % 100);
+            format!("is {} and {} behind", humantime::format_duration(behind), about_bytes(*bytes))
+        }
+    };
+    let held = match held_bytes {
+        0 => String::new(),
+        held => format!("; {} that are dead stay in the store until then", about_bytes(*held)),
+    };
+    let damaged = match damaged_objects {
+        0 => String::new(),
+        damaged => format!("; {} damaged, see the log", counted(*damaged, "object")),
+    };
+    let trouble = trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    format!("{url} {far}{held}{damaged}{trouble}")
 }
 
 /// How far the store has locked what snapshots need.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::exports::{OpenFailure, Volumes};
 use super::failure::Failure;
 use super::life;
-use super::outside::{Cache, State};
+use super::outside::{self, Cache, State};
 use super::secrets;
 use crate::attach::identity::Identity;
 use crate::codec::seal::Sealer;
@@ -27,7 +27,7 @@ use crate::space::{KeptVersion, Label};
 use crate::store::Store;
 use crate::units::Seq;
 use crate::volume::{
-    self, Budget, OpenFlags, Outside, Past, Purse, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+    self, Budget, Mirror, OpenFlags, Outside, Past, Purse, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
 };
 
 /// Opens volumes of one store for this server.
@@ -39,6 +39,7 @@ pub struct StoreVolumes {
     journal: journal::Options,
     flags: OpenFlags,
     follow: Duration,
+    mirror: Option<Mirror>,
     /// The volumes that were opened once. What an operator allowed with a flag holds for the first time only, or else
     /// two servers that were both told to take a volume would take it from each other for ever. And a client that comes
     /// back to a name comes back to the same volume, or to none: a new one of that name is not what it has mounted.
@@ -89,6 +90,7 @@ impl StoreVolumes {
             journal: config.journal.clone(),
             flags,
             follow: config.serve.follow,
+            mirror: None,
             opened: Mutex::default(),
             allowed: Mutex::default(),
             obstacles: Mutex::default(),
@@ -101,8 +103,20 @@ impl StoreVolumes {
         self
     }
 
+    /// The same, with a second store behind the first, if there is one.
+    pub fn with_mirror(mut self, mirror: Option<Mirror>) -> StoreVolumes {
+        self.mirror = mirror;
+        self
+    }
+
     /// For a command that opens a volume for the moment, because no server on this host has it: takes the state directory.
     pub async fn of_command(store: Arc<dyn Store>, config: &Effective) -> Result<StoreVolumes, Failure> {
+        let mirror = outside::mirror(config)?;
+        Ok(StoreVolumes::of_copy(store, config).await?.with_mirror(mirror))
+    }
+
+    /// As [`StoreVolumes::of_command`], for a volume that is a copy in another store: it has no mirror.
+    pub async fn of_copy(store: Arc<dyn Store>, config: &Effective) -> Result<StoreVolumes, Failure> {
         let random = Random::system();
         let state = State::take(config, &random).await?;
         let (cache, secrets) = (Cache::in_memory(config), secrets::of(config));
@@ -138,7 +152,8 @@ impl StoreVolumes {
         let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
         let before = Label { taken_unix_millis: self.outside.clock.unix_millis(), ..Label::default() };
         let (options, journal) = (self.options.clone(), self.journal.clone());
-        Volume::roll_back(outside, name, options, journal, self.flags, (snapshot, before)).await
+        let (flags, mirror, to) = (self.flags, self.mirror.clone(), (snapshot, before));
+        Volume::roll_back_with(outside, name, options, journal, flags, to, mirror).await
     }
 
     /// Says what the next opening of a volume may do.
@@ -170,7 +185,8 @@ impl StoreVolumes {
         let flags = if before.is_none() { self.flags } else { OpenFlags::default() };
         let flags = self.allowed.lock().remove(name).unwrap_or(flags);
         let begun = Instant::now();
-        let opened = Volume::open(outside, name, self.options.clone(), self.journal.clone(), flags).await;
+        let (options, journal, mirror) = (self.options.clone(), self.journal.clone(), self.mirror.clone());
+        let opened = Volume::open_with(outside, name, options, journal, flags, mirror).await;
         let volume = opened.inspect_err(|error| {
             let obstacle = match error {
                 VolumeError::Held { holder, .. } => Obstacle::Holder(holder.server),

@@ -23,7 +23,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::object::ObjectKind;
 use super::{CorruptError, EncodeError};
-use crate::keyring::{KEY_BYTES, Keyring, SealWitness, derive};
+use crate::keyring::{Generation, KEY_BYTES, Keyring, SealWitness, derive};
 use crate::units::Seq;
 
 /// Bytes of a tag.
@@ -105,6 +105,11 @@ impl Sealer {
             salt[0] = keyring.current().0;
         }
         salt
+    }
+
+    /// The data key with which an object with this salt is sealed; 0 without encryption.
+    pub fn generation_of(&self, salt: &Salt) -> Generation {
+        if self.keyring.is_some() { salt[0] } else { 0 }
     }
 
     /// Whether an object with this salt is sealed with a data key that has been rotated since.

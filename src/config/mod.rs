@@ -22,7 +22,7 @@ use crate::human;
 use crate::store::open::StoreOptions;
 use crate::store::prices::PriceOptions;
 use crate::volume::purse;
-use crate::{cache, journal, metrics, nbd, volume};
+use crate::{cache, journal, metrics, mirror, nbd, volume};
 
 mod endpoint;
 mod error;
@@ -59,6 +59,8 @@ pub struct Config {
     pub memory: Memory,
     /// Where the volumes live, and how the store is used.
     pub store: StoreOptions,
+    /// A second store behind the first.
+    pub mirror: mirror::Options,
     /// What the store bills.
     pub prices: PriceOptions,
     /// What may be spent on requests to it.
@@ -87,6 +89,7 @@ impl Default for Config {
             state: "./ashlar-state".into(),
             memory: Memory::Auto,
             store: StoreOptions::default(),
+            mirror: mirror::Options::default(),
             prices: PriceOptions::default(),
             budget: purse::Options::default(),
             serve: Serve::default(),

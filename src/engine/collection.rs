@@ -635,7 +635,10 @@ impl Collection {
 /// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.
 fn is_littered(ledger: &Ledger) -> bool {
     let totals = ledger.log.map.space().collectable();
-    ledger.doomed.segments() > 0 && !ledger.doomed.is_stuck && totals.dead_bytes >= totals.live_bytes / LITTER_PART
+    let doomed = &ledger.doomed;
+    // What a mirror lacks goes nobody knows when.
+    let dead = totals.dead_bytes.saturating_sub(doomed.held_bytes());
+    doomed.segments_to_go() > 0 && !doomed.is_stuck && dead >= totals.live_bytes / LITTER_PART
 }
 
 /// Cuts sorted data into segments of about the same size, which is as near to `segment_size` as can be: two thirds to one

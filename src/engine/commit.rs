@@ -61,8 +61,10 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Opt
     }
     shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
     let moved = uploaded.moved.is_some();
+    let (seq, stored_bytes) = (uploaded.seq, uploaded.info.stored_bytes);
     match take_effect(&shared, *uploaded).await {
         Ok((released, covers)) => {
+            shared.following.committed(seq, stored_bytes);
             if !moved {
                 shared.doors.journal.release(covers);
                 shared.give_back_room(released);

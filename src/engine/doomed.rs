@@ -2,15 +2,51 @@
 //!
 //! There may be tens of thousands of them. What is deleted next is therefore handed over whole, and nothing is copied under the
 //! volume's lock: what becomes doomed meanwhile is noted apart, and has its turn when all of that is gone.
+//!
+//! Of a volume that has a mirror, what is not there yet is *held*: it stays, however dead, and nobody waits for it ([`crate::mirror`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::mirror::Plan;
 use crate::space::Counted;
 use crate::units::Seq;
 
 /// So many dead segments are known by name at most.
 const DOOMED_MAX: usize = 32 << 10;
+
+/// Objects that are let go of by a mirror under one lock.
+const RELEASED_AT_ONCE: usize = 1024;
+
+/// What stays because a mirror does not have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing: there is no mirror, or none that goes on.
+    #[default]
+    Nothing,
+    /// Everything: it is not known how far the mirror is.
+    Everything,
+    /// What it has not, and it has this.
+    Beyond(Plan),
+}
+
+impl Hold {
+    fn holds_segment(self, seq: Seq) -> bool {
+        match self {
+            Hold::Nothing => false,
+            Hold::Everything => true,
+            Hold::Beyond(plan) => !plan.has(seq),
+        }
+    }
+
+    fn holds_checkpoint(self, seq: Seq) -> bool {
+        match self {
+            Hold::Nothing => false,
+            Hold::Everything => true,
+            Hold::Beyond(plan) => seq > plan.checkpoint,
+        }
+    }
+}
 
 /// What is deleted together.
 #[derive(Debug, Default)]
@@ -59,6 +95,10 @@ impl Planned {
 pub struct Doomed {
     /// What nobody deletes yet; not all dead segments, if there are very many.
     fresh: Batch,
+    /// What a mirror does not have.
+    held: Batch,
+    held_bytes: u64,
+    hold: Hold,
     /// What is being deleted, or is to be deleted again.
     planned: Planned,
     /// Bytes of the segments.
@@ -73,18 +113,58 @@ impl Doomed {
         Doomed { bytes: segments.values().sum(), fresh: Batch { segments, checkpoints }, ..Doomed::default() }
     }
 
+    /// Holds that from now on, of what nobody deletes yet. Returns whether there is more to be let go of, which is to be asked for again.
+    #[must_use]
+    pub fn hold(&mut self, hold: Hold) -> bool {
+        if hold == Hold::Everything {
+            self.held_bytes += self.fresh.segments.values().sum::<u64>();
+            self.held.segments.append(&mut self.fresh.segments);
+            self.held.checkpoints.append(&mut self.fresh.checkpoints);
+        }
+        self.hold = hold;
+        for _ in 0..RELEASED_AT_ONCE {
+            let segment = self.held.segments.first_key_value().map(|(seq, _)| *seq);
+            if segment.is_some_and(|seq| !hold.holds_segment(seq)) {
+                let Some((seq, bytes)) = self.held.segments.pop_first() else { return false };
+                self.held_bytes -= bytes;
+                self.fresh.segments.insert(seq, bytes);
+                continue;
+            }
+            let checkpoint = self.held.checkpoints.first().copied();
+            match checkpoint.filter(|seq| !hold.holds_checkpoint(*seq)) {
+                Some(seq) => drop(self.held.checkpoints.pop_first().map(|_| self.fresh.checkpoints.insert(seq))),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// The oldest checkpoint object after that one.
+    pub fn checkpoint_after(&self, seq: Seq) -> Option<Seq> {
+        let of = |batch: &Batch| batch.checkpoints.range(seq.next()..).next().copied();
+        [of(&self.fresh), of(&self.held), of(&self.planned.batch)].into_iter().flatten().min()
+    }
+
     /// These segments, too.
     pub fn add(&mut self, dead: Counted) {
         for (seq, counter) in dead {
+            let is_held = self.hold.holds_segment(seq);
             let is_known = self.planned.batch.segments.contains_key(&seq);
-            if !is_known && self.fresh.segments.insert(seq, counter.stored_bytes).is_none() {
+            let into = if is_held { &mut self.held.segments } else { &mut self.fresh.segments };
+            if !is_known && into.insert(seq, counter.stored_bytes).is_none() {
                 self.bytes += counter.stored_bytes;
+                self.held_bytes += if is_held { counter.stored_bytes } else { 0 };
             }
         }
     }
 
     /// These checkpoint objects, too.
     pub fn add_checkpoints(&mut self, mut superseded: BTreeSet<Seq>) {
+        if self.hold != Hold::Nothing {
+            let (held, free) = superseded.into_iter().partition(|seq| self.hold.holds_checkpoint(*seq));
+            self.held.checkpoints.extend::<BTreeSet<Seq>>(held);
+            superseded = free;
+        }
         // The many take the few in.
         if superseded.len() > self.fresh.checkpoints.len() {
             std::mem::swap(&mut self.fresh.checkpoints, &mut superseded);
@@ -138,12 +218,22 @@ impl Doomed {
 
     /// How many objects.
     pub fn len(&self) -> usize {
-        self.fresh.len() + self.planned.len()
+        self.fresh.len() + self.held.len() + self.planned.len()
     }
 
     /// How many segments.
     pub fn segments(&self) -> usize {
+        self.held.segments.len() + self.segments_to_go()
+    }
+
+    /// How many segments that no mirror lacks.
+    pub fn segments_to_go(&self) -> usize {
         self.fresh.segments.len() + self.planned.batch.segments.len() - self.planned.segments_gone
+    }
+
+    /// Bytes of the segments that a mirror lacks.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// Bytes of the segments.
@@ -159,7 +249,8 @@ impl Doomed {
 
     /// The checkpoint objects.
     pub fn checkpoints(&self) -> impl Iterator<Item = Seq> + '_ {
-        self.fresh.checkpoints.iter().copied().chain(self.planned.checkpoints())
+        let free = self.fresh.checkpoints.iter().chain(&self.held.checkpoints);
+        free.copied().chain(self.planned.checkpoints())
     }
 }
 
@@ -201,6 +292,38 @@ mod tests {
         doomed.checkpoints_gone(1);
         doomed.segment_gone(Seq(3));
         assert!(doomed.is_empty() && doomed.bytes() == 0 && seqs(doomed.plan(true).segments()).is_empty());
+    }
+
+    #[test]
+    fn what_a_mirror_lacks_stays_and_is_let_go_of_as_it_comes_there() {
+        let mut doomed = Doomed::new(BTreeMap::from([(Seq(1), 10), (Seq(5), 10)]), BTreeSet::from([Seq(2), Seq(7)]));
+        assert!(!doomed.hold(Hold::Everything));
+        assert_eq!((doomed.deletable(true), doomed.len(), doomed.bytes(), doomed.held_bytes()), (0, 4, 20, 20));
+        assert_eq!(doomed.checkpoint_after(Seq(2)), Some(Seq(7)));
+        assert!(!doomed.hold(Hold::Beyond(Plan { next: Seq(5), checkpoint: Seq(2) })));
+        assert_eq!((doomed.deletable(true), doomed.segments_to_go(), doomed.held_bytes()), (2, 1, 10));
+        // A look finds them again.
+        doomed.add(dead([1, 4, 5, 6]));
+        doomed.add_checkpoints(BTreeSet::from([Seq(2), Seq(7), Seq(9)]));
+        assert_eq!((doomed.bytes(), doomed.held_bytes(), doomed.len()), (40, 20, 7));
+        let planned = doomed.plan(true);
+        assert_eq!((seqs(planned.segments()), seqs(planned.checkpoints())), (vec![1, 4], vec![2]));
+        assert_eq!(seqs(doomed.checkpoints()), [7, 9, 2]);
+        assert!(!doomed.hold(Hold::Beyond(Plan { next: Seq(6), checkpoint: Seq(7) })));
+        assert_eq!((doomed.held_bytes(), doomed.checkpoint_after(Seq(7))), (10, Some(Seq(9))));
+        doomed.add_checkpoints(BTreeSet::from([Seq(8)]));
+        assert!(!doomed.hold(Hold::Nothing));
+        assert_eq!((doomed.held_bytes(), doomed.len(), doomed.deletable(true)), (0, 8, 8));
+    }
+
+    #[test]
+    fn what_is_let_go_of_is_so_a_part_at_a_time() {
+        let mut doomed = Doomed::default();
+        let _ = doomed.hold(Hold::Everything);
+        doomed.add(dead(0..2 * RELEASED_AT_ONCE as u64));
+        doomed.add_checkpoints(BTreeSet::from([Seq(1)]));
+        let holds = [(); 3].map(|()| (doomed.hold(Hold::Nothing), doomed.segments_to_go()));
+        assert_eq!(holds, [(true, RELEASED_AT_ONCE), (true, 2 * RELEASED_AT_ONCE), (false, 2 * RELEASED_AT_ONCE)]);
     }
 
     #[test]

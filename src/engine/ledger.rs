@@ -13,7 +13,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
-use crate::engine::doomed::Doomed;
+use crate::engine::doomed::{Doomed, Hold};
 use crate::engine::log::{Lacking, Log, Piece};
 use crate::engine::options::Options;
 use crate::format::account::Account;
@@ -531,6 +531,19 @@ impl Ledger {
     /// Until ours is there, which is beyond all that it can write, that one may be the newest.
     pub(super) fn may_delete_checkpoints(&self) -> bool {
         self.log.checkpointed() >= self.rules.fence
+    }
+
+    /// The oldest checkpoint object that is there after that one, if it is durable.
+    pub fn checkpoint_after(&self, seq: Seq) -> Option<Seq> {
+        let needed = self.checkpoints.range(seq.next()..).next().map(|(seq, _)| *seq);
+        let newest = Some(self.log.checkpointed()).filter(|newest| *newest > seq);
+        [needed, newest, self.doomed.checkpoint_after(seq)].into_iter().flatten().min()
+    }
+
+    /// What of the doomed stays from now on because a mirror does not have it. Returns whether this is to be asked for again.
+    #[must_use]
+    pub fn hold(&mut self, hold: Hold) -> bool {
+        self.doomed.hold(hold)
     }
 
     /// How many doomed objects may go now.

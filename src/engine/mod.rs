@@ -35,6 +35,7 @@ mod ages;
 pub mod collection;
 pub mod deletions;
 pub mod doomed;
+pub mod following;
 pub mod sweeps;
 pub mod budget;
 pub mod purse;

@@ -16,6 +16,7 @@ use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
 use crate::engine::core::{Core, End, Now};
 use crate::engine::doomed::Doomed;
+use crate::engine::following::Following;
 use crate::engine::ledger::{Ledger, Rules};
 use crate::engine::log::Log;
 use crate::engine::options::Options;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub doors: Doors,
     /// The ways to wait.
     pub waits: Waits,
+    /// What its mirror is told.
+    pub following: Following,
     /// Held for a few synchronous lines, never across an await.
     core: Lock<Core>,
     /// Bytes of the volume; changed only while the lock of the core is held.
@@ -242,6 +245,7 @@ impl Shared {
             is_closing: AtomicBool::new(false),
             later: parking_lot::Mutex::new(later),
             version_maps: parking_lot::Mutex::default(),
+            following: Following::default(),
             core: Lock::new(Core::new(ledger, now)),
             facts: Facts {
                 block_size: meta.block_size,
@@ -363,6 +367,7 @@ impl Shared {
         self.protected_until.store(meta.keep_until_unix_millis, Ordering::Release);
         self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
         self.tune(tuned);
+        self.following.changed();
         self.waits.wake.notify_one();
         Ok(())
     }

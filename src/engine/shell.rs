@@ -141,7 +141,9 @@ impl Shell {
         let close = Close { epoch: facts.epoch, server: facts.server, covers, time_unix_millis };
         let encoded = close.encode(&doors.sealer, seq, self.shared.salt());
         let object = encoded.map_err(|error| End::Failed(error.to_string()))?;
+        let bytes = u64::from(object.frames_at);
         slot::put_until_done(&self.shared, seq, object.parts).await?;
+        self.shared.following.closed(seq, bytes);
         self.shared.remember(seq).await;
         // It holds nothing that the store does not have: that it cannot be closed or removed loses nothing.
         let closed = doors.journal.close().await;

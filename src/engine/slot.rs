@@ -88,7 +88,7 @@ pub(crate) async fn put(
 }
 
 /// [`put`] of a segment or a close into a slot of the log.
-async fn put_log_object(
+pub(crate) async fn put_log_object(
     store: &dyn Store,
     key: &Key,
     parts: Vec<Bytes>,

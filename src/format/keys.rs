@@ -48,6 +48,16 @@ impl Keys {
         key(format!("{name}/meta/{n:016x}"))
     }
 
+    /// `<name>/mirror/`: descriptions of a volume of which this is the mirror.
+    pub fn mirrors(name: &VolumeName) -> String {
+        format!("{name}/mirror/")
+    }
+
+    /// `<name>/mirror/<n>`: description n, in a mirror.
+    pub fn mirror(name: &VolumeName, n: u64) -> Key {
+        key(format!("{name}/mirror/{n:016x}"))
+    }
+
     /// Whether that is a description of this volume's name.
     pub fn is_meta(&self, other: &Key) -> bool {
         Keys::number(other).is_some_and(|n| *other == Keys::meta(&self.name, n))
@@ -66,6 +76,11 @@ impl Keys {
     /// `<folder>/segments/`: the log.
     pub fn segments(&self) -> String {
         format!("{}/segments/", self.folder)
+    }
+
+    /// `<folder>/segments/<low byte of seq>/`: a part of the log.
+    pub fn segments_of(&self, low: u8) -> String {
+        format!("{}/segments/{low:02x}/", self.folder)
     }
 
     /// `<folder>/segments/<low byte of seq>/<seq>`: a slot of the log.

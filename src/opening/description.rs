@@ -10,6 +10,8 @@
 //! On a store that cannot create a key for one only, whoever wants a number puts a claim to it first, and looks, and looks again
 //! when the description is there; see [`super::verified`] for why.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::codec::seal::Sealer;
@@ -17,11 +19,12 @@ use crate::engine::slot::{self, Put};
 use crate::error::{Result, VolumeError};
 use crate::format::keys::Keys;
 use crate::format::meta::{FencedBy, Meta, VolumeName};
+use crate::format::places::further_place;
 use crate::keyring::{Keyring, Secrets, UnlockError};
 use crate::opening::verified::{give_way, put_mark, take_back};
 use crate::outside::Random;
 use crate::reading::again;
-use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
+use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 
 /// A description as it was read.
 #[derive(Clone, Debug)]
@@ -37,9 +40,9 @@ pub struct Description {
 pub async fn load(store: &dyn Store, name: &VolumeName) -> Result<Description> {
     match newest(store, name).await? {
         Some(found) if !found.meta.deleted => Ok(found),
-        Some(_) => Err(VolumeError::NotFound { name: name.to_string(), store: store.url() }),
+        Some(_) => Err(absent(store, name).await?),
         None => Err(match newest_number(store, name).await? {
-            0 => VolumeError::NotFound { name: name.to_string(), store: store.url() },
+            0 => absent(store, name).await?,
             torn => VolumeError::Corrupt {
                 key: Keys::meta(name, torn),
                 why:
@@ -48,6 +51,16 @@ pub async fn load(store: &dyn Store, name: &VolumeName) -> Result<Description> {
             },
         }),
     }
+}
+
+/// There is no such volume, or only its mirror.
+async fn absent(store: &dyn Store, name: &VolumeName) -> Result<VolumeError> {
+    let is_mirror = !mirror_numbers(store, name).await?.is_empty();
+    let (name, store) = (name.to_string(), store.url());
+    Ok(match is_mirror {
+        false => VolumeError::NotFound { name, store },
+        true => VolumeError::IsMirror { name, store },
+    })
 }
 
 /// The newest description, for a server that is about to rely on it. In verified mode the newest one may still lose against somebody
@@ -123,6 +136,75 @@ pub async fn newest(store: &dyn Store, name: &VolumeName) -> Result<Option<Descr
         }
         return Ok(None);
     }
+}
+
+/// The newest description of a mirror ([`crate::mirror`]); nothing if there is none that is whole.
+pub async fn mirrored(store: &dyn Store, name: &VolumeName) -> Result<Option<Description>> {
+    for (number, places) in mirror_numbers(store, name).await?.into_iter().rev() {
+        for key in places {
+            let bytes = match read(store, name, &key).await {
+                // Somebody has put a newer one, and deleted this.
+                Err(error) if error.kind == ErrorKind::NotFound => continue,
+                read => read.map_err(VolumeError::store(format!("reading {key}")))?,
+            };
+            if Meta::is_torn(&bytes) {
+                continue;
+            }
+            let meta =
+                Meta::decode(name, &bytes).map_err(|error| VolumeError::Corrupt { key, why: error.to_string() })?;
+            return Ok(Some(Description { number, meta, bytes }));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses a name that only a mirror has: a volume of that name would be in its way.
+pub(super) async fn refuse_mirror(store: &dyn Store, name: &VolumeName) -> Result<()> {
+    match mirror_numbers(store, name).await?.is_empty() {
+        true => Ok(()),
+        false => Err(VolumeError::IsMirror { name: name.to_string(), store: store.url() }),
+    }
+}
+
+/// The numbers of the descriptions of a mirror, each with the keys that it has, in order.
+pub(crate) async fn mirror_numbers(store: &dyn Store, name: &VolumeName) -> Result<BTreeMap<u64, Vec<Key>>> {
+    let prefix = Keys::mirrors(name);
+    let listed = list_all(store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
+    let mut numbers: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
+    for ObjectEntry { key, .. } in listed {
+        let own = further_place(&key).map_or_else(|| key.clone(), |(own, _)| own);
+        if let Some(number) = Keys::number(&own) {
+            numbers.entry(number).or_default().push(key);
+        }
+    }
+    Ok(numbers)
+}
+
+/// Puts a description into a mirror, byte for byte, and deletes those before it: they may hold key slots that are to be gone. Whether it is there;
+/// not if another one has its number.
+pub(crate) async fn put_mirrored(store: &dyn Store, description: &Description) -> Result<bool> {
+    let name = &description.meta.name;
+    let key = Keys::mirror(name, description.number);
+    let put = slot::put(store, &key, vec![description.bytes.clone()], &|there| Meta::is_torn(there)).await;
+    match put.map_err(VolumeError::store(format!("writing {key}")))? {
+        Put::Ours(_) => {}
+        Put::Taken(_) => return Ok(false),
+        Put::Torn => return Err(VolumeError::Invalid(slot::torn(&key))),
+    }
+    let old: Vec<Key> =
+        mirror_numbers(store, name).await?.range(..description.number).flat_map(|(_, keys)| keys.clone()).collect();
+    if !old.is_empty() {
+        store.delete(&old).await.map_err(VolumeError::store(format!("deleting older descriptions of {name}")))?;
+    }
+    Ok(true)
+}
+
+/// Makes a volume of a mirror: puts its description where those of volumes are, byte for byte, under a number that is not lower than its own. Returns
+/// that number; nothing if somebody else was faster.
+pub(super) async fn put_promoted(store: &dyn Store, description: &Description) -> Result<Option<u64>> {
+    let name = &description.meta.name;
+    let before = newest_number(store, name).await?.max(description.number.saturating_sub(1));
+    put_created(store, before, name, description.bytes.clone()).await
 }
 
 /// The bytes of a description, for certain.

@@ -88,7 +88,8 @@ pub async fn create(
 pub(super) async fn free_place(store: &dyn Store, random: &Random, name: &VolumeName) -> Result<(u64, Uuid)> {
     let described =
         async { tokio::try_join!(description::newest(store, name), description::newest_number(store, name)) };
-    let ((newest, number), uuid) = tokio::try_join!(described, unused_uuid(store, random, name))?;
+    let ((newest, number), uuid, ()) =
+        tokio::try_join!(described, unused_uuid(store, random, name), description::refuse_mirror(store, name))?;
     let before = match newest {
         // Only parts of descriptions: of a creation that broke off, unless there is more than that.
         None if number > 0 => {

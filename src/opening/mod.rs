@@ -9,6 +9,7 @@
 //! | [`follow`] | a volume that another server writes: reading its newest checkpoint |
 //! | [`choice`] | which snapshot is meant, by name or by time |
 //! | [`past`], [`clones`], [`handed`], [`difference`], [`copying`] | versions that are kept: reading one; volumes that begin as one, and how they have their parent's data keys; in what two differ; copying one into another store |
+//! | [`promote`] | a mirror becomes a volume |
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
 pub mod scan;
@@ -29,6 +30,7 @@ pub mod clones;
 mod handed;
 pub mod difference;
 pub mod copying;
+pub mod promote;
 
 pub use follow::{Follower, Glass};
 pub use lifecycle::{CreateOptions, Created, HolderInfo, Info, NewEncryption, create, inspect, names};

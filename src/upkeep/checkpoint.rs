@@ -293,6 +293,7 @@ pub(super) async fn write(
         (ledger.checkpoint_written(written, now.map_memory, now.at), ledger.versions_done())
     };
     drop(let_go);
+    shared.following.changed();
     shared.waits.progress.change(|progress| progress.versions = versions);
     tracing::debug!(volume = %shared.facts.meta.name, %seq, "checkpoint");
     Ok(())

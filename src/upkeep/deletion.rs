@@ -10,7 +10,7 @@
 //!    leaves the objects in the checkpoint's table, dead: the next opening deletes them, before its own checkpoint, so
 //!    that its table forgets them.
 //!
-//! TRIM and everything else goes on meanwhile.
+//! TRIM and everything else goes on meanwhile. A mirror is told what is gone, and as of which checkpoint.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::engine::Event;
 use crate::engine::deletions::{BATCH, Outcome, Plan};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
+use crate::mirror::notes::Deleted;
 use crate::store::Key;
 use crate::units::Seq;
 use crate::upkeep::checkpoint;
@@ -50,7 +51,12 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
         if let Err(error) = store.delete(&named).await {
             return Event::Deleted(Outcome::Postponed(error));
         }
-        shared.ledger().checkpoints_deleted(batch.len());
+        let newest = {
+            let mut ledger = shared.ledger();
+            ledger.checkpoints_deleted(batch.len());
+            ledger.log().checkpointed()
+        };
+        shared.following.deleted(batch.iter().copied().map(Deleted::Checkpoint), newest);
     }
     for batch in segments.chunks(BATCH) {
         let began = Instant::now();
@@ -61,6 +67,8 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
         for part in batch.chunks(FORGET_AT_ONCE) {
             shared.ledger().segments_deleted(part);
         }
+        let newest = shared.ledger().log().checkpointed();
+        shared.following.deleted(batch.iter().copied().map(Deleted::Slot), newest);
         let least = Duration::from_secs(batch.len() as u64) / shared.ledger().options().gc.delete_rate.max(1);
         if batch.len() == BATCH {
             tokio::time::sleep_until(began + least).await;

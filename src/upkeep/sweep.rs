@@ -21,7 +21,7 @@ use crate::format::places::further_place;
 use crate::format::segment::LogObject;
 use crate::reading::objects::ReadError;
 use crate::reading::{Slot, slots};
-use crate::space::Span;
+use crate::space::{Counted, Span};
 use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::Seq;
 
@@ -161,7 +161,7 @@ async fn find(shared: &Shared) -> Result<(Vec<Key>, Vec<Key>), StoreError> {
 }
 
 /// What the tables name now. While pages of them are read, segments may be deleted, but none before `next` is added.
-async fn tables(shared: &Shared) -> Result<Tables, StoreError> {
+pub(crate) async fn tables(shared: &Shared) -> Result<Tables, StoreError> {
     let _reading = shared.begin_reading();
     let (mut tables, spans) = {
         let ledger = shared.ledger();
@@ -175,26 +175,28 @@ async fn tables(shared: &Shared) -> Result<Tables, StoreError> {
         (tables, log.map.space().spans().collect::<Vec<_>>())
     };
     for span in spans {
-        let mut pages = HashMap::new();
-        loop {
-            let asked = shared.ledger().log().map.counters(span, &pages);
-            match asked {
-                Ok(counters) => {
-                    tables.segments.extend(counters.into_iter().map(|(seq, _)| seq));
-                    break;
-                }
-                Err(need) => match shared.fetch_pages(need).await {
-                    Ok(loaded) => pages.extend(loaded),
-                    Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => return Err(source),
-                    Err(_) => {
-                        tables.unknown.insert(span);
-                        break;
-                    }
-                },
-            }
+        match counters(shared, span).await? {
+            Some(counters) => tables.segments.extend(counters.into_iter().map(|(seq, _)| seq)),
+            None => drop(tables.unknown.insert(span)),
         }
     }
     Ok(tables)
+}
+
+/// What the table of segments says of a span; nothing if it cannot be read.
+pub(crate) async fn counters(shared: &Shared, span: Span) -> Result<Option<Counted>, StoreError> {
+    let mut pages = HashMap::new();
+    loop {
+        let asked = shared.ledger().log().map.counters(span, &pages);
+        match asked {
+            Ok(counters) => return Ok(Some(counters)),
+            Err(need) => match shared.fetch_pages(need).await {
+                Ok(loaded) => pages.extend(loaded),
+                Err(ReadError::Store { source, .. }) if source.kind != ErrorKind::NotFound => return Err(source),
+                Err(_) => return Ok(None),
+            },
+        }
+    }
 }
 
 /// What is to become of an object.

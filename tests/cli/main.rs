@@ -24,6 +24,7 @@ mod top;
 mod rollback;
 mod clones;
 mod copies;
+mod mirror;
 mod images;
 mod snapshots;
 mod upgrading;

@@ -105,7 +105,7 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     place.ok(&["create", "disk0", "--size", "1G"]);
     let mut command = watched(&place, &["disk0"]);
     command.env("ASHLAR_CACHE__DISK__SIZE", "16MiB").env("ASHLAR_BUDGET__REQUESTS_PER_SECOND", "100");
-    command.env("ASHLAR_BUDGET__VOLUME__DOLLARS_PER_DAY", "1.5");
+    command.env("ASHLAR_BUDGET__VOLUME__DOLLARS_PER_DAY", "1.5").env("ASHLAR_MIRROR__URL", "file://./mirror");
     let serving = Serving::start(command);
     place.ok(&["snapshot", "create", "disk0@first"]);
     let (status, page) = get(&serving, "/metrics");

@@ -10,8 +10,8 @@ use crate::cli::document::{ClientStatus, EndedVolume, VolumeStatus};
 use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
-use crate::volume::Status;
 use crate::volume::purse::Left;
+use crate::volume::{Mirrored, Standing, Status};
 
 use Kind::{Counter, Gauge, Histogram};
 
@@ -290,6 +290,43 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 31] = [
     ("ashlar_volume_epoch", Gauge, "How often the volume was opened.", |status| status.epoch as f64),
 ];
 
+/// A number of the mirror of an open volume.
+type OfMirror = fn(&Mirrored) -> f64;
+
+/// What of a mirror is a number, by name.
+const MIRROR: [(&str, Kind, &str, OfMirror); 6] = [
+    (
+        "ashlar_volume_mirror_following",
+        Gauge,
+        "1 if the mirror is a state of the volume and goes on; 0 in a first copy, before it is reached, and when it has ended; of a volume with a mirror.",
+        |mirror| f64::from(u8::from(mirror.state == Standing::Following)),
+    ),
+    (
+        "ashlar_volume_mirror_lag_seconds",
+        Gauge,
+        "How long the oldest of what the mirror lacks has been committed, as far as that is since the volume was opened.",
+        |mirror| mirror.lag_millis as f64 / 1000.0,
+    ),
+    ("ashlar_volume_mirror_lag_bytes", Gauge, "Bytes of objects that the mirror lacks.", |mirror| {
+        mirror.lag_bytes as f64
+    }),
+    (
+        "ashlar_volume_mirror_held_bytes",
+        Gauge,
+        "Bytes of dead segments that stay until the mirror has them.",
+        |mirror| mirror.held_bytes as f64,
+    ),
+    ("ashlar_volume_mirror_copied_bytes_total", Counter, "Bytes that were copied into the mirror.", |mirror| {
+        mirror.bytes as f64
+    }),
+    (
+        "ashlar_volume_mirror_damaged_objects",
+        Gauge,
+        "Objects that were damaged in the first store when they were to be copied.",
+        |mirror| mirror.damaged_objects as f64,
+    ),
+];
+
 fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
     let numbers = OF_VOLUME.iter().map(|(name, kind, help, of)| {
         let empty = Family::new(name, *kind, help);
@@ -335,6 +372,11 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         Gauge,
         "Of those, bytes that only clones need: neither the volume nor a snapshot that anybody can name does; absent until that is known.",
     );
+    let mirrors = MIRROR.map(|(name, kind, help, of)| {
+        let mirrored = volumes.iter().filter_map(|volume| Some((&volume.name, volume.mirror.as_ref()?)));
+        mirrored
+            .fold(Family::new(name, kind, help), |family, (name, mirror)| family.number([("volume", name)], of(mirror)))
+    });
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
         if status.newest_snapshot_unix_millis > 0 {
             newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
@@ -359,7 +401,8 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let seconds = store_trouble.as_ref().map_or(0, |trouble| trouble.seconds);
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
-    numbers.chain([requests, trouble, request_cost, storage_cost, left, newest, held, for_clones]).collect()
+    let others = [requests, trouble, request_cost, storage_cost, left, newest, held, for_clones];
+    numbers.chain(others).chain(mirrors).collect()
 }
 
 /// Which volumes there are, and which ended.
