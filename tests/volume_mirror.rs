@@ -48,6 +48,12 @@ struct Door {
     cuts: Mutex<Vec<MemoryStore>>,
     is_sloppy: AtomicBool,
     puts: AtomicU64,
+    /// So many changes of it are made, and then nobody reaches it.
+    left: Mutex<Option<u64>>,
+    /// A PUT waits as long as somebody holds this.
+    gate: tokio::sync::Mutex<()>,
+    /// Some of what is asked fails, done or not.
+    faults: Mutex<Option<Random>>,
 }
 
 impl Door {
@@ -56,10 +62,23 @@ impl Door {
     }
 
     fn answer(&self) -> Answer<()> {
-        match self.is_away.load(Ordering::Relaxed) {
+        let fails = self.faults.lock().as_ref().is_some_and(|random| random.below(30) == 0);
+        match fails || self.is_away.load(Ordering::Relaxed) {
             true => Err(StoreError::new(ErrorKind::Retryable, "the store is away")),
             false => Ok(()),
         }
+    }
+
+    fn change(&self) -> Answer<()> {
+        self.answer()?;
+        let mut left = self.left.lock();
+        if let Some(left) = left.as_mut() {
+            match left.checked_sub(1) {
+                Some(less) => *left = less,
+                None => return Err(StoreError::new(ErrorKind::Denied, "it breaks off")),
+            }
+        }
+        Ok(())
     }
 
     fn keep(&self) {
@@ -79,11 +98,13 @@ impl Store for Door {
     }
     async fn put(&self, key: &Key, body: Vec<Bytes>) -> Answer<()> {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        self.answer()?;
+        let _open = self.gate.lock().await;
+        self.change()?;
         self.objects.put(key, body).await?;
         self.puts.fetch_add(1, Ordering::Relaxed);
         self.keep();
-        Ok(())
+        // It is there, and nobody learns it.
+        self.answer()
     }
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Answer<Bytes> {
         self.answer()?;
@@ -103,7 +124,7 @@ impl Store for Door {
         self.objects.list_top().await
     }
     async fn delete(&self, keys: &[Key]) -> Answer<()> {
-        self.answer()?;
+        self.change()?;
         for key in keys {
             self.objects.delete(std::slice::from_ref(key)).await?;
             self.keep();
@@ -385,6 +406,7 @@ async fn live(world: &World, volume: &Arc<Volume>, steps: u64) {
 async fn every_cut_opens(seed: u64) -> (usize, usize) {
     let mut world = World::new(seed).await;
     world.mirror.keeps_cuts.store(true, Ordering::Relaxed);
+    *world.mirror.faults.lock() = (seed % 2 == 1).then(|| Random::seeded(seed));
     for life in 0..4 {
         let volume = world.open().await;
         live(&world, &volume, 20 + world.random.below(60)).await;
@@ -405,6 +427,7 @@ async fn every_cut_opens(seed: u64) -> (usize, usize) {
         tracing::info!(life, "over");
     }
     world.mirror.away(false);
+    *world.mirror.faults.lock() = None;
     let volume = world.open().await;
     caught_up(&volume).await;
     // What the first store deleted goes here, too, and nothing else is left.
@@ -674,7 +697,7 @@ async fn what_can_have_no_mirror_is_refused_in_words() {
     let world = World::new(9).await;
     let volume = world.open().await;
     let before = world.first.objects.fork();
-    for round in 0..10 {
+    for round in 0..25 {
         write(&volume, round, 1).await;
         volume.flush().await.unwrap();
     }
@@ -685,6 +708,19 @@ async fn what_can_have_no_mirror_is_refused_in_words() {
     let volume = old.try_open(Some(old.mirror()), flags).await.unwrap();
     let why = ended(&volume).await;
     assert!(why.contains("was put back to an older state"), "{why}");
+    drop(volume);
+
+    // One that was, and was gone on with, until it has more than the mirror.
+    let volume = old.try_open(None, OpenFlags::default()).await.unwrap();
+    for round in 0..30 {
+        write(&volume, round, 2).await;
+        volume.flush().await.unwrap();
+    }
+    // Before a checkpoint lets anything go.
+    drop(volume);
+    let volume = old.open().await;
+    let why = ended(&volume).await;
+    assert!(why.contains("they went apart"), "{why}");
     drop(volume);
 
     // Another volume of that name.
@@ -787,4 +823,162 @@ async fn what_is_damaged_in_the_first_store_is_copied_as_it_is_and_said() {
     assert_eq!(now.damaged_objects, 1);
     assert_eq!(world.mirror.objects.get(&key).await.unwrap(), damaged);
     volume.close().await.unwrap();
+}
+
+/// A promotion that breaks off is done again, whatever the copier does meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_promotion_that_breaks_off_is_done_again() {
+    let (mut broke, mut goes_on) = (0, 0);
+    for left in 0.. {
+        let world = World::new(30 + left).await;
+        let volume = world.open().await;
+        live_there(&volume, &world.random, 20).await;
+        caught_up(&volume).await;
+        *world.mirror.left.lock() = Some(left);
+        let first = world.promote(true).await;
+        *world.mirror.left.lock() = None;
+        if first.is_ok() {
+            assert_eq!(broke, left);
+            break;
+        }
+        broke += 1;
+        live_there(&volume, &world.random, 20).await;
+        volume.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        goes_on += u64::from(mirrored(&volume).state == Standing::Following);
+        let position = match world.promote(true).await {
+            Ok(position) => position,
+            // The description was there, and only that was not said.
+            Err(said) => {
+                assert!(said.to_string().contains("was promoted already"), "{said}");
+                continue;
+            }
+        };
+        assert_eq!(mirrored(&volume).state == Standing::Following, position.covers.0 == world.record.last());
+        live_there(&volume, &world.random, 20).await;
+        volume.flush().await.unwrap();
+        ended(&volume).await;
+        world.check_promoted(&position).await;
+    }
+    assert!(broke >= 3 && goes_on == 1, "{broke} {goes_on}");
+}
+
+/// A PUT of the copier may arrive at any time later: the slot is taken for ever, also of a mirror that ended with a clean stop.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_arrives_late_finds_its_slot_taken() {
+    let world = World::new(60).await;
+    let volume = world.open().await;
+    live_there(&volume, &world.random, 20).await;
+    caught_up(&volume).await;
+    volume.close().await.unwrap();
+    let late = world.mirror.gate.lock().await;
+    let volume = world.open().await;
+    write(&volume, 1, 1).await;
+    volume.flush().await.unwrap();
+    // It is on its way: the fence of this opening.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(mirrored(&volume).objects, 0);
+    let objects = world.mirror.objects.clone();
+    let store: Arc<dyn Store> = Arc::new(Door { objects, ..Door::default() });
+    let position = promote(&store, &world.random, false).await.unwrap();
+    let promoted = open_promoted(&store).await;
+    let mut content = world.record.content(position.covers.0);
+    for round in 0..60u8 {
+        content[..BLOCK as usize].fill(round);
+        promoted.write(0, vec![round; BLOCK as usize].into(), true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tokio::time::sleep(DELETE_AFTER).await;
+    drop(late);
+    let why = ended(&volume).await;
+    assert!(why.contains("was promoted by server promoter"), "{why}");
+    live_there(&volume, &world.random, 20).await;
+    volume.close().await.unwrap();
+    assert_eq!(all_of(&promoted).await, content);
+    promoted.close().await.unwrap();
+    let report = ashlar::check::check(&store, &name(), true, &|_, _| {}, &Secrets::default()).await.unwrap();
+    assert!(report.is_clean(), "{:#?}", report.problems);
+    let promoted = open_promoted(&store).await;
+    assert_eq!(all_of(&promoted).await, content);
+}
+
+/// How long a client takes that overwrites a volume at random, with a mirror that is away or without any; and whether collection moved something.
+async fn overwritten(mirror: bool) -> (Duration, u64) {
+    let mut world = World::new(70).await;
+    let first: Arc<Door> = Arc::default();
+    let create = CreateOptions { size: 16 << 20, ..CreateOptions::default() };
+    volume::create(&*first, &world.random, &Clock::System, &name(), create).await.unwrap();
+    world.first = first;
+    world.mirror.away(true);
+    let volume = world.try_open(mirror.then(|| world.mirror()), OpenFlags::default()).await.unwrap();
+    let data = |random: &Random, len: u64| -> Bytes {
+        (0..len / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect::<Vec<_>>().into()
+    };
+    for at in (0..8 << 20).step_by(64 << 10) {
+        volume.write(at, data(&world.random, 64 << 10), false).await.unwrap();
+    }
+    volume.flush().await.unwrap();
+    let began = tokio::time::Instant::now();
+    for round in 0..4000 {
+        let block = world.random.below((8 << 20) / BLOCK);
+        volume.write(block * BLOCK, data(&world.random, BLOCK), false).await.unwrap();
+        if round % 16 == 15 {
+            volume.flush().await.unwrap();
+        }
+    }
+    let took = began.elapsed();
+    let status = volume.status();
+    assert!(!mirror || volume.mirrored().unwrap().held_bytes > 4 << 20, "{:?}", volume.mirrored());
+    (took, status.gc.segments_written)
+}
+
+/// What a mirror lacks stays in the first store, and is no reason to hold a client back.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_held_back_for_space_that_a_mirror_keeps() {
+    let (without, moved_without) = overwritten(false).await;
+    let (with, moved) = overwritten(true).await;
+    assert!(moved > 0 && moved_without > 0, "{moved} {moved_without}");
+    // Time is virtual.
+    assert!(with <= without * 11 / 10, "{with:?} {without:?}");
+}
+
+/// What the first store deleted, as of a checkpoint that the mirror does not have yet, stays there, also if nobody has noted it.
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_is_far_behind_keeps_what_its_own_checkpoint_needs() {
+    let mut world = World::new(80).await;
+    let volume = world.open().await;
+    for block in 0..BLOCKS {
+        write(&volume, block, 1).await;
+        volume.flush().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let there = caught_up(&volume).await;
+    assert!(there.checkpoint > 0, "{there:?}");
+    world.mirror.away(true);
+    for block in 0..BLOCKS {
+        let data: Vec<u8> = (0..BLOCK / 8).flat_map(|_| world.random.below(u64::MAX).to_le_bytes()).collect();
+        volume.write(block * BLOCK, data.into(), true).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let old: Vec<Key> = world.mirror.objects.objects().into_iter().map(|(key, _)| key).collect();
+    let left = world.first.objects.objects().into_iter().filter(|(key, _)| old.contains(key)).count();
+    assert!(left + 40 < old.len(), "what the mirror has was deleted in the first store: {left} of {}", old.len());
+    drop(volume);
+    world.disk = world.disk.kill();
+    world.mirror.away(false);
+    world.options.bandwidth = 1000;
+    let volume = world.open().await;
+    tokio::time::sleep(3 * DELETE_AFTER).await;
+    let now = mirrored(&volume);
+    assert!(now.state == Standing::Following && now.lag_bytes > 10_000 && now.objects > 10, "{now:?}");
+    let cut: Arc<dyn Store> = Arc::new(world.mirror.objects.fork());
+    let position = promote(&cut, &world.random, true).await.unwrap();
+    assert!(position.covers.0 > BLOCKS, "it has gone back: {position:?}");
+    check_promoted(&cut, &world.record, &position).await;
+    caught_up(&volume).await;
+    tokio::time::sleep(3 * DELETE_AFTER).await;
+    let now = caught_up(&volume).await;
+    assert!(now.deleted_objects > 40, "{now:?}");
+    volume.close().await.unwrap();
+    world.check_promoted(&world.promote(false).await.unwrap()).await;
 }

@@ -19,6 +19,7 @@ use crate::disk::local::{DirLock, LocalDisk};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::open::{Access, Fencing, Opened, StoreOptions};
 use crate::store::probe::Finding;
+use crate::store::retry::RetryOptions;
 use crate::store::{self, ErrorKind, Store};
 use crate::volume::{Mirror, ServerIdentity, VolumeName};
 
@@ -74,7 +75,13 @@ pub fn mirror_store(config: &Effective) -> Result<Option<StoreOptions>, Failure>
     Ok(Some(options))
 }
 
+/// For how long a request to the mirror is repeated before its task is told, which tries again for ever, and says so.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(10);
+
 async fn open_mirror(options: &StoreOptions, state: &Path) -> store::Result<Arc<dyn Store>> {
+    let RetryOptions { read_limit, write_limit, .. } = options.retry;
+    let (read_limit, write_limit) = (read_limit.min(MIRROR_PATIENCE), write_limit.min(MIRROR_PATIENCE));
+    let options = &StoreOptions { retry: RetryOptions { read_limit, write_limit, ..options.retry }, ..options.clone() };
     let disk = LocalDisk::new(state, Workers::Threads);
     let probed = probes::recall(&disk, options, Clock::System.unix_millis()).await;
     let access = probed.map_or(Access::Write, |probed| Access::WriteUnprobed(probed.found));

@@ -571,10 +571,11 @@ impl Collection {
     }
 
     /// What takes space for a while only: dead objects that will go soon, and segments under way. A volume of a few segments
-    /// would never be within its bounds if they counted in full.
+    /// would never be within its bounds if they counted in full. What a mirror lacks goes nobody knows when, and nobody is held back for it.
     fn passing_bytes(&self, ledger: &Ledger) -> u64 {
         let totals = ledger.log.map.space().collectable();
-        let dead = if ledger.doomed.is_stuck { 0 } else { totals.dead_bytes };
+        let going = totals.dead_bytes.saturating_sub(ledger.doomed.held_bytes());
+        let dead = if ledger.doomed.is_stuck { 0 } else { going };
         let passing = dead + ledger.log.uploading_bytes() + self.uploading.iter().sum::<u64>();
         let full = (FEW_SEGMENTS * ledger.rules.options.segment_size).max(totals.live_bytes).max(1);
         (u128::from(passing) * u128::from(totals.live_bytes) / u128::from(full)) as u64

@@ -318,6 +318,11 @@ mod tests {
 
     #[test]
     fn what_is_let_go_of_is_so_a_part_at_a_time() {
+        // A checkpoint stays until it is there itself, however far the log is.
+        let mut doomed = Doomed::new(BTreeMap::new(), BTreeSet::from([Seq(2), Seq(7)]));
+        let _ = doomed.hold(Hold::Everything);
+        let _ = doomed.hold(Hold::Beyond(Plan { next: Seq(10), checkpoint: Seq(2) }));
+        assert_eq!((doomed.deletable(true), seqs(doomed.plan(true).checkpoints())), (1, vec![2]));
         let mut doomed = Doomed::default();
         let _ = doomed.hold(Hold::Everything);
         doomed.add(dead(0..2 * RELEASED_AT_ONCE as u64));

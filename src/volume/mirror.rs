@@ -56,6 +56,9 @@ const PARALLEL: usize = 4;
 /// How often what does not prove itself is read before it is taken for damaged.
 const READS: usize = 3;
 
+/// How often in a row a part of a first copy is tried.
+const PART_TRIES: u32 = 10;
+
 /// Objects that are deleted in one go: what a store takes in one request.
 const BATCH: usize = 1000;
 
@@ -327,14 +330,7 @@ impl Run {
                     return;
                 }
                 Err(Stop::Again(why)) => {
-                    let is_news = self.state.now().trouble.is_none();
-                    match is_news {
-                        true => {
-                            tracing::warn!(%volume, "the mirror in {} falls behind, trying again: {why}", self.mirror.url)
-                        }
-                        false => tracing::debug!(%volume, "the mirror is still behind: {why}"),
-                    }
-                    self.state.change(|state| state.trouble = Some(why));
+                    self.falls_behind(why);
                     if self.state.now().objects > before {
                         pause = PAUSE_MIN;
                     }
@@ -344,6 +340,17 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Something is to be tried again.
+    fn falls_behind(&self, why: String) {
+        let volume = &self.shared.facts.meta.name;
+        let is_news = self.state.now().trouble.is_none();
+        match is_news {
+            true => tracing::warn!(%volume, "the mirror in {} falls behind, trying again: {why}", self.mirror.url),
+            false => tracing::debug!(%volume, "the mirror is still behind: {why}"),
+        }
+        self.state.change(|state| state.trouble = Some(why));
     }
 
     /// It goes on.
@@ -458,6 +465,19 @@ impl Run {
         let scan = source.scan().await?;
         let plan = Plan { next: scan.next, checkpoint: scan.checkpointed };
         let committed = self.shared.ledger().log().committed();
+        let (at, ours) = &facts.fence;
+        if let Some((seq, theirs)) = &scan.fence
+            && theirs.epoch >= ours.epoch
+            && (seq, theirs.journal) != (at, ours.journal)
+        {
+            return Err(Stop::Ended(format!(
+                "the log of volume {} goes on in {} with {}: a promotion of the mirror began, or {} was put back to an older state; the mirror is as it was",
+                facts.meta.name,
+                store.url(),
+                Holder::of(theirs),
+                doors.store.url(),
+            )));
+        }
         if scan.committed > committed {
             return Err(Stop::Ended(format!(
                 "{} has the log of volume {} up to slot {}, and {} only up to slot {committed}: that store was put back to an older state; the mirror is as it was",
@@ -520,9 +540,7 @@ impl Run {
         let keys = &self.shared.doors.keys;
         if version.seq > Seq(0) {
             for low in 0..=u8::MAX {
-                let lacking = self.lacking(&session, &keys.segments_of(low), plan.next).await?;
-                let copies = lacking.into_iter().map(|seq| self.copy_older(&session, seq));
-                stream::iter(copies).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+                self.copy_part(&session, &keys.segments_of(low)).await?;
             }
             for seq in self.lacking(&session, &keys.checkpoints(), version.seq.next()).await? {
                 self.copy_checkpoint(&session, seq).await?;
@@ -531,6 +549,24 @@ impl Run {
         self.state.change(|state| state.left = 0);
         self.note_backlog(plan.next).await?;
         Ok(session)
+    }
+
+    /// Copies what the mirror lacks of a part of the log. A failure is borne for a while: to begin anew would be to look at all of it again.
+    async fn copy_part(&self, session: &Session, prefix: &str) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let copied = async {
+                let lacking = self.lacking(session, prefix, session.plan.next).await?;
+                let copies = lacking.into_iter().map(|seq| self.copy_older(session, seq));
+                stream::iter(copies).buffer_unordered(PARALLEL).try_collect::<()>().await
+            };
+            match copied.await {
+                Err(Stop::Again(why)) if tries < PART_TRIES => self.falls_behind(why),
+                other => return other,
+            }
+            tries += 1;
+            tokio::time::sleep(PAUSE_MIN).await;
+        }
     }
 
     /// The objects of the first store before that one that the mirror does not have, by their lengths.
