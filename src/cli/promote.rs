@@ -134,17 +134,22 @@ fn words(args: &Args, url: &str, position: &Position, compared: &Compared) -> St
         (Some(holder), true) => format!("{holder} had it, and closed it"),
         (Some(holder), false) => format!("{holder} had it, and did not close it as far as the mirror has that"),
     };
+    let open = if position.is_closed { "" } else { ", beside what its server had not brought into the store" };
+    let unknown = |why: &str| match position.is_closed {
+        true => format!("what it lacks is not known: {why}"),
+        false => format!("it lacks what its server had not brought into the store; what else is not known: {why}"),
+    };
     let lacks = match compared {
-        None => "what it lacks is not known: no first store was named".to_owned(),
-        Some(Err(why)) => format!("what it lacks is not known, as the first store cannot be compared: {why}"),
-        Some(Ok(lack)) if *lack == Lack::default() => "it lacks nothing of what the first store has".to_owned(),
+        None => unknown("no first store was named"),
+        Some(Err(why)) => unknown(&format!("the first store cannot be compared: {why}")),
+        Some(Ok(lack)) if *lack == Lack::default() => format!("it lacks nothing of what the first store has{open}"),
         Some(Ok(lack)) => {
             let gone = match lack.gone {
                 0 => String::new(),
                 gone => format!(", and {} that the first store has no more", counted(gone, "object")),
             };
             format!(
-                "it lacks {} of what the first store has: {} with {}{gone}",
+                "it lacks {} of what the first store has: {} with {}{gone}{open}",
                 counted(lack.changes, "change"),
                 counted(lack.objects, "object"),
                 about_bytes(lack.bytes)
@@ -155,8 +160,7 @@ fn words(args: &Args, url: &str, position: &Position, compared: &Compared) -> St
         true => format!("nothing was changed; ashlar promote {name} makes a volume of it"),
         false => format!("it is a volume of {url} now, and gets no more from the first store"),
     };
-    let open = if position.is_closed { "" } else { ", beside what its server had not brought into the store" };
-    format!("the mirror of {name} in {url} holds all up to {far}; {whose}\n{lacks}{open}\n{end}")
+    format!("the mirror of {name} in {url} holds all up to {far}; {whose}\n{lacks}\n{end}")
 }
 
 #[cfg(test)]
