@@ -193,7 +193,7 @@ impl Shared {
         Ok(beats)
     }
 
-    async fn beat_after(&self, listed: u64, unable: BTreeSet<String>) -> Result<(), StoreError> {
+    async fn beat_after(&self, listed: u64, mut unable: BTreeSet<String>) -> Result<(), StoreError> {
         // One that failed may be there all the same: the next has another number.
         let beat = {
             let mut last = self.beat.lock();
@@ -201,6 +201,8 @@ impl Shared {
             *last
         };
         let (host, volumes) = (self.exports.volumes().server().name.clone(), self.exports.claimed());
+        // What an operator gave away from here is not taken back.
+        unable.extend(self.exports.moved().into_iter().map(|(name, _)| name));
         let said = Beat { host, volumes, unable };
         let body = serde_json::to_vec(&said).map_err(|error| StoreError::invalid(error.to_string()))?;
         self.store.put(&self.key(beat)?, vec![body.into()]).await
@@ -288,7 +290,6 @@ impl Shared {
         let part = || drop(self.server.evict(name, None));
         // It has said by itself what goes wrong.
         let _ = self.exports.hand_over(name, host, part).await;
-        self.exports.unclaim(name);
         // If the other one ends, it may come back.
         let _ = self.exports.take_back(name);
     }

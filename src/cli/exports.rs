@@ -337,6 +337,7 @@ impl<V: Volumes> VolumeExports<V> {
         let closed = self.volumes().close(&volume).await;
         slot.lock().await.take_if(|there| Arc::ptr_eq(there, &volume));
         self.forget(name, &slot);
+        self.unclaim(name);
         self.0.leaving.lock().remove(name);
         match &closed {
             Ok(()) => {

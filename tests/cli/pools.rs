@@ -92,6 +92,24 @@ fn servers_share_the_volumes_and_those_of_one_that_is_killed_or_leaves_are_taken
 }
 
 #[test]
+fn what_an_operator_hands_over_is_taken_by_another_server() {
+    let place = Place::new();
+    let names = volumes(&place, 2);
+    let a = Serving::start(member(&place, "a"));
+    shared_out(&place, &["a"], &names, 2);
+    let clients: Vec<_> = names.iter().map(|name| a.attach(name).unwrap()).collect();
+    let b = Serving::start(member(&place, "b"));
+    for name in &names {
+        place.ok(&["handoff", name, "--to", "b", "--state", "a"]);
+    }
+    // Also those that were a's by their names.
+    shared_out(&place, &["b"], &names, 2);
+    drop(clients);
+    b.stop();
+    a.stop();
+}
+
+#[test]
 fn a_server_that_stood_still_can_write_no_more_to_what_was_taken_from_it() {
     let place = Place::new();
     let names = volumes(&place, 1);
