@@ -20,6 +20,8 @@ use crate::hanging::Hanging;
 use crate::load::{Data, InFlight, MIB, Place, open_sized, write_much_of};
 
 const MEMORY: u64 = 192 * MIB;
+/// What may be taken before the cache has given way to it: it is looked again when half of this was taken.
+const BETWEEN_LOOKS: u64 = MEMORY / 32;
 const VOLUMES: usize = 6;
 const WRITERS: usize = 8;
 /// Bytes of one volume: all of them do not fit into memory.
@@ -133,7 +135,7 @@ async fn under_load() {
     let holds = |count: &Count, when: &str| {
         let (now, most, cached) = (count.now(), count.most(), cache.status().memory_used);
         println!("{when}: {} MiB, {} at most, {} of them in the cache", now / MIB, most / MIB, cached / MIB);
-        assert!(most <= MEMORY, "{when}: {most} bytes where {MEMORY} are allowed");
+        assert!(most <= MEMORY + BETWEEN_LOOKS, "{when}: {most} bytes where {MEMORY} are allowed");
         cached
     };
 
