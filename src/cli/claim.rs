@@ -155,8 +155,11 @@ impl Shared {
             let Some(key) = self.pool.key(id, beat) else { continue };
             match self.store.get(&key).await {
                 Ok(body) => {
-                    let said: Beat = serde_json::from_slice(&body)
-                        .map_err(|error| StoreError::invalid(format!("{key} is no beat of a server: {error}")))?;
+                    // Nothing is believed of one that cannot be read: the store says who has a volume when it is opened.
+                    let said: Beat = serde_json::from_slice(&body).unwrap_or_else(|error| {
+                        warn!("{key} is no beat of a server, and counts as one that says nothing: {error}");
+                        Beat::default()
+                    });
                     if read.insert(id, beat).is_none() {
                         info!("server {} ({id}) is in pool {}", said.host, self.pool);
                     }
@@ -194,7 +197,7 @@ impl Shared {
     }
 
     async fn beat_after(&self, listed: u64, mut unable: BTreeSet<String>) -> Result<(), StoreError> {
-        // One that failed may be there all the same: the next has another number.
+        // One that failed may land later: the next has another number.
         let beat = {
             let mut last = self.beat.lock();
             *last = listed.max(*last) + 1;
@@ -205,7 +208,11 @@ impl Shared {
         unable.extend(self.exports.moved().into_iter().map(|(name, _)| name));
         let said = Beat { host, volumes, unable };
         let body = serde_json::to_vec(&said).map_err(|error| StoreError::invalid(error.to_string()))?;
-        self.store.put(&self.key(beat)?, vec![body.into()]).await
+        match self.store.put(&self.key(beat)?, vec![body.into()]).await {
+            // Nobody else puts it: a try that seemed to fail was done.
+            Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(()),
+            outcome => outcome,
+        }
     }
 
     async fn delete(&self, beats: Vec<u64>) -> Result<(), StoreError> {

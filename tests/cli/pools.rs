@@ -110,6 +110,20 @@ fn what_an_operator_hands_over_is_taken_by_another_server() {
 }
 
 #[test]
+fn what_is_no_beat_keeps_nobody_from_sharing() {
+    let place = Place::new();
+    let names = volumes(&place, 1);
+    let folder = place.path("ashlar-data/.ashlar-pool/rack1/6d30fe3a-d292-43e9-9eac-71519a805f3e");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("0000000000000001"), "no JSON").unwrap();
+    std::fs::write(folder.join("what-is-this"), "").unwrap();
+    let a = Serving::start(member(&place, "a"));
+    // Once the other one is gone, if the volume would be its own by the names.
+    shared_out(&place, &["a"], &names, 1);
+    a.stop();
+}
+
+#[test]
 fn a_server_that_stood_still_can_write_no_more_to_what_was_taken_from_it() {
     let place = Place::new();
     let names = volumes(&place, 1);
