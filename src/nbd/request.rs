@@ -5,7 +5,7 @@
 //! "Command flags", "Error values", "Size constraints".
 //!
 //! A refused WRITE still carries its payload: [`Refused::payload`] says how much the caller must read and throw away
-//! to stay in step with the client. With extended headers any request may carry one; the flag PAYLOAD_LEN says so.
+//! to stay in step with the client. With extended headers any request may carry one; the flag PAYLOAD_LEN says so, and a WRITE needs none.
 
 use super::wire::{Errno, RequestHeader, Style, command, command_flag};
 use crate::device::RUNS_MAX;
@@ -206,9 +206,6 @@ fn check_flags(header: &RequestHeader, terms: &Terms) -> Result<(), Fault> {
     if header.flags & !(own | command_flag::FUA) != 0 {
         return Err((Errno::Invalid, "a flag does not belong to the command"));
     }
-    if is_extended && header.command == command::WRITE && header.flags & command_flag::PAYLOAD_LEN == 0 {
-        return Err((Errno::Invalid, "with extended headers a WRITE must have the flag PAYLOAD_LEN"));
-    }
     Ok(())
 }
 
@@ -231,9 +228,11 @@ fn check_range(header: &RequestHeader, terms: &Terms) -> Result<(), Fault> {
     }
 }
 
+/// A WRITE always has one: the document wants the flag there, but QEMU's client does not set it (8.2 to 10.0).
 fn payload_of(header: &RequestHeader, terms: &Terms) -> Payload {
+    let is_flagged = header.command == command::WRITE || header.flags & command_flag::PAYLOAD_LEN != 0;
     match terms.style {
-        Style::Extended if header.flags & command_flag::PAYLOAD_LEN == 0 => Payload::Skip(0),
+        Style::Extended if !is_flagged => Payload::Skip(0),
         Style::Extended if header.len > u64::from(terms.max_payload).max(SKIPPED_MAX) => Payload::Endless(header.len),
         Style::Extended => Payload::Skip(header.len),
         _ if header.command == command::WRITE => Payload::Skip(header.len),
@@ -305,7 +304,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(errno(header(command::WRITE, 0, 0, 512), &EXTENDED), Some(Errno::Invalid), "PAYLOAD_LEN is a must");
+        assert_eq!(errno(header(command::WRITE, 0, 0, 512), &EXTENDED), None, "QEMU leaves PAYLOAD_LEN out");
     }
 
     #[test]
@@ -324,13 +323,14 @@ mod tests {
         );
     }
 
-    /// Section 13: the flag says whether there is a payload, whatever the command.
+    /// Section 13: the flag says whether there is a payload, whatever the command; only a WRITE has one without it, too.
     #[test]
     fn extended_headers_say_by_a_flag_what_follows() {
         let payload = |command, flags, len| parse(&long(command, flags, 1 << 40, len), &EXTENDED).unwrap_err().payload;
         let flag = command_flag::PAYLOAD_LEN;
         for command in [command::READ, command::WRITE, command::TRIM, command::CACHE, command::BLOCK_STATUS, 99] {
-            assert_eq!(payload(command, 0, 1 << 60), Payload::Skip(0), "{command}");
+            let unflagged = if command == command::WRITE { Payload::Endless(1 << 60) } else { Payload::Skip(0) };
+            assert_eq!(payload(command, 0, 1 << 60), unflagged, "{command}");
             assert_eq!(payload(command, flag, 32 << 20), Payload::Skip(32 << 20), "{command}");
             assert_eq!(payload(command, flag, (32 << 20) + 1), Payload::Endless((32 << 20) + 1), "{command}");
         }
@@ -434,7 +434,7 @@ mod tests {
             let len = if style == Style::Extended { len } else { len & 0xffff_ffff };
             let header = RequestHeader { flags, command, cookie: 0, offset, len };
             let carries = match style {
-                Style::Extended => flags & command_flag::PAYLOAD_LEN != 0,
+                Style::Extended => command == command::WRITE || flags & command_flag::PAYLOAD_LEN != 0,
                 _ => command == command::WRITE,
             };
             match parse(&header, &terms) {

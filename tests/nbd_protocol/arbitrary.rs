@@ -24,7 +24,7 @@ fn any_request(is_extended: bool) -> impl Strategy<Value = Vec<u8>> {
     (flags, command, any::<u64>(), offset, len, any::<u8>()).prop_map(
         move |(flags, command, cookie, offset, len, fill)| {
             let flags = if is_extended && command == cmd::WRITE { flags ^ PAYLOAD_LEN } else { flags };
-            let carries = if is_extended { flags & PAYLOAD_LEN != 0 } else { command == cmd::WRITE };
+            let carries = command == cmd::WRITE || is_extended && flags & PAYLOAD_LEN != 0;
             let payload = if carries { len.min(20_000) as usize } else { 0 };
             let header = match is_extended {
                 // Some lengths have more than 32 bits.
