@@ -29,7 +29,7 @@ use crate::device::{Compared, Device, DeviceError, DeviceInfo, Pieces, Run, Vers
 use crate::engine::core::End;
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::shared::Shared;
-use crate::engine::shell;
+use crate::engine::shell::{self, Upkeep};
 use crate::engine::upper::Upper;
 use crate::human::date;
 use crate::journal;
@@ -142,6 +142,12 @@ type Closing = futures::future::Shared<BoxFuture<'static, Result<(), DeviceError
 pub struct Status {
     /// Bytes of the volume.
     pub size: u64,
+    /// Bytes of its blocks: a size is a whole number of them.
+    #[serde(default)]
+    pub block_size: u32,
+    /// Whether its description in the store does not say that size yet: it became larger while the store did not answer.
+    #[serde(default)]
+    pub size_owed: bool,
     /// Bytes accepted and not yet in the store.
     pub dirty_bytes: u64,
     /// As many there may be; at the bound writers wait.
@@ -338,7 +344,8 @@ impl Volume {
     fn start(shared: Arc<Shared>, cache: &BlockCache, mirror: Option<Mirror>) -> Arc<Volume> {
         // Before anything is deleted.
         let mirroring = Mirroring::start(shared.clone(), mirror);
-        let log = tokio::spawn(shell::run(shared.clone(), upkeep::perform));
+        let does = Upkeep { chore: upkeep::perform, describe: |shared| resize::describe(shared).boxed() };
+        let log = tokio::spawn(shell::run(shared.clone(), does));
         let ahead =
             ReadAhead::new(shared.facts.meta.size, shared.facts.options.read_ahead, cache.memory_size() / AHEAD_PART);
         let ahead = Mutex::new(ahead);
@@ -398,6 +405,14 @@ impl Volume {
     pub async fn save(&self) -> Result<(), VolumeError> {
         let last = self.shared.ledger().log().last();
         Ok(self.shared.committed(last).await?)
+    }
+
+    /// Makes it larger, at once; whether the store knows that within `patience`. Else the server goes on telling it. See [`growth`](crate::engine::growth).
+    pub async fn grow(&self, size: u64, patience: Duration) -> Result<bool, VolumeError> {
+        self.shared.grow(size).await?;
+        self.ahead.lock().resize(self.shared.size());
+        let described = self.shared.waits.owed_size.wait_for(Option::is_none);
+        Ok(tokio::time::timeout(patience, described).await.is_ok())
     }
 
     /// Makes it smaller; data beyond the new end is lost with `discard_data`, and else a reason to refuse. See [`resize`].
@@ -571,6 +586,7 @@ impl Volume {
         let held = since + lists.iter().map(|list| list.blocks()).sum::<u64>();
         let mut ledger = self.shared.ledger();
         let oldest = ledger.oldest_dirty(tokio::time::Instant::now());
+        let size_owed = ledger.owed_size().is_some();
         let ended = waits.progress.now().end.clone();
         let log = ledger.log();
         let totals = log.map.space().totals();
@@ -583,6 +599,8 @@ impl Volume {
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
             size: self.shared.size(),
+            block_size: facts.block_size.bytes(),
+            size_owed,
             seal: doors.sealer.seal(),
             compression: ledger.compression(),
             retired_bytes: ledger.retired_bytes(),

@@ -141,6 +141,15 @@ server_clone() {
     esac
 }
 
+# server_store_away FOLDER: its store answers nothing any more, as a directory of which the filesystem is unmounted.
+server_store_away() {
+    [[ $(<"$1/url") == file://* ]] || { echo "only a store in a directory goes away; unset SERVER_STORE"; return 1; }
+    mv "$1/store" "$1/unmounted" && mkdir "$1/store"
+}
+
+# server_store_back FOLDER: it answers again.
+server_store_back() { rmdir "$1/store" && mv "$1/unmounted" "$1/store"; }
+
 # server_command FOLDER: sets `command` to what starts the server in the foreground.
 server_command() {
     local folder=$1 port

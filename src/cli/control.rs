@@ -86,6 +86,13 @@ pub enum Request {
     TakeBack(String),
     /// Stop, as after SIGTERM: another process takes this one's place. A [`Leaving`].
     Leave,
+    /// Make this volume larger, whether the store answers or not; it is opened if it is not open. A [`Grown`].
+    Grow {
+        /// The volume.
+        export: String,
+        /// Its new size in bytes.
+        size: u64,
+    },
     /// Make this volume smaller; it is opened if it is not open. A [`Shrunk`].
     Shrink {
         /// The volume.
@@ -135,6 +142,9 @@ type TakenBack = Option<String>;
 
 /// The answer to [`Request::Leave`]: the process that leaves.
 type Leaving = u32;
+
+/// The answer to [`Request::Grow`]: whether the store knows the size already, or why it was not done.
+type Grown = Result<bool, String>;
 
 /// The answer to [`Request::Shrink`]: null, or why it was not done.
 type Shrunk = Option<String>;
@@ -255,6 +265,7 @@ async fn answer(mut stream: UnixStream, insight: &Arc<Insight>) -> io::Result<()
             serde_json::to_vec(&taken_back)?
         }
         Request::Leave => serde_json::to_vec(&std::process::id())?,
+        Request::Grow { export, size } => serde_json::to_vec(&grow_here(&export, size, &insight.exports).await)?,
         Request::Shrink { export, size, discard_data } => {
             serde_json::to_vec(&shrink(&export, size, discard_data, &insight.exports).await)?
         }
@@ -364,6 +375,11 @@ async fn volume(name: &str, exports: &VolumeExports<StoreVolumes>) -> Result<Arc
         ),
         error => error.to_string(),
     })
+}
+
+async fn grow_here(name: &str, size: u64, exports: &VolumeExports<StoreVolumes>) -> Grown {
+    let volume = volume(name, exports).await?;
+    volume.grow(size, GROWS_FOR).await.map_err(|error| error.to_string())
 }
 
 async fn shrink(name: &str, size: u64, discard_data: bool, exports: &VolumeExports<StoreVolumes>) -> Shrunk {
@@ -539,6 +555,15 @@ pub async fn roll_back_if_served(
         )
     };
     Some(self::request::<RolledBack>(state, &request, SNAPSHOT_PATIENCE).await.map_err(unknown).flatten())
+}
+
+/// How long a server waits for the store to learn a size before it says that it was not told yet.
+const GROWS_FOR: Duration = Duration::from_millis(500);
+
+/// Has the server that has the state directory make a volume larger; whether the store knows that, or why it was not done. Nothing if it does not say.
+pub async fn grow(state: &Path, name: &VolumeName, size: u64) -> Option<Grown> {
+    let request = Request::Grow { export: name.to_string(), size };
+    self::request::<Grown>(state, &request, PATIENCE).await.ok()
 }
 
 /// Has the server that has the state directory make a volume smaller; whether there is such a server, and why it did not.

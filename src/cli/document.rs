@@ -404,6 +404,8 @@ pub mod example {
             upload_bytes: 0,
             journal_bytes: 0,
             journal_suspended: None,
+            block_size: 4096,
+            size_owed: false,
             retries: 0,
             ended: None,
             mapped_bytes: 0,

@@ -12,6 +12,7 @@ pub fn doing(status: &Status, requests_in_flight: u64) -> String {
     let gc = &status.gc;
     let said = [
         (gc.damaged_segments > 0).then(|| format!("{} cannot be read", counted(gc.damaged_segments, "segment"))),
+        status.size_owed.then(|| "the store does not know its size yet".to_owned()),
         status.journal_suspended.as_ref().map(|why| format!("writes wait for the store: {why}")),
         (status.writes_waiting > 0)
             .then(|| format!("{} held back for lack of room", counted(status.writes_waiting, "write"))),
@@ -61,6 +62,8 @@ mod tests {
         );
         let spent = Status { writes_held: 2, flushes_waiting: 1, ..quiet() };
         assert_eq!(doing(&spent, 0), "2 writes held back as the budget is spent, 1 flush waits");
+        let grown = Status { size_owed: true, flushes_waiting: 1, ..quiet() };
+        assert_eq!(doing(&grown, 0), "the store does not know its size yet, 1 flush waits");
         let without_journal = Status { journal_suspended: Some("the disk is full".into()), ..quiet() };
         assert_eq!(doing(&without_journal, 0), "writes wait for the store: the disk is full");
         let ended = Status { ended: Some("taken by host b".into()), ..collecting };

@@ -12,12 +12,13 @@ use crate::human::{exact_bytes, parse_bytes};
 use crate::opening::description::{self, Description};
 use crate::store::Store;
 use crate::store::open::Access;
+use crate::units::BlockSize;
 use crate::volume::{Meta, VolumeError, VolumeName, resize};
 
 /// Makes a volume larger or smaller, also while it is served.
 ///
-/// Larger takes no space and no time, and what is new reads as zeros. A server on this host takes the new size over at once, one
-/// elsewhere when it opens the volume next. A disk of `ashlar attach` grows by itself within seconds. Other clients learn the size when
+/// Larger takes no space and no time, and what is new reads as zeros. A server on this host has the new size at once, also while its store
+/// does not answer; one elsewhere takes it over when it opens the volume next. A disk of `ashlar attach` grows by itself within seconds. Other clients learn the size when
 /// they attach: a virtual machine, and a /dev/nbdN of nbd-client, keep the old one until they are attached anew. Then the filesystem is grown
 /// as on any disk (resize2fs, xfs_growfs, lvextend).
 ///
@@ -89,6 +90,9 @@ pub fn run(args: &Args, config: &Effective) -> Outcome {
 
 async fn resize(args: &Args, config: &Effective) -> Result<String, Failure> {
     let name = &args.name;
+    if let Some(done) = grow_served(args, config).await {
+        return done;
+    }
     let opened = outside::open_store(config, Access::Write).await?;
     let found = description::load(&*opened.store, name).await?;
     let now = found.meta.size;
@@ -113,6 +117,38 @@ async fn resize(args: &Args, config: &Effective) -> Result<String, Failure> {
     }
 }
 
+/// A server on this host has the volume open, and makes it larger itself: the store need not answer. Nothing if there is none, it is not to become larger,
+/// or the server does not say.
+async fn grow_served(args: &Args, config: &Effective) -> Option<Result<String, Failure>> {
+    let name = &args.name;
+    let status = control::ask(&config.state).await.ok()?;
+    let served = &status.volumes.iter().find(|served| served.name == name.as_str())?.status;
+    let size = args.size.of(served.size).filter(|size| *size > served.size && !args.shrink)?;
+    // One of an older version does not say, and knows of no such request.
+    let block_size = BlockSize::new(served.block_size.into()).ok()?;
+    if let Err(bad) = Meta::check_size(size, block_size) {
+        return Some(Err(Failure::usage(bad)));
+    }
+    // Reading asks nothing of the store.
+    let url = outside::open_with(&config.store, Access::Read).await.ok()?.store.url();
+    if url != status.store {
+        return None;
+    }
+    let is = format!("volume {name} has {} now", exact_bytes(size));
+    Some(match control::grow(&config.state, name, size).await? {
+        Ok(true) => Ok(format!("{is}; {SEEN_BY_CLIENTS}")),
+        Ok(false) => Ok(format!(
+            "{is}, which clients see that attach it from now on. The store does not answer, and is told as soon as it does. Until then the size is kept \
+             in {} only, nothing that is written gets into the store, and disks of `ashlar attach` grow if its durability is \"journal\", else as soon as \
+             a FLUSH comes back",
+            config.state.display()
+        )),
+        Err(why) => Err(Failure::failed(why)),
+    })
+}
+
+const SEEN_BY_CLIENTS: &str = "clients that attach it from now on see that, disks of `ashlar attach` within seconds, the others when they attach it anew";
+
 async fn grow(
     name: &VolumeName,
     found: Description,
@@ -127,10 +163,7 @@ async fn grow(
     Ok(match control::reload_if_served(&config.state, &store.url(), name).await {
         Ok(false) => format!("{is}; a server elsewhere that has it open serves that when it opens it next"),
         Ok(true) if serves(name, size, config).await => {
-            format!(
-                "{is}; clients that attach it from now on see that, disks of `ashlar attach` within seconds, the others when \
-                 they attach it anew"
-            )
+            format!("{is}; {SEEN_BY_CLIENTS}")
         }
         Ok(true) => {
             format!("{is}, but the server on {} does not serve that before it is restarted", config.state.display())

@@ -1,6 +1,6 @@
 //! Local files: the one door to the server's own disk (journal and disk cache).
 //!
-//! [`local`] is the real one; [`crash`] is a disk in memory that forgets, in part and torn, what was not synced.
+//! [`local`] is the real one; [`crash`] is a disk in memory that forgets, in part and torn, what was not synced. [`note`] keeps small documents on either.
 
 use std::fmt;
 use std::io;
@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 pub mod crash;
 pub mod local;
+pub mod note;
 
 /// A directory of the local disk. Names are plain file names or relative paths with `/`.
 #[async_trait]

@@ -66,6 +66,8 @@ pub enum Event {
     },
     /// The checkpoint under way ended.
     Checkpointed,
+    /// The store was told the size that was owed.
+    Described,
     /// Pages of the table of segments are there that were needed to choose victims; nothing, if they cannot be had.
     Looked(Result<LoadedPages, String>),
     /// It was found what is live in victims.
@@ -91,6 +93,8 @@ pub enum Effect {
     UploadMove(Seq, ChangeNo, Move),
     /// Have a segment take effect that is in its slot, as all before it are; the batch that it is made of, if it is no moved data.
     Commit(Box<Uploaded>, Option<Arc<Batch>>),
+    /// Put the description that says the size which is owed.
+    Describe,
     /// Begin work that tidies.
     Chore(Chore),
     /// End the gathering under way.
@@ -190,6 +194,8 @@ pub struct Core {
     arrived: BTreeMap<Seq, Result<Box<Uploaded>, End>>,
     is_committing: bool,
     is_checkpointing: bool,
+    /// The description is being put.
+    is_describing: bool,
     /// When a batch got a slot last.
     client_slot_at: Instant,
     /// The volume is being closed.
@@ -207,6 +213,7 @@ impl Core {
             arrived: BTreeMap::new(),
             is_committing: false,
             is_checkpointing: false,
+            is_describing: false,
             client_slot_at: at,
             is_closing: false,
         }
@@ -240,6 +247,10 @@ impl Core {
 
     /// Asks every question once.
     fn decide(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if !self.is_describing && self.ledger.owed_size().is_some() {
+            self.is_describing = true;
+            effects.push(Effect::Describe);
+        }
         self.start_uploads(now, effects);
         let closing = self.is_closing;
         effects.extend(self.collection.start(&mut self.ledger, closing, now));
@@ -277,6 +288,7 @@ impl Core {
                 }
             }
             Event::Checkpointed => self.is_checkpointing = false,
+            Event::Described => self.is_describing = false,
             Event::Looked(loaded) => effects.extend(self.collection.take_pages(loaded, now.at)),
             Event::Surveyed(surveyed) => effects.extend(self.collection.take_survey(&self.ledger, surveyed, now.at)),
             Event::Gathered(gathered) => effects.extend(self.collection.take(&mut self.ledger, gathered, now.at)),
@@ -295,7 +307,7 @@ impl Core {
 
     /// Seals what is due and puts it under way.
     fn start_uploads(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let window = self.ledger.rules.options.upload_window;
+        let window = self.window();
         if self.ledger.wants_mark() {
             self.ledger.log.mark();
         }
@@ -315,8 +327,12 @@ impl Core {
     /// Whether a batch may have a slot at once, and has none: one that waits, or that is to be made.
     pub fn has_idle_slot(&self, now: Now) -> bool {
         let log = &self.ledger.log;
-        let has_slot = log.has_slot(self.ledger.rules.options.upload_window, self.client_share(now));
-        has_slot && (log.waiting() > 0 || self.is_due(now))
+        log.has_slot(self.window(), self.client_share(now)) && (log.waiting() > 0 || self.is_due(now))
+    }
+
+    /// Segments that may be under way at a time; none while the description does not say the size: nothing is in the store beyond its end.
+    fn window(&self) -> u32 {
+        if self.ledger.owed_size().is_some() { 0 } else { self.ledger.rules.options.upload_window }
     }
 
     /// Of the window of uploads, what is the client's: all of it, but for what collection needs now.
@@ -347,8 +363,7 @@ impl Core {
     fn start_moves(&mut self, now: Now, effects: &mut Vec<Effect>) {
         while self.collection.has_moves() {
             let pace = self.collection.pace(&self.ledger, now.at);
-            let window = self.ledger.rules.options.upload_window;
-            let Some((seq, covers)) = self.ledger.log.next_move(window, pace.uploads) else { return };
+            let Some((seq, covers)) = self.ledger.log.next_move(self.window(), pace.uploads) else { return };
             let Some(data) = self.collection.next_move() else { return };
             effects.push(Effect::UploadMove(seq, covers, data));
         }
@@ -399,9 +414,9 @@ impl Core {
         }
     }
 
-    /// Whether a checkpoint may begin: a part of a segment must not be in it.
+    /// Whether a checkpoint may begin: a part of a segment must not be in it, nor a size that the description does not say.
     fn may_checkpoint(&self) -> bool {
-        !self.is_checkpointing && !self.is_committing
+        !self.is_checkpointing && !self.is_committing && self.ledger.owed_size().is_none()
     }
 
     fn is_checkpoint_due(&self, now: Now) -> bool {
@@ -436,7 +451,7 @@ impl Core {
         let ledger = &self.ledger;
         let options = &ledger.rules.options;
         let share = self.client_share(now);
-        let slot_free = ledger.log.has_slot(options.upload_window, share);
+        let slot_free = ledger.log.has_slot(self.window(), share);
         // Past it, the slot is denied because it is the other's turn: the next commit changes that, not time.
         let trickle = Some(self.trickle_at()).filter(|at| share == 0 && ledger.log.has_changes() && *at > now.at);
         let seal = ledger.active_since.filter(|_| slot_free).map(|since| since + self.writeback_delay(now));
@@ -457,6 +472,7 @@ impl Core {
             && self.ledger.log.is_drained()
             && self.is_idle()
             && !self.is_checkpointing
+            && !self.is_describing
             && self.deletions.lets_close(&self.ledger)
     }
 }

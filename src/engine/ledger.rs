@@ -14,6 +14,7 @@ use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
 use crate::engine::doomed::{Doomed, Hold};
+use crate::engine::growth::Growing;
 use crate::engine::log::{Lacking, Log, Piece};
 use crate::engine::options::Options;
 use crate::format::account::Account;
@@ -67,6 +68,8 @@ pub struct Ledger {
     description: u64,
     /// Nothing is accepted at this block or later, although the volume may still be larger ([`crate::opening::resize`]).
     lowered: Option<BlockIndex>,
+    /// A size that the store does not know yet.
+    growing: Growing,
     /// The checkpoint objects that hold pages of the newest root. Of a large volume there are many: they are shared, never copied under the lock.
     checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
     /// What is still to be deleted.
@@ -210,6 +213,7 @@ impl Ledger {
             log,
             description,
             lowered: None,
+            growing: Growing::default(),
             checkpoints: Arc::new(checkpoints),
             doomed,
             account: Account::default(),
@@ -641,13 +645,14 @@ impl Ledger {
         self.description
     }
 
-    /// Takes over what a proven description says, but for its keys. Fails with the first block that would be cut off and was not given up
-    /// before.
+    /// Takes over what a proven description says, but for its keys. A size that is owed stays until it says that. Fails with the first block
+    /// that would be cut off and was not given up before.
     pub fn adopt(&mut self, number: u64, meta: &Meta) -> Result<(), BlockIndex> {
         self.description = number;
         self.compression = meta.compression;
         self.may_reseal = self.rules.sealer.keyring().is_some_and(Keyring::has_retired);
-        let end = self.rules.block_size.block_of(meta.size);
+        self.growing.described(meta.size);
+        let end = self.rules.block_size.block_of(meta.size.max(self.growing.owed().unwrap_or(0)));
         if end < self.end() {
             return Err(end);
         }
@@ -669,6 +674,44 @@ impl Ledger {
     /// Nothing is accepted from there on, or again up to the end of the volume.
     pub fn lower(&mut self, end: Option<BlockIndex>) {
         self.lowered = end;
+    }
+
+    /// The volume begins to become smaller, and nobody makes it larger until [`Ledger::end_shrinking`]; not while it becomes larger.
+    pub fn begin_shrinking(&mut self) -> bool {
+        self.growing.bar()
+    }
+
+    /// It is smaller, or not to be.
+    pub fn end_shrinking(&mut self) {
+        self.growing.lift_bar();
+    }
+
+    /// Another size is asked for ([`growth`](crate::engine::growth), step 1); not while the volume becomes smaller, or larger.
+    pub fn ask_for_size(&mut self, size: u64) -> bool {
+        self.lowered.is_none() && self.growing.ask(size)
+    }
+
+    /// It is not to be.
+    pub fn take_size_back(&mut self) {
+        self.growing.take_back();
+    }
+
+    /// It is served from here on, and owed (step 3).
+    pub fn owe_size(&mut self) {
+        if let Some(size) = self.growing.owe() {
+            let blocks = self.rules.block_size.block_of(size) - BlockIndex(0);
+            assert!(self.log.map.resize(blocks).is_ok(), "a volume that becomes larger cuts nothing off");
+        }
+    }
+
+    /// Bytes that the volume has and the store is still to be told.
+    pub fn owed_size(&self) -> Option<u64> {
+        self.growing.owed()
+    }
+
+    /// Bytes of the volume.
+    pub fn size(&self) -> u64 {
+        self.rules.block_size.bytes_in(self.log.map.volume().count)
     }
 
     /// Whether that is so.

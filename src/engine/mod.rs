@@ -36,6 +36,7 @@ pub mod collection;
 pub mod deletions;
 pub mod doomed;
 pub mod following;
+pub mod growth;
 pub mod sweeps;
 pub mod budget;
 pub mod purse;

@@ -22,6 +22,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::options::Options;
 use crate::engine::purse::Thrift;
+use crate::format::meta::{FencedBy, Layout as Where, Meta, Settings, VolumeName};
 use crate::format::root::CheckpointInfo;
 use crate::format::segment::{Moved, Payload};
 use crate::map::compaction::Sizes;
@@ -54,6 +55,8 @@ enum Step {
     /// What the map may have in memory changes.
     Memory(u64),
     JournalFails,
+    /// The volume becomes larger, which the store is to be told.
+    Grow,
     /// A writer begins or ceases to wait for room.
     WriterWaits(bool),
     /// What may be spent on requests becomes more or less.
@@ -76,6 +79,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => prop_oneof![Just(10), Just(1_500), Just(6_000), Just(40_000)].prop_map(Step::Wait),
         2 => prop_oneof![Just(0), Just(1 << 20)].prop_map(Step::Memory),
         1 => Just(Step::JournalFails),
+        1 => Just(Step::Grow),
         1 => Just(Step::LeaveDeletions),
         1 => any::<bool>().prop_map(Step::WriterWaits),
         1 => prop_oneof![Just(Thrift::Free), Just(Thrift::Sparing), Just(Thrift::Spent)].prop_map(Step::Thrift),
@@ -114,6 +118,8 @@ struct World {
     frames: HashMap<FrameAddr, Bytes>,
     pages: HashMap<PageRef, MapPage>,
     base: Base,
+    /// Its number.
+    description: u64,
     /// These chores never end.
     hangs: fn(&Chore) -> bool,
     closed: bool,
@@ -173,6 +179,7 @@ impl World {
             frames: HashMap::new(),
             pages: HashMap::new(),
             base: Base::default(),
+            description: 1,
             hangs: |_| false,
             closed: false,
             ended: None,
@@ -213,6 +220,12 @@ impl World {
             Step::Thrift(thrift) => self.now.thrift = (thrift, None),
             Step::JournalFails => {
                 self.core.ledger.journal_failed(self.now.at);
+                self.handle(Event::Look);
+            }
+            Step::Grow => {
+                let size = self.core.ledger.size() + BLOCK as u64;
+                assert!(self.core.ledger.ask_for_size(size));
+                self.core.ledger.owe_size();
                 self.handle(Event::Look);
             }
             Step::WriterWaits(waits) => {
@@ -293,10 +306,14 @@ impl World {
         let kind = std::mem::discriminant(&effect);
         let twin = |other: &Effect| match (&effect, other) {
             (Effect::Chore(one), Effect::Chore(other)) => std::mem::discriminant(one) == std::mem::discriminant(other),
-            (Effect::Commit(..), _) => std::mem::discriminant(other) == kind,
+            (Effect::Commit(..) | Effect::Describe, _) => std::mem::discriminant(other) == kind,
             _ => false,
         };
         assert!(!self.is_running(twin), "two of a kind: {effect:?}");
+        if let Effect::Upload(..) | Effect::UploadMove(..) | Effect::Chore(Chore::Checkpoint(_)) = &effect {
+            let owed = self.core.ledger.owed_size();
+            assert_eq!(owed, None, "before the description says the size: {effect:?}");
+        }
         if let Effect::Chore(Chore::Survey(..) | Chore::Gather(..)) = &effect {
             self.gathers += 1;
         }
@@ -316,6 +333,15 @@ impl World {
                     return self.handle(Event::Look);
                 }
             },
+            // It tries again until it is done.
+            Effect::Describe if fails => return self.running.push(Effect::Describe),
+            Effect::Describe => {
+                if let Some(size) = self.core.ledger.owed_size() {
+                    self.description += 1;
+                    self.core.ledger.adopt(self.description, &described(size)).unwrap();
+                }
+                Event::Described
+            }
             Effect::Chore(Chore::Checkpoint(plan)) => self.checkpoint(*plan),
             Effect::Chore(Chore::Look(_)) if fails => Event::Looked(Err("away".into())),
             Effect::Chore(Chore::Look(NeedPages(need))) => {
@@ -629,6 +655,28 @@ impl World {
     }
 }
 
+/// What a description says of a volume of that size.
+fn described(size: u64) -> Meta {
+    Meta {
+        name: VolumeName::new("v").unwrap(),
+        uuid: Uuid::nil(),
+        size,
+        block_size: BlockSize::new(BLOCK as u64).unwrap(),
+        created_unix_millis: 0,
+        compression: Compression::None,
+        encryption: None,
+        deleted: false,
+        layout: Where::ByUuid,
+        fenced_by: FencedBy::CreateOnly,
+        schedule: None,
+        keep_until_unix_millis: 0,
+        parent: None,
+        may_have_clones: false,
+        copy: None,
+        settings: Settings::default(),
+    }
+}
+
 /// Which change each block of a piece is of.
 fn changes_in(data: Option<Bytes>, extent: Extent) -> Vec<u64> {
     let Some(data) = data else { return vec![0; extent.count.0 as usize] };
@@ -647,15 +695,15 @@ proptest! {
             if n == close_at {
                 world.step(Step::Close);
             }
-            // A volume that is being closed accepts nothing.
-            if n < close_at || !matches!(step, Step::Write(..) | Step::Trim(..)) {
+            // A volume that is being closed accepts nothing, and becomes no larger.
+            if n < close_at || !matches!(step, Step::Write(..) | Step::Trim(..) | Step::Grow) {
                 world.step(step);
             }
         }
         world.step(Step::WriterWaits(false));
         world.step(Step::Close);
         world.settle();
-        prop_assert!(world.closed);
+        prop_assert!(world.closed && world.core.ledger.owed_size().is_none());
         world.flushed = ChangeNo(world.accepted.len() as u64);
         world.check_crash();
     }

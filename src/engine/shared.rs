@@ -170,6 +170,10 @@ pub struct Waits {
     pub loading_for_extents: Semaphore,
     /// Whose turn it is to follow the description, or to change it.
     pub describing: Semaphore,
+    /// Whose turn it is to note a size that is owed, or to remove what was noted.
+    pub noting_size: tokio::sync::Mutex<()>,
+    /// What [`Ledger::owed_size`] says.
+    pub owed_size: Watched<Option<u64>>,
     /// Who changes the versions that are kept: one at a time, so that names stay unique.
     pub(super) changing_versions: tokio::sync::Mutex<()>,
     /// What the newest description that we know says of automatic snapshots.
@@ -287,6 +291,8 @@ impl Shared {
                 held: Count::default(),
                 loading_for_extents: Semaphore::new(1),
                 describing: Semaphore::new(1),
+                noting_size: tokio::sync::Mutex::default(),
+                owed_size: Watched::new(None),
                 changing_versions: tokio::sync::Mutex::default(),
                 schedule,
             },
@@ -362,7 +368,7 @@ impl Shared {
                     self.facts.block_size.offset_of(beyond),
                 ))
             })?;
-            self.size.store(meta.size, Ordering::Release);
+            self.size_changed(&ledger);
         }
         self.protected_until.store(meta.keep_until_unix_millis, Ordering::Release);
         self.waits.schedule.change(|schedule| schedule.clone_from(&meta.schedule));
@@ -370,6 +376,12 @@ impl Shared {
         self.following.changed();
         self.waits.wake.notify_one();
         Ok(())
+    }
+
+    /// Another size is served from here on, or another is owed.
+    pub fn size_changed(&self, ledger: &Ledger) {
+        self.size.store(ledger.size(), Ordering::Release);
+        self.waits.owed_size.change(|owed| *owed = ledger.owed_size());
     }
 
     /// What holds for it by what its description sets.

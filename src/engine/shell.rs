@@ -21,8 +21,14 @@ use crate::journal;
 use crate::store::ErrorKind;
 use crate::units::ChangeNo;
 
-/// How a chore is done: what [`Chore`] says, and the event that it ends with.
-pub type Upkeep = fn(Arc<Shared>, Chore) -> BoxFuture<'static, Event>;
+/// What the rooms above do for it, each time with the event that it ends with.
+#[derive(Clone, Copy)]
+pub struct Upkeep {
+    /// Does what [`Chore`] says.
+    pub chore: fn(Arc<Shared>, Chore) -> BoxFuture<'static, Event>,
+    /// Puts the description that says the size which is owed ([`Effect::Describe`]).
+    pub describe: fn(Arc<Shared>) -> BoxFuture<'static, Event>,
+}
 
 struct Shell {
     shared: Arc<Shared>,
@@ -111,9 +117,10 @@ impl Shell {
             Effect::UploadMove(seq, covers, data) => self.run(upload::moved(shared, seq, covers, data)),
             Effect::Commit(uploaded, batch) => self.run(commit::run(shared, uploaded, batch)),
             Effect::Chore(gather @ (Chore::Survey(..) | Chore::Gather(..) | Chore::Carry(_))) => {
-                self.gathering = Some(Work::start((self.upkeep)(shared, gather)));
+                self.gathering = Some(Work::start((self.upkeep.chore)(shared, gather)));
             }
-            Effect::Chore(chore) => self.run((self.upkeep)(shared, chore)),
+            Effect::Chore(chore) => self.run((self.upkeep.chore)(shared, chore)),
+            Effect::Describe => self.run((self.upkeep.describe)(shared)),
             Effect::StopGathering => self.gathering = None,
             Effect::WakeWriters => shared.waits.completed.notify_waiters(),
             Effect::Report(report) => say(&shared.facts.meta.name.to_string(), &report),

@@ -3,6 +3,7 @@
 //! 1. Scan: newest description, newest checkpoint, the log after it up to the first gap. If this server has seen a newer
 //!    state ([`seen`]), refuse.
 //! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
+//!    A size that this server still owes the store is put there now ([`growth`]).
 //! 3. Have a journal: begin one or go on with the one that is here. It must exist, under the name that the fence says, before the
 //!    fence does. What is dropped with changes in it is set aside, never removed.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again. A slot with
@@ -18,6 +19,7 @@
 //! scan after it finds counts. Step 4 does not need the slot, and there are no void fences in step 5.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -29,6 +31,7 @@ use crate::disk::Disk;
 use crate::engine::below::Below;
 use crate::engine::budget::Budget;
 use crate::engine::doomed::Doomed;
+use crate::engine::growth::{self, Growth};
 use crate::engine::log::{Log, Origin};
 use crate::engine::options::Options;
 use crate::engine::purse::OwnAllowance;
@@ -46,6 +49,7 @@ use crate::journal::{self, Doors, Found, Journal, JournalError};
 use crate::keyring::Secrets;
 use crate::opening::clones;
 use crate::opening::description::{self, Description};
+use crate::opening::resize;
 use crate::opening::scan::{self, Scan, Source};
 use crate::opening::verdict::{self, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 use crate::opening::verified;
@@ -155,6 +159,14 @@ enum Past {
     IsAccepted,
 }
 
+/// What the local disk says of the volume.
+struct Remembered {
+    past: Past,
+    seen: Option<Seen>,
+    /// A size that was owed; nothing if a store that went back was accepted.
+    growth: Option<Growth>,
+}
+
 /// Said if the server that took a volume from this one has its identity.
 const COPIED: &str = ", which has this server's own identity: there is a copy of this state directory, or an older one was put back here";
 
@@ -203,7 +215,7 @@ impl Opening {
                 verified::give_way(&self.outside.random, turn).await;
                 continue;
             }
-            let (past, seen) = self.refuse_the_past(&scan).await?;
+            let Remembered { past, seen, growth } = self.refuse_the_past(&scan).await?;
             let kept = seen.as_ref().and_then(|seen| Some((Epoch(seen.epoch), seen.line.as_ref()?)));
             self.refuse_a_lost_race(&scan, &mut displaced)?;
             let found = journal::find(&self.outside.disk, &self.source.sealer).await;
@@ -225,6 +237,9 @@ impl Opening {
                 self.forget_the_line(seen).await?;
             }
             let before = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
+            if let Some(growth) = growth.filter(|growth| growth.epoch == before.0 && !scan.closed) {
+                self.describe(growth.size, &mut scan).await?;
+            }
             let (journal, replay) = self.journal(&scan, found.ok().flatten(), &verdict).await?;
             // From here on the claim is never withdrawn: the fence may land whatever is answered, and whoever comes then must have
             // seen one of both.
@@ -249,6 +264,8 @@ impl Opening {
                     self.source.look_for_dead(&mut scan).await;
                     let shared = self.start(scan, placed, journal, replay, line);
                     shared.remember(shared.facts.fence.0).await;
+                    // Of an epoch that is over it says nothing to anybody.
+                    drop(growth::NOTE.forget(&*shared.doors.disk).await);
                     return Ok(shared);
                 }
                 // A journal that was just begun is empty: the next try finds it and drops it. Nothing of this one may be under way
@@ -295,18 +312,42 @@ impl Opening {
     }
 
     /// Nothing in the store is ever older than it was, unless somebody put an old copy there. Returns what was seen of it, too.
-    async fn refuse_the_past(&self, scan: &Scan) -> Result<(Past, Option<Seen>)> {
-        let name = self.source.meta.name.to_string();
-        let seen = match seen::read(&*self.outside.disk).await {
-            Ok(seen) => seen,
+    async fn refuse_the_past(&self, scan: &Scan) -> Result<Remembered> {
+        let (name, disk) = (self.source.meta.name.to_string(), &*self.outside.disk);
+        let read = async { Ok::<_, io::Error>((seen::read(disk).await?, growth::NOTE.read(disk).await?)) };
+        let (seen, growth) = match read.await {
+            Ok(read) => read,
             // The notice must not be turned off by a file that went bad, and what this server would vouch for is in it, too.
-            Err(_) if self.flags.accept_rollback => return Ok((Past::IsAccepted, None)),
+            Err(_) if self.flags.accept_rollback => {
+                return Ok(Remembered { past: Past::IsAccepted, seen: None, growth: None });
+            }
             Err(error) => return Err(VolumeError::SeenUnreadable { name, why: error.to_string() }),
         };
-        match seen.as_ref().and_then(|seen| seen.newer_than(&self.source.seen(scan))) {
+        match seen.as_ref().and_then(|seen: &Seen| seen.newer_than(&self.source.seen(scan))) {
             Some(what) if !self.flags.accept_rollback => Err(VolumeError::RolledBack { name, what }),
-            Some(_) => Ok((Past::IsAccepted, seen)),
-            None => Ok((Past::IsKept, seen)),
+            Some(_) => Ok(Remembered { past: Past::IsAccepted, seen, growth: None }),
+            None => Ok(Remembered { past: Past::IsKept, seen, growth }),
+        }
+    }
+
+    /// The store learns the size that this server said the volume has ([`growth`]), before anything else is done: what is in the journal may
+    /// lie beyond the end that the description says.
+    async fn describe(&mut self, size: u64, scan: &mut Scan) -> Result<()> {
+        let (store, random) = (self.outside.store.clone(), self.outside.random.clone());
+        let mut tries = 0..TRIES;
+        loop {
+            let found = description::settled(&*store, &random, &self.source.meta.name).await?;
+            if found.meta.uuid != self.source.meta.uuid {
+                return Err(VolumeError::NotFound { name: found.meta.name.to_string(), store: store.url() });
+            }
+            let sealer = found.unlock(&self.outside.secrets).await?;
+            if found.meta.size >= size {
+                return self.adopt((found, sealer), scan);
+            }
+            // Somebody may have changed it at the same time.
+            if let (Err(error), None) = (resize::grow(&*store, &random, &found, &sealer, size).await, tries.next()) {
+                return Err(error);
+            }
         }
     }
 

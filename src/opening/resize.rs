@@ -1,7 +1,8 @@
 //! A volume gets another size. That is one new description; the objects and the formats are the same.
 //!
-//! **Larger** ([`grow`]): somebody puts a description with the greater size, and the server that has the volume follows it
-//! ([`Shared::follow`]). Nothing else changes: beyond the end nothing is mapped, so what is new reads as zero.
+//! **Larger**: somebody puts a description with the greater size ([`grow`]), and the server that has the volume follows it
+//! ([`Shared::follow`]). Nothing else changes: beyond the end nothing is mapped, so what is new reads as zero. The server itself serves the
+//! size first, and puts the description then ([`Shared::grow`]), which may take as long as the store is away: [`growth`] has the steps.
 //!
 //! **Smaller** ([`Shared::shrink`]): only the server that has the volume may do that, in these steps:
 //!
@@ -34,15 +35,21 @@
 //!
 //! Requests of clients that do not know of the new end fail there: each is checked against the size of that moment.
 
+use std::io;
+use std::sync::Arc;
+
 use crate::codec::seal::Sealer;
 use crate::device::{Allocation, DeviceError};
+use crate::engine::Event;
+use crate::engine::backoff::Backoff;
+use crate::engine::growth::{self, Growth};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
 use crate::error::{Result, VolumeError};
 use crate::format::meta::Meta;
 use crate::opening::description::{self, Description};
 use crate::outside::Random;
-use crate::store::Store;
+use crate::store::{ErrorKind, Store, StoreError};
 use crate::units::{BlockIndex, Extent};
 
 /// Runs that are looked at in one go in search of data beyond the new end.
@@ -72,7 +79,91 @@ fn with_size(meta: &Meta, size: u64) -> Result<Meta> {
     Ok(Meta { size, ..meta.clone() })
 }
 
+/// Tells the store the size that is owed, as often as it takes: somebody was told that the volume has it (rule R10).
+pub(crate) async fn describe(shared: Arc<Shared>) -> Event {
+    let mut backoff = Backoff::new(&shared);
+    loop {
+        let failed = match shared.describe_owed().await {
+            Ok(()) => return Event::Described,
+            Err(failed) => failed,
+        };
+        let from = shared.ledger().first_foreign_slot();
+        let (doing, error) = match failed {
+            VolumeError::Store { doing, source } => (doing, source),
+            // Somebody changed the description at the same time, or took the volume.
+            failed => match slot::prove_unfenced(&shared, from).await {
+                Err(ProofError::Fenced(end)) => return Event::Ended(end),
+                Err(ProofError::Store(source)) => ("looking for another server".into(), source),
+                Ok(()) => ("becoming larger".into(), StoreError::new(ErrorKind::Retryable, failed.to_string())),
+            },
+        };
+        backoff.pause(&doing, &error).await;
+    }
+}
+
 impl Shared {
+    /// Makes the volume larger, whether the store answers or not ([`growth`], steps 1 to 3).
+    pub async fn grow(&self, size: u64) -> Result<()> {
+        self.check_open()?;
+        let name = &self.facts.meta.name;
+        with_size(&self.facts.meta, size)?;
+        let _turn = self.waits.noting_size.lock().await;
+        if size <= self.size() {
+            return Err(VolumeError::Invalid(format!(
+                "volume {name} has {} bytes, which {size} is not more than",
+                self.size()
+            )));
+        }
+        if !self.ledger().ask_for_size(size) {
+            return Err(VolumeError::Invalid(format!(
+                "volume {name} is becoming smaller just now, or it is not known yet whether it did: try again"
+            )));
+        }
+        let asked = AskedFor(self);
+        let noted = Growth { epoch: self.facts.epoch.0, size };
+        growth::NOTE.write(&*self.doors.disk, &noted).await.map_err(|error| {
+            let path = self.doors.disk.path();
+            VolumeError::Invalid(format!("the size of volume {name} cannot be noted in {path}, and stays: {error}"))
+        })?;
+        {
+            let mut ledger = self.ledger();
+            // Nobody would tell the store.
+            self.check_open()?;
+            ledger.owe_size();
+            self.size_changed(&ledger);
+        }
+        drop(asked);
+        self.waits.wake.notify_one();
+        Ok(())
+    }
+
+    /// Step 4 of [`growth`]: once.
+    async fn describe_owed(&self) -> Result<()> {
+        let _turn = self.description_turn().await?;
+        let found = self.follow_newest().await?;
+        let owed = self.ledger().owed_size();
+        if let Some(size) = owed {
+            let meta = with_size(&found.meta, size)?;
+            let keyring = self.doors.sealer.keyring();
+            let prove = || self.prove_unfenced();
+            let put = found.replace_as_owner(&*self.doors.store, &self.doors.random, &meta, keyring, prove);
+            self.adopt(put.await?, &meta)?;
+        }
+        if let Err(error) = self.forget_growth().await {
+            // The epoch that follows takes no notice of it, and nobody makes the volume smaller before it is gone.
+            let path = self.doors.disk.path();
+            tracing::warn!(volume = %self.facts.meta.name, "the size that was noted in {path} cannot be removed: {error}");
+        }
+        Ok(())
+    }
+
+    /// Removes the note of a size, unless one is owed again.
+    async fn forget_growth(&self) -> io::Result<()> {
+        let _turn = self.waits.noting_size.lock().await;
+        let owed = self.ledger().owed_size();
+        if owed.is_some() { Ok(()) } else { growth::NOTE.forget(&*self.doors.disk).await }
+    }
+
     /// Takes over what is new in the description: keys, compression, size.
     pub async fn reload(&self) -> Result<()> {
         let _turn = self.description_turn().await?;
@@ -104,6 +195,20 @@ impl Shared {
         let _turn = self.description_turn().await?;
         self.check_open()?;
         let found = self.follow_newest().await?;
+        // From here on nobody makes it larger: no change is committed until the store knows the size, which waits for this very turn.
+        let Some(_barred) = Barred::begin(self) else {
+            return Err(VolumeError::Invalid(format!(
+                "volume {} became larger, and the store was not told yet: try again when it was",
+                self.facts.meta.name
+            )));
+        };
+        // Else it could become as large again after a crash.
+        self.forget_growth().await.map_err(|error| {
+            let (name, path) = (&self.facts.meta.name, self.doors.disk.path());
+            VolumeError::Invalid(format!(
+                "volume {name} stays as large: what was noted in {path} cannot be removed: {error}"
+            ))
+        })?;
         let meta = with_size(&found.meta, size)?;
         if size >= found.meta.size {
             return Err(VolumeError::Invalid(format!(
@@ -210,6 +315,31 @@ impl Shared {
     pub(super) async fn description_turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
         // It is never closed.
         self.waits.describing.acquire().await.map_err(|_| DeviceError::ShuttingDown.into())
+    }
+}
+
+/// A size that is asked for until this is dropped, unless it is served then.
+struct AskedFor<'a>(&'a Shared);
+
+impl Drop for AskedFor<'_> {
+    fn drop(&mut self) {
+        self.0.ledger().take_size_back();
+    }
+}
+
+/// Nobody makes the volume larger until this is dropped.
+struct Barred<'a>(&'a Shared);
+
+impl Barred<'_> {
+    fn begin(shared: &Shared) -> Option<Barred<'_>> {
+        let may = shared.ledger().begin_shrinking();
+        may.then(|| Barred(shared))
+    }
+}
+
+impl Drop for Barred<'_> {
+    fn drop(&mut self) {
+        self.0.ledger().end_shrinking();
     }
 }
 

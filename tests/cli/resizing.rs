@@ -1,6 +1,7 @@
 //! `ashlar resize`, with a server on this host, with one elsewhere, and with none.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -78,6 +79,42 @@ fn a_volume_that_is_served_becomes_larger_and_smaller_under_its_clients() {
     let serving = place.serve(&[]);
     assert!(serving.attach("disk0").unwrap().holds(0, 1, MIB));
     assert_eq!(serving.size_of("disk0"), 20 * GIB);
+    serving.stop();
+    assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; 2.0 MiB of data in "));
+}
+
+#[test]
+fn a_volume_becomes_larger_while_the_store_of_its_server_is_away() {
+    let place = Place::new();
+    let serving = place.serve(&[]);
+    let mut early = serving.attach("disk0").unwrap();
+    early.write(0, 1, MIB).unwrap();
+    early.flush().unwrap();
+    let (store, away) = (place.path("ashlar-data"), place.path("away"));
+    std::fs::rename(&store, &away).unwrap();
+    std::fs::create_dir(&store).unwrap();
+
+    let begun = Instant::now();
+    let said = place.ok(&["resize", "disk0", "+10G"]);
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for the store: {:?}", begun.elapsed());
+    assert!(said.starts_with("volume disk0 has 20 GiB now, which clients see that attach it from now on. "), "{said}");
+    assert!(said.contains("The store does not answer, and is told as soon as it does"), "{said}");
+    assert_eq!(serving.size_of("disk0"), 20 * GIB);
+    let volume = json(&place, &["status", "--json"])["volumes"][0].take();
+    assert_eq!((&volume["size"], &volume["size_owed"]), (&(20 * GIB).into(), &true.into()));
+    let shown = place.ok(&["status"]);
+    assert!(shown.contains("the store does not know its size yet"), "{shown}");
+    serving.attach("disk0").unwrap().write(15 * GIB, 2, MIB).unwrap();
+    serving.kill();
+    std::fs::remove_dir(&store).unwrap();
+    std::fs::rename(&away, &store).unwrap();
+    assert_eq!(size(&place), 10 * GIB);
+
+    let serving = place.serve(&[]);
+    assert_eq!((serving.size_of("disk0"), size(&place)), (20 * GIB, (20 * GIB).into()));
+    let mut late = serving.attach("disk0").unwrap();
+    assert!(late.holds(0, 1, MIB) && late.holds(15 * GIB, 2, MIB));
+    drop(late);
     serving.stop();
     assert!(place.ok(&["check", "--data"]).starts_with("disk0: clean; 2.0 MiB of data in "));
 }
