@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use serde_json::Value;
@@ -297,6 +298,77 @@ fn servers_of_snapshots_change_nothing_in_the_store_and_disturb_nobody() {
     one.stop();
     assert!(disk.holds(0, 2, MIB));
     serving.stop();
+}
+
+/// Says so when it is dropped, also if something fails meanwhile.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Three servers show the same, each read from front to back over and over, while a fourth one overwrites all of the volume, and takes and deletes
+/// other snapshots.
+#[test]
+fn one_snapshot_is_served_by_three_servers_at_once_while_a_fourth_writes() {
+    const PIECES: u64 = 8;
+    let offset = |piece: u64| piece * MIB as u64;
+    let place = Place::new();
+    place.ok(&["create", "disk0", "--size", "1G", "--compression", "none"]);
+    let mut command = place.command(&["serve", "disk0", "--listen", "none"]);
+    command.env("ASHLAR_VOLUME__SEGMENT_SIZE", "1MiB");
+    let writer = Serving::start(command);
+    let mut disk = writer.attach("disk0").unwrap();
+    for piece in 0..PIECES {
+        disk.write(offset(piece), piece as u8, MIB).unwrap();
+    }
+    place.ok(&["snapshot", "create", "disk0@a"]);
+    let readers = ["one", "two", "three"].map(|state| {
+        let mut command =
+            place.command(&["serve", "disk0@a", "--read-only=disk0@a", "--listen", "none", "--state", state]);
+        // So little that what is read again comes from the store again.
+        command.env("ASHLAR_CACHE__MEMORY", "1MiB");
+        Serving::start(command)
+    });
+    let (over, passes) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 3]);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for (reader, passes) in readers.iter().zip(&passes) {
+            let (mut past, over) = (reader.attach("disk0@a").unwrap(), &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    assert!((0..PIECES).all(|piece| past.holds(offset(piece), piece as u8, MIB)));
+                    assert!(past.holds(offset(PIECES), 0, MIB));
+                    passes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Until each has read all of it twice beside all that.
+        for round in 0.. {
+            for piece in 0..=PIECES {
+                disk.write(offset(piece), 100 + (round % 100) as u8, MIB).unwrap();
+            }
+            disk.flush().unwrap();
+            place.ok(&["snapshot", "create", "disk0@b"]);
+            place.ok(&["snapshot", "delete", "disk0@b"]);
+            if round >= 2 && passes.iter().all(|passes| passes.load(Ordering::Relaxed) >= 2) {
+                break;
+            }
+            assert!(round < 500, "a reader stands still: {passes:?}");
+        }
+    });
+    // One that goes is no loss to the others, and none of them was in the way of who writes.
+    let [one, two, three] = readers;
+    one.kill();
+    assert!(two.attach("disk0@a").unwrap().holds(0, 0, MIB) && three.attach("").unwrap().holds(offset(1), 1, MIB));
+    disk.flush().unwrap();
+    two.stop();
+    three.stop();
+    drop(disk);
+    writer.stop();
+    assert!(place.ok(&["check", "disk0", "--data"]).starts_with("disk0: clean; "));
 }
 
 /// Another server writes it: what its newest checkpoint has is served, nothing is taken, and nothing is written.
