@@ -415,3 +415,12 @@ fn every_command_of_the_guide_is_run_somewhere() {
     }
     assert!(pages >= 9 && blocks > 30, "{pages} pages with {blocks} blocks");
 }
+
+/// `scripts/bench` puts them there; who writes them into the page alone would lose them with the next run.
+#[test]
+fn what_people_say_of_the_benchmarks_is_in_the_notes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let (page, notes) = (read("docs/benchmarks.md"), read("scripts/bench.d/notes.md"));
+    assert!(page.ends_with(&notes), "docs/benchmarks.md does not end with scripts/bench.d/notes.md");
+}
