@@ -199,7 +199,7 @@ async fn check_once(
     report.covers = Some(scan.covers);
     check_parent(&source, &mut report).await?;
     let prefix = source.keys.all();
-    let listed = list_all(&**store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
+    let listed = list_all(&*source.store, &prefix).await.map_err(VolumeError::store(format!("listing {prefix}")))?;
     report.objects = listed.len() as u64;
     report.stored_bytes = listed.iter().map(|entry| entry.size).sum();
     let sizes: HashMap<Key, u64> = listed.into_iter().map(|entry| (entry.key, entry.size)).collect();

@@ -75,6 +75,19 @@ pub enum VolumeError {
         /// What cannot be.
         why: String,
     },
+    /// Its log is in a store of its own, which is not at hand.
+    #[error(
+        "the log of volume {name} is in a store of its own, {log} when that was made, and {what}; set store.log to where that is now, or, if it is lost, open with \
+         --accept-log-loss: what had not moved from there is gone then [A13]"
+    )]
+    LogNotHere {
+        /// The volume.
+        name: String,
+        /// Where the log was.
+        log: String,
+        /// What was found instead: a part of the sentence.
+        what: String,
+    },
     /// A name, size or the like that cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -294,6 +307,8 @@ pub enum Flag {
     DropJournal,
     /// [`crate::opening::verdict::OpenFlags::accept_rollback`]
     AcceptRollback,
+    /// [`crate::opening::verdict::OpenFlags::accept_log_loss`]
+    AcceptLogLoss,
 }
 
 impl Flag {
@@ -304,6 +319,7 @@ impl Flag {
             Flag::AcceptLoss => "nothing that was promised is missing",
             Flag::DropJournal => "no journal is in the way",
             Flag::AcceptRollback => "the store is not older than what this server has seen",
+            Flag::AcceptLogLoss => "its log is at hand",
         }
     }
 }
@@ -315,6 +331,7 @@ impl fmt::Display for Flag {
             Flag::AcceptLoss => "--accept-loss",
             Flag::DropJournal => "--drop-journal",
             Flag::AcceptRollback => "--accept-rollback",
+            Flag::AcceptLogLoss => "--accept-log-loss",
         })
     }
 }

@@ -46,12 +46,15 @@ use crate::tally::{Tallied, Tally};
 use crate::units::{BlockCount, ChangeNo, Epoch};
 use crate::upkeep::{self, sweep};
 
+mod cooling;
 mod copies;
 mod gone_clones;
 mod locking;
+mod log_moving;
 mod mirror;
 mod schedule;
 
+use cooling::CoolingTask;
 use gone_clones::CloneWatch;
 use locking::Locker;
 use mirror::Mirroring;
@@ -71,6 +74,7 @@ pub use crate::opening::{
     delete, description, inspect, key_slots, names, past, resize,
 };
 pub use crate::upkeep::sweep::Swept;
+pub use cooling::NearStatus;
 pub use copies::Copied;
 pub use locking::Locked;
 pub use mirror::{Mirror, Mirrored, Standing};
@@ -91,6 +95,7 @@ pub struct Volume {
     schedule: Scheduler,
     locker: Locker,
     mirroring: Mirroring,
+    cooling: CoolingTask,
     _clones: CloneWatch,
     /// How far it was when it was last asked to become independent, if that is not done.
     detaching: Mutex<Option<clones::Detaching>>,
@@ -338,6 +343,7 @@ impl Volume {
             description: self.shared.ledger().description(),
             sealer: doors.sealer.clone(),
             objects: doors.objects.clone(),
+            tiers: doors.tiers.clone(),
         }
     }
 
@@ -356,6 +362,7 @@ impl Volume {
         let operations = Operations::default();
         let (schedule, locker) = (Scheduler::start(shared.clone()), Locker::start(shared.clone()));
         let clones = CloneWatch::start(shared.clone());
+        let cooling = CoolingTask::start(shared.clone());
         Arc::new(Volume {
             shared,
             log: abort,
@@ -368,6 +375,7 @@ impl Volume {
             schedule,
             locker,
             mirroring,
+            cooling,
             _clones: clones,
             detaching: Mutex::default(),
             older: Older::default(),
@@ -542,6 +550,11 @@ impl Volume {
     /// How far its mirror is, if it has one.
     pub fn mirrored(&self) -> Option<Mirrored> {
         self.mirroring.mirrored()
+    }
+
+    /// What of its log is in a store of its own; nothing if it has none there.
+    pub fn near(&self) -> Option<NearStatus> {
+        self.cooling.status()
     }
 
     /// How far what snapshots need that are kept until a date is locked in the store, if it is to be and the store can.

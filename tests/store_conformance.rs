@@ -27,6 +27,7 @@ use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::store::s3::S3Store;
 use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::S3Options;
+use ashlar::store::tiers::{BesideStore, Cooling, Near, TieredStore};
 use ashlar::store::webdav::options::WebdavOptions;
 use ashlar::store::webdav::{self, WebdavStore};
 use support::conformance::Subject;
@@ -89,6 +90,30 @@ mod retry {
         let quick = RetryOptions { pause_min: Duration::from_micros(10), ..RetryOptions::default() };
         let quick = RetryOptions { pause_max: Duration::from_micros(100), ..quick };
         subject(RetryStore::new(Arc::new(inner), quick, Random::seeded(2)), (), 100)
+    }
+    conformance!(make);
+}
+
+/// Two stores behind one door, all of it log.
+mod tiers {
+    use super::*;
+
+    async fn make() -> Subject {
+        let near = Near { store: Arc::new(MemoryStore::new()), cooling: Cooling::default() };
+        let tiered = TieredStore::new(near, Arc::new(MemoryStore::new()), String::new());
+        tiered.look().await.unwrap();
+        subject(tiered, (), 100)
+    }
+    conformance!(make);
+}
+
+/// The same for whoever does not know of the near one.
+mod beside {
+    use super::*;
+
+    async fn make() -> Subject {
+        let near = Near { store: Arc::new(MemoryStore::new()), cooling: Cooling::default() };
+        subject(BesideStore::new(Arc::new(MemoryStore::new()), near), (), 100)
     }
     conformance!(make);
 }

@@ -35,8 +35,14 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 const SIZE: u64 = 64 << 20;
-const TAKEOVER: OpenFlags =
-    OpenFlags { takeover: true, accept_loss: false, drop_journal: false, accept_rollback: false, breaks_line: false };
+const TAKEOVER: OpenFlags = OpenFlags {
+    takeover: true,
+    accept_loss: false,
+    drop_journal: false,
+    accept_rollback: false,
+    accept_log_loss: false,
+    breaks_line: false,
+};
 
 /// A store, and whoever comes and goes.
 struct World {
@@ -187,6 +193,7 @@ impl World {
             may_have_clones: false,
             copy: None,
             settings: Default::default(),
+            log: None,
         };
         let encoded = meta.encode(None);
         assert!(encoded.starts_with(b"{\n  \"format\": 1,"), "as it always was");

@@ -75,8 +75,14 @@ impl World {
     }
 }
 
-const NONE: OpenFlags =
-    OpenFlags { takeover: false, accept_loss: false, drop_journal: false, accept_rollback: false, breaks_line: false };
+const NONE: OpenFlags = OpenFlags {
+    takeover: false,
+    accept_loss: false,
+    drop_journal: false,
+    accept_rollback: false,
+    accept_log_loss: false,
+    breaks_line: false,
+};
 const TAKEOVER: OpenFlags = OpenFlags { takeover: true, ..NONE };
 const ACCEPT_LOSS: OpenFlags = OpenFlags { accept_loss: true, ..NONE };
 const ACCEPT_ROLLBACK: OpenFlags = OpenFlags { accept_rollback: true, ..NONE };

@@ -21,7 +21,7 @@ use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
 use crate::volume::clones::Detaching;
 use crate::volume::purse::Left;
-use crate::volume::{Locked, Mirrored, Status, Volume};
+use crate::volume::{Locked, Mirrored, NearStatus, Status, Volume};
 
 /// What a server tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -192,6 +192,9 @@ pub struct VolumeStatus {
     /// How far its mirror is, if it has one.
     #[serde(default)]
     pub mirror: Option<Mirrored>,
+    /// What of its log is in a store of its own, if it has one.
+    #[serde(default)]
+    pub near: Option<NearStatus>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -340,6 +343,7 @@ impl Insight {
             snapshot_lock: volume.locked(),
             detaching: volume.detaching(),
             mirror: volume.mirrored(),
+            near: volume.near(),
             status,
         }
     }
@@ -484,6 +488,7 @@ pub mod example {
                 held_bytes: 0,
                 trouble: Some(word()),
             }),
+            near: Some(NearStatus { url: word(), trouble: Some(word()), ..NearStatus::default() }),
             status,
         };
         let client = ClientStatus {
@@ -584,7 +589,7 @@ mod tests {
         removed(&mut older, &newer);
         removed(
             &mut older["volumes"][0],
-            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching", "mirror"],
+            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching", "mirror", "near"],
         );
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));

@@ -43,6 +43,7 @@ mod top;
 mod document;
 mod doing;
 mod trouble;
+mod tier;
 mod upgrade;
 mod control;
 mod telling;
@@ -178,6 +179,7 @@ enum Command {
     Import(image::ImportArgs),
     Export(image::ExportArgs),
     Upgrade(upgrade::Args),
+    Tier(tier::Args),
     Key(key::Args),
     Delete(delete::Args),
     Bench(bench::Args),
@@ -232,6 +234,7 @@ impl Cli {
             Command::Import(args) => image::import(&args, &config, &Called { file: self.config, flags }),
             Command::Export(args) => image::export(&args, &config, &Called { file: self.config, flags }),
             Command::Upgrade(args) => upgrade::run(&args, &config),
+            Command::Tier(args) => tier::run(&args, &config),
             Command::Key(args) => key::run(&args, &config, &bars),
             Command::Check(args) => check::run(&args, &config, &bars),
             Command::Delete(args) => delete::run(&args, &config, &bars),

@@ -20,6 +20,7 @@ use crate::outside::{Clock, Random, Workers};
 use crate::store::open::{Access, Fencing, Opened, StoreOptions};
 use crate::store::probe::Finding;
 use crate::store::retry::RetryOptions;
+use crate::store::tiers::{BesideStore, Near};
 use crate::store::{self, ErrorKind, Store};
 use crate::volume::{Mirror, ServerIdentity, VolumeName};
 
@@ -34,7 +35,47 @@ pub async fn open_store(config: &Effective, access: Access) -> Result<Opened, Fa
     if let Some(found) = opened.finding {
         remember_probe(config, found).await;
     }
-    Ok(opened)
+    let Some(options) = log_store(config)? else { return Ok(opened) };
+    let near = open_beside(&options, access, &config.state).await.map_err(|error| match error.kind {
+        ErrorKind::Invalid => Failure::usage(format!("store.log: {error}")),
+        _ => Failure::failed(format!("store.log: {error}")),
+    })?;
+    for (key, store) in [("store.log", &near), ("store.url", &opened.store)] {
+        if access != Access::Read && !store.keeps_create_only() {
+            let url = store.url();
+            return Err(config.refuse(key, format!("{url} does not keep create-only PUTs apart, which a log in a store of its own needs, there and where everything else is")).into());
+        }
+    }
+    let near = Near { store: near, cooling: config.store.cooling() };
+    Ok(Opened { store: Arc::new(BesideStore::new(opened.store, near)), ..opened })
+}
+
+/// How the store for logs is reached: nothing if there is none.
+fn log_store(config: &Effective) -> Result<Option<StoreOptions>, Failure> {
+    let store = &config.store;
+    if store.log.is_empty() {
+        return match &store.log_config {
+            None => Ok(None),
+            Some(_) => Err(config
+                .refuse("store.log_config", "store.log says where the store for logs is, and is not set")
+                .into()),
+        };
+    }
+    let options = reached_by(config, "store.log_config", store.log_config.as_ref())?;
+    let options = StoreOptions { url: store.log.clone(), ..options };
+    options.check_url().map_err(|error| config.refuse("store.log", error.message))?;
+    if options.url == store.url && options.endpoint() == store.endpoint() {
+        return Err(config.refuse("store.log", "that is the store itself: one for logs is another one").into());
+    }
+    Ok(Some(options))
+}
+
+/// The `[store]` of that configuration file, or without one this configuration's own.
+fn reached_by(config: &Effective, key: &str, file: Option<&PathBuf>) -> Result<StoreOptions, Failure> {
+    let Some(file) = file else { return Ok(config.store.clone()) };
+    let inputs = Inputs { file: Some(file.clone()), ..Inputs::default() };
+    let loaded = config::load(inputs).map_err(|error| config.refuse(key, error.to_string()))?;
+    Ok(loaded.store.clone())
 }
 
 /// The second store that the configuration names, if it names one; opened when it is needed.
@@ -60,13 +101,7 @@ pub fn mirror_store(config: &Effective) -> Result<Option<StoreOptions>, Failure>
             }
         };
     }
-    let mut options = match &mirror.config {
-        None => config.store.clone(),
-        Some(file) => {
-            let inputs = Inputs { file: Some(file.clone()), ..Inputs::default() };
-            config::load(inputs).map_err(|error| config.refuse("mirror.config", error.to_string()))?.store.clone()
-        }
-    };
+    let mut options = reached_by(config, "mirror.config", mirror.config.as_ref())?;
     options.url.clone_from(&mirror.url);
     options.check_url().map_err(|error| config.refuse("mirror.url", error.message))?;
     if options.url == config.store.url && options.endpoint() == config.store.endpoint() {
@@ -82,9 +117,20 @@ async fn open_mirror(options: &StoreOptions, state: &Path) -> store::Result<Arc<
     let RetryOptions { read_limit, write_limit, .. } = options.retry;
     let (read_limit, write_limit) = (read_limit.min(MIRROR_PATIENCE), write_limit.min(MIRROR_PATIENCE));
     let options = &StoreOptions { retry: RetryOptions { read_limit, write_limit, ..options.retry }, ..options.clone() };
+    open_beside(options, Access::Write, state).await
+}
+
+/// A store beside the first one. One that is written to is probed, unless it passed not long ago.
+async fn open_beside(options: &StoreOptions, access: Access, state: &Path) -> store::Result<Arc<dyn Store>> {
     let disk = LocalDisk::new(state, Workers::Threads);
-    let probed = probes::recall(&disk, options, Clock::System.unix_millis()).await;
-    let access = probed.map_or(Access::Write, |probed| Access::WriteUnprobed(probed.found));
+    let probed = match access {
+        Access::Read => None,
+        Access::Write | Access::WriteUnprobed(_) => probes::recall(&disk, options, Clock::System.unix_millis()).await,
+    };
+    let access = match (access, probed) {
+        (Access::Read, _) => Access::Read,
+        (_, probed) => probed.map_or(Access::Write, |probed| Access::WriteUnprobed(probed.found)),
+    };
     let opened = store::open::open(options, access, &store::open::Outside::real()).await?;
     if let Some(found) = opened.finding {
         probes::remember(&disk, options, &Probed::new(options, Clock::System.unix_millis(), found), false).await;

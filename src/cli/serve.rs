@@ -94,6 +94,10 @@ pub struct Args {
     #[arg(long, requires = "volumes")]
     accept_rollback: bool,
 
+    /// Go on although the store that has the log of the named volumes is lost: what had not moved from there is gone
+    #[arg(long, requires = "volumes")]
+    accept_log_loss: bool,
+
     /// Begin although other servers have named volumes: they are opened when a client asks and they are free
     ///
     /// Clients are refused meanwhile, and told who has the volume. `ashlar handoff` lets go of one in good order.
@@ -104,7 +108,7 @@ pub struct Args {
     ///
     /// Each volume is served by one of the servers that run with the same POOL on the same store; clients name all of them
     /// (`ashlar attach --server A,B`). A server that cannot write any more loses its volumes by fences, so clocks do not matter.
-    #[arg(long, value_name = "POOL", conflicts_with_all = ["takeover", "accept_loss", "drop_journal", "accept_rollback", "wait"])]
+    #[arg(long, value_name = "POOL", conflicts_with_all = ["takeover", "accept_loss", "drop_journal", "accept_rollback", "accept_log_loss", "wait"])]
     claim: Option<String>,
 
     /// Take the place of the server that runs on this state directory, such as one of an older version
@@ -141,6 +145,7 @@ impl Args {
             accept_loss: self.accept_loss,
             drop_journal: self.drop_journal,
             accept_rollback: self.accept_rollback,
+            accept_log_loss: self.accept_log_loss,
             breaks_line: false,
         }
     }

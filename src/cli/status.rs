@@ -13,7 +13,7 @@ use crate::config::Effective;
 use crate::human::{about_bytes, counted, date, few};
 use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
-use crate::volume::{Account, Locked, Mirrored, Standing, Status, VolumeName};
+use crate::volume::{Account, Locked, Mirrored, NearStatus, Standing, Status, VolumeName};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
@@ -147,6 +147,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         snapshot_lock,
         detaching,
         mirror,
+        near,
         status,
         ..
     } = volume;
@@ -181,6 +182,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     }
     lines.extend(detaching.map(|far| ("independent", detaching_told(name, far))));
     lines.extend(mirror.as_ref().map(|mirror| ("mirror", mirror_told(mirror))));
+    lines.extend(near.as_ref().map(|near| ("log", near_told(near))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -246,6 +248,18 @@ fn mirror_told(mirror: &Mirrored) -> String {
     };
     let trouble = trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
     format!("{url} {far}{held}{damaged}{trouble}")
+}
+
+/// What of the log is in a store of its own.
+fn near_told(near: &NearStatus) -> String {
+    let NearStatus { url, bytes, oldest_millis, cooled_bytes, trouble, .. } = near;
+    let age = humantime::format_duration(Duration::from_secs(oldest_millis / 1000));
+    let trouble = trouble.as_ref().map_or_else(String::new, |why| format!("; nothing moves just now: {why}"));
+    format!(
+        "{} are only in {url}, the oldest for {age}; {} have moved from there since the start{trouble}",
+        about_bytes(*bytes),
+        about_bytes(*cooled_bytes)
+    )
 }
 
 /// How far the store has locked what snapshots need.

@@ -156,6 +156,13 @@ impl StoreVolumes {
         Volume::roll_back_with(outside, name, options, journal, flags, to, mirror).await
     }
 
+    /// Moves the log of a volume that is not open here into the store for logs, or back. Returns how many bytes were copied.
+    pub async fn move_log(&self, name: &VolumeName, to_near: bool) -> Result<u64, VolumeError> {
+        let uuid = self.describe(name).await?.meta.uuid;
+        let outside = Outside { disk: self.state.journal_disk(uuid), ..self.outside.clone() };
+        Volume::move_log(outside, name, self.options.clone(), self.journal.clone(), to_near).await
+    }
+
     /// Says what the next opening of a volume may do.
     pub fn allow_next(&self, name: &VolumeName, flags: OpenFlags) {
         self.allowed.lock().insert(name.clone(), flags);

@@ -52,7 +52,7 @@ impl Wanted {
             return Ok(());
         }
         Err(Failure::usage(
-            "--takeover, --accept-loss, --drop-journal, --accept-rollback and --wait are for volumes that are written: what is only read is taken \
+            "--takeover, --accept-loss, --drop-journal, --accept-rollback, --accept-log-loss and --wait are for volumes that are written: what is only read is taken \
              from nobody, so leave them out",
         ))
     }

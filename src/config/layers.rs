@@ -112,6 +112,9 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
         return Err(config.refuse("serve.handoff_timeout", "accepted is 1s to 10m".to_owned()));
     }
     check_claim(config)?;
+    if let Err((key, accepted)) = config.store.check_cooling() {
+        return Err(config.refuse(&format!("store.{key}"), format!("accepted is {accepted}")));
+    }
     if let Err((key, accepted)) = config.mirror.check() {
         return Err(config.refuse(&format!("mirror.{key}"), format!("accepted is {accepted}")));
     }

@@ -200,6 +200,8 @@ pub struct Core {
     client_slot_at: Instant,
     /// The volume is being closed.
     is_closing: bool,
+    /// Somebody found that it cannot go on.
+    failed: Option<End>,
 }
 
 impl Core {
@@ -216,7 +218,13 @@ impl Core {
             is_describing: false,
             client_slot_at: at,
             is_closing: false,
+            failed: None,
         }
+    }
+
+    /// Somebody who is no chore found that the volume cannot go on: the next look ends it.
+    pub fn fail(&mut self, end: End) {
+        self.failed = Some(end);
     }
 
     /// Nothing is accepted any more; the next look closes the volume as soon as nothing is left to do.
@@ -232,6 +240,9 @@ impl Core {
     /// Takes in what happened, and decides what is to be done.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
+        if let Some(end) = self.failed.take() {
+            return vec![Effect::End(end)];
+        }
         if let Err(end) = self.take(event, now, &mut effects) {
             return vec![Effect::End(end)];
         }

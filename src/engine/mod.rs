@@ -27,6 +27,7 @@
 //! | [`seen`], [`unbroken`] | what this server knows of the volume from before |
 //! | [`shared`], [`watched`] | what all of these share, and how they wait for each other |
 
+pub mod cooling;
 pub mod core;
 pub mod ledger;
 pub mod log;

@@ -673,6 +673,7 @@ fn described(size: u64) -> Meta {
         parent: None,
         may_have_clones: false,
         copy: None,
+        log: None,
         settings: Settings::default(),
     }
 }

@@ -41,6 +41,7 @@ use crate::retention::Schedule;
 use crate::store::Store;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
+use crate::store::tiers::TieredStore;
 use crate::units::{BlockSize, ChangeNo, Epoch, Seq};
 
 /// See the module.
@@ -97,6 +98,8 @@ pub struct Doors {
     pub store: Arc<dyn Store>,
     /// The same, for reads of collection and sweeping.
     pub background: Arc<dyn Store>,
+    /// The store, if the log is in another one than the rest.
+    pub tiers: Option<Arc<TieredStore>>,
     /// Where objects lie in it.
     pub keys: Keys,
     /// How they are sealed.
@@ -203,6 +206,7 @@ pub struct Parts {
     pub line: Line,
     pub budget: Budget,
     pub store: Arc<dyn Store>,
+    pub tiers: Option<Arc<TieredStore>>,
     pub keys: Keys,
     pub sealer: Sealer,
     pub objects: Objects,
@@ -265,6 +269,7 @@ impl Shared {
             doors: Doors {
                 background: parts.store.background().unwrap_or_else(|| parts.store.clone()),
                 store: parts.store,
+                tiers: parts.tiers,
                 keys: parts.keys,
                 sealer: parts.sealer,
                 objects: parts.objects,

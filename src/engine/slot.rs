@@ -53,13 +53,13 @@ use crate::engine::shared::Shared;
 use crate::error::{Holder, VolumeError};
 use crate::format::keys::Keys;
 use crate::format::marks::Mark;
-use crate::format::meta::FencedBy;
+use crate::format::meta::{FencedBy, Meta};
 use crate::format::places::{self, FENCE_PLACES_MAX, PLACES_MAX};
 use crate::format::segment::{self, LogObject};
 use crate::reading::again;
 use crate::reading::objects::ReadError;
 use crate::reading::{Slot, slots};
-use crate::store::{ErrorKind, Key, Store, StoreError};
+use crate::store::{ErrorKind, Key, Store, StoreError, list_all};
 use crate::units::{Epoch, Seq};
 
 /// What became of an object that was to be created.
@@ -295,6 +295,9 @@ pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
     if shared.facts.meta.fenced_by == FencedBy::Verified {
         return prove_no_claim(shared).await;
     }
+    if shared.facts.meta.log.is_some() {
+        prove_log_counts(shared).await?;
+    }
     let next = shared.ledger().log().next_seq();
     for some in (from.0..=next.0.max(from.0)).collect::<Vec<_>>().chunks(PROOF_READS) {
         let reads = some
@@ -311,6 +314,37 @@ pub(crate) async fn prove_unfenced(shared: &Shared, from: Seq) -> Result<(), Pro
                 Err(VolumeError::Store { source, .. }) => return Err(ProofError::Store(source)),
                 Err(damaged) => return Err(ProofError::Fenced(End::Failed(damaged.to_string()))),
             }
+        }
+    }
+    Ok(())
+}
+
+/// Proves that the log which this server has was the volume's when this was called: somebody may have given it up because it was not at hand there
+/// ([`crate::store::tiers`]), and then no fence in it says so, but a newer description.
+async fn prove_log_counts(shared: &Shared) -> Result<(), ProofError> {
+    let (store, meta, known) = (&*shared.doors.store, &shared.facts.meta, shared.ledger().description());
+    let listed = list_all(store, &Keys::metas(&meta.name)).await.map_err(ProofError::Store)?;
+    let newer = listed.iter().filter(|entry| Keys::number(&entry.key).is_some_and(|number| number > known));
+    for entry in newer {
+        let is_proven = |bytes: &Bytes| Meta::decode(&meta.name, bytes).is_ok();
+        let bytes = match again::settled(store, &entry.key, is_proven).await {
+            // An even newer one took its place.
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                return Err(ProofError::Store(StoreError::new(ErrorKind::Retryable, error.message)));
+            }
+            read => read.map_err(ProofError::Store)?,
+        };
+        if Meta::is_torn(&bytes) {
+            continue;
+        }
+        let decoded = Meta::decode(&meta.name, &bytes);
+        let newer = decoded.map_err(|error| ProofError::Fenced(End::Failed(format!("{}: {error}", entry.key))))?;
+        if newer.uuid != meta.uuid || newer.log != meta.log {
+            let why = format!(
+                "volume {} was taken over: its log was given up by somebody, or moved, and is another one now; this server can write no more [A12]",
+                meta.name
+            );
+            return Err(ProofError::Fenced(End::Fenced(why)));
         }
     }
     Ok(())

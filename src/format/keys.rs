@@ -88,6 +88,11 @@ impl Keys {
         key(format!("{}/segments/{:02x}/{:016x}", self.folder, seq.0 & 0xff, seq.0))
     }
 
+    /// `<folder>/near/<uuid>`: says of a store that it has the log of the volume.
+    pub fn near(&self, id: Uuid) -> Key {
+        key(format!("{}/near/{id}", self.folder))
+    }
+
     /// `<folder>/fences/`: what decides about epochs in verified mode.
     pub fn fences(&self) -> String {
         format!("{}/fences/", self.folder)

@@ -26,8 +26,9 @@ use crate::units::{BlockSize, VOLUME_BYTES_MAX};
 /// The newest format that we read, and write for volumes whose folder carries their uuid. Those that lie directly under their
 /// name keep the older ones: the first if they have neither encryption nor another compression than LZ4, else the second. Only
 /// volumes in verified mode have the fourth, only those with a schedule of snapshots, or with some that nobody may delete yet, the fifth, and only clones,
-/// those that have some, and copies, the sixth, and only those with settings of their own the seventh.
-pub const FORMAT: u32 = 7;
+/// those that have some, and copies, the sixth, only those with settings of their own the seventh, and only those that have, or had, their log in a store of
+/// its own the eighth.
+pub const FORMAT: u32 = 8;
 
 /// The longest description that is read, in bytes.
 pub const META_BYTES_MAX: usize = 1 << 20;
@@ -72,6 +73,51 @@ pub struct Meta {
     pub copy: Option<CopyOf>,
     /// What beats the configuration of whoever serves it.
     pub settings: Settings,
+    /// Where its log is, if that is or was in a store of its own.
+    pub log: Option<LogPlace>,
+}
+
+/// Where the log of a volume is that has it in a store of its own, or had. It may have been given up once: then it begins anew at a slot far behind all that
+/// a server can have filled which does not know that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogPlace {
+    /// The store; none if it is where everything else is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<NearLog>,
+    /// The slot at which it begins; 0 if it was never given up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from: u64,
+    /// The last checkpoint before that which counts; 0 if there is none. Nothing is said of it while that is being found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+}
+
+/// A store that has the log of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NearLog {
+    /// By which it is known: there is an object of that name there.
+    pub id: Uuid,
+    /// Where it was when that was put there: for people.
+    pub url: String,
+}
+
+impl LogPlace {
+    /// Whether that checkpoint is one of this volume's history.
+    pub fn counts(&self, checkpoint: u64) -> bool {
+        checkpoint >= self.from || self.after.is_none_or(|after| checkpoint <= after)
+    }
+
+    /// The slot at which the log goes on after that checkpoint, if it begins anew there.
+    pub fn begins_after(&self, checkpoint: u64) -> Option<u64> {
+        (checkpoint < self.from && self.after.is_none_or(|after| checkpoint == after)).then_some(self.from)
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The volume, in another store, whose snapshots this one gets.
@@ -177,7 +223,7 @@ struct Written1 {
     deleted: bool,
 }
 
-/// The JSON of formats 2 to 7.
+/// The JSON of formats 2 to 8.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written2 {
@@ -211,9 +257,12 @@ struct Written2 {
     /// From format 6 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copy: Option<CopyOf>,
-    /// Of format 7 only; not empty.
+    /// From format 7 on; not empty in that.
     #[serde(default, skip_serializing_if = "Settings::is_empty")]
     settings: Settings,
+    /// Of format 8 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<LogPlace>,
     deleted: bool,
 }
 
@@ -274,6 +323,7 @@ impl Meta {
     /// says that the volume is given up.
     pub fn encode(&self, keyring: Option<&Keyring>) -> Vec<u8> {
         let mut bytes = match (self.layout, self.compression) {
+            _ if self.log.is_some() => json(&self.written2(8)),
             _ if !self.settings.is_empty() => json(&self.written2(7)),
             _ if self.parent.is_some() || self.may_have_clones || self.copy.is_some() => json(&self.written2(6)),
             _ if self.schedule.is_some() || self.keep_until_unix_millis > 0 => json(&self.written2(5)),
@@ -357,6 +407,7 @@ impl Meta {
             may_have_clones: self.may_have_clones,
             copy: self.copy.clone(),
             settings: self.settings.clone(),
+            log: self.log.clone(),
             deleted: self.deleted,
         }
     }
@@ -368,7 +419,7 @@ impl Meta {
         let AnyFormat { format } = serde_json::from_slice(json).map_err(malformed)?;
         let meta = match format {
             1 => serde_json::from_slice::<Written1>(json).map_err(malformed)?.into_meta()?,
-            2..=7 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
+            2..=8 => serde_json::from_slice::<Written2>(json).map_err(malformed)?.into_meta()?,
             _ => return Err(MetaError::UnknownFormat(format)),
         };
         if meta.name != *name {
@@ -402,6 +453,7 @@ impl Written1 {
             may_have_clones: false,
             copy: None,
             settings: Settings::new(),
+            log: None,
         })
     }
 }
@@ -426,6 +478,7 @@ impl Written2 {
             may_have_clones,
             copy,
             settings,
+            log,
             deleted,
         } = self;
         let contradicts = |what| MetaError::Malformed(format!("its format and its {what} contradict each other"));
@@ -442,8 +495,11 @@ impl Written2 {
         if (parent.is_some() || may_have_clones || copy.is_some()) != (format >= 6) && format < 7 {
             return Err(contradicts("clones and copies"));
         }
-        if settings.is_empty() == (format >= 7) {
+        if settings.is_empty() == (format >= 7) && format < 8 {
             return Err(contradicts("settings"));
+        }
+        if log.is_some() != (format >= 8) {
+            return Err(contradicts("log"));
         }
         if keep_until_unix_millis == Some(0) {
             return Err(contradicts("time until which snapshots are kept"));
@@ -467,6 +523,7 @@ impl Written2 {
             may_have_clones,
             copy,
             settings,
+            log,
         };
         if meta.seal() != seal {
             return Err(MetaError::Malformed("its seal and its key slots contradict each other".to_owned()));
@@ -700,6 +757,7 @@ mod tests {
             may_have_clones: false,
             copy: None,
             settings: Settings::new(),
+            log: None,
         }
     }
 
@@ -765,10 +823,11 @@ mod tests {
         assert!(error("\"7\"", "\"0\"").contains("\"0\" keeps nothing"));
         assert_eq!(error("\"format\": 5", "\"format\": 6"), contradict("clones and copies"));
         assert_eq!(error("\"format\": 5", "\"format\": 7"), contradict("settings"));
+        assert_eq!(error("\"format\": 5", "\"format\": 8"), contradict("log"));
         let with_settings = "\"settings\": {\n    \"a\": \"b\"\n  },\n  \"deleted\"";
         assert_eq!(error("\"deleted\"", with_settings), contradict("settings"));
         assert!(
-            error("\"format\": 5", "\"format\": 8").contains("its format 8 is unknown (this ashlar reads up to 7)")
+            error("\"format\": 5", "\"format\": 9").contains("its format 9 is unknown (this ashlar reads up to 8)")
         );
     }
 
@@ -792,6 +851,40 @@ mod tests {
             assert_eq!(meta.tombstone(), without.tombstone());
             assert_eq!(format(&without.encode(None)), before);
         }
+    }
+
+    /// Whatever else the volume is; also one that is given up, of which objects are there as well.
+    #[test]
+    fn a_log_of_its_own_comes_back_and_is_refused_by_older_programs() {
+        let by_uuid = Meta { layout: Layout::ByUuid, ..sample() };
+        let near = NearLog { id: sample().uuid, url: "file:///near".into() };
+        let settings = Settings::from([("a".into(), "b".into())]);
+        for log in [
+            LogPlace { near: Some(near.clone()), ..LogPlace::default() },
+            LogPlace { near: Some(near), from: 9, after: None },
+            LogPlace { near: None, from: 9, after: Some(0) },
+        ] {
+            for without in [by_uuid.clone(), Meta { settings: settings.clone(), ..by_uuid.clone() }] {
+                let meta = Meta { log: Some(log.clone()), ..without };
+                let bytes = meta.encode(None);
+                let format: AnyFormat = serde_json::from_slice(check_hash(&bytes).unwrap()).unwrap();
+                assert_eq!((format.format, Meta::decode(&name("disk0"), &bytes).as_ref()), (8, Ok(&meta)));
+                assert_eq!(meta.tombstone().log, meta.log);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_after_the_log_was_given_up_does_not_count() {
+        let never = LogPlace::default();
+        assert!(never.counts(0) && never.counts(7) && never.begins_after(0).is_none());
+        let asked = LogPlace { from: 100, ..LogPlace::default() };
+        assert!(asked.counts(7) && asked.counts(9) && asked.counts(100));
+        assert_eq!([7, 100].map(|seq| asked.begins_after(seq)), [Some(100), None]);
+        let known = LogPlace { after: Some(7), ..asked };
+        assert_eq!([6, 7, 8, 99, 100].map(|seq| known.counts(seq)), [true, true, false, false, true]);
+        // What is older than that goes on with the log that was.
+        assert_eq!([6, 7, 100].map(|seq| known.begins_after(seq)), [None, Some(100), None]);
     }
 
     #[test]
@@ -906,8 +999,8 @@ mod tests {
     #[test]
     fn what_a_later_ashlar_wrote_is_refused_and_not_misread() {
         assert_eq!(
-            error_of("\"format\": 1", "\"format\": 8, \"news\": true"),
-            "its format 8 is unknown (this ashlar reads up to 7): a newer ashlar is needed"
+            error_of("\"format\": 1", "\"format\": 9, \"news\": true"),
+            "its format 9 is unknown (this ashlar reads up to 8): a newer ashlar is needed"
         );
         assert_eq!(error_of("\"lz4\"", "\"zstd\""), "it uses codec \"zstd\", which this ashlar does not support");
         assert_eq!(error_of("\"blake3\"", "\"aes\""), "it uses seal \"aes\", which this ashlar does not support");

@@ -42,6 +42,7 @@ use crate::keyring::HandedKeys;
 use crate::opening::description::{self, Description};
 use crate::opening::handed::Handed;
 use crate::opening::lifecycle::{self, CreateOptions, Created};
+use crate::opening::near;
 use crate::opening::past::{Past, named};
 use crate::opening::scan::Source;
 use crate::outside::{Clock, Random, Workers};
@@ -58,7 +59,7 @@ pub(crate) fn below<'a>(
     clone: &'a Source,
     options: &'a Options,
     budget: &'a Budget,
-    near: (Arc<BlockCache>, Workers),
+    cache: (Arc<BlockCache>, Workers),
     above: Option<Arc<Handed>>,
 ) -> BoxFuture<'a, Result<Option<Below>>> {
     Box::pin(async move {
@@ -78,13 +79,14 @@ pub(crate) fn below<'a>(
             described.prove(keyring)?;
         }
         let sealer = Sealer::new(parent.uuid, keyring);
-        let source = Source::unlocked(clone.store.clone(), described, sealer, options, Some(near.clone()));
+        let (store, tiers) = near::store_of(clone.store.clone(), &described.meta).await?;
+        let source = Source::unlocked(store, tiers, described, sealer, options, Some(cache.clone()));
         let is_it = |versions: &[KeptVersion]| {
             let found = versions.iter().find(|version| version.seq == Seq(parent.version));
             let knows = |version: &&KeptVersion| version.label.clones.iter().any(|known| known.uuid == clone.meta.uuid);
             found.filter(knows).cloned().ok_or_else(|| lost(NOT_KEPT))
         };
-        let past = Past::of_source(source, is_it, options, budget, near, handed).await?;
+        let past = Past::of_source(source, is_it, options, budget, cache, handed).await?;
         past.bring_index();
         Ok(Some(Below::new(Arc::new(past))))
     })
@@ -135,6 +137,7 @@ pub async fn make(
         }
     };
     meta.parent = Some(Parent { volume: parent.meta.name.clone(), uuid: parent.meta.uuid, version: version.0, keys });
+    meta.log = near::of_new(&*parent.store, random, &meta).await?;
     let put = description::put(&*parent.store, random, clone.after, &meta, keyring.as_ref()).await?;
     let Some(number) = put else {
         let newest = description::newest(&*parent.store, &name).await?;

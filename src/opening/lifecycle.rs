@@ -18,9 +18,9 @@ use crate::format::meta::{CopyOf, FencedBy, Layout, Meta, Settings, VolumeName};
 use crate::gc;
 use crate::keyring::slot::{Cost, NewSlot};
 use crate::keyring::{Encryption, KeySlot, Keyring, Locked, RecoveryKey, Secret, Secrets};
-use crate::opening::description;
 use crate::opening::removal::{self, DELETING_IT};
 use crate::opening::scan::{Scan, Source};
+use crate::opening::{description, near};
 use crate::outside::{Clock, Random};
 use crate::space::kept::Deaths;
 use crate::space::{Counted, KeptVersion, Span, kept};
@@ -77,7 +77,8 @@ pub async fn create(
 ) -> Result<Created> {
     Meta::check_size(options.size, options.block_size).map_err(|error| VolumeError::Invalid(error.to_string()))?;
     let (before, uuid) = free_place(store, random, name).await?;
-    let (meta, keyring, recovery) = describe_new(name, uuid, random, clock, &options)?;
+    let (mut meta, keyring, recovery) = describe_new(name, uuid, random, clock, &options)?;
+    meta.log = near::of_new(store, random, &meta).await?;
     match description::put(store, random, before, &meta, keyring.as_ref()).await? {
         Some(_) => Ok(Created { meta, recovery }),
         None => Err(VolumeError::AlreadyExists { name: name.to_string(), store: store.url() }),
@@ -154,6 +155,7 @@ pub(super) fn describe_new(
         may_have_clones: false,
         copy: options.copy.clone(),
         settings: options.settings.clone(),
+        log: None,
     };
     Ok((meta, keyring, recovery))
 }
@@ -164,7 +166,7 @@ async fn unused_uuid(store: &dyn Store, random: &Random, name: &VolumeName) -> R
         let uuid = random.uuid();
         let folder = Keys::folder(name, uuid);
         let listed = store.list(&folder, None).await.map_err(VolumeError::store(format!("listing {folder}")))?;
-        if listed.is_empty() {
+        if listed.is_empty() && near::is_free(store, name, uuid).await? {
             return Ok(uuid);
         }
     }

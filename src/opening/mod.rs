@@ -17,6 +17,7 @@ pub mod verdict;
 pub(crate) mod recover;
 pub mod verified;
 pub mod lifecycle;
+pub(crate) mod near;
 pub mod choice;
 pub mod follow;
 mod removal;

@@ -52,7 +52,7 @@ use crate::opening::description::{self, Description};
 use crate::opening::resize;
 use crate::opening::scan::{self, Scan, Source};
 use crate::opening::verdict::{self, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
-use crate::opening::verified;
+use crate::opening::{near, verified};
 use crate::outside::{Clock, Random, Workers};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
@@ -107,7 +107,9 @@ pub(crate) async fn open(
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
     let described = description::settled(&*store, &outside.random, name).await?;
-    let source = Source::described(store.clone(), described, &options, Some(cache), &outside.secrets).await?;
+    let described = near::reach(&store, &outside.random, &outside.secrets, described, flags.accept_log_loss).await?;
+    let source = Source::described(store, described, &options, Some(cache), &outside.secrets).await?;
+    let (store, outside) = (source.store.clone(), Outside { store: source.store.clone(), ..outside });
     source.meta.check_store(&*store)?;
     let keys = source.keys.clone();
     let configured = options;
@@ -116,8 +118,8 @@ pub(crate) async fn open(
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
     let lay_out = options.durability == Durability::Journal;
     let journal_options = journal::Options { lay_out, ..journal_options };
-    let near = (outside.cache.clone(), outside.workers);
-    let below = clones::below(&source, &options, &outside.budget, near, None).await?;
+    let cache = (outside.cache.clone(), outside.workers);
+    let below = clones::below(&source, &options, &outside.budget, cache, None).await?;
     let opening = Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags };
     let mut claim = None;
     let taken = opening.take(name, &mut claim).await;
@@ -465,6 +467,9 @@ impl Opening {
         if newer.meta.uuid != meta.uuid {
             return Err(VolumeError::NotFound { name: meta.name.to_string(), store: store.url() });
         }
+        if newer.meta.log != meta.log {
+            return Err(VolumeError::Invalid(near::elsewhere(&meta.name)));
+        }
         let sealer = newer.unlock(&self.outside.secrets).await?;
         Ok(Some((newer, sealer)))
     }
@@ -507,7 +512,12 @@ impl Opening {
         let since = self.source.newest_checkpoint_after(scan.checkpointed);
         let (newest, newer) = tokio::try_join!(since, self.described_anew())?;
         if newest.is_some_and(|newest| newest >= seq) {
-            let deleted = self.outside.store.delete(std::slice::from_ref(&key)).await;
+            let void = std::slice::from_ref(&key);
+            let deleted = match &self.source.tiers {
+                // What was in the slot before may have cooled: that is elsewhere under the same key, and is needed.
+                Some(tiers) => tiers.delete_near(void).await,
+                None => self.outside.store.delete(void).await,
+            };
             deleted.map_err(VolumeError::store(format!("removing the void fence {key}")))?;
             return Ok(None);
         }
@@ -594,6 +604,7 @@ impl Opening {
             line,
             budget: self.outside.budget,
             store: self.outside.store,
+            tiers: self.source.tiers,
             keys: self.source.keys,
             sealer: self.source.sealer,
             objects: self.source.objects,

@@ -49,7 +49,7 @@ use crate::opening::scan::{Scan, Source};
 use crate::opening::verified;
 use crate::outside::{Clock, Random};
 use crate::space::KeptVersion;
-use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError};
+use crate::store::{ErrorKind, Key, ObjectEntry, Store, StoreError, list_all};
 use crate::units::{Epoch, Seq};
 
 /// How often a step begins again because others wrote to the volume meanwhile.
@@ -136,7 +136,11 @@ impl Removal<'_> {
         let Some(description) = description else { return Ok(None) };
         match Source::described(self.store.clone(), description, &Options::default(), None, secrets).await {
             Ok(source) => Ok(Some(source)),
-            Err(VolumeError::Locked { .. } | VolumeError::Corrupt { .. }) if takeover => Ok(None),
+            Err(VolumeError::Locked { .. } | VolumeError::Corrupt { .. } | VolumeError::LogNotHere { .. })
+                if takeover =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -223,7 +227,7 @@ impl Removal<'_> {
         let key = source.keys.segment(scan.next);
         let object = fence.encode(&source.sealer, scan.next, source.sealer.salt(self.random.bytes()));
         let object = object.map_err(|error| VolumeError::Invalid(error.to_string()))?;
-        let put = slot::put_fence(&**self.store, &key, object.parts, &source.sealer, scan.next).await;
+        let put = slot::put_fence(&*source.store, &key, object.parts, &source.sealer, scan.next).await;
         match put.map_err(VolumeError::store(format!("writing {key}")))? {
             Put::Ours(_) => {}
             Put::Taken(_) => return Ok(false),
@@ -318,11 +322,29 @@ pub(crate) async fn clear(store: &dyn Store, tombstone: &Description, progress: 
             break;
         }
     }
+    gone += clear_near(store, &tombstone.meta).await?;
     metas.retain(|key| Keys::number(key) < Some(tombstone.number));
     if !metas.is_empty() {
         store.delete(&metas).await.map_err(failed())?;
     }
     Ok(gone + metas.len() as u64)
+}
+
+/// The same in the store that has its log, if that is a store of its own and at hand. What says whose log that is stays there with the fences.
+async fn clear_near(store: &dyn Store, dead: &Meta) -> Result<u64> {
+    let id = dead.log.as_ref().and_then(|log| log.near.as_ref()).map(|near| near.id);
+    let (Some(id), Some(near)) = (id, store.near()) else { return Ok(0) };
+    let failed =
+        || VolumeError::store(format!("deleting what is left of volume {} in {}", dead.name, near.store.url()));
+    let keys = Keys::of(dead);
+    match near.store.get(&keys.near(id)).await {
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(0),
+        found => drop(found.map_err(failed())?),
+    }
+    let listed = list_all(&*near.store, &keys.segments()).await.map_err(failed())?;
+    let rest = without_fences(&*near.store, listed).await.map_err(failed())?;
+    near.store.delete(&rest).await.map_err(failed())?;
+    Ok(rest.len() as u64)
 }
 
 /// Takes the last object out, whatever stands at its places.

@@ -48,6 +48,7 @@ use crate::engine::slot::{self, ProofError};
 use crate::error::{Result, VolumeError};
 use crate::format::meta::Meta;
 use crate::opening::description::{self, Description};
+use crate::opening::near;
 use crate::outside::Random;
 use crate::store::{ErrorKind, Store, StoreError};
 use crate::units::{BlockIndex, Extent};
@@ -175,6 +176,9 @@ impl Shared {
         if description.meta.uuid != self.facts.meta.uuid {
             return Err(VolumeError::Invalid(format!("volume {} is another one now", self.facts.meta.name)));
         }
+        if description.meta.log != self.facts.meta.log {
+            return Err(VolumeError::Invalid(near::elsewhere(&self.facts.meta.name)));
+        }
         let known = self.ledger().description();
         if description.number < known {
             let what = format!("this server has its description {known}, and the store {}", description.number);
@@ -256,7 +260,7 @@ impl Shared {
     }
 
     /// The newest description, which this server has taken over. Ends a lowered end: the caller has the turn.
-    pub(super) async fn follow_newest(&self) -> Result<Description> {
+    pub(crate) async fn follow_newest(&self) -> Result<Description> {
         let (name, known) = (&self.facts.meta.name, self.ledger().description());
         let is_lowered = self.ledger().is_lowered();
         let overridden = match is_lowered {
@@ -272,7 +276,7 @@ impl Shared {
     }
 
     /// Step 5.
-    pub(super) async fn prove_unfenced(&self) -> Result<()> {
+    pub(crate) async fn prove_unfenced(&self) -> Result<()> {
         let from = self.ledger().first_foreign_slot();
         slot::prove_unfenced(self, from).await.map_err(|error| match error {
             ProofError::Fenced(end) => DeviceError::from(end).into(),

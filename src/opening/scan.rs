@@ -23,7 +23,7 @@ use crate::format::segment::{Fence, LogObject, LogRead};
 use crate::keyring::Secrets;
 use crate::map::{Entry, ExtentMap, MapPage, NeedPages, PageRef, Placement, SegmentInfo, Table};
 use crate::opening::description::{self, Description};
-use crate::opening::verified;
+use crate::opening::{near, verified};
 use crate::outside::Workers;
 use crate::reading::again;
 use crate::reading::objects::Objects;
@@ -32,6 +32,7 @@ use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
 use crate::space::kept::Deaths;
 use crate::space::{Carriers, Durable, KeptVersion, Space, Span};
+use crate::store::tiers::TieredStore;
 use crate::store::{Key, Store, StoreError, list_after, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
@@ -65,6 +66,8 @@ pub struct Source {
     pub sealer: Sealer,
     /// Its frames and pages.
     pub objects: Objects,
+    /// The store, if the log is in another one than the rest.
+    pub tiers: Option<Arc<TieredStore>>,
 }
 
 /// A volume as it stands in the store.
@@ -134,12 +137,14 @@ impl Source {
         secrets: &Secrets,
     ) -> Result<Source> {
         let sealer = description.unlock(secrets).await?;
-        Ok(Source::unlocked(store, description, sealer, options, cache))
+        let (store, tiers) = near::store_of(store, &description.meta).await?;
+        Ok(Source::unlocked(store, tiers, description, sealer, options, cache))
     }
 
-    /// The volume that is described so, unlocked already.
-    pub fn unlocked(
+    /// The volume that is described so, unlocked already, with its log found already.
+    pub(crate) fn unlocked(
         store: Arc<dyn Store>,
+        tiers: Option<Arc<TieredStore>>,
         description: Description,
         sealer: Sealer,
         options: &Options,
@@ -150,7 +155,7 @@ impl Source {
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
         let objects =
             Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options.read_limits());
-        Source { store, keys, meta, description: number, sealer, objects }
+        Source { store, keys, meta, description: number, sealer, objects, tiers }
     }
 
     /// Reads the volume. Begins again if its owner deleted, after a newer checkpoint, what was being read.
@@ -242,7 +247,10 @@ impl Source {
         // Behind it are its own further places, which are few: a page has more.
         let listed = self.store.list(&folder, Some(&self.keys.checkpoint(seq))).await;
         let listed = listed.map_err(VolumeError::store(format!("listing {folder}")))?;
-        Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).any(|number| number > seq.0))
+        Ok(listed
+            .iter()
+            .filter_map(|entry| Keys::number(&entry.key))
+            .any(|number| number > seq.0 && self.counts(number)))
     }
 
     /// A version that is kept, as it was.
@@ -272,7 +280,18 @@ impl Source {
         let listed = list_after(&*self.store, &folder, Some(&self.keys.checkpoint(seq))).await;
         let listed = listed.map_err(VolumeError::store(format!("listing {folder}")))?;
         // Its own further places lie behind it.
-        Ok(listed.iter().filter_map(|entry| Keys::number(&entry.key)).map(Seq).filter(|newer| *newer > seq).max())
+        let numbers = listed.iter().filter_map(|entry| Keys::number(&entry.key)).filter(|number| self.counts(*number));
+        Ok(numbers.map(Seq).filter(|newer| *newer > seq).max())
+    }
+
+    /// Whether the log that took the place of another one begins in that slot.
+    fn begins_anew_at(&self, seq: Seq) -> bool {
+        self.meta.log.as_ref().is_some_and(|log| log.from == seq.0)
+    }
+
+    /// Whether that checkpoint is one of its history: not if a server wrote it whose log was given up.
+    fn counts(&self, checkpoint: u64) -> bool {
+        self.meta.log.as_ref().is_none_or(|log| log.counts(checkpoint))
     }
 
     /// The seqs of all checkpoints.
@@ -314,7 +333,7 @@ impl Source {
             let sizes = self.checkpoint_sizes().await?;
             let listed = seqs(&sizes);
             let mut torn = None;
-            for &seq in listed.iter().rev() {
+            for &seq in listed.iter().rev().filter(|seq| self.counts(seq.0)) {
                 match self.read_root(seq, &sizes).await {
                     Ok(Some(root)) => return Ok(Base { root, listed, torn }),
                     Ok(None) => {
@@ -352,6 +371,8 @@ impl Source {
     async fn scan_from(&self, root: Root, listed: BTreeSet<Seq>) -> Result<Scan> {
         let space = self.table(&root).await?;
         let mut scan = restore(&self.meta, root, listed, space);
+        let anew = self.meta.log.as_ref().and_then(|log| log.begins_after(scan.checkpointed.0));
+        scan.next = anew.map_or(scan.next, Seq);
         let mut fences = self.fences_after(&mut scan).await?.into_iter().peekable();
         let (mut width, mut found) = (PROBE_FIRST, 0);
         loop {
@@ -497,6 +518,8 @@ impl Source {
         let fits = match &read.object {
             // Claims that came to nothing have used up the epochs between.
             LogObject::Fence(fence) if is_verified => fence.epoch > epoch,
+            // Of a log that begins anew, nothing says how far the one before it had come.
+            LogObject::Fence(fence) if self.begins_anew_at(seq) => fence.epoch > epoch,
             LogObject::Fence(fence) => fence.epoch == epoch.next(),
             other => other.epoch() == epoch,
         };

@@ -40,6 +40,8 @@ pub struct OpenFlags {
     pub drop_journal: bool,
     /// Open although the store holds an older state than this server has seen.
     pub accept_rollback: bool,
+    /// Open although the store that has its log is not at hand, and go on without what is only there.
+    pub accept_log_loss: bool,
     /// What is opened will not be what clients had: no device goes on with it.
     pub breaks_line: bool,
 }
@@ -236,6 +238,7 @@ mod tests {
         accept_loss: false,
         drop_journal: false,
         accept_rollback: false,
+        accept_log_loss: false,
         breaks_line: false,
     };
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::tiers::Near;
 use super::{ErrorKind, Front, Key, ListPage, Result, Store};
 use crate::tally::{Distribution, Durations};
 
@@ -246,6 +247,11 @@ impl Store for MeterStore {
 
     fn background(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::new(MeterStore::new(self.inner.background()?, self.meter.clone())))
+    }
+
+    fn near(&self) -> Option<Near> {
+        let Near { store, cooling } = self.inner.near()?;
+        Some(Near { store: Arc::new(MeterStore::new(store, self.meter.clone())), cooling })
     }
 
     async fn delete(&self, keys: &[Key]) -> Result<()> {

@@ -26,6 +26,7 @@ pub mod prices;
 pub mod faults;
 pub mod probe;
 pub mod look;
+pub mod tiers;
 pub mod progress;
 pub mod tree;
 pub mod sftp;
@@ -169,6 +170,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The same store for work that nobody waits for, with a share of its own of what is under way; `None` if it makes no
     /// difference.
     fn background(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// A nearer store beside this one, for the logs of volumes that have theirs there; `None` if there is none ([`tiers`]).
+    fn near(&self) -> Option<tiers::Near> {
         None
     }
 

@@ -10,7 +10,9 @@
 //! file | memory | s3 | sftp | webdav | azure | gcs
 //! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -35,6 +37,7 @@ use super::s3::credentials::Environment;
 use super::s3::options::S3Options;
 use super::sftp::options::SftpOptions;
 use super::sftp::{self, SftpStore};
+use super::tiers::Cooling;
 use super::webdav::options::WebdavOptions;
 use super::webdav::{self, WebdavStore};
 use super::{ErrorKind, Result, Store, StoreError};
@@ -47,6 +50,16 @@ pub struct StoreOptions {
     /// `file://PATH` (relative paths too), `s3://BUCKET` or `s3://BUCKET/PREFIX`, `sftp://[USER@]HOST[:PORT]/PATH`,
     /// `webdavs://[USER@]HOST[:PORT]/PATH`, `az://CONTAINER[/PREFIX]`, `gs://BUCKET[/PREFIX]`, or `memory://`.
     pub url: String,
+    /// A store for the logs of volumes, near or fast, as `url` has it; "" for none. Those that are made from now on have theirs there.
+    pub log: String,
+    /// A configuration file of which `[store]` says how to reach it; the same as this store without one.
+    pub log_config: Option<PathBuf>,
+    /// How old what is there becomes before it moves here.
+    #[serde(with = "crate::human::duration")]
+    pub cool_after: Duration,
+    /// Bytes of the log of one volume that stay there at most, but for what is too new for any other place.
+    #[serde(with = "crate::human::bytes")]
+    pub log_size: u64,
     /// What keeps two servers from writing to one volume.
     pub fencing: Fencing,
     /// The older spelling of `fencing = "unsafe"`.
@@ -75,6 +88,9 @@ pub struct StoreOptions {
     pub faults: FaultOptions,
 }
 
+/// The longest that something stays in a store for logs because it is new.
+const COOL_AFTER_MAX: Duration = Duration::from_secs(30 * 86400);
+
 /// What keeps two servers from writing to one volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,6 +110,10 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             url: "file://./ashlar-data".into(),
+            log: String::new(),
+            log_config: None,
+            cool_after: Cooling::default().after,
+            log_size: Cooling::default().size,
             fencing: Fencing::Auto,
             unsafe_no_fencing: None,
             idle_buffers: IDLE_BYTES,
@@ -126,6 +146,19 @@ impl StoreOptions {
             true if account.is_none() => endpoint.clone(),
             true => Some([account.as_deref(), endpoint.as_deref()].map(Option::unwrap_or_default).join(" ")),
             false => self.s3.endpoint.clone(),
+        }
+    }
+
+    /// When what is in the store for logs moves here.
+    pub fn cooling(&self) -> Cooling {
+        Cooling { after: self.cool_after, size: self.log_size }
+    }
+
+    /// Checks what is said of the store for logs; the error is the key and what is accepted.
+    pub fn check_cooling(&self) -> std::result::Result<(), (&'static str, &'static str)> {
+        match self.cool_after <= COOL_AFTER_MAX {
+            true => Ok(()),
+            false => Err(("cool_after", "0s to 30d")),
         }
     }
 

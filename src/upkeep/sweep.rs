@@ -269,6 +269,7 @@ mod tests {
             may_have_clones: false,
             copy: None,
             settings: Default::default(),
+            log: None,
         });
         let tables = Tables { next: Seq(5000), unknown: BTreeSet::from([Span(2)]), ..Tables::default() };
         let owner = |seq| tables.owner(&keys, &keys.segment(Seq(seq)));

@@ -56,7 +56,14 @@ impl Volume {
     async fn described(&self) -> Result<Source, VolumeError> {
         let doors = &self.shared.doors;
         let found = description::load(&*doors.store, &self.meta().name).await?;
-        Ok(Source::unlocked(doors.store.clone(), found, doors.sealer.clone(), &Options::default(), None))
+        Ok(Source::unlocked(
+            doors.store.clone(),
+            doors.tiers.clone(),
+            found,
+            doors.sealer.clone(),
+            &Options::default(),
+            None,
+        ))
     }
 
     async fn mark(&self, copy: CopyOf) -> Result<(), VolumeError> {

@@ -369,6 +369,12 @@ impl Run {
                 meta.name
             )));
         }
+        if meta.log.is_some() {
+            return Err(Stop::Ended(format!(
+                "volume {} has, or had, its log in a store of its own, and has no mirror: copy its snapshots with ashlar copy, or make it without store.log",
+                meta.name
+            )));
+        }
         if meta.fenced_by == FencedBy::Verified {
             return Err(Stop::Ended(format!(
                 "volume {} is in verified mode, and a mirror needs create-only PUTs",
@@ -440,6 +446,7 @@ impl Run {
             description: self.shared.ledger().description(),
             sealer: doors.sealer.clone(),
             objects: doors.objects.clone(),
+            tiers: doors.tiers.clone(),
         }
     }
 
@@ -461,7 +468,7 @@ impl Run {
     /// How far the mirror is; fails if it is not one of this volume as it is.
     async fn find_place(&self, store: Arc<dyn Store>, there: Description) -> Result<Session> {
         let Shared { facts, doors, .. } = &*self.shared;
-        let source = Source::unlocked(store.clone(), there.clone(), doors.sealer.clone(), &facts.options, None);
+        let source = Source::unlocked(store.clone(), None, there.clone(), doors.sealer.clone(), &facts.options, None);
         let scan = source.scan().await?;
         let plan = Plan { next: scan.next, checkpoint: scan.checkpointed };
         let committed = self.shared.ledger().log().committed();

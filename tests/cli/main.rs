@@ -19,6 +19,7 @@ mod resizing;
 mod replacing;
 mod handing_over;
 mod pools;
+mod tiers;
 mod tls;
 mod top;
 mod rollback;

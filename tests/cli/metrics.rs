@@ -102,6 +102,7 @@ fn repository(file: &str) -> String {
 #[test]
 fn every_metric_is_documented_and_every_documented_one_is_there() {
     let place = Place::new();
+    std::fs::write(place.path("ashlar.toml"), "[store]\nlog = \"file://./near\"\n").unwrap();
     place.ok(&["create", "disk0", "--size", "1G"]);
     let mut command = watched(&place, &["disk0"]);
     command.env("ASHLAR_CACHE__DISK__SIZE", "16MiB").env("ASHLAR_BUDGET__REQUESTS_PER_SECOND", "100");

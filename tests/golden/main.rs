@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
-use ashlar::format::meta::{CopiedSnapshot, CopyOf, FencedBy, Layout, Meta, Parent, Settings, VolumeName};
+use ashlar::format::meta::{
+    CopiedSnapshot, CopyOf, FencedBy, Layout, LogPlace, Meta, NearLog, Parent, Settings, VolumeName,
+};
 use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
@@ -509,6 +511,7 @@ fn meta() {
         may_have_clones: false,
         copy: None,
         settings: Settings::new(),
+        log: None,
     };
     let bytes = golden("v1/meta", meta.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&meta));
@@ -548,6 +551,14 @@ fn meta() {
     let copy = Meta { settings, ..copy };
     let bytes = golden("v7/meta-copy", copy.encode(None));
     assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&copy));
+    let near = NearLog { id: SERVER, url: "file:///mnt/near".into() };
+    let near = Meta { log: Some(LogPlace { near: Some(near), ..LogPlace::default() }), ..copy.clone() };
+    let bytes = golden("v8/meta", near.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&near));
+    let left = LogPlace { near: None, from: (1 << 32) + 0x1240, after: Some(0x1240) };
+    let left = Meta { log: Some(left), copy: None, settings: Settings::new(), ..copy };
+    let bytes = golden("v8/meta-left", left.encode(None));
+    assert_eq!(Meta::decode(&name, &bytes).as_ref(), Ok(&left));
     // That harm to it is found is tested where it is made: all of its bytes are plain text.
 }
 
@@ -672,6 +683,7 @@ fn encrypted_fence_checkpoint_and_description() {
         may_have_clones: false,
         copy: None,
         settings: Settings::new(),
+        log: None,
     };
     let bytes = golden("v2/meta-encrypted", meta.encode(Some(&keyring())));
     let decoded = Meta::decode(&name, &bytes).unwrap();

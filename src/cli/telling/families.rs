@@ -11,7 +11,7 @@ use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
 use crate::volume::purse::Left;
-use crate::volume::{Mirrored, Standing, Status};
+use crate::volume::{Mirrored, NearStatus, Standing, Status};
 
 use Kind::{Counter, Gauge, Histogram};
 
@@ -290,6 +290,31 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 31] = [
     ("ashlar_volume_epoch", Gauge, "How often the volume was opened.", |status| status.epoch as f64),
 ];
 
+/// A number of what is in a store for logs of an open volume.
+type OfNear = fn(&NearStatus) -> f64;
+
+/// What of that is a number, by name.
+const NEAR: [(&str, Kind, &str, OfNear); 3] = [
+    (
+        "ashlar_volume_near_bytes",
+        Gauge,
+        "Bytes of the log that are in a store of their own, and would be lost with it; of a volume that has one.",
+        |near| near.bytes as f64,
+    ),
+    (
+        "ashlar_volume_near_oldest_seconds",
+        Gauge,
+        "How long the oldest of them has been there, as far as that is since the volume was opened.",
+        |near| near.oldest_millis as f64 / 1000.0,
+    ),
+    (
+        "ashlar_volume_near_cooled_bytes_total",
+        Counter,
+        "Bytes that have moved from there to where everything else is.",
+        |near| near.cooled_bytes as f64,
+    ),
+];
+
 /// A number of the mirror of an open volume.
 type OfMirror = fn(&Mirrored) -> f64;
 
@@ -377,6 +402,10 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         mirrored
             .fold(Family::new(name, kind, help), |family, (name, mirror)| family.number([("volume", name)], of(mirror)))
     });
+    let nears = NEAR.map(|(name, kind, help, of)| {
+        let with = volumes.iter().filter_map(|volume| Some((&volume.name, volume.near.as_ref()?)));
+        with.fold(Family::new(name, kind, help), |family, (name, near)| family.number([("volume", name)], of(near)))
+    });
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
         if status.newest_snapshot_unix_millis > 0 {
             newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
@@ -402,7 +431,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
     let others = [requests, trouble, request_cost, storage_cost, left, newest, held, for_clones];
-    numbers.chain(others).chain(mirrors).collect()
+    numbers.chain(others).chain(mirrors).chain(nears).collect()
 }
 
 /// Which volumes there are, and which ended.
