@@ -258,11 +258,11 @@ async fn a_server_that_is_displaced_meanwhile_makes_nothing_larger() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert!(matches!(volume.flush().await, Err(DeviceError::Fenced(_))));
-        world.close(other, SMALL).await;
-        // And what is noted is of an epoch that is over.
+        // And what is noted is of an epoch that is over, also if the first server takes the volume back.
         drop(volume);
-        let dropped = OpenFlags { drop_journal: true, ..OpenFlags::default() };
-        let (volume, _) = world.open(1, &disk.kill(), dropped).await.unwrap();
+        let back = OpenFlags { takeover: true, accept_loss: true, drop_journal: true, ..OpenFlags::default() };
+        let (volume, _) = world.open(1, &disk.kill(), back).await.unwrap();
+        drop(other);
         world.close(volume, SMALL).await;
     }
 }
