@@ -1,6 +1,6 @@
 //! The core: everything that is decided about an open volume while it is served. Pure: no I/O, no clock, no task.
 //!
-//! Whatever happens, the same questions are asked, in this order: which batches and which moved data get a slot of the log, whether the oldest
+//! Whatever happens, the same questions are asked, in this order: whether the store is to be told a size, which batches and which moved data get a slot of the log, whether the oldest
 //! upload may take effect, whether something is to be collected, checkpointed, deleted or swept, whether a failed journal is begun
 //! anew, and whether a volume that is being closed has nothing left to do.
 
