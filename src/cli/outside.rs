@@ -20,6 +20,7 @@ use crate::outside::{Clock, Random, Workers};
 use crate::store::open::{Access, Fencing, Opened, StoreOptions};
 use crate::store::probe::Finding;
 use crate::store::retry::RetryOptions;
+use crate::store::s3::options::ObjectLock;
 use crate::store::tiers::{BesideStore, Near};
 use crate::store::{self, ErrorKind, Store};
 use crate::volume::{Mirror, ServerIdentity, VolumeName};
@@ -66,6 +67,11 @@ fn log_store(config: &Effective) -> Result<Option<StoreOptions>, Failure> {
     options.check_url().map_err(|error| config.refuse("store.log", error.message))?;
     if options.url == store.url && options.endpoint() == store.endpoint() {
         return Err(config.refuse("store.log", "that is the store itself: one for logs is another one").into());
+    }
+    // Somebody would rely on locks that are not there.
+    if [store, &options].iter().any(|store| store.s3.object_lock != ObjectLock::Off) {
+        let why = "nothing is locked of a volume whose log is in a store of its own, and store.s3.object_lock is set: leave one of both out";
+        return Err(config.refuse("store.log", why).into());
     }
     Ok(Some(options))
 }

@@ -119,6 +119,10 @@ fn the_log_moves_there_and_back_and_wrong_settings_are_refused_in_words() {
     };
     with("[store]\nlog_config = \"x.toml\"\n", "store.log says where the store for logs is, and is not set");
     with("[store]\nlog = \"file://./ashlar-data\"\n", "that is the store itself");
+    with(
+        "[store]\nlog = \"memory://\"\ns3.object_lock = \"compliance\"\n",
+        "nothing is locked of a volume whose log is",
+    );
     with("[store]\nlog = \"nowhere\"\n", "has no scheme");
     with("[store]\nlog = \"memory://\"\ncool_after = \"31d\"\n", "accepted is 0s to 30d");
 }
