@@ -14,9 +14,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ashlar_aead as aead;
 use bytes::{Bytes, BytesMut};
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -199,8 +198,8 @@ impl ObjectKey {
                 if let Some(tell) = &witness.0 {
                     tell(&key.0, offset, &[associated, text].concat());
                 }
-                let sealed = key.cipher().encrypt_inout_detached(&nonce(offset), associated, text.into());
-                sealed.map(Into::into).map_err(|_| EncodeError::new("a text of more than 256 GiB"))
+                aead::seal(&key.0, &nonce(offset), associated, text)
+                    .ok_or_else(|| EncodeError::new("a text of more than 256 GiB"))
             }
         }
     }
@@ -211,26 +210,21 @@ impl ObjectKey {
             ObjectKey::Blake3(key) if tag(key, offset, &[associated, &text]) == tag_found => Ok(text),
             ObjectKey::Blake3(_) => Err(CorruptError::TagMismatch),
             ObjectKey::ChaCha20Poly1305(key, _) => {
-                let tag = Tag::try_from(tag_found).map_err(|_| CorruptError::TagMismatch)?;
+                let tag = tag_found.try_into().map_err(|_| CorruptError::TagMismatch)?;
                 let mut opened = BytesMut::from(&text[..]);
-                let result =
-                    key.cipher().decrypt_inout_detached(&nonce(offset), associated, (&mut opened[..]).into(), &tag);
-                result.map(|()| opened.freeze()).map_err(|_| CorruptError::TagMismatch)
+                match aead::open(&key.0, &nonce(offset), associated, tag, &mut opened) {
+                    true => Ok(opened.freeze()),
+                    false => Err(CorruptError::TagMismatch),
+                }
             }
         }
     }
 }
 
-impl AeadKey {
-    fn cipher(&self) -> ChaCha20Poly1305 {
-        ChaCha20Poly1305::new(&Key::from(self.0))
-    }
-}
-
-fn nonce(offset: u64) -> Nonce {
-    let mut nonce = [0; 12];
+fn nonce(offset: u64) -> [u8; aead::NONCE_BYTES] {
+    let mut nonce = [0; aead::NONCE_BYTES];
     nonce[..8].copy_from_slice(&offset.to_le_bytes());
-    Nonce::from(nonce)
+    nonce
 }
 
 /// So much of what is tagged is put into one piece before it is hashed: as many chunks as BLAKE3 hashes side by side.

@@ -5,8 +5,7 @@
 use std::sync::Arc;
 
 use argon2::{Algorithm, Argon2, Params, Version};
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
+use ashlar_aead::{self as aead, TAG_BYTES};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
@@ -17,7 +16,6 @@ use super::{Generation, KEY_BYTES, Keyring, Locked, SealWitness, derive};
 /// The most slots of a volume.
 pub const SLOTS_MAX: usize = 16;
 
-const TAG_BYTES: usize = 16;
 const SEALED_BYTES: usize = KEY_BYTES + TAG_BYTES;
 
 const KEY_FILE_CONTEXT: &str = "ashlar 2026 key slot of a key file";
@@ -328,7 +326,7 @@ fn seal(key: &[u8; KEY_BYTES], number: u8, associated: &[u8], data_key: &[u8; KE
     let (text, tag) = sealed.split_at_mut(KEY_BYTES);
     text.copy_from_slice(data_key);
     #[allow(clippy::expect_used)] // the only error is a text of more than 256 GiB
-    let made = cipher(key).encrypt_inout_detached(&nonce(number), associated, text.into()).expect("32 bytes");
+    let made = aead::seal(key, &nonce(number), associated, text).expect("32 bytes");
     tag.copy_from_slice(&made);
     sealed
 }
@@ -337,19 +335,14 @@ fn open(key: &[u8; KEY_BYTES], number: u8, associated: &[u8], sealed: &[u8; SEAL
     let (text, tag) = sealed.split_at(KEY_BYTES);
     let mut data_key = Zeroizing::new([0; KEY_BYTES]);
     data_key.copy_from_slice(text);
-    let tag = Tag::try_from(tag).ok()?;
-    cipher(key).decrypt_inout_detached(&nonce(number), associated, (&mut data_key[..]).into(), &tag).ok()?;
-    Some(Locked::take(&mut data_key))
+    let is_whole = aead::open(key, &nonce(number), associated, tag.try_into().ok()?, &mut data_key[..]);
+    is_whole.then(|| Locked::take(&mut data_key))
 }
 
-fn cipher(key: &[u8; KEY_BYTES]) -> ChaCha20Poly1305 {
-    ChaCha20Poly1305::new(&Key::from(*key))
-}
-
-fn nonce(number: u8) -> Nonce {
-    let mut nonce = [0; 12];
+fn nonce(number: u8) -> [u8; aead::NONCE_BYTES] {
+    let mut nonce = [0; aead::NONCE_BYTES];
     nonce[0] = number;
-    Nonce::from(nonce)
+    nonce
 }
 
 /// Byte arrays as lower-case hexadecimal digits.
