@@ -1,27 +1,14 @@
 # shellcheck shell=bash disable=SC2154,SC2155
 #
-# A directory that is served in two ways: as a directory, and by an S3 server that keeps objects as plain files: localbucket (PyPI) and s3s-fs (crates.io), both
-# in the cache folder. Sourced by scripts/stores, in a folder of its own.
+# A directory that is served in two ways: as a directory, and by an S3 server that keeps objects as plain files: localbucket (PyPI), or s3s-fs (crates.io) if
+# that is to be path-verified; both in the cache folder. Sourced by scripts/stores, in a folder of its own.
 
-: "${ashlar:?is run by scripts/stores}"
+: "${ashlar:?is run by scripts/stores}" "${store:?}"
 pids=()
 trap 'for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done' EXIT
 
-localbucket=1.2.1
-s3s_fs=0.14.1
 cached=${XDG_CACHE_HOME:-$HOME/.cache}/ashlar
 need_packages curl
-if [[ ! -e $cached/localbucket-$localbucket/ready ]]; then
-    say "path: installing localbucket $localbucket"
-    rm -rf "$cached/localbucket-$localbucket"
-    { python3 -m venv "$cached/localbucket-$localbucket" && "$cached/localbucket-$localbucket/bin/pip" install -q "localbucket==$localbucket"; } >pip.log 2>&1 ||
-        fail "installing localbucket"
-    touch "$cached/localbucket-$localbucket/ready"
-fi
-if [[ ! -x $cached/s3s-fs-$s3s_fs/bin/s3s-fs ]]; then
-    say "path: building s3s-fs $s3s_fs"
-    cargo install --quiet --locked --debug --root "$cached/s3s-fs-$s3s_fs" --version "$s3s_fs" --features binary s3s-fs >cargo.log 2>&1 || fail "building s3s-fs"
-fi
 port=$first_port
 export AWS_ACCESS_KEY_ID=ashlar-test AWS_SECRET_ACCESS_KEY=ashlar-test-secret
 export ASHLAR_STORE__S3__ALLOW_HTTP=true ASHLAR_STORE__S3__ENDPOINT=http://127.0.0.1:$port
@@ -122,24 +109,41 @@ both_ways() {
 }
 
 # One that creates a key only once, also in a race.
-server localbucket "$cached/localbucket-$localbucket/bin/localbucket" --port "$port" localbucket
-both_ways create-only
-kill "$s3"
-wait "$s3" 2>/dev/null || true
+with_localbucket() {
+    local version=1.2.1
+    local folder=$cached/localbucket-$version
+    if [[ ! -e $folder/ready ]]; then
+        say "path: installing localbucket $version"
+        rm -rf "$folder"
+        { python3 -m venv "$folder" && "$folder/bin/pip" install -q "localbucket==$version"; } >pip.log 2>&1 || fail "installing localbucket"
+        touch "$folder/ready"
+    fi
+    server localbucket "$folder/bin/localbucket" --port "$port" localbucket
+    both_ways create-only
+    kill "$s3"
+    echo "path: one directory by path and through localbucket $version (create-only PUTs): volumes go there and back, of two servers at once one is displaced"
+}
 
 # One that lets several win. What was made by path relies on that nobody does, and is refused; a volume for verified mode is known as that in both ways.
-port=$((first_port + 5))
-export ASHLAR_STORE__S3__ENDPOINT=http://127.0.0.1:$port
-rm -rf state-*
-server s3s-fs "$cached/s3s-fs-$s3s_fs/bin/s3s-fs" --host 127.0.0.1 --port "$port" --access-key "$AWS_ACCESS_KEY_ID" --secret-key "$AWS_SECRET_ACCESS_KEY" s3s-fs
-by path
-"$ashlar" create w --size 1G --state state-2 >create.log 2>&1 || fail "create by path"
-turn path nothing first
-by s3
-ASHLAR_LOG__LEVEL=error refused 'volume w relies on create-only PUTs' serve w --state state-1 --listen "127.0.0.1:$((first_port + 4))" --socket none
-gone path
-rm -rf state-*
-export ASHLAR_STORE__FENCING=verified
-both_ways verified
-kill "$s3"
-echo "path: one directory by path and through localbucket $localbucket (create-only PUTs) and s3s-fs $s3s_fs (verified mode): volumes go there and back, of two servers at once one is displaced"
+with_s3s_fs() {
+    local version=0.14.1
+    local folder=$cached/s3s-fs-$version
+    if [[ ! -x $folder/bin/s3s-fs ]]; then
+        say "path: building s3s-fs $version"
+        cargo install --quiet --locked --debug --root "$folder" --version "$version" --features binary s3s-fs >cargo.log 2>&1 || fail "building s3s-fs"
+    fi
+    server s3s-fs "$folder/bin/s3s-fs" --host 127.0.0.1 --port "$port" --access-key "$AWS_ACCESS_KEY_ID" --secret-key "$AWS_SECRET_ACCESS_KEY" s3s-fs
+    by path
+    "$ashlar" create w --size 1G --state state-2 >create.log 2>&1 || fail "create by path"
+    turn path nothing first
+    by s3
+    ASHLAR_LOG__LEVEL=error refused 'volume w relies on create-only PUTs' serve w --state state-1 --listen "127.0.0.1:$((first_port + 4))" --socket none
+    gone path
+    rm -rf state-*
+    export ASHLAR_STORE__FENCING=verified
+    both_ways verified
+    kill "$s3"
+    echo "path: the same through s3s-fs $version (verified mode)"
+}
+
+if [[ $store == path ]]; then with_localbucket; else with_s3s_fs; fi
