@@ -2,7 +2,7 @@
 //!
 //! After a kill an opening reads the digests since the newest checkpoint, and the slots that none has: so few have none. Each digest is a PUT more, for
 //! four slots one: of those there are enough for a GiB, and then one for each checkpoint, or nearly so, because a client that never pauses pays for each of them and seldom
-//! gains by one. A digest tells of the slots that have none, and of what the newest digests tell that have no more than twice as many slots as it has by
+//! gains by one. A digest tells of the slots that have none, and of what the newest digests tell that have no more than three times as many slots as it has by
 //! then: so there are few digests that count at any time, and a front is put a few times only. When those that are held here have [`WHOLE`] bytes, one has
 //! all of them, and the next begins anew.
 //!
@@ -30,9 +30,9 @@ const SAVED: u32 = 32;
 /// After those there is one in so long a time, which is how often there is a checkpoint, too.
 const EACH: Duration = Duration::from_secs(30);
 /// A digest has the slots of the one before, too, if that has at most so many times as many.
-const JOINS: u64 = 2;
+const JOINS: u64 = 3;
 /// So many bytes of fronts are held.
-const WHOLE: usize = 1 << 20;
+const WHOLE: usize = 3 << 19;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -237,14 +237,14 @@ mod tests {
     #[test]
     fn few_are_read_and_few_are_put() {
         for (slots, seconds, puts, mib, digests, rest) in [
-            (8, 5, 2, 3, 2, 3),
+            (8, 5, 2, 4, 2, 3),
             (16, 5, 4, 4, 2, 3),
-            (64, 5, 16, 7, 3, 3),
-            (128, 5, 32, 9, 4, 3),
+            (64, 5, 16, 8, 2, 3),
+            (128, 5, 32, 10, 3, 3),
             // What was saved up is spent, and little comes.
             (512, 5, 32, 9, 4, 383),
             // A FLUSH for each half of a MiB, and each of them takes a while.
-            (2048, 2048, 64, 10, 5, 31),
+            (2048, 2048, 64, 12, 5, 31),
         ] {
             let cost = a_gib(slots, (2 << 20) / slots as usize + 90, Duration::from_secs(seconds));
             let said = format!(

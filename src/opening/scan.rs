@@ -29,7 +29,7 @@ use crate::opening::{near, verified};
 use crate::outside::Workers;
 use crate::reading::again;
 use crate::reading::objects::Objects;
-use crate::reading::slots::{Head, read_head, read_places, read_slot};
+use crate::reading::slots::{Head, read_head_of, read_places, read_slot};
 use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
 use crate::space::kept::Deaths;
@@ -382,7 +382,7 @@ impl Source {
             let key = place(&own, n).map_err(VolumeError::store("reading checkpoints"))?;
             let Some(&size) = sizes.get(&key) else { break };
             let decode = |bytes: &Bytes| root::decode_checkpoint_and_total(&self.sealer, seq, bytes);
-            let read = || read_head(&*self.store, &key, decode);
+            let read = || read_head_of(&*self.store, &key, size, decode);
             match again::until_proven(read, |head| matches!(head, Head::Torn)).await? {
                 Head::There((root, total), _) if size >= total => return Ok(Some(root)),
                 Head::There(..) | Head::Torn => {}
