@@ -243,7 +243,7 @@ async fn check_parent(source: &Source, report: &mut Report) -> Result<()> {
 
 /// Step 1; nothing if the volume cannot be read at all.
 async fn scan(source: &Source, report: &mut Report) -> Result<Option<Scan>> {
-    match source.scan().await {
+    match source.scan_slots().await {
         Ok(scan) => Ok(Some(scan)),
         Err(VolumeError::Corrupt { key, why }) => {
             report.problem(&key, why);

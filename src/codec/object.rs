@@ -55,6 +55,8 @@ pub enum ObjectKind {
     Close = 3,
     /// The extent map as of a seq.
     Checkpoint = 4,
+    /// The fronts of some segments.
+    Digest = 5,
 }
 
 impl ObjectKind {
@@ -64,6 +66,7 @@ impl ObjectKind {
             2 => Ok(ObjectKind::Fence),
             3 => Ok(ObjectKind::Close),
             4 => Ok(ObjectKind::Checkpoint),
+            5 => Ok(ObjectKind::Digest),
             other => Err(CorruptError::UnknownKind(other)),
         }
     }
@@ -72,7 +75,7 @@ impl ObjectKind {
     fn version(self) -> u16 {
         match self {
             ObjectKind::Checkpoint => PAGED,
-            ObjectKind::Segment | ObjectKind::Fence | ObjectKind::Close => 2,
+            ObjectKind::Segment | ObjectKind::Fence | ObjectKind::Close | ObjectKind::Digest => 2,
         }
     }
 
@@ -82,6 +85,7 @@ impl ObjectKind {
             ObjectKind::Segment => 64 << 20,
             ObjectKind::Fence | ObjectKind::Close => 4 << 10,
             ObjectKind::Checkpoint => 1 << 30,
+            ObjectKind::Digest => 16 << 20,
         }
     }
 }
@@ -103,6 +107,7 @@ impl fmt::Display for ObjectKind {
             ObjectKind::Fence => "fence",
             ObjectKind::Close => "close entry",
             ObjectKind::Checkpoint => "checkpoint",
+            ObjectKind::Digest => "digest",
         })
     }
 }
@@ -118,6 +123,13 @@ pub struct Encoded {
     pub frames_at: u32,
     /// Its length in bytes.
     pub total: u64,
+}
+
+impl Encoded {
+    /// Prefix and head: what is before the first frame.
+    pub fn front(&self) -> Bytes {
+        self.parts.first().cloned().unwrap_or_default()
+    }
 }
 
 /// Seals `head` and `frames` into an object.
@@ -332,7 +344,8 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    const ALL: [ObjectKind; 4] = [ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close, ObjectKind::Checkpoint];
+    const ALL: [ObjectKind; 5] =
+        [ObjectKind::Segment, ObjectKind::Fence, ObjectKind::Close, ObjectKind::Checkpoint, ObjectKind::Digest];
 
     fn sealer() -> Sealer {
         Sealer::new(Uuid::from_u128(5), None)
@@ -377,7 +390,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..120), kind in 0u8..6, len in 0u8..80) {
+        fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..120), kind in 0u8..7, len in 0u8..80) {
             let front = [&MAGIC[..], &[1, 0, kind, 0, len, 0, 0, 0]].concat();
             for bytes in [bytes.clone(), [front, bytes].concat()] {
                 prop_assert!(bytes.is_empty() || decode(&bytes.into()).is_err());

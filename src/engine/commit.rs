@@ -40,6 +40,8 @@ pub struct Uploaded {
     pub placements: Vec<(Extent, Placement)>,
     /// What it says of moved data.
     pub moved: Option<Moved>,
+    /// Prefix and head, as they are in the store.
+    pub front: Bytes,
     /// The object as it is in the store, if somebody wants it.
     pub sealed: Vec<Bytes>,
 }

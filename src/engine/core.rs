@@ -1,7 +1,7 @@
 //! The core: everything that is decided about an open volume while it is served. Pure: no I/O, no clock, no task.
 //!
 //! Whatever happens, the same questions are asked, in this order: whether the store is to be told a size, which batches and which moved data get a slot of the log, whether the oldest
-//! upload may take effect, whether something is to be collected, checkpointed, deleted or swept, whether a failed journal is begun
+//! upload may take effect, whether something is to be collected, checkpointed, told of in a digest, deleted or swept, whether a failed journal is begun
 //! anew, and whether a volume that is being closed has nothing left to do.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,7 @@ use crate::device::DeviceError;
 use crate::engine::collection::{Collection, Gathered, Move, SurveyFailed, Surveyed};
 use crate::engine::commit::Uploaded;
 use crate::engine::deletions::{self, Deletions, Outcome};
+use crate::engine::digests;
 use crate::engine::ledger::{CheckpointPlan, Ledger};
 use crate::engine::log::Batch;
 use crate::engine::purse::{Advice, PATIENCE, Thrift};
@@ -66,6 +67,8 @@ pub enum Event {
     },
     /// The checkpoint under way ended.
     Checkpointed,
+    /// The digest under way ended: whether it is there.
+    Digested(bool),
     /// The store was told the size that was owed.
     Described,
     /// Pages of the table of segments are there that were needed to choose victims; nothing, if they cannot be had.
@@ -116,6 +119,8 @@ pub enum Effect {
 pub enum Chore {
     /// Write a checkpoint.
     Checkpoint(Box<CheckpointPlan>),
+    /// Put a digest.
+    Digest(digests::Plan),
     /// Bring in pages of the table of segments, to choose victims.
     Look(NeedPages),
     /// Find what is live in the victims, by a walk over the whole map; it is as of the slot, or later.
@@ -268,6 +273,7 @@ impl Core {
         self.start_moves(now, effects);
         self.start_checkpoint(now, effects);
         self.start_commit(now, effects);
+        self.start_digest(now, effects);
         let doomed = self.deletions.start(&mut self.ledger, closing, now.at);
         effects.extend(doomed.map(|plan| Effect::Chore(Chore::Delete(plan))));
         let suspects = self.sweeps.start(closing, now.at);
@@ -299,6 +305,7 @@ impl Core {
                 }
             }
             Event::Checkpointed => self.is_checkpointing = false,
+            Event::Digested(is_there) => self.ledger.digest_ended(is_there),
             Event::Described => self.is_describing = false,
             Event::Looked(loaded) => effects.extend(self.collection.take_pages(loaded, now.at)),
             Event::Surveyed(surveyed) => effects.extend(self.collection.take_survey(&self.ledger, surveyed, now.at)),
@@ -422,6 +429,15 @@ impl Core {
             self.collection.checkpoint_begins();
             self.is_checkpointing = true;
             effects.push(Effect::Chore(Chore::Checkpoint(Box::new(self.ledger.begin_checkpoint()))));
+        }
+    }
+
+    /// Begins a digest if one is due. Nothing needs it: none while requests are dear, nor at the end, when a checkpoint comes.
+    fn start_digest(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if !self.is_closing && !self.is_committing && now.thrift.0 == Thrift::Free {
+            let Ledger { digests, rules, .. } = &mut self.ledger;
+            let plan = digests.start(&rules.options, now.at);
+            effects.extend(plan.map(|plan| Effect::Chore(Chore::Digest(plan))));
         }
     }
 

@@ -26,7 +26,7 @@ const CLOSE_WAITS_FOR: usize = 10 * BATCH;
 /// What is deleted together.
 #[derive(Debug)]
 pub struct Plan {
-    /// Dead segments, and checkpoint objects without a page that is needed.
+    /// Dead segments, checkpoint objects without a page that is needed, and digests of what a checkpoint covers.
     pub objects: Planned,
     /// The first slot that may hold a fence of somebody else.
     pub from: Seq,

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::format::digest::Stretch;
 use crate::mirror::Plan;
 use crate::space::Counted;
 use crate::units::Seq;
@@ -55,11 +56,13 @@ pub struct Batch {
     pub segments: BTreeMap<Seq, u64>,
     /// Checkpoint objects that hold no page of the map or the table of segments.
     pub checkpoints: BTreeSet<Seq>,
+    /// Digests of slots that a checkpoint covers. No mirror has any.
+    pub digests: BTreeSet<Stretch>,
 }
 
 impl Batch {
     fn len(&self) -> usize {
-        self.segments.len() + self.checkpoints.len()
+        self.segments.len() + self.checkpoints.len() + self.digests.len()
     }
 }
 
@@ -72,6 +75,8 @@ pub struct Planned {
     pub segments_gone: usize,
     /// Checkpoint objects that are gone.
     pub checkpoints_gone: usize,
+    /// Digests that are gone.
+    pub digests_gone: usize,
 }
 
 impl Planned {
@@ -85,8 +90,13 @@ impl Planned {
         self.batch.checkpoints.iter().copied().skip(self.checkpoints_gone)
     }
 
+    /// The digests that are still there.
+    pub fn digests(&self) -> impl Iterator<Item = Stretch> + '_ {
+        self.batch.digests.iter().copied().skip(self.digests_gone)
+    }
+
     fn len(&self) -> usize {
-        self.batch.len() - self.segments_gone - self.checkpoints_gone
+        self.batch.len() - self.segments_gone - self.checkpoints_gone - self.digests_gone
     }
 }
 
@@ -110,7 +120,11 @@ pub struct Doomed {
 impl Doomed {
     /// These are.
     pub fn new(segments: BTreeMap<Seq, u64>, checkpoints: BTreeSet<Seq>) -> Doomed {
-        Doomed { bytes: segments.values().sum(), fresh: Batch { segments, checkpoints }, ..Doomed::default() }
+        Doomed {
+            bytes: segments.values().sum(),
+            fresh: Batch { segments, checkpoints, ..Batch::default() },
+            ..Doomed::default()
+        }
     }
 
     /// Holds that from now on, of what nobody deletes yet. Returns whether there is more to be let go of, which is to be asked for again.
@@ -172,15 +186,20 @@ impl Doomed {
         self.fresh.checkpoints.extend(superseded);
     }
 
-    /// What is to be deleted next: what is left of what was planned before, else all that there is, checkpoint objects only if they may go.
+    /// These digests, too.
+    pub fn add_digests(&mut self, mut needless: BTreeSet<Stretch>) {
+        self.fresh.digests.append(&mut needless);
+    }
+
+    /// What is to be deleted next: what is left of what was planned before, else all that there is, checkpoint objects and digests only if they may go.
     pub fn plan(&mut self, may_delete_checkpoints: bool) -> Planned {
         if self.planned.len() == 0 {
             let segments = std::mem::take(&mut self.fresh.segments);
-            let checkpoints = match may_delete_checkpoints {
-                true => std::mem::take(&mut self.fresh.checkpoints),
-                false => BTreeSet::new(),
+            let (checkpoints, digests) = match may_delete_checkpoints {
+                true => (std::mem::take(&mut self.fresh.checkpoints), std::mem::take(&mut self.fresh.digests)),
+                false => Default::default(),
             };
-            self.planned = Planned { batch: Arc::new(Batch { segments, checkpoints }), ..Planned::default() };
+            self.planned = Planned { batch: Arc::new(Batch { segments, checkpoints, digests }), ..Planned::default() };
         }
         self.planned.clone()
     }
@@ -188,6 +207,11 @@ impl Doomed {
     /// So many more of the planned checkpoint objects are gone.
     pub fn checkpoints_gone(&mut self, count: usize) {
         self.planned.checkpoints_gone += count;
+    }
+
+    /// So many more of the planned digests are gone.
+    pub fn digests_gone(&mut self, count: usize) {
+        self.planned.digests_gone += count;
     }
 
     /// The next of the planned segments is gone, this one; how many bytes it had.
@@ -241,10 +265,10 @@ impl Doomed {
         self.bytes
     }
 
-    /// How many may go now, if checkpoint objects may or must not.
+    /// How many may go now, if checkpoint objects and digests may or must not.
     pub fn deletable(&self, may_delete_checkpoints: bool) -> usize {
-        let checkpoints = if may_delete_checkpoints { self.fresh.checkpoints.len() } else { 0 };
-        self.planned.len() + self.fresh.segments.len() + checkpoints
+        let others = self.fresh.checkpoints.len() + self.fresh.digests.len();
+        self.planned.len() + self.fresh.segments.len() + if may_delete_checkpoints { others } else { 0 }
     }
 
     /// The checkpoint objects.

@@ -13,6 +13,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
+use crate::engine::digests::Digests;
 use crate::engine::doomed::{Doomed, Hold};
 use crate::engine::growth::Growing;
 use crate::engine::log::{Lacking, Log, Piece};
@@ -74,6 +75,8 @@ pub struct Ledger {
     checkpoints: Arc<BTreeMap<Seq, CheckpointInfo>>,
     /// What is still to be deleted.
     pub(super) doomed: Doomed,
+    /// What tells the next opening of the log.
+    pub(super) digests: Digests,
     /// Bytes written and moved since the volume was opened; the meter has the requests.
     account: Account,
     /// How new frames are compressed.
@@ -204,7 +207,7 @@ impl Ledger {
         log: Log,
         (description, compression): (u64, Compression),
         checkpoints: BTreeMap<Seq, CheckpointInfo>,
-        doomed: Doomed,
+        (doomed, digests): (Doomed, Digests),
         at: Instant,
     ) -> Ledger {
         let mut ledger = Ledger {
@@ -216,6 +219,7 @@ impl Ledger {
             growing: Growing::default(),
             checkpoints: Arc::new(checkpoints),
             doomed,
+            digests,
             account: Account::default(),
             compression,
             merge_all: false,
@@ -361,7 +365,7 @@ impl Ledger {
     ) -> Result<Option<u64>, NeedPages> {
         self.take_pages(loaded);
         self.log.map.count_exactly_within(map_memory / EXACT_PART);
-        let Uploaded { seq, info, placements, moved, .. } = uploaded;
+        let Uploaded { seq, info, placements, moved, front, .. } = uploaded;
         let (done, at_most) = part;
         let released = self.log.commit((*seq, *info), placements, moved.as_ref(), done, at_most)?;
         self.log.map.evict(map_memory as usize);
@@ -370,6 +374,7 @@ impl Ledger {
         }
         self.note_commit(at);
         let data = self.rules.block_size.bytes_in(BlockCount(info.blocks.into()));
+        self.digests.committed(*seq, front.clone(), data);
         match moved {
             None => {
                 self.committed_at = Some(at);
@@ -408,6 +413,7 @@ impl Ledger {
             self.versions_begun += 1;
             self.log.map.change_versions(seq, change);
         }
+        self.digests.checkpoint_begins(seq);
         let (map, checkpoints) = (self.log.map.begin_checkpoint(), self.checkpoints.clone());
         CheckpointPlan { map, root, checkpoints, merge_all: self.merge_all, bytes }
     }
@@ -424,6 +430,7 @@ impl Ledger {
         self.log.map.evict(map_memory as usize);
         let before = std::mem::replace(&mut self.checkpoints, Arc::new(checkpoints));
         self.doomed.add_checkpoints(superseded);
+        self.doomed.add_digests(self.digests.checkpointed(seq));
         self.merge_all &= !has_begun_all;
         self.versions_done += u64::from(std::mem::take(&mut self.is_changing_versions));
         self.log.checkpoint_done(seq, bytes);
@@ -567,6 +574,17 @@ impl Ledger {
                 self.log.map.forget(*seq, bytes);
             }
         }
+    }
+
+    /// So many more of the digests that were planned to go are gone.
+    pub fn digests_deleted(&mut self, count: usize) {
+        self.doomed.digests_gone(count);
+    }
+
+    /// The digest under way is there, or nobody knows.
+    pub(super) fn digest_ended(&mut self, is_there: bool) {
+        let needless = self.digests.ended(is_there, self.log.checkpointed());
+        self.doomed.add_digests(needless.into_iter().collect());
     }
 
     /// All of these are gone.

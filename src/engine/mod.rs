@@ -8,7 +8,7 @@
 //! ```text
 //!  WRITE, READ ──one short lock──┐                          ┌─ uploads, commits          (here)
 //!                                ▼                          │
-//!          Event ─────────────→ core ──→ Effects ─→ shell ──┼─ checkpoint, collection,
+//!          Event ─────────────→ core ──→ Effects ─→ shell ──┼─ checkpoint, digest, collection,
 //!            ▲                                              │  deletion, sweep          (handed in: upkeep)
 //!            └────────────── what came of it ───────────────┘
 //! ```
@@ -19,6 +19,7 @@
 //! | [`ledger`] | what a volume has and knows: log, map, what is doomed, what it cost |
 //! | [`log`], [`buffer`], [`ages`] | the way of a change from the write buffer to the map |
 //! | [`collection`], [`deletions`], [`doomed`], [`sweeps`] | when space is won back, and how hard; what is to be deleted |
+//! | [`digests`] | when slots of the log are told of in one object more, which saves the next opening requests |
 //! | [`options`], [`settings`], [`budget`] | what an operator may tune of a server, and of one volume; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
@@ -36,6 +37,7 @@ mod ages;
 pub mod collection;
 pub mod deletions;
 pub mod doomed;
+pub mod digests;
 pub mod following;
 pub mod growth;
 pub mod sweeps;

@@ -14,7 +14,6 @@ use super::collection::{Gathered, Move, SurveyFailed, Surveyed};
 use super::commit::Uploaded;
 use super::core::{Chore, Core, Effect, End, Event, Now, Report};
 use super::deletions::Outcome;
-use super::doomed::Doomed;
 use super::ledger::{self, By, CheckpointPlan, Ledger, Rules, Written};
 use super::log::{Batch, Log, Origin, Piece};
 use crate::change::Change;
@@ -22,6 +21,7 @@ use crate::codec::frame::Compression;
 use crate::codec::seal::Sealer;
 use crate::engine::options::Options;
 use crate::engine::purse::Thrift;
+use crate::format::digest::Stretch;
 use crate::format::meta::{FencedBy, Layout as Where, Meta, Settings, VolumeName};
 use crate::format::root::CheckpointInfo;
 use crate::format::segment::{Moved, Payload};
@@ -64,6 +64,11 @@ enum Step {
     /// A stop is to wait for no deletion.
     LeaveDeletions,
     Close,
+}
+
+/// What is told of a slot.
+fn front(seq: Seq) -> Bytes {
+    Bytes::from(seq.0.to_le_bytes().to_vec())
 }
 
 /// So much of what a segment places takes effect at once.
@@ -117,6 +122,7 @@ struct World {
     objects: BTreeMap<Seq, Stored>,
     frames: HashMap<FrameAddr, Bytes>,
     pages: HashMap<PageRef, MapPage>,
+    digests: BTreeSet<Stretch>,
     base: Base,
     /// Its number.
     description: u64,
@@ -151,6 +157,7 @@ impl World {
         let block_size = BlockSize::new(BLOCK as u64).unwrap();
         let mut options = Options { segment_size: SEGMENT, upload_window: window, ..Options::default() };
         options.checkpoint_bytes = 4 * SEGMENT;
+        options.digest_slots = 2;
         options.gc.garbage_min = 0;
         options.gc.batch = 2 * SEGMENT;
         options.gc.merge_count = 4;
@@ -166,7 +173,7 @@ impl World {
             bytes_since_checkpoint: 0,
         };
         let log = Log::new(block_size, origin);
-        let ledger = Ledger::new(rules, log, (1, Compression::None), BTreeMap::new(), Doomed::default(), at);
+        let ledger = Ledger::new(rules, log, (1, Compression::None), BTreeMap::new(), Default::default(), at);
         World {
             core: Core::new(ledger, at),
             now: Now { at, map_memory: 1 << 20, thrift: (Thrift::Free, None) },
@@ -178,6 +185,7 @@ impl World {
             objects: BTreeMap::new(),
             frames: HashMap::new(),
             pages: HashMap::new(),
+            digests: BTreeSet::new(),
             base: Base::default(),
             description: 1,
             hangs: |_| false,
@@ -275,7 +283,10 @@ impl World {
                     assert_eq!((closing.covers, closing.last), (ChangeNo(self.accepted.len() as u64), closing.covers));
                     // Looking changes nothing.
                     let goes_on = |effect: &Effect| {
-                        matches!(effect, Effect::Chore(Chore::Sweep(_) | Chore::Delete(_) | Chore::Look(_)))
+                        matches!(
+                            effect,
+                            Effect::Chore(Chore::Sweep(_) | Chore::Delete(_) | Chore::Look(_) | Chore::Digest(_))
+                        )
                     };
                     assert!(!self.is_running(|effect| !goes_on(effect)));
                     assert!(!self.is_ending, "closed while a task is not over");
@@ -343,6 +354,14 @@ impl World {
                 Event::Described
             }
             Effect::Chore(Chore::Checkpoint(plan)) => self.checkpoint(*plan),
+            Effect::Chore(Chore::Digest(_)) if fails => Event::Digested(false),
+            Effect::Chore(Chore::Digest(plan)) => {
+                let slots = (plan.stretch.first.0..=plan.stretch.last.0).map(Seq);
+                assert!(plan.stretch.first > FENCE && plan.stretch.last <= self.core.ledger.log().committed());
+                assert!(slots.map(front).eq(plan.fronts));
+                assert!(self.digests.insert(plan.stretch));
+                Event::Digested(true)
+            }
             Effect::Chore(Chore::Look(_)) if fails => Event::Looked(Err("away".into())),
             Effect::Chore(Chore::Look(NeedPages(need))) => {
                 // Of what a checkpoint has superseded meanwhile there is nothing.
@@ -365,6 +384,12 @@ impl World {
                 let checkpoints: BTreeSet<Seq> = plan.objects.checkpoints().collect();
                 segments.iter().for_each(|seq| drop(self.objects.remove(seq)));
                 self.pages.retain(|at, _| !checkpoints.contains(&at.checkpoint));
+                for digest in plan.objects.digests() {
+                    assert!(digest.last <= self.base.seq, "a digest goes before a checkpoint is there in its place");
+                    // It may never have come.
+                    self.digests.remove(&digest);
+                }
+                self.core.ledger.digests_deleted(plan.objects.digests().count());
                 self.core.ledger.checkpoints_deleted(checkpoints.len());
                 self.core.ledger.segments_deleted(&segments);
                 self.core.ledger.planned_is_gone();
@@ -398,8 +423,14 @@ impl World {
         }
         let stored_bytes = u64::from(blocks) * BLOCK as u64 + 100;
         let info = SegmentInfo { stored_bytes, blocks, live_blocks: blocks, ..SegmentInfo::default() };
-        let uploaded =
-            || Uploaded { seq, info, placements: placements.clone(), moved: moved.clone(), sealed: Vec::new() };
+        let uploaded = || Uploaded {
+            seq,
+            info,
+            placements: placements.clone(),
+            moved: moved.clone(),
+            front: front(seq),
+            sealed: Vec::new(),
+        };
         let before = self.objects.insert(seq, Stored { uploaded: uploaded(), covers });
         assert!(before.is_none(), "slot {seq} is filled twice");
         Event::Uploaded(seq, Ok(Box::new(uploaded())))
@@ -725,6 +756,8 @@ proptest! {
         let log = world.core.ledger.log();
         prop_assert_eq!((log.covers(), log.checkpointed()), (log.last(), log.committed()));
         prop_assert!(world.core.ledger.doomed().is_empty());
+        let newest = world.base.seq;
+        prop_assert!(world.digests.iter().all(|digest| digest.last > newest), "{:?} of {newest}", world.digests);
         // Woken in the quiet for the first time, it may look into its table of segments, and gather what it surveyed before.
         world.step(Step::Wait(10_000));
         let may_begin = |effect: &Effect| matches!(effect, Effect::Chore(Chore::Look(_) | Chore::Gather(_, _, Some(_))));

@@ -70,6 +70,9 @@ pub struct Options {
     pub retry_pause_max: Duration,
     /// The most snapshots that a volume may have, automatic ones and others together: each takes some memory, and a place in each checkpoint.
     pub max_snapshots: u64,
+    /// A digest is due when so many slots of the log have none, however little they hold. No key of the configuration: tests make it small.
+    #[serde(skip)]
+    pub digest_slots: u64,
 }
 
 impl Default for Options {
@@ -94,6 +97,7 @@ impl Default for Options {
             gc: gc::Options::default(),
             retry_pause_max: Duration::from_secs(10),
             max_snapshots: 1024,
+            digest_slots: 32,
         }
     }
 }

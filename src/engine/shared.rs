@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
 use crate::engine::core::{Core, End, Now};
+use crate::engine::digests::Digests;
 use crate::engine::doomed::Doomed;
 use crate::engine::following::Following;
 use crate::engine::ledger::{Ledger, Rules};
@@ -223,6 +224,7 @@ pub struct Parts {
     pub log: Log,
     pub checkpoints: BTreeMap<Seq, CheckpointInfo>,
     pub doomed: Doomed,
+    pub digests: Digests,
 }
 
 impl Shared {
@@ -246,7 +248,7 @@ impl Shared {
             tuned.map_or_else(|_| Vec::new(), |tuned| settings::later(&options, &tuned.options.for_volume(meta.size)));
         let described = (parts.description, meta.compression);
         let schedule = Watched::new(meta.schedule.clone());
-        let ledger = Ledger::new(rules, log, described, parts.checkpoints, parts.doomed, now);
+        let ledger = Ledger::new(rules, log, described, parts.checkpoints, (parts.doomed, parts.digests), now);
         Shared {
             size: AtomicU64::new(meta.size),
             protected_until: AtomicU64::new(meta.keep_until_unix_millis),

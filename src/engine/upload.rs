@@ -43,6 +43,7 @@ async fn put(shared: &Shared, seq: Seq, encoded: Result<EncodedSegment, EncodeEr
         encoded.map_err(|error| End::Failed(format!("segment {seq} {error}")))?;
     // In one piece: a frame is kept from where it lies.
     let sealed = if shared.doors.objects.keeps_sealed() { vec![object.parts.concat().into()] } else { Vec::new() };
+    let front = object.front();
     slot::put_until_done(shared, seq, object.parts).await?;
-    Ok(Uploaded { seq, info, placements, moved, sealed })
+    Ok(Uploaded { seq, info, placements, moved, front, sealed })
 }

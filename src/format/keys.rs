@@ -9,6 +9,7 @@
 
 use uuid::Uuid;
 
+use crate::format::digest::Stretch;
 use crate::format::marks::{Claim, Mark, Placed};
 use crate::format::meta::{Layout, Meta, VolumeName};
 use crate::format::places::further_place;
@@ -161,6 +162,25 @@ impl Keys {
     /// `<folder>/checkpoints/<seq>`.
     pub fn checkpoint(&self, seq: Seq) -> Key {
         key(format!("{}/checkpoints/{:016x}", self.folder, seq.0))
+    }
+
+    /// `<folder>/checkpoints/digest-<first>-<last>`: behind all checkpoints, and no number, so that whoever looks for those does not find it.
+    pub fn digest(&self, Stretch { first, last }: Stretch) -> Key {
+        key(format!("{}/checkpoints/digest-{:016x}-{:016x}", self.folder, first.0, last.0))
+    }
+
+    /// Of which slots a digest tells, if the key is that of one.
+    pub fn stretch(&self, key: &Key) -> Option<Stretch> {
+        let numbers = key.as_str().strip_prefix(&self.checkpoints())?.strip_prefix("digest-")?;
+        let (first, last) = numbers.split_once('-')?;
+        let stretch = Stretch { first: Seq(ordinal(first)?), last: Seq(ordinal(last)?) };
+        // No other spelling of it.
+        (stretch.first <= stretch.last && *key == self.digest(stretch)).then_some(stretch)
+    }
+
+    /// Whether that is a digest of some volume.
+    pub fn is_digest(key: &Key) -> bool {
+        key.as_str().contains("/checkpoints/digest-")
     }
 
     /// The number at the end of a key of ours, if there is one.

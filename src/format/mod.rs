@@ -6,5 +6,6 @@ pub(crate) mod places;
 pub mod meta;
 pub mod segment;
 pub mod root;
+pub mod digest;
 pub mod account;
 pub mod marks;

@@ -2,7 +2,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | [`scan`], [`verdict`], [`recover`] | opening: what is there, what that means, what is done |
+//! | [`scan`], [`told`], [`verdict`], [`recover`] | opening: what is there, and what digests tell of it, what that means, what is done |
 //! | [`verified`] | one writer on a store that cannot create a key for one only |
 //! | [`lifecycle`], [`removal`] | create, inspect, list; delete |
 //! | [`protection`] | what nobody deletes before a date |
@@ -13,6 +13,7 @@
 //! | [`description`], [`key_slots`], [`resize`] | what a volume is, which secrets open it, how large it is |
 
 pub mod scan;
+mod told;
 pub mod verdict;
 pub(crate) mod recover;
 pub mod verified;

@@ -30,6 +30,7 @@ use crate::codec::seal::Sealer;
 use crate::disk::Disk;
 use crate::engine::below::Below;
 use crate::engine::budget::Budget;
+use crate::engine::digests::Digests;
 use crate::engine::doomed::Doomed;
 use crate::engine::growth::{self, Growth};
 use crate::engine::log::{Log, Origin};
@@ -573,7 +574,10 @@ impl Opening {
     fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>, line: Line) -> Shared {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
-        let doomed = Doomed::new(scan.doomed, scan.listed.difference(&needed).copied().collect());
+        let mut doomed = Doomed::new(scan.doomed, scan.listed.difference(&needed).copied().collect());
+        let (needless, digests) = scan.digests.into_iter().partition(|digest| digest.last <= scan.checkpointed);
+        doomed.add_digests(needless);
+        let digests = Digests::new(digests, scan.checkpointed);
         let origin = Origin {
             map: scan.map,
             covers: scan.covers,
@@ -622,6 +626,7 @@ impl Opening {
             log,
             checkpoints: scan.checkpoints,
             doomed,
+            digests,
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::engine::options::Options;
 use crate::engine::seen::Seen;
 use crate::error::{Result, VolumeError};
 use crate::format::account::Account;
+use crate::format::digest::Stretch;
 use crate::format::keys::Keys;
 use crate::format::marks::{Listed, Placed};
 use crate::format::meta::{FencedBy, Meta, VolumeName};
@@ -23,21 +24,24 @@ use crate::format::segment::{Fence, LogObject, LogRead};
 use crate::keyring::Secrets;
 use crate::map::{Entry, ExtentMap, MapPage, NeedPages, PageRef, Placement, SegmentInfo, Table};
 use crate::opening::description::{self, Description};
+use crate::opening::told::Told;
 use crate::opening::{near, verified};
 use crate::outside::Workers;
 use crate::reading::again;
 use crate::reading::objects::Objects;
-use crate::reading::slots::{Head, read_head, read_places, read_slot};
+use crate::reading::slots::{Head, read_head_of, read_places, read_slot};
 use crate::reading::{Slot, Torn};
 use crate::space::candidates::FEW_SPANS;
 use crate::space::kept::Deaths;
 use crate::space::{Carriers, Durable, KeptVersion, Space, Span};
 use crate::store::tiers::TieredStore;
-use crate::store::{Key, Store, StoreError, list_after, list_all};
+use crate::store::{Key, ObjectEntry, Store, StoreError, list_after, list_all};
 use crate::units::{BlockCount, BlockIndex, ChangeNo, Epoch, Extent, Seq};
 
 /// Slots that are probed at once: few at first, because most volumes were closed or checkpointed just before.
 const PROBE_FIRST: u64 = 4;
+/// As many behind what digests tell of, and the last slot of that: it has mostly fewer than that which have no digest.
+const PROBE_TOLD: u64 = 1 + PROBE_FIRST;
 /// Then twice as many each time, up to so many,
 const PROBE_MANY: u64 = 16;
 /// and beyond, this part of what was found so far: the last probes find nothing, and the others wait for each other.
@@ -81,6 +85,8 @@ pub struct Scan {
     pub checkpointed: Seq,
     /// All checkpoint objects that are there.
     pub listed: BTreeSet<Seq>,
+    /// All digests that are there.
+    pub digests: BTreeSet<Stretch>,
     /// Segments that were dead in it and their bytes, as far as somebody looked: see [`Source::look_for_dead`].
     pub doomed: BTreeMap<Seq, u64>,
     /// Bytes of segments after it.
@@ -110,7 +116,7 @@ pub struct Scan {
 /// Where a scan begins.
 struct Base {
     root: Root,
-    listed: BTreeSet<Seq>,
+    listed: Listing,
     /// The newest checkpoint of which there is only a part, if it is newer than the root.
     torn: Option<Seq>,
 }
@@ -160,11 +166,21 @@ impl Source {
 
     /// Reads the volume. Begins again if its owner deleted, after a newer checkpoint, what was being read.
     pub async fn scan(&self) -> Result<Scan> {
+        self.scan_by(Told::new).await
+    }
+
+    /// The same from what stands in the slots of the log, whatever digests tell.
+    pub async fn scan_slots(&self) -> Result<Scan> {
+        self.scan_by(|_| Told::default()).await
+    }
+
+    async fn scan_by(&self, told: impl Fn(&Listing) -> Told) -> Result<Scan> {
         let mut tries = 0;
         loop {
             let Base { root, listed, torn } = self.newest_root().await?;
             let before = root.seq;
-            match self.scan_from(root, listed).await {
+            let told = told(&listed);
+            match self.scan_from(root, listed, told).await {
                 Ok(scan) => match torn.filter(|torn| scan.committed < *torn) {
                     None => return Ok(scan),
                     Some(_) if tries < RESCANS => tries += 1,
@@ -190,23 +206,23 @@ impl Source {
     /// Reads the volume from an older checkpoint on, or from the beginning of the log (0). What has been deleted since may be
     /// missing: the scan then ends too early.
     pub async fn scan_after(&self, checkpoint: Seq) -> Result<Scan> {
-        let sizes = self.checkpoint_sizes().await?;
+        let listed = self.checkpoint_sizes().await?;
         let root = match checkpoint {
             Seq(0) => Root { next_slot: Seq(1), ..Root::default() },
-            seq => self.read_root(seq, &sizes).await?.ok_or_else(|| VolumeError::Corrupt {
+            seq => self.read_root(seq, &listed.sizes).await?.ok_or_else(|| VolumeError::Corrupt {
                 key: self.keys.checkpoint(seq),
                 why: "only its first part is there".into(),
             })?,
         };
-        self.scan_from(root, seqs(&sizes)).await
+        self.scan_from(root, listed, Told::default()).await
     }
 
     /// The epoch in which the oldest checkpoint was written that is there: whoever goes back to it needs the fences from then on.
     /// Nothing if it cannot be read.
     pub async fn oldest_epoch(&self) -> Result<Option<Epoch>> {
-        let sizes = self.checkpoint_sizes().await?;
-        let Some(&oldest) = seqs(&sizes).first() else { return Ok(None) };
-        Ok(self.read_root(oldest, &sizes).await?.map(|root| epoch_of(&root)))
+        let listed = self.checkpoint_sizes().await?;
+        let Some(&oldest) = listed.seqs().first() else { return Ok(None) };
+        Ok(self.read_root(oldest, &listed.sizes).await?.map(|root| epoch_of(&root)))
     }
 
     /// What a server that has seen this remembers.
@@ -238,7 +254,7 @@ impl Source {
         let blocks = BlockCount(self.meta.block_size.block_of(self.meta.size).0);
         let version = KeptVersion { seq: root.seq, blocks, ..KeptVersion::default() };
         let space = self.table(&root).await?;
-        Ok((version, restore(&self.meta, root, BTreeSet::new(), space)))
+        Ok((version, restore(&self.meta, root, &Listing::default(), space)))
     }
 
     /// Whether there is an object of a checkpoint after that one, whole or not.
@@ -256,13 +272,14 @@ impl Source {
     /// A version that is kept, as it was.
     pub async fn version(&self, version: &KeptVersion) -> Result<Scan> {
         let seq = version.seq;
-        let root = self.read_root(seq, &self.checkpoint_sizes().await?).await?.ok_or_else(|| VolumeError::Corrupt {
-            key: self.keys.checkpoint(seq),
-            why: "a snapshot needs it, and it is not there, or only its first part".into(),
-        })?;
+        let root =
+            self.read_root(seq, &self.checkpoint_sizes().await?.sizes).await?.ok_or_else(|| VolumeError::Corrupt {
+                key: self.keys.checkpoint(seq),
+                why: "a snapshot needs it, and it is not there, or only its first part".into(),
+            })?;
         let space = self.table(&root).await?;
         let size = self.meta.block_size.bytes_in(version.blocks);
-        Ok(restore(&Meta { size, ..self.meta.clone() }, root, BTreeSet::new(), space))
+        Ok(restore(&Meta { size, ..self.meta.clone() }, root, &Listing::default(), space))
     }
 
     /// The deaths that a version holds which is kept; its pages are in these checkpoints.
@@ -296,14 +313,21 @@ impl Source {
 
     /// The seqs of all checkpoints.
     pub async fn list_checkpoints(&self) -> Result<BTreeSet<Seq>> {
-        Ok(seqs(&self.checkpoint_sizes().await?))
+        Ok(self.checkpoint_sizes().await?.seqs())
     }
 
-    /// All objects of checkpoints and their lengths in bytes.
-    async fn checkpoint_sizes(&self) -> Result<HashMap<Key, u64>> {
+    /// All objects of checkpoints and their lengths in bytes, and all digests.
+    async fn checkpoint_sizes(&self) -> Result<Listing> {
         let listed = list_all(&*self.store, &self.keys.checkpoints()).await;
         let listed = listed.map_err(VolumeError::store(format!("listing {}", self.keys.checkpoints())))?;
-        Ok(listed.into_iter().map(|entry| (entry.key, entry.size)).collect())
+        let mut found = Listing::default();
+        for ObjectEntry { key, size } in listed {
+            match self.keys.stretch(&key) {
+                Some(stretch) => drop(found.digests.insert(stretch, size)),
+                None => drop(found.sizes.insert(key, size)),
+            }
+        }
+        Ok(found)
     }
 
     /// In verified mode, whether a fence came since the fences were listed: then what stands in the slots is no longer what the scan
@@ -330,11 +354,10 @@ impl Source {
     async fn newest_root(&self) -> Result<Base> {
         let mut tries = 0;
         'again: loop {
-            let sizes = self.checkpoint_sizes().await?;
-            let listed = seqs(&sizes);
+            let listed = self.checkpoint_sizes().await?;
             let mut torn = None;
-            for &seq in listed.iter().rev().filter(|seq| self.counts(seq.0)) {
-                match self.read_root(seq, &sizes).await {
+            for &seq in listed.seqs().iter().rev().filter(|seq| self.counts(seq.0)) {
+                match self.read_root(seq, &listed.sizes).await {
                     Ok(Some(root)) => return Ok(Base { root, listed, torn }),
                     Ok(None) => {
                         let key = self.keys.checkpoint(seq);
@@ -359,7 +382,7 @@ impl Source {
             let key = place(&own, n).map_err(VolumeError::store("reading checkpoints"))?;
             let Some(&size) = sizes.get(&key) else { break };
             let decode = |bytes: &Bytes| root::decode_checkpoint_and_total(&self.sealer, seq, bytes);
-            let read = || read_head(&*self.store, &key, decode);
+            let read = || read_head_of(&*self.store, &key, size, decode);
             match again::until_proven(read, |head| matches!(head, Head::Torn)).await? {
                 Head::There((root, total), _) if size >= total => return Ok(Some(root)),
                 Head::There(..) | Head::Torn => {}
@@ -368,9 +391,9 @@ impl Source {
         Ok(None)
     }
 
-    async fn scan_from(&self, root: Root, listed: BTreeSet<Seq>) -> Result<Scan> {
+    async fn scan_from(&self, root: Root, listed: Listing, mut told: Told) -> Result<Scan> {
         let space = self.table(&root).await?;
-        let mut scan = restore(&self.meta, root, listed, space);
+        let mut scan = restore(&self.meta, root, &listed, space);
         let anew = self.meta.log.as_ref().and_then(|log| log.begins_after(scan.checkpointed.0));
         scan.next = anew.map_or(scan.next, Seq);
         let mut fences = self.fences_after(&mut scan).await?.into_iter().peekable();
@@ -387,12 +410,25 @@ impl Source {
                     .broken(&scan, self.keys.segment(scan.next), "the log passes by a fence that counts")
                     .await);
             }
-            let slots = (scan.next.0..scan.next.0 + width.min(most)).map(Seq);
-            let probes =
-                slots.map(|seq| async move { (seq, read_slot(&*self.store, &self.keys, &self.sealer, seq).await) });
-            let probed = join_all(probes).await;
+            // The last slot that a digest tells of is read as well: only if that stands there as it is told, all before it took effect.
+            let told_slots = told.slots(self, &scan, most).await;
+            let from = told_slots.last().map_or(scan.next, |(seq, _)| *seq);
+            let wide = if told_slots.is_empty() { width } else { PROBE_TOLD };
+            // Mostly a fence stands here, and what is behind it is told again.
+            let again = told.begins_after(from).map_or(u64::MAX, |seq| seq.0);
+            let end = (from.0 + wide).min(again).min(scan.next.0.saturating_add(most));
+            let probes = (from.0..end).map(|seq| async move {
+                (Seq(seq), read_slot(&*self.store, &self.keys, &self.sealer, Seq(seq)).await)
+            });
+            let mut probed = join_all(probes).await;
+            if !told_slots.is_empty() {
+                let Some(slots) = told.proven(&self.keys, told_slots, probed.first()) else { continue };
+                probed.splice(0..0, slots);
+                width = PROBE_FIRST / 2;
+            } else {
+                found += end - from.0;
+            }
             self.load_pages_for(&mut scan, &probed).await?;
-            found += width.min(most);
             width = wider(width, found);
             for (seq, probe) in probed {
                 if seq != scan.next {
@@ -675,7 +711,7 @@ pub fn entry_info(stored_bytes: u32) -> SegmentInfo {
 }
 
 /// The volume as of a checkpoint.
-fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>, space: Space) -> Scan {
+fn restore(meta: &Meta, root: Root, listed: &Listing, space: Space) -> Scan {
     let based_on = epoch_of(&root);
     let blocks = BlockCount(meta.size / u64::from(meta.block_size.bytes()));
     let mut newest = Table::default();
@@ -689,7 +725,8 @@ fn restore(meta: &Meta, root: Root, listed: BTreeSet<Seq>, space: Space) -> Scan
         map: ExtentMap::restore(blocks, root.runs, newest, space),
         checkpoints: root.checkpoints.into_iter().collect(),
         checkpointed: root.seq,
-        listed,
+        listed: listed.seqs(),
+        digests: listed.digests.keys().copied().collect(),
         bytes_since_checkpoint: 0,
         covers: root.covers,
         based_on,
@@ -709,9 +746,20 @@ fn epoch_of(root: &Root) -> Epoch {
     root.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch)
 }
 
-/// The checkpoints among these objects, by their own keys.
-fn seqs(sizes: &HashMap<Key, u64>) -> BTreeSet<Seq> {
-    sizes.keys().filter_map(Keys::number).map(Seq).collect()
+/// What lies beside the log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listing {
+    /// Objects of checkpoints, and their lengths in bytes.
+    sizes: HashMap<Key, u64>,
+    /// Digests, and their lengths in bytes.
+    pub digests: BTreeMap<Stretch, u64>,
+}
+
+impl Listing {
+    /// The checkpoints, by their own keys.
+    fn seqs(&self) -> BTreeSet<Seq> {
+        self.sizes.keys().filter_map(Keys::number).map(Seq).collect()
+    }
 }
 
 #[cfg(test)]

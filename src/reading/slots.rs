@@ -16,6 +16,9 @@ use crate::units::Seq;
 /// How much of an object is asked for first: the heads of most segments and small checkpoints are shorter.
 const HEAD_GUESS: u64 = 64 << 10;
 
+/// An object with no more bytes than that is asked for whole, if its length is known: a second request takes longer.
+const WHOLE_MAX: u64 = 512 << 10;
+
 /// What a store kept of a PUT that broke off.
 #[derive(Clone, Debug)]
 pub struct Torn {
@@ -132,8 +135,18 @@ pub(crate) async fn read_head<T>(
     key: &Key,
     decode: impl Fn(&Bytes) -> std::result::Result<Found<T>, crate::codec::CorruptError>,
 ) -> Result<Head<T>> {
+    read_head_of(store, key, 0, decode).await
+}
+
+/// The same of an object that has so many bytes, as far as a listing knows.
+pub(crate) async fn read_head_of<T>(
+    store: &dyn Store,
+    key: &Key,
+    listed: u64,
+    decode: impl Fn(&Bytes) -> std::result::Result<Found<T>, crate::codec::CorruptError>,
+) -> Result<Head<T>> {
     let failed = |error: StoreError| VolumeError::Store { doing: format!("reading {key}"), source: error };
-    let mut asked = HEAD_GUESS;
+    let mut asked = if listed <= WHOLE_MAX { listed.max(HEAD_GUESS) } else { HEAD_GUESS };
     loop {
         let front = store.get_front(key, asked).await.map_err(failed)?;
         let have = Have::of(&front, asked);

@@ -10,6 +10,8 @@
 //!    leaves the objects in the checkpoint's table, dead: the next opening deletes them, before its own checkpoint, so
 //!    that its table forgets them.
 //!
+//! Digests of what the newest checkpoint covers go with superseded checkpoints. Nothing needs them; it is only that none is left behind.
+//!
 //! TRIM and everything else goes on meanwhile. A mirror is told what is gone, and as of which checkpoint.
 
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use crate::engine::Event;
 use crate::engine::deletions::{BATCH, Outcome, Plan};
 use crate::engine::shared::Shared;
 use crate::engine::slot::{self, ProofError};
+use crate::format::digest::Stretch;
+use crate::format::keys::Keys;
 use crate::mirror::notes::Deleted;
 use crate::store::Key;
 use crate::units::Seq;
@@ -28,6 +32,28 @@ use crate::upkeep::checkpoint;
 
 /// So many deleted segments leave the tables under one lock: each takes a microsecond or two.
 const FORGET_AT_ONCE: usize = 128;
+
+/// An object beside the log.
+enum Beside {
+    Digest(Stretch),
+    Checkpoint(Seq),
+}
+
+impl Beside {
+    fn key(&self, keys: &Keys) -> Key {
+        match self {
+            Beside::Digest(stretch) => keys.digest(*stretch),
+            Beside::Checkpoint(seq) => keys.checkpoint(*seq),
+        }
+    }
+
+    fn checkpoint(&self) -> Option<Seq> {
+        match self {
+            Beside::Digest(_) => None,
+            Beside::Checkpoint(seq) => Some(*seq),
+        }
+    }
+}
 
 /// Steps 5 to 7.
 pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
@@ -45,18 +71,23 @@ pub(super) async fn run(shared: Arc<Shared>, plan: Plan) -> Event {
         ended.await;
     }
     let (store, keys) = (&shared.doors.store, &shared.doors.keys);
-    let (segments, checkpoints): (Vec<Seq>, Vec<Seq>) = (objects.segments().collect(), objects.checkpoints().collect());
-    for batch in checkpoints.chunks(BATCH) {
-        let named: Vec<Key> = batch.iter().map(|&seq| keys.checkpoint(seq)).collect();
+    let segments: Vec<Seq> = objects.segments().collect();
+    // Digests need no request of their own: mostly there are a few of both.
+    let digests = objects.digests().map(Beside::Digest);
+    let beside: Vec<Beside> = digests.chain(objects.checkpoints().map(Beside::Checkpoint)).collect();
+    for batch in beside.chunks(BATCH) {
+        let named: Vec<Key> = batch.iter().map(|object| object.key(keys)).collect();
         if let Err(error) = store.delete(&named).await {
             return Event::Deleted(Outcome::Postponed(error));
         }
+        let checkpoints: Vec<Seq> = batch.iter().filter_map(Beside::checkpoint).collect();
         let newest = {
             let mut ledger = shared.ledger();
-            ledger.checkpoints_deleted(batch.len());
+            ledger.digests_deleted(batch.len() - checkpoints.len());
+            ledger.checkpoints_deleted(checkpoints.len());
             ledger.log().checkpointed()
         };
-        shared.following.deleted(batch.iter().copied().map(Deleted::Checkpoint), newest);
+        shared.following.deleted(checkpoints.into_iter().map(Deleted::Checkpoint), newest);
     }
     for batch in segments.chunks(BATCH) {
         let began = Instant::now();

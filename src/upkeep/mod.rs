@@ -6,6 +6,7 @@
 mod carry;
 mod checkpoint;
 mod deletion;
+mod digest;
 mod gather;
 mod held;
 mod survey;
@@ -24,6 +25,7 @@ use crate::engine::{Chore, Event};
 pub(crate) fn perform(shared: Arc<Shared>, chore: Chore) -> BoxFuture<'static, Event> {
     match chore {
         Chore::Checkpoint(plan) => checkpoint::run(shared, *plan).boxed(),
+        Chore::Digest(plan) => digest::run(shared, plan).boxed(),
         Chore::Look(need) => gather::look(shared, need).boxed(),
         Chore::Survey(victims, as_of) => survey::run(shared, victims, as_of).boxed(),
         Chore::Gather(victims, as_of, surveyed) => gather::run(shared, victims, as_of, surveyed).boxed(),

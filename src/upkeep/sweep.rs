@@ -63,6 +63,9 @@ impl Tables {
         // Whatever stands beside an object is its owner's.
         let own = further_place(key).map(|(own, _)| own);
         let key = own.as_ref().unwrap_or(key);
+        if let Some(stretch) = keys.stretch(key) {
+            return if stretch.last > self.checkpointed { Owner::Volume } else { Owner::Nobody };
+        }
         match Keys::number(key).map(Seq) {
             None if keys.mark(key).is_some() => Owner::Volume,
             Some(_) if keys.is_meta(key) => Owner::Volume,

@@ -273,8 +273,10 @@ impl Run {
             let page = self.until_it_works(|| store.list(prefix, after.as_ref())).await;
             let Some(last) = page.last() else { return was_all_there };
             let last = last.key.clone();
+            // Digests are needed by no snapshot, and go with the next checkpoint.
+            let locked: Vec<&Key> = page.iter().map(|entry| &entry.key).filter(|key| !Keys::is_digest(key)).collect();
             let lock_page = || {
-                let each: Vec<_> = page.iter().map(|entry| self.lock_if_there(&entry.key, until)).collect();
+                let each: Vec<_> = locked.iter().map(|key| self.lock_if_there(key, until)).collect();
                 stream::iter(each).buffer_unordered(PARALLEL).try_fold(true, async |all, one| Ok(all && one))
             };
             was_all_there &= self.until_it_works(lock_page).await;

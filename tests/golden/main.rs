@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ashlar::codec::frame::{Compression, Frames};
 use ashlar::codec::seal::Sealer;
+use ashlar::format::digest::{Stretch, decode_digest, encode_digest};
 use ashlar::format::meta::{
     CopiedSnapshot, CopyOf, FencedBy, Layout, LogPlace, Meta, NearLog, Parent, Settings, VolumeName,
 };
@@ -163,6 +164,25 @@ fn close() {
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     assert_eq!(read.object, LogObject::Close(close));
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+/// What two small segments begin with.
+#[test]
+fn digest() {
+    let stretch = Stretch { first: Seq(0x123e), last: Seq(0x123f) };
+    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_000), compression: Compression::Lz4 };
+    let front = |seq| {
+        let changes =
+            [(Extent::new(1, 2), Payload::Data(Bytes::from(vec![7; 1024]))), (Extent::new(9, 1), Payload::Hole)];
+        encode_segment(&sealer(), seq, SALT, block_size(), &stamp, &changes).unwrap().object.front()
+    };
+    let fronts = [front(Seq(0x123e)), front(Seq(0x123f))];
+    let bytes = golden("v2/digest", encode_digest(&sealer(), stretch, SALT, &fronts).unwrap().parts.concat());
+    let told = decode_digest(&sealer(), stretch, &bytes).unwrap();
+    assert_eq!(told, fronts);
+    let read = decode_log_object(&sealer(), stretch.last, &told[1]).unwrap().whole(told[1].len()).unwrap();
+    assert_eq!((read.object.epoch(), read.object.covers()), (Epoch(4), ChangeNo(70_000)));
+    all_harm_is_found(&bytes, |bytes| decode_digest(&sealer(), stretch, bytes));
 }
 
 /// Entries of a page of block 5 · [`PAGE_BLOCKS`] on.

@@ -70,6 +70,8 @@ fn options(random: &Random) -> Options {
     let mut options = Options {
         durability: if random.below(2) == 0 { Durability::Store } else { Durability::Journal },
         segment_size: 64 << 10,
+        // All of them at once would be far too few for one.
+        digest_slots: 2,
         writeback_delay: Duration::from_millis(pick(&[10, 200, 5000])),
         dirty_bytes,
         // All volumes together may have no more than each.

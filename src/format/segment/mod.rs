@@ -124,7 +124,7 @@ fn decode_content(seq: Seq, decoded: &Decoded) -> Result<LogObject, CorruptError
             _ => Err(Malformed { at: 0, what: "a fence whose epoch continues where it cannot" }.into()),
         },
         ObjectKind::Close => Ok(LogObject::Close(Close::decode(&decoded.head)?)),
-        found @ ObjectKind::Checkpoint => Err(CorruptError::WrongKind { found }),
+        found @ (ObjectKind::Checkpoint | ObjectKind::Digest) => Err(CorruptError::WrongKind { found }),
     }
 }
 
