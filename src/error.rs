@@ -122,9 +122,9 @@ pub enum VolumeError {
     },
     /// The last writer may have acknowledged changes that only its journal holds, and that journal is not here.
     #[error(
-        "volume {name:?} was served with durability \"journal\" by {holder}, which did not close it, and its journal \
+        "volume {name:?} was served with durability \"journal\" or \"peer\" by {holder}, which did not close it, and its journal \
          is not in {journal_dir}: changes that it acknowledged since then may be missing; stop that server and bring its journal \
-         here, or accept their loss with --accept-loss [A04]"
+         here, or open the volume on its peer, or accept their loss with --accept-loss [A04]"
     )]
     Owed {
         /// The volume.

@@ -28,6 +28,7 @@ pub mod codec;
 pub mod keyring;
 pub mod cache;
 pub mod journal;
+pub mod peer;
 pub mod store;
 pub mod disk;
 pub mod outside;

@@ -36,6 +36,7 @@ use crate::journal;
 use crate::opening::older::{self, Older};
 use crate::opening::recover;
 use crate::opening::scan::Source;
+use crate::peer::keeper::Keeper;
 use crate::reading::objects::LoadedPages;
 use crate::retention::AUTOMATIC;
 use crate::space::kept::{self, Change, name_by_time};
@@ -53,12 +54,14 @@ mod locking;
 mod log_moving;
 mod mirror;
 mod schedule;
+mod standby;
 
 use cooling::CoolingTask;
 use gone_clones::CloneWatch;
 use locking::Locker;
 use mirror::Mirroring;
 use schedule::Scheduler;
+use standby::StandingBy;
 
 pub use crate::engine::Witness;
 pub use crate::engine::budget::{self, Budget};
@@ -73,6 +76,7 @@ pub use crate::opening::{
     CreateOptions, Created, HolderInfo, Info, NewEncryption, OpenFlags, Outside, Past, ServerIdentity, clones, create,
     delete, description, inspect, key_slots, names, past, resize,
 };
+pub use crate::peer::standby::{Link, Peered, WaitsFor};
 pub use crate::upkeep::sweep::Swept;
 pub use cooling::NearStatus;
 pub use copies::Copied;
@@ -96,11 +100,23 @@ pub struct Volume {
     locker: Locker,
     mirroring: Mirroring,
     cooling: CoolingTask,
+    standing_by: StandingBy,
     _clones: CloneWatch,
     /// How far it was when it was last asked to become independent, if that is not done.
     detaching: Mutex<Option<clones::Detaching>>,
     /// The versions that it was compared with.
     older: Older,
+}
+
+/// What stands beside a volume that is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// A second store that gets what is committed. Whether that can be reached makes no difference to anything else.
+    pub mirror: Option<Mirror>,
+    /// The peer that keeps a copy of its journal, if its durability asks for one.
+    pub peer: Option<Link>,
+    /// What takes copies of other servers' journals here: nothing of this volume's from now on.
+    pub keeper: Option<Keeper>,
 }
 
 /// Refuses what cannot be the name of a snapshot that somebody takes by hand.
@@ -261,10 +277,23 @@ impl Volume {
         flags: OpenFlags,
         mirror: Option<Mirror>,
     ) -> Result<Arc<Volume>, VolumeError> {
+        let beside = Beside { mirror, ..Beside::default() };
+        Volume::open_beside(outside, name, options, journal_options, flags, beside).await
+    }
+
+    /// As [`Volume::open`], with what stands beside it.
+    pub async fn open_beside(
+        outside: Outside,
+        name: &VolumeName,
+        options: Options,
+        journal_options: journal::Options,
+        flags: OpenFlags,
+        Beside { mirror, peer, keeper }: Beside,
+    ) -> Result<Arc<Volume>, VolumeError> {
         options.check()?;
         let cache = outside.cache.clone();
-        let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
-        Ok(Volume::start(shared, &cache, mirror))
+        let opened = recover::open_as_keeper(outside, name, options, journal_options, flags, keeper).await?;
+        Ok(Volume::start(Arc::new(opened), &cache, mirror, peer))
     }
 
     /// Makes a snapshot the newest state of a volume that nobody has; what was newest is kept as a snapshot with that label, and named by its time
@@ -302,7 +331,7 @@ impl Volume {
         let shared = Arc::new(recover::open(outside, name, options, journal_options, flags).await?);
         let done = back_to(&shared, snapshot, &kept, covers).await;
         // It is what it was, or what it is to be: closed in good order.
-        Volume::start(shared, &cache, mirror).close().await?;
+        Volume::start(shared, &cache, mirror, None).close().await?;
         done.map(|()| kept)
     }
 
@@ -347,7 +376,9 @@ impl Volume {
         }
     }
 
-    fn start(shared: Arc<Shared>, cache: &BlockCache, mirror: Option<Mirror>) -> Arc<Volume> {
+    fn start(shared: Arc<Shared>, cache: &BlockCache, mirror: Option<Mirror>, peer: Option<Link>) -> Arc<Volume> {
+        // Before anything is accepted.
+        let standing_by = StandingBy::start(shared.clone(), peer);
         // Before anything is deleted.
         let mirroring = Mirroring::start(shared.clone(), mirror);
         let does = Upkeep { chore: upkeep::perform, describe: |shared| resize::describe(shared).boxed() };
@@ -376,6 +407,7 @@ impl Volume {
             locker,
             mirroring,
             cooling,
+            standing_by,
             _clones: clones,
             detaching: Mutex::default(),
             older: Older::default(),
@@ -387,6 +419,7 @@ impl Volume {
     pub async fn close(&self) -> Result<(), VolumeError> {
         self.shared.begin_closing();
         self.closing.clone().await?;
+        self.standing_by.settled().await;
         self.mirroring.settled().await;
         Ok(())
     }
@@ -655,6 +688,11 @@ impl Volume {
         }
     }
 
+    /// How it stands to its peer, if its durability asks for one.
+    pub fn peered(&self) -> Option<Peered> {
+        self.standing_by.peered()
+    }
+
     /// Bytes that its map takes.
     pub fn map_memory(&self) -> u64 {
         self.shared.ledger().log().map.memory() as u64
@@ -720,6 +758,8 @@ async fn until_closed(log: JoinHandle<Result<(), End>>, shared: Arc<Shared>) -> 
         // volume. What is queued in it is written first; that it fails has been said.
         drop(shared.doors.journal.close().await);
     }
+    // Another server may have its copy kept here again.
+    drop(shared.doors.held.lock().take());
     match ended {
         Ok(ended) => ended.map_err(DeviceError::from),
         Err(_) => Err(DeviceError::Io("the shell has died".into())),

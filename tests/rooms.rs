@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("format", &["map", "space", "codec", "keyring", "store", "retention"]),
     ("cache", &["disk"]),
     ("journal", &["codec", "keyring", "disk"]),
+    ("peer", &["journal", "codec", "keyring", "disk"]),
     // A failure has a reason wherever it happens, and is told by everybody above.
     ("error", &["format", "journal", "keyring", "store", "codec", "reading"]),
     ("reading", &["cache", "format", "map", "codec", "store", "error"]),
@@ -37,6 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "retention",
             "cache",
             "journal",
+            "peer",
             "store",
             "codec",
             "keyring",
@@ -49,8 +51,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "opening",
         &[
-            "engine", "reading", "format", "map", "space", "gc", "mirror", "cache", "journal", "store", "codec",
-            "keyring", "disk", "error",
+            "engine", "reading", "format", "map", "space", "gc", "mirror", "cache", "journal", "peer", "store",
+            "codec", "keyring", "disk", "error",
         ],
     ),
     ("nbd", &[]),

@@ -26,6 +26,7 @@ use crate::human::exact_duration;
 use crate::nbd::Server;
 use crate::opening::past::Snapshot;
 use crate::outside::Clock;
+use crate::peer::keeper::Keeper;
 use crate::store::buffers::Buffers;
 use crate::store::health::Health;
 use crate::store::meter::Meter;
@@ -181,6 +182,8 @@ pub struct Insight {
     pub cache: Arc<BlockCache>,
     /// Its volumes.
     pub exports: VolumeExports<StoreVolumes>,
+    /// What keeps copies of other servers' journals here, if it is to.
+    pub keeper: Option<Keeper>,
     /// Its clients.
     pub server: Arc<Server>,
     /// Its clock.

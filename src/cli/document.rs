@@ -21,7 +21,7 @@ use crate::store::meter::{Meter, Outcomes};
 use crate::tally::Tallied;
 use crate::volume::clones::Detaching;
 use crate::volume::purse::Left;
-use crate::volume::{Locked, Mirrored, NearStatus, Status, Volume};
+use crate::volume::{Locked, Mirrored, NearStatus, Peered, Status, Volume};
 
 /// What a server tells of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,6 +76,9 @@ pub struct ServerStatus {
     /// Volumes that are there and did not open when a client last asked for them, by name.
     #[serde(default)]
     pub unopened: Vec<UnopenedVolume>,
+    /// What is kept of other servers' journals, if anything is to be.
+    #[serde(default)]
+    pub copies: Option<Copies>,
     /// The volumes that were handed over since the start, by name.
     #[serde(default)]
     pub moved: Vec<Moved>,
@@ -195,6 +198,9 @@ pub struct VolumeStatus {
     /// What of its log is in a store of its own, if it has one.
     #[serde(default)]
     pub near: Option<NearStatus>,
+    /// How it stands to its peer, if its durability asks for one.
+    #[serde(default)]
+    pub peer: Option<Peered>,
     /// Numbers of it.
     #[serde(flatten)]
     pub status: Status,
@@ -222,6 +228,15 @@ pub struct VolumeCost {
     pub requests_since_creation_dollars: f64,
     /// A month of what is stored now.
     pub storage_month_dollars: f64,
+}
+
+/// What is kept of other servers' journals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Of so many volumes one is written just now.
+    pub written: u64,
 }
 
 /// One client.
@@ -280,6 +295,7 @@ impl Insight {
             volumes,
             ended: self.exports.ended().into_iter().map(|(name, why)| EndedVolume { name, why }).collect(),
             unopened: self.unopened(),
+            copies: self.keeper.as_ref().map(|keeper| Copies { bytes: keeper.used(), written: keeper.kept() as u64 }),
         }
     }
 
@@ -344,6 +360,7 @@ impl Insight {
             detaching: volume.detaching(),
             mirror: volume.mirrored(),
             near: volume.near(),
+            peer: volume.peered(),
             status,
         }
     }
@@ -388,7 +405,7 @@ pub mod example {
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
     use crate::volume::purse::Thrift;
-    use crate::volume::{Account, GcStatus, Standing};
+    use crate::volume::{Account, GcStatus, Standing, WaitsFor};
 
     /// What a volume says that does nothing.
     pub fn quiet() -> Status {
@@ -489,6 +506,14 @@ pub mod example {
                 trouble: Some(word()),
             }),
             near: Some(NearStatus { url: word(), trouble: Some(word()), ..NearStatus::default() }),
+            peer: Some(Peered {
+                address: word(),
+                waits_for: WaitsFor::Store,
+                millis: 1,
+                trouble: Some(word()),
+                falls: 1,
+                lag_bytes: 0,
+            }),
             status,
         };
         let client = ClientStatus {
@@ -520,6 +545,7 @@ pub mod example {
             ended: vec![EndedVolume { name: word(), why: word() }],
             unopened: vec![UnopenedVolume { name: word(), since_unix_millis: 1, why: word() }],
             moved: vec![Moved { volume: word(), to: word() }],
+            copies: Some(Copies { bytes: 1, written: 1 }),
         }
     }
 }
@@ -589,7 +615,18 @@ mod tests {
         removed(&mut older, &newer);
         removed(
             &mut older["volumes"][0],
-            &["doing", "operations", "cost", "budget", "schedule", "snapshot_lock", "detaching", "mirror", "near"],
+            &[
+                "doing",
+                "operations",
+                "cost",
+                "budget",
+                "schedule",
+                "snapshot_lock",
+                "detaching",
+                "mirror",
+                "near",
+                "peer",
+            ],
         );
         let read: ServerStatus = serde_json::from_value(older).unwrap();
         assert_eq!((read.pid, read.volumes.len(), read.store_requests.len()), (1, 1, 0));

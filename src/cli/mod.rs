@@ -73,6 +73,7 @@ mod hygiene;
 mod files;
 pub mod allocator;
 mod output;
+mod peers;
 mod logging;
 mod failure;
 

@@ -22,6 +22,7 @@ use super::failure::{Failure, Outcome};
 use super::files;
 use super::keeping;
 use super::outside::{self, State};
+use super::peers;
 use super::replace;
 use super::secrets;
 use super::store_volumes::StoreVolumes;
@@ -100,9 +101,14 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
     let cache = outside::open_cache(config).await;
     let (blocks, secrets) = (Arc::clone(&cache.blocks), secrets::of(config));
     let purse = Purse::new(&config.budget, config.prices, Arc::clone(&meter), Instant::now());
+    // Before a volume is taken: a server that cannot listen takes none.
+    let mut peers = peers::of(config, &state, &random).await?;
+    peers.listen();
+    let keeper = peers.keeper.clone();
     let volumes = StoreVolumes::new(Arc::clone(&store), state, cache, config, secrets, flags, random)
         .with_purse(purse.clone())
-        .with_mirror(mirror);
+        .with_mirror(mirror)
+        .with_peers(peers);
     let budget = volumes.budget();
     let described = describe(&volumes, &served, wanted.is_all()).await?;
     let mut at_once = Vec::new();
@@ -155,6 +161,7 @@ pub async fn start(config: &Effective, how: Beginning) -> Result<Running, Failur
         store_patience: config.metrics.store_patience,
         cache: blocks,
         exports: exports.clone(),
+        keeper,
         server: Arc::clone(&server),
         since_unix_millis: clock.unix_millis(),
         clock,

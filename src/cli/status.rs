@@ -13,7 +13,7 @@ use crate::config::Effective;
 use crate::human::{about_bytes, counted, date, few};
 use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
-use crate::volume::{Account, Locked, Mirrored, NearStatus, Standing, Status, VolumeName};
+use crate::volume::{Account, Locked, Mirrored, NearStatus, Peered, Standing, Status, VolumeName, WaitsFor};
 
 /// Shows what the server of this state directory is doing: its open volumes, their space and what they cost, the clients that
 /// are attached, and what is wrong with the store.
@@ -95,6 +95,10 @@ fn head(status: &ServerStatus) -> String {
     lines.extend(describe_memory(&status.memory_total));
     lines.push(describe_cache(&status.cache));
     lines.extend(status.moved.iter().map(|moved| format!("volume {} moved to {}", moved.volume, moved.to)));
+    lines.extend(status.copies.as_ref().map(|copies| {
+        let (bytes, written) = (about_bytes(copies.bytes), counted(copies.written, "volume"));
+        format!("copies of other servers' journals take {bytes}; of {written} one is written")
+    }));
     if status.log.lines_dropped > 0 {
         let lines_dropped = counted(status.log.lines_dropped, "line");
         lines.push(format!("dropped {lines_dropped} of the log, which could not be written"));
@@ -148,6 +152,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
         detaching,
         mirror,
         near,
+        peer,
         status,
         ..
     } = volume;
@@ -183,6 +188,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     lines.extend(detaching.map(|far| ("independent", detaching_told(name, far))));
     lines.extend(mirror.as_ref().map(|mirror| ("mirror", mirror_told(mirror))));
     lines.extend(near.as_ref().map(|near| ("log", near_told(near))));
+    lines.extend(peer.as_ref().map(|peer| ("peer", peer_told(peer))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -248,6 +254,23 @@ fn mirror_told(mirror: &Mirrored) -> String {
     };
     let trouble = trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
     format!("{url} {far}{held}{damaged}{trouble}")
+}
+
+/// What a FLUSH waits for, and why it is not the peer.
+fn peer_told(peer: &Peered) -> String {
+    let Peered { address, waits_for, millis, trouble, falls, .. } = peer;
+    let lasts = humantime::format_duration(Duration::from_millis(millis - millis % 100));
+    let times = match falls {
+        0 => String::new(),
+        falls => format!("; it was lost {} since the start", counted(*falls, "time")),
+    };
+    match waits_for {
+        WaitsFor::Peer => format!("{address} has kept a copy of the journal for {lasts}{times}"),
+        WaitsFor::Store => {
+            let why = trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            format!("away for {lasts}, so writes and flushes wait for the store{why}{times}")
+        }
+    }
 }
 
 /// What of the log is in a store of its own.

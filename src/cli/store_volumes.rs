@@ -14,6 +14,7 @@ use super::exports::{OpenFailure, Volumes};
 use super::failure::Failure;
 use super::life;
 use super::outside::{self, Cache, State};
+use super::peers::Peers;
 use super::secrets;
 use crate::attach::identity::Identity;
 use crate::codec::seal::Sealer;
@@ -27,7 +28,8 @@ use crate::space::{KeptVersion, Label};
 use crate::store::Store;
 use crate::units::Seq;
 use crate::volume::{
-    self, Budget, Mirror, OpenFlags, Outside, Past, Purse, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+    self, Beside, Budget, Mirror, OpenFlags, Outside, Past, Purse, ServerIdentity, Volume, VolumeError, VolumeName,
+    Witness,
 };
 
 /// Opens volumes of one store for this server.
@@ -40,6 +42,7 @@ pub struct StoreVolumes {
     flags: OpenFlags,
     follow: Duration,
     mirror: Option<Mirror>,
+    peers: Peers,
     /// The volumes that were opened once. What an operator allowed with a flag holds for the first time only, or else
     /// two servers that were both told to take a volume would take it from each other for ever. And a client that comes
     /// back to a name comes back to the same volume, or to none: a new one of that name is not what it has mounted.
@@ -91,6 +94,7 @@ impl StoreVolumes {
             flags,
             follow: config.serve.follow,
             mirror: None,
+            peers: Peers::default(),
             opened: Mutex::default(),
             allowed: Mutex::default(),
             obstacles: Mutex::default(),
@@ -106,6 +110,12 @@ impl StoreVolumes {
     /// The same, with a second store behind the first, if there is one.
     pub fn with_mirror(mut self, mirror: Option<Mirror>) -> StoreVolumes {
         self.mirror = mirror;
+        self
+    }
+
+    /// The same, with who keeps copies of its journals, and whose are kept.
+    pub fn with_peers(mut self, peers: Peers) -> StoreVolumes {
+        self.peers = peers;
         self
     }
 
@@ -193,7 +203,8 @@ impl StoreVolumes {
         let flags = self.allowed.lock().remove(name).unwrap_or(flags);
         let begun = Instant::now();
         let (options, journal, mirror) = (self.options.clone(), self.journal.clone(), self.mirror.clone());
-        let opened = Volume::open_with(outside, name, options, journal, flags, mirror).await;
+        let beside = Beside { mirror, peer: self.peers.link.clone(), keeper: self.peers.keeper.clone() };
+        let opened = Volume::open_beside(outside, name, options, journal, flags, beside).await;
         let volume = opened.inspect_err(|error| {
             let obstacle = match error {
                 VolumeError::Held { holder, .. } => Obstacle::Holder(holder.server),

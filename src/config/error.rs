@@ -176,9 +176,9 @@ fn nearest(key: &str) -> Option<String> {
         // The right name in the wrong section is a near miss, too.
         let elsewhere = strsim::damerau_levenshtein(&last(key), &last(known)) + 1;
         let here = strsim::damerau_levenshtein(key, known);
-        // Of two as near, the one whose whole name is nearer.
-        (elsewhere.min(here), here)
+        // Of two as near, the one of [serve], and then the one whose whole name is nearer.
+        (elsewhere.min(here), !known.starts_with("serve."), here)
     };
-    let ((distance, _), known) = leaves(&defaults).into_iter().map(|(known, _)| (distance(&known), known)).min()?;
+    let ((distance, ..), known) = leaves(&defaults).into_iter().map(|(known, _)| (distance(&known), known)).min()?;
     (distance <= 1 + last(key).len() / 4).then_some(known)
 }

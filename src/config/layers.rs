@@ -13,6 +13,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 use super::error::Place;
 use super::show::Origin;
 use super::{Config, ConfigError, Division, ENVIRONMENT_PREFIX, Effective, FILE, TEST_PREFIX};
+use crate::format::segment::Durability;
 use crate::memory::Machine;
 use crate::metrics;
 use crate::pool::beat::{POOL_NAME_MAX, PoolName};
@@ -126,6 +127,13 @@ fn check_bounds(config: &Effective) -> Result<(), ConfigError> {
     }
     if let Err(error) = config.volume.check() {
         return Err(config.refuse(&format!("volume.{}", error.key), format!("accepted is {}", error.accepted)));
+    }
+    if let Err((key, accepted)) = config.peer.check() {
+        return Err(config.refuse(&format!("peer.{key}"), format!("accepted is {accepted}")));
+    }
+    if config.volume.durability == Durability::Peer && config.peer.address.is_none() {
+        let why = "peer.address, which says where that is, is not set";
+        return Err(config.refuse("volume.durability", why.to_owned()));
     }
     if let Err((key, accepted)) = config.cache.check() {
         return Err(config.refuse(&format!("cache.{key}"), format!("accepted is {accepted}")));

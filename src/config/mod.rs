@@ -22,7 +22,7 @@ use crate::human;
 use crate::store::open::StoreOptions;
 use crate::store::prices::PriceOptions;
 use crate::volume::purse;
-use crate::{cache, journal, metrics, mirror, nbd, volume};
+use crate::{cache, journal, metrics, mirror, nbd, peer, volume};
 
 mod endpoint;
 mod error;
@@ -73,6 +73,8 @@ pub struct Config {
     pub volume: volume::Options,
     /// The server's local log of what is not in the store yet.
     pub journal: journal::Options,
+    /// Who keeps copies of this server's journals, and whose copies it keeps.
+    pub peer: peer::Options,
     /// Clean blocks near the reader.
     pub cache: cache::Options,
     /// What unlocks encrypted volumes.
@@ -96,6 +98,7 @@ impl Default for Config {
             nbd: nbd::Options::default(),
             volume: volume::Options::default(),
             journal: journal::Options::default(),
+            peer: peer::Options::default(),
             cache: cache::Options::default(),
             keys: Keys::default(),
             metrics: metrics::Options::default(),

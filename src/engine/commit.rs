@@ -69,6 +69,10 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Opt
             shared.following.committed(seq, stored_bytes);
             if !moved {
                 shared.doors.journal.release(covers);
+                if let Some(standby) = shared.doors.standby.get() {
+                    // Before those who wait for the store are told: a copy may begin then.
+                    standby.release(covers);
+                }
                 shared.give_back_room(released);
                 shared.waits.progress.change(|progress| progress.covers = covers);
             }

@@ -274,7 +274,10 @@ mod tests {
             error(&[("volume.segment_size", "much")]),
             "volume.segment_size = much: \"much\" is not a size; accepted is a number with a unit, such as 4096, 64KiB, 8MiB, 10G or 1.5T (K, M, G, T count in 1024)"
         );
-        assert_eq!(error(&[("volume.durability", "x")]), "volume.durability = x: accepted is store or journal");
+        assert_eq!(
+            error(&[("volume.durability", "x")]),
+            "volume.durability = x: accepted is one of store, journal, peer"
+        );
         assert_eq!(error(&[("volume.gc.busy_percent", "x")]), "volume.gc.busy_percent = x: accepted is a whole number");
         assert_eq!(error(&[("volume.gc.merge_count", "-3")]), "volume.gc.merge_count = -3: accepted is a whole number");
         assert_eq!(

@@ -1,8 +1,8 @@
 //! What the tasks of an open volume share: the core under its lock, what does not change, the doors, and the ways to wait.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -37,6 +37,8 @@ use crate::journal::Journal;
 use crate::keyring::Secrets;
 use crate::outside::lock::{Held, Lock};
 use crate::outside::{Clock, Random, Workers};
+use crate::peer::standby::Standby;
+use crate::peer::{copies, keeper};
 use crate::reading::objects::Objects;
 use crate::retention::Schedule;
 use crate::store::Store;
@@ -117,6 +119,10 @@ pub struct Doors {
     pub purse: Purse,
     /// The journal.
     pub journal: Journal,
+    /// The peer that keeps a copy of the journal, if the volume is to have one and the server knows one.
+    pub standby: OnceLock<Arc<Standby>>,
+    /// As long as it is there, nobody else's copy of this volume's journal is taken here.
+    pub held: parking_lot::Mutex<Option<keeper::Held>>,
     /// The journal's directory.
     pub disk: Arc<dyn Disk>,
     /// Wall time.
@@ -214,6 +220,7 @@ pub struct Parts {
     pub meter: Arc<Meter>,
     pub account_before: Account,
     pub journal: Journal,
+    pub held: Option<keeper::Held>,
     pub disk: Arc<dyn Disk>,
     pub clock: Clock,
     pub random: Random,
@@ -280,6 +287,8 @@ impl Shared {
                 seat,
                 purse,
                 journal: parts.journal,
+                standby: OnceLock::new(),
+                held: parking_lot::Mutex::new(parts.held),
                 disk: parts.disk,
                 clock: parts.clock,
                 random: parts.random,
@@ -346,6 +355,14 @@ impl Shared {
         let seen = Seen { line: Some(self.facts.line.clone()), ..seen };
         if let Err(error) = seen::write(&self.doors.disk, &seen).await {
             tracing::warn!(volume = %self.facts.meta.name, "what was seen of it cannot be kept in {}: {error}", self.doors.disk.path());
+        }
+    }
+
+    /// What this server kept for another one is of an epoch that is over. That it stays costs its room, and nothing else: no fence names it.
+    pub async fn forget_copies(&self, left: Option<&copies::Copy>, keeps: bool) {
+        if let Err(error) = copies::taken(&self.doors.disk, self.facts.epoch, left, keeps).await {
+            let dir = self.doors.disk.path();
+            tracing::warn!(volume = %self.facts.meta.name, "the copy of a journal in {dir} cannot be removed: {error}");
         }
     }
 

@@ -28,6 +28,13 @@ pub enum Start {
     Closed,
     /// With the whole journal of the epoch before.
     Resumed,
+    /// With the whole copy that this server, as its peer, has of the journal of the epoch before: all that was acknowledged is in that copy, or in the store.
+    Kept {
+        /// The first epoch of which that was so when the copy began.
+        since: u64,
+        /// Whether this host has not lost its memory since.
+        same_life: bool,
+    },
     /// In any other way.
     Broken,
 }
@@ -44,11 +51,13 @@ pub fn continued(
     let goes_on = match start {
         Start::Closed => true,
         Start::Resumed => same_life,
+        Start::Kept { same_life, .. } => same_life,
         Start::Broken => false,
     };
     // What was kept of an older epoch says nothing of those in between.
     let since = match kept {
         _ if !goes_on => epoch.0,
+        _ if let Start::Kept { since, .. } = start => since,
         Some((of, line)) if of == before => line.since,
         _ => before.0,
     };

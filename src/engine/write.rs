@@ -14,6 +14,7 @@ use crate::engine::ledger::{By, Ledger, Refusal};
 use crate::engine::purse::{Thrift, WRITE_WAITS};
 use crate::engine::shared::Shared;
 use crate::format::segment::Durability;
+use crate::peer::sender::Promise;
 use crate::units::{BlockCount, ChangeNo, Extent};
 
 impl Shared {
@@ -108,18 +109,54 @@ impl Shared {
                 Ok(()) => self.check_open(),
                 Err(_) => self.committed(no).await,
             },
+            Durability::Peer => match self.on_both(no, Promise::Kept).await {
+                true => self.check_open(),
+                false => self.committed(no).await,
+            },
         }
+    }
+
+    /// Returns once the change and all before it are in the local journal and in the peer's copy, either of which is then complete by itself. False if that
+    /// cannot be: then the store has to have them. Each of both is waited for while the other is.
+    async fn on_both(&self, no: ChangeNo, promise: Promise) -> bool {
+        let Some(standby) = self.doors.standby.get() else { return false };
+        let local = async {
+            match promise {
+                Promise::Had => self.doors.journal.written(no).await,
+                Promise::Kept => self.doors.journal.synced(no).await,
+            }
+            .map_err(drop)
+        };
+        let peer = async { standby.answers(no, promise).await.then_some(()).ok_or(()) };
+        let both = futures::future::try_join(local, peer).await.is_ok();
+        // What lies beyond the end that the store knows is not there for who takes the volume over.
+        both && self.waits.owed_size.now().is_none()
     }
 
     /// Returns once the change survives the death of this process.
     async fn acknowledge(&self, no: ChangeNo, fua: bool) -> Result<(), DeviceError> {
         // FUA is a FLUSH of its own change.
         let _waits = fua.then(|| self.waits.flushes.one_more());
+        if self.facts.options.durability == Durability::Peer {
+            return self.acknowledge_by_peer(no, fua).await;
+        }
         if self.doors.journal.written(no).await.is_err() {
             self.journal_suspended();
             return self.committed(no).await;
         }
         if fua { self.stable(no).await } else { self.check_open() }
+    }
+
+    /// The same, and not lost with this host either: a device that is attached goes on at the peer with all that its programs were told is written.
+    async fn acknowledge_by_peer(&self, no: ChangeNo, fua: bool) -> Result<(), DeviceError> {
+        let is_on_both = self.on_both(no, if fua { Promise::Kept } else { Promise::Had }).await;
+        if is_on_both {
+            return self.check_open();
+        }
+        if self.doors.journal.progress().suspended.is_some() {
+            self.journal_suspended();
+        }
+        self.committed(no).await
     }
 
     /// Gives up all from the end that was lowered on, and returns once that is committed in the store ([`crate::opening::resize`]).
@@ -165,6 +202,9 @@ impl Shared {
         let no = numbered.no;
         if let Some(witness) = &self.doors.witness.0 {
             witness(&numbered);
+        }
+        if let Some(standby) = self.doors.standby.get() {
+            standby.append(&numbered);
         }
         self.doors.journal.append(self.facts.epoch, numbered);
         if is_due {

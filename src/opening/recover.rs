@@ -5,7 +5,8 @@
 //! 2. Find the journal, decide by the table in [`verdict`](super::verdict).
 //!    A size that this server still owes the store is put there now ([`growth`]).
 //! 3. Have a journal: begin one or go on with the one that is here. It must exist, under the name that the fence says, before the
-//!    fence does. What is dropped with changes in it is set aside, never removed.
+//!    fence does. What is dropped with changes in it is set aside, never removed. Where this server may keep the copy of a peer ([`crate::peer`]), it stops taking
+//!    anything for it first, and looks at what there is once more.
 //! 4. Put the fence into the first free slot. If something else got there first it counts: scan again. A slot with
 //!    nothing but torn objects in it is free (see [`slot`]).
 //! 5. List the checkpoints after that of the scan. One at or beyond the fence means that the slot was free only because the volume's
@@ -55,6 +56,8 @@ use crate::opening::scan::{self, Scan, Source};
 use crate::opening::verdict::{self, JournalEvidence, JournalHere, LogEvidence, OpenFlags, Refusal, Verdict};
 use crate::opening::{near, verified};
 use crate::outside::{Clock, Random, Workers};
+use crate::peer::copies::{self, FoundCopy};
+use crate::peer::keeper::{Held, Keeper};
 use crate::store::Store;
 use crate::store::meter::{Meter, MeterStore};
 use crate::units::{BlockIndex, Epoch, Seq};
@@ -104,6 +107,18 @@ pub(crate) async fn open(
     journal_options: journal::Options,
     flags: OpenFlags,
 ) -> Result<Shared> {
+    open_as_keeper(outside, name, options, journal_options, flags, None).await
+}
+
+/// As [`open`], on a server that keeps copies of other servers' journals.
+pub(crate) async fn open_as_keeper(
+    outside: Outside,
+    name: &VolumeName,
+    options: Options,
+    journal_options: journal::Options,
+    flags: OpenFlags,
+    keeper: Option<Keeper>,
+) -> Result<Shared> {
     let meter = Arc::new(Meter::default());
     let outside = Outside { store: Arc::new(MeterStore::new(outside.store, meter.clone())), ..outside };
     let (store, cache) = (outside.store.clone(), (outside.cache.clone(), outside.workers));
@@ -117,11 +132,12 @@ pub(crate) async fn open(
     let Tuned { options, allowance } = tuned(&configured, &source.meta)?;
     let options = options.for_volume(source.meta.size);
     // Records are synced for a FLUSH only if that is what a FLUSH promises.
-    let lay_out = options.durability == Durability::Journal;
+    let lay_out = options.durability != Durability::Store;
     let journal_options = journal::Options { lay_out, ..journal_options };
     let cache = (outside.cache.clone(), outside.workers);
     let below = clones::below(&source, &options, &outside.budget, cache, None).await?;
-    let opening = Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags };
+    let opening =
+        Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags, keeper };
     let mut claim = None;
     let taken = opening.take(name, &mut claim).await;
     if let (Err(_), Some(claim)) = (&taken, claim) {
@@ -153,6 +169,20 @@ type Newer = (Description, Sealer);
 /// What [`journal::find`] said.
 type FoundJournal = std::result::Result<Option<Found>, JournalError>;
 
+/// What lies on the disk of this server.
+struct Here {
+    journal: FoundJournal,
+    /// A copy of the journal that the newest fence names.
+    copy: Option<FoundCopy>,
+}
+
+impl Here {
+    /// What is in the copy, if that is a journal.
+    fn copied(&self) -> Option<&Found> {
+        self.copy.as_ref()?.found.as_ref().ok()?.as_ref()
+    }
+}
+
 /// How the store stands to what was seen before.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Past {
@@ -177,15 +207,19 @@ fn log_evidence(scan: &Scan) -> LogEvidence<'_> {
     LogEvidence { fence: scan.fence.as_ref().map(|(_, fence)| fence), closed: scan.closed, covers: scan.covers }
 }
 
+fn here(found: &Found) -> JournalHere<'_> {
+    JournalHere {
+        names: &found.names,
+        changes: found.changes.first().map(|change| change.no).zip(found.last()),
+        synced: found.synced,
+        whole: found.is_whole(),
+    }
+}
+
 fn journal_evidence(found: &FoundJournal) -> JournalEvidence<'_> {
     match found {
         Ok(None) => JournalEvidence::None,
-        Ok(Some(found)) => JournalEvidence::Here(JournalHere {
-            names: &found.names,
-            changes: found.changes.first().map(|change| change.no).zip(found.last()),
-            synced: found.synced,
-            whole: found.is_whole(),
-        }),
+        Ok(Some(found)) => JournalEvidence::Here(here(found)),
         Err(JournalError::Foreign { .. }) => JournalEvidence::Foreign,
         Err(JournalError::Damaged { .. } | JournalError::Unreadable { .. }) => JournalEvidence::Damaged,
         // A directory that cannot even be listed can as little be set aside.
@@ -205,12 +239,15 @@ struct Opening {
     allowance: OwnAllowance,
     journal_options: journal::Options,
     flags: OpenFlags,
+    /// Who takes the journals of others here.
+    keeper: Option<Keeper>,
 }
 
 impl Opening {
     /// Steps 1 to 6. In verified mode `claim` is what is to be withdrawn if this fails.
     async fn take(mut self, name: &VolumeName, claim: &mut Option<Claim>) -> Result<Shared> {
         let mut displaced: Option<Epoch> = None;
+        let mut held = None;
         for turn in 0..TRIES {
             let mut scan = self.source.scan().await?;
             if let Some(contested) = claim.take_if(|claim| scan.fences.contests(*claim)) {
@@ -221,11 +258,20 @@ impl Opening {
             let Remembered { past, seen, growth } = self.refuse_the_past(&scan).await?;
             let kept = seen.as_ref().and_then(|seen| Some((Epoch(seen.epoch), seen.line.as_ref()?)));
             self.refuse_a_lost_race(&scan, &mut displaced)?;
-            let found = journal::find(&self.outside.disk, &self.source.sealer).await;
-            let verdict = self.decide(&scan, &found)?;
+            if self.flags.takeover {
+                // From here on the copy stays what it is.
+                self.hold(&mut held).await;
+            }
+            let mut here = self.look(&scan).await?;
+            let mut verdict = self.decide(&scan, &here)?;
             if turn == 0 {
                 // Later the danger may be over because this very opening has met it.
-                self.refuse_needless_flags(&scan, &found, past)?;
+                self.refuse_needless_flags(&scan, &here, past)?;
+            }
+            // Not before: whoever only asks, and is refused, disturbs no sender.
+            if self.hold(&mut held).await {
+                here = self.look(&scan).await?;
+                verdict = self.decide(&scan, &here)?;
             }
             if self.source.meta.fenced_by == FencedBy::Verified && claim.is_none() {
                 let store = &*self.outside.store;
@@ -235,15 +281,18 @@ impl Opening {
             if let Some(torn) = &scan.torn {
                 tracing::warn!(volume = %name, "{torn}; going on without it");
             }
-            let start = self.line_goes_on(&scan, &found, &verdict, past);
+            let start = self.line_goes_on(&scan, &here, &verdict, past);
             if let (Start::Broken, Verdict::Resume, Some(seen)) = (start, &verdict, &seen) {
                 self.forget_the_line(seen).await?;
             }
+            // One that could be had and is not taken, because an operator said so.
+            let passed_over = here.copy.as_ref().filter(|_| !matches!(verdict, Verdict::Adopt { .. }));
+            let (passed_over, keeps) = (passed_over.map(|copy| copy.copy.clone()), self.keeper.is_some());
             let before = scan.fence.as_ref().map_or(Epoch(0), |(_, fence)| fence.epoch);
             if let Some(growth) = growth.filter(|growth| growth.epoch == before.0 && !scan.closed) {
                 self.describe(growth.size, &mut scan).await?;
             }
-            let (journal, replay) = self.journal(&scan, found.ok().flatten(), &verdict).await?;
+            let (journal, replay) = self.journal(&scan, here, &verdict, start).await?;
             // From here on the claim is never withdrawn: the fence may land whatever is answered, and whoever comes then must have
             // seen one of both.
             let placing = claim.take();
@@ -265,8 +314,9 @@ impl Opening {
                     let lost = seen.as_ref().filter(|_| past == Past::IsAccepted).map_or(0, |seen| seen.epoch + 1);
                     let line = Line { since: line.since.max(lost), ..line };
                     self.source.look_for_dead(&mut scan).await;
-                    let shared = self.start(scan, placed, journal, replay, line);
+                    let shared = self.start(scan, placed, journal, replay, line, held);
                     shared.remember(shared.facts.fence.0).await;
+                    shared.forget_copies(passed_over.as_ref(), keeps).await;
                     // Of an epoch that is over it says nothing to anybody.
                     drop(growth::NOTE.forget(&*shared.doors.disk).await);
                     return Ok(shared);
@@ -289,12 +339,63 @@ impl Opening {
         )))
     }
 
+    /// Nothing of a copy of this volume's journal is taken here any more. Whether that is news.
+    async fn hold(&self, held: &mut Option<Held>) -> bool {
+        let (Some(keeper), None) = (&self.keeper, &held) else { return false };
+        *held = Some(keeper.hold(self.source.meta.uuid).await);
+        true
+    }
+
+    /// What lies on the disk here: the journal, and a copy of the one that the fence names.
+    async fn look(&self, scan: &Scan) -> Result<Here> {
+        let (disk, sealer) = (&self.outside.disk, &self.source.sealer);
+        let failed = |error: io::Error| {
+            let what = format!(
+                "what {} says of a copy of another server's journal cannot be read: {error}; move the files standby-* there away to go on without the copy",
+                disk.path()
+            );
+            VolumeError::Journal(JournalError::Disk { what })
+        };
+        copies::finish(disk).await.map_err(failed)?;
+        let fence = scan.fence.as_ref().filter(|_| !scan.closed);
+        let copy = match fence {
+            Some((_, fence)) => copies::find(disk, sealer, fence.journal).await.map_err(failed)?,
+            None => None,
+        };
+        Ok(match copy {
+            // It became the journal, and is still somebody else's.
+            Some(copy) if copy.in_place && matches!(copy.found, Ok(Some(_))) => {
+                Here { journal: Ok(None), copy: Some(copy) }
+            }
+            copy => Here { journal: journal::find(disk, sealer).await, copy: copy.filter(|copy| !copy.in_place) },
+        })
+    }
+
+    /// The verdict with other flags than those that were given.
+    fn verdict(scan: &Scan, seen: &Here, flags: OpenFlags) -> Verdict {
+        verdict::decide(&log_evidence(scan), journal_evidence(&seen.journal), seen.copied().map(here), flags)
+    }
+
     /// Whether everything that the epoch before acknowledged is here.
-    fn line_goes_on(&self, scan: &Scan, found: &FoundJournal, verdict: &Verdict, past: Past) -> Start {
-        // What would have been refused without a flag is not whole.
-        let unaided = verdict::decide(&log_evidence(scan), journal_evidence(found), OpenFlags::default());
+    fn line_goes_on(&self, scan: &Scan, seen: &Here, verdict: &Verdict, past: Past) -> Start {
+        // What would have been refused without a flag is not whole. That a peer takes over is what its copy is for.
+        let needed = OpenFlags { takeover: matches!(verdict, Verdict::Adopt { .. }), ..OpenFlags::default() };
+        let unaided = match Opening::verdict(scan, seen, needed) {
+            Verdict::Refuse(Refusal::StaleJournal | Refusal::Unusable) if needed.takeover => {
+                Opening::verdict(scan, seen, OpenFlags { drop_journal: true, ..needed })
+            }
+            unaided => unaided,
+        };
         match (past, verdict) {
             _ if self.flags.breaks_line => Start::Broken,
+            (Past::IsKept, Verdict::Adopt { .. }) if unaided == *verdict => {
+                let life = self.outside.disk.host_life();
+                let kept = |copy: &FoundCopy| Start::Kept {
+                    since: copy.copy.since,
+                    same_life: life.is_some() && copy.copy.life == life,
+                };
+                seen.copy.as_ref().map_or(Start::Broken, kept)
+            }
             (Past::IsKept, Verdict::Resume) if unaided == *verdict => Start::Resumed,
             (Past::IsKept, Verdict::Begin { .. }) if scan.closed => Start::Closed,
             _ => Start::Broken,
@@ -355,9 +456,10 @@ impl Opening {
     }
 
     /// Each flag is for one danger.
-    fn refuse_needless_flags(&self, scan: &Scan, found: &FoundJournal, past: Past) -> Result<()> {
+    fn refuse_needless_flags(&self, scan: &Scan, seen: &Here, past: Past) -> Result<()> {
         let rollback = self.flags.accept_rollback && past == Past::IsKept;
-        let needless = verdict::needless(&log_evidence(scan), journal_evidence(found), self.flags);
+        let (journal, copy) = (journal_evidence(&seen.journal), seen.copied().map(here));
+        let needless = verdict::needless(&log_evidence(scan), journal, copy, self.flags);
         match needless.or(rollback.then_some(Flag::AcceptRollback)) {
             Some(flag) => Err(VolumeError::NeedlessFlag { name: self.source.meta.name.to_string(), flag }),
             None => Ok(()),
@@ -376,15 +478,20 @@ impl Opening {
     }
 
     /// Step 2.
-    fn decide(&self, scan: &Scan, found: &FoundJournal) -> Result<Verdict> {
-        let verdict = verdict::decide(&log_evidence(scan), journal_evidence(found), self.flags);
+    fn decide(&self, scan: &Scan, seen: &Here) -> Result<Verdict> {
+        let verdict = Opening::verdict(scan, seen, self.flags);
         let Verdict::Refuse(refusal) = verdict else { return Ok(verdict) };
         let name = self.source.meta.name.to_string();
         let journal_dir = self.outside.disk.path();
-        let here = match found {
-            Err(error) if refusal == Refusal::Unusable => return Err(error.clone().into()),
-            Err(_) => None,
-            Ok(found) => found.as_ref(),
+        let here = match (&seen.journal, &seen.copy) {
+            (Err(error), _) if refusal == Refusal::Unusable => return Err(error.clone().into()),
+            // Why there is no copy where there was one.
+            (_, Some(FoundCopy { found: Err(error), .. })) if refusal == Refusal::Owed && !self.flags.drop_journal => {
+                return Err(error.clone().into());
+            }
+            // What is refused of a journal that is another one's is refused of the copy.
+            (found, _) if refusal == Refusal::StaleJournal => found.as_ref().ok().and_then(Option::as_ref),
+            (found, _) => seen.copied().or(found.as_ref().ok().and_then(Option::as_ref)),
         };
         let holder = scan.fence.as_ref().map_or_else(Holder::nobody, |(_, fence)| Holder::of(fence));
         Err(match refusal {
@@ -423,8 +530,18 @@ impl Opening {
     }
 
     /// Step 3: the journal, and what of it is to be accepted again.
-    async fn journal(&self, scan: &Scan, found: Option<Found>, verdict: &Verdict) -> Result<(Journal, Vec<Numbered>)> {
+    async fn journal(
+        &self,
+        scan: &Scan,
+        seen: Here,
+        verdict: &Verdict,
+        start: Start,
+    ) -> Result<(Journal, Vec<Numbered>)> {
         let outside = &self.outside;
+        let found = match verdict {
+            Verdict::Adopt { aside } => Some(self.adopted(seen, *aside, start).await?),
+            _ => seen.journal.ok().flatten(),
+        };
         let doors = Doors {
             disk: outside.disk.clone(),
             random: outside.random.clone(),
@@ -433,7 +550,7 @@ impl Opening {
         };
         let meta = &self.source.meta;
         match (found, verdict, &scan.fence) {
-            (Some(found), Verdict::Resume, Some((_, fence))) => {
+            (Some(found), Verdict::Resume | Verdict::Adopt { .. }, Some((_, fence))) => {
                 if let Some(note) = &found.note {
                     tracing::warn!(volume = %meta.name, "{note}");
                 }
@@ -455,6 +572,35 @@ impl Opening {
                 Ok((Journal::create(doors, options, id, meta.block_size, first).await?, Vec::new()))
             }
         }
+    }
+
+    /// The copy becomes the journal of this server.
+    async fn adopted(&self, seen: Here, aside: bool, start: Start) -> Result<Found> {
+        let disk = &self.outside.disk;
+        let Here { journal, copy: Some(FoundCopy { copy, found: Ok(Some(found)), in_place }) } = seen else {
+            return Err(VolumeError::Invalid("the copy of the journal is not there any more: try again".into()));
+        };
+        if !in_place {
+            if aside {
+                let kept = journal::set_aside(disk).await?;
+                tracing::warn!(volume = %self.source.meta.name, "the journal was dropped; its files are kept in {kept}");
+            } else if matches!(journal, Ok(Some(_))) {
+                journal::discard(disk, self.source.meta.uuid).await?;
+            }
+            // Of one of which a loss is accepted no device goes on, also if this opening dies and another one finds the copy in its place.
+            let life = if start == Start::Broken { None } else { copy.life.clone() };
+            let taken = copies::take(disk, &copies::Copy { life, ..copy }).await;
+            taken.map_err(|error| {
+                let what = format!("the copy of the journal in {} cannot be taken: {error}", disk.path());
+                VolumeError::Journal(JournalError::Disk { what })
+            })?;
+        }
+        tracing::info!(
+            volume = %self.source.meta.name,
+            changes = found.changes.len(),
+            "taken over with the copy of its journal that this server kept as its peer"
+        );
+        Ok(found)
     }
 
     /// Whoever deletes the volume puts a tombstone, and then fences whoever has a fence there: a fence that comes later finds
@@ -564,14 +710,22 @@ impl Opening {
             journal,
             window: self.options.upload_window,
             continues_at: Seq(seq.0 + strays.max(1)),
-            durability: self.options.durability,
+            durability: self.options.durability.in_fence(),
             covers: scan.covers,
             displaces: log_evidence(scan).displaces(),
         }
     }
 
     /// Step 6.
-    fn start(self, scan: Scan, placed: PlacedFence, journal: Journal, replay: Vec<Numbered>, line: Line) -> Shared {
+    fn start(
+        self,
+        scan: Scan,
+        placed: PlacedFence,
+        journal: Journal,
+        replay: Vec<Numbered>,
+        line: Line,
+        held: Option<Held>,
+    ) -> Shared {
         let PlacedFence { seq, fence, .. } = placed;
         let needed: BTreeSet<Seq> = scan.checkpoints.keys().copied().chain([scan.checkpointed]).collect();
         let mut doomed = Doomed::new(scan.doomed, scan.listed.difference(&needed).copied().collect());
@@ -615,6 +769,7 @@ impl Opening {
             meter: self.meter,
             account_before: scan.account,
             journal,
+            held,
             disk: self.outside.disk,
             clock: self.outside.clock,
             random: self.outside.random,

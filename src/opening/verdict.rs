@@ -14,9 +14,12 @@
 //! | J | any | files that contradict each other, do not verify, or cannot be read | nobody can tell what is in it | refuse; with `drop_journal`, set it aside and go on as if none were here |
 //! | K | any | that of another volume | somebody mixed up directories | refuse |
 //! | L | any | one of a later format | a newer ashlar wrote it | refuse |
+//! | M | did not close | none, or as in G or J; and, kept here as a peer, a copy of the one that the fence names | its server may be alive; what it acknowledged is in the copy or in the store | refuse; with `takeover` the copy becomes the journal, and then C, H, I |
 //!
 //! Whatever did not close may be alive: another server, or our earlier self on another host that shares or copied this directory. So
 //! the fence displaces it, in C as in E: see [`LogEvidence::displaces`].
+//!
+//! A copy that the fence does not name is of an epoch that is over, and counts for nothing: what was acknowledged by its word is in the journal that it was a copy of, which went on.
 //!
 //! A flag names one danger. Where the danger is not, the flag is refused ([`needless`]), so that it does not become a habit.
 //!
@@ -102,6 +105,11 @@ pub enum Verdict {
     },
     /// Go on with the journal that is here, accepting its changes after the last committed one again.
     Resume,
+    /// The same with the copy that is kept here. `aside`: as in [`Verdict::Begin`], of the journal in whose place it comes.
+    Adopt {
+        /// Whether what is here is kept.
+        aside: bool,
+    },
     /// Refused.
     Refuse(Refusal),
 }
@@ -123,28 +131,38 @@ pub enum Refusal {
     Unusable,
 }
 
-/// The table.
-pub fn decide(log: &LogEvidence<'_>, journal: JournalEvidence<'_>, flags: OpenFlags) -> Verdict {
+/// The table. `copy` is one of the journal that the newest fence names, if this server keeps one.
+pub fn decide(
+    log: &LogEvidence<'_>,
+    journal: JournalEvidence<'_>,
+    copy: Option<JournalHere<'_>>,
+    flags: OpenFlags,
+) -> Verdict {
     match journal {
         JournalEvidence::Foreign | JournalEvidence::Unknown => Verdict::Refuse(Refusal::Unusable),
         JournalEvidence::Damaged if !flags.drop_journal => Verdict::Refuse(Refusal::Unusable),
-        JournalEvidence::Damaged => without_journal(log, flags, true),
-        JournalEvidence::None => without_journal(log, flags, false),
-        JournalEvidence::Here(here) => with_journal(log, here, flags),
+        JournalEvidence::Damaged => without_journal(log, copy, flags, true),
+        JournalEvidence::None => without_journal(log, copy, flags, false),
+        JournalEvidence::Here(here) => with_journal(log, here, copy, flags),
     }
 }
 
-fn with_journal(log: &LogEvidence<'_>, here: JournalHere<'_>, flags: OpenFlags) -> Verdict {
+fn with_journal(
+    log: &LogEvidence<'_>,
+    here: JournalHere<'_>,
+    copy: Option<JournalHere<'_>>,
+    flags: OpenFlags,
+) -> Verdict {
     let own = log.fence.is_some_and(|fence| here.names.contains(&fence.journal));
     match (own, log.closed) {
         (true, false) => own_journal(log, here, flags),
         // What a closed volume's own journal still holds is all in the store.
-        (true, true) => without_journal(log, flags, false),
+        (true, true) => without_journal(log, copy, flags, false),
         // Another's, and there is nothing in it that could be missed.
-        (false, _) if here.changes.is_none() && here.whole => without_journal(log, flags, false),
+        (false, _) if here.changes.is_none() && here.whole => without_journal(log, copy, flags, false),
         // G
         (false, _) if !flags.drop_journal => Verdict::Refuse(Refusal::StaleJournal),
-        (false, _) => without_journal(log, flags, true),
+        (false, _) => without_journal(log, copy, flags, true),
     }
 }
 
@@ -162,11 +180,17 @@ fn own_journal(log: &LogEvidence<'_>, here: JournalHere<'_>, flags: OpenFlags) -
     if is_cut && !flags.accept_loss { Verdict::Refuse(Refusal::JournalCut) } else { Verdict::Resume }
 }
 
-/// A, B, D, E, F.
-fn without_journal(log: &LogEvidence<'_>, flags: OpenFlags, aside: bool) -> Verdict {
+/// A, B, D, E, F, M.
+fn without_journal(log: &LogEvidence<'_>, copy: Option<JournalHere<'_>>, flags: OpenFlags, aside: bool) -> Verdict {
     let Some(fence) = log.fence.filter(|_| !log.closed) else { return Verdict::Begin { aside } };
     if !flags.takeover {
         return Verdict::Refuse(Refusal::Held);
+    }
+    match copy.filter(|copy| copy.names.contains(&fence.journal)).map(|copy| own_journal(log, copy, flags)) {
+        Some(Verdict::Refuse(refusal)) => return Verdict::Refuse(refusal),
+        Some(Verdict::Resume) => return Verdict::Adopt { aside },
+        // It is of no use, and that is accepted.
+        _ => {}
     }
     match fence.durability == Durability::Journal && !flags.accept_loss {
         true => Verdict::Refuse(Refusal::Owed),
@@ -175,8 +199,13 @@ fn without_journal(log: &LogEvidence<'_>, flags: OpenFlags, aside: bool) -> Verd
 }
 
 /// A flag whose danger is not there: without it the volume would be opened the same way.
-pub fn needless(log: &LogEvidence<'_>, journal: JournalEvidence<'_>, flags: OpenFlags) -> Option<Flag> {
-    let verdict = decide(log, journal, flags);
+pub fn needless(
+    log: &LogEvidence<'_>,
+    journal: JournalEvidence<'_>,
+    copy: Option<JournalHere<'_>>,
+    flags: OpenFlags,
+) -> Option<Flag> {
+    let verdict = decide(log, journal, copy, flags);
     if matches!(verdict, Verdict::Refuse(_)) {
         return None;
     }
@@ -185,7 +214,8 @@ pub fn needless(log: &LogEvidence<'_>, journal: JournalEvidence<'_>, flags: Open
         (flags.accept_loss, Flag::AcceptLoss, OpenFlags { accept_loss: false, ..flags }),
         (flags.drop_journal, Flag::DropJournal, OpenFlags { drop_journal: false, ..flags }),
     ];
-    let same = |(is_set, _, without): &(bool, Flag, OpenFlags)| *is_set && decide(log, journal, *without) == verdict;
+    let same =
+        |(is_set, _, without): &(bool, Flag, OpenFlags)| *is_set && decide(log, journal, copy, *without) == verdict;
     without.into_iter().find(same).map(|(_, flag, _)| flag)
 }
 
@@ -230,7 +260,7 @@ mod tests {
 
     fn check_state(fence: Option<Fence>, closed: bool, journal: JournalEvidence<'_>, flags: OpenFlags) -> Verdict {
         let log = LogEvidence { fence: fence.as_ref(), closed, covers: ChangeNo(10) };
-        decide(&log, journal, flags)
+        decide(&log, journal, None, flags)
     }
 
     const NONE: OpenFlags = OpenFlags {
@@ -381,7 +411,7 @@ mod tests {
         let own = JournalEvidence::Here(here(&names, Some((5, 20)), 20));
         let cut = JournalEvidence::Here(here(&names, Some((5, 20)), 21));
         let needless = |fence: Option<&Fence>, journal, flags| {
-            needless(&LogEvidence { fence, closed: false, covers: ChangeNo(10) }, journal, flags)
+            needless(&LogEvidence { fence, closed: false, covers: ChangeNo(10) }, journal, None, flags)
         };
         let (mine, held, owed) =
             (fence(OURS, Durability::Journal), fence(OTHER, Durability::Store), fence(OTHER, Durability::Journal));
@@ -398,6 +428,45 @@ mod tests {
         assert_eq!(needless(Some(&owed), JournalEvidence::None, drop_journal), None, "refused for another reason");
         assert_eq!(needless(None, JournalEvidence::Damaged, drop_journal), None);
         assert_eq!(needless(Some(&held), own, OpenFlags { drop_journal: true, ..takeover }), None, "G");
+    }
+
+    #[test]
+    fn m_the_copy_that_a_peer_keeps_is_its_journal_once_the_volume_is_taken_over() {
+        let held = || Some(fence(OTHER, Durability::Journal));
+        let takeover = OpenFlags { takeover: true, ..NONE };
+        let accept = OpenFlags { accept_loss: true, ..takeover };
+        let dropped = OpenFlags { drop_journal: true, ..takeover };
+        let names = [OTHER];
+        let decide = |closed, journal, copy, flags| {
+            let fence = held();
+            decide(&LogEvidence { fence: fence.as_ref(), closed, covers: ChangeNo(10) }, journal, copy, flags)
+        };
+        let none = JournalEvidence::None;
+        let copy = |changes, synced| Some(here(&names, changes, synced));
+        let whole = copy(Some((5, 20)), 20);
+        assert_eq!(decide(false, none, whole, NONE), Verdict::Refuse(Refusal::Held), "its server may be alive");
+        assert_eq!(decide(false, none, whole, takeover), Verdict::Adopt { aside: false });
+        assert_eq!(decide(false, none, copy(None, 10), takeover), Verdict::Adopt { aside: false }, "an empty one");
+        assert_eq!(decide(true, none, whole, NONE), Verdict::Begin { aside: false }, "a closed volume owes nothing");
+        // It does not reach as far as was promised; or it begins beyond what the store has.
+        let cut = copy(Some((5, 20)), 21);
+        assert_eq!(decide(false, none, cut, takeover), Verdict::Refuse(Refusal::JournalCut));
+        assert_eq!(decide(false, none, cut, accept), Verdict::Adopt { aside: false });
+        let beyond = copy(Some((15, 20)), 20);
+        assert_eq!(decide(false, none, beyond, takeover), Verdict::Refuse(Refusal::StoreBehind));
+        assert_eq!(decide(false, none, beyond, dropped), Verdict::Refuse(Refusal::Owed), "as if none were here");
+        // Of an epoch that is over.
+        let of_before = Some(here(&[OURS], Some((5, 20)), 20));
+        assert_eq!(decide(false, none, of_before, takeover), Verdict::Refuse(Refusal::Owed));
+        // A journal of our own from before.
+        let stale = JournalEvidence::Here(here(&[OURS], Some((2, 4)), 4));
+        assert_eq!(decide(false, stale, whole, takeover), Verdict::Refuse(Refusal::StaleJournal));
+        assert_eq!(decide(false, stale, whole, dropped), Verdict::Adopt { aside: true });
+        let empty = JournalEvidence::Here(here(&[OURS], None, 0));
+        assert_eq!(decide(false, empty, whole, takeover), Verdict::Adopt { aside: false });
+        // One's own goes first: it has all that the copy has.
+        let own = JournalEvidence::Here(here(&names, Some((5, 22)), 22));
+        assert_eq!(decide(false, own, whole, NONE), Verdict::Resume);
     }
 
     #[test]

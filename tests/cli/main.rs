@@ -26,6 +26,7 @@ mod rollback;
 mod clones;
 mod copies;
 mod mirror;
+mod standby;
 mod images;
 mod snapshots;
 mod upgrading;

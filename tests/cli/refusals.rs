@@ -116,7 +116,7 @@ fn a_bad_value_in_the_file_the_environment_and_a_flag() {
         &place,
         &["list", "--config", "other.toml"],
         2,
-        "ashlar: other.toml: volume.durability = \"maybe\": accepted is store or journal",
+        "ashlar: other.toml: volume.durability = \"maybe\": accepted is store or journal or peer",
     );
     let ended = Ended::of(place.command(&["list"]).env("ASHLAR_VOLUME__UPLOAD_WINDOW", "0"));
     let words = "ashlar: environment variable ASHLAR_VOLUME__UPLOAD_WINDOW = 0: accepted is 1 to 1024\n";

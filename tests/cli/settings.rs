@@ -113,7 +113,7 @@ fn settings_that_cannot_be_are_refused_and_change_nothing() {
         assert!(ended.code == Some(2) && ended.err.contains(words), "{args:?}: {ended:?}");
     };
     refused(&["durability"], "accepted is KEY=VALUE, such as durability=journal");
-    refused(&["durability=perhaps"], "volume.durability = perhaps: accepted is store or journal");
+    refused(&["durability=perhaps"], "volume.durability = perhaps: accepted is one of store, journal, peer");
     refused(
         &["dirty_bytes=1G"],
         "dirty_bytes = 1G: a volume has no such setting of its own; it can have volume.durability,",

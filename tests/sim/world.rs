@@ -560,7 +560,7 @@ impl World {
             let committed = ChangeNo(open.volume.status().committed);
             let flushed = match self.climate.options.durability {
                 Durability::Store => open.floors.now().flushed,
-                Durability::Journal => ChangeNo(0),
+                Durability::Journal | Durability::Peer => ChangeNo(0),
             };
             vol.floors = Floors::reset(committed.max(flushed), committed.max(flushed));
         }

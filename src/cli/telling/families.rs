@@ -11,7 +11,7 @@ use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
 use crate::volume::purse::Left;
-use crate::volume::{Mirrored, NearStatus, Standing, Status};
+use crate::volume::{Mirrored, NearStatus, Peered, Standing, Status, WaitsFor};
 
 use Kind::{Counter, Gauge, Histogram};
 
@@ -48,7 +48,14 @@ fn of_server(readings: &Readings) -> Vec<Family> {
     for Left { key, left_ratio, .. } in &readings.status.budget {
         left = left.number([("bound", key)], *left_ratio);
     }
+    let copies = Family::new(
+        "ashlar_copies_bytes",
+        Gauge,
+        "Bytes that copies of other servers' journals take; of a server that takes some.",
+    );
+    let copies = readings.status.copies.iter().fold(copies, |family, copies| family.number([], copies.bytes as f64));
     vec![
+        copies,
         left,
         build.number([("version", env!("CARGO_PKG_VERSION"))], 1.0),
         dropped.number([], readings.status.log.lines_dropped as f64),
@@ -315,6 +322,23 @@ const NEAR: [(&str, Kind, &str, OfNear); 3] = [
     ),
 ];
 
+/// A number of how an open volume stands to its peer.
+type OfPeer = fn(&Peered) -> f64;
+
+/// What of a peer is a number, by name.
+const PEER: [(&str, Kind, &str, OfPeer); 3] = [
+    (
+        "ashlar_volume_peer_answers",
+        Gauge,
+        "1 if a flush waits for the peer, 0 if for the store because the peer is away; of a volume with durability \"peer\".",
+        |peer| f64::from(u8::from(peer.waits_for == WaitsFor::Peer)),
+    ),
+    ("ashlar_volume_peer_falls_total", Counter, "How often the peer was lost since the volume was opened.", |peer| {
+        peer.falls as f64
+    }),
+    ("ashlar_volume_peer_lag_bytes", Gauge, "Bytes that are under way to the peer.", |peer| peer.lag_bytes as f64),
+];
+
 /// A number of the mirror of an open volume.
 type OfMirror = fn(&Mirrored) -> f64;
 
@@ -406,6 +430,10 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         let with = volumes.iter().filter_map(|volume| Some((&volume.name, volume.near.as_ref()?)));
         with.fold(Family::new(name, kind, help), |family, (name, near)| family.number([("volume", name)], of(near)))
     });
+    let peers = PEER.map(|(name, kind, help, of)| {
+        let with = volumes.iter().filter_map(|volume| Some((&volume.name, volume.peer.as_ref()?)));
+        with.fold(Family::new(name, kind, help), |family, (name, peer)| family.number([("volume", name)], of(peer)))
+    });
     for VolumeStatus { name, store_trouble, status, cost, budget, .. } in volumes {
         if status.newest_snapshot_unix_millis > 0 {
             newest = newest.number([("volume", name)], status.newest_snapshot_unix_millis as f64 / 1000.0);
@@ -431,7 +459,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
     let others = [requests, trouble, request_cost, storage_cost, left, newest, held, for_clones];
-    numbers.chain(others).chain(mirrors).chain(nears).collect()
+    numbers.chain(others).chain(mirrors).chain(nears).chain(peers).collect()
 }
 
 /// Which volumes there are, and which ended.

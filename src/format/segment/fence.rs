@@ -25,6 +25,18 @@ pub enum Durability {
     Store = 0,
     /// When they are on the server's local disk.
     Journal = 1,
+    /// When they are on the server's local disk and in a copy of its journal on a peer, or, without a peer, committed in the store. No fence says so: see [`Durability::in_fence`].
+    Peer = 2,
+}
+
+impl Durability {
+    /// What a fence says of it. Whoever takes the volume has to know whether what was flushed may be missing in the store; the copy that a peer has is a journal, and is found by its name.
+    pub fn in_fence(self) -> Durability {
+        match self {
+            Durability::Store => Durability::Store,
+            Durability::Journal | Durability::Peer => Durability::Journal,
+        }
+    }
 }
 
 /// A server takes the volume: from here on an older one can commit nothing.
@@ -82,7 +94,7 @@ impl Fence {
         w.uuid(self.journal);
         w.varint(u64::from(self.window));
         w.varint(self.continues_at.0);
-        w.u8(self.durability as u8);
+        w.u8(self.durability.in_fence() as u8);
         w.varint(self.covers.0);
         w.u8(u8::from(self.displaces));
     }
