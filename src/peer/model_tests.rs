@@ -516,5 +516,5 @@ fn no_acknowledged_change_is_lost_whatever_stops_or_is_cut_off() {
         refused += world.refused_after_hold;
     }
     // The worlds are bad enough, and good enough.
-    assert!(takeovers > 400 && by_peer > 20_000 && refused > 50, "{takeovers} {by_peer} {refused}");
+    assert!(takeovers > 400 && by_peer > 500 && refused > 50, "{takeovers} {by_peer} {refused}");
 }
