@@ -201,10 +201,10 @@ async fn opened(store: &Arc<Watched>, server: u64) -> (Arc<Volume>, u64) {
     (volume, store.requests.load(Relaxed) - before)
 }
 
-/// As many slots as a GiB of writes has with segments of 64 MiB and of 8 MiB, of full size and, under load, of twice that.
+/// As many slots as a GiB of writes has with segments of 64 MiB and of 8 MiB, of twice that size, which they are under load; and as many as there are digests for in one go.
 #[tokio::test(start_paused = true)]
 async fn sixteen_requests_open_what_was_killed_after_a_gib() {
-    for slots in [8, 16, 66, 128] {
+    for slots in [8, 16, 66, 96] {
         let mut world = World::new(FencedBy::CreateOnly).await;
         let volume = open(world.store.clone(), 1, &CrashDisk::new(1), quiet()).await;
         let before = world.store.requests.load(Relaxed);

@@ -25,8 +25,8 @@ const SLOTS: u64 = 4;
 const SEGMENTS: u64 = 2;
 /// since the newest checkpoint it is this part: a probe more for so many.
 const PART: u64 = 256;
-/// So many digests may follow each other closely: enough for a GiB in segments of 8 MiB.
-const SAVED: u32 = 32;
+/// So many digests may follow each other closely: enough for a GiB in segments of 16 MiB, which a client that writes as fast as it can makes.
+const SAVED: u32 = 24;
 /// After those there is one in so long a time, which is how often there is a checkpoint, too.
 const EACH: Duration = Duration::from_secs(30);
 /// A digest has the slots of the one before, too, if that has at most so many times as many.
@@ -240,9 +240,9 @@ mod tests {
             (8, 5, 2, 4, 2, 3),
             (16, 5, 4, 4, 2, 3),
             (64, 5, 16, 8, 2, 3),
-            (128, 5, 32, 10, 3, 3),
+            (128, 5, 24, 8, 3, 32),
             // What was saved up is spent, and little comes.
-            (512, 5, 32, 9, 4, 383),
+            (512, 5, 24, 8, 4, 415),
             // A FLUSH for each half of a MiB, and each of them takes a while.
             (2048, 2048, 64, 12, 5, 31),
         ] {
