@@ -292,7 +292,7 @@ impl Volume {
     ) -> Result<Arc<Volume>, VolumeError> {
         options.check()?;
         let cache = outside.cache.clone();
-        let opened = recover::open_as_keeper(outside, name, options, journal_options, flags, keeper).await?;
+        let opened = Box::pin(recover::open_as_keeper(outside, name, options, journal_options, flags, keeper)).await?;
         Ok(Volume::start(Arc::new(opened), &cache, mirror, peer))
     }
 

@@ -107,7 +107,7 @@ pub(crate) async fn open(
     journal_options: journal::Options,
     flags: OpenFlags,
 ) -> Result<Shared> {
-    open_as_keeper(outside, name, options, journal_options, flags, None).await
+    Box::pin(open_as_keeper(outside, name, options, journal_options, flags, None)).await
 }
 
 /// As [`open`], on a server that keeps copies of other servers' journals.
@@ -139,7 +139,8 @@ pub(crate) async fn open_as_keeper(
     let opening =
         Opening { outside, meter, source, below, options, configured, allowance, journal_options, flags, keeper };
     let mut claim = None;
-    let taken = opening.take(name, &mut claim).await;
+    // Boxed, as the scans and the journal in it: whoever opens a volume may be deep in the stack.
+    let taken = Box::pin(opening.take(name, &mut claim)).await;
     if let (Err(_), Some(claim)) = (&taken, claim) {
         verified::withdraw(&*store, &keys, claim).await;
     }
@@ -249,7 +250,7 @@ impl Opening {
         let mut displaced: Option<Epoch> = None;
         let mut held = None;
         for turn in 0..TRIES {
-            let mut scan = self.source.scan().await?;
+            let mut scan = Box::pin(self.source.scan()).await?;
             if let Some(contested) = claim.take_if(|claim| scan.fences.contests(*claim)) {
                 verified::withdraw(&*self.outside.store, &self.source.keys, contested).await;
                 verified::give_way(&self.outside.random, turn).await;
@@ -262,7 +263,7 @@ impl Opening {
                 // From here on the copy stays what it is.
                 self.hold(&mut held).await;
             }
-            let mut here = self.look(&scan).await?;
+            let mut here = Box::pin(self.look(&scan)).await?;
             let mut verdict = self.decide(&scan, &here)?;
             if turn == 0 {
                 // Later the danger may be over because this very opening has met it.
@@ -270,7 +271,7 @@ impl Opening {
             }
             // Not before: whoever only asks, and is refused, disturbs no sender.
             if self.hold(&mut held).await {
-                here = self.look(&scan).await?;
+                here = Box::pin(self.look(&scan)).await?;
                 verdict = self.decide(&scan, &here)?;
             }
             if self.source.meta.fenced_by == FencedBy::Verified && claim.is_none() {
@@ -292,7 +293,7 @@ impl Opening {
             if let Some(growth) = growth.filter(|growth| growth.epoch == before.0 && !scan.closed) {
                 self.describe(growth.size, &mut scan).await?;
             }
-            let (journal, replay) = self.journal(&scan, here, &verdict, start).await?;
+            let (journal, replay) = Box::pin(self.journal(&scan, here, &verdict, start)).await?;
             // From here on the claim is never withdrawn: the fence may land whatever is answered, and whoever comes then must have
             // seen one of both.
             let placing = claim.take();
@@ -300,7 +301,7 @@ impl Opening {
                 Ok(Some(mut placed)) => {
                     let newer = placed.newer.take();
                     if placed.is_based_on_less {
-                        scan = self.source.scan().await?;
+                        scan = Box::pin(self.source.scan()).await?;
                     } else {
                         scan::follow_fence(&mut scan.map, placed.seq, &placed.fence, scan.closed, placed.stored_bytes);
                     }

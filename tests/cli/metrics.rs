@@ -107,6 +107,10 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     let mut command = watched(&place, &["disk0"]);
     command.env("ASHLAR_CACHE__DISK__SIZE", "16MiB").env("ASHLAR_BUDGET__REQUESTS_PER_SECOND", "100");
     command.env("ASHLAR_BUDGET__VOLUME__DOLLARS_PER_DAY", "1.5").env("ASHLAR_MIRROR__URL", "file://./mirror");
+    // One that is away is a peer, too.
+    std::fs::write(place.path("secret"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    command.env("ASHLAR_PEER__SECRET_FILE", place.path("secret")).env("ASHLAR_PEER__ADDRESS", "127.0.0.1:1");
+    command.env("ASHLAR_VOLUME__DURABILITY", "peer");
     let serving = Serving::start(command);
     place.ok(&["snapshot", "create", "disk0@first"]);
     let (status, page) = get(&serving, "/metrics");

@@ -48,6 +48,8 @@ fn in_virtual_time<T>(world: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     // What the world itself does not notice to stand still: when everybody waits, virtual time jumps to here.
     let stuck = Duration::from_secs(365 * 86_400);
+    // On the heap: a debug build moves it around, and the stack of a test has 2 MiB.
+    let world = Box::pin(world);
     runtime.block_on(async { tokio::time::timeout(stuck, world).await.expect("the world does not stand still") })
 }
 
