@@ -65,6 +65,7 @@ boot_qemu() {
 boot_uml() {
     local share=$1 console=$2 pin=(taskset -c $((${guest_number:-0} % $(nproc))))
     "${pin[@]}" true 2>/dev/null || pin=()
+    [[ -z ${whole_registers:-} ]] || pin+=(env "LD_PRELOAD=$whole_registers")
     # shellcheck disable=SC2016,SC2046 # the script is expanded by the inner shell; each of the boot words is one
     TMPDIR=/dev/shm unshare --net --pid --fork --kill-child bash -c 'until ip link set tap0 up mtu 65520 2>/dev/null; do sleep 0.05; done
         exec "$@"' uml "${pin[@]}" "$kernel_folder/vmlinux" "mem=${VM_MEMORY:-1024}M" "initrd=$kernel_folder/initramfs" "ubd0rc=$root_image" \
@@ -86,6 +87,16 @@ halt() {
     wait "$guest_pid" 2>/dev/null || true
 }
 
+# build_whole_registers: what user-mode Linux needs on a processor with AMX; sets `whole_registers`.
+build_whole_registers() {
+    local source=$vm_scripts/whole-registers.c
+    whole_registers=$vm_cache/whole-registers.so
+    if [[ $whole_registers -nt $source ]]; then return; fi
+    need_packages gcc libc6-dev
+    gcc -O2 -shared -fPIC -o "$whole_registers.$$" "$source"
+    mv "$whole_registers.$$" "$whole_registers"   # others may be using the old one
+}
+
 # choose_accelerator: sets `accelerator`. A /dev/kvm that opens is no proof that it runs a kernel (nested hosts), so a guest
 # that does nothing is booted once, and the answer remembered for this machine.
 choose_accelerator() {
@@ -93,6 +104,7 @@ choose_accelerator() {
     if [[ ${VM_ACCELERATOR:-} == uml ]]; then
         [[ $(id -u) == 0 ]] || die "user-mode Linux gets a network of its own, which only root can make; be root, or unset VM_ACCELERATOR"
         need_packages slirp4netns iproute2 util-linux
+        ! grep -qw amx_tile /proc/cpuinfo || build_whole_registers
         accelerator_arguments uml
         say "guest: running as user-mode Linux"
         return
