@@ -4,6 +4,7 @@ Usage: stalls.py run DEVICE LOG STOP     a load on a device, past the page cache
                                          request that takes longer than 10 ms is noted in LOG. An error ends it
        stalls.py table LOG MARKS         for each kind of event in MARKS, how often it was, and how long the longest request took that was
                                          under way in the time of each: the median and the longest
+       stalls.py over OUTAGES LOG…      how long the server was away at a time, and how much longer the longest request took that was under way
        stalls.py times ROUNDS WHAT COMMAND…  how long the command took to end, so often
        stalls.py grown DEVICE BYTES      waits until the device is so large, and prints the time of the day
        stalls.py attach ROUNDS COMMAND…  how long the command took to print a line, so often, and how long to end after SIGTERM
@@ -68,6 +69,17 @@ def table(log, marks):
         print(f"== {kind}: {len(found)} times; the longest request {statistics.median(found):.2f} s (median), {max(found):.2f} s (at most)")
 
 
+def over(outages, logs):
+    away, extra = [], []
+    requests = [tuple(map(float, line.split())) for log in logs for line in open(log)]
+    for line in open(outages):
+        begun, ended = map(float, line.split())
+        away.append(ended - begun)
+        extra.append(max((end - max(begin, begun) - (ended - begun) for begin, end in requests if begin < ended and end > begun), default=0.0))
+    print(f"== {len(away)} times without a server, for {statistics.median(away):.2f} s (median), {max(away):.2f} s (at most); "
+          f"beyond that, the longest request took {statistics.median(extra):.2f} s (median), {max(extra):.2f} s (at most)")
+
+
 def attach(rounds, command):
     came, left = [], []
     for _ in range(rounds):
@@ -111,6 +123,8 @@ def main(what, *arguments):
         attach(int(arguments[0]), arguments[1:])
     elif what == "grown":
         grown(arguments[0], int(arguments[1]))
+    elif what == "over":
+        over(arguments[0], arguments[1:])
     elif what == "times":
         times(int(arguments[0]), arguments[1], arguments[2:])
     else:

@@ -15,6 +15,7 @@ import threading
 import time
 
 THREADS = 4
+SLOW = 1.0
 BLOCK = 4096
 BLOCKS = 2048
 
@@ -26,8 +27,9 @@ def content(thread, block, version):
 
 
 class Thread:
-    def __init__(self, folder, number):
+    def __init__(self, folder, number, slow):
         self.number = number
+        self.slow = slow
         self.versions = {}
         self.path = os.path.join(folder, f"steady-{number}")
         self.choose = random.Random(number)
@@ -41,9 +43,12 @@ class Thread:
         self.error = None
 
     def timed(self, request, *arguments):
-        begun = time.monotonic()
+        begun = time.time()
         result = request(*arguments)
-        self.longest = max(self.longest, time.monotonic() - begun)
+        ended = time.time()
+        self.longest = max(self.longest, ended - begun)
+        if ended - begun >= SLOW:
+            self.slow.write(f"{begun} {ended}\n")
         self.requests += 1
         return result
 
@@ -78,8 +83,9 @@ class Thread:
 
 
 def main(folder, synced, stop):
+    slow = open(f"{synced}.slow", "w", buffering=1)
     synced = os.open(synced, os.O_WRONLY | os.O_APPEND)
-    workers = [Thread(folder, number) for number in range(THREADS)]
+    workers = [Thread(folder, number, slow) for number in range(THREADS)]
     threads = [threading.Thread(target=worker.run, args=(synced, stop)) for worker in workers]
     for thread in threads:
         thread.start()
