@@ -793,7 +793,7 @@ impl Device for Volume {
         let advice = {
             let mut ahead = self.ahead.lock();
             ahead.set_budget(self.shared.doors.objects.cache_memory() / AHEAD_PART);
-            ahead.read(offset, u64::from(len))
+            ahead.read(offset, u64::from(len), |range| self.shared.written_together(range))
         };
         if let Some(range) = advice.ahead {
             self.prefetcher.want(range);

@@ -2,8 +2,8 @@
 //!
 //! Several streams are followed at once, each known by where its next read is expected. A read that falls there, or a
 //! little behind or beyond it (a client with several requests under way does not keep them in order), continues the
-//! stream. From the third such read on the range ahead is asked for, at first as long as a few of those reads, and twice as
-//! long each time, up to the bound. Reads that continue nothing begin a stream of their own in the place of the one that
+//! stream. From the third such read on the range ahead is asked for, at first as long as a few of those reads, or many where the data was
+//! written as one stream as well, and twice as long each time, up to the bound. Reads that continue nothing begin a stream of their own in the place of the one that
 //! rested longest; so reads at random cost nothing but this table.
 //!
 //! What is fetched ahead waits in the block cache. So all streams together have a budget of bytes, which those that are
@@ -19,6 +19,9 @@ const CONFIDENT: u32 = 2;
 
 /// The first range ahead, in lengths of the read that asks for it.
 const FIRST_READS: u64 = 4;
+
+/// The same, at most, of what was written as one stream.
+const FIRST_TOGETHER_READS: u64 = 64;
 
 /// A stream that was not continued in so many reads has ended, or rests: it has no part in the budget.
 const RESTING: u64 = 256;
@@ -74,8 +77,8 @@ impl ReadAhead {
         self.budget = bytes;
     }
 
-    /// Takes note of a read.
-    pub fn read(&mut self, offset: u64, len: u64) -> Advice {
+    /// Takes note of a read. `together` is asked, once for a stream, how many bytes of a range, from its beginning on, were written as one stream.
+    pub fn read(&mut self, offset: u64, len: u64, together: impl FnOnce(Range<u64>) -> u64) -> Advice {
         if self.window_max == 0 || self.budget == 0 || len == 0 {
             return Advice::default();
         }
@@ -96,6 +99,11 @@ impl ReadAhead {
         // Half a window before it runs dry, so that the next one is there in time.
         if !in_stream || stream.ahead - stream.next > stream.window.min(window_max) / 2 {
             return Advice { in_stream, ahead: None };
+        }
+        if stream.window == 0 {
+            let first = (len * FIRST_TOGETHER_READS).min(window_max);
+            let look = stream.ahead..(stream.ahead + first).min(self.size);
+            stream.window = if look.is_empty() { 0 } else { together(look) / 2 };
         }
         stream.window = (stream.window * 2).max(len * FIRST_READS).min(window_max);
         let range = stream.ahead..(stream.next + stream.window).min(self.size);
@@ -132,12 +140,36 @@ mod tests {
     fn a_stream_is_fetched_ahead_in_growing_windows_up_to_the_bound() {
         let mut ahead = ReadAhead::new(SIZE, MAX, 16 * MAX);
         let len = 128 << 10;
-        let ranges: Vec<_> = (0..2000).filter_map(|i| ahead.read(i * len, len).ahead).collect();
+        let ranges: Vec<_> = (0..2000).filter_map(|i| ahead.read(i * len, len, |_| 0).ahead).collect();
         assert_eq!(ranges[0], 3 * len..3 * len + 4 * len);
         assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "without gaps or doubles");
         let longest = ranges.iter().map(|range| range.end - range.start).max().unwrap();
         assert!((MAX / 2..=MAX).contains(&longest), "{longest}");
         assert!(ranges.len() < 60, "few and long: {}", ranges.len());
+    }
+
+    #[test]
+    fn the_first_window_is_long_where_the_data_was_written_as_one_stream() {
+        let len = 256 << 10;
+        for (written, first) in [(0, 4 * len), (3 << 20, 3 << 20), (u64::MAX, MAX)] {
+            let (mut ahead, mut asked) = (ReadAhead::new(SIZE, MAX, 16 * MAX), 0);
+            let together = |range: Range<u64>| written.min(range.end - range.start);
+            let mut ranges = (0..100).filter_map(|i| {
+                ahead
+                    .read(i * len, len, |range| {
+                        asked += 1;
+                        together(range)
+                    })
+                    .ahead
+            });
+            assert_eq!(ranges.next(), Some(3 * len..3 * len + first));
+            assert!(ranges.count() > 0);
+            assert_eq!(asked, 1, "once for a stream");
+        }
+        // Small reads do not open it as far.
+        let mut ahead = ReadAhead::new(SIZE, MAX, 16 * MAX);
+        let first = (0..3).find_map(|i| ahead.read(i * 4096, 4096, |range| range.end - range.start).ahead);
+        assert_eq!(first, Some(3 * 4096..(3 + FIRST_TOGETHER_READS) * 4096));
     }
 
     #[test]
@@ -149,7 +181,7 @@ mod tests {
             for stream in 0..16u64 {
                 // Of each four reads the second and third change places.
                 let i = [i, i + 1, i - i.min(1), i][(i % 4) as usize];
-                if let Some(range) = ahead.read((stream << 32) + i * len, len).ahead {
+                if let Some(range) = ahead.read((stream << 32) + i * len, len, |_| 0).ahead {
                     fetched[stream as usize] += range.end - range.start;
                 }
             }
@@ -168,7 +200,7 @@ mod tests {
             for i in 0..2000 {
                 for stream in 0..streams {
                     let at = (stream << 32) + (streams << 28) + i * len;
-                    let advice = ahead.read(at, len);
+                    let advice = ahead.read(at, len, |_| 0);
                     assert!(advice.in_stream || i < 3);
                     if let Some(range) = advice.ahead
                         && i > 1500
@@ -186,7 +218,7 @@ mod tests {
     fn reads_at_random_fetch_next_to_nothing() {
         let (mut ahead, random) = (ReadAhead::new(1 << 30, MAX, MAX), Random::seeded(3));
         let fetched: u64 = (0..10_000)
-            .filter_map(|_| ahead.read(random.below(1 << 18) * 4096, 4096).ahead)
+            .filter_map(|_| ahead.read(random.below(1 << 18) * 4096, 4096, |_| 0).ahead)
             .map(|range| range.end - range.start)
             .sum();
         assert!(fetched < 10_000 * 4096 / 20, "{fetched} bytes ahead of 40 MB of random reads");
@@ -194,10 +226,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_are_within_bounds(reads in prop::collection::vec((0u64..1 << 24, 1u64..1 << 20), 1..200)) {
+        fn ranges_are_within_bounds(reads in prop::collection::vec((0u64..1 << 24, 1u64..1 << 20, any::<u32>()), 1..200)) {
             let mut ahead = ReadAhead::new(1 << 24, 1 << 20, 1 << 22);
-            for (offset, len) in reads {
-                if let Some(range) = ahead.read(offset, len).ahead {
+            for (offset, len, part) in reads {
+                let together = |range: Range<u64>| u64::from(part) % (range.end - range.start + 1);
+                if let Some(range) = ahead.read(offset, len, together).ahead {
                     prop_assert!(range.start < range.end && range.end <= 1 << 24);
                     prop_assert!(range.end - range.start <= 1 << 20);
                 }

@@ -314,6 +314,11 @@ impl Ledger {
         self.with_pages(loaded, map_memory, |log| log.plan_read(extent))
     }
 
+    /// See [`Log::written_together`].
+    pub fn written_together(&mut self, extent: Extent) -> u64 {
+        self.log.written_together(extent)
+    }
+
     /// Looks into the log with the pages that were loaded for it; the map keeps `map_memory` bytes afterwards. Pages may leave again
     /// at once: whoever needs them brings all of them each time, also because one finds the next.
     pub fn with_pages<T>(&mut self, loaded: LoadedPages, map_memory: u64, look: impl FnOnce(&mut Log) -> T) -> T {

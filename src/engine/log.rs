@@ -374,6 +374,26 @@ impl Log {
         Ok(pieces)
     }
 
+    /// How many blocks of an extent, from its first on, lie in the store as one stream was written: in frames one behind the other, and from the
+    /// end of a segment on in the next one. Where pages of the map are missing it is not known: none.
+    pub fn written_together(&mut self, extent: Extent) -> u64 {
+        let pieces = self.plan_read(extent).unwrap_or_default();
+        let frames = pieces.iter().map_while(|(part, piece)| match piece {
+            Piece::Frame(place, _) => Some((part.count.0, place.frame)),
+            Piece::Held(..) | Piece::Zero | Piece::Hole => None,
+        });
+        let mut last: Option<FrameAddr> = None;
+        let follows = |frame: &FrameAddr, last: FrameAddr| {
+            *frame == last
+                || frame.seq == last.seq && frame.offset == last.offset + last.len
+                || frame.seq.0 == last.seq.0 + 1
+        };
+        frames
+            .take_while(|(_, frame)| last.replace(*frame).is_none_or(|last| follows(frame, last)))
+            .map(|(len, _)| len)
+            .sum()
+    }
+
     /// What is known of the first block of `extent`, and for how many blocks of it from there on, one at least, without looking
     /// further. The extent is not empty. It looks as [`Log::plan_read`] does: what is zero here reads as zero.
     pub fn first_run(&mut self, extent: Extent) -> Result<(BlockCount, Allocation), NeedPages> {
@@ -570,6 +590,36 @@ mod tests {
         }
         write(&mut log, 0);
         assert_eq!(first(&mut log, 0), (1, Allocation::Data), "given up in a batch, and written again");
+    }
+
+    /// Frames one behind the other, over the end of a segment; a gap, what is not in the store and a hole end it.
+    #[test]
+    fn what_was_written_as_one_stream_is_found() {
+        let mut log = new_log();
+        let commit = |log: &mut Log, frames: &[(u64, u32)]| {
+            for (block, _) in frames {
+                log.accept(Change::Write(Extent::new(*block, 1), Bytes::from(vec![1; 4096])), 1 << 20);
+            }
+            log.freeze();
+            let (seq, _) = log.next_upload(8, 8).unwrap();
+            let placed: Vec<_> = frames
+                .iter()
+                .map(|(block, offset)| {
+                    let frame = FrameAddr { seq, offset: *offset, len: 100 };
+                    (Extent::new(*block, 1), Placement::Data(Location { frame, block: 0 }))
+                })
+                .collect();
+            let info = SegmentInfo { blocks: 4, live_blocks: placed.len() as u32, ..SegmentInfo::default() };
+            log.commit((seq, info), &placed, None, &mut 0, usize::MAX).unwrap();
+        };
+        commit(&mut log, &[(0, 0), (1, 100), (2, 200), (3, 300)]);
+        commit(&mut log, &[(4, 0), (5, 100), (6, 250), (7, 350)]);
+        let together = |log: &mut Log, from: u64| log.written_together(Extent::new(from, 10 - from));
+        assert_eq!([0, 2, 5, 6, 7, 8].map(|from| together(&mut log, from)), [6, 4, 1, 2, 1, 0]);
+        assert_eq!(log.written_together(Extent::new(0, 3)), 3, "not beyond what was asked for");
+        write(&mut log, 2);
+        assert_eq!(together(&mut log, 0), 2);
+        assert_eq!(together(&mut log, 2), 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! READ: plan under the lock, load missing map pages, fetch missing frames, put the pieces together.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::cache::Purpose;
 use crate::codec::seal::Salt;
@@ -51,6 +52,13 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes of a range, from its beginning on, were written as one stream, as far as that is known without the store.
+    pub(crate) fn written_together(&self, range: Range<u64>) -> u64 {
+        let extent = self.facts.block_size.cover(range.start, range.end - range.start);
+        let together = self.ledger().written_together(extent) * u64::from(self.facts.block_size.bytes());
+        together.min(range.end - range.start)
     }
 
     /// The pages that were missing, from the store; whoever looks again brings them into the map.
