@@ -71,7 +71,7 @@ pub const ASK: Duration = Duration::from_millis(250);
 /// How often the kernel looks at a request that has no answer, where there is one connection and no time limit: if the connection that
 /// it was sent on is not there any more, it is sent again. So programs may wait for so much longer than a server is away. (The
 /// kernel logs a line for each request each time, so not more often.)
-pub const TICK: Duration = Duration::from_secs(5);
+pub const TICK: Duration = Duration::from_secs(3);
 /// The same when the server has said that it will leave.
 pub const QUICK_TICK: Duration = Duration::from_millis(100);
 /// How long a read may take when the server was silent.
