@@ -35,8 +35,8 @@ impl TryFrom<String> for Listen {
     }
 }
 
-const LISTEN_ACCEPTED: &str =
-    "accepted is HOST:PORT, such as 127.0.0.1:10809, [::1]:10809 or 0.0.0.0:10809 (all addresses), or none for no TCP";
+const LISTEN_ACCEPTED: &str = "accepted is HOST:PORT, such as 127.0.0.1:10809, [::1]:10809 or 0.0.0.0:10809 (all addresses), \
+     or none for no TCP; more places, also Unix sockets and vsock, go into nbd.listeners";
 
 impl From<Listen> for String {
     fn from(listen: Listen) -> String {

@@ -130,7 +130,8 @@ fn a_bad_value_is_refused_by_place_key_value_and_what_is_accepted() {
         error_of("[serve]\nvolumes = [\"a\", 5]\n", &[], &[]),
         "test.toml: serve.volumes = [\"a\", 5]: item 2: accepted is a text in quotes"
     );
-    let listen = "accepted is HOST:PORT, such as 127.0.0.1:10809, [::1]:10809 or 0.0.0.0:10809 (all addresses), or none for no TCP";
+    let listen = "accepted is HOST:PORT, such as 127.0.0.1:10809, [::1]:10809 or 0.0.0.0:10809 (all addresses), \
+                  or none for no TCP; more places, also Unix sockets and vsock, go into nbd.listeners";
     assert_eq!(
         error_of("", &[("ASHLAR_SERVE__LISTEN", "here")], &[]),
         format!("environment variable ASHLAR_SERVE__LISTEN = \"here\": {listen}")

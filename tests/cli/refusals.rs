@@ -126,7 +126,7 @@ fn a_bad_value_in_the_file_the_environment_and_a_flag() {
         &["serve", "--listen", "10809"],
         2,
         "ashlar: flag --listen \"10809\": accepted is HOST:PORT, such as 127.0.0.1:10809, [::1]:10809 or 0.0.0.0:10809 (all \
-         addresses), or none for no TCP",
+         addresses), or none for no TCP; more places, also Unix sockets and vsock, go into nbd.listeners",
     );
     refused(
         &place,
