@@ -3,24 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::faults::{Counted, FaultOptions, Faults, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::retry::{RetryOptions, RetryStore};
 use ashlar::store::{Key, Store};
-use ashlar::volume::{
-    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
-};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeError, VolumeName};
 use bytes::Bytes;
 
 const SIZE: u64 = 8 << 20;
@@ -67,16 +66,8 @@ impl World {
         options: Options,
     ) -> Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
-            store,
-            disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: ashlar::volume::Budget::default(),
             clock: Clock::Manual(Arc::default()),
-            random: Random::system(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(store, Arc::new(disk.clone()), Random::system())
         };
         let flags = OpenFlags { takeover, ..OpenFlags::default() };
         Volume::open(outside, &self.name, options, journal::Options::default(), flags).await

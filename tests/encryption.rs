@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, fails
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +29,6 @@ use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, Store};
 use ashlar::volume::{
     self, CreateOptions, NewEncryption, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -95,16 +97,14 @@ impl World {
         // Everything takes a while, so that a rotation can be caught half-way.
         let delay = FaultOptions { delay_min: Duration::from_millis(1), ..FaultOptions::default() };
         let outside = Outside {
-            store: Arc::new(FaultyStore::new(Arc::new(self.store.clone()), delay, Random::seeded(3))),
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::new(MIB as u64, Some(DiskTier::start(Arc::new(self.cache.clone()), 64 << 20)))),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "a-telling-host-name".into() },
             secrets,
-            witness: Witness::default(),
+            ..outside::plain(
+                Arc::new(FaultyStore::new(Arc::new(self.store.clone()), delay, Random::seeded(3))),
+                Arc::new(self.disk.clone()),
+                self.random.clone(),
+            )
         };
         // Small steps, for the same reason.
         let gc = gc::Options { batch: 2 << 20, ..gc::Options::default() };

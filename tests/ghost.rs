@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 #[path = "../examples/ghost/world/mod.rs"]
 mod world;
 
@@ -22,7 +25,7 @@ use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
 use ashlar::volume::clones::{self, Wanted};
-use ashlar::volume::{Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName};
 use bytes::Bytes;
 use world::Ghost;
 use world::shape::{BLOCK, Place, Shape};
@@ -40,16 +43,9 @@ async fn open_named(ghost: &Arc<Ghost>, name: &str, options: Options) -> Arc<Vol
 
 async fn open_in(store: Arc<dyn Store>, name: &str, options: Options) -> Arc<Volume> {
     let outside = Outside {
-        store,
-        disk: Arc::new(CrashDisk::new(3)),
-        cache: Arc::new(BlockCache::in_memory(0)),
         budget: Budget::new(&options),
-        clock: Clock::System,
-        random: Random::seeded(4),
-        workers: Workers::Inline,
         server: ServerIdentity { uuid: uuid::Uuid::from_u128(2), name: "one".into() },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
+        ..outside::plain(store, Arc::new(CrashDisk::new(3)), Random::seeded(4))
     };
     let name = VolumeName::new(name).unwrap();
     Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()

@@ -24,7 +24,7 @@ use ashlar::store::s3::credentials::Environment;
 use ashlar::store::s3::options::{ObjectLock, S3Options};
 use ashlar::store::{ErrorKind, Key, Store, StoreError, list_all};
 use ashlar::volume::{
-    self, Budget, CreateOptions, FencedBy, OpenFlags, Options, Past, ServerIdentity, Volume, VolumeName, Witness,
+    self, Budget, CreateOptions, FencedBy, OpenFlags, Options, Past, ServerIdentity, Volume, VolumeName,
 };
 use bytes::Bytes;
 use support::s3_server::{Misanswer, S3Server};
@@ -154,16 +154,9 @@ async fn a_snapshot_outlives_whoever_deletes_all_versions() {
     let name = volume_name();
     let volume = Volume::open(
         volume::Outside {
-            store: store.clone(),
-            disk: Arc::new(CrashDisk::new(1)),
             cache: Arc::new(BlockCache::in_memory(1 << 20)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: random.uuid(), name: "one".into() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
+            ..support::outside::plain(store.clone(), Arc::new(CrashDisk::new(1)), random.clone())
         },
         &name,
         Options::default(),

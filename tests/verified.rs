@@ -14,7 +14,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::check;
 use ashlar::codec::frame::Compression;
 use ashlar::device::Device;
@@ -25,7 +24,7 @@ use ashlar::format::marks::{Claim, Mark};
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::description;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::look::LookStore;
 use ashlar::store::memory::MemoryStore;
@@ -34,7 +33,6 @@ use ashlar::store::retry::RetryOptions;
 use ashlar::units::Epoch;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, Meta, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness,
 };
 use bytes::Bytes;
 use futures::future::join_all;
@@ -163,16 +161,13 @@ impl World {
         let mut flags = OpenFlags::default();
         for _ in 0..6 {
             let outside = Outside {
-                store: self.store(),
-                disk: Arc::new(self.disks[server].clone()),
-                cache: Arc::new(BlockCache::in_memory(0)),
-                budget: ashlar::volume::Budget::default(),
                 clock: Clock::Manual(Arc::default()),
-                random: Random::seeded(self.random.below(u64::MAX)),
-                workers: Workers::Inline,
                 server: ServerIdentity { uuid: Uuid::from_u128(server as u128 + 1), name: format!("number-{server}") },
-                secrets: Secrets::default(),
-                witness: Witness::default(),
+                ..support::outside::plain(
+                    self.store(),
+                    Arc::new(self.disks[server].clone()),
+                    Random::seeded(self.random.below(u64::MAX)),
+                )
             };
             match Volume::open(outside, &name(), self.options(), journal::Options::default(), flags).await {
                 Ok(volume) => return Some(volume),

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +15,11 @@ use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Store, list_all};
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeName};
 use bytes::Bytes;
 
 const SIZE: u64 = 64 << 20;
@@ -48,16 +51,8 @@ impl World {
 
     fn outside(&self) -> Outside {
         Outside {
-            store: self.store.clone(),
-            disk: self.disk.clone() as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(self.cache_memory)),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(self.store.clone(), self.disk.clone(), self.random.clone())
         }
     }
 

@@ -2,23 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
-use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::prices::PriceOptions;
 use ashlar::volume::purse::{self, Allowance, Purse, Thrift};
-use ashlar::volume::{
-    self, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
-};
+use ashlar::volume::{self, Budget, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeName};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
@@ -34,17 +32,8 @@ async fn open(allowance: Allowance) -> Arc<Volume> {
     let each = purse::Options { volume: allowance, ..purse::Options::default() };
     let purse = Purse::new(&each, PriceOptions::default(), Arc::default(), Instant::now());
     let outside = Outside {
-        store,
-        disk: Arc::new(CrashDisk::new(7)) as Arc<dyn Disk>,
-        // None: what is read comes from the store.
-        cache: Arc::new(BlockCache::in_memory(0)),
         budget: Budget::new(&options).with_purse(purse),
-        clock: Clock::System,
-        random,
-        workers: Workers::Inline,
-        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
+        ..outside::plain(store, Arc::new(CrashDisk::new(7)), random)
     };
     Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()
 }

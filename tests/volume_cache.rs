@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +22,7 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
-use ashlar::volume::{
-    self, CreateOptions, NewEncryption, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
-};
+use ashlar::volume::{self, CreateOptions, NewEncryption, OpenFlags, Options, Outside, Volume, VolumeName};
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -98,16 +99,9 @@ impl Server<'_> {
 
     async fn open_from(&self, name: &str, store: Arc<dyn Store>) -> Arc<Volume> {
         let outside = Outside {
-            store,
-            disk: Arc::new(self.world.journals[name].clone()) as Arc<dyn Disk>,
             cache: self.cache.clone(),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.world.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
             secrets: Secrets::new(Arc::new(TheKey), Workers::Inline),
+            ..outside::plain(store, Arc::new(self.world.journals[name].clone()), self.world.random.clone())
         };
         let name = VolumeName::new(name).unwrap();
         let (options, journal) = (self.world.options.clone(), journal::Options::default());

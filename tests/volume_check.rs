@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,19 +13,16 @@ use ashlar::change::{Change, Numbered};
 use ashlar::check::{self, ByteRange, Report, repair};
 use ashlar::codec::seal::Sealer;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::root::verify_checkpoint;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::space::Label;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ListPage, Store, StoreError};
 use ashlar::units::{ChangeNo, Extent, Seq};
-use ashlar::volume::{
-    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-};
+use ashlar::volume::{self, CreateOptions, FencedBy, OpenFlags, Options, Outside, Volume, VolumeError, VolumeName};
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -107,16 +107,8 @@ impl World {
 
     async fn open(&self) -> Arc<Volume> {
         let outside = Outside {
-            store: self.store(),
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: self.cache.clone(),
-            budget: volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: volume::Witness::default(),
+            ..outside::plain(self.store(), Arc::new(self.disk.clone()), self.random.clone())
         };
         let flags = OpenFlags::default();
         Volume::open(outside, &name(), Options::default(), journal::Options::default(), flags).await.unwrap()

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 #[path = "support/compared.rs"]
 #[allow(dead_code)]
 mod compared;
@@ -12,7 +15,6 @@ use std::time::Duration;
 
 use ashlar::cache::BlockCache;
 use ashlar::device::{Allocation, Device, Run};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::meta::{Meta, Parent};
 use ashlar::journal;
@@ -31,7 +33,7 @@ use ashlar::store::memory::MemoryStore;
 use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
     self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness, description,
+    description,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -120,16 +122,9 @@ impl World {
             false => self.store.clone(),
         };
         Outside {
-            store,
-            disk: Arc::new(disk) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(if self.is_far { 0 } else { 1 << 20 })),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
             secrets: self.secrets.clone(),
+            ..outside::plain(store, Arc::new(disk), self.random.clone())
         }
     }
 

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 #[path = "support/compared.rs"]
 #[allow(dead_code)]
 mod compared;
@@ -13,7 +16,6 @@ use std::time::Duration;
 
 use ashlar::cache::BlockCache;
 use ashlar::device::{Device, RUNS_MAX, Version};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
@@ -23,9 +25,7 @@ use ashlar::space::Label;
 use ashlar::store::Store;
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::BlockSize;
-use ashlar::volume::{
-    self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
-};
+use ashlar::volume::{self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, Volume, VolumeName};
 use bytes::Bytes;
 
 const SIZE: u64 = 1 << 20;
@@ -48,16 +48,8 @@ impl World {
 
     async fn open(&self) -> Arc<Volume> {
         let outside = Outside {
-            store: self.store.clone(),
-            disk: self.disk.clone() as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
             budget: Budget::new(&self.options),
-            clock: Clock::System,
-            random: Random::seeded(8),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(self.store.clone(), self.disk.clone(), Random::seeded(8))
         };
         let options = self.options.clone();
         Volume::open(outside, &name(), options, journal::Options::default(), OpenFlags::default()).await.unwrap()

@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ashlar::cache::BlockCache;
 use ashlar::device::{Device, DeviceError, DeviceInfo, Pieces, Run};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::meta::CopyOf;
 use ashlar::journal;
@@ -19,8 +21,8 @@ use ashlar::space::Label;
 use ashlar::store::Store;
 use ashlar::store::memory::MemoryStore;
 use ashlar::volume::{
-    self, Budget, Copied, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeError,
-    VolumeName, Witness, description, resize,
+    self, Budget, Copied, CreateOptions, OpenFlags, Options, Outside, Past, Volume, VolumeError, VolumeName,
+    description, resize,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -54,16 +56,8 @@ impl Place {
     async fn open(&self) -> Arc<Volume> {
         let options = Options { segment_size: 256 << 10, segment_size_max: 256 << 10, ..Options::default() };
         let outside = Outside {
-            store: self.store.clone(),
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: near().0,
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
+            ..outside::plain(self.store.clone(), Arc::new(self.disk.clone()), self.random.clone())
         };
         Volume::open(outside, &name(), options, journal::Options::default(), OpenFlags::default()).await.unwrap()
     }

@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::digest::Stretch;
@@ -16,12 +18,12 @@ use ashlar::format::keys::Keys;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::scan::Source;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Front, Key, ListPage, Result, Store, StoreError};
 use ashlar::units::Seq;
 use ashlar::volume::{
-    self, Budget, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
+    self, Budget, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -125,16 +127,9 @@ fn quiet() -> Options {
 
 async fn open(store: Arc<dyn Store>, server: u64, disk: &CrashDisk, options: Options) -> Arc<Volume> {
     let outside = Outside {
-        store,
-        disk: Arc::new(disk.clone()),
-        cache: Arc::new(BlockCache::in_memory(0)),
         budget: Budget::new(&options),
-        clock: Clock::System,
-        random: Random::seeded(server),
-        workers: Workers::Inline,
         server: ServerIdentity { uuid: uuid::Uuid::from_u128(server.into()), name: format!("number-{server}") },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
+        ..outside::plain(store, Arc::new(disk.clone()), Random::seeded(server))
     };
     let flags = OpenFlags { takeover: server > 1, ..OpenFlags::default() };
     Volume::open(outside, &name(), options, journal::Options::default(), flags).await.unwrap()

@@ -3,21 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::{Allocation, Device, RUNS_MAX, Run};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
-use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::BlockSize;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeName};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -38,16 +38,8 @@ impl World {
 
     async fn open(&self) -> Arc<Volume> {
         let outside = Outside {
-            store: self.store.clone(),
-            disk: self.disk.clone() as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
             budget: volume::Budget::new(&self.options),
-            clock: Clock::System,
-            random: Random::seeded(8),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(self.store.clone(), self.disk.clone(), Random::seeded(8))
         };
         let options = self.options.clone();
         Volume::open(outside, &name(), options, journal::Options::default(), OpenFlags::default()).await.unwrap()

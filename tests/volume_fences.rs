@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::codec::frame::Compression;
 use ashlar::codec::seal::Sealer;
 use ashlar::device::Device;
@@ -16,15 +18,13 @@ use ashlar::disk::crash::CrashDisk;
 use ashlar::format::keys::Keys;
 use ashlar::format::segment::{self, Payload, Stamp};
 use ashlar::journal;
-use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ListPage, Store, list_all};
 use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent, Seq};
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -181,16 +181,8 @@ async fn open(
     flags: OpenFlags,
 ) -> Result<Arc<Volume>, VolumeError> {
     let outside = Outside {
-        store,
-        disk: Arc::new(disk.clone()),
-        cache: Arc::new(BlockCache::in_memory(0)),
-        budget: ashlar::volume::Budget::default(),
-        clock: Clock::System,
-        random: Random::seeded(server),
-        workers: Workers::Inline,
         server: ServerIdentity { uuid: uuid::Uuid::from_u128(server.into()), name: format!("number-{server}") },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
+        ..outside::plain(store, Arc::new(disk.clone()), Random::seeded(server))
     };
     let mut options = Options::default();
     // No collection: a segment of moved data would take the slot that a test is about.

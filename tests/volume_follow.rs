@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,9 +20,7 @@ use ashlar::opening::{Follower, Glass, description};
 use ashlar::outside::{Clock, Random, Workers};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Key, ListPage, Store, StoreError};
-use ashlar::volume::{
-    self, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness,
-};
+use ashlar::volume::{self, Budget, CreateOptions, OpenFlags, Options, ServerIdentity, Volume, VolumeName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -147,18 +148,7 @@ impl World {
 
     /// A writer that checkpoints often, and deletes at once.
     async fn write(&self) -> Arc<Volume> {
-        let outside = Outside {
-            store: Arc::new(self.store.clone()),
-            disk: Arc::new(CrashDisk::new(1)),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
-        };
+        let outside = outside::plain(Arc::new(self.store.clone()), Arc::new(CrashDisk::new(1)), self.random.clone());
         let options = Options {
             segment_size: 2 << 20,
             writeback_delay: SECOND,

@@ -3,24 +3,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::format::keys::Keys;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::prices::Prices;
 use ashlar::store::{ErrorKind, Key, ListPage, Store, StoreError};
 use ashlar::units::Seq;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName};
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -86,17 +87,8 @@ impl World {
 
     async fn open(&self, server: u128, flags: OpenFlags) -> Arc<Volume> {
         let outside = Outside {
-            store: self.store.clone(),
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            // None: what is read comes from the store.
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(self.store.clone(), Arc::new(self.disk.clone()), self.random.clone())
         };
         Volume::open(outside, &self.name, self.options.clone(), journal::Options::default(), flags).await.unwrap()
     }

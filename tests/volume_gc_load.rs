@@ -11,14 +11,11 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
-use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::outside::{Clock, Random};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Volume, VolumeName};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -45,18 +42,7 @@ async fn open(store: &Arc<Far>, random: &Random, options: Options) -> Arc<Volume
     let name = VolumeName::new("v").unwrap();
     let created = CreateOptions { size: LIVE, ..CreateOptions::default() };
     volume::create(&**store, random, &Clock::System, &name, created).await.unwrap();
-    let outside = Outside {
-        store: store.clone(),
-        disk: Arc::new(CrashDisk::new(7)) as Arc<dyn Disk>,
-        cache: Arc::new(BlockCache::in_memory(0)),
-        budget: ashlar::volume::Budget::default(),
-        clock: Clock::System,
-        random: random.clone(),
-        workers: Workers::Inline,
-        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
-    };
+    let outside = support::outside::plain(store.clone(), Arc::new(CrashDisk::new(7)), random.clone());
     Volume::open(outside, &name, options, journal::Options::default(), OpenFlags::default()).await.unwrap()
 }
 

@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::{Device, DeviceError};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
@@ -14,13 +16,12 @@ use ashlar::format::segment::Durability;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::description::{self, Description};
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::faults::{Counted, FaultOptions, Faults, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::volume::{
     self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness,
 };
 use bytes::Bytes;
 
@@ -54,16 +55,8 @@ impl World {
         let faulty = FaultyStore::new(Arc::new(self.store.clone()), FaultOptions::default(), Random::seeded(1));
         let faults = faulty.faults();
         let outside = Outside {
-            store: Arc::new(faulty),
-            disk: Arc::new(disk.clone()),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: format!("number-{server}") },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(Arc::new(faulty), Arc::new(disk.clone()), self.random.clone())
         };
         let options = Options { durability: self.durability, ..Options::default() };
         Ok((Volume::open(outside, &name(), options, journal::Options::default(), flags).await?, faults))

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,16 +100,8 @@ impl World {
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
-            store,
-            disk: Arc::new(CrashDisk::new(1)) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: identity(server),
-            secrets: Secrets::default(),
-            witness: volume::Witness::default(),
+            ..outside::plain(store, Arc::new(CrashDisk::new(1)), self.random.clone())
         };
         Volume::open(outside, &name(), Options::default(), journal::Options::default(), flags).await
     }
@@ -890,16 +885,8 @@ async fn a_large_volume_is_deleted_a_page_at_a_time() {
 impl World {
     async fn open_on(&self, disk: &CrashDisk, flags: OpenFlags) -> Arc<Volume> {
         let outside = Outside {
-            store: self.store(),
-            disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: identity(1),
-            secrets: Secrets::default(),
-            witness: volume::Witness::default(),
+            ..outside::plain(self.store(), Arc::new(disk.clone()), self.random.clone())
         };
         Volume::open(outside, &name(), Options::default(), journal::Options::default(), flags).await.unwrap()
     }

@@ -9,19 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
-use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::limit::{LimitOptions, LimitStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::BlockSize;
-use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeName};
 use bytes::Bytes;
 
 use support::far::{Far, Fault};
@@ -53,19 +50,7 @@ async fn open_within(
     disk: &CrashDisk,
     options: Options,
 ) -> Arc<Volume> {
-    let outside = Outside {
-        store,
-        disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
-        // None: what is read comes from the store.
-        cache: Arc::new(BlockCache::in_memory(0)),
-        budget,
-        clock: Clock::System,
-        random: Random::seeded(9),
-        workers: Workers::Inline,
-        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
-    };
+    let outside = Outside { budget, ..support::outside::plain(store, Arc::new(disk.clone()), Random::seeded(9)) };
     Volume::open(outside, &name(volume), options, journal::Options::default(), OpenFlags::default()).await.unwrap()
 }
 

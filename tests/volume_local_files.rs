@@ -3,23 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::Device;
 use ashlar::disk::Disk;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
 use ashlar::format::segment::Durability;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::Store;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
-use ashlar::volume::{
-    self, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-};
+use ashlar::volume::{self, CreateOptions, OpenFlags, Options, Outside, Volume, VolumeError, VolumeName};
 use bytes::Bytes;
 
 const BLOCK: u64 = 4096;
@@ -42,16 +42,8 @@ impl World {
 
     async fn open(&self, disk: &CrashDisk, flags: OpenFlags) -> Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
-            store: self.store.clone(),
-            disk: Arc::new(disk.clone()),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: volume::Budget::default(),
             clock: Clock::Manual(Arc::default()),
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            secrets: Secrets::default(),
-            witness: volume::Witness::default(),
+            ..outside::plain(self.store.clone(), Arc::new(disk.clone()), self.random.clone())
         };
         // Small files, so that there are several.
         let journal = journal::Options { file_bytes: 32 << 10, ..journal::Options::default() };

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,8 +27,8 @@ use ashlar::store::open::{StoreOptions, stack};
 use ashlar::store::{self, ErrorKind, Key, ListPage, Store, StoreError};
 use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
-    self, Budget, CreateOptions, Locked, Meta, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeError,
-    VolumeName, Witness, description,
+    self, Budget, CreateOptions, Locked, Meta, OpenFlags, Options, Outside, Past, Volume, VolumeError, VolumeName,
+    description,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -134,16 +137,9 @@ impl World {
 
     fn outside(&self, store: Arc<dyn Store>, disk: CrashDisk) -> Outside {
         Outside {
-            store,
-            disk: Arc::new(disk),
             cache: Arc::new(BlockCache::in_memory(1 << 20)),
-            budget: Budget::default(),
             clock: Clock::Manual(self.clock.clone()),
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
+            ..outside::plain(store, Arc::new(disk), self.random.clone())
         }
     }
 

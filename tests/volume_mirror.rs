@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,20 +15,19 @@ use std::time::Duration;
 use ashlar::cache::BlockCache;
 use ashlar::change::{Change, Numbered};
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::gc;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::mirror;
 use ashlar::opening::promote::{self, Lack, Position};
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::space::Label;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Key, ListPage, Result as Answer, Store, StoreError, list_all};
 use ashlar::volume::{
-    self, Budget, CreateOptions, FencedBy, Mirror, Mirrored, OpenFlags, Options, Outside, ServerIdentity, Standing,
-    Volume, VolumeError, VolumeName, Witness, description, resize,
+    self, CreateOptions, FencedBy, Mirror, Mirrored, OpenFlags, Options, Outside, ServerIdentity, Standing, Volume,
+    VolumeError, VolumeName, Witness, description, resize,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -187,16 +189,10 @@ struct World {
 /// What opens a volume in a store.
 fn outside(store: Arc<dyn Store>, disk: &CrashDisk, random: &Random, server: u128, witness: Witness) -> Outside {
     Outside {
-        store,
-        disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
         cache: Arc::new(BlockCache::in_memory(1 << 20)),
-        budget: Budget::default(),
-        clock: Clock::System,
-        random: random.clone(),
-        workers: Workers::Inline,
         server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: format!("server-{server}") },
-        secrets: Secrets::default(),
         witness,
+        ..outside::plain(store, Arc::new(disk.clone()), random.clone())
     }
 }
 

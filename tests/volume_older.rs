@@ -7,21 +7,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::disallowed_methods)] // golden files are read where they lie
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::check;
 use ashlar::device::{Allocation, Device};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::Random;
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, Store};
-use ashlar::volume::{OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeName, Witness};
+use ashlar::volume::{OpenFlags, Options, Outside, Volume, VolumeName};
 use bytes::Bytes;
 
 const MIB: u64 = 1 << 20;
@@ -51,16 +52,8 @@ async fn older(folder: &str) -> Arc<dyn Store> {
 
 async fn open(store: &Arc<dyn Store>, disk: &Arc<CrashDisk>, options: Options) -> Arc<Volume> {
     let outside = Outside {
-        store: store.clone(),
-        disk: disk.clone() as Arc<dyn Disk>,
-        cache: Arc::new(BlockCache::in_memory(0)),
         budget: ashlar::volume::Budget::new(&options),
-        clock: Clock::System,
-        random: Random::seeded(8),
-        workers: Workers::Inline,
-        server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-        secrets: Secrets::default(),
-        witness: Witness::default(),
+        ..outside::plain(store.clone(), disk.clone(), Random::seeded(8))
     };
     Volume::open(outside, &name(), options, journal::Options::default(), OpenFlags::default()).await.unwrap()
 }

@@ -3,24 +3,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ashlar::cache::BlockCache;
 use ashlar::device::{Allocation, Device, DeviceError};
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
 use ashlar::opening::description::{self, Description};
-use ashlar::outside::{Clock, Random, Workers};
+use ashlar::outside::{Clock, Random};
 use ashlar::store::faults::{Counted, FaultOptions, FaultyStore, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{Key, ListPage, Result, Store, list_all};
 use ashlar::volume::{
-    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
-    Witness, resize,
+    self, CreateOptions, FencedBy, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName, resize,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -65,16 +66,8 @@ impl World {
         flags: OpenFlags,
     ) -> std::result::Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
-            store,
-            disk: Arc::new(disk.clone()),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: ashlar::volume::Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: format!("number-{server}") },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(store, Arc::new(disk.clone()), self.random.clone())
         };
         let options = Options { writeback_delay: Duration::from_secs(3600), ..Options::default() };
         Volume::open(outside, &name(), options, journal::Options::default(), flags).await

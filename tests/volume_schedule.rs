@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +26,7 @@ use ashlar::store::faults::{FaultOptions, Faults, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::volume::clones::{self, Wanted};
 use ashlar::volume::{
-    self, Budget, CreateOptions, Meta, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
+    self, Budget, CreateOptions, Meta, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName,
 };
 use bytes::Bytes;
 
@@ -82,16 +85,10 @@ impl World {
 
     async fn open_by(&self, server: u128, disk: Arc<dyn Disk>, flags: OpenFlags) -> Arc<Volume> {
         let outside = Outside {
-            store: self.faulty.clone(),
-            disk,
             cache: Arc::new(BlockCache::in_memory(1 << 20)),
-            budget: Budget::default(),
             clock: Clock::Manual(self.clock.clone()),
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: server.to_string() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
+            ..outside::plain(self.faulty.clone(), disk, self.random.clone())
         };
         Volume::open(outside, &name(), self.options.clone(), journal::Options::default(), flags).await.unwrap()
     }

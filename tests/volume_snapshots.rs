@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 #[path = "support/compared.rs"]
 #[allow(dead_code)]
 mod compared;
@@ -13,7 +16,6 @@ use std::time::Duration;
 
 use ashlar::cache::BlockCache;
 use ashlar::device::{Allocation, Device, DeviceError};
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::journal;
 use ashlar::keyring::Secrets;
@@ -22,9 +24,7 @@ use ashlar::space::Label;
 use ashlar::store::faults::{FaultOptions, FaultyStore};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{self, Key, ListPage, Store};
-use ashlar::volume::{
-    self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, ServerIdentity, Volume, VolumeName, Witness,
-};
+use ashlar::volume::{self, Budget, CreateOptions, OpenFlags, Options, Outside, Past, Volume, VolumeName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -122,16 +122,8 @@ impl World {
             Way::SlowGets => Arc::new(SlowGets(self.store.clone())),
         };
         Outside {
-            store,
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             cache: Arc::new(BlockCache::in_memory(cache)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
-            server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "one".into() },
-            witness: Witness::default(),
-            secrets: Secrets::default(),
+            ..outside::plain(store, Arc::new(self.disk.clone()), self.random.clone())
         }
     }
 

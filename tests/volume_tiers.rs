@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on, stops
 
+#[path = "support/outside.rs"]
+mod outside;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +16,6 @@ use ashlar::cache::BlockCache;
 use ashlar::change::{Change, Numbered};
 use ashlar::check::Report;
 use ashlar::device::Device;
-use ashlar::disk::Disk;
 use ashlar::disk::crash::CrashDisk;
 use ashlar::gc;
 use ashlar::journal;
@@ -279,16 +281,9 @@ impl World {
         flags: OpenFlags,
     ) -> Result<Arc<Volume>, VolumeError> {
         let outside = Outside {
-            store,
-            disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: self.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(server), name: format!("server-{server}") },
-            secrets: Secrets::default(),
             witness: self.record.witness(),
+            ..outside::plain(store, Arc::new(self.disk.clone()), self.random.clone())
         };
         Volume::open(outside, &name(), options(), journal::Options::default(), flags).await
     }
@@ -880,16 +875,9 @@ async fn the_log_moves_there_and_back() {
     };
     let (disk, secrets) = (CrashDisk::new(41), Secrets::default());
     let outside = |store: Arc<dyn Store>| Outside {
-        store,
-        disk: Arc::new(disk.clone()),
-        cache: Arc::new(BlockCache::in_memory(0)),
-        budget: Budget::default(),
-        clock: Clock::System,
-        random: world.random.clone(),
-        workers: Workers::Inline,
         server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "server".into() },
         secrets: secrets.clone(),
-        witness: Witness::default(),
+        ..outside::plain(store, Arc::new(disk.clone()), world.random.clone())
     };
     let open = async |store: Arc<dyn Store>| {
         Volume::open(outside(store), &other, options(), journal::Options::default(), NONE).await
@@ -943,16 +931,8 @@ async fn a_move_of_the_log_breaks_off_anywhere() {
         let next = world.after_a_crash();
         *next.cut.left.lock() = Some(left);
         let outside = Outside {
-            store: next.store(),
-            disk: Arc::new(next.disk.clone()),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: next.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "server-1".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(next.store(), Arc::new(next.disk.clone()), next.random.clone())
         };
         let name = name();
         let moved = Volume::move_log(outside, &name, options(), journal::Options::default(), false);
@@ -993,16 +973,8 @@ async fn a_move_and_a_takeover_at_the_same_time() {
         volume.close().await.unwrap();
         let (mover, taker) = (world.after_a_crash(), world.elsewhere(44));
         let outside = Outside {
-            store: mover.store(),
-            disk: Arc::new(mover.disk.clone()),
-            cache: Arc::new(BlockCache::in_memory(0)),
-            budget: Budget::default(),
-            clock: Clock::System,
-            random: mover.random.clone(),
-            workers: Workers::Inline,
             server: ServerIdentity { uuid: uuid::Uuid::from_u128(1), name: "server-1".into() },
-            secrets: Secrets::default(),
-            witness: Witness::default(),
+            ..outside::plain(mover.store(), Arc::new(mover.disk.clone()), mover.random.clone())
         };
         let (name, journal_options) = (name(), journal::Options::default());
         let moving = Volume::move_log(outside, &name, options(), journal_options, false);

@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod dav_server;
 pub mod far;
 pub mod gcs_server;
+pub mod outside;
 pub mod rotate;
 pub mod s3_server;
 pub mod sftp_server;
