@@ -248,6 +248,23 @@ impl Past {
         }
     }
 
+    /// Opens a volume as its store has it now, with the log behind its newest checkpoint. Nobody keeps that: what its owner deletes meanwhile fails to be read.
+    pub async fn head(
+        store: Arc<dyn Store>,
+        volume: &VolumeName,
+        options: &Options,
+        budget: &Budget,
+        near: (Arc<BlockCache>, Workers),
+        secrets: &Secrets,
+    ) -> Result<Past> {
+        let source = Source::of(store, volume, options, Some(near.clone()), secrets).await?;
+        let scan = source.scan().await?;
+        let blocks = scan.map.volume().count;
+        let version = KeptVersion { seq: scan.committed, blocks, ..KeptVersion::default() };
+        let below = clones::below(&source, options, budget, near, None).await?;
+        Ok(Past::of(source, version, scan, budget.seat(options, 0), below))
+    }
+
     /// That version, for its map alone: of a clone it does not show what is below.
     pub(super) async fn map_of(source: Source, version: KeptVersion, seat: Seat) -> Result<Past> {
         let scan = source.version(&version).await?;

@@ -49,3 +49,44 @@ fn nonsense_is_refused_before_anything_is_asked_of_the_store() {
     assert!(!place.path("ashlar-data").exists());
     assert_eq!(place.run(&["bench", "ftp://host"]).code, Some(2));
 }
+
+/// A volume counts as the image that it was made of, whatever of it is in the log only, and so does a snapshot of it.
+#[test]
+fn a_volume_is_counted_as_the_image_that_it_holds() {
+    const MIB: usize = 1 << 20;
+    let place = Place::new();
+    let mut image = vec![0; 33 * MIB];
+    let mut x = 1_u64;
+    for byte in &mut image[3 * MIB + 4096..5 * MIB + 12288] {
+        x = x.wrapping_mul(6364136223846793005).wrapping_add(1);
+        *byte = (x >> 56) as u8;
+    }
+    image.copy_within(3 * MIB + 4096..4 * MIB, 20 * MIB);
+    std::fs::write(place.path("disk.img"), &image).unwrap();
+    place.ok(&["import", "disk.img", "web", "--format", "raw"]);
+    let counted = |of: &[&str]| {
+        let said = place.ok(&[&["bench", "--json", "--dedup"], of].concat());
+        let rows: Vec<Value> = serde_json::from_str(&said).unwrap();
+        let without_name = |mut row: Value| {
+            row.as_object_mut().unwrap().remove("image");
+            row
+        };
+        rows.into_iter().map(without_name).collect::<Vec<Value>>()
+    };
+    let one = counted(&["disk.img"]).remove(0);
+    assert!(one["blocks"].as_u64() < one["compressed"].as_u64(), "{one}");
+    assert_eq!(counted(&["web"]), [one.clone()]);
+    place.ok(&["snapshot", "create", "web@monday"]);
+    let serving = place.serve(&["web"]);
+    let mut disk = serving.attach("web").unwrap();
+    disk.write(32 << 20, 3, 4096).unwrap();
+    disk.flush().unwrap();
+    let both = counted(&["web@monday", "web"]);
+    assert_eq!(both[0], one);
+    assert_eq!(both[1]["data"].as_u64(), one["data"].as_u64().map(|data| data + 4096), "{both:?}");
+    drop(disk);
+    serving.stop();
+    let neither = place.run(&["bench", "--dedup", "nobody"]);
+    assert_eq!(neither.code, Some(1), "{neither:?}");
+    assert!(neither.err.contains("there is no file nobody here, and as a volume: "), "{}", neither.err);
+}

@@ -1,22 +1,23 @@
-//! What de-duplication would save of what is in disk images, over compression. Reads and counts; nothing is kept of it but digests (some 40 bytes for each piece that is there once).
+//! What de-duplication would save of what is in disk images and volumes, over compression. Reads and counts; nothing is kept of it but digests (some 40 bytes for each piece that is there once).
 //!
 //! Of each image the blocks of 4 KiB that hold something are counted, four ways. *Compressed*: frames of 64 KiB by LZ4, as a volume keeps them. Over that, the pieces that were not there
 //! before, also those of the images before: *blocks*, *frames*, and pieces cut where the content says so (FastCDC, 64 KiB in the mean). Blocks and such pieces are packed into frames again, in the order
 //! in which they come, so that they compress as well as they can.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 
 use fastcdc::v2020::StreamCDC;
-use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::super::failure::{Failure, Outcome};
 use super::super::output;
+use crate::config::Effective;
 use crate::human::about_bytes;
+
+mod image;
+
+pub use image::Image;
 
 /// Bytes of a block.
 const BLOCK: usize = 4096;
@@ -48,12 +49,18 @@ type Seen = HashSet<[u8; 16]>;
 /// What was there, of all images so far.
 #[derive(Default)]
 pub struct Tally {
+    placed: Placed,
+    cut: Seen,
+    packed_cut: Packer,
+}
+
+/// Of what is told apart by where it lies.
+#[derive(Default)]
+struct Placed {
     counts: Counts,
     blocks: Seen,
     frames: Seen,
-    cut: Seen,
     packed_blocks: Packer,
-    packed_cut: Packer,
 }
 
 /// Packs pieces into frames, and counts what these are compressed.
@@ -95,43 +102,47 @@ fn is_new(seen: &mut Seen, piece: &[u8]) -> bool {
 }
 
 impl Tally {
-    /// Counts one image more, which is opened twice.
-    pub fn add<R: Read>(&mut self, open: impl Fn() -> io::Result<R>) -> io::Result<()> {
-        let mut image = open()?;
-        let mut frame = Vec::with_capacity(FRAME);
-        let mut holding = Vec::with_capacity(FRAME);
-        while read_up_to(&mut image, FRAME, &mut frame)? {
-            holding.clear();
-            for block in frame.chunks(BLOCK).filter(|block| holds_something(block)) {
-                holding.extend_from_slice(block);
-                if is_new(&mut self.blocks, block) {
-                    self.counts.blocks += self.packed_blocks.add(block);
-                }
-            }
-            if holding.is_empty() {
-                continue;
-            }
-            let bytes = compressed(&holding);
-            self.counts.data += holding.len() as u64;
-            self.counts.compressed += bytes;
-            if is_new(&mut self.frames, &frame) {
-                self.counts.frames += bytes;
-            }
-        }
-        for piece in StreamCDC::new(Holding::new(open()?), CUT.0, CUT.1, CUT.2) {
+    /// Counts one image more. Whole frames that hold nothing may be left out of it.
+    pub fn add(&mut self, image: impl Read) -> io::Result<()> {
+        let holding =
+            Holding { image, placed: &mut self.placed, frame: Vec::with_capacity(FRAME), held: Vec::new(), at: 0 };
+        let mut cut = 0;
+        for piece in StreamCDC::new(holding, CUT.0, CUT.1, CUT.2) {
             let piece = piece.map_err(io::Error::from)?.data;
             if is_new(&mut self.cut, &piece) {
-                self.counts.cut += self.packed_cut.add(&piece);
+                cut += self.packed_cut.add(&piece);
             }
         }
-        self.counts.blocks += self.packed_blocks.end();
-        self.counts.cut += self.packed_cut.end();
+        self.placed.counts.cut += cut + self.packed_cut.end();
+        self.placed.counts.blocks += self.placed.packed_blocks.end();
         Ok(())
     }
 
     /// Of all images so far.
     pub fn counts(&self) -> Counts {
-        self.counts
+        self.placed.counts
+    }
+}
+
+impl Placed {
+    /// Counts a frame, and leaves what blocks of it hold something.
+    fn add(&mut self, frame: &[u8], held: &mut Vec<u8>) {
+        held.clear();
+        for block in frame.chunks(BLOCK).filter(|block| holds_something(block)) {
+            held.extend_from_slice(block);
+            if is_new(&mut self.blocks, block) {
+                self.counts.blocks += self.packed_blocks.add(block);
+            }
+        }
+        if held.is_empty() {
+            return;
+        }
+        let bytes = compressed(held);
+        self.counts.data += held.len() as u64;
+        self.counts.compressed += bytes;
+        if is_new(&mut self.frames, frame) {
+            self.counts.frames += bytes;
+        }
     }
 }
 
@@ -146,29 +157,26 @@ fn read_up_to(from: &mut impl Read, len: usize, into: &mut Vec<u8>) -> io::Resul
     Ok(!into.is_empty())
 }
 
-/// The blocks of an image that hold something, one after the other.
-struct Holding<R> {
+/// The blocks of an image that hold something, one after the other; its frames are counted as they pass.
+struct Holding<'a, R> {
     image: R,
-    block: Vec<u8>,
+    placed: &'a mut Placed,
+    frame: Vec<u8>,
+    held: Vec<u8>,
     at: usize,
 }
 
-impl<R: Read> Holding<R> {
-    fn new(image: R) -> Holding<R> {
-        Holding { image, block: Vec::with_capacity(BLOCK), at: 0 }
-    }
-}
-
-impl<R: Read> Read for Holding<R> {
+impl<R: Read> Read for Holding<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.block.len() {
-            if !read_up_to(&mut self.image, BLOCK, &mut self.block)? {
+        while self.at == self.held.len() {
+            if !read_up_to(&mut self.image, FRAME, &mut self.frame)? {
                 return Ok(0);
             }
-            self.at = if holds_something(&self.block) { 0 } else { self.block.len() };
+            self.placed.add(&self.frame, &mut self.held);
+            self.at = 0;
         }
-        let len = into.len().min(self.block.len() - self.at);
-        into[..len].copy_from_slice(&self.block[self.at..self.at + len]);
+        let len = into.len().min(self.held.len() - self.at);
+        into[..len].copy_from_slice(&self.held[self.at..self.at + len]);
         self.at += len;
         Ok(len)
     }
@@ -176,21 +184,21 @@ impl<R: Read> Read for Holding<R> {
 
 #[derive(Serialize)]
 struct Row {
-    image: PathBuf,
+    image: String,
     /// Of this image, beside those before it.
     #[serde(flatten)]
     counts: Counts,
 }
 
 /// Counts the images, one after the other, and prints a row for each, of what it adds to those before, and one of all.
-pub fn run(images: &[PathBuf], json: bool) -> Outcome {
+pub fn run(images: &[Image], config: &Effective, json: bool) -> Outcome {
     let (mut tally, mut rows) = (Tally::default(), Vec::new());
+    let mut opener = image::Opener::new(config);
     for image in images {
         let before = tally.counts();
-        tally
-            .add(|| open(image).map(|file| io::BufReader::with_capacity(1 << 20, file)))
-            .map_err(|error| Failure::failed(format!("cannot read {}: {error}", image.display())))?;
-        rows.push(Row { image: image.clone(), counts: tally.counts().since(before) });
+        let opened = opener.open(image)?;
+        tally.add(opened).map_err(|error| Failure::failed(format!("cannot read {image}: {error}")))?;
+        rows.push(Row { image: image.to_string(), counts: tally.counts().since(before) });
     }
     if json {
         return output::json(&rows);
@@ -207,7 +215,7 @@ pub fn run(images: &[PathBuf], json: bool) -> Outcome {
         vec![name, about_bytes(of.data), about_bytes(of.compressed), part(of.blocks), part(of.frames), part(of.cut)]
     };
     let all = row("all".into(), tally.counts());
-    let rows = rows.into_iter().map(|Row { image, counts }| row(image.display().to_string(), counts)).chain([all]);
+    let rows = rows.into_iter().map(|Row { image, counts }| row(image, counts)).chain([all]);
     output::text(output::table(&header, rows))
 }
 
@@ -220,18 +228,6 @@ impl Counts {
             frames: self.frames - before.frames,
             cut: self.cut - before.cut,
         }
-    }
-}
-
-/// An image is read twice, and to its end: so it is a file or a disk, no pipe and no terminal.
-fn open(image: &Path) -> io::Result<File> {
-    // Without waiting for whoever writes into a pipe.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(image, flags, Mode::empty())?);
-    let kind = file.metadata()?.file_type();
-    match kind.is_file() || kind.is_dir() || kind.is_block_device() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is neither a file nor a disk; give an image, or a device such as /dev/nbd0")),
     }
 }
 
@@ -248,7 +244,7 @@ mod tests {
 
     fn counted(images: &[&[u8]]) -> Counts {
         let mut tally = Tally::default();
-        images.iter().for_each(|image| tally.add(|| Ok(*image)).unwrap());
+        images.iter().for_each(|image| tally.add(*image).unwrap());
         tally.counts()
     }
 

@@ -3,7 +3,6 @@
 //! [`plan`] says what will be asked of the store, and at most how often; [`measure`] asks it, and cleans up;
 //! [`recommend`] makes settings out of what was measured. The first and the last are pure. [`dedup`] is about data, not about stores.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -36,7 +35,8 @@ Examples:
   ashlar bench
   ashlar bench s3://my-bucket/disks
   ashlar bench s3://my-bucket/disks --sizes 8MiB --parallel 1,16 --time 10s --json
-  ashlar bench --dedup web.img db.img /dev/nbd0")]
+  ashlar bench --dedup web db@monday
+  ashlar bench --dedup ./web.img ./db.img /dev/nbd0")]
 pub struct Args {
     /// The store; the configured one if not named [key: store.url]
     #[arg(value_name = "STORE-URL")]
@@ -62,9 +62,9 @@ pub struct Args {
     #[arg(long, default_value = "256MiB", value_parser = parse_bytes)]
     bytes: u64,
 
-    /// Say instead what de-duplication would save of what is in these disk images (raw), or devices, one after the other
-    #[arg(long, value_name = "IMAGE", num_args = 1.., conflicts_with_all = ["url", "sizes", "parallel", "time", "requests", "bytes"])]
-    dedup: Vec<PathBuf>,
+    /// Say instead what de-duplication would save of what is in these volumes of the configured store, snapshots of them, disk images (raw), or devices, one after the other
+    #[arg(long, value_name = "VOLUME[@SNAPSHOT]|FILE", num_args = 1.., conflicts_with_all = ["url", "sizes", "parallel", "time", "requests", "bytes"])]
+    dedup: Vec<dedup::Image>,
 
     /// Print a JSON object
     #[arg(long)]
@@ -82,7 +82,7 @@ impl Args {
 /// Runs the command.
 pub fn run(args: &Args, config: &Effective, bars: &MultiProgress) -> Outcome {
     if !args.dedup.is_empty() {
-        return dedup::run(&args.dedup, args.json);
+        return dedup::run(&args.dedup, config, args.json);
     }
     let plan = Plan::new(&args.sizes, &args.parallel, args.time, args.requests, args.bytes).map_err(Failure::usage)?;
     if !args.json {
