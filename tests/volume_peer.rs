@@ -532,6 +532,36 @@ async fn a_copy_of_an_epoch_that_is_over_is_not_taken() {
     assert_eq!(epoch, since, "no device goes on");
 }
 
+/// From the fence on no copy counts that there is, and the one host alone has what was acknowledged: not for longer than the store takes.
+#[tokio::test(start_paused = true)]
+async fn what_a_server_finds_in_its_journal_goes_into_the_store_at_once() {
+    let mut world = World::new(14).await;
+    let volume = world.served().await;
+    write(&volume, 0, 1).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    // The server starts again and does not reach its peer; nobody writes or flushes anything. Then its host is gone for good.
+    world.net.cut(true);
+    world.disks[0] = world.disks[0].kill();
+    let volume = world.open_at(0, OpenFlags::default()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    drop(volume);
+    let accepted = world.open_at(1, OpenFlags { accept_loss: true, ..TAKEOVER }).await.unwrap();
+    assert_eq!(value(&accepted, 0).await, 1);
+    drop(accepted);
+    // The same of one that took over.
+    let mut world = World::new(15).await;
+    let volume = world.served().await;
+    write(&volume, 0, 1).await.unwrap();
+    drop(volume);
+    let taken = world.take_over().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    drop(taken);
+    world.disks[0] = CrashDisk::new(99);
+    let accepted = world.open_at(0, OpenFlags { accept_loss: true, ..TAKEOVER }).await.unwrap();
+    assert_eq!(value(&accepted, 0).await, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_lost_what_was_promised_is_refused_in_words() {
     let world = World::new(8).await;

@@ -93,12 +93,20 @@ impl Shared {
 
     /// Returns once the change is committed in the store.
     pub(crate) async fn committed(&self, no: ChangeNo) -> Result<(), DeviceError> {
-        if self.ledger().want(no) {
+        if self.hurry(no) {
             return Ok(());
         }
-        self.waits.wake.notify_one();
         let done = self.waits.progress.wait_for(|progress| progress.covers >= no || progress.end.is_some()).await;
         if done.covers >= no { Ok(()) } else { Err(done.end.unwrap_or(End::Closed).into()) }
+    }
+
+    /// Nothing up to that change is to wait until there is more to put. Whether the store has all of it.
+    pub(crate) fn hurry(&self, no: ChangeNo) -> bool {
+        let has = self.ledger().want(no);
+        if !has {
+            self.waits.wake.notify_one();
+        }
+        has
     }
 
     async fn stable(&self, no: ChangeNo) -> Result<(), DeviceError> {

@@ -30,6 +30,12 @@ impl StandingBy {
         if shared.facts.options.durability != Durability::Peer {
             return without(None);
         }
+        let (last, covers) = {
+            let ledger = shared.ledger();
+            (ledger.log().last(), ledger.log().covers())
+        };
+        // What the opening before was answered for is from now on in this journal alone: the fence that is there now names no copy of it.
+        shared.hurry(last);
         let Some(link) = link else {
             tracing::warn!(
                 volume = %shared.facts.meta.name,
@@ -45,10 +51,6 @@ impl StandingBy {
             epoch,
             since,
             random: shared.doors.random.clone(),
-        };
-        let (last, covers) = {
-            let ledger = shared.ledger();
-            (ledger.log().last(), ledger.log().covers())
         };
         let standby = Arc::new(Standby::new(shared.facts.meta.name.as_str(), link, last.next(), covers));
         let standby = Arc::clone(shared.doors.standby.get_or_init(|| standby));
