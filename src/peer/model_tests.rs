@@ -1,14 +1,15 @@
 //! Worlds from a seed: a server, its peer, a store and a network, in which anything stops, is cut off, dies or wakes up late. The real decisions of both sides
 //! ([`Sender`], [`Keeping`]) run in it; files, the store and its fences are plain numbers. There is no clock.
 //!
-//! What is asked: every change for which a client was answered is there when somebody takes the volume over, and what is there is a prefix.
+//! What is asked: every change for which a client was answered is there when somebody takes the volume over, and what is there is a prefix. And that the worlds are worth it: each
+//! kind of event happens often ([`Reached`]).
 
 use std::collections::VecDeque;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::keeping::Keeping;
+use super::keeping::{Keeping, Refusal};
 use super::sender::{Phase, Promise, Sender, Word};
 use crate::change::{Change, Numbered};
 use crate::units::{ChangeNo, Epoch, Extent};
@@ -67,6 +68,61 @@ struct Server {
     waiting: Vec<(ChangeNo, Promise, bool)>,
     is_frozen: bool,
     ended: bool,
+    /// For so many steps it does no more than speak to its peer.
+    quiet: u32,
+}
+
+/// What happened in all worlds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reached {
+    /// Changes and flushes that were answered by the peer's word.
+    by_peer: u64,
+    /// And by the store, because the peer was away.
+    by_store: u64,
+    /// Copies that began.
+    copies: u64,
+    /// Takeovers with a copy; of those with changes that were nowhere but in it, and after which the server before lives.
+    takeovers: u64,
+    only_in_copy: u64,
+    sleepers: u64,
+    /// Takeovers that were given up before anything was taken, and after that.
+    given_up: u64,
+    given_up_late: u64,
+    /// Fences of those that landed when nobody expected it.
+    late_fences: u64,
+    /// Records that came when the volume was held.
+    refused_when_held: u64,
+    /// Copies that were asked for by one that was displaced, or taken over from in vain.
+    refused_as_sealed: u64,
+    /// Connections that were cut and found out late.
+    cut: u64,
+    /// Peers whose process died with a copy that counts, and whose host did.
+    keeper_deaths: u64,
+    keeper_losses: u64,
+    /// Servers that started again with their journal.
+    comebacks: u64,
+}
+
+impl Reached {
+    fn all(&self) -> [(&'static str, u64); 15] {
+        [
+            ("by_peer", self.by_peer),
+            ("by_store", self.by_store),
+            ("copies", self.copies),
+            ("takeovers", self.takeovers),
+            ("only_in_copy", self.only_in_copy),
+            ("sleepers", self.sleepers),
+            ("given_up", self.given_up),
+            ("given_up_late", self.given_up_late),
+            ("late_fences", self.late_fences),
+            ("refused_when_held", self.refused_when_held),
+            ("refused_as_sealed", self.refused_as_sealed),
+            ("cut", self.cut),
+            ("keeper_deaths", self.keeper_deaths),
+            ("keeper_losses", self.keeper_losses),
+            ("comebacks", self.comebacks),
+        ]
+    }
 }
 
 struct World {
@@ -80,6 +136,8 @@ struct World {
     copy: Option<Copy>,
     /// The keeper's note: no epoch up to this one.
     sealed: Epoch,
+    /// What a takeover took that was given up, of which the fence is still on its way to the store.
+    late_fence: Option<Copy>,
     keeper_is_up: bool,
     keeper_is_frozen: bool,
     /// The store: the last change in it, and the epoch of the newest fence.
@@ -89,9 +147,7 @@ struct World {
     /// What clients were told, in the line of epochs that counts now: written, and flushed.
     told_written: ChangeNo,
     told_flushed: ChangeNo,
-    takeovers: u64,
-    answered_by_peer: u64,
-    refused_after_hold: u64,
+    reached: Reached,
 }
 
 fn no(no: u64) -> ChangeNo {
@@ -110,6 +166,7 @@ impl Server {
             waiting: Vec::new(),
             is_frozen: false,
             ended: false,
+            quiet: 0,
         }
     }
 
@@ -168,6 +225,7 @@ impl World {
             keeping: Keeping::default(),
             copy: None,
             sealed: Epoch(0),
+            late_fence: None,
             keeper_is_up: true,
             keeper_is_frozen: false,
             committed: no(0),
@@ -175,9 +233,7 @@ impl World {
             store_is_away: false,
             told_written: no(0),
             told_flushed: no(0),
-            takeovers: 0,
-            answered_by_peer: 0,
-            refused_after_hold: 0,
+            reached: Reached::default(),
         }
     }
 
@@ -187,7 +243,7 @@ impl World {
 
     /// The server commits: some of what it accepted, all, or up to where it is wanted. One that was displaced finds the fence.
     fn commit(&mut self) {
-        let some = self.rng.random_range(1..6);
+        let some = if self.chance(50) { u64::from(u32::MAX) } else { self.rng.random_range(1..6) };
         let Some(server) = &mut self.server else { return };
         if self.store_is_away || server.ended || server.is_frozen {
             return;
@@ -228,10 +284,13 @@ impl World {
             };
             match word {
                 Word::Given if local >= no => {
-                    self.answered_by_peer += 1;
+                    self.reached.by_peer += 1;
                     told.push((no, promise));
                 }
-                _ if committed >= no => told.push((no, promise)),
+                _ if committed >= no => {
+                    self.reached.by_store += 1;
+                    told.push((no, promise));
+                }
                 word => still.push((no, promise, word != Word::None)),
             }
         }
@@ -261,6 +320,7 @@ impl World {
         let done = match said {
             Said::Begin { epoch, first } => self.keeping.may_begin(epoch).map(|()| {
                 let last = no(first.0 - 1);
+                self.reached.copies += 1;
                 self.copy = Some(Copy { epoch, first, had: last, synced: last });
                 wire.turn = Some(self.keeping.begun(epoch, first));
                 wire.back.push_back(Said::Ready);
@@ -295,8 +355,9 @@ impl World {
         match said {
             Ok(Some((had, kept))) => wire.back.push_back(Said::Has { had, kept }),
             Ok(None) => {}
-            Err(_) => {
-                self.refused_after_hold += u64::from(self.keeping.is_held());
+            Err(refusal) => {
+                self.reached.refused_when_held += u64::from(refusal == Refusal::Held);
+                self.reached.refused_as_sealed += u64::from(matches!(refusal, Refusal::Sealed(_)));
                 wire.back.push_back(Said::Refused);
                 wire.is_over = true;
             }
@@ -329,6 +390,9 @@ impl World {
 
     /// The keeper's process dies, and with its host what is not synced.
     fn keeper_dies(&mut self, with_host: bool) {
+        let had_a_copy = self.copy.as_ref().is_some_and(|copy| copy.epoch == self.fence);
+        self.reached.keeper_deaths += u64::from(self.keeper_is_up && had_a_copy && !with_host);
+        self.reached.keeper_losses += u64::from(self.keeper_is_up && had_a_copy && with_host);
         self.keeper_is_up = false;
         self.keeper_is_frozen = false;
         if let Some(wire) = self.server.as_mut().and_then(|server| server.wire.as_mut()) {
@@ -359,19 +423,34 @@ impl World {
         }
         let Some((epoch, has)) = self.down.take() else { return };
         if epoch == self.fence {
-            self.fence = self.fence.next();
+            self.reached.comebacks += 1;
+            self.put_fence();
             self.server = Some(Server::new(self.fence, has, self.committed, 2000));
         }
     }
 
+    /// No other fence will ever have that place in the log.
+    fn put_fence(&mut self) {
+        self.fence = self.fence.next();
+        self.late_fence = None;
+    }
+
     /// The peer takes the volume over: holds, looks, notes, fences. The old server may still be there. Then it hands the volume back in good order.
     fn take_over(&mut self) {
-        if !self.keeper_is_up || self.store_is_away {
+        // Who has given up does not try again at once.
+        let waits = self.late_fence.is_some() && self.chance(80);
+        if !self.keeper_is_up || self.keeper_is_frozen || self.store_is_away || waits {
             return;
+        }
+        if self.chance(20) {
+            // So that a sleeper finds nothing to commit before it speaks to its peer again.
+            for _ in 0..100 {
+                self.commit();
+            }
         }
         self.keeping.hold();
         // Whatever happens between the holding and the fence.
-        for _ in 0..self.rng.random_range(0..6) {
+        for _ in 0..self.rng.random_range(0..12) {
             self.step_of_sender();
         }
         let of_before = self.fence;
@@ -382,18 +461,36 @@ impl World {
         };
         if self.chance(20) {
             // It is given up before anything was taken.
+            self.reached.given_up += 1;
             self.keeping.let_go(Epoch(0));
             return;
         }
         self.sealed = self.sealed.max(copy.epoch);
         if self.chance(20) {
             // It is given up after that: the sender goes on with the store alone.
-            // The copy is in the journal's place, where the next one finds it.
+            // The copy is in the journal's place, where the next one finds it, and the fence may be on its way.
+            self.reached.given_up_late += 1;
+            self.late_fence = Some(copy).filter(|_| self.rng.random_range(0..2) == 0);
             self.keeping.let_go(self.sealed);
             return;
         }
-        self.fence = self.fence.next();
-        self.takeovers += 1;
+        self.is_taken(&copy);
+    }
+
+    /// The fence of a takeover that was given up lands: whoever has the volume is displaced, and the next opening at the peer goes on with what was taken then.
+    fn fence_lands(&mut self) {
+        if let Some(taken) = self.late_fence.take().filter(|taken| taken.epoch == self.fence) {
+            self.reached.late_fences += 1;
+            self.keeping.hold();
+            self.is_taken(&taken);
+        }
+    }
+
+    /// The fence of the peer is in the log, and names what it took.
+    fn is_taken(&mut self, copy: &Copy) {
+        self.put_fence();
+        self.reached.takeovers += 1;
+        self.reached.only_in_copy += u64::from(self.told_flushed.max(self.told_written) > self.committed);
         assert!(copy.first.0 <= self.committed.0 + 1, "a hole: {copy:?} behind {:?}", self.committed);
         let has = copy.had.max(self.committed);
         assert!(has >= self.told_flushed, "flushed {:?}, and there is {has:?}", self.told_flushed);
@@ -406,34 +503,29 @@ impl World {
         }
         // And a new server has it: the same peer, after the volume was closed in good order.
         self.committed = has;
-        self.fence = self.fence.next();
+        self.put_fence();
         self.sealed = self.sealed.max(no_epoch_before(self.fence));
         self.copy = None;
         self.keeping.let_go(self.sealed);
         self.sleeper = self.server.replace(Server::new(self.fence, has, has, 2000));
+        if let Some(sleeper) = self.sleeper.as_mut().filter(|sleeper| !sleeper.ended) {
+            self.reached.sleepers += 1;
+            sleeper.quiet = self.rng.random_range(0..200);
+        }
     }
 
     fn step_of_sender(&mut self) {
         match self.rng.random_range(0..9) {
             0 => self.accept(),
             1 => self.flush(),
-            2 => {
-                let covered = self.chance(50);
-                if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen) {
-                    server.say(covered);
-                }
-            }
-            3 => {
-                if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen) {
-                    server.hear();
-                }
-            }
+            2 | 3 => self.speak(),
             4 => self.keep(),
             5 => self.keeper_syncs(),
             6 => {
+                let syncs = self.chance(70);
                 if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen) {
                     server.written = server.accepted;
-                    if server.written.0 % 2 == 0 {
+                    if syncs {
                         server.synced = server.written;
                     }
                 }
@@ -443,51 +535,84 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
-        if self.sleeper.is_some() && self.chance(10) {
-            // The same decisions, of one that does not know.
-            std::mem::swap(&mut self.server, &mut self.sleeper);
-            self.step_of_sender();
-            if self.chance(5) {
-                self.commit();
+    fn speak(&mut self) {
+        let (hears, covered) = (self.chance(50), self.chance(50));
+        if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen) {
+            match hears {
+                true => server.hear(),
+                false => server.say(covered),
             }
+        }
+    }
+
+    /// One that was displaced does the same as ever, for it does not know.
+    fn step_of_sleeper(&mut self) {
+        let Some(server) = &mut self.server else { return };
+        if server.is_frozen {
+            server.is_frozen = self.rng.random_range(0..10) > 0;
+        } else if server.quiet > 0 {
+            server.quiet -= 1;
+            match self.rng.random_range(0..5) {
+                0 => self.connect(),
+                1 | 2 => self.speak(),
+                3 => self.keep(),
+                _ => self.finds_out(),
+            }
+        } else if self.chance(5) {
+            self.commit();
+        } else {
+            self.step_of_sender();
+        }
+    }
+
+    /// That it was cut off, which nobody said.
+    fn finds_out(&mut self) {
+        if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen)
+            && server.wire.as_ref().is_some_and(|wire| wire.is_cut)
+        {
+            self.reached.cut += 1;
+            server.lose();
+        }
+    }
+
+    fn step(&mut self) {
+        if self.sleeper.is_some() && self.chance(20) {
+            std::mem::swap(&mut self.server, &mut self.sleeper);
+            self.step_of_sleeper();
             std::mem::swap(&mut self.server, &mut self.sleeper);
             return;
         }
-        match self.rng.random_range(0..1000) {
-            0..820 => self.step_of_sender(),
-            820..900 => self.commit(),
-            900..915 => {
+        // What stops goes on sooner than it stops, and the store is slower than the peer: else nobody would ever be answered by it.
+        match self.rng.random_range(0..3000) {
+            0..2760 => self.step_of_sender(),
+            2760..2800 => self.commit(),
+            2800..2803 => {
                 // A partition: the sender finds out, late.
                 if let Some(wire) = self.server.as_mut().and_then(|server| server.wire.as_mut()) {
                     wire.is_cut = true;
                 }
             }
-            915..940 => {
-                if let Some(server) = self.server.as_mut().filter(|server| !server.is_frozen)
-                    && server.wire.as_ref().is_some_and(|wire| wire.is_cut)
-                {
-                    server.lose();
-                }
-            }
-            940..950 => {
-                if let Some(server) = &mut self.server {
-                    server.is_frozen = !server.is_frozen;
-                }
-            }
-            950..960 => self.keeper_is_frozen = self.keeper_is_up && !self.keeper_is_frozen,
-            960..965 => self.store_is_away = !self.store_is_away,
-            965..970 => {
+            2803..2843 => self.finds_out(),
+            2843..2846 => self.server.iter_mut().for_each(|server| server.is_frozen = true),
+            2846..2876 => self.server.iter_mut().for_each(|server| server.is_frozen = false),
+            2876..2879 => self.keeper_is_frozen = self.keeper_is_up,
+            2879..2909 => self.keeper_is_frozen = false,
+            2909..2914 => self.store_is_away = true,
+            2914..2934 => self.store_is_away = false,
+            2934..2940 => {
                 // With its host, only if that is not the second one to go.
-                let with_host = self.server.as_ref().is_some_and(|server| server.epoch == self.fence && !server.ended);
+                let with_host = self.chance(50)
+                    && self.server.as_ref().is_some_and(|server| server.epoch == self.fence && !server.ended);
                 self.keeper_dies(with_host);
                 // The other host is there, and so is its journal: nobody takes over from what was lost here.
                 if with_host {
                     self.copy = None;
+                    self.late_fence = None;
                 }
             }
-            970..985 => self.keeper_is_up = true,
-            985..993 => self.take_over(),
+            2940..2965 => self.keeper_is_up = true,
+            2965..2980 => self.take_over(),
+            2980..2996 => self.fence_lands(),
             _ => self.server_dies(),
         }
         if self.server.is_none() {
@@ -505,16 +630,17 @@ fn no_epoch_before(epoch: Epoch) -> Epoch {
 
 #[test]
 fn no_acknowledged_change_is_lost_whatever_stops_or_is_cut_off() {
-    let (mut takeovers, mut by_peer, mut refused) = (0, 0, 0);
+    let mut all = Reached::default().all();
     for seed in 0..400 {
         let mut world = World::new(seed);
         for _ in 0..3000 {
             world.step();
         }
-        takeovers += world.takeovers;
-        by_peer += world.answered_by_peer;
-        refused += world.refused_after_hold;
+        all.iter_mut().zip(world.reached.all()).for_each(|((_, sum), (_, reached))| *sum += reached);
     }
+    println!("{all:?}");
     // The worlds are bad enough, and good enough.
-    assert!(takeovers > 400 && by_peer > 500 && refused > 50, "{takeovers} {by_peer} {refused}");
+    for (what, often) in all {
+        assert!(often >= 50, "{what} {often} times: {all:?}");
+    }
 }
