@@ -236,6 +236,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
                 }
             };
             tokio::select! {
+                // What is had is said before more is taken.
+                biased;
                 (no, synced) = synced => {
                     self.syncing = None;
                     synced.map_err(|error| format!("the copy cannot be synced: {error}"))?;

@@ -46,6 +46,12 @@ impl Weights {
         }
     }
 
+    /// Of clients that do as much, and flush, and take their time.
+    pub fn slowly(self) -> Weights {
+        let Weights { write, unaligned, flush, pause, .. } = self;
+        Weights { flush: flush + 1, pause: pause + (write + unaligned) / 2 + 1, ..self }
+    }
+
     /// Of clients that write as fast as they can.
     pub fn load(random: &Random) -> Weights {
         Weights { flush: 0, read: random.below(2), pause: 0, stretch: 0, write: 20, ..Weights::draw(random) }

@@ -23,6 +23,7 @@ use ashlar::volume::{
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
+use crate::hosts::Stand;
 use crate::life::{Life, Open, Server, image_of};
 use crate::places::BLOCK;
 use crate::record::{Floors, Record};
@@ -309,8 +310,8 @@ impl World {
             if self.departed.contains(&birth.name) || self.volumes.iter().any(|vol| vol.name == birth.name) {
                 continue;
             }
-            let seq = match description::load(&*self.store, &birth.name).await {
-                Ok(found) => Seq(found.meta.parent.unwrap().version),
+            let (uuid, seq) = match description::load(&*self.store, &birth.name).await {
+                Ok(found) => (found.meta.uuid, Seq(found.meta.parent.unwrap().version)),
                 Err(VolumeError::NotFound { .. }) => {
                     assert!(!birth.is_made, "clone {} was acknowledged and is not there", birth.name);
                     continue;
@@ -325,7 +326,8 @@ impl World {
             let record = Record::new(places.clone());
             let (name, floors, snapshots) = (birth.name.clone(), Floors::default(), Snapshots::default());
             let origin = Some(Origin { birth, seq, is_known: false, goes: false, was_taken: false });
-            self.volumes.push(Vol { name, places, disks, record, floors, snapshots, origin, going_back: None });
+            let (going_back, stand) = (None, Stand::default());
+            self.volumes.push(Vol { name, uuid, places, disks, record, floors, snapshots, origin, going_back, stand });
         }
     }
 

@@ -9,6 +9,8 @@
 //! flushed, nor, after a clean stop or a mere kill, below what was acknowledged; and `check` finds nothing. Nothing that a
 //! server is asked to do takes a day (rule R10). One seed is one run (rule R14).
 //!
+//! Worlds of two hosts that stand by for each other have a network between them and hosts that stand still or are lost for good: see [`hosts`].
+//!
 //! `ASHLAR_TEST_SEED=n cargo test --test sim one_seed` replays a seed; `scripts/soak sim` tries many fresh ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a simulation that finds something ends
@@ -21,6 +23,8 @@ mod climate;
 mod seals;
 mod snapshots;
 mod family;
+mod hosts;
+mod network;
 #[path = "../support/sloppy.rs"]
 mod sloppy;
 mod world;
@@ -29,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use ashlar::store::faults::Trap;
 use family::Events;
+use hosts::Standing;
 use world::{End, Kind, Outcome, World};
 
 /// Runs a world from a seed: two thirds of them with a family.
@@ -39,7 +44,8 @@ fn run(seed: u64) -> Outcome {
 fn run_as(seed: u64, kind: Kind) -> Outcome {
     let result = std::panic::catch_unwind(|| in_virtual_time(World::lives(seed, kind)));
     result.unwrap_or_else(|panic| {
-        eprintln!("\nreproduce with: ASHLAR_TEST_SEED={seed} cargo test --test sim one_seed -- --nocapture\n");
+        let test = if kind == Kind::Hosts { "a_seed_of_two_hosts" } else { "one_seed" };
+        eprintln!("\nreproduce with: ASHLAR_TEST_SEED={seed} cargo test --test sim {test} -- --nocapture\n");
         std::panic::resume_unwind(panic)
     })
 }
@@ -58,13 +64,33 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
 }
 
-#[test]
-fn one_seed() {
+/// The seed that the environment gives, and then everything is said.
+fn given_seed() -> Option<u64> {
     let seed = number("ASHLAR_TEST_SEED");
     if seed.is_some() {
-        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).try_init().ok();
     }
-    run(seed.unwrap_or(1));
+    seed
+}
+
+#[test]
+fn one_seed() {
+    run(given_seed().unwrap_or(1));
+}
+
+#[test]
+fn a_seed_of_two_hosts() {
+    run_as(given_seed().unwrap_or(1), Kind::Hosts);
+}
+
+/// Two hosts stand by for each other, and whatever happens to one of them, to the network or to the store loses nothing that was acknowledged.
+#[test]
+fn fixed_seeds_of_two_hosts() {
+    let worlds = number("ASHLAR_TEST_HOSTS").unwrap_or(12);
+    let outcomes = (0..worlds).map(|seed| run_as(seed, Kind::Hosts).standing);
+    let standing = outcomes.fold(Standing::default(), Standing::plus);
+    println!("{worlds} worlds of two hosts: {standing:?}");
+    assert!(standing.rarest() >= 5, "a simulation worth its name has hosts that die: {standing:?}");
 }
 
 #[test]
@@ -101,6 +127,7 @@ fn a_seed_twice_is_one_run_twice() {
     for seed in 200..208 {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
+    assert_eq!(run_as(208, Kind::Hosts), run_as(208, Kind::Hosts), "two hosts");
 }
 
 /// Fresh seeds: as many as `ASHLAR_TEST_SEEDS` says, or for `ASHLAR_TEST_SECONDS` (5 unless told otherwise).
@@ -112,14 +139,16 @@ fn fresh_seeds() {
     let began = Instant::now();
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
     let first = number("ASHLAR_TEST_SEED").unwrap_or_else(now);
-    let (mut worlds, mut requests, mut events) = (0, 0, Events::default());
+    let (mut worlds, mut requests, mut events, mut standing) = (0, 0, Events::default(), Standing::default());
     while worlds < seeds.unwrap_or(u64::MAX) && began.elapsed() < Duration::from_secs(seconds) {
-        let outcome = run(first + worlds);
+        // A quarter of them of two hosts.
+        let outcome = if worlds % 4 == 3 { run_as(first + worlds, Kind::Hosts) } else { run(first + worlds) };
+        standing = standing.plus(outcome.standing);
         (requests, events) = (requests + outcome.requests, events.plus(outcome.events));
         worlds += 1;
     }
     let took = began.elapsed().as_secs();
-    println!("{worlds} worlds from seed {first}, {requests} requests of clients, {took} s; {events:?}");
+    println!("{worlds} worlds from seed {first}, {requests} requests of clients, {took} s; {events:?}; {standing:?}");
 }
 
 /// Whatever the last operation of the store or the disk is, what was promised is there: a schedule is run once to count,

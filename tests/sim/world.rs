@@ -19,7 +19,7 @@ use ashlar::store::faults::{Counted, FaultOptions, Trap};
 use ashlar::store::memory::MemoryStore;
 use ashlar::units::{BlockSize, ChangeNo};
 use ashlar::volume::{
-    self, CreateOptions, FencedBy, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
+    self, Beside, CreateOptions, FencedBy, OpenFlags, Outside, ServerIdentity, Volume, VolumeError, VolumeName, Witness,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::client::{STUCK, Weights};
 use crate::climate::Climate;
 use crate::family::{Events, Family, GoingBack, Origin};
+use crate::hosts::{Hosts, Stand, Standing};
 use crate::life::{Life, Open, Server};
 use crate::places::{BLOCK, Places};
 use crate::record::{Floors, Record};
@@ -60,6 +61,8 @@ pub struct Outcome {
     pub requests: u64,
     /// What became of families.
     pub events: Events,
+    /// What became of two hosts.
+    pub standing: Standing,
 }
 
 /// How a life ends.
@@ -80,6 +83,7 @@ enum Death {
 /// One volume, over all lives.
 pub struct Vol {
     pub name: VolumeName,
+    pub uuid: Uuid,
     pub places: Arc<Places>,
     /// The journal's disks, of the two servers.
     pub disks: [CrashDisk; 2],
@@ -90,6 +94,8 @@ pub struct Vol {
     pub origin: Option<Origin>,
     /// Somebody asked for it to be rolled back, and it was not opened since.
     pub going_back: Option<GoingBack>,
+    /// In a world of two hosts that stand by for each other.
+    pub stand: Stand,
 }
 
 pub struct World {
@@ -99,6 +105,9 @@ pub struct World {
     pub volumes: Vec<Vol>,
     /// If volumes are rolled back, and have clones and schedules.
     pub family: Option<Family>,
+    /// If the servers stand by for each other.
+    pub hosts: Option<Hosts>,
+    pub standing: Standing,
     /// Names of clones that are gone.
     pub departed: Vec<VolumeName>,
     pub events: Events,
@@ -119,6 +128,8 @@ pub struct World {
 pub enum Kind {
     Alone,
     Family,
+    /// Two hosts that stand by for each other.
+    Hosts,
 }
 
 /// A quarter of all worlds is in verified mode.
@@ -137,12 +148,13 @@ impl World {
         let mut closed = true;
         let mut zombies = Vec::new();
         for number in 0..2 + world.random.below(5) {
-            let (mut life, recovered) = world.open(server, closed).await;
+            let (mut life, recovered) = world.open(server, closed, false).await;
             world.bury_all(&mut zombies, &recovered).await;
             if number == 0 {
                 world.within_a_day("filling", life.fill(&world.random)).await;
             }
             let death = world.live(&mut life).await;
+            world.leave(&life);
             world.collected += life.open.iter().map(|open| open.volume.status().gc.segments_written).sum::<u64>();
             world.note(&life, death);
             world.rotate_perhaps().await;
@@ -153,11 +165,12 @@ impl World {
                 Death::Kill | Death::PowerLoss => world.crash(life, death).await,
                 Death::Takeover | Death::Zombie => {
                     world.promise_for_others(&life);
+                    world.changes_hands(&life);
                     if death == Death::Zombie {
                         life.may_be_displaced();
                         zombies.push(life);
                     } else {
-                        world.forget(life).await;
+                        world.forget(life, true).await;
                     }
                     server = 1 - server;
                 }
@@ -168,8 +181,9 @@ impl World {
                 world.delete_perhaps(server).await;
             }
         }
-        let (mut life, recovered) = world.open(server, closed).await;
+        let (mut life, recovered) = world.open(server, closed, true).await;
         world.bury_all(&mut zombies, &recovered).await;
+        world.clears_up(server, true);
         world.empty(&mut life).await;
         world.note(&life, Death::Close);
         world.close(life, false).await;
@@ -178,7 +192,7 @@ impl World {
         assert_eq!(world.encrypted, world.seals.count() > 0, "everything that an encrypted volume writes is sealed");
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
         let (digest, requests) = (format!("{}{contents}", world.log), world.done.load(Ordering::Relaxed));
-        Outcome { digest, collected: world.collected, requests, events: world.events }
+        Outcome { digest, collected: world.collected, requests, events: world.events, standing: world.standing }
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
@@ -196,7 +210,7 @@ impl World {
             End::Disk { k } => world.volumes[0].disks[0].cut_at(k),
         }
         let mut life = Life::new(server, world.done.clone());
-        let opening = world.try_open(0, &life.server, OpenFlags::default());
+        let opening = world.try_open(0, &life.server, OpenFlags::default(), false);
         let died = match timeout(Duration::from_secs(60), opening).await {
             Ok(Ok(open)) => {
                 life.open.push(open);
@@ -229,7 +243,7 @@ impl World {
         let mut life = Life::new(world.server(0), world.done.clone());
         // A fence may get no answer for as long as anybody tries: whoever tries anew has another one.
         let open = loop {
-            match world.try_open(0, &life.server, OpenFlags::default()).await {
+            match world.try_open(0, &life.server, OpenFlags::default(), false).await {
                 Err(VolumeError::Store { .. }) => world.volumes[0].disks[0] = world.volumes[0].disks[0].kill(),
                 tried => break tried.unwrap(),
             }
@@ -240,12 +254,13 @@ impl World {
         life.is_as_recorded(&format!("after the cut at {end:?}")).await;
         world.judge_snapshots(&life).await;
         world.close(life, false).await;
-        let (life, _) = world.open(1, true).await;
+        let (life, _) = world.open(1, true, false).await;
         life.is_as_recorded(&format!("elsewhere, after the cut at {end:?}")).await;
         counted
     }
 
-    async fn new(seed: u64, random: Random, climate: Climate, kind: Kind) -> World {
+    async fn new(seed: u64, random: Random, mut climate: Climate, kind: Kind) -> World {
+        let hosts = (kind == Kind::Hosts).then(|| Hosts::new(Random::seeded(seed.rotate_left(32)), &mut climate));
         let family = (kind == Kind::Family).then(|| Family::new(Random::seeded(!seed)));
         let store = Arc::new(MemoryStore::default());
         let (seals, encrypted) = (Seals::default(), seed % 4 < 2);
@@ -262,12 +277,13 @@ impl World {
                 ..CreateOptions::default()
             };
             let name = VolumeName::new(format!("v{number}")).unwrap();
-            volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
+            let created =
+                volume::create(&*store, &random, &Clock::Manual(Arc::default()), &name, create).await.unwrap();
             let disks = [climate.disk(&random), climate.disk(&random)];
             let record = Record::new(places.clone());
             let (floors, snapshots) = (Floors::default(), Snapshots::default());
-            let (origin, going_back) = (None, None);
-            volumes.push(Vol { name, places, disks, record, floors, snapshots, origin, going_back });
+            let (uuid, origin, going_back, stand) = (created.meta.uuid, None, None, Stand::default());
+            volumes.push(Vol { name, uuid, places, disks, record, floors, snapshots, origin, going_back, stand });
         }
         let caches = climate.has_disk_cache.then(|| [climate.disk(&random), climate.disk(&random)]);
         World {
@@ -276,6 +292,8 @@ impl World {
             climate,
             volumes,
             family,
+            hosts,
+            standing: Standing::default(),
             departed: Vec::new(),
             events: Events::default(),
             caches,
@@ -316,6 +334,10 @@ impl World {
                 Arc::new(Sloppy::new((*self.store).clone(), random, 100))
             }
         };
+        let store = match &self.hosts {
+            Some(hosts) => hosts.reaching(number, store),
+            None => store,
+        };
         Server::new(number, store, self.climate.way, cache, &self.climate.options, &self.random)
     }
 
@@ -337,13 +359,22 @@ impl World {
     }
 
     /// Opens with a record of its own, still empty: a displaced server may be adding to the old one until the fence.
-    async fn try_open(&mut self, of: usize, server: &Server, flags: OpenFlags) -> Result<Open, VolumeError> {
+    async fn try_open(
+        &mut self,
+        of: usize,
+        server: &Server,
+        flags: OpenFlags,
+        is_last: bool,
+    ) -> Result<Open, VolumeError> {
+        self.show_disks();
         let record = Record::new(self.volumes[of].places.clone());
         let (disk, outside) =
             (self.volumes[of].disks[server.number].clone(), self.outside(of, server, record.witness()));
         let (name, options) = (&self.volumes[of].name, self.climate.options.clone());
-        let volume = Volume::open(outside, name, options, World::journal_options(), flags).await?;
+        let beside = self.hosts.as_ref().map_or_else(Beside::default, |hosts| hosts.beside(server.number, is_last));
+        let volume = Volume::open_beside(outside, name, options, World::journal_options(), flags, beside).await?;
         self.learn_base(of, &volume).await;
+        self.is_opened(of, &volume);
         let vol = &mut self.volumes[of];
         // Nobody uses the volume yet: it stands at the first k of what was accepted before.
         record.begin_with(&vol.record, ChangeNo(volume.status().accepted));
@@ -359,7 +390,7 @@ impl World {
             disk: Arc::new(self.volumes[of].disks[server.number].clone()),
             cache: server.cache.clone(),
             budget: server.budget.clone(),
-            clock: self.clock(),
+            clock: self.hosts.as_ref().map_or_else(|| self.clock(), |hosts| hosts.clock(server.number)),
             random: Random::seeded(self.random.below(u64::MAX)),
             workers: Workers::Inline,
             server: World::identity(server.number),
@@ -381,13 +412,14 @@ impl World {
     }
 
     /// Opens all volumes on a server and judges what is there. Also returns how many changes of each were recovered.
-    async fn open(&mut self, number: usize, closed: bool) -> (Life, Vec<ChangeNo>) {
+    async fn open(&mut self, number: usize, closed: bool, is_last: bool) -> (Life, Vec<ChangeNo>) {
+        self.stands_up(number);
         let mut life = Life::new(self.server(number), self.done.clone());
         let mut recovered = Vec::new();
         self.adopt().await;
         let mut of = 0;
         while of < self.volumes.len() {
-            let open = timeout(STUCK, self.open_one(of, &life.server, closed)).await;
+            let open = timeout(STUCK, self.open_one(of, &life.server, closed, is_last)).await;
             let Some(open) = open.unwrap_or_else(|_| panic!("opening has made no progress for a day")) else {
                 self.departs(of);
                 continue;
@@ -407,11 +439,15 @@ impl World {
     }
 
     /// With the flags that the refusals ask for; nothing of a clone that never was one.
-    async fn open_one(&mut self, of: usize, server: &Server, closed: bool) -> Option<Open> {
+    async fn open_one(&mut self, of: usize, server: &Server, closed: bool, is_last: bool) -> Option<Open> {
         let mut flags = OpenFlags::default();
         for _ in 0..10_000 {
-            match self.try_open(of, server, flags).await {
+            match self.try_open(of, server, flags, is_last).await {
                 Ok(mut open) => {
+                    if flags.takeover {
+                        self.is_taken(!flags.accept_loss);
+                    }
+                    self.judge_the_line(of, None);
                     let needed = self.volumes[of].floors.now().acknowledged;
                     self.volumes[of].judge(&open.volume, needed, "after opening");
                     open.floors = self.volumes[of].floors.clone();
@@ -423,7 +459,11 @@ impl World {
                     flags.takeover = true;
                 }
                 Err(VolumeError::Owed { .. }) => {
-                    assert!(self.climate.options.durability == Durability::Journal && !flags.accept_loss);
+                    assert!(self.climate.options.durability != Durability::Store && !flags.accept_loss);
+                    flags.accept_loss = true;
+                }
+                Err(VolumeError::JournalCut { .. }) if self.may_be_cut() => {
+                    assert!(!flags.accept_loss);
                     flags.accept_loss = true;
                 }
                 Err(VolumeError::StaleJournal { .. }) => flags.drop_journal = true,
@@ -437,6 +477,8 @@ impl World {
                 // look saw the epoch before, the second one this. Refusing is right, asking again helps.
                 Err(VolumeError::LostRace { .. }) => {}
                 Err(VolumeError::Journal(_)) => {}
+                // One that was to be displaced, and writes as fast as ever.
+                Err(VolumeError::Invalid(why)) if self.hosts.is_some() && why.contains("changes too fast") => {}
                 Err(error) if self.is_stillborn(of, &error) => return None,
                 Err(other) => panic!("{other}"),
             }
@@ -460,7 +502,11 @@ impl World {
             Death::Takeover,
             Death::Zombie,
         ];
-        let death = deaths[self.random.below(deaths.len() as u64) as usize];
+        let death = match deaths[self.random.below(deaths.len() as u64) as usize] {
+            Death::CloseUnderLoad if self.hosts.is_some() => Death::Takeover,
+            Death::Kill if self.hosts.is_some() && self.random.below(2) == 0 => Death::Zombie,
+            death => death,
+        };
         let faults = life.server.faults.clone();
         if self.random.below(4) == 0 {
             let k = faults.mutations() + 1 + self.random.below(30);
@@ -475,16 +521,25 @@ impl World {
             0 if death == Death::CloseUnderLoad => Weights::load(&self.random),
             _ => Weights::draw(&self.random),
         };
+        let (requests, weights) = match &self.hosts {
+            // Long enough for something to happen.
+            Some(hosts) => (20 + hosts.random.below(80), weights.slowly()),
+            None => (requests, weights),
+        };
         life.start_clients(clients, requests, weights, &self.random);
         if self.random.below(2) == 0 {
             life.start_keepers(1 + self.random.below(6), &self.random);
         }
         self.start_nurses(life, 4);
-        let patience = Duration::from_millis(self.random.below(20_000));
+        let (number, patience) = (life.server.number, Duration::from_millis(self.random.below(20_000)));
         tokio::select! {
             biased;
             _ = timeout(patience, life.clients_end()) => {}
             () = faults.isolated() => {}
+            () = self.weather(number) => {}
+        }
+        if death != Death::Zombie {
+            self.clears_up(life.server.number, false);
         }
         faults.set_trap(Counted::Mutations, u64::MAX, Trap::CutBefore);
         for open in &life.open {
@@ -539,6 +594,7 @@ impl World {
             vol.disks[number] = disk.kill();
             vol.floors = Floors::reset(promised, promised);
         }
+        self.falls_down(number, false);
         true
     }
 
@@ -552,17 +608,21 @@ impl World {
             vol.disks[number].set_faults(self.climate.disk_faults);
             vol.floors = Floors::reset(promised, stable);
         }
+        self.falls_down(number, false);
     }
 
-    /// What another server must find: what is committed, and with durability "store" what was flushed.
+    /// What another server must find: what is committed, with durability "store" what was flushed, and with "peer" all.
     fn promise_for_others(&mut self, life: &Life) {
-        for (vol, open) in self.volumes.iter_mut().zip(&life.open) {
+        for (of, open) in life.open.iter().enumerate() {
             let committed = ChangeNo(open.volume.status().committed);
-            let flushed = match self.climate.options.durability {
-                Durability::Store => open.floors.now().flushed,
-                Durability::Journal | Durability::Peer => ChangeNo(0),
+            let (promised, stable) = match self.climate.options.durability {
+                Durability::Store => {
+                    (committed.max(open.floors.now().flushed), committed.max(open.floors.now().flushed))
+                }
+                Durability::Journal => (committed, committed),
+                Durability::Peer => self.promised(of, open),
             };
-            vol.floors = Floors::reset(committed.max(flushed), committed.max(flushed));
+            self.volumes[of].floors = Floors::reset(promised, stable);
         }
     }
 
@@ -575,8 +635,10 @@ impl World {
     /// A server that was displaced while it went on: nothing that it did after the other's opening took effect, and with
     /// durability "store" it promised nothing after it either.
     async fn bury(&mut self, life: Life, recovered: &[ChangeNo]) {
+        self.wakes_up(life.server.number);
         tokio::time::sleep(Duration::from_millis(self.random.below(3000))).await;
-        for (open, &recovered) in life.open.iter().zip(recovered) {
+        for (of, (open, &recovered)) in life.open.iter().zip(recovered).enumerate() {
+            self.judge_displaced(of, open, recovered);
             let committed = ChangeNo(open.volume.status().committed);
             assert!(committed <= recovered, "a displaced server committed {committed} changes of {recovered}");
             if self.climate.options.durability == Durability::Store {
@@ -584,15 +646,16 @@ impl World {
                 assert!(flushed <= recovered, "a displaced server promised {flushed} changes of {recovered}");
             }
         }
-        self.forget(life).await;
+        self.forget(life, false).await;
     }
 
-    /// The server is gone; its disks stay.
-    async fn forget(&mut self, life: Life) {
+    /// The server is gone; its disks stay, unless its host is lost for good.
+    async fn forget(&mut self, life: Life, for_good: bool) {
         let number = life.server.number;
         for (vol, (disk, ..)) in self.volumes.iter_mut().zip(life.end().await) {
             vol.disks[number] = disk.kill();
         }
+        self.falls_down(number, for_good);
     }
 
     /// A new data key, in the middle of everything: the server that has the volume does not know of it.
