@@ -35,19 +35,7 @@ pub struct Peers {
 /// Reads the secret and listens. Nothing is served yet: see [`Peers::listen`].
 pub async fn of(config: &Effective, state: &State, random: &Random) -> Result<Peers, Failure> {
     let options = &config.peer;
-    let Some(secret_file) =
-        options.secret_file.as_ref().filter(|_| options.listen.is_some() || options.address.is_some())
-    else {
-        return Ok(Peers::default());
-    };
-    let secret = secret(secret_file).await.map_err(|why| config.refuse("peer.secret_file", why))?;
-    let link = options.address.clone().map(|address| Link {
-        address: address.clone(),
-        dial: Arc::new(move || dial(address.clone()).boxed()),
-        secret: secret.clone(),
-        random: random.clone(),
-        options: options.clone(),
-    });
+    let (Some(secret), link) = ways(config, random).await? else { return Ok(Peers::default()) };
     let Some(listen) = &options.listen else { return Ok(Peers { link, ..Peers::default() }) };
     let address = doors::resolve(config, "peer.listen", listen).await?;
     let listener = TcpListener::bind(address).await;
@@ -64,6 +52,25 @@ pub async fn of(config: &Effective, state: &State, random: &Random) -> Result<Pe
     }
     info!("journals of other servers are taken on {address}");
     Ok(Peers { link, keeper: Some(keeper), listener: Some(listener) })
+}
+
+/// The secret, and the way to the server that keeps copies of this one's journals; neither if the configuration names no peer.
+pub async fn ways(config: &Effective, random: &Random) -> Result<(Option<Secret>, Option<Link>), Failure> {
+    let options = &config.peer;
+    let Some(secret_file) =
+        options.secret_file.as_ref().filter(|_| options.listen.is_some() || options.address.is_some())
+    else {
+        return Ok((None, None));
+    };
+    let secret = secret(secret_file).await.map_err(|why| config.refuse("peer.secret_file", why))?;
+    let link = options.address.clone().map(|address| Link {
+        address: address.clone(),
+        dial: Arc::new(move || dial(address.clone()).boxed()),
+        secret: secret.clone(),
+        random: random.clone(),
+        options: options.clone(),
+    });
+    Ok((Some(secret), link))
 }
 
 impl Peers {

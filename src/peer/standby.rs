@@ -189,7 +189,12 @@ impl Standby {
     /// Reaches the peer, again and again, until the volume has ended.
     pub async fn keep(&self, mut needs: Needs) {
         loop {
-            let why = match self.dial(&mut needs.ended).await {
+            let dialled = tokio::select! {
+                biased;
+                dialled = dial(&self.link) => dialled,
+                _ = &mut needs.ended => Err(Over::Ended),
+            };
+            let why = match dialled {
                 Ok(pipe) => self.talk(pipe, &mut needs).await,
                 Err(over) => over,
             };
@@ -202,28 +207,11 @@ impl Standby {
             };
             self.lose(Some(why));
             tokio::select! {
+                biased;
                 _ = &mut needs.ended => return,
                 () = sleep(RETRY_PAUSE) => {}
             }
         }
-    }
-
-    async fn dial(&self, ended: &mut BoxFuture<'static, bool>) -> Result<Box<dyn Pipe>, Over> {
-        tokio::select! {
-            dialled = timeout(self.link.options.timeout, (self.link.dial)()) => match dialled {
-                Ok(Ok(pipe)) => Ok(pipe),
-                Ok(Err(error)) => Err(Over::Lost(format!("it cannot be reached: {error}"))),
-                Err(_) => Err(self.silent()),
-            },
-            _ = ended => Err(Over::Ended),
-        }
-    }
-
-    fn silent(&self) -> Over {
-        Over::Lost(format!(
-            "it says nothing for {} (peer.timeout)",
-            humantime::format_duration(self.link.options.timeout)
-        ))
     }
 
     /// Its word counts no more, and everybody who waits is told.
@@ -257,7 +245,7 @@ impl Standby {
     }
 
     async fn talk(&self, pipe: Box<dyn Pipe>, needs: &mut Needs) -> Over {
-        match self.greet(pipe).await {
+        match greet(&self.link, pipe).await {
             Ok((pipe, encoder, decoder)) => {
                 let connection = self.sender.lock().linked();
                 let talk = Talk {
@@ -274,24 +262,64 @@ impl Standby {
             Err(over) => over,
         }
     }
+}
 
-    async fn greet(&self, mut pipe: Box<dyn Pipe>) -> Result<(Box<dyn Pipe>, Encoder, Decoder), Over> {
-        let Link { secret, random, options, .. } = &self.link;
-        let own = random.bytes();
-        let greeted = timeout(options.timeout, async {
-            pipe.write_all(&greeting(Role::Sender, &own)).await?;
-            let mut theirs = [0; GREETING_BYTES];
-            pipe.read_exact(&mut theirs).await?;
-            io::Result::Ok(theirs)
-        });
-        let theirs = match greeted.await {
-            Ok(Ok(theirs)) => theirs,
-            Ok(Err(error)) => return Err(lost(format!("it does not greet: {error}"))),
-            Err(_) => return Err(self.silent()),
-        };
-        let theirs = read_greeting(&theirs, Role::Keeper).map_err(lost)?;
-        let (encoder, decoder) = ways(secret, Role::Sender, &own, &theirs);
-        Ok((pipe, encoder, decoder))
+/// Both say who they are.
+async fn greet(link: &Link, mut pipe: Box<dyn Pipe>) -> Result<(Box<dyn Pipe>, Encoder, Decoder), Over> {
+    let Link { secret, random, options, .. } = link;
+    let own = random.bytes();
+    let greeted = timeout(options.timeout, async {
+        pipe.write_all(&greeting(Role::Sender, &own)).await?;
+        let mut theirs = [0; GREETING_BYTES];
+        pipe.read_exact(&mut theirs).await?;
+        io::Result::Ok(theirs)
+    });
+    let theirs = match greeted.await {
+        Ok(Ok(theirs)) => theirs,
+        Ok(Err(error)) => return Err(lost(format!("it does not greet: {error}"))),
+        Err(_) => return Err(silent(options)),
+    };
+    let theirs = read_greeting(&theirs, Role::Keeper).map_err(lost)?;
+    let (encoder, decoder) = ways(secret, Role::Sender, &own, &theirs);
+    Ok((pipe, encoder, decoder))
+}
+
+async fn dial(link: &Link) -> Result<Box<dyn Pipe>, Over> {
+    match timeout(link.options.timeout, (link.dial)()).await {
+        Ok(Ok(pipe)) => Ok(pipe),
+        Ok(Err(error)) => Err(lost(format!("it cannot be reached: {error}"))),
+        Err(_) => Err(silent(&link.options)),
+    }
+}
+
+fn silent(options: &Options) -> Over {
+    lost(format!("it says nothing for {} (peer.timeout)", humantime::format_duration(options.timeout)))
+}
+
+/// Whether the peer is there, speaks the protocol and has the same secret: after how long it answered, or why not. Nothing changes there.
+pub async fn try_out(link: &Link) -> Result<Duration, String> {
+    let began = Instant::now();
+    let asked = async {
+        let (mut pipe, mut encoder, mut decoder) = greet(link, dial(link).await?).await?;
+        let mut out = BytesMut::new();
+        encoder.put(&Message::Ask, &mut out);
+        pipe.write_all_buf(&mut out).await.map_err(lost)?;
+        loop {
+            match decoder.take_message().map_err(lost)? {
+                Some(Message::Has { .. }) => return Ok(began.elapsed()),
+                Some(Message::Refused(why)) => return Err(lost(format!("it refuses: {why}"))),
+                Some(_) => return Err(lost("it says what nobody asked for")),
+                None if pipe.read_buf(decoder.buffer()).await.map_err(lost)? == 0 => {
+                    return Err(lost("it ended the connection"));
+                }
+                None => {}
+            }
+        }
+    };
+    match timeout(link.options.timeout, asked).await.unwrap_or_else(|_| Err(silent(&link.options))) {
+        Ok(after) => Ok(after),
+        Err(Over::Lost(why)) => Err(why),
+        Err(Over::Ended) => Err("it ended the connection".to_owned()),
     }
 }
 
@@ -358,7 +386,7 @@ impl Talk<'_> {
                 }
                 () = self.standby.wake.notified() => {}
                 _ = asks.tick() => self.encoder.put(&Message::Ask, &mut self.out),
-                () = sleep_until(heard + patience) => return self.standby.silent(),
+                () = sleep_until(heard + patience) => return silent(&self.standby.link.options),
             }
         }
     }

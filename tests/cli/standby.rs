@@ -138,6 +138,29 @@ fn a_peer_that_goes_and_comes_back_is_said() {
 }
 
 #[test]
+fn the_doctor_tries_the_peer() {
+    let (place, peer) = place();
+    std::fs::write(place.path("other"), "another-secret-of-32-bytes-or-more").unwrap();
+    let found = |secret: &str, weight: &str| -> String {
+        let mut command = place.command(&["doctor", "--json", "--state", "c"]);
+        command.env("ASHLAR_SERVE__LISTEN", "none").env("ASHLAR_PEER__ADDRESS", &peer);
+        let ended = Ended::of(command.env("ASHLAR_PEER__SECRET_FILE", place.path(secret)));
+        let found: Value = serde_json::from_str(&ended.out).unwrap();
+        let of_peer = found["findings"].as_array().unwrap().iter().find(|finding| finding["about"] == "peer").unwrap();
+        assert_eq!(of_peer["weight"], weight, "{of_peer}");
+        of_peer["sentence"].as_str().unwrap().to_owned()
+    };
+    let away = found("secret", "doubtful");
+    assert!(away.contains("is away: it cannot be reached"), "{away}");
+    let b = Serving::start(keeper(&place, &peer, &[]));
+    let there = found("secret", "good");
+    assert!(there.starts_with(&format!("the peer {peer} answers after ")), "{there}");
+    let other = found("other", "doubtful");
+    assert!(other.contains("the secret in peer.secret_file is another one there"), "{other}");
+    b.stop();
+}
+
+#[test]
 fn what_a_configuration_of_peers_lacks_is_said() {
     let (place, peer) = place();
     let refused = |set: &[(&str, &str)], words: &str| {

@@ -38,6 +38,8 @@ pub enum About {
     State,
     /// The store.
     Store,
+    /// The server that keeps copies of journals.
+    Peer,
     /// The server of the state directory.
     Server,
     /// NBD devices of this host.
@@ -51,6 +53,7 @@ impl fmt::Display for About {
             About::Machine => "machine",
             About::State => "state",
             About::Store => "store",
+            About::Peer => "peer",
             About::Server => "server",
             About::Devices => "devices",
         })

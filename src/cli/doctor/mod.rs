@@ -1,6 +1,6 @@
 //! `ashlar doctor`: looks at everything that a disk needs, as somebody whose disk does not work would, and says what to do.
 //!
-//! Each part looks, and then judges what it saw with plain functions: the [`machine`], the [`state`] directory and its disk, the [`store`], the
+//! Each part looks, and then judges what it saw with plain functions: the [`machine`], the [`state`] directory and its disk, the [`store`], the [`peer`], the
 //! [`server`] that has the state directory, the [`devices`] of this host. What others find out already is asked of them: the
 //! configuration's own checks, the probe of the store, what `bench` measures, what a server says of itself. Nothing is changed: objects and
 //! files that are needed for a trial are deleted again, and no volume is opened.
@@ -16,10 +16,11 @@ mod finding;
 mod machine;
 mod state;
 mod store;
+mod peer;
 mod server;
 mod devices;
 
-/// Looks at the configuration, the machine, the state directory, the store, the server and the devices, and says what is wrong and what to do.
+/// Looks at the configuration, the machine, the state directory, the store, the peer, the server and the devices, and says what is wrong and what to do.
 ///
 /// The worst comes first, one sentence each. What is doubtful works, but costs or will cost something; what is good was looked at. Run it
 /// as the user that serves, with the configuration of the server.
@@ -69,6 +70,7 @@ async fn look(config: &Effective) -> Vec<Finding> {
     findings.extend(state::look(config).await);
     let (of_store, url) = store::look(config).await;
     findings.extend(of_store);
+    findings.extend(peer::look(config, pid.is_some()).await);
     findings.extend(server::look(config, &asked, url.as_deref()).await);
     findings.extend(devices::look().await);
     findings

@@ -1,12 +1,14 @@
 //! The server of the state directory: what it says of itself, or why it does not; and whether one could listen if none runs.
 
 use std::io;
+use std::time::Duration;
 
 use super::finding::{About, Finding};
 use crate::cli::document::{ServerStatus, VolumeStatus};
 use crate::cli::{doors, status};
 use crate::config::{Effective, Listen};
 use crate::human::counted;
+use crate::peer::standby::{Peered, WaitsFor};
 
 /// Looks at what the server answered; `store` is what the configuration names, if it could be opened.
 pub async fn look(config: &Effective, asked: &io::Result<ServerStatus>, store: Option<&str>) -> Vec<Finding> {
@@ -94,7 +96,7 @@ fn judge(status: &ServerStatus, store: Option<&str>) -> Vec<Finding> {
     findings
 }
 
-fn judge_volume(VolumeStatus { name, status, .. }: &VolumeStatus) -> Vec<Finding> {
+fn judge_volume(VolumeStatus { name, status, peer, .. }: &VolumeStatus) -> Vec<Finding> {
     let ended = status.ended.as_ref().map(|why| {
         About::Server
             .wrong(format!("volume {name} has ended: {why}; it opens again for the next client, if that can be"))
@@ -117,7 +119,26 @@ fn judge_volume(VolumeStatus { name, status, .. }: &VolumeStatus) -> Vec<Finding
             counted(status.writes_waiting, "write")
         ))
     });
-    [ended, suspended, damaged, held].into_iter().flatten().collect()
+    let peer = peer.as_ref().map(|peer| judge_peer(name, peer));
+    [ended, suspended, damaged, held, peer].into_iter().flatten().collect()
+}
+
+/// What the flushes of a volume wait for, and since when.
+fn judge_peer(name: &str, Peered { address, waits_for, millis, trouble, .. }: &Peered) -> Finding {
+    let lasts = humantime::format_duration(Duration::from_secs(millis / 1000));
+    let why = trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    match waits_for {
+        WaitsFor::Peer => {
+            About::Server.good(format!("{address} has kept a whole copy of the journal of volume {name} for {lasts}"))
+        }
+        WaitsFor::Store if address.is_empty() => About::Server.doubtful(format!(
+            "the durability of volume {name} is \"peer\" and this server has none, so writes and flushes are answered when the store has them: name one with peer.address, \
+             or `ashlar set {name} durability=store`"
+        )),
+        WaitsFor::Store => About::Server.doubtful(format!(
+            "the peer {address} of volume {name} has been away for {lasts}, so writes and flushes are answered when the store has them{why}; once it is there, a new copy begins by itself"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +155,8 @@ mod tests {
         status.version = env!("CARGO_PKG_VERSION").into();
         (status.store_trouble, status.ended, status.unopened) = (None, Vec::new(), Vec::new());
         status.cache.disk = None;
-        status.volumes[0] = VolumeStatus { store_trouble: None, status: quiet(), ..status.volumes[0].clone() };
+        status.volumes[0] =
+            VolumeStatus { store_trouble: None, peer: None, status: quiet(), ..status.volumes[0].clone() };
         status
     }
 
@@ -193,5 +215,33 @@ mod tests {
             Weight::Doubtful,
             "1 write to volume word held back",
         );
+    }
+
+    #[test]
+    fn whoever_answers_a_flush_is_said_and_since_when() {
+        let told = |peer: Peered| {
+            let mut server = fine();
+            server.volumes[0].peer = Some(peer);
+            judge(&server, Some("word")).remove(0)
+        };
+        let kept = Peered {
+            address: "b:1".into(),
+            waits_for: WaitsFor::Peer,
+            millis: 61_500,
+            trouble: None,
+            falls: 0,
+            lag_bytes: 0,
+        };
+        let good = About::Server.good("b:1 has kept a whole copy of the journal of volume word for 1m 1s");
+        assert_eq!(told(kept.clone()), good);
+        let away = told(Peered { waits_for: WaitsFor::Store, trouble: Some("it is silent".into()), ..kept.clone() });
+        assert!(
+            away.weight == Weight::Doubtful
+                && away.sentence.starts_with("the peer b:1 of volume word has been away for 1m 1s, so writes and")
+                && away.sentence.contains("when the store has them: it is silent; once"),
+            "{away:?}"
+        );
+        let none = told(Peered { address: String::new(), waits_for: WaitsFor::Store, ..kept });
+        assert!(none.weight == Weight::Doubtful && none.sentence.contains("name one with peer.address"), "{none:?}");
     }
 }
