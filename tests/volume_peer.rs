@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ashlar::cache::BlockCache;
+use ashlar::change::{Change, Numbered};
+use ashlar::codec::seal::Sealer;
 use ashlar::device::{Device, DeviceError};
 use ashlar::disk::Disk;
 use ashlar::disk::crash::{CrashDisk, DiskFaults};
@@ -21,15 +23,17 @@ use ashlar::outside::{Clock, Random, Workers};
 use ashlar::peer;
 use ashlar::peer::keeper::Keeper;
 use ashlar::peer::standby::{Link, Pipe, WaitsFor};
-use ashlar::peer::wire::Secret;
+use ashlar::peer::stream::{Origin, Stream};
+use ashlar::peer::wire::{self, Message, Role, Secret};
 use ashlar::store::memory::MemoryStore;
 use ashlar::store::{ErrorKind, Key, ListPage, Result as Answer, Store, StoreError};
+use ashlar::units::{BlockSize, ChangeNo, Epoch, Extent};
 use ashlar::volume::{
     self, Beside, Budget, CreateOptions, OpenFlags, Options, Outside, ServerIdentity, Volume, VolumeError, VolumeName,
     Witness,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -195,6 +199,10 @@ impl World {
         volume::create(&*world.store, &world.random, &Clock::System, &name(), options).await.unwrap();
         world.start_keeper();
         world
+    }
+
+    async fn volume(&self) -> uuid::Uuid {
+        volume::description::load(&*self.store, &name()).await.unwrap().meta.uuid
     }
 
     fn keeper(&self) -> Keeper {
@@ -667,6 +675,129 @@ async fn a_takeover_breaks_off_anywhere_and_goes_on() {
         }
     }
     assert_eq!(completed.len(), 2, "some were completed and some were not");
+}
+
+/// Somebody who has the secret, or a sender with a fault, says anything in any order: the peer neither breaks nor takes more than it may, and what it has for others stays.
+#[tokio::test(start_paused = true)]
+async fn whatever_a_sender_says_the_peer_goes_on() {
+    let (mut began, mut refused) = (0, 0);
+    for seed in 0..150 {
+        let mut world = World::new(2000 + seed).await;
+        world.options.disk_bytes = 3 << 20;
+        world.start_keeper();
+        let random = Random::seeded(seed);
+        let (mut near, far) = duplex(64 << 10);
+        let keeper = world.keeper();
+        let serving = tokio::spawn(async move { keeper.serve(far, "anybody").await });
+        let own = random.bytes();
+        near.write_all(&wire::greeting(Role::Sender, &own)).await.unwrap();
+        let mut theirs = [0; wire::GREETING_BYTES];
+        near.read_exact(&mut theirs).await.unwrap();
+        let theirs = wire::read_greeting(&theirs, Role::Keeper).unwrap();
+        let (mut encoder, _) = wire::ways(&secret(), Role::Sender, &own, &theirs);
+        let (mut reads, mut writes) = tokio::io::split(near);
+        let listens = tokio::spawn(async move { tokio::io::copy(&mut reads, &mut tokio::io::sink()).await });
+        let mut babble = Babble::new(&random, world.volume().await);
+        for _ in 0..random.below(40) {
+            let mut out = BytesMut::new();
+            babble.next().iter().for_each(|message| encoder.put(message, &mut out));
+            if writes.write_all(&out).await.is_err() {
+                break;
+            }
+            assert!(world.keeper().used() <= (3 << 20) + (64 << 10), "seed {seed}: {}", world.keeper().used());
+        }
+        drop(writes.shutdown().await);
+        refused += u64::from(serving.await.unwrap().is_err());
+        began += u64::from(babble.began);
+        drop(listens.await);
+        // And it keeps another one's copy, unless a later epoch was made up.
+        if !babble.is_of_later {
+            let volume = world.served().await;
+            write(&volume, 0, 1).await.unwrap();
+            volume.flush().await.unwrap();
+            drop(volume);
+            let taken = world.take_over().await.unwrap();
+            assert_eq!(value(&taken, 0).await, 1, "seed {seed}");
+        }
+    }
+    assert!(began > 50 && refused > 50, "{began} {refused}");
+}
+
+/// What a sender might say, more or less.
+struct Babble<'a> {
+    random: &'a Random,
+    origin: Origin,
+    stream: Option<Stream>,
+    no: ChangeNo,
+    began: bool,
+    is_of_later: bool,
+}
+
+impl<'a> Babble<'a> {
+    fn new(random: &'a Random, volume: uuid::Uuid) -> Babble<'a> {
+        let origin = Origin {
+            sealer: Sealer::new(volume, None),
+            block_size: BlockSize::new(BLOCK).unwrap(),
+            name: random.uuid(),
+            epoch: Epoch(1),
+            since: Epoch(1),
+            random: random.clone(),
+        };
+        Babble { random, origin, stream: None, no: ChangeNo(1), began: false, is_of_later: false }
+    }
+
+    fn number(&self) -> u64 {
+        [0, 1, 4096, self.random.below(1 << 20), u64::from(u32::MAX), i64::MAX as u64][self.random.below(6) as usize]
+    }
+
+    fn next(&mut self) -> Vec<Message> {
+        match self.random.below(12) {
+            0 | 1 => {
+                let epoch = if self.random.below(8) == 0 { Epoch(self.number()) } else { Epoch(1) };
+                self.is_of_later |= epoch > Epoch(1);
+                let first = ChangeNo(1 + self.number() / 2);
+                let (stream, begin) = Stream::begin(Origin { epoch, ..self.origin.clone() }, first, false);
+                (self.stream, self.no, self.began) = (Some(stream), first, true);
+                vec![match begin {
+                    Message::Begin(begin) if self.random.below(4) == 0 => self.harmed(begin),
+                    begin => begin,
+                }]
+            }
+            2..=6 => {
+                let Some(stream) = &mut self.stream else { return vec![Message::Sync] };
+                let blocks = 1 + self.random.below(60);
+                let data = vec![7; (blocks * BLOCK) as usize].into();
+                let numbered = Numbered { no: self.no, change: Change::Write(Extent::new(0, blocks), data) };
+                self.no = self.no.next();
+                stream.records(vec![numbered], ChangeNo(0)).unwrap()
+            }
+            7 => vec![Message::Sync],
+            8 => vec![Message::Covered(ChangeNo(self.number()))],
+            9 => vec![Message::Ask],
+            10 => vec![
+                [Message::End, Message::Ready, Message::Refused("no".into())][self.random.below(3) as usize].clone(),
+            ],
+            _ => {
+                let bytes = Bytes::from(vec![1; self.random.below(9000) as usize]);
+                let (at, last) = (self.number(), ChangeNo(self.number()));
+                let name = ["", "a", "../x", "0000000000000001-00000001.journal"][self.random.below(4) as usize].into();
+                vec![match self.random.below(2) {
+                    0 => Message::Records { at, last, bytes },
+                    _ => Message::File { name, header: bytes.slice(..bytes.len().min(8192)) },
+                }]
+            }
+        }
+    }
+
+    fn harmed(&self, mut begin: wire::Begin) -> Message {
+        match self.random.below(4) {
+            0 => begin.identity_name = "0000000000000007-00000001.journal".into(),
+            1 => begin.identity = begin.identity.slice(..self.random.below(begin.identity.len() as u64) as usize),
+            2 => begin.first = ChangeNo(self.number()),
+            _ => begin.id = self.random.uuid(),
+        }
+        Message::Begin(begin)
+    }
 }
 
 /// What a block may hold.

@@ -229,7 +229,13 @@ fn key(secret: &Secret, from: Role, sender: &Nonce, keeper: &Nonce) -> [u8; 32] 
 pub fn ways(secret: &Secret, own: Role, sender: &Nonce, keeper: &Nonce) -> (Encoder, Decoder) {
     let other = if own == Role::Sender { Role::Keeper } else { Role::Sender };
     let encoder = Encoder { key: key(secret, own, sender, keeper), number: 0 };
-    let decoder = Decoder { key: key(secret, other, sender, keeper), number: 0, from: other, buffer: BytesMut::new() };
+    let decoder = Decoder {
+        key: key(secret, other, sender, keeper),
+        number: 0,
+        from: other,
+        buffer: BytesMut::new(),
+        refused: None,
+    };
     (encoder, decoder)
 }
 
@@ -263,6 +269,7 @@ pub struct Decoder {
     number: u64,
     from: Role,
     buffer: BytesMut,
+    refused: Option<WireError>,
 }
 
 impl Decoder {
@@ -273,6 +280,13 @@ impl Decoder {
 
     /// The next message, if all of it is there.
     pub fn take_message(&mut self) -> Result<Option<Message>, WireError> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
+        self.take_next().inspect_err(|error| self.refused = Some(error.clone()))
+    }
+
+    fn take_next(&mut self) -> Result<Option<Message>, WireError> {
         let Some(head) = self.buffer.get(..HEAD_BYTES) else { return Ok(None) };
         let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
         if !(1..=FRAME_MAX).contains(&len) {
@@ -544,7 +558,84 @@ mod tests {
         }
     }
 
+    /// A stream of these, and where each ends.
+    fn stream(messages: &[Message]) -> (BytesMut, Vec<usize>) {
+        let (mut encoder, _) = pair();
+        let mut out = BytesMut::new();
+        let end = |message| {
+            encoder.put(message, &mut out);
+            out.len()
+        };
+        let ends = messages.iter().map(end).collect();
+        (out, ends)
+    }
+
+    /// More than any of these streams has.
+    const MESSAGES: usize = 12;
+
+    /// All that is heard of some bytes that come in pieces.
+    fn heard(bytes: &[u8], piece: usize) -> Vec<Message> {
+        let (_, mut decoder) = pair();
+        let mut heard = Vec::new();
+        for part in bytes.chunks(piece) {
+            decoder.buffer().extend_from_slice(part);
+            // Also behind an error.
+            for _ in 0..MESSAGES {
+                if let Ok(Some(message)) = decoder.take_message() {
+                    heard.push(message);
+                }
+            }
+            let bound = HEAD_BYTES + FRAME_MAX + PROOF_BYTES;
+            assert!(decoder.buffer().capacity() <= 2 * (bound + piece), "{}", decoder.buffer().capacity());
+        }
+        heard
+    }
+
+    fn few() -> Vec<Message> {
+        of_sender()
+            .into_iter()
+            .filter(|said| !matches!(said, Message::Records { bytes, .. } if bytes.len() > 200))
+            .collect()
+    }
+
+    #[test]
+    fn nothing_is_heard_any_more_behind_what_was_refused() {
+        let (good, ends) = stream(&few());
+        for length in [1, 20, FRAME_MAX as u32, FRAME_MAX as u32 + 1] {
+            let made_up = [&length.to_le_bytes()[..], &vec![7; length as usize + PROOF_BYTES]].concat();
+            let between = [&good[..ends[1]], &made_up, &good[ends[1]..]].concat();
+            assert_eq!(heard(&between, between.len()), few()[..2]);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn of_made_up_bytes_nothing_is_believed(
+            length in proptest::option::of(0..2 * FRAME_MAX as u32),
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+            piece in 1..1000_usize,
+        ) {
+            let head = length.map_or_else(Vec::new, |length| length.to_le_bytes().to_vec());
+            prop_assert_eq!(heard(&[head, bytes].concat(), piece), []);
+        }
+
+        #[test]
+        fn of_a_stream_that_was_harmed_only_what_came_before_is_heard(
+            place in any::<proptest::sample::Index>(),
+            bit in 0..8_u8,
+            cuts in any::<bool>(),
+            piece in 1..6000_usize,
+        ) {
+            let (mut bytes, ends) = stream(&few());
+            let at = place.index(bytes.len());
+            match cuts {
+                true => drop(bytes.split_off(at)),
+                false => bytes[at] ^= 1 << bit,
+            }
+            let whole = ends.iter().filter(|end| **end <= at).count();
+            prop_assert_eq!(heard(&bytes, piece), &few()[..whole]);
+        }
+
         #[test]
         fn made_up_bytes_do_no_harm(kind in any::<u8>(), body in proptest::collection::vec(any::<u8>(), 0..200)) {
             // What is read is what would be written.
