@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::client::Weights;
 use crate::climate::Climate;
 use crate::life::{Life, Open};
 use crate::network::{Disks, Host, Net, Now, Reached, Sky};
@@ -357,6 +358,14 @@ impl World {
     /// Whether a copy may have lost what it was promised to have.
     pub fn may_be_cut(&self) -> bool {
         self.hosts.as_ref().is_some_and(|hosts| !hosts.options.sync)
+    }
+
+    /// Who is about to be displaced has clients, in a world of two hosts.
+    pub fn write_on(&self, life: &mut Life) {
+        if let Some(hosts) = &self.hosts {
+            let requests = hosts.random.below(60);
+            life.start_clients(2, requests, Weights::draw(&hosts.random).slowly(), &hosts.random);
+        }
     }
 
     /// A displaced server that stood still goes on, and reaches everything.

@@ -168,6 +168,7 @@ impl World {
                     world.changes_hands(&life);
                     if death == Death::Zombie {
                         life.may_be_displaced();
+                        world.write_on(&mut life);
                         zombies.push(life);
                     } else {
                         world.forget(life, true).await;
