@@ -22,6 +22,7 @@ pub mod space;
 pub mod format;
 pub mod error;
 pub mod gc;
+pub mod dedup;
 pub mod mirror;
 pub mod retention;
 pub mod codec;

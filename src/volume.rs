@@ -65,6 +65,7 @@ use standby::StandingBy;
 
 pub use crate::engine::Witness;
 pub use crate::engine::budget::{self, Budget};
+pub use crate::engine::deduplication::DedupStatus;
 pub use crate::engine::ledger::GcStatus;
 pub use crate::engine::options::Options;
 pub use crate::engine::purse::{self, Purse};
@@ -169,6 +170,9 @@ pub struct Status {
     /// Whether its description in the store does not say that size yet: it became larger while the store did not answer.
     #[serde(default)]
     pub size_owed: bool,
+    /// How it is de-duplicated, if it is.
+    #[serde(default)]
+    pub dedup: Option<DedupStatus>,
     /// Bytes accepted and not yet in the store.
     pub dirty_bytes: u64,
     /// As many there may be; at the bound writers wait.
@@ -642,11 +646,15 @@ impl Volume {
         let clones = kept.iter().flat_map(|version| &version.label.clones).map(|clone| clone.name.clone()).collect();
         let newest = kept.iter().rfind(|version| !version.label.is_hidden());
         let pages: u64 = log.map.runs().iter().flat_map(|run| run.objects.values()).sum();
+        let references = log.map.space().references();
+        let referring = (references.iter().count() as u64, references.target_count() as u64);
+        let dedup = doors.dedup.as_ref().map(|dedup| dedup.status(referring));
         let since_open = ledger.account().with_requests(&doors.meter.snapshot());
         Status {
             size: self.shared.size(),
             block_size: facts.block_size.bytes(),
             size_owed,
+            dedup,
             seal: doors.sealer.seal(),
             compression: ledger.compression(),
             retired_bytes: ledger.retired_bytes(),

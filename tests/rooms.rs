@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mirror", &[]),
     ("retention", &[]),
     ("format", &["map", "space", "codec", "keyring", "store", "retention"]),
+    ("dedup", &["format", "codec"]),
     ("cache", &["disk"]),
     ("journal", &["codec", "keyring", "disk"]),
     ("peer", &["journal", "codec", "keyring", "disk"]),
@@ -34,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "map",
             "space",
             "gc",
+            "dedup",
             "mirror",
             "retention",
             "cache",
@@ -47,7 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "memory",
         ],
     ),
-    ("upkeep", &["engine", "reading", "format", "map", "space", "mirror", "codec", "store", "error"]),
+    ("upkeep", &["engine", "cache", "reading", "format", "map", "space", "mirror", "codec", "store", "error"]),
     (
         "opening",
         &[

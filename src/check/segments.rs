@@ -8,12 +8,14 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::pages::Walk;
 use super::table::Known;
 use super::{Progress, Report, lose};
+use crate::cache::Purpose;
 use crate::codec::CorruptError;
 use crate::error::{Result, VolumeError};
 use crate::format::places::{PLACES_MAX, place};
 use crate::format::segment::{self, LogObject, LogRead};
 use crate::map::{Entry, Placement, Ranges, SegmentInfo};
 use crate::opening::scan::{Scan, Source};
+use crate::reading::objects::Sealed;
 use crate::reading::{Slot, Torn, slots};
 use crate::store::Key;
 use crate::units::{BlockCount, Extent, FrameAddr, Seq};
@@ -40,6 +42,8 @@ struct Looked {
     opened: u64,
     /// What is wrong with it.
     problem: Option<String>,
+    /// What is wrong with what it refers to.
+    referred: Option<String>,
 }
 
 impl Looked {
@@ -84,6 +88,12 @@ pub async fn check(
 ) -> Result<()> {
     let needed: Vec<Seq> = live.keys().copied().collect();
     let mut group: HashMap<Seq, Looked> = HashMap::new();
+    let is_there = |seq: Seq| {
+        let bytes = known.segments.get(&seq).map(|info| info.stored_bytes);
+        let place = |bytes| find_place(&source.keys.segment(seq), bytes, sizes);
+        bytes.is_some_and(|bytes| place(bytes).is_some_and(|(_, size)| size == bytes))
+    };
+    let is_there = &is_there;
     for (i, chunk) in needed.chunks(AT_ONCE).enumerate() {
         let looks = chunk.iter().map(|&seq| {
             let info = known.segments.get(&seq).copied();
@@ -94,7 +104,7 @@ pub async fn check(
                 None if known.lacks(seq) => Err(MISSING),
                 None => Err(UNKNOWN),
             };
-            async move { Ok::<_, VolumeError>((seq, look(source, seq, there, data).await?)) }
+            async move { Ok::<_, VolumeError>((seq, look(source, seq, there, data, is_there).await?)) }
         });
         let looked: Vec<(Seq, Looked)> = stream::iter(looks).buffer_unordered(PARALLEL).try_collect().await?;
         for (seq, looked) in looked {
@@ -168,6 +178,7 @@ async fn look(
     seq: Seq,
     there: std::result::Result<(SegmentInfo, (Key, u64)), &str>,
     data: bool,
+    is_there: &(impl Fn(Seq) -> bool + Sync),
 ) -> Result<Looked> {
     let unusable = |what: &str| Ok(Looked { problem: Some(what.to_owned()), ..Looked::default() });
     let (info, (place, size)) = match there {
@@ -196,8 +207,15 @@ async fn look(
     let places = head.frames(seq, read.frames_at);
     let frames = Some(places.iter().map(|(extent, frame)| (*frame, *extent)).collect());
     let mut looked = Looked { frames, places, ..Looked::default() };
+    let lacks = head.refers.iter().any(|(to, _)| !is_there(*to));
+    if !head.refers.is_empty() && (data || lacks) {
+        resolve_all(source, &info, &mut looked).await;
+    }
     if data {
         open_all(source, &place, &read, &mut looked).await?;
+    }
+    if looked.problem.is_none() {
+        looked.problem = looked.referred.take().map(|why| format!("what it refers to cannot be read: {why}"));
     }
     if size < info.stored_bytes {
         let beyond = |frame: &FrameAddr| u64::from(frame.offset) + u64::from(frame.len) > size;
@@ -205,6 +223,18 @@ async fn look(
         looked.problem = Some(length);
     }
     Ok(looked)
+}
+
+/// What it refers to is there, and is what it was: frames for which that is not so are harmed as if they were not there.
+async fn resolve_all(source: &Source, info: &SegmentInfo, looked: &mut Looked) {
+    let frames: Vec<FrameAddr> = looked.places.iter().map(|(_, frame)| *frame).collect();
+    for frame in frames {
+        let read = source.objects.frames(&[(frame, info.salt)], Purpose::Ahead, 0, Sealed::new()).await;
+        if let Err(error) = read {
+            looked.harmed.insert(frame);
+            looked.referred.get_or_insert_with(|| error.to_string());
+        }
+    }
 }
 
 /// Step 5.
@@ -215,8 +245,12 @@ async fn open_all(source: &Source, place: &Key, read: &LogRead, looked: &mut Loo
         let data_len = u32::try_from(source.meta.block_size.bytes_in(extent.count)).unwrap_or(u32::MAX);
         let (start, end) = (frame.offset as usize, (u64::from(frame.offset) + u64::from(frame.len)) as usize);
         let sealed = bytes.slice(start.min(bytes.len())..end.min(bytes.len()));
-        match segment::open_frame_with(&read.key, frame, data_len, &sealed) {
-            Ok(_) => looked.opened += 1,
+        let opened = segment::open_any(&read.key, frame, &sealed).and_then(|opened| match opened.len() {
+            len if len == data_len => Ok(()),
+            found => Err(CorruptError::FrameLength { found, expected: data_len }),
+        });
+        match opened {
+            Ok(()) => looked.opened += 1,
             Err(error) => {
                 looked.harmed.insert(frame);
                 if first.as_ref().is_none_or(|(before, _)| frame.offset < before.offset) {
@@ -225,10 +259,11 @@ async fn open_all(source: &Source, place: &Key, read: &LogRead, looked: &mut Loo
             }
         }
     }
-    looked.problem = first.map(|(frame, error)| match looked.harmed.len() {
+    let problem = first.map(|(frame, error)| match looked.harmed.len() {
         1 => format!("its frame at byte {}: {error}", frame.offset),
         harmed => format!("{harmed} of its frames; the first at byte {}: {error}", frame.offset),
     });
+    looked.problem = problem.or(looked.problem.take());
     Ok(())
 }
 

@@ -405,7 +405,7 @@ pub mod example {
     use crate::codec::frame::Compression;
     use crate::codec::seal::Seal;
     use crate::volume::purse::Thrift;
-    use crate::volume::{Account, GcStatus, Standing, WaitsFor};
+    use crate::volume::{Account, DedupStatus, GcStatus, Standing, WaitsFor};
 
     /// What a volume says that does nothing.
     pub fn quiet() -> Status {
@@ -427,6 +427,7 @@ pub mod example {
             journal_suspended: None,
             block_size: 4096,
             size_owed: false,
+            dedup: Some(DedupStatus::default()),
             retries: 0,
             ended: None,
             mapped_bytes: 0,

@@ -11,6 +11,7 @@ use super::{output, runtime};
 use crate::cache;
 use crate::config::Effective;
 use crate::human::{about_bytes, counted, date, few};
+use crate::volume::DedupStatus;
 use crate::volume::clones::Detaching;
 use crate::volume::purse::{Left, Thrift};
 use crate::volume::{Account, Locked, Mirrored, NearStatus, Peered, Standing, Status, VolumeName, WaitsFor};
@@ -189,6 +190,7 @@ fn describe(volume: &VolumeStatus) -> Vec<(&'static str, String)> {
     lines.extend(mirror.as_ref().map(|mirror| ("mirror", mirror_told(mirror))));
     lines.extend(near.as_ref().map(|near| ("log", near_told(near))));
     lines.extend(peer.as_ref().map(|peer| ("peer", peer_told(peer))));
+    lines.extend(status.dedup.as_ref().map(|dedup| ("de-duplicated", dedup_told(dedup))));
     if status.flushes_waiting > 0 {
         lines.push(("flushes waiting", status.flushes_waiting.to_string()));
     }
@@ -274,6 +276,16 @@ fn peer_told(peer: &Peered) -> String {
 }
 
 /// What of the log is in a store of its own.
+fn dedup_told(dedup: &DedupStatus) -> String {
+    let DedupStatus { saved_bytes, index_bytes, referring_segments, referred_segments, .. } = dedup;
+    format!(
+        "{} written since the start were stored already, {} referring and {referred_segments} referred to; {} in memory say what is stored",
+        about_bytes(*saved_bytes),
+        counted(*referring_segments, "segment"),
+        about_bytes(*index_bytes)
+    )
+}
+
 fn near_told(near: &NearStatus) -> String {
     let NearStatus { url, bytes, oldest_millis, cooled_bytes, trouble, .. } = near;
     let age = humantime::format_duration(Duration::from_secs(oldest_millis / 1000));

@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! | ---: | ---: | --- |
 //! | 0 | 16 | tag ([`seal`](super::seal)) |
-//! | 16 | 1 | codec: 0 none, 1 LZ4 block |
+//! | 16 | 1 | codec: 0 none, 1 LZ4 block, 2 a Zstandard frame, 3 a reference: what follows says where the data is |
 //! | 17 | 3 | length of the data before compression |
 //! | 20 | … | the data, compressed or not |
 //!
@@ -39,6 +39,7 @@ const RAW_BYTES_MAX: usize = (1 << 24) - 1;
 const CODEC_NONE: u8 = 0;
 const CODEC_LZ4: u8 = 1;
 const CODEC_ZSTD: u8 = 2;
+const CODEC_REFERENCE: u8 = 3;
 
 /// How new frames of a volume are compressed. Each frame says for itself how it was, so this may change at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +152,18 @@ impl Frames {
         Ok(self.end(start, 0, raw_len))
     }
 
+    /// Appends a frame that says where `raw_len` bytes of data are, in place of the data.
+    pub fn push_reference(&mut self, what: &[u8], raw_len: usize) -> Result<u32, EncodeError> {
+        let (start, _) = self.begin(&[what])?;
+        if raw_len > FRAME_BYTES_MAX as usize {
+            return Err(EncodeError(format!("a reference to {raw_len} bytes; the most is {FRAME_BYTES_MAX}")));
+        }
+        let [l0, l1, l2, ..] = (raw_len as u32).to_le_bytes();
+        self.bytes.extend_from_slice(&[CODEC_REFERENCE, l0, l1, l2]);
+        self.bytes.extend_from_slice(what);
+        Ok(self.end(start, 0, what.len()))
+    }
+
     /// Appends a frame that holds `data`, which is kept instead of being copied if it is to be stored as it is. The object cannot be encrypted then.
     pub fn lend(&mut self, data: &Bytes) -> Result<u32, EncodeError> {
         let (start, raw_len) = self.begin(&[data])?;
@@ -205,7 +218,32 @@ pub fn decompress(body: &Bytes, expected_len: u32) -> Result<Bytes, CorruptError
     }
 }
 
-/// The data of a frame body that may be any length up to `max` bytes (pages of the map).
+/// What a frame body holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Data.
+    Data(Bytes),
+    /// Where so many bytes of data are.
+    Reference {
+        /// How many.
+        len: u32,
+        /// Where, as the format of segments says.
+        what: Bytes,
+    },
+}
+
+/// What a frame body of a segment holds, which may refer to data elsewhere.
+pub fn held(body: &Bytes) -> Result<Held, CorruptError> {
+    let &[CODEC_REFERENCE, l0, l1, l2, ..] = &body[..] else {
+        return Ok(Held::Data(decompress_up_to(body, FRAME_BYTES_MAX)?));
+    };
+    match u32::from_le_bytes([l0, l1, l2, 0]) {
+        len @ 1..=FRAME_BYTES_MAX => Ok(Held::Reference { len, what: body.slice(BODY_HEADER_BYTES..) }),
+        found => Err(CorruptError::FrameTooLong { found, max: FRAME_BYTES_MAX }),
+    }
+}
+
+/// The data of a frame body that may be any length up to `max` bytes (pages of the map). Where a reference may stand, see [`held`].
 pub fn decompress_up_to(body: &Bytes, max: u32) -> Result<Bytes, CorruptError> {
     let truncated = CorruptError::Truncated { have: body.len() as u64, need: BODY_HEADER_BYTES as u64 };
     let &[codec, l0, l1, l2, ref data @ ..] = &body[..] else { return Err(truncated) };

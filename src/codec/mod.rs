@@ -60,6 +60,9 @@ pub enum CorruptError {
     /// No seal has this number.
     #[error("its seal {0} is unknown")]
     UnknownSeal(u8),
+    /// A reference whose places hold something else than it says.
+    #[error("the places that it refers to hold other data than it was written for")]
+    OtherData,
     /// Harmed, or not the one that belongs in this volume and place.
     #[error("its tag does not match: bytes changed, or it was moved here from another place or volume")]
     TagMismatch,

@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! | ---: | ---: | --- |
 //! | 0 | 8 | magic `89 41 53 48 4c 41 52 0a` (`\x89ASHLAR\n`) |
-//! | 8 | 2 | format version: 4 of checkpoints, 2 of the others, 5 where a segment carries others, 6 of checkpoints of volumes that have clones; 1 knows neither moved data nor accounts, 1 and 2 of checkpoints know no layers, 3 has all of the table of segments in the root: they are read |
+//! | 8 | 2 | format version: 4 of checkpoints, 2 of the others, 5 where a segment carries others, 6 of checkpoints of volumes that have clones, 7 where a segment refers to others; 1 knows neither moved data nor accounts, 1 and 2 of checkpoints know no layers, 3 has all of the table of segments in the root: they are read |
 //! | 10 | 1 | kind ([`ObjectKind`]) |
 //! | 11 | 1 | seal ([`super::seal::Seal`]) |
 //! | 12 | 4 | length of the head |
@@ -37,8 +37,11 @@ pub const PAGED: u16 = 4;
 /// From this version on a segment may carry others, and a checkpoint says so. Written only where one does.
 pub const CARRYING: u16 = 5;
 
-/// From this version on a checkpoint says which clones its volume has, and it is the newest that we read. Written only where there is one.
+/// From this version on a checkpoint says which clones its volume has. Written only where there is one.
 pub const CLONED: u16 = 6;
+
+/// From this version on a segment may refer to data in others, and a checkpoint says so; it is the newest that we read. Written only where one does.
+pub const REFERRING: u16 = 7;
 
 const MAGIC: [u8; 8] = *b"\x89ASHLAR\n";
 const KIND_AT: usize = 10;
@@ -319,8 +322,8 @@ fn check_prefix(
     expected: &[ObjectKind],
 ) -> Result<(ObjectKind, u16, u32), CorruptError> {
     let version = u16::from_le_bytes([prefix[8], prefix[9]]);
-    if version == 0 || version > CLONED {
-        return Err(CorruptError::UnknownVersion { found: version, known: CLONED });
+    if version == 0 || version > REFERRING {
+        return Err(CorruptError::UnknownVersion { found: version, known: REFERRING });
     }
     let kind = ObjectKind::from_byte(prefix[10])?;
     if !expected.contains(&kind) {
@@ -419,7 +422,7 @@ mod tests {
         );
         assert_eq!(
             text(resealed(8, 9)),
-            "its format version 9 is unknown (this ashlar reads up to 6): a newer ashlar is needed"
+            "its format version 9 is unknown (this ashlar reads up to 7): a newer ashlar is needed"
         );
         assert_eq!(text(resealed(10, 77)), "its kind 77 is unknown");
         assert_eq!(

@@ -37,6 +37,9 @@ struct Shares {
     round: (usize, u64),
     map_bytes: AtomicU64,
     volumes: AtomicUsize,
+    dedup_bytes: u64,
+    /// Volumes that are de-duplicated.
+    dedup_volumes: AtomicUsize,
     pressure: Pressure,
 }
 
@@ -52,6 +55,8 @@ impl Budget {
             round: (options.gc.rounds as usize, 3 * options.gc.batch + 4 * options.segment_size),
             map_bytes: AtomicU64::new(options.total_map_memory),
             volumes: AtomicUsize::new(0),
+            dedup_bytes: options.total_dedup_memory,
+            dedup_volumes: AtomicUsize::new(0),
             pressure: Pressure::default(),
         });
         Budget(shares, Purse::boundless())
@@ -104,6 +109,12 @@ impl Budget {
         Seat { budget: self.clone(), own, held: Mutex::new(held), map_memory: options.map_memory }
     }
 
+    /// A part of what may say what is stored already, for one more volume that is de-duplicated.
+    pub(crate) fn dedup(&self) -> DedupShare {
+        self.0.dedup_volumes.fetch_add(1, Ordering::Relaxed);
+        DedupShare(self.clone())
+    }
+
     /// Takes as much of what all may hold as there is, up to `bytes`, and returns how much that is.
     fn take_up_to(&self, bytes: u64) -> u64 {
         let mut taken = 0;
@@ -151,6 +162,25 @@ fn semaphore(bytes: u64) -> Arc<Semaphore> {
 
 fn permits(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+}
+
+/// See [`Budget::dedup`].
+#[derive(Debug)]
+pub(crate) struct DedupShare(Budget);
+
+impl DedupShare {
+    /// How many bytes that is now.
+    pub fn bytes(&self) -> usize {
+        let Shares { dedup_bytes, dedup_volumes, .. } = &*self.0.0;
+        let volumes = dedup_volumes.load(Ordering::Relaxed).max(1) as u64;
+        usize::try_from(dedup_bytes / volumes).unwrap_or(usize::MAX)
+    }
+}
+
+impl Drop for DedupShare {
+    fn drop(&mut self) {
+        self.0.0.dedup_volumes.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The place of one volume in the budget; what it holds goes back when it is dropped.

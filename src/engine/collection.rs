@@ -168,6 +168,8 @@ pub(super) struct Collection {
     settled: Option<Settled>,
     /// Nothing was worth carrying as of this checkpoint, then.
     held_settled: Option<(Seq, Activity)>,
+    /// No references were worth being given up as of this checkpoint.
+    references_settled: Option<Seq>,
 }
 
 /// Victims that are being moved together.
@@ -257,8 +259,13 @@ impl Collection {
         totals.stored_bytes = totals.stored_bytes.saturating_sub(moving);
         let sizes = gc::Sizes { segment: options.segment_size, block: ledger.rules.block_size.bytes().into() };
         self.uncounted.retain(|seq, live| counter(*seq).is_none_or(|counter| counter.live_blocks == *live));
-        let spared = self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
+        let free: BTreeSet<Seq> =
+            self.damaged.iter().chain(self.uncounted.keys()).copied().chain(being_moved).collect();
         let (head, activity) = (here.committed, here.activity);
+        if let Some(victims) = self.choose_referring(ledger, here, sizes, &free)? {
+            return Ok(Some(Chore::Gather(victims, head, None)));
+        }
+        let spared: BTreeSet<Seq> = free.iter().copied().chain(tied(ledger, sizes)).collect();
         if let Some(victims) = self.choose_surveyed(ledger, &totals, sizes, activity, &spared) {
             let surveyed = self.survey.of(&victims);
             return Ok(Some(Chore::Gather(victims, head, Some(surveyed))));
@@ -274,7 +281,7 @@ impl Collection {
         if let Some(victims) = self.choose_held(ledger, here, sizes, &spared)? {
             return Ok(Some(Chore::Carry(victims)));
         }
-        let retired = if ledger.may_reseal { self.choose_retired(ledger, sizes, &spared)? } else { Vec::new() };
+        let retired = if ledger.may_reseal { self.choose_retired(ledger, sizes, &free)? } else { Vec::new() };
         Ok((!retired.is_empty()).then_some(Chore::Gather(retired, head, None)))
     }
 
@@ -405,6 +412,64 @@ impl Collection {
         let victims = gc::choose_held(candidates, LARGE * sizes.segment, sizes.block, room, options, here.activity);
         if victims.is_empty() {
             self.held_settled = Some((here.checkpointed, here.activity));
+        }
+        Ok((!victims.is_empty()).then_some(victims))
+    }
+
+    /// Segments whose references are to be given up: what is live of them is moved as data, and they go, and then what they referred to. That is due where more stays in the store for
+    /// them alone than they save, and where it is sealed with a rotated key. Nothing, once nothing was found, before the next checkpoint.
+    fn choose_referring(
+        &mut self,
+        ledger: &Ledger,
+        here: Settled,
+        sizes: gc::Sizes,
+        spared: &BTreeSet<Seq>,
+    ) -> Result<Option<Vec<Seq>>, NeedPages> {
+        let (map, space) = (&ledger.log.map, ledger.log.map.space());
+        let references = space.references();
+        if references.is_empty() || self.references_settled == Some(here.checkpointed) {
+            return Ok(None);
+        }
+        let (mut need, mut infos) = (BTreeSet::new(), HashMap::new());
+        let spans: BTreeSet<Span> =
+            references.targets().chain(references.iter().map(|(seq, _)| seq)).map(Span::of).collect();
+        for span in spans {
+            match map.infos(span, &self.pages) {
+                Ok(of) => infos.extend(of),
+                Err(NeedPages(pages)) => need.extend(pages),
+            }
+        }
+        if !need.is_empty() {
+            return Err(NeedPages(need.into_iter().collect()));
+        }
+        let is_free = |seq: Seq| !spared.contains(&seq) && !space.is_held(seq) && space.carriers().holder(seq) == seq;
+        let mut costs: HashMap<Seq, gc::Tie> = HashMap::new();
+        for (seq, refers) in references.iter() {
+            let Some(of) = infos.get(&seq).filter(|info| info.live_blocks > 0) else { continue };
+            for (to, blocks) in refers {
+                let Some(info) = infos.get(to) else { continue };
+                let tie = costs.entry(*to).or_insert_with(|| gc::Tie::of(&info.counter()));
+                tie.save(*blocks, &of.counter());
+                tie.is_old |= ledger.may_reseal
+                    && ledger.rules.sealer.is_retired(&info.salt)
+                    && !ledger.rules.sealer.is_retired(&of.salt);
+            }
+        }
+        costs.retain(|_, tie| tie.is_worth_untying());
+        let (mut victims, mut bytes) = (Vec::new(), 0);
+        for (seq, refers) in references.iter().filter(|(seq, _)| is_free(*seq)) {
+            let Some(info) = infos.get(&seq).filter(|info| info.live_blocks > 0) else { continue };
+            let of_seq = u64::from(info.live_blocks) * sizes.block;
+            if !refers.iter().any(|(to, _)| costs.contains_key(to))
+                || !victims.is_empty() && bytes + of_seq > ledger.rules.options.gc.batch
+            {
+                continue;
+            }
+            victims.push(seq);
+            bytes += of_seq;
+        }
+        if victims.is_empty() {
+            self.references_settled = Some(here.checkpointed);
         }
         Ok((!victims.is_empty()).then_some(victims))
     }
@@ -631,6 +696,16 @@ impl Collection {
             self.worked = self.began.take().map(|began| (at, at.duration_since(began)));
         }
     }
+}
+
+/// Segments whose moving frees nothing, or less than it takes: those that others refer to, and those that have most of their data elsewhere.
+fn tied(ledger: &Ledger, sizes: gc::Sizes) -> impl Iterator<Item = Seq> + '_ {
+    let (map, references) = (&ledger.log.map, ledger.log.map.space().references());
+    let is_dear = move |seq: &Seq| match map.counter(*seq) {
+        Ok(Some(counter)) => u64::from(counter.live_blocks) * sizes.block > counter.stored_bytes,
+        _ => true,
+    };
+    references.targets().chain(references.iter().map(|(seq, _)| seq).filter(is_dear))
 }
 
 /// Whether so much is about to be deleted that moving more had better wait for it: what is moved is stored twice until then.

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::cache::Content;
+use crate::dedup::Tag;
 use crate::engine::backoff::Backoff;
 use crate::engine::buffer::WriteBuffer;
 use crate::engine::core::{End, Event};
@@ -24,7 +25,7 @@ use crate::map::{Placement, SegmentInfo};
 use crate::part::{Owner, Part};
 use crate::reading::objects::{LoadedPages, ReadError};
 use crate::space::Cargo;
-use crate::units::{ChangeNo, Extent, Seq};
+use crate::units::{ChangeNo, Extent, FrameAddr, Seq};
 
 /// So much of what a segment places takes effect at once. Of a small map each takes some three microseconds, for what it takes the place of is looked up.
 const PART: usize = 128;
@@ -44,10 +45,14 @@ pub struct Uploaded {
     pub front: Bytes,
     /// The object as it is in the store, if somebody wants it.
     pub sealed: Vec<Bytes>,
+    /// See [`crate::format::segment::SegmentHead::refers`].
+    pub refers: Vec<(Seq, u32)>,
+    /// Its own data, with what tells blocks of that from others, if somebody wants to know.
+    pub tagged: Vec<(FrameAddr, Vec<Tag>)>,
 }
 
 /// Makes it take effect; `batch` is what it was made of, unless it is moved data.
-pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Option<Arc<Batch>>) -> Event {
+pub(super) async fn run(shared: Arc<Shared>, mut uploaded: Box<Uploaded>, batch: Option<Arc<Batch>>) -> Event {
     // The log lets go of it under the lock, and must not be the last one: tens of thousands of pieces take long to be freed.
     let _outlives_the_lock = batch.clone();
     if let Some(batch) = batch {
@@ -64,9 +69,13 @@ pub(super) async fn run(shared: Arc<Shared>, uploaded: Box<Uploaded>, batch: Opt
     shared.doors.objects.keep_sealed(&uploaded.placements, &uploaded.sealed);
     let moved = uploaded.moved.is_some();
     let (seq, stored_bytes) = (uploaded.seq, uploaded.info.stored_bytes);
+    let (salt, refers, tagged) = (uploaded.info.salt, uploaded.refers.clone(), std::mem::take(&mut uploaded.tagged));
     match take_effect(&shared, *uploaded).await {
         Ok((released, covers)) => {
             shared.following.committed(seq, stored_bytes);
+            if let Some(dedup) = &shared.doors.dedup {
+                dedup.took_effect((seq, salt), tagged, &refers);
+            }
             if !moved {
                 shared.doors.journal.release(covers);
                 if let Some(standby) = shared.doors.standby.get() {

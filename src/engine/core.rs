@@ -458,7 +458,8 @@ impl Core {
         let last = self.is_closing && self.is_idle() && !log.has_changes() && self.deletions.lets_close(&self.ledger);
         let totals = log.map.space().totals();
         // Of very many not all are known by name: a checkpoint does not change that.
-        let dead = if doomed.is_full() { 0 } else { totals.dead_bytes.saturating_sub(doomed.bytes()) };
+        let tied = log.map.space().tied_totals().dead_bytes;
+        let dead = if doomed.is_full() { 0 } else { totals.dead_bytes.saturating_sub(doomed.bytes() + tied) };
         let littered = dead >= (LITTER_SEGMENTS * options.segment_size).max(totals.live_bytes / LITTER_PART)
             || self.collection.wants_checkpoint(&self.ledger, now.at);
         // Each opening after a short life reads all of them.

@@ -159,6 +159,11 @@ impl Doomed {
         [of(&self.fresh), of(&self.held), of(&self.planned.batch)].into_iter().flatten().min()
     }
 
+    /// Whether that segment is one of them.
+    pub fn names(&self, seq: Seq) -> bool {
+        [&self.fresh, &self.held, &*self.planned.batch].iter().any(|batch| batch.segments.contains_key(&seq))
+    }
+
     /// These segments, too.
     pub fn add(&mut self, dead: Counted) {
         for (seq, counter) in dead {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::change::{Change, Numbered};
 use crate::codec::frame::Compression;
-use crate::codec::seal::Sealer;
+use crate::codec::seal::{Salt, Sealer};
 use crate::engine::ages::Ages;
 use crate::engine::commit::Uploaded;
 use crate::engine::digests::Digests;
@@ -21,17 +21,23 @@ use crate::engine::options::Options;
 use crate::format::account::Account;
 use crate::format::meta::Meta;
 use crate::format::root::{CheckpointInfo, Root};
+use crate::format::segment::Referred;
+use crate::format::segment::reference::Part;
 use crate::gc::Activity;
 use crate::keyring::Keyring;
 use crate::map::{Checkpointed, MapPage, MapSnapshot, NeedPages, PageAt, PageKind, PageRef, Superseded};
 use crate::reading::objects::{LoadedPages, WantedPage};
 use crate::space::kept;
+use crate::space::references::{REFERENCES_MAX, TARGETS_MAX};
 use crate::space::{SegmentInfo, Span};
 use crate::units::{BlockCount, BlockIndex, BlockSize, ChangeNo, Extent, Seq};
 
 /// This part of what the map may have in memory may be all of a map whose live blocks are counted at once. Looking up what
 /// every block took the place of takes some microseconds each under the lock, which is too long for larger maps.
 const EXACT_PART: u64 = 8;
+
+/// Of a segment to which nobody refers yet, so many parts of so many are live, or nobody will: it will soon be collected.
+const DENSE: (u64, u64) = (3, 4);
 
 /// How often a journal that failed is tried again.
 const JOURNAL_RETRY: Duration = Duration::from_secs(10);
@@ -370,13 +376,14 @@ impl Ledger {
     ) -> Result<Option<u64>, NeedPages> {
         self.take_pages(loaded);
         self.log.map.count_exactly_within(map_memory / EXACT_PART);
-        let Uploaded { seq, info, placements, moved, front, .. } = uploaded;
+        let Uploaded { seq, info, placements, moved, front, refers, .. } = uploaded;
         let (done, at_most) = part;
         let released = self.log.commit((*seq, *info), placements, moved.as_ref(), done, at_most)?;
         self.log.map.evict(map_memory as usize);
         if released.is_none() {
             return Ok(None);
         }
+        self.log.map.refer(*seq, refers);
         self.note_commit(at);
         let data = self.rules.block_size.bytes_in(BlockCount(info.blocks.into()));
         self.digests.committed(*seq, front.clone(), data);
@@ -391,6 +398,54 @@ impl Ledger {
             }
         }
         Ok(released)
+    }
+
+    /// Those of the runs, which are stored already, that the segment at `seq` may refer to, and from now on does: what they are in stays in the store as long as that segment. And the
+    /// segments to which nobody is to refer any more.
+    ///
+    /// What is referred to took effect, is in the table, and is needed anyhow as of now: so it is neither gone nor about to go ([`Space::dead`]), and is not before its reference is
+    /// known here. It is mostly live, or is referred to already: what is about to be collected is not to stay because of that. It is not sealed with a rotated key.
+    ///
+    /// [`Space::dead`]: crate::space::Space::dead
+    pub fn refer(&mut self, seq: Seq, runs: Vec<Referred>) -> (Vec<Referred>, BTreeSet<Seq>) {
+        let (mut chosen, mut useless, mut refers) = (Vec::new(), BTreeSet::new(), BTreeMap::<Seq, u32>::new());
+        for run in runs {
+            let Some(Part { frame, salt, .. }) = run.parts.first().copied() else { continue };
+            if useless.contains(&frame.seq) {
+                continue;
+            }
+            if !self.may_be_referred_to(frame.seq, &salt) {
+                useless.insert(frame.seq);
+                continue;
+            }
+            let references = self.log.map.space().references();
+            let is_new = !refers.contains_key(&frame.seq);
+            let to_new = refers.keys().filter(|to| !references.holds(**to)).count() + usize::from(is_new);
+            if references.len() + refers.len() + usize::from(is_new) > REFERENCES_MAX
+                || references.target_count() + to_new > TARGETS_MAX
+            {
+                continue;
+            }
+            *refers.entry(frame.seq).or_default() += run.extent.count.0 as u32;
+            chosen.push(run);
+        }
+        let refers: Vec<(Seq, u32)> = refers.into_iter().collect();
+        self.log.map.refer(seq, &refers);
+        (chosen, useless)
+    }
+
+    fn may_be_referred_to(&self, seq: Seq, salt: &Salt) -> bool {
+        let map = &self.log.map;
+        let is_it = matches!(map.salt(seq), Ok(Some(own)) if own == *salt);
+        let Ok(Some(counter)) = map.counter(seq) else { return false };
+        let is_dense = u64::from(counter.live_blocks) * DENSE.1 >= u64::from(counter.blocks) * DENSE.0;
+        let stays = map.space().references().holds(seq);
+        seq <= self.log.committed()
+            && is_it
+            && !counter.is_dead()
+            && (is_dense || stays)
+            && !self.doomed.names(seq)
+            && !self.rules.sealer.is_retired(salt)
     }
 
     /// Takes `committed` bytes of room back, and returns what of it, and of what was withheld before, somebody else may have: all but what the
@@ -628,7 +683,8 @@ impl Ledger {
         let of_span = |span| match map.infos(span, &none) {
             Ok(infos) => {
                 let free = infos.iter().filter(|(seq, info)| is_retired(info) && !map.space().is_held(*seq));
-                free.map(|(_, info)| info.live_bytes()).sum()
+                let is_tied = |seq: &Seq| map.space().references().holds(*seq);
+                free.map(|(seq, info)| if is_tied(seq) { info.stored_bytes } else { info.live_bytes() }).sum()
             }
             // Its salts are not in memory: all of it may be.
             Err(_) => map.space().summary(span).map_or(0, |summary| summary.totals.live_bytes),

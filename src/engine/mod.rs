@@ -22,6 +22,7 @@
 //! | [`digests`] | when slots of the log are told of in one object more, which saves the next opening requests |
 //! | [`options`], [`settings`], [`budget`] | what an operator may tune of a server, and of one volume; what volumes may hold in memory, one by one and together, and where they wait for it |
 //! | [`purse`] | what volumes may spend on requests, one by one and together, and how sparing that makes them |
+//! | [`deduplication`] | what of a batch is stored already |
 //! | [`shell`], [`work`], [`upload`], [`commit`], [`slot`], [`backoff`] | the tasks |
 //! | [`write`], [`read`], [`extents`], [`compare`], [`prefetch`] | the requests of clients, and what they will ask for next |
 //! | [`below`], [`detach`] | what a clone shows of its parent; how it becomes independent |
@@ -35,6 +36,7 @@ pub mod log;
 pub mod buffer;
 mod ages;
 pub mod collection;
+pub mod deduplication;
 pub mod deletions;
 pub mod doomed;
 pub mod digests;

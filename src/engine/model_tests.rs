@@ -430,6 +430,8 @@ impl World {
             moved: moved.clone(),
             front: front(seq),
             sealed: Vec::new(),
+            refers: Vec::new(),
+            tagged: Vec::new(),
         };
         let before = self.objects.insert(seq, Stored { uploaded: uploaded(), covers });
         assert!(before.is_none(), "slot {seq} is filled twice");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dedup::RUN_BYTES;
 use crate::error::VolumeError;
 use crate::format::segment::Durability;
 use crate::format::segment::fence::WINDOW_MAX;
@@ -45,6 +46,11 @@ pub struct Options {
     /// The same, of all volumes of a server together: each has an equal part of it at most.
     #[serde(with = "human::bytes")]
     pub total_map_memory: u64,
+    /// Whether data that is stored already is referred to in place of being stored once more: `docs/dedup.md`.
+    pub dedup: bool,
+    /// Bytes in memory that say what is stored already, of all volumes of a server together: each that is de-duplicated has an equal part.
+    #[serde(with = "human::bytes")]
+    pub total_dedup_memory: u64,
     /// Bytes of segments after which the map is checkpointed: bounds what opening has to read.
     #[serde(with = "human::bytes")]
     pub checkpoint_bytes: u64,
@@ -73,6 +79,9 @@ pub struct Options {
     /// A digest is due when so many slots of the log have none, however little they hold. No key of the configuration: tests make it small.
     #[serde(skip)]
     pub digest_slots: u64,
+    /// Blocks of so many bytes in a row are de-duplicated, or none. No key of the configuration: tests make it small.
+    #[serde(skip)]
+    pub dedup_run: u64,
 }
 
 impl Default for Options {
@@ -88,6 +97,8 @@ impl Default for Options {
             total_upload_bytes: 512 << 20,
             map_memory: 256 << 20,
             total_map_memory: 1 << 30,
+            dedup: false,
+            total_dedup_memory: 64 << 20,
             checkpoint_bytes: 512 << 20,
             checkpoint_interval: Duration::from_secs(30),
             read_parallel: 32,
@@ -98,6 +109,7 @@ impl Default for Options {
             retry_pause_max: Duration::from_secs(10),
             max_snapshots: 1024,
             digest_slots: 32,
+            dedup_run: RUN_BYTES,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::engine::purse::{self, Allowance, OwnAllowance};
 use crate::format::meta::Settings;
 
 /// What a volume can have settings of, in the order in which the configuration has them.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 21] = [
     "volume.durability",
     "volume.segment_size",
     "volume.segment_size_max",
@@ -21,6 +21,7 @@ pub const KEYS: [&str; 20] = [
     "volume.checkpoint_bytes",
     "volume.checkpoint_interval",
     "volume.max_snapshots",
+    "volume.dedup",
     "volume.gc.busy_percent",
     "volume.gc.quiet_percent",
     "volume.gc.limit_percent",
@@ -37,7 +38,7 @@ pub const KEYS: [&str; 20] = [
 ];
 
 /// Those that an open volume does not take over.
-const LATER: [&str; 3] = ["volume.durability", "volume.segment_size", "volume.segment_size_max"];
+const LATER: [&str; 4] = ["volume.durability", "volume.segment_size", "volume.segment_size_max", "volume.dedup"];
 
 const REQUESTS: &str = "budget.volume.requests_per_second";
 const DOLLARS: &str = "budget.volume.dollars_per_day";
@@ -134,8 +135,8 @@ pub fn spelled(key: &str, text: &str) -> Result<String, BadSetting> {
 
 /// What of these options a volume takes over that is open with others.
 pub fn at_once(open: &Options, tuned: &Options) -> Options {
-    let Options { durability, segment_size, segment_size_max, .. } = *open;
-    Options { durability, segment_size, segment_size_max, ..tuned.clone() }
+    let Options { durability, segment_size, segment_size_max, dedup, .. } = *open;
+    Options { durability, segment_size, segment_size_max, dedup, ..tuned.clone() }
 }
 
 /// The keys of those that it takes over when it is next opened.
@@ -144,6 +145,7 @@ pub fn later(open: &Options, tuned: &Options) -> Vec<String> {
         open.durability != tuned.durability,
         open.segment_size != tuned.segment_size,
         open.segment_size_max != tuned.segment_size_max,
+        open.dedup != tuned.dedup,
     ];
     LATER.iter().zip(differs).filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
 }
@@ -164,6 +166,10 @@ fn put(json: &mut serde_json::Value, key: &str, text: &str) -> Result<Tree, BadS
         serde_json::Value::Number(_) => {
             let parsed: Option<serde_json::Number> = text.parse().ok();
             parsed.ok_or_else(|| bad(format!("accepted is {number}")))?.into()
+        }
+        serde_json::Value::Bool(_) => {
+            let parsed: Option<bool> = text.parse().ok();
+            parsed.ok_or_else(|| bad("accepted is true or false".into()))?.into()
         }
         _ => text.into(),
     };
@@ -247,6 +253,7 @@ mod tests {
             "total_upload_bytes",
             "map_memory",
             "total_map_memory",
+            "total_dedup_memory",
             "read_parallel",
             "read_gap",
             "read_max",
@@ -318,6 +325,7 @@ mod tests {
             ("volume.segment_size_max", "128MiB"),
             ("volume.gc.limit_percent", "150"),
             ("volume.gc.hold_percent", "160"),
+            ("volume.dedup", "true"),
         ];
         for key in KEYS.into_iter().filter(|key| key.starts_with("volume.")) {
             let value = other.iter().find(|(other, _)| *other == key).map(|(_, value)| (*value).to_owned());

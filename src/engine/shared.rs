@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::engine::below::Below;
 use crate::engine::budget::{Budget, Seat};
 use crate::engine::core::{Core, End, Now};
+use crate::engine::deduplication::Dedup;
 use crate::engine::digests::Digests;
 use crate::engine::doomed::Doomed;
 use crate::engine::following::Following;
@@ -117,6 +118,8 @@ pub struct Doors {
     pub seat: Seat,
     /// What it may spend on requests.
     pub purse: Purse,
+    /// What is stored already, if the volume is de-duplicated.
+    pub(crate) dedup: Option<Arc<Dedup>>,
     /// The journal.
     pub journal: Journal,
     /// The peer that keeps a copy of the journal, if the volume is to have one and the server knows one.
@@ -239,6 +242,9 @@ impl Shared {
     pub fn new(parts: Parts) -> Shared {
         let Parts { meta, options, log, .. } = parts;
         let seat = parts.budget.seat(&options, log.dirty_bytes());
+        let dedup = options.dedup.then(|| {
+            Arc::new(Dedup::new(parts.random.bytes(), meta.block_size, options.dedup_run, parts.budget.dedup()))
+        });
         let covers = log.covers();
         let now = Instant::now();
         let purse = parts.budget.purse().of_volume(parts.meter.clone(), parts.allowance, now);
@@ -285,6 +291,7 @@ impl Shared {
                 meter: parts.meter,
                 health: Health::default(),
                 seat,
+                dedup,
                 purse,
                 journal: parts.journal,
                 standby: OnceLock::new(),

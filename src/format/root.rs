@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, Frames, decompress_up_to};
 use crate::codec::object::{
-    CARRYING, CLONED, Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, decode_head, encode, encode_as,
+    CARRYING, CLONED, Decoded, Encoded, Found, LAYERED, ObjectKind, PAGED, REFERRING, decode_head, encode, encode_as,
 };
 use crate::codec::seal::{Salt, Sealer};
 use crate::codec::{CorruptError, EncodeError, expect_len};
@@ -231,7 +231,8 @@ fn check_run(run: &Run) -> Result<(), &'static str> {
 fn version_of(root: &Root) -> Option<u16> {
     let is_cloned = root.table.kept.iter().any(|version| !version.label.clones.is_empty());
     let carries = !root.table.carriers.is_empty();
-    is_cloned.then_some(CLONED).or(carries.then_some(CARRYING))
+    let refers = !root.table.references.is_empty();
+    refers.then_some(REFERRING).or(is_cloned.then_some(CLONED)).or(carries.then_some(CARRYING))
 }
 
 const FENCED: u8 = 1;
@@ -266,8 +267,11 @@ fn encode_root(root: &Root, older: &[(Seq, CheckpointInfo)]) -> Vec<u8> {
     if version.is_some() {
         table::write_carriers(&mut w, &root.table.carriers);
     }
-    if version == Some(CLONED) {
+    if version >= Some(CLONED) {
         table::write_clones(&mut w, &root.table.kept);
+    }
+    if version >= Some(REFERRING) {
+        table::write_references(&mut w, &root.table.references);
     }
     w.finish()
 }
@@ -294,6 +298,9 @@ fn decode_root(seq: Seq, decoded: &Decoded) -> Result<Root, Malformed> {
     }
     if decoded.version >= CLONED {
         table::read_clones(&mut r, &mut root.table.kept)?;
+    }
+    if decoded.version >= REFERRING {
+        root.table.references = table::read_references(&mut r)?;
     }
     let end = r.clone();
     r.finish()?;
@@ -491,6 +498,7 @@ mod tests {
             recent: vec![(Seq(3), Delta::Died(7)), (Seq(4), Delta::Gone(0))],
             kept: vec![version(objects[0], page(3, 80))],
             carriers: Vec::new(),
+            references: Vec::new(),
         }
     }
 
@@ -704,9 +712,11 @@ mod tests {
         (objects, runs, any::<bool>(), any::<[u64; 2]>()).prop_map(|(objects, runs, plain, n)| {
             let carrier = |seq: u64| (Seq(seq), Carrier { salt: [3; 16], carried: vec![Seq(seq - 2), Seq(seq - 1)] });
             let carriers = if n[0] % 2 == 0 { Vec::new() } else { vec![carrier(7), carrier(10 + n[1] % (1 << 29))] };
+            let refers = |seq: u64| (Seq(seq), vec![(Seq(seq - 3), 1), (Seq(seq - 1), 9 + n[0] as u32 % 100)]);
+            let references = if n[1] % 3 == 0 { vec![refers(5), refers(9 + n[0] % (1 << 29))] } else { Vec::new() };
             let table = match plain {
                 true => TableRoot::default(),
-                false => TableRoot { carriers, ..table(&objects.into_iter().collect::<Vec<_>>()[..1]) },
+                false => TableRoot { carriers, references, ..table(&objects.into_iter().collect::<Vec<_>>()[..1]) },
             };
             let run = |(objects, part, is_last, from, [entries, owing]): (Vec<u64>, Part, bool, u64, [u64; 2])| {
                 let upto = if part == Part::Whole { END } else { BlockIndex(from + 1) };

@@ -456,6 +456,39 @@ fn share(bytes: u64, percent: u32) -> u64 {
     (u128::from(bytes) * u128::from(percent) / 100) as u64
 }
 
+/// What stays in the store because other segments refer to it, and what that saves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tie {
+    /// Bytes of the segment beyond its live ones.
+    pub kept_bytes: u64,
+    /// Bytes, about, that those who refer to it would take if they had its data themselves.
+    pub saved_bytes: u64,
+    /// It is sealed with a rotated key, and somebody who refers to it is not.
+    pub is_old: bool,
+    stored_bytes: u64,
+    blocks: u32,
+}
+
+impl Tie {
+    /// That of a segment to which nobody refers yet.
+    pub fn of(counter: &Counter) -> Tie {
+        let Counter { stored_bytes, blocks, .. } = *counter;
+        Tie { kept_bytes: stored_bytes.saturating_sub(counter.live_bytes()), stored_bytes, blocks, ..Tie::default() }
+    }
+
+    /// A segment refers to so many of its blocks; some of those may be dead there.
+    pub fn save(&mut self, blocks: u32, by: &Counter) {
+        let all = u128::from(self.blocks.max(1)) * u128::from(by.blocks.max(1));
+        let saved = u128::from(blocks) * u128::from(by.live_blocks) * u128::from(self.stored_bytes) / all;
+        self.saved_bytes += saved as u64;
+    }
+
+    /// Whether more stays than is saved.
+    pub fn is_worth_untying(&self) -> bool {
+        self.is_old || self.kept_bytes > self.saved_bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -413,6 +413,11 @@ impl ExtentMap {
         Ok(self.space.carry(seq, info, cargo, &self.pages)?)
     }
 
+    /// See [`Space::refer`].
+    pub fn refer(&mut self, seq: Seq, refers: &[(Seq, u32)]) {
+        self.space.refer(seq, refers);
+    }
+
     /// A newer checkpoint says who carries whom.
     pub fn follow_carriers(&mut self, carriers: Arc<Carriers>) {
         self.space.follow_carriers(carriers);

@@ -159,8 +159,15 @@ impl Source {
         let keys = Keys::of(&description.meta);
         let Description { meta, number, .. } = description;
         let (cache, workers) = cache.unwrap_or_else(|| (Arc::new(BlockCache::in_memory(16 << 20)), Workers::Inline));
-        let objects =
-            Objects::new(store.clone(), keys.clone(), meta.uuid, sealer.clone(), cache, workers, options.read_limits());
+        let objects = Objects::new(
+            store.clone(),
+            keys.clone(),
+            (meta.uuid, meta.block_size),
+            sealer.clone(),
+            cache,
+            workers,
+            options.read_limits(),
+        );
         Source { store, keys, meta, description: number, sealer, objects, tiers }
     }
 
@@ -580,6 +587,7 @@ impl Source {
                 let info = head.info(read.salt, read.frames_at);
                 let placements = head.placements(seq, read.frames_at);
                 scan.bytes_since_checkpoint += info.stored_bytes;
+                scan.map.refer(seq, &head.refers);
                 let apply = |map: &mut ExtentMap| match &head.cargo {
                     Some(cargo) => map.carry(seq, info, cargo),
                     None => map.apply(seq, info, &placements, head.as_of),
@@ -685,6 +693,9 @@ impl Source {
         let spans: Vec<Span> = scan.map.space().spans_with_dead(Span(0)).take(FEW_SPANS).collect();
         let dead = spans.into_iter().filter_map(|span| scan.map.dead(span, &HashMap::new()).ok()).flatten();
         scan.doomed.extend(dead.map(|(seq, counter)| (seq, counter.stored_bytes)));
+        // Also what the root says itself: the log behind it may refer to some.
+        let references = scan.map.space().references().clone();
+        scan.doomed.retain(|seq, _| !references.holds(*seq));
     }
 }
 

@@ -15,21 +15,23 @@ use uuid::Uuid;
 use crate::cache::disk::Run;
 use crate::cache::flight::{Flight, Flights};
 use crate::cache::{BlockCache, Content, Purpose};
+use crate::codec::CorruptError;
 use crate::codec::object::ObjectKind;
 use crate::codec::seal::{ObjectKey, Salt, Sealer};
-use crate::codec::{CorruptError, expect_len, frame};
 use crate::format::keys::Keys;
 use crate::format::places::{PLACES_MAX, place};
+use crate::format::segment::{self, Opened};
 use crate::map::PageRef;
 use crate::outside::Workers;
 use crate::part::{Owner, Part};
 use crate::reading::again::READS;
 use crate::reading::fetch::{self, Get};
 use crate::store::{ErrorKind, Key, Store, StoreError};
-use crate::units::{FRAME_BYTES_MAX, FrameAddr, Seq};
+use crate::units::{BlockSize, FrameAddr, Seq};
 
 mod keep;
 mod pages;
+mod referred;
 mod sealed;
 
 use pages::BroughtPages;
@@ -79,6 +81,8 @@ struct How {
     purpose: Purpose,
     /// The most bytes of one request.
     request: u64,
+    /// They are what others refer to: none of them is itself a reference.
+    is_referred: bool,
 }
 
 type Salts = HashMap<Seq, Salt>;
@@ -112,6 +116,7 @@ struct Inner {
     store: Arc<dyn Store>,
     keys: Keys,
     volume: Uuid,
+    block_bytes: usize,
     sealer: Sealer,
     cache: Arc<BlockCache>,
     workers: Workers,
@@ -121,6 +126,8 @@ struct Inner {
     read_gap: u64,
     read_max: u64,
     frames: Flights<FrameAddr, Brought>,
+    /// What frames refer to. One fetch brings several frames, from the disk of several segments: were these among the others, a fetch could come to wait for itself.
+    referred: Flights<FrameAddr, Brought>,
     pages: Flights<PageRef, BroughtPages>,
 }
 
@@ -134,7 +141,7 @@ impl Objects {
     pub fn new(
         store: Arc<dyn Store>,
         keys: Keys,
-        volume: Uuid,
+        (volume, block_size): (Uuid, BlockSize),
         sealer: Sealer,
         cache: Arc<BlockCache>,
         workers: Workers,
@@ -145,6 +152,7 @@ impl Objects {
             store,
             keys,
             volume,
+            block_bytes: block_size.bytes() as usize,
             sealer,
             cache,
             workers,
@@ -153,6 +161,7 @@ impl Objects {
             read_gap: limits.gap,
             read_max: limits.max,
             frames: Flights::default(),
+            referred: Flights::default(),
             pages: Flights::default(),
         };
         Objects { inner: Arc::new(inner) }
@@ -178,7 +187,7 @@ impl Objects {
         self.inner.cache.count(have.len(), missing.len(), purpose);
         if !missing.is_empty() {
             let mut landing: FuturesUnordered<_> =
-                self.flights(missing, &mut have, purpose, request, sealed).into_iter().collect();
+                self.flights(missing, &mut have, purpose, request, sealed, false).into_iter().collect();
             while let Some(brought) = landing.next().await {
                 have.extend(brought?.iter().map(|(frame, data)| (*frame, data.clone())));
             }
@@ -195,11 +204,12 @@ impl Objects {
         purpose: Purpose,
         request: u64,
         mut sealed: Sealed,
+        is_referred: bool,
     ) -> Vec<Flight<Brought>> {
         let inner = &self.inner;
         let (mut flights, mut missing, mut fetched, mut salts) = (Vec::new(), Vec::new(), Vec::new(), Salts::new());
         // While we look nobody else can launch, nor land.
-        let mut board = inner.frames.board();
+        let mut board = if is_referred { inner.referred.board() } else { inner.frames.board() };
         for (frame, salt) in wanted {
             if let Some(flight) = board.find(frame) {
                 flights.push(flight);
@@ -213,7 +223,7 @@ impl Objects {
                 salts.insert(frame.seq, salt);
             }
         }
-        let how = Arc::new(How { salts, purpose, request: request.max(inner.read_max) });
+        let how = Arc::new(How { salts, purpose, request: request.max(inner.read_max), is_referred });
         for (frame, bytes) in fetched {
             flights.push(board.launch(vec![frame], inner.clone().open_fetched(frame, bytes, how.clone())));
         }
@@ -244,7 +254,7 @@ impl Inner {
             return self.bring_all(run.frames().collect(), &how).await;
         };
         let (mut opened, mut missing) = (HashMap::with_capacity(read.len()), Vec::new());
-        for (frame, result) in self.open(read, run.bytes(), &how).await {
+        for (frame, result) in self.open(read, run.bytes(), &how).await? {
             match result {
                 Ok(data) => drop(opened.insert(frame, data)),
                 Err(_) => {
@@ -303,7 +313,7 @@ impl Inner {
         again
     }
 
-    async fn bring_once(&self, key: Key, get: &Get, how: &How) -> Brought {
+    async fn bring_once(self: &Arc<Self>, key: Key, get: &Get, how: &How) -> Brought {
         let turn = match how.purpose {
             Purpose::Ahead => self.requests_ahead.acquire().await.ok(),
             Purpose::Read | Purpose::Stream => None,
@@ -315,7 +325,7 @@ impl Inner {
             (frame, bytes.slice(from..from + frame.len as usize))
         };
         let mut opened = HashMap::with_capacity(get.frames.len());
-        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), bytes.len() as u64, how).await {
+        for (frame, result) in self.open(get.frames.iter().map(cut).collect(), bytes.len() as u64, how).await? {
             opened.insert(frame, result.map_err(|why| corrupt(&key, u64::from(frame.offset), why))?);
         }
         // Only what is proven goes to the disk.
@@ -325,13 +335,14 @@ impl Inner {
         Ok(Arc::new(opened))
     }
 
-    /// Proves and decompresses frames, which came in so many bytes in one piece, and puts what is proven into memory.
+    /// Proves and decompresses frames, which came in so many bytes in one piece, and puts what is proven into memory. Fails as a whole only if what they
+    /// refer to cannot be had.
     async fn open(
-        &self,
+        self: &Arc<Self>,
         sealed: Vec<(FrameAddr, Bytes)>,
         piece: u64,
         how: &How,
-    ) -> Vec<(FrameAddr, Result<Part, CorruptError>)> {
+    ) -> Result<Vec<(FrameAddr, Result<Part, CorruptError>)>, ReadError> {
         let bytes: usize = sealed.iter().map(|(_, sealed)| sealed.len()).sum();
         let mut keys: HashMap<Seq, Result<ObjectKey, CorruptError>> = HashMap::new();
         for (frame, _) in &sealed {
@@ -339,9 +350,23 @@ impl Inner {
             let key = || self.sealer.object_key(ObjectKind::Segment, frame.seq, &salt);
             keys.entry(frame.seq).or_insert_with(key);
         }
-        let open = move || -> Vec<_> {
+        let open = move || {
             let open = |(frame, sealed): &(FrameAddr, Bytes)| open_frame(keys.get(&frame.seq), *frame, sealed);
-            let opened: Vec<_> = sealed.iter().map(open).collect();
+            let (mut opened, mut data, mut referring) = (Vec::with_capacity(sealed.len()), Vec::new(), Vec::new());
+            for (frame, sealed) in sealed {
+                match open(&(frame, sealed.clone())) {
+                    Ok(Opened::Reference(len, reference)) => referring.push((frame, len, reference)),
+                    Ok(Opened::Data(bytes)) => {
+                        data.push((frame, sealed));
+                        opened.push(Ok(bytes));
+                    }
+                    Err(why) => {
+                        data.push((frame, sealed));
+                        opened.push(Err(why));
+                    }
+                }
+            }
+            let sealed = data;
             let stays = |((_, sealed), opened): (&(FrameAddr, Bytes), &Result<Bytes, CorruptError>)| {
                 opened.as_ref().is_ok_and(|data| is_within(data, sealed)).then_some(sealed.len() as u64)
             };
@@ -350,9 +375,12 @@ impl Inner {
             let content = |((frame, sealed), opened): ((FrameAddr, Bytes), Result<Bytes, CorruptError>)| {
                 (frame, opened.map(|data| memory.content(data, &sealed, owner)))
             };
-            sealed.into_iter().zip(opened).map(content).collect()
+            (sealed.into_iter().zip(opened).map(content).collect::<Vec<_>>(), referring)
         };
-        let opened = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
+        let (mut opened, referring) = if bytes > INLINE_BYTES { self.workers.run(open).await } else { open() };
+        if !referring.is_empty() {
+            opened.extend(self.resolve(referring, how).await?);
+        }
         let keep = |(frame, opened): (FrameAddr, Result<Content, CorruptError>)| {
             let opened = opened.map(|content| {
                 self.cache.insert(self.volume, frame, content.clone(), how.purpose);
@@ -360,7 +388,7 @@ impl Inner {
             });
             (frame, opened)
         };
-        opened.into_iter().map(keep).collect()
+        Ok(opened.into_iter().map(keep).collect())
     }
 
     /// Exactly the bytes of the range.
@@ -416,10 +444,9 @@ fn open_frame(
     key: Option<&Result<ObjectKey, CorruptError>>,
     addr: FrameAddr,
     sealed: &Bytes,
-) -> Result<Bytes, CorruptError> {
+) -> Result<Opened, CorruptError> {
     let key = key.ok_or(CorruptError::TagMismatch)?.as_ref().map_err(Clone::clone)?;
-    expect_len(sealed.len(), u64::from(addr.len))?;
-    frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)
+    segment::open_any(key, addr, sealed)
 }
 
 fn corrupt(key: &Key, offset: u64, why: CorruptError) -> ReadError {

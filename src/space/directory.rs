@@ -6,7 +6,10 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::kept::Deaths;
-use super::{Carrier, Carriers, Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, Span, Summary};
+use super::references::Referring;
+use super::{
+    Carrier, Carriers, Delta, GROUP, KeptVersion, Need, Page, PageAt, PageKind, Pages, References, Span, Summary,
+};
 use crate::units::{PageRef, Seq};
 
 /// A span of the table in the store.
@@ -41,6 +44,8 @@ pub struct TableRoot {
     pub kept: Vec<KeptVersion>,
     /// Segments that carry others, in order.
     pub carriers: Vec<(Seq, Carrier)>,
+    /// Segments that refer to others, in order: each of those, in order, and how many of its blocks.
+    pub references: Vec<Referring>,
 }
 
 /// Where a list of deltas lies.
@@ -172,6 +177,8 @@ pub struct Durable {
     pub kept: Vec<KeptVersion>,
     /// Segments that carry others.
     pub carriers: Arc<Carriers>,
+    /// Segments that refer to others.
+    pub references: Arc<References>,
 }
 
 impl Durable {
@@ -206,6 +213,7 @@ impl Durable {
         }
         durable.kept.clone_from(&root.kept);
         durable.carriers = Arc::new(Carriers::new(root.carriers.iter().cloned()));
+        durable.references = Arc::new(References::new(root.references.iter().cloned()));
         // The newest one gets more of what it holds.
         if let Some(newest) = durable.kept.last_mut() {
             for list in newest.held.iter_mut().filter(|list| list.entries.is_empty()) {
@@ -260,6 +268,7 @@ impl Durable {
         root.objects = self.objects().into_keys().collect();
         root.kept.clone_from(&self.kept);
         root.carriers = self.carriers.iter().map(|(seq, carrier)| (*seq, carrier.clone())).collect();
+        root.references = self.references.iter().map(|(seq, refers)| (seq, refers.to_vec())).collect();
         for list in root.kept.iter_mut().flat_map(|version| &mut version.held) {
             if !list.pages.is_empty() && !list.entries.is_empty() {
                 *list = Arc::new(List::clone(list).out_of_memory());
@@ -311,6 +320,7 @@ impl Durable {
     pub fn memory(&self) -> usize {
         let held: usize = self.kept.iter().flat_map(|version| &version.held).map(|list| list.entries.len()).sum();
         self.carriers.memory()
+            + self.references.memory()
             + self.spans() * size_of::<SpanEntry>()
             + (self.deltas() + held) * size_of::<(Seq, Delta)>()
     }

@@ -15,7 +15,7 @@ use super::directory::{Durable, Group, List, SpanEntry};
 use super::kept::{self, Versions};
 use super::page_format::{self, PAGE_DELTAS_MAX};
 use super::table::Snapshot;
-use super::{Carriers, Need, Page, Pages, SegmentInfo, Sink, Span, Summary, View};
+use super::{Carriers, Need, Page, Pages, References, SegmentInfo, Sink, Span, Summary, View};
 use crate::codec::EncodeError;
 use crate::units::{PageRef, Seq};
 
@@ -74,6 +74,7 @@ pub struct Fold {
     found: BTreeSet<Span>,
     versions: Versions,
     carriers: Arc<Carriers>,
+    references: Arc<References>,
     free: kept::Deaths,
     /// Blocks that live once more, by who holds them.
     revived: kept::Deaths,
@@ -136,6 +137,7 @@ impl Fold {
             found: BTreeSet::new(),
             versions: Versions::new(&snapshot.durable.kept, &snapshot.frozen.held),
             carriers: snapshot.carriers.clone(),
+            references: snapshot.references.clone(),
             free: kept::Deaths::new(),
             revived: kept::Deaths::new(),
             tasks: VecDeque::new(),
@@ -355,7 +357,15 @@ impl Fold {
         let changed = self.done.into_keys().chain(self.found).collect();
         Ok(Folded {
             loose,
-            durable: Durable { at: self.at, groups, lists, kept, carriers: self.carriers },
+            durable: Durable {
+                at: self.at,
+                groups,
+                lists,
+                kept,
+                carriers: self.carriers,
+                // What is under way counts already, and is in no checkpoint before it took effect.
+                references: Arc::new(self.references.up_to(self.at)),
+            },
             changed,
             contradictions: self.contradictions,
             free: self.free,

@@ -7,7 +7,9 @@ use super::deltas::{self, Contradiction, Delta, Layer};
 use super::directory::{Durable, List};
 use super::fold::Folded;
 use super::summary::{SHARES, SMALL};
-use super::{Cargo, Carriers, Counted, Counter, Need, Pages, SegmentInfo, Span, Summary, Totals, View, kept};
+use super::{
+    Cargo, Carriers, Counted, Counter, Need, Pages, References, SegmentInfo, Span, Summary, Totals, View, kept,
+};
 use crate::units::Seq;
 
 /// Of a checkpoint that became durable, the summaries of so many spans are made anew at once,
@@ -32,6 +34,10 @@ pub struct Space {
     kept: Seq,
     /// Segments that carry others.
     carriers: Arc<Carriers>,
+    /// Segments that refer to others, those under way among them.
+    references: Arc<References>,
+    /// Sums of segments that others refer to, and that no version holds.
+    tied: Totals,
     /// Spans of which the last checkpoint says something else than their summaries ([`Space::sum_up_more`]).
     unsummed: BTreeSet<Span>,
     /// What the next checkpoint does to the versions that are kept, and where it is.
@@ -61,6 +67,8 @@ pub struct Snapshot {
     pub change: kept::Change,
     /// Segments that carry others.
     pub carriers: Arc<Carriers>,
+    /// Segments that refer to others.
+    pub references: Arc<References>,
     /// If the head becomes a version that is kept: what that needs, by the places at which maps have the blocks. All of it is counted once more.
     pub revived: kept::Deaths,
 }
@@ -77,8 +85,8 @@ impl Space {
     /// as pages.
     pub fn restore(durable: Durable, loose: impl IntoIterator<Item = (Seq, SegmentInfo)>) -> Space {
         let kept = durable.newest_kept();
-        let carriers = durable.carriers.clone();
-        let mut space = Space { durable: Arc::new(durable), kept, carriers, ..Space::default() };
+        let (carriers, references) = (durable.carriers.clone(), durable.references.clone());
+        let mut space = Space { durable: Arc::new(durable), kept, carriers, references, ..Space::default() };
         let durable = space.durable.clone();
         for entry in durable.entries() {
             let mut now = Now { summary: entry.summary, is_exact: true };
@@ -181,6 +189,34 @@ impl Space {
         &self.carriers
     }
 
+    /// A segment that takes effect, or will, has data in these: they stay as long as it does.
+    pub fn refer(&mut self, seq: Seq, refers: &[(Seq, u32)]) {
+        if !refers.is_empty() {
+            Arc::make_mut(&mut self.references).refer(seq, refers.to_vec());
+        }
+    }
+
+    /// Segments that refer to others.
+    pub fn references(&self) -> &Arc<References> {
+        &self.references
+    }
+
+    /// The sums of segments that others refer to, as of the last checkpoint: what is dead of them is not about to go.
+    pub fn tied_totals(&self) -> Totals {
+        self.tied
+    }
+
+    /// Sums up what others refer to.
+    fn sum_up_tied(&mut self, pages: &dyn Pages) {
+        let mut tied = Totals::default();
+        for seq in self.references.targets().filter(|seq| !self.is_held(*seq)) {
+            if let Ok(Some(counter)) = self.counter(seq, pages) {
+                tied.add(&Totals::of(&counter));
+            }
+        }
+        self.tied = tied;
+    }
+
     /// A newer checkpoint than the one that this is says who carries whom.
     pub fn follow_carriers(&mut self, carriers: Arc<Carriers>) {
         self.carriers = carriers;
@@ -193,6 +229,9 @@ impl Space {
         self.newest.births.remove(&seq);
         if self.carriers.is_carrier(seq) {
             Arc::make_mut(&mut self.carriers).forget(seq);
+        }
+        if self.references.refers(seq) {
+            Arc::make_mut(&mut self.references).forget(seq);
         }
         if self.frozen.as_ref().is_some_and(|frozen| frozen.births.contains_key(&seq))
             || self.durable.entry(span).is_some()
@@ -325,10 +364,11 @@ impl Space {
         self.totals
     }
 
-    /// The sums that collection can do something about: without segments that a kept version needs as they are.
+    /// The sums that collection can do something about: without segments that a kept version needs as they are, and those that others refer to.
     pub fn collectable(&self) -> Totals {
         let mut totals = self.totals;
         totals.subtract(&self.held);
+        totals.subtract(&self.tied);
         totals
     }
 
@@ -410,7 +450,7 @@ impl Space {
     }
 
     /// The segments of a span in which nothing is live as of the last durable checkpoint, which covers them, and that were not deleted
-    /// since.
+    /// since. What another segment refers to is not among them, however dead.
     pub fn dead(&self, span: Span, pages: &dyn Pages) -> Result<Counted, Need> {
         let durable = View { durable: &self.durable, above: [None, None] };
         let (mut dead, _) = durable.span(span, pages)?;
@@ -418,7 +458,8 @@ impl Space {
         let (now, _) = self.view().span(span, pages)?;
         let is_dead_now =
             |seq: &Seq| now.binary_search_by_key(seq, |(seq, _)| *seq).is_ok_and(|at| now[at].1.is_dead());
-        dead.retain(|(seq, counter)| *seq <= self.durable.at && counter.is_dead() && is_dead_now(seq));
+        let is_free = |seq: &Seq| !self.references.holds(*seq);
+        dead.retain(|(seq, counter)| *seq <= self.durable.at && counter.is_dead() && is_dead_now(seq) && is_free(seq));
         Ok(dead)
     }
 
@@ -486,6 +527,7 @@ impl Space {
             frozen,
             change,
             carriers: self.carriers.clone(),
+            references: self.references.clone(),
             revived: kept::Deaths::new(),
         }
     }
@@ -502,6 +544,7 @@ impl Space {
         folded.loose.into_iter().for_each(|(seq, info)| self.stay_loose(seq, info));
         self.unsummed.extend(folded.changed);
         self.sum_up_held(pages);
+        self.sum_up_tied(pages);
         Superseded { _layer: frozen, _durable: durable }
     }
 

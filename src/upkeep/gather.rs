@@ -13,7 +13,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
+use crate::cache::Purpose;
 use crate::codec::CorruptError;
+use crate::codec::seal::Salt;
 use crate::engine::Event;
 use crate::engine::collection::{Gathered, Surveyed};
 use crate::engine::shared::Shared;
@@ -22,7 +24,7 @@ use crate::format::segment::{self, LogObject, LogRead};
 use crate::map::{MapPage, NeedPages, PageAt, PageRef, Placement};
 use crate::reading::again::READS;
 use crate::reading::fetch;
-use crate::reading::objects::ReadError;
+use crate::reading::objects::{ReadError, Sealed};
 use crate::reading::{Slot, slots};
 use crate::space::{Counter, SegmentInfo, Span};
 use crate::store::{ErrorKind, Key, StoreError};
@@ -434,6 +436,11 @@ async fn read_live(
     victim: &Victim,
     live: &[(Extent, Location)],
 ) -> Result<Vec<(Extent, Bytes)>, Unread> {
+    if let LogObject::Segment(head) = &victim.read.object
+        && !head.refers.is_empty()
+    {
+        return read_referring(shared, victim, live).await;
+    }
     let mut read = read_live_once(shared, victim, victim.whole.clone(), live.to_vec()).await;
     for _ in 1..READS {
         if matches!(read, Err(Unread::Damaged(_))) {
@@ -441,6 +448,30 @@ async fn read_live(
         }
     }
     read
+}
+
+/// The same of a victim that refers to others: what is live of it is read as clients read it.
+async fn read_referring(
+    shared: &Shared,
+    victim: &Victim,
+    live: &[(Extent, Location)],
+) -> Result<Vec<(Extent, Bytes)>, Unread> {
+    let mut wanted: Vec<(FrameAddr, Salt)> =
+        live.iter().map(|(_, location)| (location.frame, victim.read.salt)).collect();
+    wanted.dedup();
+    let frames = shared.doors.objects.frames(&wanted, Purpose::Ahead, READ_MAX, Sealed::new()).await;
+    let frames = frames.map_err(|error| match error {
+        ReadError::Store { source, .. } => store_failed(source),
+        damaged => Unread::Damaged(damaged.to_string()),
+    })?;
+    let block_bytes = shared.facts.block_size.bytes() as usize;
+    let cut = |(extent, location): &(Extent, Location)| {
+        let (from, len) = (usize::from(location.block) * block_bytes, extent.count.0 as usize * block_bytes);
+        let part = frames.get(&location.frame).and_then(|frame| frame.data().get(from..from + len));
+        let part = part.ok_or_else(|| Unread::Damaged("a frame of it is shorter than the map says".into()))?;
+        Ok((*extent, Bytes::copy_from_slice(part)))
+    };
+    live.iter().map(cut).collect()
 }
 
 async fn read_live_once(

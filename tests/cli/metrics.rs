@@ -110,7 +110,7 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     // One that is away is a peer, too.
     std::fs::write(place.path("secret"), "0123456789abcdef0123456789abcdef\n").unwrap();
     command.env("ASHLAR_PEER__SECRET_FILE", place.path("secret")).env("ASHLAR_PEER__ADDRESS", "127.0.0.1:1");
-    command.env("ASHLAR_VOLUME__DURABILITY", "peer");
+    command.env("ASHLAR_VOLUME__DURABILITY", "peer").env("ASHLAR_VOLUME__DEDUP", "true");
     let serving = Serving::start(command);
     place.ok(&["snapshot", "create", "disk0@first"]);
     let (status, page) = get(&serving, "/metrics");

@@ -159,3 +159,31 @@ fn a_server_that_cannot_keep_a_setting_does_not_open_the_volume() {
     place.ok(&["set", "disk0", "--unset", "volume.news"]);
     place.serve(&["disk0"]).stop();
 }
+
+/// A volume that is to be de-duplicated is, and what refers to what is read by everybody.
+#[test]
+fn a_volume_is_de_duplicated_where_it_says_so() {
+    let place = Place::new();
+    let refused = place.run(&["create", "web", "--size", "64M", "--set", "dedup=perhaps"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("volume.dedup = perhaps: accepted is true or false"), "{}", refused.err);
+    place.ok(&["create", "web", "--size", "64M", "--set", "dedup=true"]);
+    let serving = place.serve(&["web"]);
+    let mut disk = serving.attach("web").unwrap();
+    for at in [0, 20] {
+        (0..64).for_each(|n| disk.write((at << 20) + n * 4096, n as u8 + 1, 4096).unwrap());
+        disk.flush().unwrap();
+    }
+    let status: serde_json::Value = serde_json::from_str(&place.ok(&["status", "--json"])).unwrap();
+    let dedup = &status["volumes"][0]["dedup"];
+    assert_eq!((&dedup["saved_bytes"], &dedup["referred_segments"]), (&(64 * 4096).into(), &1.into()), "{dedup}");
+    let said = place.ok(&["status", "web"]);
+    assert!(said.contains("256.0 KiB written since the start were stored already"), "{said}");
+    assert!((0..64).all(|n| disk.holds((20 << 20) + n * 4096, n as u8 + 1, 4096)));
+    drop(disk);
+    serving.stop();
+    assert!(place.ok(&["check", "web", "--data"]).starts_with("web: clean"));
+    place.ok(&["export", "web", "web.img"]);
+    let image = std::fs::read(place.path("web.img")).unwrap();
+    assert!(image[20 << 20..][..64 * 4096] == image[..64 * 4096] && image[63 * 4096] == 64);
+}

@@ -23,8 +23,8 @@ use ashlar::format::root::{
     CheckpointInfo, EncodedCheckpoint, Root, decode_checkpoint, encode_checkpoint, open_page, verify_checkpoint,
 };
 use ashlar::format::segment::{
-    Close, Durability, Fence, LogObject, Moved, Payload, Stamp, decode_log_object, encode_moved, encode_segment,
-    open_frame, verify_log_object,
+    Close, Durability, Fence, LogObject, Moved, Opened, Payload, Referred, Stamp, decode_log_object, encode_moved,
+    encode_referring, encode_segment, open_any, open_frame, reference, verify_log_object,
 };
 use ashlar::keyring::slot::{Cost, NewSlot};
 use ashlar::keyring::{Encryption, HandedKeys, KeySlot, Keyring, Locked, RecoveryKey, Secret};
@@ -324,6 +324,7 @@ fn checkpoint_of(
             vec![version(put(0, Page::Deltas(vec![(Seq(0x900), Delta::Died(3))])))]
         },
         carriers,
+        references: Vec::new(),
     };
     let newest = Run {
         through: seq,
@@ -613,9 +614,47 @@ fn segment_that_carries_others() {
     let bytes = golden("v5/segment-carrier", segment.object.parts.concat());
     let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
     let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
-    assert_eq!(head.cargo, Some(cargo));
+    assert_eq!(head.cargo.as_deref(), Some(&cargo));
     assert_eq!(head.placements(seq, read.frames_at), segment.placements);
     all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+#[test]
+fn segment_that_refers_to_others() {
+    let seq = Seq(0x1236);
+    let stamp = Stamp { epoch: Epoch(4), server: SERVER, covers: ChangeNo(70_001), compression: Compression::Lz4 };
+    let changes = [(Extent::new(10, 40), Payload::Data(noise(40 * 512).into())), (Extent::new(60, 2), Payload::Hole)];
+    let part = |seq, offset, block, blocks| {
+        let frame = FrameAddr { seq: Seq(seq), offset, len: 9000 };
+        reference::Part { frame, salt: SALT, block, blocks }
+    };
+    let referred =
+        [Referred { extent: Extent::new(13, 30), parts: vec![part(0x901, 100, 100, 28), part(0x1234, 9100, 0, 2)] }];
+    let segment = encode_referring(&sealer(), seq, SALT, block_size(), &stamp, &changes, &referred).unwrap();
+    let bytes = golden("v7/segment-referring", segment.object.parts.concat());
+    let read = decode_log_object(&sealer(), seq, &bytes).unwrap().whole(bytes.len()).unwrap();
+    let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+    assert_eq!(*head.refers, [(Seq(0x901), 28), (Seq(0x1234), 2)]);
+    assert_eq!(head.placements(seq, read.frames_at), segment.placements);
+    let (extent, frame) = head.frames(seq, read.frames_at)[1];
+    let sealed = bytes.slice(frame.offset as usize..(frame.offset + frame.len) as usize);
+    let Opened::Reference(len, reference) = open_any(&read.key, frame, &sealed).unwrap() else { panic!("data") };
+    assert_eq!((extent, len, &reference.parts), (Extent::new(13, 30), 30 * 512, &referred[0].parts));
+    assert!(open_frame(&sealer(), &read.salt, frame, len, &sealed).is_err(), "it is no data");
+    all_harm_is_found(&bytes, |bytes| verify_log_object(&sealer(), block_size(), seq, bytes));
+}
+
+/// Only where a segment refers to others there is yet another version.
+#[test]
+fn checkpoint_with_references() {
+    let seq = Seq(0x1240);
+    let references =
+        vec![(Seq(0x1236), vec![(Seq(0x901), 28), (Seq(0x1234), 2)]), (Seq(0x123f), vec![(Seq(0x1236), 8)])];
+    let encoded = checkpoint_of(&sealer(), SALT, true, Vec::new(), |root| root.table.references = references.clone());
+    let bytes = golden("v7/checkpoint-references", encoded.object.parts.concat());
+    assert_eq!(verify_checkpoint(&sealer(), seq, &bytes).unwrap(), encoded.root);
+    assert_eq!(encoded.root.table.references, references);
+    all_harm_is_found(&bytes, |bytes| verify_checkpoint(&sealer(), seq, bytes));
 }
 
 /// The salt of a sealed object begins with the generation of its data key.

@@ -99,10 +99,10 @@ impl Client {
         let (start, end) = self.somewhere(random);
         let fua = random.below(8) == 0;
         match roll(weights, random) {
-            0 => self.write(start, data(random, (end - start) as usize), fua).await,
+            0 => self.write(start, self.data(random, (end - start) as usize), fua).await,
             1 => {
                 let (start, end) = uneven(start, end, random);
-                self.write(start, data(random, (end - start) as usize), fua).await
+                self.write(start, self.data(random, (end - start) as usize), fua).await
             }
             2 => {
                 let (start, end) = if random.below(2) == 0 { (start, end) } else { uneven(start, end, random) };
@@ -139,6 +139,22 @@ impl Client {
                 Some(())
             }
         }
+    }
+
+    /// What is written; where equal data is stored once, mostly a part of one of a few texts.
+    fn data(&self, random: &Random, len: usize) -> Bytes {
+        if self.volume.status().dedup.is_none() || random.below(4) == 0 {
+            return data(random, len);
+        }
+        let (text, first) = (random.below(4), random.below(40));
+        let block = |no: usize| {
+            let mut block = vec![0; BLOCK as usize];
+            let name = (text, first + no as u64);
+            blake3::Hasher::new().update(format!("{name:?}").as_bytes()).finalize_xof().fill(&mut block);
+            block
+        };
+        let all: Vec<u8> = (0..len.div_ceil(BLOCK as usize)).flat_map(block).collect();
+        Bytes::from(all).slice(..len)
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Option<()> {

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use ashlar::store::faults::Trap;
 use family::Events;
 use hosts::Standing;
-use world::{End, Kind, Outcome, World};
+use world::{End, Kind, Outcome, REPEATING, World};
 
 /// Runs a world from a seed: two thirds of them with a family.
 fn run(seed: u64) -> Outcome {
@@ -122,6 +122,19 @@ fn fixed_seeds() {
     assert!(collected > 200, "a simulation worth its name collects garbage: {collected} segments");
 }
 
+/// Worlds in which equal data is stored once, of clients that write much that is equal.
+#[test]
+fn fixed_seeds_that_repeat_themselves() {
+    let first = REPEATING.start;
+    let alone = (first..first + 25).map(|seed| run_as(seed, Kind::Alone));
+    let outcomes: Vec<Outcome> = alone.chain((first + 25..first + 50).map(|seed| run_as(seed, Kind::Family))).collect();
+    let (collected, saved): (u64, u64) =
+        (outcomes.iter().map(|it| it.collected).sum(), outcomes.iter().map(|it| it.saved).sum());
+    println!("{} worlds; collection wrote {collected} segments, {saved} bytes were stored already", outcomes.len());
+    assert!(collected > 50 && saved > 1 << 20, "{collected} segments collected, {saved} bytes saved");
+    assert_eq!(run(first), run(first));
+}
+
 #[test]
 fn a_seed_twice_is_one_run_twice() {
     for seed in 200..208 {
@@ -157,8 +170,8 @@ fn fresh_seeds() {
 fn a_cut_after_every_operation_is_survived() {
     let stride = number("ASHLAR_TEST_CUTS").unwrap_or(8).max(1);
     let (mut store, mut disk, mut cuts) = (0, 0, 0);
-    for seed in 11..21 {
-        let kind = if seed < 19 { Kind::Alone } else { Kind::Family };
+    for seed in (11..21).chain(REPEATING.take(2)) {
+        let kind = if seed < 19 || seed == REPEATING.start { Kind::Alone } else { Kind::Family };
         let counted = in_virtual_time(World::cut(seed, End::Never, kind));
         let chosen = |k: &u64| (k + seed).is_multiple_of(stride);
         for k in (1..=counted.store).filter(chosen) {

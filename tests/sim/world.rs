@@ -1,5 +1,6 @@
 //! A world: the store that outlives everything, servers with their disks, and the lives that follow one another.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub struct Outcome {
     pub digest: String,
     /// Segments that garbage collection wrote.
     pub collected: u64,
+    /// Bytes that were stored already when clients wrote them.
+    pub saved: u64,
     /// Requests of clients that ended.
     pub requests: u64,
     /// What became of families.
@@ -115,6 +118,8 @@ pub struct World {
     caches: Option<[CrashDisk; 2]>,
     /// Segments of moved data, over all lives.
     collected: u64,
+    /// Bytes that were stored already when clients wrote them.
+    saved: u64,
     done: Arc<AtomicU64>,
     log: String,
     /// What unlocks the volumes if they are encrypted; it sees everything that is sealed.
@@ -137,11 +142,21 @@ fn fenced_by(seed: u64) -> FencedBy {
     if matches!(seed % 8, 3 | 5) { FencedBy::Verified } else { FencedBy::CreateOnly }
 }
 
+/// Whether equal data is stored once, and clients write much that is equal. Worlds that were found something in before that was possible are what they were.
+fn repeats(seed: u64) -> bool {
+    REPEATING.contains(&seed) || seed > 1_795_900_000_000 && seed.is_multiple_of(3)
+}
+
+/// Seeds of worlds of which that is so.
+pub const REPEATING: Range<u64> = 300..400;
+
 impl World {
     /// A whole world: several lives.
     pub async fn lives(seed: u64, kind: Kind) -> Outcome {
         let random = Random::seeded(seed);
-        let climate = Climate::draw(&random, fenced_by(seed));
+        let mut climate = Climate::draw(&random, fenced_by(seed));
+        climate.options.dedup = repeats(seed);
+        climate.options.dedup_run = 4 * BLOCK;
         let mut world = World::new(seed, random, climate, kind).await;
         world.schedule_some().await;
         let mut server = 0;
@@ -156,6 +171,8 @@ impl World {
             let death = world.live(&mut life).await;
             world.leave(&life);
             world.collected += life.open.iter().map(|open| open.volume.status().gc.segments_written).sum::<u64>();
+            world.saved +=
+                life.open.iter().filter_map(|open| Some(open.volume.status().dedup?.saved_bytes)).sum::<u64>();
             world.note(&life, death);
             world.rotate_perhaps().await;
             closed = false;
@@ -193,13 +210,22 @@ impl World {
         assert_eq!(world.encrypted, world.seals.count() > 0, "everything that an encrypted volume writes is sealed");
         let contents = blake3::hash(format!("{objects:?}").as_bytes());
         let (digest, requests) = (format!("{}{contents}", world.log), world.done.load(Ordering::Relaxed));
-        Outcome { digest, collected: world.collected, requests, events: world.events, standing: world.standing }
+        Outcome {
+            digest,
+            collected: world.collected,
+            saved: world.saved,
+            requests,
+            events: world.events,
+            standing: world.standing,
+        }
     }
 
     /// One life without random faults, cut at one operation; then a recovery by the same server, and one by another.
     pub async fn cut(seed: u64, end: End, kind: Kind) -> Operations {
         let random = Random::seeded(seed);
         let mut climate = Climate::draw(&random, fenced_by(seed)).fair();
+        climate.options.dedup = repeats(seed);
+        climate.options.dedup_run = 4 * BLOCK;
         climate.way.faults.delay_spread = Duration::from_millis(5);
         climate.disk_faults.delay_max = Duration::from_millis(1);
         let mut world = World::new(seed, random, climate, kind).await;
@@ -299,6 +325,7 @@ impl World {
             events: Events::default(),
             caches,
             collected: 0,
+            saved: 0,
             done: Arc::default(),
             log: String::new(),
             secrets: seals.secrets(),

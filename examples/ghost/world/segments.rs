@@ -119,7 +119,15 @@ impl Segments {
             left -= 2 + more;
         }
         let covers = ChangeNo((segment + 1) * self.shape.segment_blocks);
-        SegmentHead { epoch: Epoch(1), server: Uuid::from_u128(1), covers, entries, as_of: None, cargo: None }
+        SegmentHead {
+            epoch: Epoch(1),
+            server: Uuid::from_u128(1),
+            covers,
+            entries,
+            as_of: None,
+            cargo: None,
+            refers: Default::default(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cli::document::{ClientStatus, EndedVolume, VolumeStatus};
 use crate::metrics::{Family, Kind, Value};
 use crate::store::meter::Outcomes;
 use crate::tally::Tallied;
+use crate::volume::DedupStatus;
 use crate::volume::purse::Left;
 use crate::volume::{Mirrored, NearStatus, Peered, Standing, Status, WaitsFor};
 
@@ -297,6 +298,28 @@ const OF_VOLUME: [(&str, Kind, &str, OfStatus); 31] = [
     ("ashlar_volume_epoch", Gauge, "How often the volume was opened.", |status| status.epoch as f64),
 ];
 
+/// A number of how an open volume is de-duplicated.
+type OfDedup = fn(&DedupStatus) -> f64;
+
+/// What of that is a number, by name.
+const DEDUP: [(&str, Kind, &str, OfDedup); 4] = [
+    (
+        "ashlar_volume_dedup_saved_bytes_total",
+        Counter,
+        "Bytes of clients that were stored already, before compression; of a volume that is de-duplicated.",
+        |dedup| dedup.saved_bytes as f64,
+    ),
+    ("ashlar_volume_dedup_index_bytes", Gauge, "Bytes in memory that say what is stored already.", |dedup| {
+        dedup.index_bytes as f64
+    }),
+    ("ashlar_volume_dedup_referring_segments", Gauge, "Segments that refer to data in others.", |dedup| {
+        dedup.referring_segments as f64
+    }),
+    ("ashlar_volume_dedup_referred_segments", Gauge, "Segments to whose data others refer.", |dedup| {
+        dedup.referred_segments as f64
+    }),
+];
+
 /// A number of what is in a store for logs of an open volume.
 type OfNear = fn(&NearStatus) -> f64;
 
@@ -426,6 +449,10 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         mirrored
             .fold(Family::new(name, kind, help), |family, (name, mirror)| family.number([("volume", name)], of(mirror)))
     });
+    let dedups = DEDUP.map(|(name, kind, help, of)| {
+        let with = volumes.iter().filter_map(|volume| Some((&volume.name, volume.status.dedup.as_ref()?)));
+        with.fold(Family::new(name, kind, help), |family, (name, dedup)| family.number([("volume", name)], of(dedup)))
+    });
     let nears = NEAR.map(|(name, kind, help, of)| {
         let with = volumes.iter().filter_map(|volume| Some((&volume.name, volume.near.as_ref()?)));
         with.fold(Family::new(name, kind, help), |family, (name, near)| family.number([("volume", name)], of(near)))
@@ -459,7 +486,7 @@ fn of_volumes(volumes: &[VolumeStatus]) -> Vec<Family> {
         trouble = trouble.number([("volume", name)], seconds as f64);
     }
     let others = [requests, trouble, request_cost, storage_cost, left, newest, held, for_clones];
-    numbers.chain(others).chain(mirrors).chain(nears).chain(peers).collect()
+    numbers.chain(others).chain(mirrors).chain(dedups).chain(nears).chain(peers).collect()
 }
 
 /// Which volumes there are, and which ended.

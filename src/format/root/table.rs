@@ -14,6 +14,7 @@ use crate::space::kept::CLONES_MAX;
 use crate::space::page_format::{
     PAGE_DELTAS_MAX, read_deltas, read_entries, read_ref, write_deltas, write_entries, write_ref,
 };
+use crate::space::references::{REFERENCES_MAX, Referring, TARGETS_MAX};
 use crate::space::{Carrier, CloneRef, Delta, KeptVersion, Label, Listed, SPAN, TableRoot};
 use crate::units::{BlockCount, PageRef, Seq, VOLUME_BLOCKS_MAX};
 
@@ -61,6 +62,40 @@ pub(super) fn read_carriers(r: &mut Reader<'_>) -> Result<Vec<(Seq, Carrier)>, M
         last = advance(r, last, gap)?;
         Ok((Seq(last), Carrier { salt: r.array()?, carried: read_seqs(r)?.into_iter().collect() }))
     })
+}
+
+/// What only a root has whose volume has segments that refer to others.
+pub(super) fn write_references(w: &mut Writer, references: &[Referring]) {
+    w.varint(references.len() as u64);
+    references.iter().fold(0, |last, (seq, refers)| {
+        w.varint(seq.0 - last);
+        w.varint(refers.len() as u64);
+        refers.iter().fold(0, |last, (to, blocks)| {
+            w.varint(to.0 - last);
+            w.varint((*blocks).into());
+            to.0
+        });
+        seq.0
+    });
+}
+
+pub(super) fn read_references(r: &mut Reader<'_>) -> Result<Vec<Referring>, Malformed> {
+    let mut last = 0;
+    let references = read_list(r, 4, |r| {
+        let gap = r.varint()?;
+        last = advance(r, last, gap)?;
+        let mut before = 0;
+        let refers = read_list(r, 2, |r| {
+            let gap = r.varint()?;
+            before = advance(r, before, gap)?;
+            Ok((Seq(before), r.varint_u32()?))
+        })?;
+        Ok((Seq(last), refers))
+    })?;
+    match references.is_empty() {
+        true => Err(r.bad("no segment refers to another")),
+        false => Ok(references),
+    }
 }
 
 /// What only a root has whose volume has clones: for each version that it keeps, in order, those of it.
@@ -168,7 +203,7 @@ pub(super) fn read(r: &mut Reader<'_>) -> Result<TableRoot, Malformed> {
         last = version.seq.0;
         Ok(version)
     })?;
-    Ok(TableRoot { objects, spans, groups, lists, recent, kept, carriers: Vec::new() })
+    Ok(TableRoot { objects, spans, groups, lists, recent, kept, carriers: Vec::new(), references: Vec::new() })
 }
 
 /// What it must be, for its writer and its reader alike.
@@ -227,7 +262,22 @@ pub(super) fn check(table: &TableRoot, next_slot: Seq) -> Result<(), &'static st
     let count: usize = table.carriers.iter().map(|(_, carrier)| carrier.carried.len()).sum();
     ensure(all.len() == count, "a segment is carried twice")?;
     ensure(table.carriers.iter().all(|(seq, _)| !all.contains(seq)), "a segment that carries others is carried")?;
-    ensure(count <= CARRIED_MAX, "more segments are carried than can be")
+    ensure(count <= CARRIED_MAX, "more segments are carried than can be")?;
+    let references = &table.references;
+    ensure(references.is_sorted_by(|a, b| a.0 < b.0), "segments that refer to others are out of order")?;
+    ensure(
+        references.last().is_none_or(|(last, _)| *last < next_slot),
+        "a segment refers to others beyond its next slot",
+    )?;
+    let fits = |(seq, refers): &Referring| {
+        let in_order = refers.is_sorted_by(|a, b| a.0 < b.0) && refers.iter().all(|(_, blocks)| *blocks > 0);
+        in_order && refers.last().is_some_and(|(last, _)| last < seq)
+    };
+    ensure(references.iter().all(fits), "a segment refers to none, or to one that is not older")?;
+    let pairs: usize = references.iter().map(|(_, refers)| refers.len()).sum();
+    ensure(pairs <= REFERENCES_MAX, "more segments refer to others than can")?;
+    let targets: BTreeSet<Seq> = references.iter().flat_map(|(_, refers)| refers.iter().map(|(to, _)| *to)).collect();
+    ensure(targets.len() <= TARGETS_MAX, "more segments are referred to than can be")
 }
 
 fn check_version(version: &KeptVersion) -> Result<(), &'static str> {

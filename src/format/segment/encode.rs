@@ -7,10 +7,14 @@
 //!    the frames of the earlier write and kills them whole.
 //! 4. Frames are compressed, then everything is sealed.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::head::{Entry, EntryKind, SegmentHead};
+use super::reference::{self, Part, Reference};
 use crate::codec::EncodeError;
 use crate::codec::frame::{Compression, Frames, LENT_BYTES_MIN};
 use crate::codec::object::{Encoded, ObjectKind, encode, encode_as};
@@ -57,6 +61,35 @@ pub struct EncodedSegment {
     pub info: SegmentInfo,
     /// What it says of moved data.
     pub moved: Option<Moved>,
+    /// See [`SegmentHead::refers`].
+    pub refers: Vec<(Seq, u32)>,
+    /// The extents whose frames are references.
+    pub referring: Vec<Extent>,
+}
+
+/// Blocks of a batch whose data is stored already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Referred {
+    /// The blocks.
+    pub extent: Extent,
+    /// Where they are, in order; as many blocks together.
+    pub parts: Vec<Part>,
+}
+
+impl Referred {
+    /// Where the blocks of a part of it are.
+    fn within(&self, extent: &Extent) -> Vec<Part> {
+        let (mut at, mut within) = (self.extent.start, Vec::new());
+        for part in &self.parts {
+            let here = Extent { start: at, count: BlockCount(part.blocks.into()) };
+            at = here.end();
+            if let Some(common) = here.intersect(extent) {
+                let skip = (common.start - here.start).0 as u8;
+                within.push(Part { block: part.block + skip, blocks: common.count.0 as u8, ..*part });
+            }
+        }
+        within
+    }
 }
 
 /// What a segment of moved data says of that.
@@ -77,8 +110,21 @@ pub fn encode_segment(
     stamp: &Stamp,
     changes: &[(Extent, Payload)],
 ) -> Result<EncodedSegment, EncodeError> {
+    encode_referring(sealer, seq, salt, block_size, stamp, changes, &[])
+}
+
+/// The same of a batch of which these blocks, sorted and not overlapping, are stored already: it refers to where they are. All of them are data, and none is zero.
+pub fn encode_referring(
+    sealer: &Sealer,
+    seq: Seq,
+    salt: Salt,
+    block_size: BlockSize,
+    stamp: &Stamp,
+    changes: &[(Extent, Payload)],
+    referred: &[Referred],
+) -> Result<EncodedSegment, EncodeError> {
     check_batch(block_size, changes)?;
-    encode_plan(sealer, seq, salt, stamp, Plan::of(block_size, changes), None)
+    encode_plan(sealer, seq, salt, stamp, Plan::of(block_size, changes, referred), None)
 }
 
 /// Seals data that was copied from segments at or before `as_of`, sorted by block, into the segment at `seq`; it will
@@ -108,18 +154,19 @@ fn encode_plan(
 ) -> Result<EncodedSegment, EncodeError> {
     // What is moved may be a small part of the memory in which it came, and that is not to stay until a slow store has it.
     let lends = sealer.seal() == Seal::Blake3 && moved.is_none();
-    let (entries, frames) = plan.compress(stamp.compression, lends)?;
+    let (entries, frames) = plan.compress(seq, stamp.compression, lends)?;
+    let (refers, referring) = plan.refers();
     let Stamp { epoch, server, covers, .. } = *stamp;
     let as_of = moved.as_ref().map(|moved| moved.as_of);
-    let cargo = moved.as_ref().and_then(|moved| moved.cargo.clone());
-    let head = SegmentHead { epoch, server, covers, entries, as_of, cargo };
+    let cargo = moved.as_ref().and_then(|moved| moved.cargo.clone()).map(Box::new);
+    let head = SegmentHead { epoch, server, covers, entries, as_of, cargo, refers: Arc::new(refers.clone()) };
     let head_bytes = head.encode();
     let object = match head.version() {
         Some(version) => encode_as(sealer, ObjectKind::Segment, version, seq, salt, &head_bytes, frames)?,
         None => encode(sealer, ObjectKind::Segment, seq, salt, &head_bytes, frames)?,
     };
     let (placements, info) = (head.placements(seq, object.frames_at), head.info(salt, object.frames_at));
-    Ok(EncodedSegment { object, placements, info, moved })
+    Ok(EncodedSegment { object, placements, info, moved, refers, referring })
 }
 
 /// Refuses a batch from which a segment would come that nobody could read.
@@ -146,8 +193,10 @@ fn check_batch(block_size: BlockSize, changes: &[(Extent, Payload)]) -> Result<(
 }
 
 /// The entries of the segment to be, with the data of each still in the pieces that it came in.
-struct Plan {
+struct Plan<'r> {
     block_bytes: usize,
+    /// What is stored already and was not reached yet, and what was.
+    referred: &'r [Referred],
     runs: Vec<Run>,
     pieces: Vec<Bytes>,
 }
@@ -165,14 +214,20 @@ enum RunContent {
         first_piece: usize,
         pieces: usize,
     },
+    /// The same; what they hold is stored already, and this of the plan's places says where.
+    Referred {
+        first_piece: usize,
+        pieces: usize,
+        place: usize,
+    },
     Zero,
     Hole,
 }
 
-impl Plan {
-    fn of(block_size: BlockSize, changes: &[(Extent, Payload)]) -> Plan {
+impl<'r> Plan<'r> {
+    fn of(block_size: BlockSize, changes: &[(Extent, Payload)], referred: &'r [Referred]) -> Plan<'r> {
         let block_bytes = block_size.bytes() as usize;
-        let mut plan = Plan { block_bytes, runs: Vec::with_capacity(changes.len()), pieces: Vec::new() };
+        let mut plan = Plan { block_bytes, referred, runs: Vec::with_capacity(changes.len()), pieces: Vec::new() };
         for (extent, payload) in changes {
             match payload {
                 Payload::Data(data) => plan.push_data(extent.start, data),
@@ -184,9 +239,9 @@ impl Plan {
     }
 
     /// All of it data, none of the runs across the end of a frame.
-    fn of_data(block_size: BlockSize, data: &[(Extent, Bytes)]) -> Plan {
+    fn of_data(block_size: BlockSize, data: &[(Extent, Bytes)]) -> Plan<'r> {
         let block_bytes = block_size.bytes() as usize;
-        let mut plan = Plan { block_bytes, runs: Vec::with_capacity(data.len()), pieces: Vec::new() };
+        let mut plan = Plan { block_bytes, referred: &[], runs: Vec::with_capacity(data.len()), pieces: Vec::new() };
         for (extent, data) in data {
             let (mut at, mut rest) = (extent.start, data.clone());
             while !rest.is_empty() {
@@ -202,10 +257,23 @@ impl Plan {
     fn push_data(&mut self, start: BlockIndex, data: &Bytes) {
         let (mut at, mut rest) = (start, data.clone());
         while !rest.is_empty() {
+            let place = self.referred.partition_point(|referred| referred.extent.end() <= at);
+            let next = self.referred.get(place).map(|referred| referred.extent);
+            if let Some(stored) = next.filter(|stored| stored.start <= at) {
+                let whole = Extent { start: at, count: BlockCount((rest.len() / self.block_bytes) as u64) };
+                let most = (stored.end() - at).0.min(self.blocks_to_cut(at) as u64).min(whole.count.0);
+                let extent = Extent { start: at, count: BlockCount(most) };
+                self.pieces.push(rest.split_to(most as usize * self.block_bytes));
+                let content = RunContent::Referred { first_piece: self.pieces.len() - 1, pieces: 1, place };
+                self.push_referred(Run { extent, content });
+                at = extent.end();
+                continue;
+            }
+            let until = next.map_or(usize::MAX, |stored| (stored.start - at).0 as usize);
             let zero = is_zero(&rest[..self.block_bytes]);
             let blocks = rest
                 .chunks_exact(self.block_bytes)
-                .take(self.blocks_to_cut(at))
+                .take(self.blocks_to_cut(at).min(until))
                 .take_while(|block| is_zero(block) == zero)
                 .count();
             let piece = rest.split_to(blocks * self.block_bytes);
@@ -241,6 +309,34 @@ impl Plan {
         }
     }
 
+    /// A reference goes on across the changes that it came with, but not across the end of a frame.
+    fn push_referred(&mut self, run: Run) {
+        let starts_frame = run.extent.start.0.is_multiple_of(u64::from(FRAME_BYTES_MAX) / self.block_bytes as u64);
+        let RunContent::Referred { place, .. } = run.content else { return };
+        match self.runs.last_mut() {
+            Some(Run { extent: last, content: RunContent::Referred { pieces, place: before, .. } })
+                if last.end() == run.extent.start && *before == place && !starts_frame =>
+            {
+                last.count += run.extent.count;
+                *pieces += 1;
+            }
+            _ => self.runs.push(run),
+        }
+    }
+
+    /// The segments that it refers to, how many blocks of each, and the extents of which it does.
+    fn refers(&self) -> (Vec<(Seq, u32)>, Vec<Extent>) {
+        let (mut refers, mut referring) = (BTreeMap::<Seq, u32>::new(), Vec::new());
+        for Run { extent, content } in &self.runs {
+            let RunContent::Referred { place, .. } = content else { continue };
+            referring.push(*extent);
+            for part in self.referred[*place].within(extent) {
+                *refers.entry(part.frame.seq).or_default() += u32::from(part.blocks);
+            }
+        }
+        (refers.into_iter().collect(), referring)
+    }
+
     fn push_blank(&mut self, extent: Extent, content: RunContent) {
         match self.runs.last_mut() {
             Some(last) if last.content == content && last.extent.end() == extent.start => {
@@ -251,13 +347,22 @@ impl Plan {
     }
 
     /// Large data in one piece is lent to the frames, if it may be.
-    fn compress(&self, compression: Compression, lends: bool) -> Result<(Vec<Entry>, Frames), EncodeError> {
+    fn compress(&self, seq: Seq, compression: Compression, lends: bool) -> Result<(Vec<Entry>, Frames), EncodeError> {
         let lendable = |pieces: &[Bytes]| lends && matches!(pieces, [one] if one.len() >= LENT_BYTES_MIN);
         let data = || self.runs.iter().filter_map(|run| self.data_of(run));
         let raw_bytes = data().filter(|pieces| !lendable(pieces)).flatten().map(Bytes::len).sum();
         let mut frames = Frames::with_capacity(data().count(), raw_bytes, compression);
         let mut entries = Vec::with_capacity(self.runs.len());
         for run in &self.runs {
+            if let RunContent::Referred { first_piece, pieces, place } = run.content {
+                let parts = self.referred[place].within(&run.extent);
+                let digest = reference::digest(&self.pieces[first_piece..first_piece + pieces]);
+                let what = Reference { digest, parts }.encode(seq);
+                let raw_len = run.extent.count.0 as usize * self.block_bytes;
+                let kind = EntryKind::Data { stored_len: frames.push_reference(&what, raw_len)? };
+                entries.push(Entry { extent: run.extent, kind });
+                continue;
+            }
             let kind = match (self.data_of(run), run.content) {
                 (Some(pieces), _) if lendable(pieces) => EntryKind::Data { stored_len: frames.lend(&pieces[0])? },
                 (Some(pieces), _) => EntryKind::Data { stored_len: frames.push(pieces)? },
@@ -273,7 +378,7 @@ impl Plan {
     fn data_of(&self, run: &Run) -> Option<&[Bytes]> {
         match run.content {
             RunContent::Data { first_piece, pieces } => Some(&self.pieces[first_piece..first_piece + pieces]),
-            RunContent::Zero | RunContent::Hole => None,
+            RunContent::Referred { .. } | RunContent::Zero | RunContent::Hole => None,
         }
     }
 }
@@ -291,9 +396,9 @@ mod tests {
 
     use super::*;
     use crate::codec::CorruptError;
-    use crate::format::segment::{LogObject, decode_log_object, open_frame, verify_log_object};
+    use crate::format::segment::{LogObject, Opened, decode_log_object, open_any, open_frame, verify_log_object};
     use crate::keyring::{Keyring, Locked};
-    use crate::units::Location;
+    use crate::units::{FrameAddr, Location};
     use proptest::prelude::*;
 
     const SEQ: Seq = Seq(77);
@@ -305,6 +410,76 @@ mod tests {
 
     fn stamp() -> Stamp {
         Stamp { epoch: Epoch(2), server: Uuid::from_u128(9), covers: ChangeNo(1234), compression: Compression::Lz4 }
+    }
+
+    proptest! {
+        /// Each block is where it was written or refers to where it was said to be; nothing else changes.
+        #[test]
+        fn what_is_stored_already_is_referred_to_and_the_rest_is_there(
+            pieces in prop::collection::vec((0u64..40, 1u64..60, prop::bool::weighted(0.8)), 1..8),
+            runs in prop::collection::vec((0u64..30, 1u64..50), 0..8),
+        ) {
+            let block_size = BlockSize::default();
+            let (mut at, mut changes, mut contents) = (0, Vec::new(), BTreeMap::new());
+            for (gap, count, is_data) in pieces {
+                at += gap;
+                let block = |n: u64| vec![1 + (n % 250) as u8; block_size.bytes() as usize];
+                let data = (at..at + count).flat_map(block).collect::<Vec<u8>>();
+                changes.push((Extent::new(at, count), if is_data { Payload::Data(data.into()) } else { Payload::Zero }));
+                contents.extend((at..at + count).map(|n| (n, is_data.then(|| block(n)))));
+                at += count;
+            }
+            // Runs of data, each in a segment of its own, in frames of twenty blocks.
+            let (mut from, mut referred, mut places) = (0, Vec::new(), BTreeMap::new());
+            for (no, (gap, most)) in runs.into_iter().enumerate() {
+                from += gap;
+                let is_data = |n: &u64| matches!(contents.get(n), Some(Some(_)));
+                let count = (from..from + most).take_while(is_data).count() as u64;
+                if count == 0 {
+                    continue;
+                }
+                let part = |first: u64| Part {
+                    frame: FrameAddr { seq: Seq(no as u64 + 1), offset: first as u32 * 100, len: 50 },
+                    salt: [no as u8; 16],
+                    block: 3,
+                    blocks: (count - first).min(20) as u8,
+                };
+                let parts: Vec<Part> = (0..count).step_by(20).map(part).collect();
+                let each = parts.iter().flat_map(|part| (0..part.blocks).map(|n| (part.frame, part.block + n)));
+                places.extend((from..).zip(each));
+                referred.push(Referred { extent: Extent::new(from, count), parts });
+                from += count;
+            }
+            let encoded = encode_referring(&sealer(), SEQ, SALT, block_size, &stamp(), &changes, &referred).unwrap();
+            let bytes = Bytes::from(encoded.object.parts.concat());
+            verify_log_object(&sealer(), block_size, SEQ, &bytes).unwrap();
+            let read = decode_log_object(&sealer(), SEQ, &bytes).unwrap().whole(bytes.len()).unwrap();
+            let LogObject::Segment(head) = &read.object else { panic!("not a segment") };
+            prop_assert_eq!(head.refers.iter().map(|(_, blocks)| u64::from(*blocks)).sum::<u64>(), places.len() as u64);
+            prop_assert_eq!(&*head.refers, &encoded.refers);
+            let mut found = 0;
+            for (extent, frame) in head.frames(SEQ, read.frames_at) {
+                let sealed = bytes.slice(frame.offset as usize..(frame.offset + frame.len) as usize);
+                let of = (extent.start.0..extent.end().0).map(|n| contents[&n].clone().unwrap()).collect::<Vec<_>>();
+                found += extent.count.0;
+                match open_any(&read.key, frame, &sealed).unwrap() {
+                    Opened::Data(data) => {
+                        prop_assert_eq!(&data[..], &of.concat()[..]);
+                        prop_assert!((extent.start.0..extent.end().0).all(|n| !places.contains_key(&n)));
+                        prop_assert!(!encoded.referring.contains(&extent));
+                    }
+                    Opened::Reference(len, reference) => {
+                        prop_assert_eq!(reference.digest, super::reference::digest(&of));
+                        prop_assert_eq!(u64::from(len), block_size.bytes_in(extent.count));
+                        let each = reference.parts.iter().flat_map(|part| (0..part.blocks).map(|n| (part.frame, part.block + n)));
+                        let expected = (extent.start.0..extent.end().0).map(|n| places[&n]);
+                        prop_assert!(each.eq(expected), "{:?}", reference);
+                        prop_assert!(encoded.referring.contains(&extent));
+                    }
+                }
+            }
+            prop_assert_eq!(found, contents.values().flatten().count() as u64);
+        }
     }
 
     fn encode_batch(block_size: BlockSize, changes: &[(Extent, Payload)]) -> EncodedSegment {

@@ -6,11 +6,13 @@
 //! entry before and its kind, one for its length, and one for its frame: about 7 bytes for a random 4 KiB block of a
 //! volume of some TiB.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use crate::codec::cursor::{Malformed, Reader, Writer};
 use crate::codec::frame::{FRAME_OVERHEAD, SEALED_BYTES_MAX};
-use crate::codec::object::CARRYING;
+use crate::codec::object::{CARRYING, REFERRING};
 use crate::codec::seal::Salt;
 use crate::map::SegmentInfo;
 use crate::map::placement::Placement;
@@ -36,7 +38,9 @@ pub struct SegmentHead {
     /// meanwhile wins, live and in recovery.
     pub as_of: Option<Seq>,
     /// If it carries other segments, what it says of that. Then all that it holds is what the head or a version that is kept needed of them; it changes no map.
-    pub cargo: Option<Cargo>,
+    pub cargo: Option<Box<Cargo>>,
+    /// The segments that it refers to, in order, and how many of its blocks are there. They stay as long as it is in the store. What was moved refers to none.
+    pub refers: Arc<Vec<(Seq, u32)>>,
 }
 
 /// One extent of a segment.
@@ -108,12 +112,16 @@ impl SegmentHead {
             write_seqs(&mut w, &cargo.victims);
             write_seqs(&mut w, &cargo.versions);
         }
+        if !self.refers.is_empty() {
+            write_refers(&mut w, &self.refers);
+        }
         w.finish()
     }
 
     /// The format version in which it is written.
     pub(super) fn version(&self) -> Option<u16> {
-        self.cargo.as_ref().map(|_| CARRYING)
+        let refers = (!self.refers.is_empty()).then_some(REFERRING);
+        refers.or(self.cargo.as_ref().map(|_| CARRYING))
     }
 
     /// From the bytes of the head of an object of that format version, whose frames begin at `frames_at`.
@@ -142,15 +150,19 @@ impl SegmentHead {
             _ => Some(Seq(r.ordinal()?)),
         };
         let cargo = match as_of {
-            _ if version < CARRYING => None,
-            Some(as_of) => Some(Cargo { victims: read_seqs(&mut r)?, versions: read_seqs(&mut r)?, as_of }),
+            _ if !(CARRYING..REFERRING).contains(&version) => None,
+            Some(as_of) => Some(Box::new(Cargo { victims: read_seqs(&mut r)?, versions: read_seqs(&mut r)?, as_of })),
             None => return Err(r.bad("a segment that carries others and has nothing of them")),
         };
         if cargo.as_ref().is_some_and(|cargo| cargo.victims.last().is_none_or(|last| *last > cargo.as_of)) {
             return Err(r.bad("a segment that carries none, or newer ones than it can"));
         }
+        let refers = if version < REFERRING { Vec::new() } else { read_refers(&mut r)? };
+        if version >= REFERRING && (as_of.is_some() || refers.is_empty()) {
+            return Err(r.bad("a segment that refers to none, or was moved"));
+        }
         r.finish()?;
-        Ok(SegmentHead { epoch, server, covers, entries, as_of, cargo })
+        Ok(SegmentHead { epoch, server, covers, entries, as_of, cargo, refers: Arc::new(refers) })
     }
 
     /// What it does to the map if it stands at `seq` and its frames begin at byte `frames_at`; in the order of blocks.
@@ -215,6 +227,31 @@ fn read_seqs(r: &mut Reader<'_>) -> Result<Vec<Seq>, Malformed> {
     Ok(seqs)
 }
 
+fn write_refers(w: &mut Writer, refers: &[(Seq, u32)]) {
+    w.varint(refers.len() as u64);
+    refers.iter().fold(0, |last, (seq, blocks)| {
+        w.varint(seq.0 - last);
+        w.varint((*blocks).into());
+        seq.0
+    });
+}
+
+/// In order, without doubles, of one block at least each.
+fn read_refers(r: &mut Reader<'_>) -> Result<Vec<(Seq, u32)>, Malformed> {
+    let count = r.count(2)?;
+    let (mut refers, mut last) = (Vec::with_capacity(count), 0u64);
+    for _ in 0..count {
+        let gap = r.varint()?;
+        let seq = last.checked_add(gap).filter(|seq| gap > 0 && *seq <= ORDINAL_MAX);
+        last = seq.ok_or_else(|| r.bad("segments that it refers to are out of order"))?;
+        match r.varint_u32()? {
+            0 => return Err(r.bad("a segment that it refers to for nothing")),
+            blocks => refers.push((Seq(last), blocks)),
+        }
+    }
+    Ok(refers)
+}
+
 /// An entry, and whether it is moved data.
 fn decode_entry(r: &mut Reader<'_>, end: BlockIndex) -> Result<(Entry, bool), Malformed> {
     let first = r.varint()?;
@@ -277,6 +314,7 @@ mod tests {
             entries,
             as_of: None,
             cargo: None,
+            refers: Arc::default(),
         }
     }
 
@@ -305,11 +343,28 @@ mod tests {
             let victims: Vec<Seq> = seqs.iter().copied().map(Seq).collect();
             let as_of = Seq(at.max(victims[victims.len() - 1].0));
             let cargo = Cargo { victims, versions: seqs.into_iter().skip(1).map(Seq).collect(), as_of };
-            let head = SegmentHead { as_of: Some(as_of), cargo: Some(cargo), ..head(entries) };
+            let head = SegmentHead { as_of: Some(as_of), cargo: Some(Box::new(cargo)), ..head(entries) };
             let decoded = SegmentHead::decode(&head.encode(), 48, CARRYING);
             match head.entries.is_empty() {
                 true => prop_assert!(decoded.is_err()),
                 false => prop_assert_eq!(decoded, Ok(head)),
+            }
+        }
+
+        #[test]
+        fn a_head_that_refers_to_others_comes_back(
+            entries in entries(), to in prop::collection::btree_map(1_u64..1 << 40, 1_u32.., 1..20), as_of in any::<bool>(),
+        ) {
+            let refers: Vec<(Seq, u32)> = to.into_iter().map(|(seq, blocks)| (Seq(seq), blocks)).collect();
+            let head = SegmentHead { refers: Arc::new(refers), ..head(entries) };
+            let decode = |head: &SegmentHead| SegmentHead::decode(&head.encode(), 48, REFERRING);
+            let none = SegmentHead { refers: Arc::default(), ..head.clone() };
+            prop_assert!(decode(&none).is_err());
+            prop_assert_eq!(decode(&head), Ok(head.clone()));
+            let is_data = |entry: &Entry| matches!(entry.kind, EntryKind::Data { .. });
+            if as_of && !head.entries.is_empty() && head.entries.iter().all(is_data) {
+                let moved = SegmentHead { as_of: Some(Seq(1)), ..head };
+                prop_assert!(decode(&moved).is_err());
             }
         }
 
@@ -322,7 +377,7 @@ mod tests {
                 bytes[17] = 1;
                 bytes[18] &= 7;
             }
-            for version in [2, CARRYING] {
+            for version in [2, CARRYING, REFERRING] {
                 if let Ok(head) = SegmentHead::decode(&bytes, 48, version) {
                     prop_assert_eq!(&head.encode(), &bytes);
                     prop_assert_eq!(head.version().unwrap_or(2), version);

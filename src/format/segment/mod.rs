@@ -16,12 +16,14 @@
 pub mod head;
 pub mod fence;
 pub mod encode;
+pub mod reference;
 
 use bytes::Bytes;
 
-pub use encode::{EncodedSegment, Moved, Payload, Stamp, encode_moved, encode_segment};
+pub use encode::{EncodedSegment, Moved, Payload, Referred, Stamp, encode_moved, encode_referring, encode_segment};
 pub use fence::{Close, Durability, Fence};
 pub use head::{Entry, EntryKind, SegmentHead};
+pub use reference::Reference;
 
 use crate::codec::cursor::Malformed;
 use crate::codec::frame;
@@ -117,7 +119,13 @@ pub fn decode_log_object(sealer: &Sealer, seq: Seq, bytes: &Bytes) -> Result<Fou
 fn decode_content(seq: Seq, decoded: &Decoded) -> Result<LogObject, CorruptError> {
     match decoded.kind {
         ObjectKind::Segment => {
-            Ok(LogObject::Segment(SegmentHead::decode(&decoded.head, decoded.frames_at, decoded.version)?))
+            let head = SegmentHead::decode(&decoded.head, decoded.frames_at, decoded.version)?;
+            match head.refers.last() {
+                Some((last, _)) if *last >= seq => {
+                    Err(Malformed { at: 0, what: "a segment that refers to one that is not before it" }.into())
+                }
+                _ => Ok(LogObject::Segment(head)),
+            }
         }
         ObjectKind::Fence => match Fence::decode(&decoded.head)? {
             fence if fence.can_stand_at(seq) => Ok(LogObject::Fence(fence)),
@@ -146,13 +154,46 @@ pub fn open_frame_with(key: &ObjectKey, addr: FrameAddr, data_len: u32, sealed: 
     frame::decompress(&key.open_frame(addr.offset, sealed)?, data_len)
 }
 
+/// What a frame of a segment holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Data.
+    Data(Bytes),
+    /// Where so many bytes of data are.
+    Reference(u32, Reference),
+}
+
+impl Opened {
+    /// How many bytes of data it is, or stands for.
+    pub fn len(&self) -> u32 {
+        match self {
+            Opened::Data(data) => data.len() as u32,
+            Opened::Reference(len, _) => *len,
+        }
+    }
+
+    /// Whether it stands for nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Opens a frame that may be a reference.
+pub fn open_any(key: &ObjectKey, addr: FrameAddr, sealed: &Bytes) -> Result<Opened, CorruptError> {
+    expect_len(sealed.len(), u64::from(addr.len))?;
+    Ok(match frame::held(&key.open_frame(addr.offset, sealed)?)? {
+        frame::Held::Data(data) => Opened::Data(data),
+        frame::Held::Reference { len, what } => Opened::Reference(len, Reference::decode(addr.seq, &what)?),
+    })
+}
+
 /// [`open_frame_with`] for whoever does not know how much data the frame holds: at most 64 KiB.
 pub fn open_frame_up_to(key: &ObjectKey, addr: FrameAddr, sealed: &Bytes) -> Result<Bytes, CorruptError> {
     expect_len(sealed.len(), u64::from(addr.len))?;
     frame::decompress_up_to(&key.open_frame(addr.offset, sealed)?, FRAME_BYTES_MAX)
 }
 
-/// Proves a whole log object, every frame of it, and that nothing follows.
+/// Proves a whole log object, every frame of it, and that nothing follows. What references refer to is not looked at.
 pub fn verify_log_object(
     sealer: &Sealer,
     block_size: BlockSize,
@@ -165,7 +206,10 @@ pub fn verify_log_object(
     for (extent, addr) in head.frames(seq, read.frames_at) {
         let sealed = bytes.slice(addr.offset as usize..(addr.offset + addr.len) as usize);
         let data_len = u32::try_from(block_size.bytes_in(extent.count)).unwrap_or(u32::MAX);
-        open_frame_with(&read.key, addr, data_len, &sealed)?;
+        match open_any(&read.key, addr, &sealed)?.len() {
+            len if len == data_len => {}
+            found => return Err(CorruptError::FrameLength { found, expected: data_len }),
+        }
     }
     Ok(read.object)
 }

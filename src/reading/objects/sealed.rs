@@ -52,7 +52,7 @@ impl Inner {
     /// Opens a frame that was fetched before. If it is not what was written, it is read again.
     pub(super) async fn open_fetched(self: Arc<Self>, frame: FrameAddr, sealed: Bytes, how: Arc<How>) -> Brought {
         let piece = sealed.len() as u64;
-        match self.open(vec![(frame, sealed)], piece, &how).await.pop() {
+        match self.open(vec![(frame, sealed)], piece, &how).await?.pop() {
             Some((frame, Ok(data))) => Ok(Arc::new(HashMap::from([(frame, data)]))),
             _ => self.bring_all(vec![frame], &how).await,
         }
